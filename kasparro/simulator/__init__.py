@@ -1,0 +1,1 @@
+"""Stand-ins of both market APIs, with faults that can be switched on."""

@@ -1,0 +1,1 @@
+"""CSV archives: from any file to records."""
