@@ -1,0 +1,80 @@
+"""Records on their way from a source to the store: a bounded number of them, ready for COPY."""
+
+import msgspec
+
+from kasparro.record import Record, Reject, line
+
+# Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
+BATCH_ROWS = 10_000
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a source has come; committed together with the batch that carries it.
+
+    `key` names what is worked through (an archive by its content's digest), `name` is for people,
+    `position` counts what of it is done, `complete` tells that nothing is left of it.
+    """
+
+    key: str
+    name: str
+    position: int
+    complete: bool
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of a source's records: `rows` lines of COPY text in `lines`, beside the rejects met on the way.
+
+    `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
+    are new to this pass and the rest repeated a record that an earlier page had told already.
+    """
+
+    lines: bytes
+    rows: int
+    fetched: int
+    valid: int
+    rejects: tuple[Reject, ...] = ()
+    checkpoint: Checkpoint | None = None
+
+
+class BatchBuilder:
+    """Collects records and rejects until they make a batch."""
+
+    def __init__(self) -> None:
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._lines: list[str] = []
+        self._rejects: list[Reject] = []
+        self._repeated = 0
+
+    def add(self, record: Record) -> None:
+        """Take an accepted record."""
+        self._lines.append(line(record, len(self._lines))[0])
+
+    def refuse(self, reject: Reject) -> None:
+        """Take a refused record."""
+        self._rejects.append(reject)
+
+    def repeat(self) -> None:
+        """Count an accepted record that an earlier one of the same pass stands for."""
+        self._repeated += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether the batch has reached its bound."""
+        return len(self._lines) + len(self._rejects) >= BATCH_ROWS
+
+    def take(self, checkpoint: Checkpoint | None = None) -> Batch:
+        """What was collected, as a batch; the builder starts over."""
+        valid = len(self._lines) + self._repeated
+        batch = Batch(
+            lines="".join(self._lines).encode(),
+            rows=len(self._lines),
+            fetched=valid + len(self._rejects),
+            valid=valid,
+            rejects=tuple(self._rejects),
+            checkpoint=checkpoint,
+        )
+        self._start_over()
+        return batch
+

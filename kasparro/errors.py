@@ -1,0 +1,29 @@
+"""The errors that Kasparro raises on purpose, told apart by what a caller can do about them."""
+
+
+class KasparroError(Exception):
+    """Base of every error Kasparro raises on purpose; its text is one line a person can act on."""
+
+
+class SettingsError(KasparroError):
+    """A setting has a value that is not allowed; the text names the variable and what is."""
+
+
+class DatabaseUnavailable(KasparroError):
+    """PostgreSQL cannot be reached now; trying again later may work."""
+
+
+class MigrationError(KasparroError):
+    """The database's schema and the migrations of this program disagree; a person has to look."""
+
+
+class RunInProgress(KasparroError):
+    """Another run is at work on this database; only one may be."""
+
+
+class RunLost(KasparroError):
+    """This run is no longer the one that may write: another process marked it interrupted."""
+
+
+class SourceError(KasparroError):
+    """A source, one of its pages or one of its files could not be read; the text says why."""

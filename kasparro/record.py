@@ -1,0 +1,216 @@
+"""The unified record, and the readers that turn what a source wrote into its exact values."""
+
+import re
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+
+import msgspec
+
+# Longest texts that are kept; real ids and names stay far below, and an index row must fit 2,700 bytes.
+ID_LIMIT = 200
+SYMBOL_LIMIT = 200
+NAME_LIMIT = 1_000
+# Digits on either side of the point. Supplies reach 1e33 and binary floats written out 55 places.
+WHOLE_DIGITS = 60
+FRACTION_DIGITS = 100
+RANK_LIMIT = 2**31 - 1
+# No market is older than Bitcoin's first block (3 January 2009), and clocks of upstreams run ahead a little.
+EARLIEST = datetime(2009, 1, 1, tzinfo=UTC)
+AHEAD = timedelta(minutes=10)
+
+VALUE_FIELDS = (
+    "price_usd",
+    "market_cap_usd",
+    "volume_24h_usd",
+    "circulating_supply",
+    "total_supply",
+    "max_supply",
+    "percent_change_1h",
+    "percent_change_24h",
+    "percent_change_7d",
+)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One coin as one source reported it at one moment.
+
+    Numbers are plain decimal digits as `digits` gives them. `reported` tells whether `observed_at` is the
+    source's own word; a time that we filled in stays out of the content hash.
+    """
+
+    source_id: str
+    symbol: str | None
+    name: str | None
+    observed_at: datetime
+    reported: bool = True
+    rank: int | None = None
+    price_usd: str | None = None
+    market_cap_usd: str | None = None
+    volume_24h_usd: str | None = None
+    circulating_supply: str | None = None
+    total_supply: str | None = None
+    max_supply: str | None = None
+    percent_change_1h: str | None = None
+    percent_change_24h: str | None = None
+    percent_change_7d: str | None = None
+
+
+class Reject(msgspec.Struct, frozen=True, kw_only=True):
+    """One record refused: why, which field, where it stood (file and line of an archive) and its raw text."""
+
+    reason: str
+    field: str | None = None
+    raw: str = ""
+    place: str | None = None
+    line: int | None = None
+
+
+class Refused(Exception):
+    """A record cannot be taken; carries the field and the reason of its `Reject`."""
+
+    def __init__(self, field: str | None, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field
+        self.reason = reason
+
+
+_NUMBER = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?(?:[eE]([+-]?\d+))?", re.ASCII)
+
+
+def digits(text: str, field: str) -> str:
+    """The exact value of a decimal number in plain notation: no exponent, no needless zeros, `-` only before
+    a value below zero.
+
+    Reads JSON's numbers and their usual kin (`+1`, `.5`, `1.`): an optional sign, digits with an optional
+    point, an optional exponent. Raises Refused for anything else and for numbers of absurd length.
+    """
+    if text.isdigit() and text.isascii() and len(text) <= WHOLE_DIGITS:
+        return text.lstrip("0") or "0"
+    match = _NUMBER.fullmatch(text) if len(text) <= 400 else None
+    if match is None or not (match[2] or match[3]):
+        raise Refused(field, f"not a number: {_shown(text)}")
+    sign, whole, fraction, exponent = match[1], match[2], match[3] or "", match[4]
+    if exponent is not None:
+        # Long before an exponent of this size the value is out of bounds, unless it is zero anyway.
+        shift = int(exponent) if len(exponent) <= 5 else (10**5 if exponent[0] != "-" else -(10**5))
+        if not (whole + fraction).strip("0"):
+            return "0"
+        if abs(shift) > 1_000:
+            raise Refused(field, f"number out of bounds: {_shown(text)}")
+        if shift >= 0:
+            fraction = fraction.ljust(shift, "0")
+            whole, fraction = whole + fraction[:shift], fraction[shift:]
+        else:
+            whole = whole.rjust(-shift, "0")
+            whole, fraction = whole[:shift], whole[shift:] + fraction
+    whole, fraction = whole.lstrip("0"), fraction.rstrip("0")
+    if len(whole) > WHOLE_DIGITS or len(fraction) > FRACTION_DIGITS:
+        raise Refused(field, f"number out of bounds: {_shown(text)}")
+    if not whole and not fraction:
+        return "0"
+    minus = "-" if sign == "-" else ""
+    return f"{minus}{whole or '0'}.{fraction}" if fraction else minus + whole
+
+
+def positive(value: str | None, field: str) -> str | None:
+    """The value as it is, where it is not below zero. Raises Refused where it is."""
+    if value is not None and value[0] == "-":
+        raise Refused(field, f"below zero: {_shown(value)}")
+    return value
+
+
+def label(value: str, field: str, limit: int) -> str:
+    """A name as it is. Raises Refused for what PostgreSQL cannot hold and for absurd lengths."""
+    if len(value) > limit:
+        raise Refused(field, f"longer than {limit} characters: {_shown(value)}")
+    if "\x00" in value:
+        raise Refused(field, f"holds a NUL character: {_shown(value)}")
+    return value
+
+
+def identifier(value: str, field: str = "id") -> str:
+    """A source's id of a coin as it is. Raises Refused where it is empty, too long or holds control characters."""
+    if not value.strip():
+        raise Refused(field, "empty")
+    if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
+        raise Refused(field, f"holds a control character: {_shown(value)}")
+    return label(value, field, ID_LIMIT)
+
+
+def moment(value: datetime, field: str, now: datetime) -> datetime:
+    """An aware time in UTC. Raises Refused where no market was yet, or it is still to come at `now`."""
+    try:
+        utc = value.astimezone(UTC)
+    except OverflowError:
+        raise Refused(field, f"out of bounds: {value.isoformat()}") from None
+    if utc < EARLIEST:
+        raise Refused(field, f"before {EARLIEST:%Y}: {utc.isoformat()}")
+    if utc > now + AHEAD:
+        raise Refused(field, f"in the future: {utc.isoformat()}")
+    return utc
+
+
+_NOT_SLUG = re.compile(r"[\W_]+")
+
+
+def slug(text: str) -> str:
+    """Lower case, words joined by single dashes, as CoinPaprika makes its ids: `Bitcoin Cash` is `bitcoin-cash`."""
+    return _NOT_SLUG.sub("-", text.lower()).strip("-")
+
+
+def composed_id(symbol: str, name: str) -> str:
+    """The id of a coin that its source gives none: `slug(symbol)-slug(name)`.
+
+    Raises Refused where neither leaves a letter or digit.
+    """
+    return identifier("-".join(part for part in (slug(symbol), slug(name)) if part), "id")
+
+
+# COPY's text format: tab between columns, \N for null, and these characters escaped.
+# https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+COLUMNS = (
+    "position",
+    "content_hash",
+    "reported",
+    "observed_at",
+    "source_id",
+    "symbol",
+    "name",
+    "rank",
+    *VALUE_FIELDS,
+)
+
+
+def line(record: Record, position: int) -> tuple[str, str]:
+    """A record as one line of COPY text in the order of `COLUMNS`, and its content hash (32 hex digits).
+
+    The hash covers what the source reports and nothing else; equal values give equal hashes, because their
+    digits are written in one way only. `position` is the record's place in its batch.
+    """
+    values = (
+        record.source_id,
+        record.symbol,
+        record.name,
+        record.rank,
+        record.price_usd,
+        record.market_cap_usd,
+        record.volume_24h_usd,
+        record.circulating_supply,
+        record.total_supply,
+        record.max_supply,
+        record.percent_change_1h,
+        record.percent_change_24h,
+        record.percent_change_7d,
+    )
+    content = "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in values])
+    when = record.observed_at.isoformat(" ")
+    told = f"{when}\t{content}" if record.reported else content
+    digest = blake2b(told.encode(), digest_size=16).hexdigest()
+    return f"{position}\t{digest}\t{'t' if record.reported else 'f'}\t{when}\t{content}\n", digest
+
+
+def _shown(text: str) -> str:
+    # A quote of bad input that stays readable in one line of a log or a table.
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")

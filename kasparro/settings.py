@@ -1,0 +1,312 @@
+"""Settings, read once from the environment into a frozen struct."""
+
+import difflib
+import re
+import typing
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import platformdirs
+
+from kasparro.errors import SettingsError
+
+SOURCES = ("coinpaprika", "coingecko", "csv")
+
+Plan = Literal["public", "demo", "pro"]
+
+COINPAPRIKA_URL = "https://api.coinpaprika.com/v1"
+COINPAPRIKA_PRO_URL = "https://api-pro.coinpaprika.com/v1"
+COINGECKO_URL = "https://api.coingecko.com/api/v3"
+COINGECKO_PRO_URL = "https://pro-api.coingecko.com/api/v3"
+
+# Calls a month that the vendors grant without a paid plan; a paid plan's figure is the user's to tell.
+COINPAPRIKA_FREE_CALLS = 20_000
+COINGECKO_DEMO_CALLS = 10_000
+
+
+class Secret:
+    """A value that never shows itself in logs, answers or tracebacks; `reveal()` gives it where it is used."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+class _NotAllowed(Exception):
+    """A value is not allowed; the text completes "…; allowed: "."""
+
+
+class Variable(msgspec.Struct, frozen=True):
+    """How one environment variable is read, and how `--help` and the README describe it."""
+
+    name: str
+    meaning: str
+    default: str
+    parse: Callable[[str], Any]
+    secret: bool = False
+
+
+_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _path(value: str) -> Path:
+    return Path(value).expanduser()
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"\d{1,12}", value, re.ASCII) or not low <= int(value) <= high:
+            raise _NotAllowed(f"a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in allowed:
+            raise _NotAllowed(", ".join(allowed))
+        return value.lower()
+
+    return parse
+
+
+def _sources(value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip().lower() for name in value.split(",") if name.strip()))
+    if not names or not set(names) <= set(SOURCES):
+        raise _NotAllowed(f"a comma list of {', '.join(SOURCES)}")
+    return names
+
+
+def _interval(value: str) -> timedelta | None:
+    if value.lower() == "off":
+        return None
+    match = _DURATION.fullmatch(value.lower())
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 1 <= seconds <= 366 * 86_400:
+        raise _NotAllowed("a time from 1s to 366d such as 90s, 15m or 1h, or off")
+    return timedelta(seconds=seconds)
+
+
+def _http_url(value: str) -> str:
+    url = _split(value)
+    if url is None or url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
+        raise _NotAllowed("an http or https URL with a host, without a query")
+    return value.rstrip("/")
+
+
+def _secret(value: str) -> Secret:
+    # Keys and tokens travel in HTTP headers, which hold nothing else safely.
+    if not re.fullmatch(r"[!-~]+", value):
+        raise _NotAllowed("printable ASCII characters without spaces")
+    return Secret(value)
+
+
+def _database_url(value: str) -> Secret:
+    url = _split(value)
+    if url is None or url.scheme not in {"postgres", "postgresql"}:
+        raise _NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
+    return Secret(value)
+
+
+def _split(value: str) -> Any:
+    try:
+        return urlsplit(value)
+    except ValueError:
+        return None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the environment decides. Field order is the order of the README's table."""
+
+    database_url: Annotated[
+        Secret | None,
+        Variable(
+            "DATABASE_URL",
+            "PostgreSQL 15 or newer; several hosts allowed",
+            "an embedded PostgreSQL under KASPARRO_HOME",
+            _database_url,
+            secret=True,
+        ),
+    ] = None
+    database_read_url: Annotated[
+        Secret | None,
+        Variable("DATABASE_READ_URL", "replicas for reads", "DATABASE_URL", _database_url, secret=True),
+    ] = None
+    home: Annotated[
+        Path,
+        Variable(
+            "KASPARRO_HOME", "data directory of the embedded database", "the user data directory", _path
+        ),
+    ] = msgspec.field(default_factory=lambda: platformdirs.user_data_path("kasparro", appauthor=False))
+    host: Annotated[str, Variable("KASPARRO_HOST", "listen address", "127.0.0.1", _text)] = "127.0.0.1"
+    port: Annotated[int, Variable("PORT", "listen port; 0 takes a free one", "8000", _integer(0, 65_535))] = (
+        8000
+    )
+    sources: Annotated[
+        tuple[str, ...],
+        Variable("KASPARRO_SOURCES", "which sources run", "coinpaprika,coingecko,csv", _sources),
+    ] = SOURCES
+    interval: Annotated[
+        timedelta | None,
+        Variable(
+            "KASPARRO_INTERVAL", "time between runs: 90s, 15m, 1h; off", "1h, and one run at start", _interval
+        ),
+    ] = timedelta(hours=1)
+    coinpaprika_url: Annotated[
+        str,
+        Variable("KASPARRO_COINPAPRIKA_URL", "base URL of CoinPaprika", "the public one", _http_url),
+    ] = ""
+    coinpaprika_key: Annotated[
+        Secret | None, Variable("KASPARRO_COINPAPRIKA_KEY", "its API key", "none", _secret, secret=True)
+    ] = None
+    coingecko_url: Annotated[
+        str, Variable("KASPARRO_COINGECKO_URL", "base URL of CoinGecko", "the plan's public one", _http_url)
+    ] = ""
+    coingecko_key: Annotated[
+        Secret | None, Variable("KASPARRO_COINGECKO_KEY", "its API key", "none", _secret, secret=True)
+    ] = None
+    coingecko_plan: Annotated[
+        Plan | None,
+        Variable(
+            "KASPARRO_COINGECKO_PLAN",
+            "public, demo or pro",
+            "demo with a key, public without",
+            _choice("public", "demo", "pro"),
+        ),
+    ] = None
+    coingecko_monthly_calls: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_COINGECKO_MONTHLY_CALLS",
+            "call budget a month, kept in the database",
+            "the plan's: 10000 with demo, none else",
+            _integer(1, 1_000_000_000),
+        ),
+    ] = None
+    coinpaprika_monthly_calls: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_COINPAPRIKA_MONTHLY_CALLS",
+            "call budget a month, kept in the database",
+            "the plan's: 20000 without a key, none with one",
+            _integer(1, 1_000_000_000),
+        ),
+    ] = None
+    archives: Annotated[
+        str | None,
+        Variable(
+            "KASPARRO_ARCHIVES",
+            "a file, folder or glob of CSV (plain, .gz, .zst)",
+            "the sample archive in the package",
+            _text,
+        ),
+    ] = None
+    admin_token: Annotated[
+        Secret | None,
+        Variable(
+            "KASPARRO_ADMIN_TOKEN",
+            "bearer token for what changes state",
+            "unset: those routes do not exist",
+            _secret,
+            secret=True,
+        ),
+    ] = None
+    log: Annotated[
+        Literal["text", "json"] | None,
+        Variable("KASPARRO_LOG", "text or json", "text on a terminal, json elsewhere", _choice("text", "json")),
+    ] = None
+    log_level: Annotated[
+        str,
+        Variable(
+            "KASPARRO_LOG_LEVEL",
+            "debug, info, warning or error",
+            "info",
+            _choice("debug", "info", "warning", "error"),
+        ),
+    ] = "info"
+
+    def __post_init__(self) -> None:
+        # What the environment left open follows from what it told; a frozen struct takes it only here.
+        plan = self.coingecko_plan or ("demo" if self.coingecko_key else "public")
+        paprika = COINPAPRIKA_PRO_URL if self.coinpaprika_key else COINPAPRIKA_URL
+        force = msgspec.structs.force_setattr
+        force(self, "coingecko_plan", plan)
+        force(self, "coingecko_url", self.coingecko_url or _gecko_url(plan))
+        force(self, "coinpaprika_url", self.coinpaprika_url or paprika)
+        if self.coingecko_monthly_calls is None and plan == "demo":
+            force(self, "coingecko_monthly_calls", COINGECKO_DEMO_CALLS)
+        if self.coinpaprika_monthly_calls is None and self.coinpaprika_key is None:
+            force(self, "coinpaprika_monthly_calls", COINPAPRIKA_FREE_CALLS)
+
+    def monthly_calls(self, source: str) -> int | None:
+        """The call budget a month of one API source; None where nothing limits it."""
+        limits = {"coingecko": self.coingecko_monthly_calls, "coinpaprika": self.coinpaprika_monthly_calls}
+        return limits.get(source)
+
+
+def _gecko_url(plan: str) -> str:
+    return COINGECKO_PRO_URL if plan == "pro" else COINGECKO_URL
+
+
+def variables() -> dict[str, Variable]:
+    """Each field of `Settings` and the environment variable that sets it, in the documented order."""
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    return {field: hint.__metadata__[0] for field, hint in hints.items()}
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment; an empty value counts as unset.
+
+    Raises SettingsError, in one line that names the variable, its value (never a secret's) and what is
+    allowed.
+    """
+    values: dict[str, Any] = {}
+    for field, variable in variables().items():
+        told = environ.get(variable.name, "").strip()
+        if not told:
+            continue
+        try:
+            values[field] = variable.parse(told)
+        except _NotAllowed as error:
+            shown = "has a value that is" if variable.secret else f"is {told!r}, which is"
+            raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
+    plan = values.get("coingecko_plan")
+    if plan in {"demo", "pro"} and "coingecko_key" not in values:
+        raise SettingsError(
+            f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; allowed without a key: public"
+        )
+    return Settings(**values)
+
+
+def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables that begin like ours but are none, each with the name probably meant."""
+    known = {variable.name for variable in variables().values()}
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, n=1)), None)
+        for name in environ
+        if name.startswith("KASPARRO_") and name not in known
+    }
