@@ -77,4 +77,3 @@ class BatchBuilder:
         )
         self._start_over()
         return batch
-

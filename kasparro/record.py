@@ -130,7 +130,7 @@ def label(value: str, field: str, limit: int) -> str:
 
 
 def identifier(value: str, field: str = "id") -> str:
-    """A source's id of a coin as it is. Raises Refused where it is empty, too long or holds control characters."""
+    """A source's id of a coin as it is. Raises Refused where it is empty, too long or not printable."""
     if not value.strip():
         raise Refused(field, "empty")
     if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
@@ -155,7 +155,7 @@ _NOT_SLUG = re.compile(r"[\W_]+")
 
 
 def slug(text: str) -> str:
-    """Lower case, words joined by single dashes, as CoinPaprika makes its ids: `Bitcoin Cash` is `bitcoin-cash`."""
+    """Lower case, words joined by single dashes, as CoinPaprika makes its ids: `bitcoin-cash`."""
     return _NOT_SLUG.sub("-", text.lower()).strip("-")
 
 

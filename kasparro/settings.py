@@ -29,7 +29,7 @@ COINGECKO_DEMO_CALLS = 10_000
 
 
 class Secret:
-    """A value that never shows itself in logs, answers or tracebacks; `reveal()` gives it where it is used."""
+    """A value that shows itself in no log, answer or traceback; `reveal()` gives it where it is used."""
 
     __slots__ = ("_value",)
 
@@ -237,7 +237,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     log: Annotated[
         Literal["text", "json"] | None,
-        Variable("KASPARRO_LOG", "text or json", "text on a terminal, json elsewhere", _choice("text", "json")),
+        Variable(
+            "KASPARRO_LOG", "text or json", "text on a terminal, json elsewhere", _choice("text", "json")
+        ),
     ] = None
     log_level: Annotated[
         str,
@@ -297,7 +299,8 @@ def load(environ: Mapping[str, str]) -> Settings:
     plan = values.get("coingecko_plan")
     if plan in {"demo", "pro"} and "coingecko_key" not in values:
         raise SettingsError(
-            f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; allowed without a key: public"
+            f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; "
+            "allowed without a key: public"
         )
     return Settings(**values)
 

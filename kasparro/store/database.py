@@ -1,0 +1,141 @@
+"""Connections to PostgreSQL: a pool for reading, a pool for writing, and which of their errors pass."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+from asyncpg.pool import PoolConnectionProxy
+
+from kasparro.errors import DatabaseUnavailable
+
+# asyncpg's pools give proxies that behave as the connections they stand for.
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+CONNECT_TIMEOUT_S = 5
+# A reader's query that takes longer is not worth its answer any more; a batch never takes that long.
+READ_TIMEOUT_S = 15
+WRITE_TIMEOUT_S = 300
+LOCK_TIMEOUT_S = 30
+
+# What passes by itself: the server is down, starting, stopping, failing over or full, or the line was cut.
+_PASSING = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InterfaceError,
+)
+# Subclasses of the above that no repetition cures.
+_LASTING = (asyncpg.DataError, asyncpg.QueryCanceledError)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error says that PostgreSQL is out of reach for now, so that trying again may work."""
+    return isinstance(error, DatabaseUnavailable) or (
+        isinstance(error, _PASSING) and not isinstance(error, _LASTING)
+    )
+
+
+class Database:
+    """The two pools, for as long as the program works with its database.
+
+    Opening needs no server: connections are made when they are asked for, so a service starts while its
+    database is still down. Errors that pass are raised as DatabaseUnavailable, all others as they are.
+    """
+
+    def __init__(self, url: str, read_url: str | None = None, *, readers: int = 8, writers: int = 6) -> None:
+        self._url = url
+        self._read_url = read_url
+        self._readers = readers
+        self._writers = writers
+
+    async def __aenter__(self) -> Self:
+        self._write = await asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=self._writers,
+            timeout=CONNECT_TIMEOUT_S,
+            target_session_attrs=SessionAttribute.read_write,
+            server_settings=_session(WRITE_TIMEOUT_S),
+        )
+        self._read = await asyncpg.create_pool(
+            self._read_url or self._url,
+            min_size=0,
+            max_size=self._readers,
+            timeout=CONNECT_TIMEOUT_S,
+            target_session_attrs=SessionAttribute.prefer_standby if self._read_url else SessionAttribute.any,
+            server_settings=_session(READ_TIMEOUT_S),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pool in (self._read, self._write):
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    await pool.close()
+            except TimeoutError:
+                pool.terminate()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+        """A connection to read with, from a replica where there is one."""
+        with _told():
+            async with self._read.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+        """A connection to the primary."""
+        with _told():
+            async with self._write.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+                yield connection
+
+    async def session(self) -> asyncpg.Connection[asyncpg.Record]:
+        """A connection to the primary outside the pool, for what lives as long as a session: advisory locks.
+
+        The caller closes it.
+        """
+        with _told():
+            return await asyncpg.connect(
+                self._url,
+                timeout=CONNECT_TIMEOUT_S,
+                target_session_attrs=SessionAttribute.read_write,
+                server_settings=_session(WRITE_TIMEOUT_S),
+            )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DatabaseUnavailable) or not passes(error):
+            raise
+        raise DatabaseUnavailable(f"PostgreSQL is out of reach: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    # One line, and never the connection string: asyncpg's texts name hosts and roles, not passwords.
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _session(timeout_s: int) -> dict[str, str]:
+    return {
+        "application_name": "kasparro",
+        "timezone": "UTC",
+        "jit": "off",
+        "statement_timeout": f"{timeout_s}s",
+        "lock_timeout": f"{LOCK_TIMEOUT_S}s",
+        "idle_in_transaction_session_timeout": "60s",
+    }

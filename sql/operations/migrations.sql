@@ -1,0 +1,31 @@
+-- name: patience --
+-- Waiting for the migrations of another process may take longer than any other lock or statement.
+SELECT
+    set_config('lock_timeout', '10min', true),
+    set_config('statement_timeout', '30min', true);
+
+-- name: lock --
+-- Migrations run one process at a time; the lock goes with the transaction.
+SELECT pg_advisory_xact_lock(hashtextextended('kasparro migrations', 0));
+
+-- name: table --
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: applied --
+SELECT
+    version,
+    name,
+    checksum
+FROM schema_migrations
+ORDER BY version;
+
+-- name: table_exists --
+SELECT to_regclass('schema_migrations') IS NOT NULL;
+
+-- name: record --
+INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3);

@@ -1,0 +1,110 @@
+"""What every test may ask for: a real PostgreSQL, and a migrated database of its own on it."""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from kasparro import settings
+from kasparro.store.database import Database
+from kasparro.store.embedded import EmbeddedPostgres
+from kasparro.store.migrations import migrate
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine's reaches a test."""
+    for variable in settings.variables().values():
+        monkeypatch.delenv(variable.name, raising=False)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The recorded samples beside the repository, read in place."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the recorded samples (../shared/data) are not on this machine")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running PostgreSQL where databases may be made.
+
+    KASPARRO_TEST_SERVER names one (its maintenance database); unset, an embedded one serves, one a test
+    process.
+    """
+    if told := os.environ.get("KASPARRO_TEST_SERVER"):
+        yield told
+        return
+    with asyncio.Runner() as runner:
+        server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+        runner.run(server.__aenter__())
+        yield server.dsn
+        runner.run(server.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def template(server_url: str) -> str:
+    """The name of a migrated database that others are copied from, which takes milliseconds."""
+
+    async def make() -> str:
+        name = f"template_{uuid.uuid4().hex[:12]}"
+        connection = await asyncpg.connect(server_url)
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.close()
+        async with Database(on_server(server_url, name)) as database:
+            await migrate(database)
+        return name
+
+    return asyncio.run(make())
+
+
+@pytest.fixture
+async def empty_database_url(server_url: str) -> AsyncIterator[str]:
+    """A database of the test's own with nothing in it."""
+    async for url in _database(server_url, "template1"):
+        yield url
+
+
+@pytest.fixture
+async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
+    """A migrated database of the test's own."""
+    async for url in _database(server_url, template):
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """The pools of a migrated database of the test's own."""
+    async with Database(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A plain connection to the test's database, to look at its tables."""
+    opened = await asyncpg.connect(database_url, server_settings={"timezone": "UTC"})
+    yield opened
+    await opened.close()
+
+
+def on_server(server_url: str, name: str) -> str:
+    """The URL of another database on the same server."""
+    parts = urlsplit(server_url)
+    return urlunsplit(parts._replace(path=f"/{name}", netloc=parts.netloc))
+
+
+async def _database(server_url: str, template: str) -> AsyncIterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    server = await asyncpg.connect(server_url)
+    await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield on_server(server_url, name)
+    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await server.close()
