@@ -12,7 +12,6 @@ import pytest
 
 from kasparro import settings
 from kasparro.store.database import Database
-from kasparro.store.embedded import EmbeddedPostgres
 from kasparro.store.migrations import migrate
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -43,6 +42,8 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if told := os.environ.get("KASPARRO_TEST_SERVER"):
         yield told
         return
+    from kasparro.store.embedded import EmbeddedPostgres
+
     with asyncio.Runner() as runner:
         server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
         runner.run(server.__aenter__())
