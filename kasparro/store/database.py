@@ -34,7 +34,7 @@ _PASSING = (
     asyncpg.InterfaceError,
 )
 # Subclasses of the above that no repetition cures.
-_LASTING = (asyncpg.DataError, asyncpg.QueryCanceledError)
+_LASTING = (ValueError, asyncpg.QueryCanceledError)
 
 
 def passes(error: BaseException) -> bool:

@@ -1,0 +1,111 @@
+"""CoinPaprika: every ticker in one call (https://docs.coinpaprika.com/api-reference/tickers)."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from functools import partial
+from urllib.parse import urlsplit
+
+import msgspec
+from aiolimiter import AsyncLimiter
+from msgspec import Raw
+
+from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder
+from kasparro.errors import SourceError
+from kasparro.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
+from kasparro.settings import Secret
+from kasparro.sources.base import Pass
+from kasparro.sources.http import Client, Patience
+from kasparro.sources.wire import NULL, Walk, amount, number, rank, when, zero_is_unknown
+
+CALLS_A_SECOND = 10
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """What a ticker says in one currency."""
+
+    price: Raw = NULL
+    volume_24h: Raw = NULL
+    market_cap: Raw = NULL
+    percent_change_1h: Raw = NULL
+    percent_change_24h: Raw = NULL
+    percent_change_7d: Raw = NULL
+
+
+class Quotes(msgspec.Struct, frozen=True, rename="upper"):
+    """A ticker's quotes, of which we ask for one."""
+
+    usd: Quote
+
+
+class Ticker(msgspec.Struct, frozen=True):
+    """One element of what GET /tickers answers. Missing values may come as empty strings."""
+
+    id: str
+    name: str
+    symbol: str
+    quotes: Quotes
+    rank: Raw = NULL
+    circulating_supply: Raw = NULL
+    total_supply: Raw = NULL
+    max_supply: Raw = NULL
+    last_updated: str | None = None
+
+
+_DECODE = msgspec.json.Decoder(Ticker).decode
+
+
+def to_record(item: Raw, now: datetime) -> Record:
+    """One ticker in the unified schema. Raises Refused, msgspec.DecodeError or ValueError.
+
+    A cap, circulating or maximum supply of 0 means unknown here; a price of 0 is a price.
+    """
+    ticker = _DECODE(item)
+    usd = ticker.quotes.usd
+    observed_at = when(ticker.last_updated, "last_updated", now)
+    return Record(
+        source_id=identifier(ticker.id),
+        symbol=label(ticker.symbol, "symbol", SYMBOL_LIMIT),
+        name=label(ticker.name, "name", NAME_LIMIT),
+        observed_at=observed_at or now,
+        reported=observed_at is not None,
+        rank=rank(ticker.rank, "rank"),
+        price_usd=amount(usd.price, "quotes.USD.price"),
+        market_cap_usd=zero_is_unknown(amount(usd.market_cap, "quotes.USD.market_cap")),
+        volume_24h_usd=amount(usd.volume_24h, "quotes.USD.volume_24h"),
+        circulating_supply=zero_is_unknown(amount(ticker.circulating_supply, "circulating_supply")),
+        total_supply=amount(ticker.total_supply, "total_supply"),
+        max_supply=zero_is_unknown(amount(ticker.max_supply, "max_supply")),
+        percent_change_1h=number(usd.percent_change_1h, "quotes.USD.percent_change_1h"),
+        percent_change_24h=number(usd.percent_change_24h, "quotes.USD.percent_change_24h"),
+        percent_change_7d=number(usd.percent_change_7d, "quotes.USD.percent_change_7d"),
+    )
+
+
+class CoinPaprika:
+    """The source `coinpaprika`."""
+
+    name = "coinpaprika"
+
+    def __init__(self, base_url: str, key: Secret | None, patience: Patience | None = None) -> None:
+        self._base_url = base_url
+        self._headers = {"Authorization": key.reveal()} if key else {}
+        self._patience = patience or Patience()
+        # The vendor's limit holds for the vendor's hosts only.
+        host = urlsplit(base_url).hostname or ""
+        self._limiter = AsyncLimiter(CALLS_A_SECOND, 1) if host.endswith("coinpaprika.com") else None
+
+    async def extract(self, passing: Pass) -> AsyncIterator[Batch]:
+        """One call, cut into batches. Raises SourceError."""
+        async with Client(
+            "CoinPaprika", self._base_url, self._headers, passing.count_call, self._limiter
+        ) as client:
+            items = await client.get("/tickers", {"quotes": "USD"}, self._patience)
+        if not items:
+            raise SourceError("CoinPaprika answered an empty list")
+        now = passing.clock()
+        walk, builder = Walk(), BatchBuilder()
+        for start in range(0, len(items), BATCH_ROWS):
+            part = items[start : start + BATCH_ROWS]
+            await walk.take(builder, part, partial(to_record, now=now))
+            passing.progress(start + len(part), len(items))
+            yield builder.take()

@@ -1,0 +1,204 @@
+"""The one HTTP client of the API sources: limits, retries and errors in words."""
+
+import asyncio
+import email.utils
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import msgspec
+import stamina
+
+from kasparro import __version__
+from kasparro.errors import SourceError
+
+# CoinPaprika's whole list is 2 MB; what is far beyond any real answer is not read to its end.
+BODY_LIMIT = 64 << 20
+
+
+class UpstreamError(SourceError):
+    """One call upstream gave nothing to use."""
+
+    def __init__(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.passing = passing
+        """Whether the same call may do better later."""
+        self.retry_after_s = retry_after_s
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to try for one answer: at most `attempts` calls within `total_s`, waiting from `initial_s`
+    up to `longest_s` between them, doubled each time with jitter; or as long as the upstream asks, where
+    that fits in `total_s`."""
+
+    attempts: int = 4
+    total_s: float = 45
+    initial_s: float = 0.5
+    longest_s: float = 15
+
+
+class Client(AbstractAsyncContextManager["Client"]):
+    """Gets JSON bodies from one upstream.
+
+    `limiter` spaces out the calls, `count_call` books each one before it is made; failed ones count too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        headers: Mapping[str, str],
+        count_call: Callable[[], Awaitable[None]],
+        limiter: AbstractAsyncContextManager[None] | None = None,
+    ) -> None:
+        self._name = name
+        self._base_url = base_url
+        self._headers = headers
+        self._count_call = count_call
+        self._limiter = limiter or nullcontext()
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers={"User-Agent": f"kasparro/{__version__}", "Accept": "application/json", **self._headers},
+            timeout=aiohttp.ClientTimeout(total=60, connect=10, sock_read=20),
+            raise_for_status=False,
+            trust_env=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, parameters: Mapping[str, str], patience: Patience) -> list[msgspec.Raw]:
+        """The items of the JSON array that a path answers, each still undecoded.
+
+        Raises UpstreamError when patience is at its end or trying again is of no use, SourceError where the
+        call budget is spent.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience.total_s
+
+        def backoff(error: Exception) -> bool | float:
+            if not isinstance(error, UpstreamError) or not error.passing:
+                return False
+            if error.retry_after_s is None:
+                return True
+            return error.retry_after_s if loop.time() + error.retry_after_s < deadline else False
+
+        async for attempt in stamina.retry_context(
+            on=backoff,
+            attempts=patience.attempts,
+            timeout=patience.total_s,
+            wait_initial=patience.initial_s,
+            wait_max=patience.longest_s,
+        ):
+            with attempt:
+                return await self._call(path, parameters)
+        raise AssertionError("unreachable: the last attempt raises")
+
+    async def _call(self, path: str, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
+        async with self._limiter:
+            await self._count_call()
+            try:
+                # A redirect would carry the key to another host.
+                async with self._session.get(
+                    self._base_url + path, params=parameters, allow_redirects=False
+                ) as response:
+                    body = await _read(response)
+            except TimeoutError as error:
+                raise self._error("did not answer in time", passing=True) from error
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                raise self._error(f"could not be read: {_line(error)}", passing=True) from error
+        if response.status != 200:
+            raise self._refusal(response, body)
+        try:
+            return _ITEMS.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            kind = "an HTML page" if body.lstrip()[:1] == b"<" else "something else"
+            if isinstance(error, msgspec.ValidationError):
+                kind = f"another shape ({error})"
+            raise self._error(f"answered {kind} instead of a JSON list", passing=True) from error
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
+        status = response.status
+        said = _said(body)
+        meaning = _MEANINGS.get(status, "")
+        if 300 <= status < 400:
+            meaning = "redirects are not followed; set the base URL to where the API is"
+        text = f"answered {status}{f' ({meaning})' if meaning else ''}{f': {said}' if said else ''}"
+        retry_after = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
+        if retry_after is not None and status in {429, 503}:
+            text += f"; asks to wait {retry_after:.0f} s"
+        return self._error(
+            text, passing=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
+        )
+
+    def _error(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> UpstreamError:
+        return UpstreamError(f"{self._name} {text}", passing=passing, retry_after_s=retry_after_s)
+
+
+_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
+_MEANINGS = {
+    401: "the key is missing or not accepted",
+    402: "the month's quota is used up, or the plan does not include this",
+    403: "access denied: a wrong key, or this address is blocked",
+    404: "no such path; check the base URL",
+    429: "too many requests",
+}
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(1 << 16):
+        body += chunk
+        if len(body) > BODY_LIMIT:
+            raise ValueError(f"the answer is longer than {BODY_LIMIT >> 20} MiB")
+    return bytes(body)
+
+
+class _Status(msgspec.Struct):
+    error_message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    # The three shapes that CoinGecko uses, and CoinPaprika's one.
+    error: str | None = None
+    status: _Status | None = None
+
+
+def _said(body: bytes) -> str:
+    """What an error body says, in one short line; nothing for an HTML page."""
+    try:
+        decoded = msgspec.json.decode(body, type=_ErrorBody)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        text = "" if body.lstrip()[:1] in {b"<", b"{", b"["} else body[:200].decode("ascii", "ignore")
+    else:
+        text = decoded.error or (decoded.status.error_message if decoded.status else "")
+    line = " ".join(text.split())
+    return line if len(line) <= 160 else f"{line[:160]}…"
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def retry_after_s(header: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks to wait, in either form (RFC 9110, 10.2.3); None for none."""
+    if header is None:
+        return None
+    header = header.strip()
+    if re.fullmatch(r"\d{1,9}", header, re.ASCII):
+        return float(header)
+    try:
+        at = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max((at - now) / timedelta(seconds=1), 0.0)

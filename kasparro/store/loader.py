@@ -1,0 +1,132 @@
+"""Commits batches: COPY into a staging table, then the statements of `sql/load/batch.sql`, at once or not."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+import msgspec
+
+from kasparro.batch import Batch, Checkpoint
+from kasparro.errors import RunLost
+from kasparro.record import COLUMNS, Reject
+from kasparro.store.database import Connection, Database
+from kasparro.store.statements import statements
+
+_SQL = statements("load/batch.sql")
+_CHUNK = 1 << 18
+# How many rejects of one file, or of one API's pass, are kept with their raw text; all are counted.
+REJECTS_KEPT = 1_000
+RAW_KEPT = 4_000
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What a batch did to the tables: coins new to `unified_data`, and records that were new of a coin
+    already there."""
+
+    inserted: int
+    updated: int
+
+
+class Loader:
+    """Commits the batches of one source in one run, each exactly once."""
+
+    def __init__(self, database: Database, run_id: int, source: str) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._source = source
+        self._committed = 0
+        self._rejects: Counter[str | None] = Counter()
+
+    async def load(self, batch: Batch, now: datetime) -> None:
+        """Commit one batch. May be called again with the batch that raised DatabaseUnavailable: where the
+        line was cut during the commit, and the commit had gone through, the batch is not counted twice.
+
+        Raises RunLost where the run may no longer write, DatabaseUnavailable.
+        """
+        kept = self._kept(batch.rejects)
+        async with self._database.writing() as connection, connection.transaction():
+            committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
+            if committed is None:
+                raise RunLost(f"run {self._run_id} was ended by another process")
+            if committed == self._committed:
+                await self._write(connection, batch, kept, now)
+        self._committed += 1
+        self._rejects.update(reject.place for reject in kept)
+
+    async def checkpoint(self, key: str) -> Checkpoint | None:
+        """What an earlier pass committed of the thing that `key` names. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            row = await connection.fetchrow(_SQL["known_checkpoint"], self._source, key)
+        return Checkpoint(**row) if row else None
+
+    async def _write(
+        self, connection: Connection, batch: Batch, kept: Sequence[Reject], now: datetime
+    ) -> None:
+        written = await self._merge(connection, batch, now) if batch.rows else Written(0, 0)
+        if kept:
+            await connection.execute(
+                _SQL["rejects"],
+                self._run_id,
+                self._source,
+                [storable(reject.reason) for reject in kept],
+                [reject.field for reject in kept],
+                [None if reject.place is None else storable(reject.place) for reject in kept],
+                [reject.line for reject in kept],
+                [storable(reject.raw) for reject in kept],
+            )
+        if (point := batch.checkpoint) is not None:
+            await connection.execute(
+                _SQL["checkpoint"],
+                self._source,
+                point.key,
+                storable(point.name),
+                point.position,
+                point.complete,
+                now,
+            )
+        await connection.execute(
+            _SQL["count"],
+            self._run_id,
+            self._source,
+            batch.fetched,
+            batch.valid,
+            len(batch.rejects),
+            written.inserted,
+            written.updated,
+            batch.valid - written.inserted - written.updated,
+        )
+        if written.inserted or written.updated:
+            # Last, since its one row is shared by all sources and stays locked until the commit.
+            await connection.execute(_SQL["move_version"])
+
+    async def _merge(self, connection: Connection, batch: Batch, now: datetime) -> Written:
+        await connection.execute(_SQL["staging"])
+        await connection.copy_to_table("staging", source=_chunks(batch.lines), columns=COLUMNS, format="text")
+        await connection.execute(_SQL["partitions"])
+        told = await connection.fetchval(_SQL["history"], self._source, now)
+        (newest,) = await connection.fetch(_SQL["newest"], self._source, now)
+        # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
+        # History gains all of them, unless somebody emptied unified_data beside it.
+        updated = max(told, newest["inserted"] + newest["updated"]) - newest["inserted"]
+        return Written(newest["inserted"], updated)
+
+    def _kept(self, rejects: Sequence[Reject]) -> list[Reject]:
+        room = Counter(self._rejects)
+        kept = []
+        for reject in rejects:
+            if room[reject.place] < REJECTS_KEPT:
+                room[reject.place] += 1
+                kept.append(reject)
+        return kept
+
+
+def storable(text: str) -> str:
+    """Text that PostgreSQL can hold, cut to a bound; what it cannot hold is shown escaped."""
+    cut = text if len(text) <= RAW_KEPT else f"{text[:RAW_KEPT]}…"
+    return cut.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+async def _chunks(lines: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(lines)
+    for start in range(0, len(lines), _CHUNK):
+        yield bytes(view[start : start + _CHUNK])

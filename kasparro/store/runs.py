@@ -1,0 +1,124 @@
+"""A run's own records in the database, and the locks that make runs and loops single."""
+
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+import asyncpg
+import structlog
+
+from kasparro.errors import RunLost
+from kasparro.store.database import Connection, Database
+from kasparro.store.statements import statements
+
+log = structlog.get_logger()
+_SQL = statements("operations/runs.sql")
+
+
+class SessionLock:
+    """An advisory lock that lives as long as a session of its own: it goes when the process or its line dies.
+
+    `name` is `run` (one run works on a database at a time) or `lead` (one process runs the loop).
+    """
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._statement = _SQL[f"try_{name}"]
+        self._session: asyncpg.Connection[asyncpg.Record] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether the session that holds the lock is still open, as far as this side can tell."""
+        return self._session is not None and not self._session.is_closed()
+
+    async def acquire(self) -> bool:
+        """Take the lock unless somebody has it; True where it is ours. Raises DatabaseUnavailable."""
+        if self.held:
+            return True
+        session = await self._database.session()
+        try:
+            taken: bool = await session.fetchval(self._statement)
+        except BaseException:
+            session.terminate()
+            raise
+        if not taken:
+            await session.close()
+            return False
+        self._session = session
+        return True
+
+    async def release(self) -> None:
+        """Give the lock back."""
+        session, self._session = self._session, None
+        if session is not None and not session.is_closed():
+            # Ending the session releases its locks, also where the server does not answer any more.
+            session.terminate()
+
+
+class RunRecord:
+    """What one run writes of itself, from its start to its end."""
+
+    def __init__(self, database: Database, run_id: int) -> None:
+        self._database = database
+        self.id = run_id
+
+    @classmethod
+    async def start(cls, database: Database, trigger: str, sources: tuple[str, ...], now: datetime) -> Self:
+        """Begin a run; the caller holds the run lock, so a run that is still `running` has died.
+
+        Raises DatabaseUnavailable.
+        """
+        async with database.writing() as connection, connection.transaction():
+            await connection.execute(_SQL["interrupt_sources"], now)
+            for row in await connection.fetch(_SQL["interrupt_runs"], now):
+                log.warning("run marked interrupted", run=row["id"], reason="its process ended")
+            run_id = await connection.fetchval(_SQL["start_run"], trigger, now)
+            for source in sources:
+                await connection.execute(_SQL["start_source"], run_id, source, now)
+        return cls(database, run_id)
+
+    async def finish_source(self, source: str, status: str, error: str | None, now: datetime) -> None:
+        """Write a source's outcome. Raises RunLost, DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            await self._ours(connection, _SQL["finish_source"], self.id, source, status, now, error)
+
+    async def counts(self, source: str) -> asyncpg.Record:
+        """The source's figures so far: fetched, valid, rejected, inserted, updated, unchanged.
+
+        Raises DatabaseUnavailable.
+        """
+        async with self._database.writing() as connection:
+            (row,) = await connection.fetch(_SQL["counts"], self.id, source)
+        return row
+
+    async def finish(self, status: str, error: str | None, now: datetime) -> None:
+        """Write the run's outcome. Raises RunLost, DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            await self._ours(connection, _SQL["finish_run"], self.id, status, now, error)
+
+    async def count_call(self, source: str, month: datetime, limit: int | None) -> bool:
+        """Book a call upstream; False where the month's budget is spent. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection, connection.transaction():
+            booked = await connection.fetchval(_SQL["count_call"], source, month.date().replace(day=1), limit)
+            if booked is not None:
+                await connection.execute(_SQL["count_run_call"], self.id, source)
+        return booked is not None
+
+    async def _ours(self, connection: Connection, statement: str, *values: object) -> None:
+        if await connection.fetchrow(statement, *values) is None:
+            raise RunLost(f"run {self.id} was ended by another process")
+
+
+async def last_start(database: Database) -> datetime | None:
+    """When the newest run that was not cut short began. Raises DatabaseUnavailable."""
+    async with database.writing() as connection:
+        value: datetime | None = await connection.fetchval(_SQL["last_start"])
+    return value

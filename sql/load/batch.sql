@@ -1,0 +1,242 @@
+-- A batch's way into the tables, a statement a step, all in one transaction.
+
+-- name: fence --
+-- The run's right to write: none once another process has marked it interrupted. The lock makes whoever
+-- wants to mark it wait for this batch, and `batches` tells a retry whether its commit had gone through.
+SELECT sources.batches
+FROM run_sources AS sources
+INNER JOIN runs ON sources.run_id = runs.id
+WHERE
+    sources.run_id = $1
+    AND sources.source = $2
+    AND sources.status = 'running'
+    AND runs.status = 'running'
+FOR UPDATE OF sources;
+
+-- name: staging --
+-- Where COPY puts a batch; it is the session's own and empties itself at the commit.
+CREATE TEMPORARY TABLE IF NOT EXISTS staging (
+    position integer NOT NULL,
+    content_hash uuid NOT NULL,
+    reported boolean NOT NULL,
+    observed_at timestamptz NOT NULL,
+    source_id text COLLATE "C" NOT NULL,
+    symbol text COLLATE "C",
+    name text COLLATE "C",
+    rank integer,
+    price_usd numeric,
+    market_cap_usd numeric,
+    volume_24h_usd numeric,
+    circulating_supply numeric,
+    total_supply numeric,
+    max_supply numeric,
+    percent_change_1h numeric,
+    percent_change_24h numeric,
+    percent_change_7d numeric
+) ON COMMIT DELETE ROWS;
+
+-- name: partitions --
+-- The history's partitions for the months that the batch touches.
+SELECT create_history_partition(months.month)
+FROM (
+    SELECT DISTINCT date_trunc('month', observed_at AT TIME ZONE 'UTC')::date AS month
+    FROM staging
+) AS months;
+
+-- name: history --
+-- Append what is new, and correct what the source now tells otherwise of a moment it had told before. A
+-- record whose time the source did not tell is new only if its content differs from the newest one. Rows
+-- that are there already are left out before the insert, since ON CONFLICT would lock, that is write, them.
+WITH told AS (
+    SELECT DISTINCT ON (source_id, observed_at) *
+    FROM staging
+    ORDER BY source_id, observed_at, position DESC
+),
+written AS (
+    INSERT INTO unified_history AS history (
+        source,
+        source_id,
+        observed_at,
+        symbol,
+        name,
+        rank,
+        price_usd,
+        market_cap_usd,
+        volume_24h_usd,
+        circulating_supply,
+        total_supply,
+        max_supply,
+        percent_change_1h,
+        percent_change_24h,
+        percent_change_7d,
+        recorded_at,
+        content_hash
+    )
+    SELECT
+        $1,
+        told.source_id,
+        told.observed_at,
+        told.symbol,
+        told.name,
+        told.rank,
+        told.price_usd,
+        told.market_cap_usd,
+        told.volume_24h_usd,
+        told.circulating_supply,
+        told.total_supply,
+        told.max_supply,
+        told.percent_change_1h,
+        told.percent_change_24h,
+        told.percent_change_7d,
+        $2,
+        told.content_hash
+    FROM told
+    WHERE
+        NOT EXISTS (
+            SELECT
+            FROM unified_data AS newest
+            WHERE
+                newest.source = $1
+                AND newest.source_id = told.source_id
+                AND newest.content_hash = told.content_hash
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM unified_history AS known
+            WHERE
+                known.source = $1
+                AND known.source_id = told.source_id
+                AND known.observed_at = told.observed_at
+                AND known.content_hash = told.content_hash
+        )
+    ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
+        symbol = excluded.symbol,
+        name = excluded.name,
+        rank = excluded.rank,
+        price_usd = excluded.price_usd,
+        market_cap_usd = excluded.market_cap_usd,
+        volume_24h_usd = excluded.volume_24h_usd,
+        circulating_supply = excluded.circulating_supply,
+        total_supply = excluded.total_supply,
+        max_supply = excluded.max_supply,
+        percent_change_1h = excluded.percent_change_1h,
+        percent_change_24h = excluded.percent_change_24h,
+        percent_change_7d = excluded.percent_change_7d,
+        recorded_at = excluded.recorded_at,
+        content_hash = excluded.content_hash
+    RETURNING 1
+)
+SELECT count(*) FROM written;
+
+-- name: newest --
+-- Settle the newest record of each coin: an older one never overwrites a newer one, and an equal one writes
+-- nothing. xmax is 0 on a row that was inserted.
+WITH told AS (
+    SELECT DISTINCT ON (source_id) *
+    FROM staging
+    ORDER BY source_id, observed_at DESC, position DESC
+),
+written AS (
+    INSERT INTO unified_data AS newest (
+        source,
+        source_id,
+        symbol,
+        name,
+        rank,
+        price_usd,
+        market_cap_usd,
+        volume_24h_usd,
+        circulating_supply,
+        total_supply,
+        max_supply,
+        percent_change_1h,
+        percent_change_24h,
+        percent_change_7d,
+        observed_at,
+        first_seen_at,
+        updated_at,
+        content_hash
+    )
+    SELECT
+        $1,
+        told.source_id,
+        told.symbol,
+        told.name,
+        told.rank,
+        told.price_usd,
+        told.market_cap_usd,
+        told.volume_24h_usd,
+        told.circulating_supply,
+        told.total_supply,
+        told.max_supply,
+        told.percent_change_1h,
+        told.percent_change_24h,
+        told.percent_change_7d,
+        told.observed_at,
+        $2,
+        $2,
+        told.content_hash
+    FROM told
+    LEFT JOIN unified_data AS known ON known.source = $1 AND told.source_id = known.source_id
+    WHERE
+        known.source_id IS NULL
+        OR (known.content_hash <> told.content_hash AND told.observed_at >= known.observed_at)
+    ON CONFLICT (source, source_id) DO UPDATE SET
+        symbol = excluded.symbol,
+        name = excluded.name,
+        rank = excluded.rank,
+        price_usd = excluded.price_usd,
+        market_cap_usd = excluded.market_cap_usd,
+        volume_24h_usd = excluded.volume_24h_usd,
+        circulating_supply = excluded.circulating_supply,
+        total_supply = excluded.total_supply,
+        max_supply = excluded.max_supply,
+        percent_change_1h = excluded.percent_change_1h,
+        percent_change_24h = excluded.percent_change_24h,
+        percent_change_7d = excluded.percent_change_7d,
+        observed_at = excluded.observed_at,
+        updated_at = excluded.updated_at,
+        content_hash = excluded.content_hash
+    RETURNING xmax = 0 AS inserted
+)
+SELECT
+    count(*) FILTER (WHERE inserted) AS inserted,
+    count(*) FILTER (WHERE NOT inserted) AS updated
+FROM written;
+
+-- name: rejects --
+INSERT INTO rejects (run_id, source, reason, field, place, line, raw)
+SELECT $1, $2, told.reason, told.field, told.place, told.line, told.raw
+FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
+    AS told (reason, field, place, line, raw);
+
+-- name: checkpoint --
+INSERT INTO checkpoints (source, key, name, position, complete, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (source, key) DO UPDATE SET
+    name = excluded.name,
+    position = excluded.position,
+    complete = excluded.complete,
+    updated_at = excluded.updated_at;
+
+-- name: known_checkpoint --
+SELECT key, name, position, complete
+FROM checkpoints
+WHERE source = $1 AND key = $2;
+
+-- name: count --
+UPDATE run_sources
+SET
+    batches = batches + 1,
+    fetched = fetched + $3,
+    valid = valid + $4,
+    rejected = rejected + $5,
+    inserted = inserted + $6,
+    updated = updated + $7,
+    unchanged = unchanged + $8
+WHERE run_id = $1 AND source = $2;
+
+-- name: move_version --
+-- Tells every process that answers reads, here and on other hosts, that the data has moved on.
+UPDATE instance SET data_version = data_version + 1
+RETURNING pg_notify('kasparro_data', data_version::text);

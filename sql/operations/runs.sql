@@ -1,0 +1,73 @@
+-- What a run writes about itself.
+
+-- name: try_lock --
+-- Only one run works on a database at a time. The lock is the session's: it goes when the process dies.
+SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
+
+-- name: try_lead --
+-- Of the processes that could run the loop, one does.
+SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
+
+-- name: interrupt_sources --
+-- Runs found running by the holder of the lock are dead. Their sources first: a batch of theirs that is
+-- still committing holds that row, so this waits for it, and no further batch gets past its fence.
+UPDATE run_sources
+SET
+    status = 'interrupted',
+    finished_at = $1,
+    error = 'the process of this run ended'
+WHERE status = 'running';
+
+-- name: interrupt_runs --
+UPDATE runs
+SET
+    status = 'interrupted',
+    finished_at = $1,
+    error = 'the process of this run ended'
+WHERE status = 'running'
+RETURNING id;
+
+-- name: start_run --
+INSERT INTO runs (trigger, status, started_at) VALUES ($1, 'running', $2)
+RETURNING id;
+
+-- name: start_source --
+INSERT INTO run_sources (run_id, source, status, started_at) VALUES ($1, $2, 'running', $3);
+
+-- name: finish_source --
+UPDATE run_sources
+SET
+    status = $3,
+    finished_at = $4,
+    error = $5
+WHERE run_id = $1 AND source = $2 AND status = 'running'
+RETURNING fetched, valid, rejected;
+
+-- name: finish_run --
+UPDATE runs
+SET
+    status = $2,
+    finished_at = $3,
+    error = $4
+WHERE id = $1 AND status = 'running'
+RETURNING id;
+
+-- name: counts --
+SELECT source, fetched, valid, rejected, inserted, updated, unchanged
+FROM run_sources
+WHERE run_id = $1 AND source = $2;
+
+-- name: last_start --
+-- Of the runs that worked through the sources; one cut short does not put off the next.
+SELECT max(started_at) FROM runs WHERE status <> 'interrupted';
+
+-- name: count_call --
+-- Books one call upstream in its month, unless the month's budget ($3, null for none) is spent.
+INSERT INTO api_calls AS booked (source, month, calls)
+VALUES ($1, $2, 1)
+ON CONFLICT (source, month) DO UPDATE SET calls = booked.calls + 1
+WHERE $3::bigint IS NULL OR booked.calls < $3
+RETURNING calls;
+
+-- name: count_run_call --
+UPDATE run_sources SET calls = calls + 1 WHERE run_id = $1 AND source = $2;
