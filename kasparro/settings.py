@@ -190,14 +190,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None, Variable("KASPARRO_COINGECKO_KEY", "its API key", "none", _secret, secret=True)
     ] = None
     coingecko_plan: Annotated[
-        Plan | None,
+        Plan,
         Variable(
             "KASPARRO_COINGECKO_PLAN",
             "public, demo or pro",
             "demo with a key, public without",
             _choice("public", "demo", "pro"),
         ),
-    ] = None
+    ] = "public"
     coingecko_monthly_calls: Annotated[
         int | None,
         Variable(
@@ -253,13 +253,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         # What the environment left open follows from what it told; a frozen struct takes it only here.
-        plan = self.coingecko_plan or ("demo" if self.coingecko_key else "public")
         paprika = COINPAPRIKA_PRO_URL if self.coinpaprika_key else COINPAPRIKA_URL
         force = msgspec.structs.force_setattr
-        force(self, "coingecko_plan", plan)
-        force(self, "coingecko_url", self.coingecko_url or _gecko_url(plan))
+        force(self, "coingecko_url", self.coingecko_url or _gecko_url(self.coingecko_plan))
         force(self, "coinpaprika_url", self.coinpaprika_url or paprika)
-        if self.coingecko_monthly_calls is None and plan == "demo":
+        if self.coingecko_monthly_calls is None and self.coingecko_plan == "demo":
             force(self, "coingecko_monthly_calls", COINGECKO_DEMO_CALLS)
         if self.coinpaprika_monthly_calls is None and self.coinpaprika_key is None:
             force(self, "coinpaprika_monthly_calls", COINPAPRIKA_FREE_CALLS)
@@ -296,7 +294,7 @@ def load(environ: Mapping[str, str]) -> Settings:
         except _NotAllowed as error:
             shown = "has a value that is" if variable.secret else f"is {told!r}, which is"
             raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
-    plan = values.get("coingecko_plan")
+    plan = values.setdefault("coingecko_plan", "demo" if "coingecko_key" in values else "public")
     if plan in {"demo", "pro"} and "coingecko_key" not in values:
         raise SettingsError(
             f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; "

@@ -1,6 +1,6 @@
 """What a source is to the pipeline, and what the pipeline lends it for one pass."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -52,4 +52,4 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
-    def extract(self, passing: Pass) -> AsyncIterator[Batch]: ...
+    def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]: ...

@@ -1,6 +1,6 @@
 """CoinGecko: the market list, page by page (https://docs.coingecko.com/reference/coins-markets)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from functools import partial
 from urllib.parse import urlsplit
@@ -104,7 +104,7 @@ class CoinGecko:
         host = urlsplit(base_url).hostname or ""
         self._limiter = AsyncLimiter(CALLS_A_MINUTE[plan], 60) if host.endswith("coingecko.com") else None
 
-    async def extract(self, passing: Pass) -> AsyncIterator[Batch]:
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
         """Pages until a short one, a batch a page. A page that is lost costs that page; the first, or two in
         a row, end the walk. Raises SourceError.
         """

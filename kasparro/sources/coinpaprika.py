@@ -1,6 +1,6 @@
 """CoinPaprika: every ticker in one call (https://docs.coinpaprika.com/api-reference/tickers)."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from functools import partial
 from urllib.parse import urlsplit
@@ -94,7 +94,7 @@ class CoinPaprika:
         host = urlsplit(base_url).hostname or ""
         self._limiter = AsyncLimiter(CALLS_A_SECOND, 1) if host.endswith("coinpaprika.com") else None
 
-    async def extract(self, passing: Pass) -> AsyncIterator[Batch]:
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
         """One call, cut into batches. Raises SourceError."""
         async with Client(
             "CoinPaprika", self._base_url, self._headers, passing.count_call, self._limiter

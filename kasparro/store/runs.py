@@ -1,5 +1,6 @@
 """A run's own records in the database, and the locks that make runs and loops single."""
 
+import asyncio
 from datetime import datetime
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,7 @@ class SessionLock:
         self._database = database
         self._statement = _SQL[f"try_{name}"]
         self._session: asyncpg.Connection[asyncpg.Record] | None = None
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -41,19 +43,20 @@ class SessionLock:
 
     async def acquire(self) -> bool:
         """Take the lock unless somebody has it; True where it is ours. Raises DatabaseUnavailable."""
-        if self.held:
-            return True
-        session = await self._database.session()
-        try:
-            taken: bool = await session.fetchval(self._statement)
-        except BaseException:
-            session.terminate()
-            raise
-        if not taken:
-            await session.close()
-            return False
-        self._session = session
-        return True
+        async with self._turn:
+            if self.held:
+                return True
+            session = await self._database.session()
+            try:
+                taken: bool = await session.fetchval(self._statement)
+            except BaseException:
+                session.terminate()
+                raise
+            if taken:
+                self._session = session
+            else:
+                await session.close()
+            return taken
 
     async def release(self) -> None:
         """Give the lock back."""
@@ -103,6 +106,12 @@ class RunRecord:
         """Write the run's outcome. Raises RunLost, DatabaseUnavailable."""
         async with self._database.writing() as connection:
             await self._ours(connection, _SQL["finish_run"], self.id, status, now, error)
+
+    async def abandon(self, status: str, error: str, now: datetime) -> None:
+        """End the run and its sources as they are. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection, connection.transaction():
+            await connection.execute(_SQL["abandon_sources"], self.id, now, error)
+            await connection.execute(_SQL["finish_run"], self.id, status, now, error)
 
     async def count_call(self, source: str, month: datetime, limit: int | None) -> bool:
         """Book a call upstream; False where the month's budget is spent. Raises DatabaseUnavailable."""

@@ -52,6 +52,14 @@ SET
 WHERE id = $1 AND status = 'running'
 RETURNING id;
 
+-- name: abandon_sources --
+UPDATE run_sources
+SET
+    status = 'interrupted',
+    finished_at = $2,
+    error = $3
+WHERE run_id = $1 AND status = 'running';
+
 -- name: counts --
 SELECT source, fetched, valid, rejected, inserted, updated, unchanged
 FROM run_sources

@@ -1,0 +1,220 @@
+"""One run: the sources side by side, each from its first batch to its outcome."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+import stamina
+import structlog
+
+from kasparro.batch import Batch, Checkpoint
+from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, SourceError
+from kasparro.sources.base import Pass, Source, utc_now
+from kasparro.store.database import Database
+from kasparro.store.loader import Loader
+from kasparro.store.runs import RunRecord, SessionLock
+
+log = structlog.get_logger()
+
+Trigger = Literal["startup", "schedule", "api", "etl"]
+Status = Literal["succeeded", "partial", "failed", "interrupted"]
+T = TypeVar("T")
+
+# How long a run waits for a database that went away before it gives up.
+DATABASE_PATIENCE_S = 300.0
+
+
+def no_limit(source: str) -> int | None:
+    """The budget of a source that has none."""
+    del source
+    return None
+
+
+def unwatched(source: str, done: float, total: float | None) -> None:
+    """Progress that nobody looks at."""
+
+
+class Run:
+    """One run, as a context: entering takes the run lock and writes the run's first record, leaving gives
+    the lock back.
+
+    Entering raises RunInProgress where another run is at work, and DatabaseUnavailable.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        sources: Sequence[Source],
+        trigger: Trigger,
+        *,
+        budget: Callable[[str], int | None] = no_limit,
+        watch: Callable[[str, float, float | None], None] = unwatched,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._database = database
+        self._sources = sources
+        self._trigger: Trigger = trigger
+        self._budget = budget
+        self._watch = watch
+        self._clock = clock
+        self._lock = SessionLock(database, "run")
+
+    async def __aenter__(self) -> Self:
+        if not await self._lock.acquire():
+            raise RunInProgress("another run is at work on this database")
+        try:
+            names = tuple(source.name for source in self._sources)
+            self._record = await RunRecord.start(self._database, self._trigger, names, self._clock())
+        except BaseException:
+            await self._lock.release()
+            raise
+        self._log = log.bind(run=self.id)
+        self._log.info("run started", trigger=self._trigger, sources=names)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, RunLost):
+            stopped = isinstance(error, asyncio.CancelledError)
+            status: Status = "interrupted" if stopped else "failed"
+            reason = "cut off before its end" if stopped else f"internal error ({type(error).__name__})"
+            # Best effort: where even this fails, the next run finds this one and marks it.
+            with suppress(KasparroError, TimeoutError):
+                async with asyncio.timeout(2):
+                    await self._record.abandon(status, reason, self._clock())
+        await self._lock.release()
+
+    @property
+    def id(self) -> int:
+        """The run's number, as in /runs/{id}."""
+        return self._record.id
+
+    async def work(self, stop: asyncio.Event) -> Status:
+        """Work through the sources, which fail apart; `stop` ends each at its next batch border.
+
+        Raises RunLost where another process has ended this run, and DatabaseUnavailable where its outcome
+        could not be written: the next run then marks it interrupted.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._outcome(source, stop)) for source in self._sources]
+        except* RunLost as lost:
+            raise lost.exceptions[0] from None
+        except* DatabaseUnavailable as unavailable:
+            raise unavailable.exceptions[0] from None
+        outcomes = {task.result() for task in tasks}
+        status: Status = "interrupted" if "interrupted" in outcomes else "partial"
+        if len(outcomes) == 1:
+            (status,) = outcomes
+        error = "stopped before its end" if status == "interrupted" else None
+        await self._persistently(lambda: self._record.finish(status, error, self._clock()))
+        self._log.info("run finished", status=status)
+        return status
+
+    async def _outcome(self, source: Source, stop: asyncio.Event) -> Status:
+        passing = Pass(
+            clock=self._clock,
+            checkpoint=lambda key: self._checkpoint(loader, key),
+            count_call=lambda: self._count_call(source.name),
+            progress=lambda done, total: self._watch(source.name, done, total),
+        )
+        loader = Loader(self._database, self.id, source.name)
+        stopped, failure = False, None
+        try:
+            stopped = await self._work_through(source.extract(passing), loader, stop)
+        except SourceError as error:
+            failure = str(error)
+        except (RunLost, DatabaseUnavailable):
+            raise
+        except Exception as error:
+            log.exception("source broke", run=self.id, source=source.name)
+            failure = f"internal error ({type(error).__name__}); the log has the details"
+        counts = await self._persistently(lambda: self._record.counts(source.name))
+        status, line = judged(counts["fetched"], counts["valid"], stopped, failure, passing.problems)
+        await self._persistently(lambda: self._record.finish_source(source.name, status, line, self._clock()))
+        say = self._log.info if status == "succeeded" else self._log.warning
+        say(
+            "source finished",
+            source=source.name,
+            status=status,
+            **counts,
+            **({"error": line} if line else {}),
+        )
+        return status
+
+    async def _work_through(
+        self, batches: AsyncGenerator[Batch, None], loader: Loader, stop: asyncio.Event
+    ) -> bool:
+        """Load each batch while the next is made; True where `stop` came before the end."""
+
+        async def following() -> Batch | None:
+            return await anext(batches, None)
+
+        stopping = asyncio.create_task(stop.wait())
+        coming = asyncio.create_task(following())
+        try:
+            while True:
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    return True
+                batch = coming.result()
+                if batch is None:
+                    return False
+                coming = asyncio.create_task(following())
+                await self._load(loader, batch)
+        finally:
+            stopping.cancel()
+            coming.cancel()
+            await asyncio.wait({coming, stopping})
+            await batches.aclose()
+
+    async def _load(self, loader: Loader, batch: Batch) -> None:
+        await self._persistently(lambda: loader.load(batch, self._clock()))
+
+    async def _checkpoint(self, loader: Loader, key: str) -> Checkpoint | None:
+        return await self._persistently(lambda: loader.checkpoint(key))
+
+    async def _count_call(self, source: str) -> None:
+        limit = self._budget(source)
+        month = self._clock()
+        if not await self._persistently(lambda: self._record.count_call(source, month, limit)):
+            raise SourceError(
+                f"the budget of {limit} calls for {month:%B %Y} is spent; it begins anew on the first"
+            )
+
+    async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Do it, again and again while the database is out of reach, and only while the run is ours."""
+        async for attempt in stamina.retry_context(
+            on=DatabaseUnavailable,
+            attempts=None,
+            timeout=DATABASE_PATIENCE_S,
+            wait_initial=0.1,
+            wait_max=5.0,
+            wait_jitter=0.5,
+        ):
+            with attempt:
+                # A restarted server has forgotten the lock; without it another run may have begun.
+                if not await self._lock.acquire():
+                    raise RunLost(f"run {self.id} lost its lock to another run")
+                return await call()
+        raise AssertionError("unreachable: the last attempt raises")
+
+
+def judged(
+    fetched: int, valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
+) -> tuple[Status, str | None]:
+    """A source's status, and its error in one line, from what its pass met."""
+    told = [*problems, *([failure] if failure else [])]
+    if not told and fetched and not valid:
+        told = [f"all {fetched} records were rejected"]
+        failure = told[0]
+    line = f"{told[-1]} (and {len(told) - 1} more before it)" if len(told) > 1 else "".join(told) or None
+    if stopped:
+        return "interrupted", line or "stopped before its end"
+    if failure:
+        return ("partial" if valid else "failed"), line
+    return ("partial" if problems else "succeeded"), line

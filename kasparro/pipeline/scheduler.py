@@ -1,0 +1,163 @@
+"""The background loop: when runs happen, in which process, and how they end when the service stops."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from kasparro.errors import DatabaseUnavailable, RunInProgress, RunLost
+from kasparro.pipeline.run import Run, Trigger
+from kasparro.settings import Settings
+from kasparro.sources.base import utc_now
+from kasparro.sources.registry import build
+from kasparro.store.database import Database
+from kasparro.store.migrations import migrate
+from kasparro.store.runs import SessionLock, last_start
+
+log = structlog.get_logger()
+
+# A stopping service has 10 s: requests get the first few, the batch under way the rest.
+STOP_GRACE_S = 6.0
+# How often a process that does not lead looks whether it could, and a lost database is asked for again.
+CHECK_S = 5.0
+
+
+class Scheduler:
+    """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
+    its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
+
+    Entering raises MigrationError where the schema and the program disagree; a database that is out of
+    reach is waited for in the background.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, *, clock: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._clock = clock
+        self._stop = asyncio.Event()
+        self._led = False
+        self._runs: set[asyncio.Task[None]] = set()
+        self.next_run_at: datetime | None = None
+        """When the next run is due, as far as this process knows; None while one works or none will come."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await migrate(self._database)
+        except DatabaseUnavailable as error:
+            log.warning("starting without the database", reason=str(error))
+        self._loop = asyncio.create_task(self._keep_running())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        working = {self._loop, *self._runs}
+        _, late = await asyncio.wait(working, timeout=STOP_GRACE_S)
+        for task in late:
+            log.warning("run cut off: its batch did not end in time")
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Begin to end: no further run starts, and the one at work ends at its next batch border."""
+        self._stop.set()
+
+    async def trigger(self) -> int:
+        """Start a run now and return its id. Raises RunInProgress, DatabaseUnavailable."""
+        started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._run("api", started))
+        self._runs.add(task)
+        task.add_done_callback(self._runs.discard)
+        task.add_done_callback(lambda ended: _pass_on(ended, started))
+        return await started
+
+    async def _keep_running(self) -> None:
+        while not self._stop.is_set():
+            try:
+                await migrate(self._database)
+                await self._lead()
+            except DatabaseUnavailable as error:
+                log.warning("waiting for the database", reason=str(error))
+            except Exception:
+                # Whatever it is, tomorrow's data matters more than today's exception.
+                log.exception("the loop met an error and goes on")
+            await self._pause(CHECK_S)
+
+    async def _lead(self) -> None:
+        interval = self._settings.interval
+        if interval is None:
+            await self._stop.wait()
+            return
+        first = True
+        async with SessionLock(self._database, "lead") as lead:
+            while not await lead.acquire():
+                first = False
+                self.next_run_at = await self._planned(interval)
+                await self._pause(CHECK_S)
+                if self._stop.is_set():
+                    return
+            trigger: Trigger = "startup" if first and not self._led else "schedule"
+            due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
+            self._led = True
+            while lead.held and not self._stop.is_set():
+                wait = due - time.monotonic()
+                self.next_run_at = self._clock() + timedelta(seconds=wait) if wait > 0 else None
+                if wait > 0:
+                    # In short steps, to notice soon that the session that leads is gone.
+                    await self._pause(min(wait, CHECK_S))
+                    continue
+                try:
+                    await self._run(trigger)
+                except RunInProgress:
+                    await self._pause(CHECK_S)
+                    continue
+                trigger = "schedule"
+                while due <= time.monotonic():
+                    due += interval.total_seconds()
+
+    async def _run(self, trigger: Trigger, started: asyncio.Future[int] | None = None) -> None:
+        sources = build(self._settings, self._settings.sources)
+        run = Run(self._database, sources, trigger, budget=self._settings.monthly_calls, clock=self._clock)
+        async with run:
+            if started is not None:
+                started.set_result(run.id)
+            try:
+                await run.work(self._stop)
+            except RunLost as lost:
+                log.warning("run lost", run=run.id, reason=str(lost))
+
+    async def _planned(self, interval: timedelta) -> datetime | None:
+        last = await last_start(self._database)
+        return last + interval if last else None
+
+    async def _left(self, interval: timedelta) -> float:
+        """Seconds until the next run is due, from when the last one of any process began."""
+        planned = await self._planned(interval)
+        left = (planned - self._clock()).total_seconds() if planned else 0.0
+        # A last start in the future is a clock that was set back: never wait longer than an interval.
+        return min(max(left, 0.0), interval.total_seconds())
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+
+
+def _pass_on(ended: asyncio.Task[None], started: asyncio.Future[int]) -> None:
+    """Give the error of a run that never began to whoever waits for its id; log that of one that did."""
+    error = None if ended.cancelled() else ended.exception()
+    if started.done():
+        if error is not None:
+            log.error("run broke", exc_info=error)
+    elif error is not None:
+        started.set_exception(error)
+    else:
+        started.cancel()

@@ -1,0 +1,20 @@
+"""The sources there are, built from the settings; a new source is registered here."""
+
+from collections.abc import Callable, Iterable
+
+from kasparro.settings import Settings
+from kasparro.sources.archives import Archives
+from kasparro.sources.base import Source
+from kasparro.sources.coingecko import CoinGecko
+from kasparro.sources.coinpaprika import CoinPaprika
+
+_SOURCES: dict[str, Callable[[Settings], Source]] = {
+    "coinpaprika": lambda told: CoinPaprika(told.coinpaprika_url, told.coinpaprika_key),
+    "coingecko": lambda told: CoinGecko(told.coingecko_url, told.coingecko_plan, told.coingecko_key),
+    "csv": lambda told: Archives(told.archives),
+}
+
+
+def build(settings: Settings, names: Iterable[str]) -> list[Source]:
+    """The named sources, ready for a pass."""
+    return [_SOURCES[name](settings) for name in names]
