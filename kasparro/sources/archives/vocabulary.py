@@ -110,19 +110,96 @@ CLOCKS: dict[str, str] = {
 }
 
 # Fields whose figures are an amount of some currency, so that a header may name it.
-MONEY = frozenset(
-    {"open", "high", "low", "close", "price", "market_cap_usd", "volume_24h_usd", "volume"}
-)
+MONEY = frozenset({"open", "high", "low", "close", "price", "market_cap_usd", "volume_24h_usd", "volume"})
 
 FIAT = (
-    "usd eur gbp brl jpy cny cad aud chf inr krw rub try mxn idr zar sek nok dkk pln czk huf ars clp aed "
-    "bdt bhd bmd gel hkd ils kwd lkr mmk myr ngn nzd php pkr sar sgd thb twd uah vef vnd xdr ron bgn"
-).split()
+    "usd",
+    "eur",
+    "gbp",
+    "brl",
+    "jpy",
+    "cny",
+    "cad",
+    "aud",
+    "chf",
+    "inr",
+    "krw",
+    "rub",
+    "try",
+    "mxn",
+    "idr",
+    "zar",
+    "sek",
+    "nok",
+    "dkk",
+    "pln",
+    "czk",
+    "huf",
+    "ars",
+    "clp",
+    "aed",
+    "bdt",
+    "bhd",
+    "bmd",
+    "gel",
+    "hkd",
+    "ils",
+    "kwd",
+    "lkr",
+    "mmk",
+    "myr",
+    "ngn",
+    "nzd",
+    "php",
+    "pkr",
+    "sar",
+    "sgd",
+    "thb",
+    "twd",
+    "uah",
+    "vef",
+    "vnd",
+    "xdr",
+    "ron",
+    "bgn",
+)
 # Quoted like money, but no US dollar: a price in them is not a price in USD.
-COINS = "btc eth bnb sats bits xrp ltc bch dot sol link xlm eos yfi usdt usdc busd tusd dai fdusd ust".split()
+COINS = (
+    "btc",
+    "eth",
+    "bnb",
+    "sats",
+    "bits",
+    "xrp",
+    "ltc",
+    "bch",
+    "dot",
+    "sol",
+    "link",
+    "xlm",
+    "eos",
+    "yfi",
+    "usdt",
+    "usdc",
+    "busd",
+    "tusd",
+    "dai",
+    "fdusd",
+    "ust",
+)
 CURRENCIES = frozenset((*FIAT, *COINS))
 WORDS = {"euro": "eur", "euros": "eur", "dollar": "usd", "dollars": "usd", "yen": "jpy", "bitcoins": "btc"}
-SIGNS = {"€": "EUR", "£": "GBP", "¥": "JPY", "R$": "BRL", "₹": "INR", "₩": "KRW", "₽": "RUB", "₺": "TRY", "₿": "BTC"}
+SIGNS = {
+    "€": "EUR",
+    "£": "GBP",
+    "¥": "JPY",
+    "R$": "BRL",
+    "₹": "INR",
+    "₩": "KRW",
+    "₽": "RUB",
+    "₺": "TRY",
+    "₿": "BTC",
+}
 
 Kind = Literal["quotes", "candles"]
 
@@ -146,7 +223,7 @@ def _needs(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The first whose names are all in the header is it; the last two need no more than their kind's fields.
+# The first whose names are all in the header is it; the last ones need no more than their kind's fields.
 LAYOUTS = (
     Layout(
         name="CoinMarketCap ticker dump",
@@ -202,6 +279,7 @@ LAYOUTS = (
         needs=_needs("date price open high low changepercent"),
         usd=True,
     ),
+    Layout(name="candles", kind="candles", needs=_needs("close")),
     Layout(name="candles", kind="candles", needs=_needs("open high low")),
     Layout(name="quotes", kind="quotes"),
 )
@@ -227,7 +305,9 @@ def normal(cell: str) -> str:
 def heading(cell: str) -> Heading:
     """What a header cell says: `Market Cap**`, `24h_volume_usd`, `priceEur`, `Volume (USD)`."""
     full = normal(cell)
-    words = [word for word in _NOT_WORD.split(_CAMEL.sub(" ", cell.replace("%", " percent ")).lower()) if word]
+    words = [
+        word for word in _NOT_WORD.split(_CAMEL.sub(" ", cell.replace("%", " percent ")).lower()) if word
+    ]
     for position in (-1, 0):
         if len(words) > 1 and (currency := WORDS.get(words[position], words[position])) in CURRENCIES:
             rest = "".join(words[:-1] if position == -1 else words[1:])
