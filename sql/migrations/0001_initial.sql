@@ -122,7 +122,7 @@ CREATE TABLE api_calls (
 -- good on every host; the version of the data, which every commit that changes a row moves; and whether its
 -- figures are the demo's invention, which must never mix with real ones.
 CREATE TABLE instance (
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    single boolean PRIMARY KEY DEFAULT true CHECK (single),
     cursor_key text NOT NULL,
     data_version bigint NOT NULL,
     demo boolean NOT NULL DEFAULT false
@@ -138,6 +138,11 @@ LANGUAGE plpgsql AS $$
 DECLARE
     partition text := to_char(month, '"unified_history_"YYYY_MM');
 BEGIN
+    IF to_regclass(partition) IS NOT NULL THEN
+        RETURN;
+    END IF;
+    -- The lock that ATTACH takes anyway, before looking again: two sources may miss one month together.
+    LOCK TABLE unified_history IN SHARE UPDATE EXCLUSIVE MODE;
     IF to_regclass(partition) IS NOT NULL THEN
         RETURN;
     END IF;
