@@ -114,7 +114,7 @@ async def sampled(path: Path) -> Sample:
         raise FileRefused("it is empty, or nothing of it can be read")
     encoding = encoding_of(head.content)
     text = decoder(encoding).decode(head.content, final=head.last)
-    if "\x00" in text[:1000] and "\x00" in text[-1000:]:
+    if text.count("\x00") * 20 > len(text):
         raise FileRefused("it is not text")
     delimiter, header_row, header, layout, rows = await _header(text)
     if not head.last and rows:
@@ -214,7 +214,9 @@ class _Recogniser:
             coin = self.told.coin
             if coin is None:
                 raise FileRefused("neither a column nor its name tells which coin it is about")
+        # Columns that are not loaded are written by the same hand, so they may tell as well.
         numeric = [places[field] for field in NUMBERS if field in places]
+        numeric += [column for field in ("open", "high", "low") for column in candidates.get(field, [])]
         decimal = decimal_sign(
             (cell for column in numeric for cell in self.cells(column)), self.sample.delimiter
         )
@@ -430,7 +432,7 @@ class _Recogniser:
     ) -> timedelta | None:
         if layout.kind != "candles":
             return None
-        length = self.told.period or period(stamps)
+        length = self.told.period or period(stamps) or (PERIODS["1d"] if layout.daily else None)
         if length is None and "closed_at" not in places and stamps:
             raise FileRefused("neither its rows nor its name tell how long its candles are")
         return length

@@ -209,7 +209,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     `usd` says that its figures are US dollars where neither header, cells nor name tell a currency.
     `volume_usd` says that a column called just volume is the day's turnover in that currency; in other
-    layouts it may as well count coins.
+    layouts it may as well count coins. `daily` says how long its candles are where one row cannot tell.
     """
 
     name: str
@@ -217,6 +217,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     needs: frozenset[str] = frozenset()
     usd: bool = False
     volume_usd: bool = False
+    daily: bool = False
 
 
 def _needs(text: str) -> frozenset[str]:
@@ -257,6 +258,7 @@ LAYOUTS = (
         name="CoinMarketCap daily prices of coins",
         kind="candles",
         needs=_needs("name symbol date open high low close volume marketcap"),
+        daily=True,
         usd=True,
         volume_usd=True,
     ),
@@ -264,6 +266,7 @@ LAYOUTS = (
         name="CoinMarketCap daily prices",
         kind="candles",
         needs=_needs("date open high low close volume marketcap"),
+        daily=True,
         usd=True,
         volume_usd=True,
     ),

@@ -10,7 +10,9 @@ from backports import zstd
 from kasparro.record import Record, line
 from tests.sources.archives.conftest import Read, read
 
-TICKERS = """id,name,symbol,rank,price_usd,24h_volume_usd,market_cap_usd,available_supply,total_supply,max_supply,percent_change_1h,percent_change_24h,percent_change_7d,last_updated
+TICKERS = """\
+id,name,symbol,rank,price_usd,24h_volume_usd,market_cap_usd,available_supply,total_supply,max_supply,\
+percent_change_1h,percent_change_24h,percent_change_7d,last_updated
 bitcoin,Bitcoin,BTC,1,16973.8,22081300000.0,284909052105,16785225,16785225,21000000.0,-0.42,5.76,26.04,1515230661
 swisscoin,Swisscoin,SIC,1325,1.2e-11,,,,10200000000.0,,,4.39,-22.84,1512540278
 """
@@ -53,7 +55,10 @@ async def test_candles_give_the_close_at_the_periods_last_second(load: Read) -> 
 
 
 async def test_a_coin_without_an_id_column_is_called_by_symbol_and_name(load: Read) -> None:
-    content = "Name,Symbol,Date,Open,High,Low,Close,Volume,Marketcap\nCrypto.com Coin,CRO,2018-12-15 23:59:59,1,1,1,1,1,1\n"
+    content = (
+        "Name,Symbol,Date,Open,High,Low,Close,Volume,Marketcap\n"
+        "Crypto.com Coin,CRO,2018-12-15 23:59:59,1,1,1,1,1,1\n"
+    )
     (row,) = (await load(content)).rows
     assert (row["source_id"], row["symbol"], row["name"]) == ("cro-crypto-com-coin", "CRO", "Crypto.com Coin")
 
@@ -159,7 +164,7 @@ async def test_a_truncated_archive_keeps_the_rows_before_the_cut(load: Read) -> 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 async def test_encodings_are_found(load: Read, encoding: str) -> None:
-    content = "symbol,name,price_usd,last_updated\nCAF,Café,1.5,2018-01-01T00:00:00Z\n" * 1
+    content = "symbol,name,price_usd,last_updated\nCAF,Café,1.5,2018-01-01T00:00:00Z\n"
     (row,) = (await load(content.encode(encoding), "x.csv")).rows
     assert row["name"] == "Café"
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from kasparro.sources.archives import Archives
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives.process import Worker
 from kasparro.sources.archives.reader import Job
+from kasparro.sources.archives.wire import next_job, packed
 from kasparro.sources.base import Pass
 from tests.sources.archives.conftest import NOW, job_for
 
@@ -132,9 +134,10 @@ async def test_a_cancelled_pass_ends_its_worker(tmp_path: Path, pids: list[int])
     begun = asyncio.Event()
 
     async def consume() -> None:
-        async for _ in Archives(str(path)).extract(Pass(clock=lambda: NOW)):
-            begun.set()
-            await asyncio.Event().wait()
+        async with aclosing(Archives(str(path)).extract(Pass(clock=lambda: NOW))) as batches:
+            async for _ in batches:
+                begun.set()
+                await asyncio.Event().wait()
 
     task = asyncio.create_task(consume())
     await begun.wait()
@@ -239,10 +242,6 @@ async def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path: Path
 
 
 def test_a_job_survives_the_wire(tmp_path: Path) -> None:
-    from io import BytesIO
-
-    from kasparro.sources.archives.wire import next_job, packed
-
     job: Job = job_for(dump(tmp_path / "a.csv", 1))
     assert next_job(BytesIO(packed(job))) == job
     assert next_job(BytesIO()) is None

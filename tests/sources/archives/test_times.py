@@ -12,7 +12,7 @@ from kasparro.sources.archives.numbers import Unsettled
 from kasparro.sources.archives.times import Order, Stamp, day_order, period, period_end, read_time
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-moments = st.datetimes(datetime(2009, 1, 4), datetime(2026, 5, 1))
+moments = st.datetimes(datetime(2009, 1, 4), datetime(2026, 5, 1))  # noqa: DTZ001 - strategies want naive ones
 
 
 @pytest.mark.parametrize(
