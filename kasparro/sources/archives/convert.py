@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
-from functools import partial
 from operator import itemgetter
 from typing import TypeVar
 from zoneinfo import ZoneInfo
@@ -37,9 +36,6 @@ _NO_COIN = frozenset({"", "-", "--", "?", "n/a"})
 # many and on how long a text is kept bounds the memory.
 KNOWN = 50_000
 KNOWN_LENGTH = 200
-# Money hardly ever repeats but for nothing and zero, and remembering costs more than reading.
-KNOWN_MONEY_LENGTH = 3
-
 
 _Cells = TypeVar("_Cells", bound=str | tuple[str, ...])
 
@@ -52,30 +48,10 @@ class _Known(dict[_Cells, str]):
 
     def __missing__(self, cells: _Cells) -> str:
         value = self._read(cells)
-        if len(value) <= KNOWN_LENGTH:
+        if len(value) <= KNOWN_LENGTH and len("".join(cells)) <= KNOWN_LENGTH:
             if len(self) >= KNOWN:
                 self.clear()
             self[cells] = value
-        return value
-
-
-class _KnownNumbers(dict[str, str]):
-    # The same for numbers, plainly written ones without a further call.
-    def __init__(self, read: Callable[[str], str], length: int, negative: bool, plain: bool) -> None:
-        super().__init__()
-        self._read = read
-        self._length = length
-        self._negative = negative
-        self._plain = plain
-
-    def __missing__(self, text: str) -> str:
-        value = read_plain(text) if self._plain else None
-        if value is None or (value[0] == "-" and not self._negative):
-            value = self._read(text)
-        if len(text) <= self._length:
-            if len(self) >= KNOWN:
-                self.clear()
-            self[text] = value
         return value
 
 
@@ -112,7 +88,7 @@ class Converter:
         coins = _Known(self._read_coin)
         times = _Known(self._read_when)
         ranks = _Known(self._read_rank)
-        money, supply, percent = (self._numbers(kind).__getitem__ for kind in _KINDS)
+        money, supply, percent = (self._number_reader(kind) for kind in _KINDS)
 
         def convert(row: list[str]) -> tuple[str, str]:
             if len(row) != width:
@@ -132,13 +108,20 @@ class Converter:
 
         return convert
 
-    def _numbers(self, kind: Kind) -> _KnownNumbers:
-        return _KnownNumbers(
-            partial(self._read_number, kind, ""),
-            KNOWN_MONEY_LENGTH if kind == "money" else KNOWN_LENGTH,
-            negative=kind == "percent",
-            plain=self._notation.decimal == ".",
-        )
+    def _number_reader(self, kind: Kind) -> Callable[[str], str]:
+        plain = self._notation.decimal == "."
+        signed = kind == "percent"
+
+        def read(text: str) -> str:
+            if not text:
+                return NULL
+            value = read_plain(text) if plain else None
+            if value is None or (value[0] == "-" and not signed):
+                return self._read_number(kind, "", text)
+            return value
+
+        # Amounts of money hardly ever come again, so looking for them costs more than reading them.
+        return read if kind == "money" else _Known(read).__getitem__
 
     def _without_price(self, row: Sequence[str], figures: Sequence[str]) -> None:
         if self._must is not None:
