@@ -10,7 +10,7 @@ from typing import Self
 
 import structlog
 
-from kasparro.errors import DatabaseUnavailable, RunInProgress, RunLost
+from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost
 from kasparro.pipeline.run import Run, Trigger
 from kasparro.settings import Settings
 from kasparro.sources.base import utc_now
@@ -31,8 +31,7 @@ class Scheduler:
     """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
     its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
 
-    Entering raises MigrationError where the schema and the program disagree; a database that is out of
-    reach is waited for in the background.
+    A database that is out of reach is waited for, and the schema brought up to date once it is there.
     """
 
     def __init__(
@@ -48,10 +47,6 @@ class Scheduler:
         """When the next run is due, as far as this process knows; None while one works or none will come."""
 
     async def __aenter__(self) -> Self:
-        try:
-            await migrate(self._database)
-        except DatabaseUnavailable as error:
-            log.warning("starting without the database", reason=str(error))
         self._loop = asyncio.create_task(self._keep_running())
         return self
 
@@ -86,6 +81,8 @@ class Scheduler:
                 await self._lead()
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", reason=str(error))
+            except KasparroError as error:
+                log.error("the loop cannot run", reason=str(error))
             except Exception:
                 # Whatever it is, tomorrow's data matters more than today's exception.
                 log.exception("the loop met an error and goes on")

@@ -87,20 +87,20 @@ class Database:
                 pool.terminate()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+    async def reading(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to read with, from a replica where there is one."""
         with _told():
             async with self._read.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[PoolConnectionProxy[asyncpg.Record]]:
+    async def writing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to the primary."""
         with _told():
             async with self._write.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
                 yield connection
 
-    async def session(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def session(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection to the primary outside the pool, for what lives as long as a session: advisory locks.
 
         The caller closes it.

@@ -119,11 +119,13 @@ CREATE TABLE api_calls (
 );
 
 -- One row that is this database's own: the key that signs cursors, so that they outlive a restart and are
--- good on every host, and the version of the data, which every commit that changes a row moves.
+-- good on every host; the version of the data, which every commit that changes a row moves; and whether its
+-- figures are the demo's invention, which must never mix with real ones.
 CREATE TABLE instance (
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    single boolean PRIMARY KEY DEFAULT true CHECK (single),
     cursor_key text NOT NULL,
-    data_version bigint NOT NULL
+    data_version bigint NOT NULL,
+    demo boolean NOT NULL DEFAULT false
 );
 
 -- gen_random_uuid() draws 122 strong random bits; two of them make a key. (No pgcrypto needed.)

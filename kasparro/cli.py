@@ -1,0 +1,220 @@
+"""The commands."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+import click
+import msgspec
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kasparro import __version__, logs, settings
+from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError
+from kasparro.pipeline import report
+from kasparro.pipeline.run import Run, unwatched
+from kasparro.settings import SOURCES, Settings
+from kasparro.sources.registry import build
+from kasparro.store.database import Database
+from kasparro.store.instance import WrongDatabase
+from kasparro.store.migrations import migrate as apply_migrations
+from kasparro.web import server
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+FAILED, USAGE, BUSY = 1, 2, 3
+
+out = Console()
+err = Console(stderr=True)
+
+
+def _settings_help() -> str:
+    lines = ["\b", "Settings come from the environment:"]
+    lines += [
+        f"{variable.name}\n    {variable.meaning} (default: {variable.default})"
+        for variable in settings.variables().values()
+    ]
+    return "\n".join(lines)
+
+
+@click.group(epilog=_settings_help(), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kasparro")
+def main() -> None:
+    """One self-hosted API for crypto market data: CoinPaprika, CoinGecko and CSV archives, settled into one
+    exact PostgreSQL table and served over HTTP."""
+
+
+_host = click.option("--host", help="Listen address (KASPARRO_HOST).")
+_port = click.option("--port", type=click.IntRange(0, 65_535), help="Listen port (PORT).")
+
+
+@main.command()
+@_host
+@_port
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Server processes.")
+def serve(host: str | None, port: int | None, workers: int) -> None:
+    """Serve the API, and run the sources at start and then every interval."""
+    told = _load(host, port)
+    _guarded(lambda: server.serve(told, workers=workers))
+
+
+@main.command()
+@_host
+@_port
+@click.option("--seed", type=int, default=1, show_default=True, help="Which market to invent.")
+def demo(host: str | None, port: int | None, seed: int) -> None:
+    """Serve with simulated upstreams: no network, no keys.
+
+    The figures are invented, so they live in a database of their own, beside the one that `serve` uses.
+    """
+    told = _load(host, port)
+    _guarded(lambda: server.serve(told, demo_seed=seed))
+
+
+@main.command()
+@click.option(
+    "--source", "names", type=click.Choice(SOURCES), multiple=True, help="Only this one; repeatable."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the run's report, the object of /runs/{id}, alone."
+)
+def etl(names: tuple[str, ...], as_json: bool) -> None:
+    """Run the sources once.
+
+    Exits with 0 where every source succeeded, 1 where one did not, 2 for wrong usage or settings, 3 where
+    another run is at work.
+    """
+    told = _load()
+    chosen = tuple(dict.fromkeys(names)) or told.sources
+    done = _guarded(lambda: asyncio.run(_etl(told, chosen, watched=not as_json)))
+    if as_json:
+        sys.stdout.write(report.encode(done).decode() + "\n")
+    else:
+        _print_run(done)
+    sys.exit(0 if done.status == "succeeded" else FAILED)
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema up to date."""
+    told = _load()
+    applied = _guarded(lambda: asyncio.run(_with_database(told, apply_migrations)))
+    for name in applied:
+        out.print(f"applied {name}")
+    if not applied:
+        out.print("the schema is up to date")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the object of /stats.")
+def status(as_json: bool) -> None:
+    """Say what the database holds and how the last run went."""
+    told = _load()
+
+    async def read(database: Database) -> report.Stats:
+        await server.prepare(database)
+        async with database.reading() as connection:
+            return await report.stats(connection, told)
+
+    stats = _guarded(lambda: asyncio.run(_with_database(told, read)))
+    if as_json:
+        sys.stdout.write(report.encode(stats).decode() + "\n")
+        return
+    table = Table("source", "records")
+    for source, records in stats.totals.by_source.items():
+        table.add_row(source, f"{records:,}")
+    out.print(f"{stats.status}; {stats.totals.records:,} records after {stats.totals.runs:,} runs")
+    out.print(table)
+    if stats.last_run is not None:
+        _print_run(stats.last_run)
+
+
+async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> report.RunReport:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    async def run(database: Database) -> report.RunReport:
+        await server.prepare(database)
+        with _bars(names, shown=watched and err.is_terminal) as watch:
+            async with Run(
+                database, build(told, names), "etl", budget=told.monthly_calls, watch=watch
+            ) as one:
+                await one.work(stop)
+        async with database.writing() as connection:
+            done = await report.run_report(connection, one.id)
+        if done is None:
+            raise RunLost(f"run {one.id} is not in the database any more")
+        return done
+
+    return await _with_database(told, run)
+
+
+async def _with_database(told: Settings, work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
+    async with server.database_url(told) as url, Database(url) as database:
+        return await work(database)
+
+
+@contextmanager
+def _bars(names: tuple[str, ...], *, shown: bool) -> Iterator[Callable[[str, float, float | None], None]]:
+    """A progress bar for each source, on stderr; or none, where nobody would see them."""
+    if not shown:
+        yield unwatched
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        bars = {name: progress.add_task(name, total=None) for name in names}
+        yield lambda name, done, total: progress.update(bars[name], completed=done, total=total)
+
+
+def _print_run(run: report.RunReport) -> None:
+    figures = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
+    table = Table("source", "status", *figures, title=f"run {run.id}: {run.status}", title_justify="left")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for source in run.sources:
+        table.add_row(
+            source.source, source.status, *(f"{getattr(source.records, figure):,}" for figure in figures)
+        )
+    out.print(table)
+    for source in run.sources:
+        if source.error:
+            out.print(f"{source.source}: {source.error}", markup=False, highlight=False)
+
+
+def _load(host: str | None = None, port: int | None = None) -> Settings:
+    try:
+        told = settings.load(os.environ)
+    except SettingsError as error:
+        _fail(str(error), USAGE)
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    told = msgspec.structs.replace(told, **given)
+    logs.configure(told)
+    for name, meant in settings.unknown(os.environ).items():
+        log.warning("unknown setting", name=name, **({"did_you_mean": meant} if meant else {}))
+    return told
+
+
+def _guarded(work: Callable[[], T]) -> T:
+    """Do it, and end the program with one line on what went wrong."""
+    try:
+        return work()
+    except RunInProgress as error:
+        _fail(str(error), BUSY)
+    except WrongDatabase as error:
+        _fail(str(error), USAGE)
+    except KasparroError as error:
+        _fail(str(error), FAILED)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    err.print(f"kasparro: {text}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,126 @@
+"""Runs the simulator as a process of its own: ``python -m kasparro.simulator``."""
+
+import asyncio
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+import click
+import msgspec
+
+from kasparro.simulator import Account, Simulator
+from kasparro.simulator.coins import MOST_COINS
+from kasparro.simulator.market import Api
+
+
+class Moment(click.ParamType[datetime]):
+    name = "moment"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an ISO 8601 time.", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Replay(click.ParamType[tuple[Api, Path]]):
+    name = "api=file"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Api, Path]:
+        name, _, path = str(value).partition("=")
+        for api in get_args(Api):
+            if name == api and Path(path).is_file():
+                return api, Path(path)
+        raise click.BadParameter(f"{value!r} is not an API's name, '=' and a file.", ctx, param)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=0, show_default=True, help="Port to listen on; 0: any free one.")
+@click.option("--seed", default=1, show_default=True, help="The market's seed.")
+@click.option("--coins", default=2_500, show_default=True, type=click.IntRange(1, MOST_COINS))
+@click.option("--tick", default=60.0, show_default=True, help="Seconds between moves of the market.")
+@click.option("--manual", is_flag=True, help="Let time stand still until POST /control/advance.")
+@click.option("--base", type=Moment(), help="The market's first moment, ISO 8601.  [default: now]")
+@click.option("--coinpaprika-key", help="The key that CoinPaprika accepts.")
+@click.option("--coinpaprika-per-minute", type=click.IntRange(0), help="CoinPaprika's calls a minute.")
+@click.option("--coinpaprika-per-month", type=click.IntRange(0), help="CoinPaprika's calls a month.")
+@click.option("--coingecko-key", help="The key that CoinGecko accepts.")
+@click.option("--coingecko-pro", is_flag=True, help="Make it a pro key, and required.")
+@click.option("--coingecko-per-minute", type=click.IntRange(0), help="CoinGecko's calls a minute.")
+@click.option("--coingecko-per-month", type=click.IntRange(0), help="CoinGecko's calls a month.")
+@click.option(
+    "--replay",
+    type=Replay(),
+    multiple=True,
+    help="Serve this file as the API's next page in place of the market; may be repeated.",
+)
+def main(
+    *,
+    host: str,
+    port: int,
+    seed: int,
+    coins: int,
+    tick: float,
+    manual: bool,
+    base: datetime | None,
+    coinpaprika_key: str | None,
+    coinpaprika_per_minute: int | None,
+    coinpaprika_per_month: int | None,
+    coingecko_key: str | None,
+    coingecko_pro: bool,
+    coingecko_per_minute: int | None,
+    coingecko_per_month: int | None,
+    replay: tuple[tuple[Api, Path], ...],
+) -> None:
+    """Stand in for CoinPaprika and CoinGecko on this machine until interrupted.
+
+    When both answer, one line of JSON on stdout gives their base URLs.
+    """
+    simulator = Simulator(
+        seed=seed,
+        coins=coins,
+        base=base,
+        tick=tick,
+        manual=manual,
+        host=host,
+        port=port,
+        coinpaprika=Account(
+            key=coinpaprika_key, per_minute=coinpaprika_per_minute, per_month=coinpaprika_per_month
+        ),
+        coingecko=Account(
+            key=coingecko_key,
+            pro=coingecko_pro,
+            per_minute=coingecko_per_minute,
+            per_month=coingecko_per_month,
+        ),
+    )
+    for api in get_args(Api):
+        if bodies := [path.read_bytes() for name, path in replay if name == api]:
+            simulator.replay(api, bodies)
+    asyncio.run(_run(simulator))
+
+
+async def _run(simulator: Simulator) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with simulator:
+        addresses = {
+            "coinpaprika": simulator.coinpaprika_url,
+            "coingecko": simulator.coingecko_url,
+            "control": simulator.url + "/control",
+        }
+        click.echo(msgspec.json.encode(addresses))
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    main()

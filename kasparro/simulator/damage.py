@@ -1,0 +1,114 @@
+"""Damages the records of an answer the way a content fault says."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+
+from kasparro.simulator.faults import BadRecord, BadRecords, SchemaDrift
+from kasparro.simulator.market import Api, stamp
+
+_PRICE: dict[Api, str] = {"coinpaprika": "quotes.USD.price", "coingecko": "current_price"}
+_LONG_NUMBER = b"7" * 400
+_LONG_NAME = b'"' + b"A" * 1_000_000 + b'"'
+
+
+def damaged(
+    records: Sequence[bytes], faults: Sequence[BadRecords | SchemaDrift], now: datetime
+) -> list[bytes]:
+    """The records after every fault in turn."""
+    result = list(records)
+    for fault in faults:
+        if isinstance(fault, SchemaDrift):
+            result = [_drifted(record, fault) for record in result]
+        elif result:
+            for number, kind in enumerate(fault.records, start=1):
+                place = number * len(result) // (len(fault.records) + 1)
+                result.insert(place, _bad(kind, records[0], fault.api, now))
+    return result
+
+
+def _bad(kind: BadRecord, good: bytes, api: Api, now: datetime) -> bytes:
+    if kind == "duplicate":
+        return good
+    if kind == "not-an-object":
+        return b'"a string among the records"'
+    if kind == "missing-id":
+        return edited(good, "id", None)
+    if kind == "null-id":
+        return edited(good, "id", b"null")
+    bad = edited(good, "id", f'"bad-{kind}"'.encode())
+    match kind:
+        case "string-price":
+            return edited(bad, _PRICE[api], b'"not a number"')
+        case "negative-price":
+            return edited(bad, _PRICE[api], b"-1.5")
+        case "future":
+            return edited(bad, "last_updated", f'"{stamp(now + timedelta(days=10), "seconds")}"'.encode())
+        case "long-number":
+            return edited(bad, _PRICE[api], _LONG_NUMBER)
+        case "nan":
+            return edited(bad, _PRICE[api], b"NaN")
+        case "long-name":
+            return edited(bad, "name", _LONG_NAME)
+        case "lone-surrogate":
+            return edited(bad, "name", b'"lone \\ud800 surrogate"')
+        case "nul":
+            return edited(bad, "name", b'"nul \\u0000 inside"')
+
+
+def edited(record: bytes, path: str, value: bytes | None, *, name: str | None = None) -> bytes:
+    """A JSON object with the field at ``path`` replaced, renamed or, without a value, left out.
+
+    All other values keep their text. An object without the field stays as it is.
+    """
+    step, _, rest = path.partition(".")
+    fields = {key: bytes(raw) for key, raw in _fields(record).items()}
+    if step not in fields:
+        return record
+    if rest:
+        fields[step] = edited(fields[step], rest, value, name=name)
+    elif value is None:
+        del fields[step]
+    else:
+        fields = {
+            (name or key) if key == step else key: value if key == step else raw
+            for key, raw in fields.items()
+        }
+    return b"{" + b",".join(msgspec.json.encode(key) + b":" + raw for key, raw in fields.items()) + b"}"
+
+
+def _fields(record: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object; none of anything else."""
+    if not record.startswith(b"{"):
+        return {}
+    return msgspec.json.decode(record, type=dict[str, msgspec.Raw])
+
+
+def _drifted(record: bytes, fault: SchemaDrift) -> bytes:
+    if fault.change == "drop":
+        return edited(record, fault.field, None)
+    value = _value(record, fault.field)
+    if value is None:
+        return record
+    if fault.change == "rename":
+        return edited(record, fault.field, value, name=fault.to)
+    return edited(record, fault.field, _retyped(value))
+
+
+def _value(record: bytes, path: str) -> bytes | None:
+    """The text of the value at ``path``."""
+    value = record
+    for step in path.split("."):
+        raw = _fields(value).get(step)
+        if raw is None:
+            return None
+        value = bytes(raw)
+    return value
+
+
+def _retyped(value: bytes) -> bytes:
+    """Numbers become strings; anything else comes wrapped in an object."""
+    if value[:1] in b"-0123456789":
+        return b'"' + value + b'"'
+    return b'{"value":' + value + b"}"

@@ -1,0 +1,250 @@
+"""The simulated market: what each API would truthfully report of each coin at the current tick."""
+
+from array import array
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from kasparro.simulator.clock import Clock
+from kasparro.simulator.coins import SUPPLY_SCALE, Coin, make_coins
+from kasparro.simulator.dice import dice
+from kasparro.simulator.numerals import GO, RUBY, Notation, numeral, shortened
+from kasparro.simulator.tides import MILLION, Tide, Tides
+
+Api: TypeAlias = Literal["coinpaprika", "coingecko"]
+Decimal: TypeAlias = tuple[int, int]
+"""A mantissa and its scale: ``mantissa / 10**scale``."""
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+
+_NOTATION: dict[Api, Notation] = {"coinpaprika": GO, "coingecko": RUBY}
+_MEMORY = 256  # ticks looked back for a coin's last move; the chance of a longer rest is below 1e-24
+_FLICKER = 0.999  # a draw above it hides the coin from CoinPaprika for that tick
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """One coin as one API reports it. Figures are JSON number texts, exactly as served at full precision.
+
+    ``None`` stands where the API writes null or an empty string, or leaves the field out. A zero is the
+    API's zero, whatever it means by it.
+    """
+
+    coin: Coin
+    id: str
+    symbol: str
+    name: str
+    rank: int | None
+    price_usd: str | None
+    market_cap_usd: str | None
+    volume_24h_usd: str
+    circulating_supply: str | None
+    total_supply: str | None
+    max_supply: str | None
+    percent_change_1h: str | None
+    percent_change_24h: str | None
+    percent_change_7d: str | None
+    last_updated: str
+    price: Decimal
+    moved_ms: int
+    """When the price was made, in milliseconds since the market's base."""
+
+
+class Market:
+    """The coins and their state at the clock's tick, worked out when asked for."""
+
+    def __init__(self, clock: Clock, *, seed: int, coins: int) -> None:
+        self.clock = clock
+        self.seed = seed
+        self.coins = make_coins(seed, coins)
+        self._tides = Tides(seed, coins)
+        self._tick: int | None = None
+        self._moved = array("q", [0]) * coins  # the tick of each coin's last move
+        self._prices: list[int] = [0] * coins
+        self._caps: list[int] = [0] * coins
+        self._hidden: frozenset[int] = frozenset()
+        self._ranked: dict[Api, list[tuple[int, int | None]]] = {}
+        self._quotes: dict[tuple[Api, int], Quote] = {}
+        self._ids: dict[Api, dict[int, str]] = {
+            "coinpaprika": {coin.index: coin.coinpaprika_id for coin in self.coins if coin.coinpaprika_id},
+            "coingecko": {coin.index: coin.coingecko_id for coin in self.coins if coin.coingecko_id},
+        }
+        self._active = frozenset(coin.index for coin in self.coins if coin.activity)
+        for coin in self.coins:
+            if not coin.activity:
+                self._move(coin.index, 0)
+
+    def listing(self, api: Api) -> Sequence[Quote]:
+        """Everything the API knows at this tick, by market cap; the truth behind what it serves."""
+        return self.window(api, 0, len(self.coins))
+
+    def window(self, api: Api, start: int, count: int) -> Sequence[Quote]:
+        """A part of ``listing``. An unchanged coin is the same object as at an earlier tick."""
+        self._settle()
+        return [self._quote(api, index, rank) for index, rank in self._order(api)[start : start + count]]
+
+    def change(self, coin: Coin, moved_ms: int, ago_ms: int, decimals: int, notation: Notation) -> str:
+        """Percent by which the coin's price had changed at ``moved_ms`` over the ``ago_ms`` before."""
+        now, then = self._factor(coin, moved_ms), self._factor(coin, moved_ms - ago_ms)
+        return percent(now, then, decimals, notation)
+
+    def price_before(self, quote: Quote, ago_ms: int) -> Decimal:
+        """The coin's price ``ago_ms`` before its last move."""
+        now, then = (
+            self._factor(quote.coin, quote.moved_ms),
+            self._factor(quote.coin, quote.moved_ms - ago_ms),
+        )
+        mantissa, scale = quote.price
+        return mantissa * then // now, scale
+
+    def _factor(self, coin: Coin, elapsed_ms: int) -> int:
+        """Millionths of its price at rest that the coin costs at that moment."""
+        return MILLION + self._tides.at(elapsed_ms).level(coin.index, coin.volatility)
+
+    def _settle(self) -> None:
+        """Bring prices, caps and ranks to the clock's tick."""
+        tick = self.clock.tick
+        if tick == self._tick:
+            return
+        known = self._tick if self._tick is not None and self._tick < tick else tick - _MEMORY
+        since = max(known, tick - _MEMORY)
+        waiting = set(self._active)
+        for moment in range(tick, since, -1):
+            draws = self._draws(moment)
+            movers = [index for index in waiting if draws[index] < self.coins[index].activity]
+            waiting.difference_update(movers)
+            for index in movers:
+                self._move(index, moment)
+            if not waiting:
+                break
+        draws = self._draws(tick)
+        self._hidden = frozenset(i for i in range(60, len(self.coins)) if draws[i] > _FLICKER)
+        self._ranked.clear()
+        self._tick = tick
+
+    def _draws(self, tick: int) -> list[float]:
+        rng = dice(self.seed, "tick", tick)
+        return [rng.random() for _ in self.coins]
+
+    def _move(self, index: int, tick: int) -> None:
+        coin = self.coins[index]
+        price = coin.mantissa * self._factor(coin, tick * self.clock.tick_ms) // MILLION
+        self._moved[index] = tick
+        self._prices[index] = price
+        if coin.capped and coin.priced and coin.circulating is not None:
+            self._caps[index] = price * coin.circulating // 10 ** (coin.scale + SUPPLY_SCALE)
+        else:
+            self._caps[index] = 0
+
+    def _order(self, api: Api) -> list[tuple[int, int | None]]:
+        """Indexes and ranks of the coins that the API lists, by market cap; unknown caps stand last."""
+        order = self._ranked.get(api)
+        if order is None:
+            hidden = self._hidden if api == "coinpaprika" else frozenset()
+            listed = [self.coins[index] for index in self._ids[api] if index not in hidden]
+            listed.sort(key=lambda coin: (-self._caps[coin.index], coin.index))
+            order = []
+            rank = 0
+            for coin in listed:
+                if not coin.ranked_like_previous or rank == 0:
+                    rank += 1 + coin.ranks_skipped
+                unranked = self._caps[coin.index] == 0 and (api == "coingecko" or coin.gaps)
+                order.append((coin.index, None if unranked else rank))
+            self._ranked[api] = order
+        return order
+
+    def _quote(self, api: Api, index: int, rank: int | None) -> Quote:
+        known = self._quotes.get((api, index))
+        moved_ms = self._moved[index] * self.clock.tick_ms
+        if known is None or known.moved_ms != moved_ms:
+            make = self._coingecko if api == "coingecko" else self._coinpaprika
+            known = make(self.coins[index], rank, moved_ms)
+        elif known.rank == rank:
+            return known
+        else:
+            known = msgspec.structs.replace(known, rank=rank)
+        self._quotes[api, index] = known
+        return known
+
+    def _coingecko(self, coin: Coin, rank: int | None, moved_ms: int) -> Quote:
+        price = (self._prices[coin.index], coin.scale)
+        cap = self._caps[coin.index]
+        tide = self._tides.at(moved_ms)
+        return Quote(
+            coin=coin,
+            id=self._ids["coingecko"][coin.index],
+            symbol=coin.symbol.lower(),
+            name=coin.name,
+            rank=rank,
+            price_usd=numeral(*price, RUBY) if coin.priced else None,
+            market_cap_usd=str(cap) if cap else "0.0",
+            volume_24h_usd=str(_volume(coin, tide)),
+            circulating_supply=None if coin.circulating is None else _ruby_supply(coin.circulating),
+            total_supply=None if coin.total is None else _ruby_supply(coin.total),
+            max_supply=None if coin.maximum is None else _ruby_supply(coin.maximum),
+            percent_change_1h=self.change(coin, moved_ms, HOUR_MS, 13, RUBY),
+            percent_change_24h=self.change(coin, moved_ms, DAY_MS, 13, RUBY),
+            percent_change_7d=None if coin.gaps else self.change(coin, moved_ms, 7 * DAY_MS, 13, RUBY),
+            last_updated=stamp(self._updated(coin, moved_ms, seconds_off=0), "milliseconds"),
+            price=price,
+            moved_ms=moved_ms,
+        )
+
+    def _coinpaprika(self, coin: Coin, rank: int | None, moved_ms: int) -> Quote:
+        price = _skewed(self._prices[coin.index], coin)
+        tide = self._tides.at(moved_ms)
+        unit: int = 10**SUPPLY_SCALE
+        volume = _volume(coin, tide) * 100 + coin.index % 100
+        return Quote(
+            coin=coin,
+            id=self._ids["coinpaprika"][coin.index],
+            symbol=coin.symbol,
+            name=coin.name,
+            rank=rank,
+            price_usd=numeral(*price, GO) if coin.priced else None,
+            market_cap_usd=str(self._caps[coin.index] * (MILLION + coin.past.skew) // MILLION),
+            volume_24h_usd=numeral(volume, 2, GO),
+            circulating_supply=str((coin.circulating or 0) // unit),
+            total_supply=str((coin.total or 0) // unit),
+            max_supply=None if coin.gaps else str((coin.maximum or 0) // unit),
+            percent_change_1h=self.change(coin, moved_ms, HOUR_MS, 2, GO),
+            percent_change_24h=self.change(coin, moved_ms, DAY_MS, 2, GO),
+            percent_change_7d=None if coin.gaps else self.change(coin, moved_ms, 7 * DAY_MS, 2, GO),
+            last_updated=stamp(self._updated(coin, moved_ms, seconds_off=coin.index % 7), "seconds"),
+            price=price,
+            moved_ms=moved_ms,
+        )
+
+    def _updated(self, coin: Coin, moved_ms: int, *, seconds_off: int) -> datetime:
+        moment = 0 if coin.activity == 0 else moved_ms
+        return self.clock.at(moment - coin.lag_ms) - timedelta(seconds=seconds_off)
+
+
+def percent(now: int, then: int, decimals: int, notation: Notation) -> str:
+    """The change from ``then`` to ``now`` in percent, cut to so many decimals."""
+    return numeral((now - then) * 10 ** (decimals + 2) // max(then, 1), decimals, notation)
+
+
+def stamp(moment: datetime, precision: Literal["seconds", "milliseconds"]) -> str:
+    """RFC 3339 in UTC with a ``Z``, as both APIs write it."""
+    return moment.isoformat(timespec=precision).replace("+00:00", "Z")
+
+
+def _skewed(price: int, coin: Coin) -> Decimal:
+    """CoinPaprika's price: a little off CoinGecko's, eight decimals or six significant digits."""
+    mantissa, scale = price * (MILLION + coin.past.skew), coin.scale + 6
+    decimals = max(8, shortened(mantissa, scale, 6)[1])
+    return (mantissa // 10 ** (scale - decimals), decimals) if scale > decimals else (mantissa, scale)
+
+
+def _ruby_supply(units: int) -> str:
+    """CoinGecko's supplies are floats: whole ones end in ``.0``."""
+    written = numeral(units, SUPPLY_SCALE, RUBY)
+    return written if "." in written or "e" in written else f"{written}.0"
+
+
+def _volume(coin: Coin, tide: Tide) -> int:
+    return coin.volume * (MILLION + 6 * tide.level(coin.index, 100)) // MILLION

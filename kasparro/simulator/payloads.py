@@ -1,0 +1,30 @@
+"""Fixed bytes that stand in for what the market would answer."""
+
+from collections.abc import Sequence
+
+from kasparro.simulator.market import Api
+
+
+class Payloads:
+    """Given bodies by API and page."""
+
+    def __init__(self) -> None:
+        self._pages: dict[Api, dict[int, bytes]] = {}
+        self._complete: set[Api] = set()
+
+    def put(self, api: Api, page: int, body: bytes) -> None:
+        """Serve these bytes as that page; the other pages stay what they were."""
+        self._pages.setdefault(api, {})[page] = body
+
+    def replay(self, api: Api, bodies: Sequence[bytes]) -> None:
+        """Serve these bytes as the API's pages, and nothing after them."""
+        self._pages[api] = dict(enumerate(bodies, start=1))
+        self._complete.add(api)
+
+    def clear(self) -> None:
+        self._pages.clear()
+        self._complete.clear()
+
+    def get(self, api: Api, page: int) -> bytes | None:
+        body = self._pages.get(api, {}).get(page)
+        return b"[]" if body is None and api in self._complete else body

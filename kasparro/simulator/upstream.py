@@ -1,0 +1,139 @@
+"""What both stand-ins share: an answer, a selection of quotes and their rendered bytes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import msgspec
+
+from kasparro.simulator.market import Api, Market, Quote
+
+JSON = "application/json; charset=utf-8"
+PLAIN = "text/plain; charset=utf-8"
+HTML = "text/html; charset=UTF-8"
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """How one API treats its callers."""
+
+    key: str | None = None
+    """The one key it accepts; without it every key is wrong."""
+    pro: bool = False
+    """CoinGecko: the key is a pro key, and no call passes without it."""
+    per_second: int | None = None
+    per_minute: int | None = None
+    per_month: int | None = None
+    throttled: Literal["json", "plain"] = "json"
+    """The body of a 429."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes
+    content_type: str = JSON
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What a call asked for: a window of the listing, rendered one way."""
+
+    start: int
+    count: int
+    changes: tuple[str, ...] = ()
+    """CoinGecko: the periods whose change is asked for."""
+    full: bool = False
+    """CoinGecko: prices with all their digits."""
+    paid: bool = False
+    """CoinPaprika: with the fields that a key opens."""
+
+    @property
+    def variant(self) -> tuple[tuple[str, ...], bool, bool]:
+        """What decides how a record is written."""
+        return self.changes, self.full, self.paid
+
+
+class Upstream(ABC):
+    """One API: which calls it refuses and how it writes what it answers."""
+
+    name: ClassVar[Api]
+    base: ClassVar[str]
+    path: ClassVar[str]
+
+    def __init__(self, market: Market, account: Account) -> None:
+        self.market = market
+        self.account = account
+        self._records: dict[tuple[tuple[str, ...], bool, bool], dict[int, tuple[Quote, bytes]]] = {}
+        self._bodies: dict[Selection, bytes] = {}
+        self._bodies_tick = 0
+
+    @abstractmethod
+    def select(self, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Selection | Answer:
+        """The quotes a call asks for, or the error it gets."""
+
+    @abstractmethod
+    def quotes(self, selection: Selection) -> Sequence[Quote]:
+        """The selected quotes in the order they are served."""
+
+    @abstractmethod
+    def renderer(self, selection: Selection) -> Callable[[Quote], str]:
+        """The function that writes one quote of this selection as JSON."""
+
+    @abstractmethod
+    def error(self, status: int, message: str) -> bytes:
+        """An error body in the API's shape."""
+
+    @abstractmethod
+    def exhausted(self) -> Answer:
+        """The answer once the month's calls are used up."""
+
+    @abstractmethod
+    def headers(self, body: bytes) -> tuple[tuple[str, str], ...]:
+        """Headers of a good answer besides its type and length."""
+
+    def throttled(self, retry_after: int) -> Answer:
+        headers = (("retry-after", str(retry_after)),)
+        if self.account.throttled == "plain":
+            return Answer(429, b"Throttled\n", PLAIN, headers)
+        return Answer(429, self.error(429, "You have reached the limit of requests."), JSON, headers)
+
+    def not_found(self) -> Answer:
+        return Answer(404, self.error(404, "There is nothing at this path."))
+
+    def body(self, selection: Selection) -> bytes:
+        """The selected records as a JSON array, kept until the market moves."""
+        tick = self.market.clock.tick
+        if tick != self._bodies_tick:
+            self._bodies.clear()
+            self._bodies_tick = tick
+        body = self._bodies.get(selection)
+        if body is None:
+            body = self._bodies[selection] = array_of(self.records(selection))
+        return body
+
+    def records(self, selection: Selection) -> list[bytes]:
+        """The selected records; those of unchanged quotes are not written again."""
+        write = self.renderer(selection)
+        written = self._records.setdefault(selection.variant, {})
+        records = []
+        for quote in self.quotes(selection):
+            index = quote.coin.index
+            known = written.get(index)
+            if known is None or known[0] is not quote:
+                known = written[index] = (quote, write(quote).encode())
+            records.append(known[1])
+        return records
+
+
+def array_of(records: Sequence[bytes]) -> bytes:
+    return b"[" + b",".join(records) + b"]"
+
+
+def text(value: str) -> str:
+    """A JSON string with ``<``, ``>`` and ``&`` escaped, as both APIs' writers do."""
+    written = msgspec.json.encode(value).decode()
+    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def null_or(value: str | int | None) -> str:
+    """A number text, or ``null``."""
+    return "null" if value is None else str(value)

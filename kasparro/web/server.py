@@ -1,0 +1,166 @@
+"""Runs the service: its socket, its processes, and how they end."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from types import FrameType
+
+import msgspec
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.supervisors import Multiprocess
+
+from kasparro import logs, settings
+from kasparro.errors import DatabaseUnavailable, KasparroError
+from kasparro.pipeline.scheduler import Scheduler
+from kasparro.settings import Settings
+from kasparro.simulator import Simulator
+from kasparro.store.database import Database
+from kasparro.store.embedded import EmbeddedPostgres
+from kasparro.store.instance import claim
+from kasparro.store.migrations import migrate
+from kasparro.web.app import create_app
+
+log = structlog.get_logger()
+
+DEMO_INTERVAL = timedelta(seconds=20)
+# With the scheduler's own grace this keeps a stop within 10 s.
+DRAIN_S = 3
+
+
+class ListenError(KasparroError):
+    """The listen address cannot be had."""
+
+
+@asynccontextmanager
+async def database_url(told: Settings) -> AsyncIterator[str]:
+    """The URL of the database to work with; where none is told, an embedded server runs meanwhile.
+
+    Raises EmbeddedPostgresError.
+    """
+    if told.database_url is not None:
+        yield told.database_url.reveal()
+    else:
+        async with EmbeddedPostgres(told.home) as server:
+            yield server.dsn
+
+
+def application(told: Settings, url: str) -> Starlette:
+    """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
+    database = Database(url, told.database_read_url.reveal() if told.database_read_url else None)
+    return create_app(told, database=database, scheduler=Scheduler(told, database))
+
+
+async def prepare(database: Database, *, demo: bool = False) -> None:
+    """Bring the schema up to date, and make sure that real and invented figures do not mix.
+
+    Raises MigrationError, WrongDatabase, DatabaseUnavailable.
+    """
+    await migrate(database)
+    await claim(database, demo=demo)
+
+
+def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; with `demo_seed`, over simulated upstreams.
+
+    Raises KasparroError where the service cannot start.
+    """
+    requested: list[int] = []
+
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        requested.append(number)
+
+    # uvicorn takes these over while it serves and raises them again afterwards, where the default would end
+    # the process before the embedded server was stopped.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, request_stop)
+    with _listening(told) as listener:
+        asyncio.run(_serve(told, listener, requested, workers, demo_seed))
+
+
+async def _serve(
+    told: Settings, listener: socket.socket, requested: list[int], workers: int, demo_seed: int | None
+) -> None:
+    async with AsyncExitStack() as stack:
+        if demo_seed is not None:
+            simulator = await stack.enter_async_context(Simulator(seed=demo_seed))
+            told = _simulated(told, simulator)
+        url = await stack.enter_async_context(database_url(told))
+        async with Database(url) as database:
+            try:
+                await prepare(database, demo=demo_seed is not None)
+            except DatabaseUnavailable as error:
+                log.warning("starting without the database", reason=str(error))
+        if requested:
+            return
+        host, port = listener.getsockname()[:2]
+        log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
+        if workers == 1:
+            serving = uvicorn.Server(_config(application(told, url), workers))
+            await serving.serve([listener])
+            if not serving.started:
+                raise KasparroError("the service could not start; the log says why")
+        else:
+            # The workers are processes of their own, which read the environment again.
+            os.environ["DATABASE_URL"] = url
+            config = _config("kasparro.web.server:worker", workers)
+            await asyncio.to_thread(Multiprocess(config, sockets=[listener]).run)
+
+
+def _simulated(told: Settings, simulator: Simulator) -> Settings:
+    # An embedded database of the demo's own, and runs often enough to see the market move.
+    return msgspec.structs.replace(
+        told,
+        home=told.home / "demo",
+        coinpaprika_url=simulator.coinpaprika_url,
+        coinpaprika_key=None,
+        coingecko_url=simulator.coingecko_url,
+        coingecko_key=None,
+        coingecko_plan="public",
+        interval=min(told.interval or DEMO_INTERVAL, DEMO_INTERVAL),
+    )
+
+
+def worker() -> Starlette:
+    """The application of one worker process, made from the environment that its parent left it."""
+    told = settings.load(os.environ)
+    logs.configure(told)
+    url = told.database_url.reveal() if told.database_url else ""
+    return application(told, url)
+
+
+def _config(app: Starlette | str, workers: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=isinstance(app, str),
+        workers=workers,
+        lifespan="on",
+        # The service logs its requests itself, beside their ids.
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+def _listening(told: Settings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            told.host, told.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ListenError(
+            f"cannot listen on {told.host} port {told.port}: {error.strerror}; "
+            "KASPARRO_HOST and PORT choose another address"
+        ) from None
+    listener.set_inheritable(True)
+    return listener

@@ -1,0 +1,251 @@
+"""What a batch does to the tables."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kasparro.batch import Batch, BatchBuilder, Checkpoint
+from kasparro.errors import RunLost
+from kasparro.record import Record, Reject
+from kasparro.store.database import Database
+from kasparro.store.loader import REJECTS_KEPT, Loader
+from kasparro.store.runs import RunRecord
+
+T0 = datetime(2026, 1, 31, 23, 59, tzinfo=UTC)
+Row = dict[str, Any]
+
+
+def record(source_id: str = "btc-bitcoin", at: datetime = T0, **values: Any) -> Record:
+    return Record(**{"symbol": "BTC", "name": "Bitcoin", "source_id": source_id, "observed_at": at, **values})
+
+
+def batch(*records: Record, rejects: int = 0, checkpoint: Checkpoint | None = None) -> Batch:
+    builder = BatchBuilder()
+    for one in records:
+        builder.add(one)
+    for number in range(rejects):
+        builder.refuse(Reject(reason="bad", field="price", raw=f"raw {number}\x00\udc80"))
+    return builder.take(checkpoint)
+
+
+async def loader(database: Database, source: str = "coinpaprika") -> Loader:
+    run = await RunRecord.start(database, "etl", (source,), T0)
+    return Loader(database, run.id, source)
+
+
+async def load(database: Database, *batches: Batch, source: str = "coinpaprika") -> tuple[int, int, int]:
+    """Load in a run of its own; gives what it counted as inserted, updated and unchanged."""
+    run = await RunRecord.start(database, "etl", (source,), T0)
+    into = Loader(database, run.id, source)
+    for one in batches:
+        await into.load(one, datetime.now(UTC))
+    counts = await run.counts(source)
+    assert counts["valid"] == counts["inserted"] + counts["updated"] + counts["unchanged"]
+    assert counts["fetched"] == counts["valid"] + counts["rejected"]
+    return counts["inserted"], counts["updated"], counts["unchanged"]
+
+
+async def rows(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> list[Row]:
+    return [
+        dict(row) for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY source_id, observed_at")
+    ]
+
+
+async def written(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+    """Tuples that PostgreSQL has written in the data tables and their partitions, dead or alive."""
+    await connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
+    count: int = await connection.fetchval(
+        "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_user_tables WHERE relname LIKE 'unified%'"
+    )
+    return count
+
+
+async def test_values_come_to_rest_as_they_went_in(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    odd = record(
+        name="比特币 \u200b=1+1 <b>'\"\\N\t\n",
+        symbol="",
+        price_usd="0.000000000012",
+        market_cap_usd="0",
+        total_supply="123456789012345678.123456789",
+        percent_change_1h="-12.5",
+        rank=1,
+    )
+
+    assert await load(database, batch(odd)) == (1, 0, 0)
+
+    (row,) = await rows(connection, "unified_data")
+    assert row["name"] == odd.name
+    assert row["symbol"] == ""
+    assert row["price_usd"] == Decimal("0.000000000012")
+    assert row["market_cap_usd"] == 0
+    assert row["total_supply"] == Decimal("123456789012345678.123456789")
+    assert row["max_supply"] is None
+    assert row["observed_at"] == T0
+    (history,) = await rows(connection, "unified_history")
+    assert {key: history[key] for key in history if key in row} == {
+        key: row[key] for key in history if key in row
+    }
+
+
+async def test_the_same_batch_again_writes_no_tuple(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    told = batch(record(price_usd="1"), record("eth-ethereum", price_usd="2"))
+    await load(database, told)
+    before = await written(connection)
+
+    assert await load(database, told) == (0, 0, 2)
+
+    assert await written(connection) == before
+
+
+async def test_a_changed_record_updates_its_row_and_is_appended_to_history(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await load(database, batch(record(price_usd="1")))
+
+    assert await load(database, batch(record(at=T0 + timedelta(hours=1), price_usd="2"))) == (0, 1, 0)
+
+    (row,) = await rows(connection, "unified_data")
+    assert row["price_usd"] == 2
+    assert row["first_seen_at"] < row["updated_at"]
+    assert [(h["price_usd"], h["observed_at"].month) for h in await rows(connection, "unified_history")] == [
+        (1, 1),
+        (2, 2),
+    ]
+
+
+async def test_an_older_record_goes_to_history_only(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await load(database, batch(record(price_usd="2")))
+
+    assert await load(database, batch(record(at=T0 - timedelta(days=3650), price_usd="1"))) == (0, 1, 0)
+
+    (row,) = await rows(connection, "unified_data")
+    assert (row["price_usd"], row["observed_at"]) == (2, T0)
+    assert [h["price_usd"] for h in await rows(connection, "unified_history")] == [1, 2]
+
+
+async def test_a_correction_of_a_moment_replaces_it(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await load(database, batch(record(price_usd="1")))
+
+    assert await load(database, batch(record(price_usd="1.5"))) == (0, 1, 0)
+
+    assert [row["price_usd"] for row in await rows(connection, "unified_data")] == [Decimal("1.5")]
+    assert [row["price_usd"] for row in await rows(connection, "unified_history")] == [Decimal("1.5")]
+
+
+async def test_a_record_without_a_time_of_its_own_is_new_only_when_its_content_is(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await load(database, batch(record(reported=False, price_usd="1")))
+
+    later = T0 + timedelta(hours=1)
+    assert await load(database, batch(record(at=later, reported=False, price_usd="1"))) == (0, 0, 1)
+    assert await load(database, batch(record(at=later, reported=False, price_usd="2"))) == (0, 1, 0)
+
+    assert len(await rows(connection, "unified_history")) == 2
+
+
+async def test_sources_and_ids_identify_and_symbols_do_not(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    await load(database, batch(record("one"), record("two")))
+    await load(database, batch(record("one")), source="coingecko")
+
+    assert {(row["source"], row["source_id"]) for row in await rows(connection, "unified_data")} == {
+        ("coinpaprika", "one"),
+        ("coinpaprika", "two"),
+        ("coingecko", "one"),
+    }
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    told=st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=30
+    ),
+    cuts=st.sets(st.integers(1, 29)),
+)
+async def test_any_cutting_into_batches_ends_in_the_same_tables(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    told: list[tuple[str, int, int]],
+    cuts: set[int],
+) -> None:
+    await connection.execute("TRUNCATE unified_data, unified_history")
+    records = [record(coin, T0 + timedelta(days=20 * day), price_usd=str(price)) for coin, day, price in told]
+    borders = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]
+    parts = [batch(*records[a:b]) for a, b in itertools.pairwise(borders)]
+
+    inserted, updated, _ = await load(database, *parts)
+
+    history = {(coin, T0 + timedelta(days=20 * day)): price for coin, day, price in told}
+    newest = {coin: price for (coin, _), price in sorted(history.items(), key=lambda item: item[0])}
+    assert {
+        (row["source_id"], row["observed_at"]): row["price_usd"]
+        for row in await rows(connection, "unified_history")
+    } == history
+    assert {row["source_id"]: row["price_usd"] for row in await rows(connection, "unified_data")} == newest
+    assert inserted == len(newest)
+    assert inserted + updated >= len(history)
+
+
+async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    into = await loader(database)
+
+    await into.load(batch(record(), rejects=REJECTS_KEPT - 1), T0)
+    await into.load(batch(rejects=5), T0)
+
+    assert await connection.fetchval("SELECT rejected FROM run_sources") == REJECTS_KEPT + 4
+    kept = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
+    assert len(kept) == REJECTS_KEPT
+    assert tuple(kept[0]) == ("bad", "price", "raw 0\\x00\\udc80")
+
+
+async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
+    into = await loader(database, "csv")
+    point = Checkpoint(key="sha256:1", name="a.csv", position=2, complete=False)
+
+    assert await into.checkpoint(point.key) is None
+    await into.load(batch(record(), checkpoint=point), T0)
+
+    assert await into.checkpoint(point.key) == point
+
+
+async def test_a_run_that_was_marked_interrupted_writes_nothing_more(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    into = await loader(database)
+    await RunRecord.start(database, "etl", ("csv",), T0)
+
+    with pytest.raises(RunLost):
+        await into.load(batch(record()), T0)
+
+    assert await rows(connection, "unified_data") == []
+    assert await connection.fetchval("SELECT status FROM runs ORDER BY id LIMIT 1") == "interrupted"
+
+
+async def test_a_batch_whose_commit_went_through_unheard_is_not_counted_twice(database: Database) -> None:
+    run = await RunRecord.start(database, "etl", ("csv",), T0)
+    told = batch(record())
+    await Loader(database, run.id, "csv").load(told, T0)
+
+    # A loader that has heard of no commit tries the same batch again.
+    await Loader(database, run.id, "csv").load(told, T0)
+
+    counts = await run.counts("csv")
+    assert (counts["fetched"], counts["inserted"], counts["unchanged"]) == (1, 1, 0)

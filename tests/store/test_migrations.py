@@ -1,0 +1,75 @@
+"""Migrations run once, in order, and stop at anything that does not fit."""
+
+import asyncio
+import itertools
+
+import asyncpg
+import pytest
+
+from kasparro.errors import MigrationError
+from kasparro.store.database import Database
+from kasparro.store.migrations import Migration, available, migrate, pending
+
+
+def migration(version: int, text: str, checksum: str = "") -> Migration:
+    return Migration(version, f"{version:04}_test.sql", text, checksum or text)
+
+
+async def test_an_empty_database_is_brought_up_to_date_once(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        names = [one.name for one in available()]
+
+        assert await pending(database) == names
+        assert await migrate(database) == names
+        assert await pending(database) == []
+        assert await migrate(database) == []
+
+
+async def test_processes_that_start_together_share_the_work(empty_database_url: str) -> None:
+    async with (
+        Database(empty_database_url) as one,
+        Database(empty_database_url) as two,
+        Database(empty_database_url) as three,
+    ):
+        done = await asyncio.gather(migrate(one), migrate(two), migrate(three))
+
+    assert sorted(itertools.chain.from_iterable(done)) == [one.name for one in available()]
+
+
+async def test_an_edited_migration_stops_the_start(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        await migrate(database, [migration(1, "SELECT 1")])
+
+        with pytest.raises(MigrationError, match=r"0001_test\.sql was edited after it was applied"):
+            await migrate(database, [migration(1, "SELECT 2")])
+
+
+async def test_a_missing_migration_stops_the_start(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        await migrate(database, [migration(1, "SELECT 1"), migration(2, "SELECT 1")])
+
+        with pytest.raises(MigrationError, match=r"0002_test\.sql, which this program does not know"):
+            await migrate(database, [migration(1, "SELECT 1")])
+
+
+async def test_a_migration_below_an_applied_one_stops_the_start(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        await migrate(database, [migration(2, "SELECT 1")])
+
+        with pytest.raises(MigrationError, match="give it a higher number"):
+            await migrate(database, [migration(1, "SELECT 1"), migration(2, "SELECT 1")])
+
+
+async def test_a_failing_migration_leaves_nothing_behind_and_the_earlier_ones_stand(
+    empty_database_url: str,
+) -> None:
+    async with Database(empty_database_url) as database:
+        with pytest.raises(MigrationError, match=r"0002_test\.sql failed"):
+            await migrate(
+                database,
+                [migration(1, "CREATE TABLE a ()"), migration(2, "CREATE TABLE b (); SELECT nonsense")],
+            )
+
+    connection = await asyncpg.connect(empty_database_url)
+    assert await connection.fetchval("SELECT to_regclass('a') IS NOT NULL AND to_regclass('b') IS NULL")
+    await connection.close()

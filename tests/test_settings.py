@@ -1,0 +1,123 @@
+"""Settings say what is wrong with them in one line, and keep secrets to themselves."""
+
+from datetime import timedelta
+
+import pytest
+
+from kasparro.errors import SettingsError
+from kasparro.settings import Secret, Settings, load, unknown, variables
+
+
+def test_nothing_set_gives_the_documented_defaults() -> None:
+    told = load({})
+
+    assert told.database_url is None
+    assert (told.host, told.port) == ("127.0.0.1", 8000)
+    assert told.sources == ("coinpaprika", "coingecko", "csv")
+    assert told.interval == timedelta(hours=1)
+    assert told.coinpaprika_url == "https://api.coinpaprika.com/v1"
+    assert told.coingecko_url == "https://api.coingecko.com/api/v3"
+    assert told.coingecko_plan == "public"
+    assert told.coinpaprika_monthly_calls == 20_000
+    assert told.coingecko_monthly_calls is None
+
+
+def test_an_empty_value_counts_as_unset() -> None:
+    assert load({"PORT": "", "DATABASE_URL": " "}) == load({})
+
+
+def test_a_key_chooses_the_plan_its_host_and_its_budget() -> None:
+    demo = load({"KASPARRO_COINGECKO_KEY": "CG-1"})
+    pro = load({"KASPARRO_COINGECKO_KEY": "CG-1", "KASPARRO_COINGECKO_PLAN": "pro"})
+    paprika = load({"KASPARRO_COINPAPRIKA_KEY": "k"})
+
+    assert (demo.coingecko_plan, demo.coingecko_monthly_calls) == ("demo", 10_000)
+    assert demo.coingecko_url == "https://api.coingecko.com/api/v3"
+    assert pro.coingecko_url == "https://pro-api.coingecko.com/api/v3"
+    assert (pro.coingecko_plan, pro.coingecko_monthly_calls) == ("pro", None)
+    assert paprika.coinpaprika_url == "https://api-pro.coinpaprika.com/v1"
+    assert paprika.coinpaprika_monthly_calls is None
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("2d", 172_800), ("1H", 3600)]
+)
+def test_intervals(told: str, seconds: int) -> None:
+    assert load({"KASPARRO_INTERVAL": told}).interval == timedelta(seconds=seconds)
+
+
+def test_the_interval_can_be_off() -> None:
+    assert load({"KASPARRO_INTERVAL": "off"}).interval is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "abc"),
+        ("PORT", "70000"),
+        ("PORT", "-1"),
+        ("KASPARRO_INTERVAL", "1w"),
+        ("KASPARRO_INTERVAL", "0s"),
+        ("KASPARRO_INTERVAL", "900"),
+        ("KASPARRO_SOURCES", "binance"),
+        ("KASPARRO_SOURCES", ","),
+        ("KASPARRO_COINGECKO_PLAN", "gold"),
+        ("KASPARRO_COINGECKO_PLAN", "pro"),
+        ("KASPARRO_COINGECKO_MONTHLY_CALLS", "0"),
+        ("KASPARRO_COINGECKO_URL", "ftp://x"),
+        ("KASPARRO_COINPAPRIKA_URL", "http://["),
+        ("KASPARRO_LOG", "xml"),
+        ("KASPARRO_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed(
+    name: str, value: str
+) -> None:
+    with pytest.raises(SettingsError) as error:
+        load({name: value})
+
+    text = str(error.value)
+    assert name in text
+    assert repr(value) in text
+    assert "allowed" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://root:hunter2@db/x"),
+        ("DATABASE_READ_URL", "hunter2"),
+        ("KASPARRO_ADMIN_TOKEN", "hunter2 with spaces"),
+        ("KASPARRO_COINGECKO_KEY", "hunter2\n"),
+    ],
+)
+def test_a_wrong_secret_is_never_shown(name: str, value: str) -> None:
+    if value.strip() == "hunter2" and name.endswith("KEY"):
+        value = "hunter2\u00e9"
+    with pytest.raises(SettingsError, match=name) as error:
+        load({name: value})
+    assert "hunter2" not in str(error.value)
+
+
+def test_secrets_do_not_show_when_settings_are_printed() -> None:
+    told = load(
+        {
+            "DATABASE_URL": "postgresql://me:hunter2@db/x",
+            "KASPARRO_COINGECKO_KEY": "hunter2",
+            "KASPARRO_ADMIN_TOKEN": "hunter2",
+        }
+    )
+    assert "hunter2" not in repr(told)
+    assert told.admin_token == Secret("hunter2")
+
+
+def test_a_misspelt_setting_is_found_with_the_one_meant() -> None:
+    assert unknown({"KASPARRO_INTERVALL": "1h", "PATH": "", "KASPARRO_LOG": "json"}) == {
+        "KASPARRO_INTERVALL": "KASPARRO_INTERVAL"
+    }
+
+
+def test_every_setting_has_a_variable_with_a_meaning_and_a_default() -> None:
+    assert set(variables()) == set(Settings.__struct_fields__)
+    assert all(variable.meaning and variable.default for variable in variables().values())
