@@ -141,6 +141,11 @@ BEGIN
     IF to_regclass(partition) IS NOT NULL THEN
         RETURN;
     END IF;
+    -- The lock that ATTACH takes anyway, before looking again: two sources may miss one month together.
+    LOCK TABLE unified_history IN SHARE UPDATE EXCLUSIVE MODE;
+    IF to_regclass(partition) IS NOT NULL THEN
+        RETURN;
+    END IF;
     EXECUTE format('CREATE TABLE %I (LIKE unified_history INCLUDING ALL)', partition);
     EXECUTE format(
         'ALTER TABLE unified_history ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',

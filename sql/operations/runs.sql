@@ -1,6 +1,6 @@
 -- What a run writes about itself.
 
--- name: try_lock --
+-- name: try_run --
 -- Only one run works on a database at a time. The lock is the session's: it goes when the process dies.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
 
@@ -61,7 +61,7 @@ SET
 WHERE run_id = $1 AND status = 'running';
 
 -- name: counts --
-SELECT source, fetched, valid, rejected, inserted, updated, unchanged
+SELECT fetched, valid, rejected, inserted, updated, unchanged
 FROM run_sources
 WHERE run_id = $1 AND source = $2;
 
