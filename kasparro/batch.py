@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kasparro.record import Record, Reject, line
+from kasparro.record import Record, Reject, copy_line, line
 
 # Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
 BATCH_ROWS = 10_000
@@ -50,6 +50,10 @@ class BatchBuilder:
     def add(self, record: Record) -> None:
         """Take an accepted record."""
         self._lines.append(line(record, len(self._lines))[0])
+
+    def add_content(self, when: str, content: str) -> None:
+        """Take an accepted record that is written already, as `copy_line` asks for it."""
+        self._lines.append(copy_line(len(self._lines), True, when, content)[0])
 
     def refuse(self, reject: Reject) -> None:
         """Take a refused record."""

@@ -183,11 +183,27 @@ COLUMNS = (
 )
 
 
+def copy_cell(value: str | int | None) -> str:
+    """A value as COPY's text format writes it."""
+    return "\\N" if value is None else str(value).translate(_ESCAPES)
+
+
+def copy_line(position: int, reported: bool, when: str, content: str) -> tuple[str, str]:
+    """One line of COPY text in the order of `COLUMNS`, and its content hash (32 hex digits).
+
+    `when` is the time in UTC as `isoformat(" ")` writes it, `content` the other values as `copy_cell` gives
+    them, joined by tabs. The hash covers what the source reports and nothing else.
+    """
+    told = f"{when}\t{content}" if reported else content
+    digest = blake2b(told.encode(), digest_size=16).hexdigest()
+    return f"{position}\t{digest}\t{'t' if reported else 'f'}\t{when}\t{content}\n", digest
+
+
 def line(record: Record, position: int) -> tuple[str, str]:
     """A record as one line of COPY text in the order of `COLUMNS`, and its content hash (32 hex digits).
 
-    The hash covers what the source reports and nothing else; equal values give equal hashes, because their
-    digits are written in one way only. `position` is the record's place in its batch.
+    Equal values give equal hashes, because their digits are written in one way only. `position` is the
+    record's place in its batch.
     """
     values = (
         record.source_id,
@@ -204,11 +220,8 @@ def line(record: Record, position: int) -> tuple[str, str]:
         record.percent_change_24h,
         record.percent_change_7d,
     )
-    content = "\t".join(["\\N" if value is None else str(value).translate(_ESCAPES) for value in values])
-    when = record.observed_at.isoformat(" ")
-    told = f"{when}\t{content}" if record.reported else content
-    digest = blake2b(told.encode(), digest_size=16).hexdigest()
-    return f"{position}\t{digest}\t{'t' if record.reported else 'f'}\t{when}\t{content}\n", digest
+    content = "\t".join([copy_cell(value) for value in values])
+    return copy_line(position, record.reported, record.observed_at.isoformat(" "), content)
 
 
 def _shown(text: str) -> str:

@@ -1,0 +1,96 @@
+"""What the name of a file tells of its content: the coin, the currency, the day, the length of its candles."""
+
+import re
+from datetime import timedelta
+
+import msgspec
+
+from kasparro.record import Refused, slug
+from kasparro.sources.archives.times import PERIODS, Stamp, read_time
+from kasparro.sources.archives.vocabulary import COINS, CURRENCIES, FIAT, WORDS
+
+_SUFFIXES = re.compile(r"(?:\.(?:csv|tsv|txt|gz|zst|zstd))+$", re.IGNORECASE)
+_DAY = re.compile(r"(?<!\d)(20\d{2})[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])(?!\d)")
+_EPOCH = re.compile(r"(?<!\d)(1\d{9}|1\d{12})(?!\d)")
+_COPY = re.compile(r"\(\d+\)|_\d+_$")
+_SPLIT = re.compile(r"[^0-9a-zA-Z]+")
+# A word that ends in a currency as exchanges write their pairs: BTCUSDT, ETHEUR.
+_PAIR = re.compile(r"([A-Z0-9]{3,10})(USDT|USDC|FDUSD|BUSD|USD|EUR|GBP|BRL|TRY|JPY|KRW|BTC|ETH|BNB)")
+# Coins whose symbol looks like such a pair.
+_NO_PAIR = frozenset({"CRVUSD", "FRXUSD", "RENBTC", "WSTETH", "CBBTC", "CBETH", "STETH", "RETH", "WBETH"})
+
+# Words that say what a file is, where it came from or how it was made, and nothing about its coin.
+_DECORATION = frozenset(
+    "coins crypto cryptos cryptocurrency cryptocurrencies price prices max history historical hist data "
+    "dataset datasets archive archiv archives legacy input inputfile output converted merged clean cleaned raw "
+    "full all daily hourly weekly monthly minute day time series ohlc ohlcv ohlcvt candle candles kline klines "
+    "market markets marketcap cap chart export download investing com coinmarketcap coingecko gecko coinpaprika "
+    "cmc binance coinbase kraken bitstamp bitfinex yahoo finance custom perday snapshot snapshots list top "
+    "sample test tickers ticker file csv table usdollar new old final spot the of and in vs to from "
+    "jan feb mar apr jun jul aug sep oct nov dec".split()
+)
+
+
+# Coins that are called after a currency, which is then not what their prices are in.
+_CALLED = re.compile(
+    r"(?:^|(?<=-))(usd-coin|true-usd|trueusd|binance-usd|paypal-usd|first-digital-usd|gemini-dollar|ripple-usd"
+    r"|metamask-usd|euro-coin|bitcoin-usd-token)(?=-|$)"
+)
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What a file's name tells; None where it tells nothing of the kind."""
+
+    coin: str | None
+    currency: str | None
+    day: Stamp | None
+    period: timedelta | None
+
+
+def named(file: str) -> Named:
+    """Read a file's name, such as `coin_Bitcoin.csv`, `btc-usd-max (3).csv` or `ETHEUR_1d_2021.csv.gz`.
+
+    A double underscore ends whatever stands before the name proper, as bulk downloads write it.
+    """
+    stem = _SUFFIXES.sub("", file.rsplit("/", 1)[-1]).rsplit("__", 1)[-1]
+    day = _told_day(stem)
+    stem = _COPY.sub(" ", _EPOCH.sub(" ", _DAY.sub(" ", stem)))
+    currency: str | None = None
+    period: timedelta | None = None
+    rest: list[str] = []
+    called = _CALLED.search(slug(stem))
+    if called:
+        stem = slug(stem).replace(called[1], " ")
+    words = [word for word in _SPLIT.split(stem) if word]
+    for word in words[1:] if words and words[0].lower() == "coin" else words:
+        low = word.lower()
+        if low in PERIODS:
+            period = PERIODS[low]
+        elif (money := WORDS.get(low, low)) in FIAT or money in {"usdt", "usdc", "busd", "fdusd"}:
+            # Two currencies in one name tell that the columns have to say which is which.
+            currency = money.upper() if currency in {None, money.upper()} else ""
+        elif low not in _DECORATION and not re.fullmatch(r"(?:top)?\d+", low):
+            pair = _PAIR.fullmatch(word)
+            if pair and word not in _NO_PAIR:
+                rest.append(pair[1])
+                currency = pair[2]
+            else:
+                rest.append(word)
+    if called:
+        rest = [called[1]]
+    if currency is None and len(rest) > 1 and rest[-1].lower() in COINS:
+        currency = rest.pop().upper()
+    if not rest and currency and currency.lower() in CURRENCIES and currency != "USD":
+        # A name such as usdt.csv: the only word there is names the coin.
+        rest, currency = [currency], None
+    return Named(slug(" ".join(rest)) or None, currency or None, day, period)
+
+
+def _told_day(stem: str) -> Stamp | None:
+    for pattern in (_EPOCH, _DAY):
+        if match := pattern.search(stem):
+            try:
+                return read_time("-".join(match.groups()), None)
+            except Refused:
+                continue
+    return None

@@ -1,0 +1,135 @@
+"""Numbers as archives write them: grouped, signed with a currency or percent, shortened, or missing."""
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from kasparro.record import Refused, digits
+
+Sign = Literal[".", ","]
+Kind = Literal["money", "supply", "percent"]
+
+# What programs and people write where they know no value.
+NULLS = frozenset(
+    {"", "-", "--", "- -", "—", "–", "?", "n/a", "na", "#n/a", "none", "null", "nil", "nan", r"\n"}  # noqa: RUF001
+)
+# A sign that stands for nothing else than US dollars beside a figure.
+DOLLARS = ("us$", "$us", "$", "usd")
+MAGNITUDES = {"": 0, "k": 3, "m": 6, "b": 9, "bn": 9, "t": 12}
+
+# Digits in groups of three under one and the same sign; blanks and apostrophes group in either notation.
+_POINT = re.compile(r"(?:\d{1,3}(?:([,'’   ])\d{3})(?:\1\d{3})*|\d+)?(?:\.\d*)?", re.ASCII)  # noqa: RUF001
+_COMMA = re.compile(r"(?:\d{1,3}(?:([.'’   ])\d{3})(?:\1\d{3})*|\d+)?(?:,\d*)?", re.ASCII)  # noqa: RUF001
+_WRITTEN = re.compile(
+    r"(?P<sign>[+-]?)(?P<currency>us\$|\$us|\$|usd ?)?(?P<inner>[+-]?)"
+    r"(?P<body>[\d.,'’   ]*[\d.,])(?P<exponent>e[+-]?\d+)?"  # noqa: RUF001
+    r" ?(?P<magnitude>k|m|bn?|t)?(?P<tail>%| %| ?usd| ?\$| \S{1,20})?",
+    re.ASCII | re.IGNORECASE,
+)
+# Exactly what `digits` would return, so that most cells need one match and nothing else.
+_PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{0,99}[1-9])?", re.ASCII)
+
+
+class Unsettled(Exception):
+    """The rows of a file do not tell how something in it is meant; the text says what and why."""
+
+
+class Notation(msgspec.Struct, frozen=True):
+    """How the numbers of one file are written: which sign divides whole from fraction."""
+
+    decimal: Sign = "."
+
+    def read(self, text: str, field: str, kind: Kind) -> str | None:
+        """The exact value in plain digits, None where the cell tells none.
+
+        A currency sign is taken with money, a percent sign with percents, a unit (`18,777,093 BTC`) with
+        supplies. Raises Refused for whatever has more than one meaning or none.
+        """
+        if self.decimal == "." and _PLAIN.fullmatch(text):
+            return text
+        text = text.strip()
+        if text.lower() in NULLS:
+            return None
+        match = _WRITTEN.fullmatch(text)
+        if match is None or (match["sign"] and match["inner"]):
+            raise _not_a_number(text, field)
+        body = match["body"]
+        grouped = (_POINT if self.decimal == "." else _COMMA).fullmatch(body)
+        if grouped is None or not _affixes_fit(match, kind):
+            raise _not_a_number(text, field)
+        if grouped[1]:
+            body = body.replace(grouped[1], "")
+        body = body.replace(",", ".")
+        shift = MAGNITUDES[(match["magnitude"] or "").lower()]
+        if shift and match["exponent"]:
+            raise _not_a_number(text, field)
+        exponent = f"e{shift}" if shift else match["exponent"] or ""
+        try:
+            return digits(f"{match['sign'] or match['inner']}{body}{exponent}", field)
+        except Refused as refused:
+            bounds = refused.reason.startswith("number out of bounds")
+            raise (refused if bounds else _not_a_number(text, field)) from None
+
+
+def _affixes_fit(match: re.Match[str], kind: Kind) -> bool:
+    tail = (match["tail"] or "").strip().lower()
+    if match["currency"] and (kind != "money" or tail):
+        return False
+    if not tail:
+        return True
+    if kind == "money":
+        return tail in DOLLARS
+    return tail == "%" if kind == "percent" else tail != "%"
+
+
+def _not_a_number(text: str, field: str) -> Refused:
+    shown = repr(text if len(text) <= 60 else f"{text[:60]}…")
+    return Refused(field, f"not a number: {shown}")
+
+
+_BODY = re.compile(r"\d[\d.,]*", re.ASCII)
+
+
+def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
+    """The sign before the fraction in a file, settled by all the cells given, never by one of them.
+
+    `0.5`, `12.34`, `1,234.5` and `1,234,567` speak for the point, `0,5`, `12,34`, `1.234,5` for the comma;
+    `1,234` and `1.234` alone speak for neither. Where nothing speaks, a point is the point that every program
+    writes; a comma, or points that group as well, leave it unsettled.
+    """
+    point = comma = lone_comma = dotted = 0
+    for cell in cells:
+        match = _BODY.search(cell)
+        if match is None:
+            continue
+        body = match[0].rstrip(",.")
+        commas, points = body.count(","), body.count(".")
+        if not commas and not points:
+            continue
+        if commas and points:
+            point, comma = (
+                (point + 1, comma) if body.rfind(".") > body.rfind(",") else (point, comma + 1)
+            )
+        elif commas > 1:
+            point += 1
+        elif points > 1:
+            dotted += 1
+        else:
+            whole, _, fraction = body.partition("," if commas else ".")
+            if len(fraction) != 3 or len(whole) > 3 or whole == "0":
+                point, comma = (point, comma + 1) if commas else (point + 1, comma)
+            elif commas:
+                lone_comma += 1
+    if point and comma:
+        if max(point, comma) < 20 * min(point, comma):
+            raise Unsettled("its numbers use both the point and the comma before fractions")
+        return "." if point > comma else ","
+    if comma or point:
+        return "," if comma else "."
+    if lone_comma:
+        raise Unsettled("nothing tells whether 1,234 in it means a thousand or a fraction")
+    if dotted and delimiter != ",":
+        raise Unsettled("nothing tells whether the points in its numbers group or divide")
+    return "."

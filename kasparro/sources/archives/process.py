@@ -1,0 +1,84 @@
+"""The worker process seen from the service: jobs go in, messages come out, and it never outlives its use."""
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import IO, Self
+
+import structlog
+
+from kasparro.errors import SourceError
+from kasparro.sources.archives.reader import Job, Portion, Problem
+from kasparro.sources.archives.wire import HEAD, Finished, message_of, packed
+
+STDERR_SHOWN = 4_000
+# What is read ahead of the consumer; with the pipe's own buffer all that the worker can be ahead of it.
+READ_AHEAD = 256 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class Worker:
+    """A reading process, for as long as the block around it."""
+
+    async def __aenter__(self) -> Self:
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "kasparro.sources.archives.worker",
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._stderr,
+            limit=READ_AHEAD,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        try:
+            await asyncio.shield(self._process.wait())
+        finally:
+            self._tell_stderr()
+            self._stderr.close()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    async def read(self, job: Job) -> AsyncGenerator[Portion | Problem, None]:
+        """All that the worker tells of one file. Raises SourceError where the process ends before its time."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            raise AssertionError("the worker was started without pipes")
+        try:
+            stdin.write(packed(job))
+            await stdin.drain()
+            while True:
+                head = await stdout.readexactly(HEAD.size)
+                message = message_of(await stdout.readexactly(HEAD.unpack(head)[0]))
+                if isinstance(message, Finished):
+                    return
+                yield message
+        except (asyncio.IncompleteReadError, ConnectionError):
+            code = await self._process.wait()
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise SourceError(f"{job.name}: the process that read it ended early ({how})") from None
+
+    def _tell_stderr(self) -> None:
+        size = self._stderr.seek(0, os.SEEK_END)
+        if size:
+            self._stderr.seek(max(0, size - STDERR_SHOWN))
+            text = self._stderr.read().decode("utf-8", "replace")
+            log.warning("the archive worker wrote to stderr", pid=self.pid, text=text)

@@ -1,0 +1,191 @@
+"""One archive from its bytes to batches, with a checkpoint in each; what the worker does for every file."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from kasparro.batch import Batch, BatchBuilder, Checkpoint
+from kasparro.record import Refused, Reject
+from kasparro.sources.archives.convert import Converter
+from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
+from kasparro.sources.archives.text import ArchiveText, Damaged, opened, rows_of
+
+# A row's raw text is kept to show what was wrong with it; no more than that.
+RAW_LIMIT = 2_000
+# Between these shares of refused rows among those looked at, all of a big file's rows are, to be exact.
+DOUBTFUL = (0.25, 0.75)
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One file to read: `name` is for people, `key` its content's digest, `size` and `changed_ns` what it
+    had on disk when that was taken; the first `position` rows are loaded already. `now` is the pass's clock.
+    """
+
+    path: str
+    name: str
+    key: str
+    size: int
+    changed_ns: int
+    position: int
+    now: datetime
+
+
+class Portion(msgspec.Struct, frozen=True, tag=True):
+    """A batch, and how far in the file on disk it brings us."""
+
+    batch: Batch
+    position: int
+
+
+class Problem(msgspec.Struct, frozen=True, tag=True):
+    """The file, or the rest of it, is lost; `text` is for `Pass.problem`."""
+
+    text: str
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rows that were looked at would come to: how many, how many refused, and why."""
+
+    rows: int
+    refused: int
+    reasons: dict[str, int]
+    whole: bool
+
+
+async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
+    """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
+    path = Path(job.path)
+    try:
+        recognised = await _admitted(path, job)
+        async for portion in _portions(path, job, recognised):
+            yield portion
+    except FileRefused as refused:
+        yield Problem(f"{job.name}: {refused}")
+    except OSError as error:
+        yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
+
+
+async def _admitted(path: Path, job: Job) -> Recognised:
+    # What the file is, unless over half of its rows would be refused: then it is not loaded at all.
+    sample = await sampled(path)
+    recognised = recognise(sample, job.name, job.now)
+    checked = check(sample, recognised, job.now)
+    low, high = (share * checked.rows for share in DOUBTFUL)
+    if not checked.whole and low <= checked.refused <= high:
+        checked = await _checked_whole(path, recognised, job.now)
+    if checked.refused * 2 > checked.rows:
+        reasons = sorted(checked.reasons.items(), key=lambda item: -item[1])
+        raise FileRefused(
+            f"not loaded, for {checked.refused:,} of {checked.rows:,} rows"
+            f"{'' if checked.whole else ' looked at'} would be refused, most often: {reasons[0][0]}"
+        )
+    return recognised
+
+
+def check(sample: Sample, recognised: Recognised, now: datetime) -> Checked:
+    """What becomes of the rows that were looked at."""
+    convert = Converter(recognised, now).convert
+    reasons: Counter[str] = Counter()
+    for row in sample.rows:
+        try:
+            convert(row.copy())
+        except Refused as refused:
+            reasons[_generic(refused)] += 1
+    return Checked(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
+
+
+async def _checked_whole(path: Path, recognised: Recognised, now: datetime) -> Checked:
+    convert = Converter(recognised, now).convert
+    reasons: Counter[str] = Counter()
+    rows = 0
+    try:
+        with opened(path) as (content, raw):
+            async for row in _after_header(ArchiveText(content, raw, recognised.encoding), recognised):
+                if any(row):
+                    rows += 1
+                    try:
+                        convert(row)
+                    except Refused as refused:
+                        reasons[_generic(refused)] += 1
+    except (Damaged, csv.Error):
+        # The load will find the same and tell it; what was counted until here decides.
+        pass
+    return Checked(rows=rows, refused=reasons.total(), reasons=dict(reasons), whole=True)
+
+
+def _generic(refused: Refused) -> str:
+    # A reason without the cell that gave it, so that the same ones count together.
+    reason = refused.reason.partition(": ")[0]
+    return f"{refused.field}: {reason}" if refused.field else reason
+
+
+async def _after_header(text: ArchiveText, recognised: Recognised) -> AsyncGenerator[list[str], None]:
+    rows = rows_of(text, recognised.delimiter)
+    skip = recognised.header_row
+    async for row in rows:
+        if skip < 0:
+            yield row
+        elif any(row):
+            skip -= 1
+
+
+async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenerator[Portion | Problem, None]:
+    convert = Converter(recognised, job.now).convert
+    builder = BatchBuilder()
+    # Counts every row after the header, blank ones too: a resumed pass counts the same way.
+    position = 0
+    # Rows until the header is behind, with it.
+    heading = recognised.header_row + 1
+
+    def taken(complete: bool) -> Portion:
+        done = Checkpoint(key=job.key, name=job.name, position=max(position, job.position), complete=complete)
+        return Portion(builder.take(done), text.position)
+
+    with opened(path) as (content, raw):
+        text = ArchiveText(content, raw, recognised.encoding)
+        rows = rows_of(text, recognised.delimiter)
+        line = 1
+        try:
+            async for row in rows:
+                began, line = line, rows.line_num + 1
+                if heading:
+                    heading -= any(row)
+                    continue
+                position += 1
+                if position <= job.position or not any(row):
+                    continue
+                try:
+                    when, values = convert(row)
+                    builder.add_content(when, values)
+                except (Refused, UnicodeEncodeError) as error:
+                    builder.refuse(_reject(error, row[: recognised.width], recognised, job.name, began))
+                if builder.full:
+                    yield taken(complete=False)
+        except (Damaged, csv.Error) as damage:
+            yield taken(complete=False)
+            yield Problem(f"{job.name}: read up to row {position:,} and no further: {damage}")
+            return
+        state = path.stat()
+        if (state.st_size, state.st_mtime_ns) != (job.size, job.changed_ns):
+            yield taken(complete=False)
+            yield Problem(f"{job.name}: changed while it was read; the next run reads it again")
+            return
+        yield taken(complete=True)
+
+
+def _reject(
+    error: Refused | UnicodeEncodeError, row: list[str], recognised: Recognised, name: str, line: int
+) -> Reject:
+    text = io.StringIO()
+    csv.writer(text, delimiter=recognised.delimiter, lineterminator="").writerow(row)
+    # PostgreSQL's text holds neither a NUL nor half of a character.
+    raw = text.getvalue()[:RAW_LIMIT].encode("utf-8", "replace").decode().replace("\x00", "�")
+    if isinstance(error, Refused):
+        reason = error.reason.encode("utf-8", "replace").decode().replace("\x00", "�")
+        return Reject(reason=reason, field=error.field or None, raw=raw, place=name, line=line)
+    return Reject(reason="holds bytes that are not of the file's encoding", raw=raw, place=name, line=line)

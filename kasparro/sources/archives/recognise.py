@@ -1,0 +1,456 @@
+"""What a file is: settled by its header, its name and its rows together before a row of it is loaded."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from kasparro.record import Refused
+from kasparro.sources.archives.naming import Named, named
+from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
+from kasparro.sources.archives.text import Encoding, all_rows, decoder, encoding_of, windows
+from kasparro.sources.archives.times import (
+    PERIODS,
+    Order,
+    Stamp,
+    day_order,
+    period,
+    read_time,
+)
+from kasparro.sources.archives.vocabulary import (
+    CLOCKS,
+    CURRENCIES,
+    FIELD_OF,
+    MONEY,
+    NAMES,
+    SIGNS,
+    Heading,
+    Layout,
+    heading,
+    layout_of,
+)
+
+DELIMITERS = (",", ";", "\t", "|")
+# A header stands at the top, below a title or a link at most.
+HEADER_WITHIN = 20
+SAMPLES = 3
+STABLE = frozenset({"usdt", "usdc", "tether", "usd-coin", "usdt-tether", "usdc-usd-coin", "dai", "busd"})
+
+# How each field of the record that is a number is written.
+NUMBERS: dict[str, Kind] = {
+    "price_usd": "money",
+    "market_cap_usd": "money",
+    "volume_24h_usd": "money",
+    "circulating_supply": "supply",
+    "total_supply": "supply",
+    "max_supply": "supply",
+    "percent_change_1h": "percent",
+    "percent_change_24h": "percent",
+    "percent_change_7d": "percent",
+}
+
+
+class FileRefused(Exception):
+    """A file is not loaded at all; the text completes "FILE: "."""
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True):
+    """One column as it was understood: the field it goes to, or why to none, with some of its cells."""
+
+    header: str
+    field: str | None
+    note: str | None = None
+    samples: tuple[str, ...] = ()
+
+
+class Recognised(msgspec.Struct, frozen=True, kw_only=True):
+    """All that was settled about a file; what its rows are read by, and what `explain` shows.
+
+    `places` gives the column of each field that is read. `coin` is the id for all rows where the file's name
+    tells it.
+    """
+
+    encoding: Encoding
+    delimiter: str
+    header_row: int
+    width: int
+    layout: Layout
+    columns: tuple[Column, ...]
+    places: dict[str, int]
+    decimal: Sign
+    order: Order | None
+    zone: str
+    period: timedelta | None
+    currency_by: str
+    coin: str | None
+    day: Stamp | None
+    notes: tuple[str, ...]
+
+    @property
+    def notation(self) -> Notation:
+        """How its numbers are read."""
+        return Notation(self.decimal)
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows looked at: their header, and whether they are all that the file has."""
+
+    encoding: Encoding
+    delimiter: str
+    header_row: int
+    header: list[str]
+    layout: Layout
+    rows: list[list[str]]
+    whole: bool
+
+
+async def sampled(path: Path) -> Sample:
+    """Look at a file: its beginning, and windows further on. Raises FileRefused where it is no table."""
+    looked = windows(path)
+    head = next(looked, None)
+    if head is None or not head.content:
+        raise FileRefused("it is empty" if path.stat().st_size == 0 else "nothing of it can be read")
+    encoding = encoding_of(head.content)
+    text = decoder(encoding).decode(head.content, final=head.last)
+    if "\x00" in text[:1000] and "\x00" in text[-1000:]:
+        raise FileRefused("it is not text")
+    delimiter, header_row, header, layout, rows = await _header(text)
+    if not head.last and rows:
+        rows.pop()
+    width = len(header)
+    for window in looked:
+        content = window.content[: len(window.content) // encoding.unit * encoding.unit]
+        part = decoder(encoding if encoding.codec != "utf-16" else _marked(head.content)).decode(content)
+        _, _, part = part.partition("\n")
+        further = [row async for row in all_rows(part, delimiter)]
+        # A window may begin or end within a row or a quoted cell: only what has the header's width counts.
+        rows += [row for row in further[:-1] if len(row) == width]
+    return Sample(
+        encoding=encoding,
+        delimiter=delimiter,
+        header_row=header_row,
+        header=header,
+        layout=layout,
+        rows=rows,
+        whole=head.last,
+    )
+
+
+def _marked(head: bytes) -> Encoding:
+    # The byte order that a mark at the beginning told holds for windows further on, which have none.
+    return Encoding("utf-16-le" if head[:2] == b"\xff\xfe" else "utf-16-be")
+
+
+async def _header(text: str) -> tuple[str, int, list[str], Layout, list[list[str]]]:
+    best: list[str] = []
+    counts = {sign: sum(row.count(sign) for row in text[:8192].splitlines()[:HEADER_WITHIN]) for sign in DELIMITERS}
+    for delimiter in sorted(DELIMITERS, key=lambda sign: -counts[sign]):
+        top: list[list[str]] = []
+        async for row in all_rows(text[: 64 * 1024], delimiter):
+            top.append(row)
+            if len(top) == HEADER_WITHIN:
+                break
+        for position, row in enumerate(top):
+            if len(row) > 1 and (layout := layout_of([heading(cell) for cell in row])) is not None:
+                rows = [row async for row in all_rows(text, delimiter)][position + 1 :]
+                return delimiter, position, row, layout, rows
+        if top and len(top[0]) > len(best):
+            best = top[0]
+    raise _no_header(best)
+
+
+def _no_header(cells: Sequence[str]) -> FileRefused:
+    shown = ", ".join(cell.strip() for cell in cells[:8])
+    if len(cells) <= 1:
+        return FileRefused(f"its header is one cell ({shown[:60]!r}), no table")
+    fields = {FIELD_OF.get(heading(cell).base) for cell in cells}
+    if not fields - {None}:
+        return FileRefused(f"no header was found; it begins with {shown[:120]}")
+    if not fields & {"price", "close"}:
+        return FileRefused(f"none of its columns is known to hold a price ({shown[:120]})")
+    return FileRefused(f"its columns fit no layout ({shown[:120]})")
+
+
+def recognise(sample: Sample, name: str, now: datetime) -> Recognised:
+    """Settle everything about a file. Raises FileRefused with the reason where something cannot be."""
+    try:
+        return _Recogniser(sample, named(name), now).settle()
+    except Unsettled as unsettled:
+        raise FileRefused(str(unsettled)) from None
+
+
+class _Recogniser:
+    # One file on its way to being understood.
+    def __init__(self, sample: Sample, told: Named, now: datetime) -> None:
+        self.sample = sample
+        self.told = told
+        self.now = now
+        self.headings: list[Heading] = [heading(cell) for cell in sample.header]
+        self.notes: list[str] = [sample.encoding.note] if sample.encoding.note else []
+        self.why_not: dict[int, str] = {}
+
+    def cells(self, column: int) -> Iterable[str]:
+        return (row[column] for row in self.sample.rows if len(row) > column)
+
+    def settle(self) -> Recognised:
+        layout = self.sample.layout
+        candidates = self._candidates()
+        currency_by = self._choose_money(candidates, layout)
+        places: dict[str, int] = {}
+        for field in ("id", "symbol", "name", "currency", "rank", *NUMBERS):
+            if candidates.get(field):
+                places[field] = candidates[field][0]
+        self._choose_id(candidates, places)
+        zone, order, stamps = self._choose_time(candidates, places)
+        length = self._choose_period(layout, places, stamps)
+        if length is not None and length != PERIODS["1d"] and "volume_24h_usd" in places:
+            self.why_not[places.pop("volume_24h_usd")] = "the volume of a candle that is no day"
+        coin = None
+        if not places.keys() & {"id", "symbol", "name"}:
+            coin = self.told.coin
+            if coin is None:
+                raise FileRefused("neither a column nor its name tells which coin it is about")
+        numeric = [places[field] for field in NUMBERS if field in places]
+        decimal = decimal_sign(
+            (cell for column in numeric for cell in self.cells(column)), self.sample.delimiter
+        )
+        field_at = {column: field for field, column in places.items()}
+        return Recognised(
+            encoding=self.sample.encoding,
+            delimiter=self.sample.delimiter,
+            header_row=self.sample.header_row,
+            width=len(self.sample.header),
+            layout=layout,
+            columns=tuple(
+                Column(
+                    header=cell.strip(),
+                    field=field_at.get(column),
+                    note=self.why_not.get(column),
+                    samples=tuple(_first(self.cells(column), SAMPLES)),
+                )
+                for column, cell in enumerate(self.sample.header)
+            ),
+            places=places,
+            decimal=decimal,
+            order=order,
+            zone=zone,
+            period=length,
+            currency_by=currency_by,
+            coin=coin,
+            day=self.told.day if "time" not in places and "closed_at" not in places else None,
+            notes=tuple(self.notes),
+        )
+
+    def _candidates(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        seen: dict[str, int] = {}
+        for column, told in enumerate(self.headings):
+            field = FIELD_OF.get(told.base)
+            if field is None:
+                continue
+            if told.full in seen:
+                self.why_not[column] = f"the same name as column {seen[told.full] + 1}, which is read"
+                continue
+            seen[told.full] = column
+            found.setdefault(field, []).append(column)
+        for field, columns in found.items():
+            columns.sort(key=lambda column: NAMES[field].index(self.headings[column].base))
+        return found
+
+    def _choose_money(self, candidates: dict[str, list[int]], layout: Layout) -> str:
+        # Takes the columns that are in US dollars; says by what, and why the others are left.
+        price = "close" if layout.kind == "candles" and "close" in candidates else "price"
+        candidates["price_usd"] = candidates.get(price, [])
+        plain_volume = candidates.get("volume", [])
+        trusted = [
+            column
+            for column in plain_volume
+            if layout.volume_usd or layout.kind == "quotes" or self.headings[column].currency or self._sign(column)
+        ]
+        for column in set(plain_volume) - set(trusted):
+            self.why_not[column] = "may count coins or dollars"
+        candidates["volume_24h_usd"] = candidates.get("volume_24h_usd", []) + trusted
+        by: dict[str, str] = {}
+        common = self._common_currency(candidates, layout)
+        for field in ("price_usd", "market_cap_usd", "volume_24h_usd"):
+            taken: list[int] = []
+            for column in candidates.get(field, []):
+                currency, how = self._currency(column, common)
+                if currency == "USD":
+                    taken.append(column)
+                    by.setdefault(field, how)
+                else:
+                    self.why_not[column] = f"in {currency}, not USD ({how})" if currency else how
+            candidates[field] = taken
+        if not candidates["price_usd"]:
+            reasons = [self.why_not[column] for column in candidates.get(price, []) if column in self.why_not]
+            raise FileRefused(
+                f"its prices are {reasons[0]}" if reasons and reasons[0].startswith("in ") else "".join(reasons[:1])
+            )
+        return by["price_usd"]
+
+    def _common_currency(self, candidates: dict[str, list[int]], layout: Layout) -> tuple[str | None, str]:
+        if candidates.get("currency"):
+            codes = {cell.strip().upper() for cell in self.cells(candidates["currency"][0])}
+            if codes and all(code.lower() in CURRENCIES for code in codes):
+                if "USD" in codes:
+                    return "USD", "by its currency column"
+                return sorted(codes)[0], "by its currency column"
+            candidates["currency"] = []
+        told = self.told.currency
+        by_pair = self._pair_currency(candidates)
+        if by_pair is not None:
+            return by_pair, "by the pairs in its symbols"
+        if told is not None:
+            return told, "by its name"
+        stable = self._stable(candidates)
+        if stable is not None:
+            if stable:
+                return "USD", "by the stablecoins in it"
+            return "another currency", "by the stablecoins in it"
+        if layout.usd:
+            return "USD", f"as {layout.name} is"
+        return None, (
+            "nothing tells the currency of its prices: neither header, cells nor name; "
+            "a name such as coin-usd.csv would"
+        )
+
+    def _pair_currency(self, candidates: dict[str, list[int]]) -> str | None:
+        for column in candidates.get("symbol", [])[:1]:
+            quotes = {pair_of(cell)[1] for cell in self.cells(column)}
+            if quotes and None not in quotes:
+                return "USD" if "USD" in quotes else sorted(str(quote) for quote in quotes)[0]
+        return None
+
+    def _stable(self, candidates: dict[str, list[int]]) -> bool | None:
+        # Whether coins that are worth a dollar cost one here; None where there are none.
+        who = [column for field in ("id", "symbol", "name") for column in candidates.get(field, [])[:1]]
+        price = candidates["price_usd"][:1]
+        if not who or not price:
+            return None
+        values: list[Decimal] = []
+        for row in self.sample.rows:
+            if len(row) > max(*who, *price) and any(row[column].strip().lower() in STABLE for column in who):
+                try:
+                    value = Notation().read(row[price[0]], "price_usd", "money")
+                except Refused:
+                    continue
+                if value is not None:
+                    values.append(Decimal(value))
+        if not values:
+            return None
+        values.sort()
+        return Decimal("0.97") < values[len(values) // 2] < Decimal("1.03")
+
+    def _currency(self, column: int, common: tuple[str | None, str]) -> tuple[str | None, str]:
+        if (told := self.headings[column].currency) is not None:
+            return told, "by its header"
+        sign = self._sign(column)
+        if sign is not None and (sign != "USD" or common[0] is None):
+            return sign, "by the signs in its cells"
+        return common
+
+    def _sign(self, column: int) -> str | None:
+        dollars = 0
+        for cell in self.cells(column):
+            for sign, currency in SIGNS.items():
+                if sign in cell:
+                    return currency
+            dollars += "$" in cell
+        return "USD" if dollars else None
+
+    def _choose_id(self, candidates: dict[str, list[int]], places: dict[str, int]) -> None:
+        for column in candidates.get("id", []):
+            cells = [cell.strip() for cell in self.cells(column)]
+            if cells and all(cell.isdigit() for cell in cells if cell):
+                self.why_not[column] = "bare numbers: a counter, or keys of a table that is not here"
+                continue
+            places["id"] = column
+            return
+        places.pop("id", None)
+
+    def _choose_time(
+        self, candidates: dict[str, list[int]], places: dict[str, int]
+    ) -> tuple[str, Order | None, list[Stamp]]:
+        columns = candidates.get("time", [])
+        for column in candidates.get("closed_at", [])[:1]:
+            places["closed_at"] = column
+        days = [column for column in columns if "time" not in self.headings[column].base or len(columns) == 1]
+        zone = "UTC"
+        if columns:
+            places["time"] = columns[0]
+            clocks = [
+                column
+                for column, told in enumerate(self.headings)
+                if told.full in CLOCKS and column != columns[0] and self._all(column, _is_clock)
+            ]
+            if clocks and columns[0] in days and self._all(columns[0], _is_day):
+                places["clock"] = clocks[0]
+                zone = CLOCKS[self.headings[clocks[0]].full]
+        if "time" not in places and "closed_at" not in places:
+            if self.told.day is None:
+                raise FileRefused("neither a column nor its name tells the time of its figures")
+            self.notes.append("the time of its figures is told by its name")
+            return zone, None, []
+        place = places.get("closed_at", places.get("time", 0))
+        order = day_order(self.cells(place), self.now)
+        stamps: list[Stamp] = []
+        for cell in self.cells(place):
+            try:
+                stamps.append(read_time(cell, order))
+            except Refused:
+                continue
+        if not stamps and self.sample.rows:
+            shown = next(iter(self.cells(place)), "")
+            raise FileRefused(f"its column {self.sample.header[place].strip()!r} holds no times ({shown[:60]!r})")
+        if zone != "UTC":
+            ZoneInfo(zone)
+            self.notes.append(f"its clock is the time of {zone}")
+        elif any(stamp.local and not stamp.bare for stamp in stamps):
+            self.notes.append("its times tell no zone, so they are UTC")
+        return zone, order, stamps
+
+    def _all(self, column: int, test: Callable[[str], bool]) -> bool:
+        cells = [cell for cell in self.cells(column) if cell.strip()]
+        return bool(cells) and sum(test(cell) for cell in cells) >= 0.9 * len(cells)
+
+    def _choose_period(
+        self, layout: Layout, places: dict[str, int], stamps: Sequence[Stamp]
+    ) -> timedelta | None:
+        if layout.kind != "candles":
+            return None
+        length = self.told.period or period(stamps)
+        if length is None and "closed_at" not in places and stamps:
+            raise FileRefused("neither its rows nor its name tell how long its candles are")
+        return length
+
+
+def pair_of(cell: str) -> tuple[str, str | None]:
+    """A symbol, and the currency that it is paired with: `BTC/USD` and `BTC-EUR` tell one."""
+    for sign in "/-":
+        base, found, quote = cell.strip().partition(sign)
+        if found and base and quote.lower() in CURRENCIES:
+            return base, quote.upper()
+    return cell.strip(), None
+
+
+def _is_clock(cell: str) -> bool:
+    return len(cell.strip()) <= 15 and ":" in cell.strip()[:3] and cell.strip()[0].isdigit()
+
+
+def _is_day(cell: str) -> bool:
+    return ":" not in cell
+
+
+def _first(cells: Iterable[str], count: int) -> list[str]:
+    # Some cells to show: the first that hold something, shortened.
+    shown: list[str] = []
+    for cell in cells:
+        if cell.strip():
+            shown.append(cell.strip()[:60])
+            if len(shown) == count:
+                break
+    return shown

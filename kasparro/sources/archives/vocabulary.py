@@ -1,0 +1,248 @@
+"""The header names that archives use, for each field of the record: a table, so that a new one is a line."""
+
+import re
+import unicodedata
+from typing import Literal
+
+import msgspec
+
+# In order of preference: where a file has several columns for a field, the first name found here is it.
+# Names are as `normal` writes them, without a currency.
+NAMES: dict[str, tuple[str, ...]] = {
+    "id": ("id", "coinid", "tickerid", "coingeckoid", "coinpaprikaid", "assetid", "slug"),
+    "symbol": ("symbol", "ticker", "nameabr", "coinsymbol", "sym", "abbreviation"),
+    "name": ("name", "coinname", "cryptoname", "coin", "cryptocurrency", "currencyname", "crypto"),
+    "currency": ("vscurrency", "quotecurrency", "currency", "convert", "quote"),
+    "closed_at": ("closetime", "timeclose", "endtime", "closedat"),
+    "time": (
+        "lastupdated",
+        "lastupdate",
+        "snappedat",
+        "observedat",
+        "timestamp",
+        "unix",
+        "unixtime",
+        "unixtimestamp",
+        "opentime",
+        "timeopen",
+        "datetime",
+        "dateutc",
+        "date",
+        "dateiso",
+        "day",
+        "time",
+        "timeutc",
+        "readabletimestamp",
+        "snapshotdate",
+        "snapshotat",
+        "createdat",
+        "fetchedat",
+        "extractedat",
+    ),
+    "rank": ("rank", "marketcaprank", "cmcrank"),
+    "open": ("open", "openprice", "opening"),
+    "high": ("high", "highprice"),
+    "low": ("low", "lowprice"),
+    "close": ("close", "closeprice", "closelast", "closing", "closingprice"),
+    "price": ("price", "currentprice", "pricevalue", "lastprice", "spotprice"),
+    "market_cap_usd": (
+        "marketcap",
+        "mktcap",
+        "mcap",
+        "currentmarketcap",
+        "marketcapitalization",
+        "marketcapitalisation",
+    ),
+    "volume_24h_usd": (
+        "24hvolume",
+        "volume24h",
+        "volume24hr",
+        "volume24hours",
+        "24hrvolume",
+        "totalvolume",
+        "vol24h",
+        "24hvol",
+    ),
+    "volume": ("volume", "vol"),
+    "circulating_supply": ("circulatingsupply", "availablesupply", "circulation"),
+    "total_supply": ("totalsupply",),
+    "max_supply": ("maxsupply",),
+    "percent_change_1h": (
+        "percentchange1h",
+        "pricechangepercentage1h",
+        "pricechangepercentage1hincurrency",
+        "percentagechange1hr",
+        "change1hpercent",
+        "percent1h",
+        "1hpercent",
+    ),
+    "percent_change_24h": (
+        "percentchange24h",
+        "pricechangepercentage24h",
+        "pricechangepercentage24hincurrency",
+        "percentagechange24hr",
+        "change24hpercent",
+        "percent24h",
+        "24hpercent",
+    ),
+    "percent_change_7d": (
+        "percentchange7d",
+        "pricechangepercentage7d",
+        "pricechangepercentage7dincurrency",
+        "percentagechange7d",
+        "change7dpercent",
+        "percent7d",
+        "7dpercent",
+    ),
+}
+FIELD_OF = {name: field for field, names in NAMES.items() for name in names}
+
+# A clock beside a column of days, with the zone that its name tells.
+CLOCKS: dict[str, str] = {
+    "time": "UTC",
+    "timeutc": "UTC",
+    "timegmt": "UTC",
+    "timeberlin": "Europe/Berlin",
+    "timelondon": "Europe/London",
+    "timeparis": "Europe/Paris",
+    "timenewyork": "America/New_York",
+    "timetokyo": "Asia/Tokyo",
+}
+
+# Fields whose figures are an amount of some currency, so that a header may name it.
+MONEY = frozenset(
+    {"open", "high", "low", "close", "price", "market_cap_usd", "volume_24h_usd", "volume"}
+)
+
+FIAT = (
+    "usd eur gbp brl jpy cny cad aud chf inr krw rub try mxn idr zar sek nok dkk pln czk huf ars clp aed "
+    "bdt bhd bmd gel hkd ils kwd lkr mmk myr ngn nzd php pkr sar sgd thb twd uah vef vnd xdr ron bgn"
+).split()
+# Quoted like money, but no US dollar: a price in them is not a price in USD.
+COINS = "btc eth bnb sats bits xrp ltc bch dot sol link xlm eos yfi usdt usdc busd tusd dai fdusd ust".split()
+CURRENCIES = frozenset((*FIAT, *COINS))
+WORDS = {"euro": "eur", "euros": "eur", "dollar": "usd", "dollars": "usd", "yen": "jpy", "bitcoins": "btc"}
+SIGNS = {"€": "EUR", "£": "GBP", "¥": "JPY", "R$": "BRL", "₹": "INR", "₩": "KRW", "₽": "RUB", "₺": "TRY", "₿": "BTC"}
+
+Kind = Literal["quotes", "candles"]
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """A shape of file that many people have: what its header must hold, and what it means untold.
+
+    `usd` says that its figures are US dollars where neither header, cells nor name tell a currency.
+    `volume_usd` says that a column called just volume is the day's turnover in that currency; in other
+    layouts it may as well count coins.
+    """
+
+    name: str
+    kind: Kind
+    needs: frozenset[str] = frozenset()
+    usd: bool = False
+    volume_usd: bool = False
+
+
+def _needs(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# The first whose names are all in the header is it; the last two need no more than their kind's fields.
+LAYOUTS = (
+    Layout(
+        name="CoinMarketCap ticker dump",
+        kind="quotes",
+        needs=_needs("symbol priceusd lastupdated"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="CoinGecko markets",
+        kind="quotes",
+        needs=_needs("id symbol currentprice marketcap lastupdated"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="CoinGecko export",
+        kind="quotes",
+        needs=_needs("snappedat price marketcap totalvolume"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="snapshots of many coins",
+        kind="quotes",
+        needs=_needs("timestamp coinid price marketcap totalvolume"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="CoinMarketCap daily prices of coins",
+        kind="candles",
+        needs=_needs("name symbol date open high low close volume marketcap"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="CoinMarketCap daily prices",
+        kind="candles",
+        needs=_needs("date open high low close volume marketcap"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="Yahoo Finance prices",
+        kind="candles",
+        needs=_needs("date open high low close adjclose volume"),
+        volume_usd=True,
+    ),
+    Layout(
+        name="Investing.com prices",
+        kind="candles",
+        needs=_needs("date price open high low changepercent"),
+        usd=True,
+    ),
+    Layout(name="candles", kind="candles", needs=_needs("open high low")),
+    Layout(name="quotes", kind="quotes"),
+)
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NOT_WORD = re.compile(r"[^0-9a-z]+")
+
+
+class Heading(msgspec.Struct, frozen=True):
+    """One header cell: its words run together, the same without its currency, and that currency."""
+
+    full: str
+    base: str
+    currency: str | None
+
+
+def normal(cell: str) -> str:
+    """A header cell without what varies: case, blanks, stars, underscores, marks no one sees."""
+    cell = unicodedata.normalize("NFKC", cell).replace("\ufeff", "")
+    return _NOT_WORD.sub("", cell.lower().replace("%", "percent"))
+
+
+def heading(cell: str) -> Heading:
+    """What a header cell says: `Market Cap**`, `24h_volume_usd`, `priceEur`, `Volume (USD)`."""
+    full = normal(cell)
+    words = [word for word in _NOT_WORD.split(_CAMEL.sub(" ", cell.replace("%", " percent ")).lower()) if word]
+    for position in (-1, 0):
+        if len(words) > 1 and (currency := WORDS.get(words[position], words[position])) in CURRENCIES:
+            rest = "".join(words[:-1] if position == -1 else words[1:])
+            if rest in FIELD_OF:
+                return Heading(full, rest, currency.upper())
+    return Heading(full, full, None)
+
+
+def layout_of(headings: list[Heading]) -> Layout | None:
+    """The first layout whose names are all there, with a column of prices to take; None where none is."""
+    fields = {FIELD_OF.get(heading.base) for heading in headings}
+    present = {heading.full for heading in headings} | {heading.base for heading in headings} | fields
+    timed = "time" in fields or "closed_at" in fields
+    for layout in LAYOUTS:
+        priced = "close" in fields or "price" in fields if layout.kind == "candles" else "price" in fields
+        if layout.needs <= present and priced and (timed or not layout.needs):
+            return layout
+    return None

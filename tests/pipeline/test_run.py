@@ -1,0 +1,307 @@
+"""One run over real HTTP servers and a real PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+
+from kasparro.batch import Batch, BatchBuilder
+from kasparro.errors import RunInProgress, RunLost, SourceError
+from kasparro.pipeline.run import Run, judged
+from kasparro.record import Record
+from kasparro.simulator import Simulator
+from kasparro.simulator.faults import BadRecord, BadRecords, Fault, Hang, Html, PageShift, Status
+from kasparro.sources.base import Pass, Source
+from kasparro.sources.coingecko import CoinGecko
+from kasparro.sources.coinpaprika import CoinPaprika
+from kasparro.sources.http import Patience
+from kasparro.store.database import Database
+
+QUICK = Patience(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(seed=7, coins=600, manual=True) as running:
+        yield running
+
+
+def apis(simulator: Simulator) -> list[Source]:
+    return [
+        CoinPaprika(simulator.coinpaprika_url, None, QUICK),
+        CoinGecko(simulator.coingecko_url, "public", None, QUICK),
+    ]
+
+
+async def run(database: Database, sources: Sequence[Source], **options: Any) -> str:
+    async with Run(database, sources, "etl", **options) as one:
+        return await one.work(asyncio.Event())
+
+
+def exact(numeral: object) -> Decimal | None:
+    """The value of a number as the simulator served it."""
+    return None if numeral is None else Decimal(str(numeral))
+
+
+async def outcomes(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[str, Any]:
+    """The last run's sources, each by its name."""
+    rows = await connection.fetch(
+        "SELECT * FROM run_sources WHERE run_id = (SELECT max(id) FROM runs) ORDER BY source"
+    )
+    return {row["source"]: dict(row) for row in rows}
+
+
+async def test_the_tables_hold_what_the_upstreams_served(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    assert await run(database, apis(simulator)) == "succeeded"
+
+    for quote in simulator.market.listing("coingecko"):
+        row = await connection.fetchrow(
+            "SELECT * FROM unified_data WHERE source = 'coingecko' AND source_id = $1", quote.id
+        )
+        assert row is not None
+        assert (row["symbol"], row["name"], row["rank"]) == (quote.symbol, quote.name, quote.rank)
+        assert row["price_usd"] == exact(quote.price_usd)
+        assert row["total_supply"] == exact(quote.total_supply)
+
+
+async def test_the_same_payloads_again_write_nothing_and_a_moved_market_updates(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    await run(database, apis(simulator))
+    await run(database, apis(simulator))
+    again = await outcomes(connection)
+    simulator.advance(1)
+    await run(database, apis(simulator))
+    moved = await outcomes(connection)
+
+    assert [(one["inserted"], one["updated"]) for one in again.values()] == [(0, 0), (0, 0)]
+    assert all(one["updated"] > 0 for one in moved.values())
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Status(api="coingecko", code=500), "answered 500"),
+        (Status(api="coingecko", code=429, retry_after=119), "asks to wait 119 s"),
+        (Status(api="coingecko", code=401), "the key is missing or not accepted"),
+        (Html(api="coingecko"), "answered an HTML page instead of a JSON list"),
+    ],
+)
+async def test_a_dead_upstream_costs_only_itself_and_the_next_run_repairs_it(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    fault: Fault,
+    said: str,
+) -> None:
+    simulator.add_fault(fault)
+
+    assert await run(database, apis(simulator)) == "partial"
+
+    sources = await outcomes(connection)
+    assert sources["coinpaprika"]["status"] == "succeeded"
+    assert sources["coingecko"]["status"] == "failed"
+    assert said in sources["coingecko"]["error"]
+    assert "\n" not in sources["coingecko"]["error"]
+
+    simulator.clear_faults()
+    assert await run(database, apis(simulator)) == "succeeded"
+    assert (await outcomes(connection))["coingecko"]["inserted"] > 0
+
+
+async def test_a_lost_page_costs_that_page(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.add_fault(Status(api="coingecko", code=502, page=2))
+
+    assert await run(database, apis(simulator)) == "partial"
+
+    source = (await outcomes(connection))["coingecko"]
+    assert source["status"] == "partial"
+    assert source["error"].startswith("page 2: CoinGecko answered 502")
+    assert source["fetched"] == len(simulator.market.listing("coingecko")) - 250
+
+
+async def test_pages_that_shift_while_they_are_walked_double_no_coin(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.add_fault(PageShift(api="coingecko", by=3))
+
+    await run(database, apis(simulator))
+    await run(database, apis(simulator))
+
+    source = (await outcomes(connection))["coingecko"]
+    assert source["status"] == "succeeded"
+    assert (
+        source["fetched"] == source["valid"] == source["unchanged"] + source["updated"] + source["inserted"]
+    )
+
+
+async def test_bad_records_cost_only_themselves(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    bad: list[BadRecord] = [
+        "missing-id",
+        "null-id",
+        "string-price",
+        "negative-price",
+        "future",
+        "long-number",
+        "long-name",
+        "nul",
+    ]
+    simulator.add_fault(BadRecords(api="coingecko", page=1, records=bad))
+
+    assert await run(database, apis(simulator)) == "succeeded"
+
+    source = (await outcomes(connection))["coingecko"]
+    rejects = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
+    assert source["rejected"] == len(rejects) == len(bad)
+    assert source["valid"] == len(simulator.market.listing("coingecko"))
+    assert all(reject["reason"] and reject["raw"] for reject in rejects)
+    assert not await connection.fetchval("SELECT count(*) FROM unified_data WHERE source_id LIKE 'bad-%'")
+
+
+async def test_exact_values_come_to_rest(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.put_payload(
+        "coinpaprika",
+        """[{"id":"a-a","name":"比特币","symbol":"A","rank":1,"total_supply":0,"max_supply":0,
+        "last_updated":"2026-01-01T00:00:00Z","quotes":{"USD":{"price":1.2e-11,"volume_24h":0,
+        "market_cap":123456789012345678.123456789,"percent_change_24h":null}}},
+        {"id":"b-b","name":"B","symbol":"","rank":2,"total_supply":"",
+        "quotes":{"USD":{"price":0,"market_cap":0}}}]""".encode(),
+    )
+
+    await run(database, apis(simulator)[:1])
+
+    a, b = await connection.fetch("SELECT * FROM unified_data ORDER BY source_id")
+    assert a["name"] == "比特币"
+    assert a["price_usd"] == Decimal("0.000000000012")
+    assert a["market_cap_usd"] == Decimal("123456789012345678.123456789")
+    assert (a["volume_24h_usd"], a["total_supply"], a["max_supply"]) == (0, 0, None)
+    assert (b["price_usd"], b["market_cap_usd"], b["total_supply"]) == (0, None, None)
+
+
+async def test_one_run_works_on_a_database_at_a_time(database: Database, simulator: Simulator) -> None:
+    async with Run(database, apis(simulator), "etl"):
+        with pytest.raises(RunInProgress):
+            async with Run(database, apis(simulator), "schedule"):
+                pass
+
+    assert await run(database, apis(simulator)) == "succeeded"
+
+
+async def test_a_run_whose_process_died_is_marked_interrupted_by_the_next(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    dead = Run(database, apis(simulator), "etl")
+    await dead.__aenter__()
+    await dead._lock.release()
+
+    await run(database, apis(simulator))
+
+    assert [row["status"] for row in await connection.fetch("SELECT status FROM runs ORDER BY id")] == [
+        "interrupted",
+        "succeeded",
+    ]
+    with pytest.raises(RunLost):
+        await dead.work(asyncio.Event())
+
+
+async def test_a_stop_ends_the_run_at_a_batch_border(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.add_fault(Hang(api="coingecko", page=2))
+    stop = asyncio.Event()
+
+    async with Run(database, apis(simulator)[1:], "etl") as one:
+        working = asyncio.create_task(one.work(stop))
+        await simulator.calls.reached(2)
+        stop.set()
+        async with asyncio.timeout(5):
+            assert await working == "interrupted"
+
+    source = (await outcomes(connection))["coingecko"]
+    assert (source["status"], source["fetched"]) == ("interrupted", 250)
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") == 250
+
+
+async def test_a_run_outlives_the_loss_of_every_connection(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    async with Run(database, [Severed(connection)], "etl") as one:
+        assert await one.work(asyncio.Event()) == "succeeded"
+
+    source = (await outcomes(connection))["csv"]
+    assert (source["fetched"], source["inserted"], source["batches"]) == (20, 20, 20)
+
+
+async def test_a_source_that_breaks_is_a_failed_source_not_a_broken_run(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    assert await run(database, [Broken(), apis(simulator)[0]]) == "partial"
+
+    source = (await outcomes(connection))["csv"]
+    assert source["status"] == "failed"
+    assert source["error"] == "internal error (ZeroDivisionError); the log has the details"
+
+
+async def test_a_spent_budget_ends_the_walk_and_says_so(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    now = datetime(2026, 11, 5, tzinfo=UTC)
+
+    status = await run(database, apis(simulator)[1:], budget=lambda _: 2, clock=lambda: now)
+
+    source = (await outcomes(connection))["coingecko"]
+    assert (status, source["calls"], source["fetched"]) == ("partial", 2, 500)
+    assert source["error"] == "the budget of 2 calls for November 2026 is spent; it begins anew on the first"
+
+
+def test_outcomes_of_a_source() -> None:
+    assert judged(10, 10, False, None, []) == ("succeeded", None)
+    assert judged(0, 0, False, None, []) == ("succeeded", None)
+    assert judged(10, 0, False, None, []) == ("failed", "all 10 records were rejected")
+    assert judged(10, 10, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
+    assert judged(0, 0, False, "dead", []) == ("failed", "dead")
+    assert judged(9, 9, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
+    assert judged(9, 9, True, None, []) == ("interrupted", "stopped before its end")
+
+
+class Severed:
+    """A source during whose pass all of Kasparro's connections are cut, again and again."""
+
+    name = "csv"
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self._connection = connection
+
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+        builder = BatchBuilder()
+        for number in range(20):
+            if number % 4 == 1:
+                await self._connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE application_name = 'kasparro' AND datname = current_database()"
+                )
+            builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
+            yield builder.take()
+
+
+class Broken:
+    """A source with a bug."""
+
+    name = "csv"
+
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+        if passing is None:
+            yield BatchBuilder().take()
+        raise ZeroDivisionError
