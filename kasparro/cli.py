@@ -159,7 +159,7 @@ async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> repo
 
 
 async def _with_database(told: Settings, work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    async with server.database_url(told) as url, Database(url) as database:
+    async with server.database_url(told) as (url, _), Database(url) as database:
         return await work(database)
 
 

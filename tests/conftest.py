@@ -3,15 +3,18 @@
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+import structlog
 
 from kasparro import settings
 from kasparro.store.database import Database
+from kasparro.store.embedded import EmbeddedPostgres
 from kasparro.store.migrations import migrate
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -42,8 +45,6 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if told := os.environ.get("KASPARRO_TEST_SERVER"):
         yield told
         return
-    from kasparro.store.embedded import EmbeddedPostgres
-
     with asyncio.Runner() as runner:
         server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
         runner.run(server.__aenter__())
@@ -94,6 +95,45 @@ async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asy
     opened = await asyncpg.connect(database_url, server_settings={"timezone": "UTC"})
     yield opened
     await opened.close()
+
+
+class LogEvents:
+    """What the program logs, as events to wait for."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self._changed = asyncio.Condition()
+
+    def __call__(
+        self, logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        self.seen.append({"level": method, **event})
+        self._wake = asyncio.ensure_future(self._notify())
+        raise structlog.DropEvent
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def reached(self, count: int, event: str, **fields: object) -> list[dict[str, Any]]:
+        """Wait until so many of these events, with these fields, were logged; gives them."""
+
+        def matching() -> list[dict[str, Any]]:
+            wanted = {"event": event, **fields}
+            return [one for one in self.seen if wanted.items() <= one.items()]
+
+        async with asyncio.timeout(20), self._changed:
+            await self._changed.wait_for(lambda: len(matching()) >= count)
+        return matching()
+
+
+@pytest.fixture
+async def logged() -> AsyncIterator[LogEvents]:
+    """The program's log in this test."""
+    events = LogEvents()
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, events])
+    yield events
+    structlog.reset_defaults()
 
 
 def on_server(server_url: str, name: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -31,14 +31,21 @@ class Scheduler:
     """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
     its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
 
-    A database that is out of reach is waited for, and the schema brought up to date once it is there.
+    A database that is out of reach is waited for, and the schema brought up to date once it is there;
+    `revive` brings back one of our own that died.
     """
 
     def __init__(
-        self, settings: Settings, database: Database, *, clock: Callable[[], datetime] = utc_now
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        revive: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._database = database
+        self._revive = revive
         self._clock = clock
         self._stop = asyncio.Event()
         self._led = False
@@ -77,6 +84,8 @@ class Scheduler:
     async def _keep_running(self) -> None:
         while not self._stop.is_set():
             try:
+                if self._revive is not None:
+                    await self._revive()
                 await migrate(self._database)
                 await self._lead()
             except DatabaseUnavailable as error:
@@ -91,11 +100,15 @@ class Scheduler:
     async def _lead(self) -> None:
         interval = self._settings.interval
         if interval is None:
-            await self._stop.wait()
+            while not self._stop.is_set():
+                await last_start(self._database)
+                await self._pause(CHECK_S)
             return
         first = True
         async with SessionLock(self._database, "lead") as lead:
             while not await lead.acquire():
+                if first:
+                    log.info("another process runs the loop")
                 first = False
                 self.next_run_at = await self._planned(interval)
                 await self._pause(CHECK_S)

@@ -38,22 +38,23 @@ class ListenError(KasparroError):
 
 
 @asynccontextmanager
-async def database_url(told: Settings) -> AsyncIterator[str]:
-    """The URL of the database to work with; where none is told, an embedded server runs meanwhile.
+async def database_url(told: Settings) -> AsyncIterator[tuple[str, EmbeddedPostgres | None]]:
+    """The URL of the database to work with; where none is told, an embedded server, which runs meanwhile.
 
     Raises EmbeddedPostgresError.
     """
     if told.database_url is not None:
-        yield told.database_url.reveal()
+        yield told.database_url.reveal(), None
     else:
-        async with EmbeddedPostgres(told.home) as server:
-            yield server.dsn
+        async with EmbeddedPostgres(told.home) as embedded:
+            yield embedded.dsn, embedded
 
 
-def application(told: Settings, url: str) -> Starlette:
+def application(told: Settings, url: str, embedded: EmbeddedPostgres | None = None) -> Starlette:
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
     database = Database(url, told.database_read_url.reveal() if told.database_read_url else None)
-    return create_app(told, database=database, scheduler=Scheduler(told, database))
+    scheduler = Scheduler(told, database, revive=embedded.ensure if embedded else None)
+    return create_app(told, database=database, scheduler=scheduler)
 
 
 async def prepare(database: Database, *, demo: bool = False) -> None:
@@ -91,7 +92,7 @@ async def _serve(
         if demo_seed is not None:
             simulator = await stack.enter_async_context(Simulator(seed=demo_seed))
             told = _simulated(told, simulator)
-        url = await stack.enter_async_context(database_url(told))
+        url, embedded = await stack.enter_async_context(database_url(told))
         async with Database(url) as database:
             try:
                 await prepare(database, demo=demo_seed is not None)
@@ -102,7 +103,7 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            serving = uvicorn.Server(_config(application(told, url), workers))
+            serving = uvicorn.Server(_config(application(told, url, embedded), workers))
             await serving.serve([listener])
             if not serving.started:
                 raise KasparroError("the service could not start; the log says why")

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from kasparro.batch import Batch, BatchBuilder
-from kasparro.errors import RunInProgress, RunLost, SourceError
+from kasparro.errors import RunInProgress, RunLost
 from kasparro.pipeline.run import Run, judged
 from kasparro.record import Record
 from kasparro.simulator import Simulator

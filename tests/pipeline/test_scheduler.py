@@ -1,0 +1,146 @@
+"""When runs happen, in which process, and how they end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from kasparro.errors import RunInProgress
+from kasparro.pipeline import scheduler as module
+from kasparro.pipeline.scheduler import Scheduler
+from kasparro.settings import Settings, load
+from kasparro.simulator import Simulator
+from kasparro.simulator.faults import Hang
+from kasparro.store.database import Database
+from kasparro.store.embedded import EmbeddedPostgres
+from tests.conftest import LogEvents
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.05)
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(seed=3, coins=40, manual=True) as running:
+        yield running
+
+
+def told(simulator: Simulator, interval: str = "1h") -> Settings:
+    return load(
+        {
+            "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
+            "KASPARRO_COINGECKO_URL": simulator.coingecko_url,
+            "KASPARRO_SOURCES": "coinpaprika,coingecko",
+            "KASPARRO_INTERVAL": interval,
+        }
+    )
+
+
+async def test_a_run_at_start_and_then_every_interval(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with Scheduler(told(simulator, "1s"), database) as scheduler:
+        await logged.reached(1, "run finished")
+        assert scheduler.next_run_at is None or scheduler.next_run_at > datetime.now(UTC)
+        await logged.reached(2, "run finished", status="succeeded")
+
+    assert [event["trigger"] for event in await logged.reached(2, "run started")] == ["startup", "schedule"]
+
+
+async def test_no_run_by_itself_when_the_interval_is_off(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with Scheduler(told(simulator, "off"), database) as scheduler:
+        assert await scheduler.trigger() == 1
+        await logged.reached(1, "run finished")
+
+    assert [event["trigger"] for event in await logged.reached(1, "run started")] == ["api"]
+
+
+async def test_of_two_processes_one_leads_and_the_other_takes_over(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with Scheduler(told(simulator, "2s"), database):
+        await logged.reached(1, "run finished")
+        other = Scheduler(told(simulator, "2s"), database)
+        await other.__aenter__()
+        await logged.reached(1, "another process runs the loop")
+
+    # The first has left; the other goes on with the rhythm of the runs there were.
+    started = await logged.reached(2, "run started")
+    await other.__aexit__(None, None, None)
+    assert [event["trigger"] for event in started] == ["startup", "schedule"]
+
+
+async def test_a_run_that_is_asked_for_while_one_works_is_refused(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    simulator.add_fault(Hang(api="coinpaprika"))
+
+    async with Scheduler(told(simulator, "off"), database) as scheduler:
+        await scheduler.trigger()
+        with pytest.raises(RunInProgress):
+            await scheduler.trigger()
+
+
+async def test_a_stop_ends_the_run_at_work_and_marks_it(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    logged: LogEvents,
+) -> None:
+    simulator.add_fault(Hang(api="coinpaprika"))
+
+    async with asyncio.timeout(10):
+        async with Scheduler(told(simulator), database):
+            await logged.reached(1, "source finished", source="coingecko")
+
+    assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
+    assert dict(await connection.fetch("SELECT source, status FROM run_sources")) == {
+        "coinpaprika": "interrupted",
+        "coingecko": "succeeded",
+    }
+
+
+async def test_the_loop_survives_what_it_cannot_foresee_with_a_line_and_an_entry(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    logged: LogEvents,
+) -> None:
+    await connection.execute("ALTER TABLE unified_data RENAME TO hidden")
+
+    async with Scheduler(told(simulator, "1s"), database):
+        await logged.reached(1, "run finished", status="failed")
+        await connection.execute("ALTER TABLE hidden RENAME TO unified_data")
+        await logged.reached(1, "run finished", status="succeeded")
+
+    assert {event["level"] for event in await logged.reached(1, "source broke")} == {"error"}
+    assert await connection.fetchval("SELECT error FROM run_sources WHERE run_id = 1 LIMIT 1")
+
+
+async def test_a_database_that_is_down_at_the_start_is_waited_for(
+    tmp_path: Path, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with EmbeddedPostgres(tmp_path) as server:
+        url = server.dsn
+    async with Database(url) as database, Scheduler(told(simulator), database):
+        await logged.reached(1, "waiting for the database")
+        async with EmbeddedPostgres(tmp_path):
+            await logged.reached(1, "run finished", status="succeeded")
+
+
+async def test_a_set_back_clock_puts_off_no_run(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    ahead = timedelta(days=400)
+    async with Scheduler(told(simulator, "1s"), database, clock=lambda: datetime.now(UTC) + ahead):
+        await logged.reached(1, "run finished")
+
+    async with Scheduler(told(simulator, "1s"), database):
+        await logged.reached(3, "run finished")
