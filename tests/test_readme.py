@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from kasparro import cli, settings
+from kasparro.web import data, operations
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +47,14 @@ def test_the_stack_passes_every_setting_on() -> None:
 
 def test_every_command_is_documented() -> None:
     documented = {shlex.split(cell.strip("`"))[1] for cell, _ in rows(section("Commands"))}
-    assert set(cli.main.commands) <= documented
+    assert documented == set(cli.main.commands)
+
+
+def test_the_table_of_routes_is_the_routes() -> None:
+    endpoints = [*data.ENDPOINTS, *operations.ENDPOINTS, operations.START_RUN]
+    there = {f"{one.method} {re.sub(r':[a-z]+}', '}', one.path)}" for one in endpoints}
+    documented = {cell.strip("`") for cell, _ in rows(section("Routes"))}
+    assert documented == there | {"GET /docs", "GET /openapi.json"}
 
 
 @pytest.mark.parametrize("name", sorted(cli.main.commands))
