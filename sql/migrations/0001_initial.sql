@@ -129,7 +129,8 @@ CREATE TABLE instance (
 );
 
 -- gen_random_uuid() draws 122 strong random bits; two of them make a key. (No pgcrypto needed.)
-INSERT INTO instance (cursor_key, data_version) VALUES (gen_random_uuid()::text || gen_random_uuid()::text, 0);
+INSERT INTO instance (cursor_key, data_version)
+VALUES (gen_random_uuid()::text || gen_random_uuid()::text, 0);
 
 -- Makes sure of a month's partition of the history. ATTACH takes a lock that lets readers and writers go on,
 -- where CREATE TABLE … PARTITION OF would shut them out.

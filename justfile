@@ -1,0 +1,52 @@
+# Needs just (`.venv/bin/just` after the README's test command) and, for the stack, docker or podman.
+
+compose := "$(docker compose version >/dev/null 2>&1 && echo docker compose || echo podman compose)"
+install := "python3 -m venv .venv && .venv/bin/pip install -q -r"
+editable := ".venv/bin/pip install -q --no-deps --no-build-isolation -e ."
+
+_list:
+    @{{just_executable()}} --list --unsorted
+
+# Build and start the local stack, and wait until it is healthy
+up:
+    {{compose}} up --build --detach --wait
+
+# Stop the local stack; its data stays
+down:
+    {{compose}} down
+
+# One run over the sources: in the stack when it is up, else here with the embedded database
+etl *args:
+    @if {{compose}} exec -T kasparro true >/dev/null 2>&1; then {{compose}} exec $([ -t 0 ] && [ -t 1 ] || echo -T) kasparro kasparro etl {{args}}; else {{just_executable()}} _run && .venv/bin/kasparro etl {{args}}; fi
+
+# Run the tests
+test *args: _develop
+    .venv/bin/pytest -n 2 {{args}}
+
+# Measure loading beside psql and answering beside a bare app
+bench *args: _develop
+    .venv/bin/python -m tests.bench {{args}}
+
+# Check code, types and SQL
+lint: _develop
+    .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql
+
+# Format the code
+fmt: _develop
+    .venv/bin/ruff check --fix && .venv/bin/ruff format
+
+# Follow the stack's logs
+logs *args:
+    {{compose}} logs --follow {{args}}
+
+# Lock the newest allowed versions, with hashes and without addresses
+lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt")
+
+_lock group file:
+    .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} pyproject.toml
+
+_run:
+    @cmp -s requirements.txt .venv/locked || { {{install}} requirements.txt && {{editable}} && cp requirements.txt .venv/locked; }
+
+_develop:
+    @cmp -s tests/requirements.txt .venv/locked-tests || { {{install}} tests/requirements.txt && {{editable}} && cp tests/requirements.txt .venv/locked-tests; }

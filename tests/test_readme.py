@@ -1,0 +1,81 @@
+"""What the README and the files around the code promise is what the program does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from kasparro import cli, settings
+from kasparro.web import data, operations
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return read("README.md").split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def commands() -> list[str]:
+    """The one-line commands at the head of the README: run it, test it, see it without a network."""
+    head = read("README.md").split("\n## ")[0]
+    return [block.strip() for block in re.findall(r"```sh\n(.*?)```", head, re.DOTALL)]
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    told = [[variable.name, variable.meaning, variable.default] for variable in settings.variables().values()]
+    assert [[name.strip("`"), *rest] for name, *rest in rows(section("Settings"))] == told
+
+
+def test_the_stack_passes_every_setting_on() -> None:
+    # KASPARRO_HOME stays where the image has it.
+    names = {variable.name for variable in settings.variables().values()} - {"KASPARRO_HOME"}
+    passed = set(re.findall(r"^ {6}([A-Z_]+):", read("compose.yaml"), re.MULTILINE))
+    assert names <= passed
+
+
+def test_every_command_is_documented() -> None:
+    documented = {shlex.split(cell.strip("`"))[1] for cell, _ in rows(section("Commands"))}
+    assert documented == set(cli.main.commands)
+
+
+def test_the_table_of_routes_is_the_routes() -> None:
+    endpoints = [*data.ENDPOINTS, *operations.ENDPOINTS, operations.START_RUN]
+    there = {f"{one.method} {re.sub(r':[a-z]+}', '}', one.path)}" for one in endpoints}
+    documented = {cell.strip("`") for cell, _ in rows(section("Routes"))}
+    assert documented == there | {"GET /docs", "GET /openapi.json"}
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_every_command_explains_itself(name: str) -> None:
+    assert isinstance(cli.main, click.Group)
+    result = CliRunner().invoke(cli.main, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_ci_runs_the_readme_s_test_command() -> None:
+    command = commands()[1]
+    assert "\n" not in command
+    for file in (".ci/run", ".github/workflows/ci.yml"):
+        lines = [line.strip().removeprefix("run: ") for line in read(file).splitlines()]
+        assert command in lines, file
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
+def test_locked_packages_have_hashes_and_no_addresses(file: str) -> None:
+    text = read(file)
+    assert "://" not in text
+    for requirement in re.split(r"\n(?=[a-z])", text)[1:]:
+        assert "--hash=sha256:" in requirement
