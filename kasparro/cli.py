@@ -209,7 +209,7 @@ def _guarded(work: Callable[[], T]) -> T:
         return work()
     except RunInProgress as error:
         _fail(str(error), BUSY)
-    except WrongDatabase as error:
+    except (SettingsError, WrongDatabase) as error:
         _fail(str(error), USAGE)
     except KasparroError as error:
         _fail(str(error), FAILED)

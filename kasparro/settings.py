@@ -127,7 +127,12 @@ def _secret(value: str) -> Secret:
 
 def _database_url(value: str) -> Secret:
     url = _split(value)
-    if url is None or url.scheme not in {"postgres", "postgresql"}:
+    hosts = url.netloc.rpartition("@")[2].split(",") if url else []
+    if (
+        url is None
+        or url.scheme not in {"postgres", "postgresql"}
+        or not all(re.fullmatch(r"(\[[^\]]*\]|[^:\[]*)(:\d{1,5})?", host, re.ASCII) for host in hosts)
+    ):
         raise _NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
     return Secret(value)
 

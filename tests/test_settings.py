@@ -87,6 +87,7 @@ def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed
     ("name", "value"),
     [
         ("DATABASE_URL", "mysql://root:hunter2@db/x"),
+        ("DATABASE_URL", "postgresql://me:hunter2@db:port/x"),
         ("DATABASE_READ_URL", "hunter2"),
         ("KASPARRO_ADMIN_TOKEN", "hunter2 with spaces"),
         ("KASPARRO_COINGECKO_KEY", "hunter2\n"),
@@ -98,6 +99,21 @@ def test_a_wrong_secret_is_never_shown(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name) as error:
         load({name: value})
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://a:b@one:1,two:2/x?sslmode=require",
+        "postgres:///x?host=/tmp&user=me",
+        "postgresql://[::1]:5432/x",
+        "postgresql://u:p%40:w@h/x",
+    ],
+)
+def test_urls_of_databases(url: str) -> None:
+    told = load({"DATABASE_URL": url}).database_url
+    assert told is not None
+    assert told.reveal() == url
 
 
 def test_secrets_do_not_show_when_settings_are_printed() -> None:

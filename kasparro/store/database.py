@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from kasparro.errors import DatabaseUnavailable
+from kasparro.errors import DatabaseUnavailable, SettingsError
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -35,6 +35,9 @@ _PASSING = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
+    # A wrong password or name: a person mends it, and the service goes on without a restart.
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
     asyncpg.InterfaceError,
     # What asyncpg raises where the line was cut between two of its states.
     asyncpg.InternalClientError,
@@ -54,7 +57,8 @@ class Database:
     """The two pools, for as long as the program works with its database.
 
     Opening needs no server: connections are made when they are asked for, so a service starts while its
-    database is still down. Errors that pass are raised as DatabaseUnavailable, all others as they are.
+    database is still down. Errors that pass are raised as DatabaseUnavailable, a URL that says nothing
+    usable as SettingsError, all others as they are.
     """
 
     def __init__(self, url: str, read_url: str | None = None, *, readers: int = 8, writers: int = 6) -> None:
@@ -126,6 +130,8 @@ class Database:
 def _told() -> Iterator[None]:
     try:
         yield
+    except asyncpg.ClientConfigurationError as error:
+        raise SettingsError(f"DATABASE_URL has a value that cannot be used: {_line(error)}") from error
     except Exception as error:
         if isinstance(error, DatabaseUnavailable) or not passes(error):
             raise

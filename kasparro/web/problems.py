@@ -151,9 +151,6 @@ HANDLERS: dict[Any, Any] = {
     Problem: _problem,
     HTTPException: _http,
     DatabaseUnavailable: _unreachable,
-    asyncpg.InvalidAuthorizationSpecificationError: _unreachable,
-    asyncpg.InvalidCatalogNameError: _unreachable,
-    # What asyncpg says of a connection whose end it has read of but not yet seen.
     asyncpg.QueryCanceledError: _unavailable(
         "query-took-too-long",
         "Query took too long",
