@@ -13,6 +13,7 @@ import msgspec
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from kasparro import logs, settings
@@ -103,14 +104,14 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            serving = uvicorn.Server(_config(application(told, url, embedded), workers))
+            serving = uvicorn.Server(configuration(application(told, url, embedded), workers))
             await serving.serve([listener])
             if not serving.started:
                 raise KasparroError("the service could not start; the log says why")
         else:
             # The workers are processes of their own, which read the environment again.
             os.environ["DATABASE_URL"] = url
-            config = _config("kasparro.web.server:worker", workers)
+            config = configuration("kasparro.web.server:worker", workers)
             await asyncio.to_thread(Multiprocess(config, sockets=[listener]).run)
 
 
@@ -136,7 +137,8 @@ def worker() -> Starlette:
     return application(told, url)
 
 
-def _config(app: Starlette | str, workers: int) -> uvicorn.Config:
+def configuration(app: ASGIApp | str, workers: int) -> uvicorn.Config:
+    """uvicorn as the service runs it."""
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),

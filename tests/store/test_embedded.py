@@ -38,6 +38,8 @@ from kasparro.store.embedded import EmbeddedPostgres
 async def main():
     async with EmbeddedPostgres(Path(sys.argv[1])) as postgres:
         connection = await asyncpg.connect(postgres.dsn)
+        # CREATE TABLE IF NOT EXISTS fails when two do it at once.
+        await connection.execute("SELECT pg_advisory_lock(1)")
         await connection.execute("CREATE TABLE IF NOT EXISTS visit (id bigint GENERATED ALWAYS AS IDENTITY)")
         await connection.execute("INSERT INTO visit DEFAULT VALUES")
         await connection.close()
@@ -290,10 +292,12 @@ async def test_ensure_brings_back_a_killed_server_to_all_who_use_it(home: Path) 
 
 async def test_ensure_waits_for_a_server_that_recovers_from_a_killed_backend(home: Path) -> None:
     async with EmbeddedPostgres(home) as postgres:
-        backend = await asyncpg.connect(postgres.dsn)
-        os.kill(backend.get_server_pid(), signal.SIGKILL)
+        victim = await asyncpg.connect(postgres.dsn)
+        witness = await asyncpg.connect(postgres.dsn)
+        os.kill(victim.get_server_pid(), signal.SIGKILL)
+        # The server has noticed when it ends the others' connections too.
         with pytest.raises((asyncpg.PostgresError, OSError)):
-            await backend.execute("SELECT pg_sleep(30)")
+            await witness.execute("SELECT pg_sleep(30)")
         await postgres.ensure()
         assert await execute(postgres.dsn, "SELECT 1") == 1
 

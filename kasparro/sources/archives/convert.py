@@ -1,9 +1,9 @@
 """Rows to the lines of a COPY: for each file one converter, made for where its columns stand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
-from functools import partial
 from operator import itemgetter
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
 from kasparro.record import (
@@ -18,15 +18,14 @@ from kasparro.record import (
     moment,
     positive,
 )
-from kasparro.sources.archives.numbers import Kind
+from kasparro.sources.archives.numbers import Kind, read_plain
 from kasparro.sources.archives.recognise import NUMBERS, Recognised, pair_of
 from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
 
 # The fields of each kind, in the order of the columns; together they are all of `VALUE_FIELDS`.
 FIELDS = {kind: [field for field in NUMBERS if NUMBERS[field] == kind] for kind in NUMBERS.values()}
 NULL = copy_cell(None)
-_NO_MONEY = "\t".join([NULL] * len(FIELDS["money"]))
-_NO_SUPPLY = "\t".join([NULL] * len(FIELDS["supply"]))
+_ALL = ("id", "symbol", "name", "currency", "rank", "time", "closed_at", *NUMBERS)
 
 _KINDS: tuple[Kind, ...] = ("money", "supply", "percent")
 
@@ -35,34 +34,21 @@ _NO_COIN = frozenset({"", "-", "--", "?", "n/a"})
 
 # What was read once is looked up from then on: supplies, coins and times come again and again. A bound on how
 # many and on how long a text is kept bounds the memory.
-KNOWN = 20_000
+KNOWN = 50_000
 KNOWN_LENGTH = 200
 
+_Cells = TypeVar("_Cells", bound=str | tuple[str, ...])
 
-class _Known(dict[str, str]):
-    # Texts read before; a new one is read, and kept while there is room.
-    def __init__(self, read: Callable[[str], str]) -> None:
+
+class _Known(dict[_Cells, str]):
+    # Cells read before; new ones are read, and kept while there is room.
+    def __init__(self, read: Callable[[_Cells], str]) -> None:
         super().__init__()
         self._read = read
 
-    def __missing__(self, text: str) -> str:
-        value = self._read(text)
-        if len(text) <= KNOWN_LENGTH:
-            if len(self) >= KNOWN:
-                self.clear()
-            self[text] = value
-        return value
-
-
-class _KnownCoins(dict[tuple[str, ...], str]):
-    # The same for the cells that tell a coin.
-    def __init__(self, read: Callable[[tuple[str, ...]], str]) -> None:
-        super().__init__()
-        self._read = read
-
-    def __missing__(self, cells: tuple[str, ...]) -> str:
+    def __missing__(self, cells: _Cells) -> str:
         value = self._read(cells)
-        if sum(map(len, cells)) <= KNOWN_LENGTH:
+        if len(value) <= KNOWN_LENGTH and len("".join(cells)) <= KNOWN_LENGTH:
             if len(self) >= KNOWN:
                 self.clear()
             self[cells] = value
@@ -70,7 +56,12 @@ class _KnownCoins(dict[tuple[str, ...], str]):
 
 
 class Converter:
-    """Reads the rows of one file by what was recognised; `now` bounds what has happened yet."""
+    """Reads the rows of one file by what was recognised; `now` bounds what has happened yet.
+
+    `convert(row)` gives a row's time and its other values as `copy_line` takes them, and lengthens the row
+    by one blank cell, which stands for every column that the file has not. It raises Refused where the row
+    cannot be taken.
+    """
 
     def __init__(self, recognised: Recognised, now: datetime) -> None:
         self._recognised = recognised
@@ -79,49 +70,63 @@ class Converter:
         self._width = recognised.width
         self._zone: tzinfo = UTC if recognised.zone == "UTC" else ZoneInfo(recognised.zone)
         places = recognised.places
-        # One blank cell more stands for every column that the file has not.
         absent = recognised.width
-        self._coin_cells = _cells([places.get(field, absent) for field in ("id", "symbol", "name", "currency")])
-        self._money_cells, self._supply_cells, self._percent_cells = (
-            _cells([places.get(field, absent) for field in FIELDS[kind]]) for kind in _KINDS
-        )
-        self._rank = places.get("rank", absent)
-        self._time = places.get("closed_at", places.get("time", absent))
-        self._clock = places.get("clock")
         self._must = places["price_usd"] if recognised.layout.kind == "candles" else None
-        self._known_coins = _KnownCoins(self._read_coin)
-        self._known_times = _Known(self._read_when)
-        self._known_ranks = _Known(self._read_rank)
-        self._money, self._supply, self._percent = (
-            _Known(partial(self._read_number, kind, "")).__getitem__ for kind in _KINDS
+        self.convert = self._compiled(
+            {field: places.get(field, absent) for field in _ALL}, places.get("clock")
         )
 
-    def convert(self, row: list[str]) -> tuple[str, str]:
-        """A row's time and its other values, as `copy_line` takes them; the row gets one cell more.
+    def _compiled(self, at: Mapping[str, int], clock: int | None) -> Callable[[list[str]], tuple[str, str]]:
+        # Everything a row needs stands in this frame: a look-up through `self` costs as much as a cell.
+        width = self._width
+        day = at["closed_at"] if "closed_at" in self._recognised.places else at["time"]
+        rank = at["rank"]
+        coin_cells = itemgetter(at["id"], at["symbol"], at["name"], at["currency"])
+        money_cells, supply_cells, percent_cells = (
+            itemgetter(*(at[field] for field in FIELDS[kind])) for kind in _KINDS
+        )
+        coins = _Known(self._read_coin)
+        times = _Known(self._read_when)
+        ranks = _Known(self._read_rank)
+        money, supply, percent = (self._number_reader(kind) for kind in _KINDS)
 
-        Raises Refused where the row cannot be taken.
-        """
-        if len(row) != self._width:
-            raise Refused(None, f"{len(row)} cells where the header has {self._width}")
-        row.append("")
-        try:
-            clock = self._clock
-            when = self._known_times[row[self._time] if clock is None else f"{row[self._time]} {row[clock]}"]
-            coin = self._known_coins[self._coin_cells(row)]
-            rank = self._known_ranks[row[self._rank]]
-            money = "\t".join(map(self._money, self._money_cells(row)))
-            supplies = "\t".join(map(self._supply, self._supply_cells(row)))
-            percents = "\t".join(map(self._percent, self._percent_cells(row)))
-        except Refused as refused:
-            raise self._blamed(row, refused) from None
-        if money[0] == "\\":
-            self._without_price(row, money, supplies)
-        return when, f"{coin}\t{rank}\t{money}\t{supplies}\t{percents}"
+        def convert(row: list[str]) -> tuple[str, str]:
+            if len(row) != width:
+                raise Refused(None, f"{len(row)} cells where the header has {width}")
+            row.append("")
+            try:
+                when = times[row[day] if clock is None else f"{row[day]} {row[clock]}"]
+                values = [coins[coin_cells(row)], ranks[row[rank]]]
+                values += map(money, money_cells(row))
+                values += map(supply, supply_cells(row))
+                values += map(percent, percent_cells(row))
+            except Refused as refused:
+                raise self._blamed(row, refused) from None
+            if values[2] == NULL:
+                self._without_price(row, values[2:8])
+            return when, "\t".join(values)
 
-    def _without_price(self, row: Sequence[str], money: str, supplies: str) -> None:
+        return convert
+
+    def _number_reader(self, kind: Kind) -> Callable[[str], str]:
+        plain = self._notation.decimal == "."
+        signed = kind == "percent"
+
+        def read(text: str) -> str:
+            if not text:
+                return NULL
+            value = read_plain(text) if plain else None
+            if value is None or (value[0] == "-" and not signed):
+                return self._read_number(kind, "", text)
+            return value
+
+        # Amounts of money hardly ever come again, so looking for them costs more than reading them.
+        return read if kind == "money" else _Known(read).__getitem__
+
+    def _without_price(self, row: Sequence[str], figures: Sequence[str]) -> None:
         if self._must is not None:
             raise Refused("price_usd", f"no close: {row[self._must].strip()!r}")
-        if money == _NO_MONEY and supplies == _NO_SUPPLY:
+        if all(figure == NULL for figure in figures):
             raise Refused(None, "none of its cells holds a figure")
 
     def _blamed(self, row: Sequence[str], refused: Refused) -> Refused:
@@ -178,7 +183,11 @@ class Converter:
 
     def _ended(self, stamp: Stamp) -> datetime:
         recognised = self._recognised
-        if recognised.layout.kind != "candles" or "closed_at" in recognised.places or recognised.period is None:
+        if (
+            recognised.layout.kind != "candles"
+            or "closed_at" in recognised.places
+            or recognised.period is None
+        ):
             at = day_end(stamp)
             if at == stamp.at:
                 return at
@@ -187,10 +196,6 @@ class Converter:
         if at > self._now:
             raise Refused("observed_at", f"its period is not over yet: {at.isoformat()}")
         return at
-
-
-def _cells(places: list[int]) -> Callable[[Sequence[str]], tuple[str, ...]]:
-    return itemgetter(*places)
 
 
 def _encodable(text: str, field: str) -> str:

@@ -35,9 +35,12 @@ def archives(where: str | None) -> list[Archive]:
                 if path.name.lower().endswith(ENDINGS) and not path.name.startswith(".") and path.is_file()
             ]
             if not found:
-                raise SourceError(f"no archive in {told}: it holds no file ending in .csv, .tsv or .txt (.gz, .zst)")
+                raise SourceError(
+                    f"no archive in {told}: it holds no file ending in .csv, .tsv or .txt (.gz, .zst)"
+                )
             return sorted(found, key=lambda archive: archive.path)
-        matching = [Path(match) for match in glob.glob(str(told), recursive=True)]
+        # pathlib's glob wants a folder to begin in, where the setting is one pattern.
+        matching = [Path(match) for match in glob.glob(str(told), recursive=True)]  # noqa: PTH207
         found = [Archive(path, path.name) for path in matching if path.is_file()]
     except OSError as error:
         raise SourceError(f"archives {told}: cannot be read ({error.strerror or error})") from None

@@ -28,8 +28,8 @@ _WRITTEN = re.compile(
     r" ?(?P<magnitude>k|m|bn?|t)?(?P<tail>%| %| ?usd| ?\$| \S{1,20})?",
     re.ASCII | re.IGNORECASE,
 )
-# Exactly what `digits` would return, so that most cells need one match and nothing else.
-_PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{0,99}[1-9])?", re.ASCII)
+# Exactly what `digits` returns, but for zeros behind the point: most cells need one match and nothing else.
+_PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{1,100})?|-[1-9]\d{0,59}(?:\.\d{1,100})?", re.ASCII)
 
 
 class Unsettled(Exception):
@@ -47,8 +47,8 @@ class Notation(msgspec.Struct, frozen=True):
         A currency sign is taken with money, a percent sign with percents, a unit (`18,777,093 BTC`) with
         supplies. Raises Refused for whatever has more than one meaning or none.
         """
-        if self.decimal == "." and _PLAIN.fullmatch(text):
-            return text
+        if self.decimal == "." and (plain := read_plain(text)) is not None:
+            return plain
         text = text.strip()
         if text.lower() in NULLS:
             return None
@@ -71,6 +71,15 @@ class Notation(msgspec.Struct, frozen=True):
         except Refused as refused:
             bounds = refused.reason.startswith("number out of bounds")
             raise (refused if bounds else _not_a_number(text, field)) from None
+
+
+def read_plain(text: str) -> str | None:
+    """The value of a number that is written plainly, with a decimal point; None for all others."""
+    if _PLAIN.fullmatch(text):
+        if text[-1] == "0" and "." in text:
+            return text.rstrip("0").removesuffix(".")
+        return text
+    return None
 
 
 def _affixes_fit(match: re.Match[str], kind: Kind) -> bool:
@@ -109,9 +118,7 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
         if not commas and not points:
             continue
         if commas and points:
-            point, comma = (
-                (point + 1, comma) if body.rfind(".") > body.rfind(",") else (point, comma + 1)
-            )
+            point, comma = (point + 1, comma) if body.rfind(".") > body.rfind(",") else (point, comma + 1)
         elif commas > 1:
             point += 1
         elif points > 1:

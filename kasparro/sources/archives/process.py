@@ -25,7 +25,7 @@ class Worker:
     """A reading process, for as long as the block around it."""
 
     async def __aenter__(self) -> Self:
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed on leaving the block
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -58,7 +58,7 @@ class Worker:
         return self._process.pid
 
     async def read(self, job: Job) -> AsyncGenerator[Portion | Problem, None]:
-        """All that the worker tells of one file. Raises SourceError where the process ends before its time."""
+        """All that the worker tells of one file. Raises SourceError where it ends before its time."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise AssertionError("the worker was started without pipes")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from kasparro.batch import Batch, BatchBuilder, Checkpoint
+from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.record import Refused, Reject
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
@@ -56,6 +57,18 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, int]
     whole: bool
 
+    @property
+    def verdict(self) -> str | None:
+        """Why the file is not loaded at all; None where at most half of its rows would be refused."""
+        if self.refused * 2 <= self.rows:
+            return None
+        most = max(self.reasons.items(), key=lambda item: item[1])[0]
+        looked_at = "" if self.whole else " looked at"
+        return (
+            f"not loaded, for {self.refused:,} of {self.rows:,} rows{looked_at} would be refused, "
+            f"most often: {most}"
+        )
+
 
 async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
     """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
@@ -78,12 +91,8 @@ async def _admitted(path: Path, job: Job) -> Recognised:
     low, high = (share * checked.rows for share in DOUBTFUL)
     if not checked.whole and low <= checked.refused <= high:
         checked = await _checked_whole(path, recognised, job.now)
-    if checked.refused * 2 > checked.rows:
-        reasons = sorted(checked.reasons.items(), key=lambda item: -item[1])
-        raise FileRefused(
-            f"not loaded, for {checked.refused:,} of {checked.rows:,} rows"
-            f"{'' if checked.whole else ' looked at'} would be refused, most often: {reasons[0][0]}"
-        )
+    if (verdict := checked.verdict) is not None:
+        raise FileRefused(verdict)
     return recognised
 
 
@@ -137,6 +146,7 @@ async def _after_header(text: ArchiveText, recognised: Recognised) -> AsyncGener
 async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenerator[Portion | Problem, None]:
     convert = Converter(recognised, job.now).convert
     builder = BatchBuilder()
+    add = builder.add_content
     # Counts every row after the header, blank ones too: a resumed pass counts the same way.
     position = 0
     # Rows until the header is behind, with it.
@@ -149,7 +159,7 @@ async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenera
     with opened(path) as (content, raw):
         text = ArchiveText(content, raw, recognised.encoding)
         rows = rows_of(text, recognised.delimiter)
-        line = 1
+        line, held = 1, 0
         try:
             async for row in rows:
                 began, line = line, rows.line_num + 1
@@ -160,17 +170,18 @@ async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenera
                 if position <= job.position or not any(row):
                     continue
                 try:
-                    when, values = convert(row)
-                    builder.add_content(when, values)
+                    add(*convert(row))
                 except (Refused, UnicodeEncodeError) as error:
                     builder.refuse(_reject(error, row[: recognised.width], recognised, job.name, began))
-                if builder.full:
+                held += 1
+                if held == BATCH_ROWS:
                     yield taken(complete=False)
+                    held = 0
         except (Damaged, csv.Error) as damage:
             yield taken(complete=False)
             yield Problem(f"{job.name}: read up to row {position:,} and no further: {damage}")
             return
-        state = path.stat()
+        state = os.fstat(raw.fileno())
         if (state.st_size, state.st_mtime_ns) != (job.size, job.changed_ns):
             yield taken(complete=False)
             yield Problem(f"{job.name}: changed while it was read; the next run reads it again")

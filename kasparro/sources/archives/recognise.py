@@ -24,7 +24,6 @@ from kasparro.sources.archives.vocabulary import (
     CLOCKS,
     CURRENCIES,
     FIELD_OF,
-    MONEY,
     NAMES,
     SIGNS,
     Heading,
@@ -112,10 +111,10 @@ async def sampled(path: Path) -> Sample:
     looked = windows(path)
     head = next(looked, None)
     if head is None or not head.content:
-        raise FileRefused("it is empty" if path.stat().st_size == 0 else "nothing of it can be read")
+        raise FileRefused("it is empty, or nothing of it can be read")
     encoding = encoding_of(head.content)
     text = decoder(encoding).decode(head.content, final=head.last)
-    if "\x00" in text[:1000] and "\x00" in text[-1000:]:
+    if text.count("\x00") * 20 > len(text):
         raise FileRefused("it is not text")
     delimiter, header_row, header, layout, rows = await _header(text)
     if not head.last and rows:
@@ -146,7 +145,9 @@ def _marked(head: bytes) -> Encoding:
 
 async def _header(text: str) -> tuple[str, int, list[str], Layout, list[list[str]]]:
     best: list[str] = []
-    counts = {sign: sum(row.count(sign) for row in text[:8192].splitlines()[:HEADER_WITHIN]) for sign in DELIMITERS}
+    counts = {
+        sign: sum(row.count(sign) for row in text[:8192].splitlines()[:HEADER_WITHIN]) for sign in DELIMITERS
+    }
     for delimiter in sorted(DELIMITERS, key=lambda sign: -counts[sign]):
         top: list[list[str]] = []
         async for row in all_rows(text[: 64 * 1024], delimiter):
@@ -213,7 +214,9 @@ class _Recogniser:
             coin = self.told.coin
             if coin is None:
                 raise FileRefused("neither a column nor its name tells which coin it is about")
+        # Columns that are not loaded are written by the same hand, so they may tell as well.
         numeric = [places[field] for field in NUMBERS if field in places]
+        numeric += [column for field in ("open", "high", "low") for column in candidates.get(field, [])]
         decimal = decimal_sign(
             (cell for column in numeric for cell in self.cells(column)), self.sample.delimiter
         )
@@ -268,7 +271,10 @@ class _Recogniser:
         trusted = [
             column
             for column in plain_volume
-            if layout.volume_usd or layout.kind == "quotes" or self.headings[column].currency or self._sign(column)
+            if layout.volume_usd
+            or layout.kind == "quotes"
+            or self.headings[column].currency
+            or self._sign(column)
         ]
         for column in set(plain_volume) - set(trusted):
             self.why_not[column] = "may count coins or dollars"
@@ -288,7 +294,9 @@ class _Recogniser:
         if not candidates["price_usd"]:
             reasons = [self.why_not[column] for column in candidates.get(price, []) if column in self.why_not]
             raise FileRefused(
-                f"its prices are {reasons[0]}" if reasons and reasons[0].startswith("in ") else "".join(reasons[:1])
+                f"its prices are {reasons[0]}"
+                if reasons and reasons[0].startswith("in ")
+                else "".join(reasons[:1])
             )
         return by["price_usd"]
 
@@ -298,7 +306,7 @@ class _Recogniser:
             if codes and all(code.lower() in CURRENCIES for code in codes):
                 if "USD" in codes:
                     return "USD", "by its currency column"
-                return sorted(codes)[0], "by its currency column"
+                return min(codes), "by its currency column"
             candidates["currency"] = []
         told = self.told.currency
         by_pair = self._pair_currency(candidates)
@@ -322,7 +330,7 @@ class _Recogniser:
         for column in candidates.get("symbol", [])[:1]:
             quotes = {pair_of(cell)[1] for cell in self.cells(column)}
             if quotes and None not in quotes:
-                return "USD" if "USD" in quotes else sorted(str(quote) for quote in quotes)[0]
+                return "USD" if "USD" in quotes else min(str(quote) for quote in quotes)
         return None
 
     def _stable(self, candidates: dict[str, list[int]]) -> bool | None:
@@ -405,7 +413,9 @@ class _Recogniser:
                 continue
         if not stamps and self.sample.rows:
             shown = next(iter(self.cells(place)), "")
-            raise FileRefused(f"its column {self.sample.header[place].strip()!r} holds no times ({shown[:60]!r})")
+            raise FileRefused(
+                f"its column {self.sample.header[place].strip()!r} holds no times ({shown[:60]!r})"
+            )
         if zone != "UTC":
             ZoneInfo(zone)
             self.notes.append(f"its clock is the time of {zone}")
@@ -422,7 +432,7 @@ class _Recogniser:
     ) -> timedelta | None:
         if layout.kind != "candles":
             return None
-        length = self.told.period or period(stamps)
+        length = self.told.period or period(stamps) or (PERIODS["1d"] if layout.daily else None)
         if length is None and "closed_at" not in places and stamps:
             raise FileRefused("neither its rows nor its name tell how long its candles are")
         return length

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, cast
 
 import msgspec
 from aiocsv import AsyncReader
@@ -25,6 +25,10 @@ READ_BYTES = 256 * 1024
 HEAD_BYTES = 1024 * 1024
 WINDOW_BYTES = 64 * 1024
 WINDOWS = 16
+
+
+if TYPE_CHECKING:
+    import io
 
 
 class Damaged(Exception):
@@ -53,16 +57,16 @@ class Window(msgspec.Struct, frozen=True):
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """A file's content and, beside it, the file as it lies on disk; compression is told by the first bytes."""
+    """A file's content, and the file as it lies on disk; the first bytes tell the compression."""
     with path.open("rb") as raw:
         magic = raw.read(4)
         raw.seek(0)
         if magic[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=raw) as content:
-                yield content, raw
+            with gzip.open(raw) as content:
+                yield cast("IO[bytes]", content), raw
         elif magic == b"\x28\xb5\x2f\xfd":
             with zstd.ZstdFile(raw) as content:
-                yield content, raw
+                yield cast("IO[bytes]", content), raw
         else:
             yield raw, raw
 
@@ -79,6 +83,20 @@ def _damage_told() -> Iterator[None]:
         raise Damaged(f"it cannot be read ({error.strerror or error})") from None
 
 
+def _gathered(content: IO[bytes], size: int) -> tuple[bytes, Damaged | None]:
+    # As much as that, fewer bytes at the end or before damage: what stands before it is not lost.
+    parts: list[bytes] = []
+    length = 0
+    try:
+        with _damage_told():
+            while length < size and (part := cast("io.BufferedReader", content).read1(size - length)):
+                parts.append(part)
+                length += len(part)
+    except Damaged as damage:
+        return b"".join(parts), damage
+    return b"".join(parts), None
+
+
 def windows(path: Path) -> Iterator[Window]:
     """The beginning of a file and then windows at even distances of the file as it lies on disk.
 
@@ -87,8 +105,8 @@ def windows(path: Path) -> Iterator[Window]:
     size = path.stat().st_size
     try:
         with _damage_told(), opened(path) as (content, raw):
-            head = content.read(HEAD_BYTES)
-            following = content.read(1)
+            head, damage = _gathered(content, HEAD_BYTES)
+            following = b"" if damage else content.read(1)
             yield Window(head, first=True, last=not following)
             if not following:
                 return
@@ -116,7 +134,10 @@ def encoding_of(head: bytes) -> Encoding:
     some = head[:4096]
     if len(some) >= 8:
         # Text in a Latin script has a zero in every other byte of UTF-16.
-        for codec, zeros, others in (("utf-16-le", some[1::2], some[::2]), ("utf-16-be", some[::2], some[1::2])):
+        for codec, zeros, others in (
+            ("utf-16-le", some[1::2], some[::2]),
+            ("utf-16-be", some[::2], some[1::2]),
+        ):
             if zeros.count(0) > len(zeros) * 0.7 and others.count(0) < len(others) * 0.1:
                 return Encoding(codec, f"read as {codec.upper()}, by its bytes alone")
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(head)
@@ -142,6 +163,7 @@ class ArchiveText:
         self._content = content
         self._raw = raw
         self._decoder = decoder(encoding)
+        self._damage: Damaged | None = None
         self.position = 0
 
     async def read(self, size: int) -> str:
@@ -150,13 +172,15 @@ class ArchiveText:
         return await asyncio.to_thread(self._read)
 
     def _read(self) -> str:
-        with _damage_told():
-            while chunk := self._content.read(READ_BYTES):
-                self.position = self._raw.tell()
-                # A chunk may hold no whole character.
-                if text := self._decoder.decode(chunk):
-                    return text
-        return self._decoder.decode(b"", final=True)
+        # A chunk may hold no whole character, and damage is told after all that stands before it.
+        while self._damage is None:
+            chunk, self._damage = _gathered(self._content, READ_BYTES)
+            self.position = self._raw.tell()
+            if text := self._decoder.decode(chunk):
+                return text
+            if not chunk and self._damage is None:
+                return self._decoder.decode(b"", final=True)
+        raise self._damage
 
 
 class _Held:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -47,7 +48,9 @@ _CLOCK = (
     r"(?: ?(?P<zone>Z|UTC|GMT|(?:(?:UTC|GMT)?[+-]\d{2}:?\d{2}))(?: (?:UTC|GMT))?)?"
 )
 _EPOCH_TEXT = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(?:\.(\d{1,9}))?", re.ASCII)
-_ISO = re.compile(r"(?P<year>\d{4})(?P<sign>[-/.])(?P<month>\d{1,2})(?P=sign)(?P<day>\d{1,2})" + _CLOCK, re.ASCII)
+_ISO = re.compile(
+    r"(?P<year>\d{4})(?P<sign>[-/.])(?P<month>\d{1,2})(?P=sign)(?P<day>\d{1,2})" + _CLOCK, re.ASCII
+)
 _COMPACT = re.compile(r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})" + _CLOCK, re.ASCII)
 _NAMED = re.compile(
     r"(?:[A-Za-z]{3,9},? )?(?:(?P<first>[A-Za-z]{3,9})\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?,? (?P<year>\d{4})"
@@ -224,9 +227,7 @@ MONTH = PERIODS["monthly"]
 def period(stamps: Sequence[Stamp]) -> timedelta | None:
     """The length of a file's candles, by the commonest step between rows; None where they do not tell."""
     steps = Counter(
-        abs(later.at - earlier.at)
-        for earlier, later in zip(stamps, stamps[1:], strict=False)
-        if later.at != earlier.at
+        abs(later.at - earlier.at) for earlier, later in pairwise(stamps) if later.at != earlier.at
     )
     if steps:
         step = steps.most_common(1)[0][0]

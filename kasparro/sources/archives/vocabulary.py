@@ -110,19 +110,96 @@ CLOCKS: dict[str, str] = {
 }
 
 # Fields whose figures are an amount of some currency, so that a header may name it.
-MONEY = frozenset(
-    {"open", "high", "low", "close", "price", "market_cap_usd", "volume_24h_usd", "volume"}
-)
+MONEY = frozenset({"open", "high", "low", "close", "price", "market_cap_usd", "volume_24h_usd", "volume"})
 
 FIAT = (
-    "usd eur gbp brl jpy cny cad aud chf inr krw rub try mxn idr zar sek nok dkk pln czk huf ars clp aed "
-    "bdt bhd bmd gel hkd ils kwd lkr mmk myr ngn nzd php pkr sar sgd thb twd uah vef vnd xdr ron bgn"
-).split()
+    "usd",
+    "eur",
+    "gbp",
+    "brl",
+    "jpy",
+    "cny",
+    "cad",
+    "aud",
+    "chf",
+    "inr",
+    "krw",
+    "rub",
+    "try",
+    "mxn",
+    "idr",
+    "zar",
+    "sek",
+    "nok",
+    "dkk",
+    "pln",
+    "czk",
+    "huf",
+    "ars",
+    "clp",
+    "aed",
+    "bdt",
+    "bhd",
+    "bmd",
+    "gel",
+    "hkd",
+    "ils",
+    "kwd",
+    "lkr",
+    "mmk",
+    "myr",
+    "ngn",
+    "nzd",
+    "php",
+    "pkr",
+    "sar",
+    "sgd",
+    "thb",
+    "twd",
+    "uah",
+    "vef",
+    "vnd",
+    "xdr",
+    "ron",
+    "bgn",
+)
 # Quoted like money, but no US dollar: a price in them is not a price in USD.
-COINS = "btc eth bnb sats bits xrp ltc bch dot sol link xlm eos yfi usdt usdc busd tusd dai fdusd ust".split()
+COINS = (
+    "btc",
+    "eth",
+    "bnb",
+    "sats",
+    "bits",
+    "xrp",
+    "ltc",
+    "bch",
+    "dot",
+    "sol",
+    "link",
+    "xlm",
+    "eos",
+    "yfi",
+    "usdt",
+    "usdc",
+    "busd",
+    "tusd",
+    "dai",
+    "fdusd",
+    "ust",
+)
 CURRENCIES = frozenset((*FIAT, *COINS))
 WORDS = {"euro": "eur", "euros": "eur", "dollar": "usd", "dollars": "usd", "yen": "jpy", "bitcoins": "btc"}
-SIGNS = {"€": "EUR", "£": "GBP", "¥": "JPY", "R$": "BRL", "₹": "INR", "₩": "KRW", "₽": "RUB", "₺": "TRY", "₿": "BTC"}
+SIGNS = {
+    "€": "EUR",
+    "£": "GBP",
+    "¥": "JPY",
+    "R$": "BRL",
+    "₹": "INR",
+    "₩": "KRW",
+    "₽": "RUB",
+    "₺": "TRY",
+    "₿": "BTC",
+}
 
 Kind = Literal["quotes", "candles"]
 
@@ -132,7 +209,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
     `usd` says that its figures are US dollars where neither header, cells nor name tell a currency.
     `volume_usd` says that a column called just volume is the day's turnover in that currency; in other
-    layouts it may as well count coins.
+    layouts it may as well count coins. `daily` says how long its candles are where one row cannot tell.
     """
 
     name: str
@@ -140,13 +217,14 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     needs: frozenset[str] = frozenset()
     usd: bool = False
     volume_usd: bool = False
+    daily: bool = False
 
 
 def _needs(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The first whose names are all in the header is it; the last two need no more than their kind's fields.
+# The first whose names are all in the header is it; the last ones need no more than their kind's fields.
 LAYOUTS = (
     Layout(
         name="CoinMarketCap ticker dump",
@@ -180,6 +258,7 @@ LAYOUTS = (
         name="CoinMarketCap daily prices of coins",
         kind="candles",
         needs=_needs("name symbol date open high low close volume marketcap"),
+        daily=True,
         usd=True,
         volume_usd=True,
     ),
@@ -187,6 +266,7 @@ LAYOUTS = (
         name="CoinMarketCap daily prices",
         kind="candles",
         needs=_needs("date open high low close volume marketcap"),
+        daily=True,
         usd=True,
         volume_usd=True,
     ),
@@ -202,6 +282,7 @@ LAYOUTS = (
         needs=_needs("date price open high low changepercent"),
         usd=True,
     ),
+    Layout(name="candles", kind="candles", needs=_needs("close")),
     Layout(name="candles", kind="candles", needs=_needs("open high low")),
     Layout(name="quotes", kind="quotes"),
 )
@@ -227,7 +308,9 @@ def normal(cell: str) -> str:
 def heading(cell: str) -> Heading:
     """What a header cell says: `Market Cap**`, `24h_volume_usd`, `priceEur`, `Volume (USD)`."""
     full = normal(cell)
-    words = [word for word in _NOT_WORD.split(_CAMEL.sub(" ", cell.replace("%", " percent ")).lower()) if word]
+    words = [
+        word for word in _NOT_WORD.split(_CAMEL.sub(" ", cell.replace("%", " percent ")).lower()) if word
+    ]
     for position in (-1, 0):
         if len(words) > 1 and (currency := WORDS.get(words[position], words[position])) in CURRENCIES:
             rest = "".join(words[:-1] if position == -1 else words[1:])

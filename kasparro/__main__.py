@@ -1,0 +1,5 @@
+"""`python -m kasparro` is `kasparro`."""
+
+from kasparro.cli import main
+
+main()

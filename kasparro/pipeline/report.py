@@ -1,0 +1,320 @@
+"""What a run says of itself, and what the runs together say of the service: read from the run tables."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import asyncpg
+import msgspec
+
+from kasparro.settings import SOURCES, Settings
+from kasparro.store.database import Connection
+from kasparro.store.reading import compose
+from kasparro.store.statements import statements
+
+_SQL = statements("read/runs.sql")
+
+# Every answer and `etl --json` write a report with this one encoder.
+encode = msgspec.json.Encoder().encode
+
+RunStatus = Literal["running", "succeeded", "partial", "failed", "interrupted"]
+SourceStatus = Literal["running", "succeeded", "partial", "failed", "interrupted", "skipped"]
+SourceName = Literal["coinpaprika", "coingecko", "csv"]
+
+# A source is stale once two runs' worth of time, and some patience, passed without a success.
+PATIENCE = timedelta(minutes=5)
+_BIGINT_LIMIT = 2**63 - 1
+
+
+class _Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How all reports are built."""
+
+
+class Records(_Report, frozen=True, kw_only=True):
+    """What became of the records of a run or of one of its sources."""
+
+    fetched: Annotated[int, msgspec.Meta(description="Records that the sources told.")] = 0
+    valid: Annotated[int, msgspec.Meta(description="Of these, accepted.")] = 0
+    rejected: Annotated[int, msgspec.Meta(description="Of these, refused; GET /runs/{id}/rejects.")] = 0
+    inserted: Annotated[int, msgspec.Meta(description="Rows of unified_data that were new.")] = 0
+    updated: Annotated[int, msgspec.Meta(description="Rows that changed.")] = 0
+    unchanged: Annotated[int, msgspec.Meta(description="Records that changed no row.")] = 0
+
+    def __add__(self, other: "Records") -> "Records":
+        return Records(
+            fetched=self.fetched + other.fetched,
+            valid=self.valid + other.valid,
+            rejected=self.rejected + other.rejected,
+            inserted=self.inserted + other.inserted,
+            updated=self.updated + other.updated,
+            unchanged=self.unchanged + other.unchanged,
+        )
+
+
+class SourceReport(_Report, frozen=True, kw_only=True):
+    """One source's part in a run."""
+
+    source: str
+    status: SourceStatus
+    started_at: datetime
+    finished_at: datetime | None
+    duration_s: float | None
+    records: Records
+    calls: Annotated[int, msgspec.Meta(description="Calls made upstream.")]
+    error: Annotated[str | None, msgspec.Meta(description="Why it did not succeed, in one line.")]
+
+
+class RunReport(_Report, frozen=True, kw_only=True):
+    """One pass over the sources: what each came to, and the sum."""
+
+    id: int
+    trigger: Literal["startup", "schedule", "api", "etl"]
+    status: RunStatus
+    started_at: datetime
+    finished_at: datetime | None
+    duration_s: Annotated[
+        float | None, msgspec.Meta(description="Seconds from start to end; of a running one, until now.")
+    ]
+    records: Annotated[Records, msgspec.Meta(description="The sum of its sources'.")]
+    sources: list[SourceReport]
+    error: Annotated[str | None, msgspec.Meta(description="Why it did not succeed, in one line.")]
+
+
+class RejectReport(_Report, frozen=True, kw_only=True):
+    """One record refused."""
+
+    id: int
+    source: str
+    reason: str
+    field: str | None
+    place: Annotated[str | None, msgspec.Meta(description="The file or page where it stood.")]
+    line: int | None
+    raw: Annotated[str, msgspec.Meta(description="The record as the source wrote it.")]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of a list: its items, how many there are in all, and the id of the last item here, None where
+    none follows it.
+    """
+
+    items: list[Any]
+    total: int
+    last: int | None
+
+
+class Totals(_Report, frozen=True, kw_only=True):
+    """Sums over all runs and rows."""
+
+    records: Annotated[int, msgspec.Meta(description="Rows of unified_data.")]
+    by_source: dict[str, int]
+    runs: int
+    last_success_at: Annotated[
+        datetime | None, msgspec.Meta(description="When a run last ended with every source succeeded.")
+    ]
+    last_failure_at: Annotated[
+        datetime | None,
+        msgspec.Meta(description="When a run last ended otherwise: partial, failed, interrupted."),
+    ]
+
+
+class Schedule(_Report, frozen=True, kw_only=True):
+    """When runs start by themselves."""
+
+    interval_s: Annotated[float | None, msgspec.Meta(description="Null: they do not.")]
+    next_run_at: datetime | None
+
+
+class Budget(_Report, frozen=True, kw_only=True):
+    """Calls upstream in this calendar month (UTC)."""
+
+    month: Annotated[str, msgspec.Meta(examples=["2025-06"])]
+    calls: int
+    limit: Annotated[int | None, msgspec.Meta(description="Null: nothing limits them.")]
+    remaining: int | None
+
+
+class Stats(_Report, frozen=True, kw_only=True):
+    """The service at a glance."""
+
+    status: Literal["running", "idle"]
+    last_run: Annotated[RunReport | None, msgspec.Meta(description="The newest run, finished or running.")]
+    totals: Totals
+    schedule: Schedule
+    budget: dict[str, Budget]
+
+
+class SourceHealth(_Report, frozen=True, kw_only=True):
+    """How one source fares."""
+
+    status: Annotated[SourceStatus | None, msgspec.Meta(description="What its last finished pass came to.")]
+    last_success_at: datetime | None
+    age_s: Annotated[float | None, msgspec.Meta(description="Seconds since its last success.")]
+    stale: Annotated[
+        bool,
+        msgspec.Meta(description="No success within two intervals and five minutes; never with no interval."),
+    ]
+    error: Annotated[str | None, msgspec.Meta(description="Why its last pass did not succeed.")]
+
+    @property
+    def sound(self) -> bool:
+        """Whether its last outcome is good, or still to come."""
+        return not self.stale and self.status in {None, "succeeded", "skipped"}
+
+
+async def run_report(connection: Connection, run_id: int) -> RunReport | None:
+    """One run; None where there is no such run."""
+    if not 0 < run_id <= _BIGINT_LIMIT:
+        return None
+    return next(iter(await _runs(connection, [run_id])), None)
+
+
+async def recent_runs(
+    connection: Connection,
+    *,
+    limit: int,
+    offset: int = 0,
+    after: int | None = None,
+    status: RunStatus | None = None,
+) -> Part:
+    """Runs, newest first, after an offset or after (older than) the run of an id."""
+    conditions = {"paged" if after is None else "after"} | ({"status"} if status else set())
+    statement = compose(_SQL["page"], frozenset(conditions))
+    (row,) = await connection.fetch(
+        statement.text,
+        *statement.values({"limit": limit, "offset": offset, "last_id": after, "status": status}),
+    )
+    ids = row["ids"]
+    return Part(
+        await _runs(connection, ids[:limit]), row["total"], ids[limit - 1] if len(ids) > limit else None
+    )
+
+
+async def rejects_of(
+    connection: Connection, run_id: int, *, limit: int, offset: int = 0, after: int | None = None
+) -> Part | None:
+    """A run's rejects in the order they were met, after an offset or an id; None for no such run."""
+    if not 0 < run_id <= _BIGINT_LIMIT:
+        return None
+    statement = compose(_SQL["rejects"], frozenset({"paged" if after is None else "after"}))
+    rows = await connection.fetch(
+        statement.text,
+        *statement.values({"run_id": run_id, "limit": limit, "offset": offset, "last_id": after}),
+    )
+    if not rows:
+        return None
+    rejects = [
+        RejectReport(
+            id=row["id"],
+            source=row["source"],
+            reason=row["reason"],
+            field=row["field"],
+            place=row["place"],
+            line=row["line"],
+            raw=row["raw"],
+        )
+        for row in rows[:limit]
+        if row["id"] is not None
+    ]
+    return Part(rejects, rows[0]["total"], rejects[-1].id if len(rows) > limit else None)
+
+
+async def stats(connection: Connection, settings: Settings, next_run_at: datetime | None = None) -> Stats:
+    """The service at a glance, all of it of one moment; only a running loop knows when it runs next."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        (totals,) = await connection.fetch(_SQL["totals"])
+        rows = {row["source"]: row["rows"] for row in await connection.fetch(_SQL["rows_by_source"])}
+        calls = {row["source"]: row["calls"] for row in await connection.fetch(_SQL["calls_this_month"])}
+        last_run = await run_report(connection, totals["last_run"] or 0)
+    by_source = {source: rows.get(source, 0) for source in SOURCES}
+    return Stats(
+        status="running" if totals["running"] else "idle",
+        last_run=last_run,
+        totals=Totals(
+            records=sum(by_source.values()),
+            by_source=by_source,
+            runs=totals["runs"],
+            last_success_at=totals["last_success_at"],
+            last_failure_at=totals["last_failure_at"],
+        ),
+        schedule=Schedule(
+            interval_s=settings.interval.total_seconds() if settings.interval else None,
+            next_run_at=next_run_at,
+        ),
+        budget={
+            source: _budget(totals["month"], calls.get(source, 0), settings.monthly_calls(source))
+            for source in SOURCES
+            if source != "csv"
+        },
+    )
+
+
+async def health(
+    connection: Connection, sources: Sequence[str], interval: timedelta | None
+) -> dict[str, SourceHealth]:
+    """How each of these sources fares."""
+    statement = compose(_SQL["health"])
+    found = {}
+    for row in await connection.fetch(statement.text, *statement.values({"sources": sources})):
+        without = row["without_s"]
+        found[row["source"]] = SourceHealth(
+            status=row["status"],
+            last_success_at=row["last_success_at"],
+            age_s=_rounded(row["age_s"]),
+            stale=bool(interval and without and without > (2 * interval + PATIENCE).total_seconds()),
+            error=row["error"],
+        )
+    return found
+
+
+async def _runs(connection: Connection, ids: list[int]) -> list[RunReport]:
+    statement = compose(_SQL["runs"])
+    lines: dict[int, list[asyncpg.Record]] = {}
+    for row in await connection.fetch(statement.text, *statement.values({"ids": ids})):
+        lines.setdefault(row["id"], []).append(row)
+    return [_run(rows) for rows in lines.values()]
+
+
+def _run(rows: list[asyncpg.Record]) -> RunReport:
+    run = rows[0]
+    sources = [_source(row) for row in rows if row["source"] is not None]
+    return RunReport(
+        id=run["id"],
+        trigger=run["trigger"],
+        status=run["status"],
+        started_at=run["started_at"],
+        finished_at=run["finished_at"],
+        duration_s=_rounded(run["duration_s"]),
+        records=sum((source.records for source in sources), Records()),
+        sources=sources,
+        error=run["error"],
+    )
+
+
+def _source(row: asyncpg.Record) -> SourceReport:
+    return SourceReport(
+        source=row["source"],
+        status=row["source_status"],
+        started_at=row["source_started_at"],
+        finished_at=row["source_finished_at"],
+        duration_s=_rounded(row["source_duration_s"]),
+        records=Records(
+            fetched=row["fetched"],
+            valid=row["valid"],
+            rejected=row["rejected"],
+            inserted=row["inserted"],
+            updated=row["updated"],
+            unchanged=row["unchanged"],
+        ),
+        calls=row["calls"],
+        error=row["source_error"],
+    )
+
+
+def _budget(month: str, calls: int, limit: int | None) -> Budget:
+    remaining = None if limit is None else max(limit - calls, 0)
+    return Budget(month=month, calls=calls, limit=limit, remaining=remaining)
+
+
+def _rounded(seconds: float | None) -> float | None:
+    # Clocks of two hosts may differ: what just began did not end before it.
+    return None if seconds is None else max(round(seconds, 3), 0.0)

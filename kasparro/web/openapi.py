@@ -1,0 +1,263 @@
+"""The description of the API (OpenAPI 3.1), made of the endpoints and the structs that they work with."""
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from kasparro import __version__
+from kasparro.web import parameters
+from kasparro.web.endpoint import Endpoint
+from kasparro.web.problems import MEDIA_TYPE, ProblemDocument
+
+_REFERENCE = "#/components/schemas/{name}"
+
+_PROBLEMS = {
+    400: "A parameter is unknown, or has a value that is not allowed; the document names it.",
+    401: "The admin token is missing or wrong.",
+    404: "There is no such thing.",
+    409: "Another run is at work.",
+    413: "The body is too large.",
+    500: "Something went wrong here; the log tells what.",
+    503: "The database is out of reach, is being prepared, or took too long.",
+}
+
+# Every answer has these.
+_HEADERS = {
+    "X-Request-ID": "The request's id: the client's, where it sent a fit one.",
+    "Server-Timing": "Milliseconds that the answer took (`total`), and the database's part in it (`db`).",
+}
+
+_SECURITY = {"admin": {"type": "http", "scheme": "bearer", "description": "KASPARRO_ADMIN_TOKEN"}}
+
+_AREAS = {
+    "data": "Market data.",
+    "operations": "How the service fares and what it did.",
+}
+
+
+def document(endpoints: Sequence[Endpoint]) -> bytes:
+    """The OpenAPI document of these endpoints, as JSON."""
+    structs = {ProblemDocument}
+    for endpoint in endpoints:
+        structs |= {endpoint.answer, *(answer for _, answer in endpoint.other_answers.values())}
+    ordered = sorted(structs, key=lambda struct: struct.__name__)
+    _, schemas = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
+    _make_decimals_numbers(schemas)
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        path = re.sub(r":\w+}", "}", endpoint.path)
+        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint)
+    return msgspec.json.encode(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "Kasparro",
+                "version": __version__,
+                "summary": "Crypto market data of several sources in one exact table",
+                "description": "Errors are problem documents (RFC 9457). An unknown parameter is an error. "
+                "Times are RFC 3339 in UTC. Numbers are exact: read them as decimals.",
+                "license": {"name": "MIT", "identifier": "MIT"},
+            },
+            "tags": [{"name": name, "description": text} for name, text in _AREAS.items()],
+            "paths": paths,
+            "components": {
+                "schemas": schemas,
+                "headers": {
+                    name: {"description": text, "schema": {"type": "string"}}
+                    for name, text in _HEADERS.items()
+                },
+                **({"securitySchemes": _SECURITY} if any(one.guarded for one in endpoints) else {}),
+            },
+        }
+    )
+
+
+def _make_decimals_numbers(schema: Any) -> None:
+    # msgspec writes decimals as strings, and describes them so; PostgreSQL writes ours, as numbers.
+    if isinstance(schema, dict):
+        if schema.get("format") == "decimal":
+            schema["type"] = "number"
+        for part in schema.values():
+            _make_decimals_numbers(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _make_decimals_numbers(part)
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    described = parameters.describe(endpoint.query, "query")
+    if endpoint.path_shape is not None:
+        described = parameters.describe(endpoint.path_shape, "path") + described
+    answers = {endpoint.status: (endpoint.summary + ".", endpoint.answer), **endpoint.other_answers}
+    operation: dict[str, Any] = {
+        "operationId": endpoint.handler.__name__,
+        "tags": [endpoint.area],
+        "summary": endpoint.summary,
+        "description": endpoint.description,
+        "parameters": described,
+        "responses": {
+            **{
+                str(status): _response(text, answer, "application/json", endpoint.headers)
+                for status, (text, answer) in answers.items()
+            },
+            **{str(status): _problem(status) for status in endpoint.problems},
+        },
+    }
+    if endpoint.guarded:
+        operation["security"] = [{"admin": []}]
+    return operation
+
+
+def _response(text: str, answer: Any, media_type: str, headers: dict[str, str]) -> dict[str, Any]:
+    named: dict[str, Any] = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS}
+    for name, meaning in headers.items():
+        named[name] = {"description": meaning, "schema": {"type": "string"}}
+    content: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(name=answer.__name__)}}
+    if (example := _EXAMPLES.get(answer.__name__)) is not None:
+        content["example"] = example
+    return {"description": text, "headers": named, "content": {media_type: content}}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    headers = {503: {"Retry-After": "Seconds to wait."}, 401: {"WWW-Authenticate": "Bearer."}}.get(status, {})
+    response = _response(_PROBLEMS[status], ProblemDocument, MEDIA_TYPE, headers)
+    if status != 400:
+        response["content"][MEDIA_TYPE]["example"] = {
+            "type": "about:blank",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": _PROBLEMS[status],
+            "instance": "/data",
+            "request_id": "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
+        }
+    return response
+
+
+_RECORD = {
+    "source": "coingecko",
+    "source_id": "bitcoin",
+    "asset": None,
+    "symbol": "btc",
+    "name": "Bitcoin",
+    "rank": 1,
+    "price_usd": 64210.5,
+    "market_cap_usd": 1265000000000,
+    "volume_24h_usd": 31200000000,
+    "circulating_supply": 19700000,
+    "total_supply": 21000000,
+    "max_supply": 21000000,
+    "percent_change_1h": 0.12,
+    "percent_change_24h": -1.5,
+    "percent_change_7d": 4.25,
+    "observed_at": "2024-06-01T12:00:00+00:00",
+    "first_seen_at": "2024-05-01T09:00:02.5+00:00",
+    "updated_at": "2024-06-01T12:00:31.25+00:00",
+}
+_RECORDS = {"fetched": 250, "valid": 249, "rejected": 1, "inserted": 3, "updated": 240, "unchanged": 6}
+_RUN = {
+    "id": 42,
+    "trigger": "schedule",
+    "status": "succeeded",
+    "started_at": "2024-06-01T12:00:00Z",
+    "finished_at": "2024-06-01T12:00:09.5Z",
+    "duration_s": 9.5,
+    "records": _RECORDS,
+    "sources": [
+        {
+            "source": "coingecko",
+            "status": "succeeded",
+            "started_at": "2024-06-01T12:00:00Z",
+            "finished_at": "2024-06-01T12:00:09.4Z",
+            "duration_s": 9.4,
+            "records": _RECORDS,
+            "calls": 1,
+            "error": None,
+        }
+    ],
+    "error": None,
+}
+_PAGINATION = {
+    "limit": 50,
+    "page": 1,
+    "pages": 1,
+    "total": 1,
+    "next": None,
+    "next_cursor": None,
+}
+_EXAMPLES: dict[str, Any] = {
+    "Record": _RECORD,
+    "DataPage": {
+        "data": [_RECORD],
+        "pagination": {
+            "limit": 1,
+            "page": 1,
+            "pages": 15000,
+            "total": 15000,
+            "next": "/data?limit=1&page=2",
+            "next_cursor": "ksQIl1v0",
+        },
+    },
+    "RunReport": _RUN,
+    "RunsPage": {"data": [_RUN], "pagination": _PAGINATION},
+    "RejectsPage": {
+        "data": [
+            {
+                "id": 7,
+                "source": "csv",
+                "reason": "not a number: 'abc'",
+                "field": "price_usd",
+                "place": "dump.csv.gz",
+                "line": 1204,
+                "raw": "btc,Bitcoin,abc",
+            }
+        ],
+        "pagination": _PAGINATION,
+    },
+    "Stats": {
+        "status": "idle",
+        "last_run": _RUN,
+        "totals": {
+            "records": 15000,
+            "by_source": {"coinpaprika": 2500, "coingecko": 12000, "csv": 500},
+            "runs": 42,
+            "last_success_at": "2024-06-01T12:00:09.5Z",
+            "last_failure_at": None,
+        },
+        "schedule": {"interval_s": 3600.0, "next_run_at": "2024-06-01T13:00:00Z"},
+        "budget": {
+            "coinpaprika": {"month": "2024-06", "calls": 12, "limit": 20000, "remaining": 19988},
+            "coingecko": {"month": "2024-06", "calls": 612, "limit": 10000, "remaining": 9388},
+        },
+    },
+    "Health": {
+        "status": "ok",
+        "database": {"status": "ok", "latency_ms": 0.8, "error": None},
+        "sources": {
+            "coingecko": {
+                "status": "succeeded",
+                "last_success_at": "2024-06-01T12:00:09.4Z",
+                "age_s": 120.5,
+                "stale": False,
+                "error": None,
+            }
+        },
+    },
+    "Alive": {"status": "ok"},
+    "Tables": {
+        "tables": [{"name": "unified_data", "rows": 15000, "bytes": 7340032, "estimated": False}],
+    },
+    "RunStarted": {"id": 43, "status": "running"},
+    "ProblemDocument": {
+        "type": "urn:kasparro:problem:parameter",
+        "title": "A parameter is not allowed as it is",
+        "status": 400,
+        "detail": "limit is '0'; allowed: a whole number from 1 to 1000.",
+        "instance": "/data",
+        "request_id": "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
+        "parameter": "limit",
+        "allowed": "a whole number from 1 to 1000",
+    },
+}

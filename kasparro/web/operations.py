@@ -1,0 +1,284 @@
+"""What operators ask: how the service fares, what its runs did, what its tables hold; and a run on demand."""
+
+import hmac
+import time
+from typing import Annotated, Any, Literal
+
+import asyncpg
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kasparro.errors import DatabaseUnavailable, RunInProgress
+from kasparro.pipeline import report
+from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
+from kasparro.settings import Secret
+from kasparro.store import reading
+from kasparro.store.reading import Table
+from kasparro.web import paging
+from kasparro.web.endpoint import Endpoint
+from kasparro.web.paging import PageQuery, Pagination
+from kasparro.web.problems import Problem, not_found
+from kasparro.web.service import Service
+
+# A health check asks every few seconds and gives up soon; it gets its answer before that.
+HEALTH_TIMEOUT_S = 2.0
+
+
+class RunsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The query of /runs."""
+
+    status: Annotated[
+        RunStatus | None, msgspec.Meta(description="Runs of this status alone.", examples=["failed"])
+    ] = None
+
+
+class RunPath(msgspec.Struct, frozen=True, kw_only=True):
+    """What identifies a run."""
+
+    id: Annotated[int, msgspec.Meta(ge=1, examples=[1])]
+
+
+class RunsPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A page of runs, newest first."""
+
+    data: list[RunReport]
+    pagination: Pagination
+
+
+class RejectsPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A page of a run's rejects, in the order they were met."""
+
+    data: list[RejectReport]
+    pagination: Pagination
+
+
+class RunStarted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run that was started on demand; Location tells where it reports."""
+
+    id: int
+    status: Literal["running"] = "running"
+
+
+class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether PostgreSQL answers, and how soon."""
+
+    status: Literal["ok", "preparing", "unreachable"]
+    latency_ms: float | None = None
+    error: Annotated[str | None, msgspec.Meta(description="Why it is out of reach, in one line.")] = None
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether the service can do its work. `degraded`: it answers, but a source failed or is stale."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    database: DatabaseHealth
+    sources: dict[str, SourceHealth]
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Tables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The service's tables."""
+
+    tables: list[Table]
+
+
+async def stats(service: Service, request: Request, query: Any) -> Response:
+    """GET /stats."""
+    async with service.reading(request) as connection:
+        found = await report.stats(connection, service.settings, service.next_run_at)
+    return _json(found)
+
+
+async def runs(service: Service, request: Request, query: RunsQuery) -> Response:
+    """GET /runs."""
+    path = request.scope["path"]
+    async with service.reading(request) as connection:
+        signing_key = await service.signing_key(connection)
+        part = await report.recent_runs(
+            connection,
+            limit=query.limit,
+            offset=paging.offset(query),
+            after=paging.start(query, path, signing_key),
+            status=query.status,
+        )
+    pagination = paging.pagination(query, path, signing_key, total=part.total, last=part.last)
+    return _json(RunsPage(data=part.items, pagination=pagination))
+
+
+async def run(service: Service, request: Request, query: Any) -> Response:
+    """GET /runs/{id}."""
+    async with service.reading(request) as connection:
+        found = await report.run_report(connection, request.path_params["id"])
+    if found is None:
+        raise not_found("There is no such run.", parameter="id")
+    return _json(found)
+
+
+async def rejects(service: Service, request: Request, query: PageQuery) -> Response:
+    """GET /runs/{id}/rejects."""
+    path = request.scope["path"]
+    async with service.reading(request) as connection:
+        signing_key = await service.signing_key(connection)
+        part = await report.rejects_of(
+            connection,
+            request.path_params["id"],
+            limit=query.limit,
+            offset=paging.offset(query),
+            after=paging.start(query, path, signing_key),
+        )
+    if part is None:
+        raise not_found("There is no such run.", parameter="id")
+    pagination = paging.pagination(query, path, signing_key, total=part.total, last=part.last)
+    return _json(RejectsPage(data=part.items, pagination=pagination))
+
+
+async def start_run(service: Service, request: Request, query: Any) -> Response:
+    """POST /runs."""
+    scheduler, token = service.scheduler, service.settings.admin_token
+    if scheduler is None or token is None:
+        raise not_found("Runs cannot be started here.")
+    _admit(request, token)
+    try:
+        run_id = await scheduler.trigger()
+    except RunInProgress:
+        raise Problem(
+            409,
+            "Another run is at work; GET /stats shows it.",
+            kind="run-in-progress",
+            title="Run in progress",
+        ) from None
+    return _json(RunStarted(id=run_id), 202, {"Location": f"/runs/{run_id}"})
+
+
+async def health(service: Service, request: Request, query: Any) -> Response:
+    """GET /health."""
+    began = time.perf_counter()
+    try:
+        sources = await service.probe(HEALTH_TIMEOUT_S)
+    except asyncpg.UndefinedTableError:
+        down = DatabaseHealth(status="preparing", error="its tables are not all there yet")
+    except (DatabaseUnavailable, asyncpg.PostgresError) as error:
+        down = DatabaseHealth(status="unreachable", error=" ".join(str(error).split())[:300])
+    else:
+        latency_ms = round((time.perf_counter() - began) * 1e3, 2)
+        sound = all(source.sound for source in sources.values())
+        up = DatabaseHealth(status="ok", latency_ms=latency_ms)
+        return _json(Health(status="ok" if sound else "degraded", database=up, sources=sources))
+    return _json(Health(status="unavailable", database=down, sources={}), 503)
+
+
+async def live(service: Service, request: Request, query: Any) -> Response:
+    """GET /health/live."""
+    return _json(Alive())
+
+
+async def tables(service: Service, request: Request, query: Any) -> Response:
+    """GET /tables."""
+    async with service.reading(request) as connection:
+        found = await reading.tables(connection)
+    return _json(Tables(tables=found))
+
+
+def _json(answer: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(answer), status, headers, "application/json")
+
+
+def _admit(request: Request, wanted: Secret) -> None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    # Headers arrive as Latin-1; compare_digest takes no other text than ASCII, but any bytes.
+    right = hmac.compare_digest(token.strip().encode("latin-1"), wanted.reveal().encode())
+    if scheme.lower() != "bearer" or not right:
+        raise Problem(
+            401,
+            "This needs the admin token: Authorization: Bearer KASPARRO_ADMIN_TOKEN.",
+            headers={"WWW-Authenticate": 'Bearer realm="kasparro"'},
+        )
+
+
+ENDPOINTS = (
+    Endpoint(
+        path="/stats",
+        handler=stats,
+        summary="The service at a glance",
+        description="What it does, its newest run, what it holds, when it runs next, its call budget.",
+        area="operations",
+        answer=Stats,
+    ),
+    Endpoint(
+        path="/runs",
+        handler=runs,
+        summary="Runs, newest first",
+        description="Every pass over the sources, with what became of it.",
+        area="operations",
+        query=RunsQuery,
+        answer=RunsPage,
+    ),
+    Endpoint(
+        path="/runs/{id:int}",
+        handler=run,
+        summary="One run",
+        description="What became of one pass over the sources.",
+        area="operations",
+        path_shape=RunPath,
+        answer=RunReport,
+        problems=(400, 404, 500, 503),
+    ),
+    Endpoint(
+        path="/runs/{id:int}/rejects",
+        handler=rejects,
+        summary="What a run refused",
+        description="Each refused record with its reason and its raw text.",
+        area="operations",
+        path_shape=RunPath,
+        query=PageQuery,
+        answer=RejectsPage,
+        problems=(400, 404, 500, 503),
+    ),
+    Endpoint(
+        path="/health",
+        handler=health,
+        summary="Whether the service can do its work",
+        description=f"Answers within about {HEALTH_TIMEOUT_S:.0f} s, whatever the database does.",
+        area="operations",
+        answer=Health,
+        other_answers={503: ("The database is out of reach.", Health)},
+        problems=(400, 500),
+    ),
+    Endpoint(
+        path="/health/live",
+        handler=live,
+        summary="Whether the process answers",
+        description="Asks nothing of the database.",
+        area="operations",
+        answer=Alive,
+        problems=(400, 500),
+    ),
+    Endpoint(
+        path="/tables",
+        handler=tables,
+        summary="The service's tables",
+        description="Rows and bytes of each; partitions are summed into their table.",
+        area="operations",
+        answer=Tables,
+    ),
+)
+
+START_RUN = Endpoint(
+    path="/runs",
+    method="POST",
+    handler=start_run,
+    summary="Start a run",
+    description="Starts a run at once. It needs the admin token, and exists only where one is set.",
+    area="operations",
+    status=202,
+    answer=RunStarted,
+    problems=(400, 401, 409, 413, 500, 503),
+    headers={"Location": "Where the run reports."},
+    guarded=True,
+)

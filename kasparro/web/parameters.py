@@ -1,0 +1,169 @@
+"""Query strings into the structs that describe them: what a struct says is what is allowed and documented."""
+
+import re
+from functools import cache
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote_to_bytes
+
+import msgspec
+
+from kasparro.web.problems import Problem, bad_parameter
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_PATH = re.compile(r"`\$\.(\w+)")
+
+
+class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of a route that takes none."""
+
+
+class _Parameter(msgspec.Struct, frozen=True):
+    many: bool
+    integer: bool
+    allowed: str
+
+
+def read(shape: type[T], query: bytes) -> T:
+    """The struct that a raw query string tells.
+
+    Raises Problem (400) that names the parameter and what is allowed: for a name that is none of the
+    struct's fields, a value that does not fit, a repeated one that is no list, and what is not UTF-8. A
+    struct's `__post_init__` may raise one of its own for fields that do not go together.
+    """
+    values: dict[str, Any] = {}
+    if query:
+        known = _parameters(shape)
+        for pair in query.split(b"&"):
+            if pair:
+                _take(values, known, pair)
+    try:
+        return msgspec.convert(values, shape)
+    except msgspec.ValidationError as error:
+        # Names were looked at already, so the error is of a field's value.
+        (name,) = _PATH.findall(str(error))
+        raise _not_allowed(name, values[name], _parameters(shape)[name]) from None
+
+
+def write(told: msgspec.Struct, **changes: Any) -> str:
+    """The query string that gives this struct with these changes; what is at its default is left out."""
+    pairs = []
+    for field in msgspec.structs.fields(told):
+        value = changes.get(field.name, getattr(told, field.name))
+        if value not in (field.default, None):
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            pairs.append(f"{field.encode_name}={quote(text, safe=',')}")
+    return "&".join(pairs)
+
+
+def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
+    """The struct's fields as OpenAPI parameters of the `query` or the `path`."""
+    _, components = msgspec.json.schema_components([shape])
+    found = []
+    for name, told in components[shape.__name__]["properties"].items():
+        description, examples = told.pop("description", ""), told.pop("examples", [])
+        # What may be left out is null inside, and no value in a query string.
+        schema = next((one for one in told.get("anyOf", ()) if one != {"type": "null"}), told)
+        if not schema.get("default"):
+            schema.pop("default", None)
+        for one in (schema, schema.get("items", {})):
+            if "enum" in one:
+                one["type"] = "string"
+        parameter: dict[str, Any] = {"name": name, "in": where, "schema": schema}
+        if description:
+            parameter["description"] = description
+        if where == "path":
+            parameter["required"] = True
+        if schema.get("type") == "array":
+            parameter |= {"style": "form", "explode": False}
+        if examples:
+            # In the schema, not beside it: there, Swagger UI would fill every field in before the first try.
+            schema["examples"] = examples
+        found.append(parameter)
+    return found
+
+
+def _take(values: dict[str, Any], known: dict[str, _Parameter], pair: bytes) -> None:
+    raw_name, _, raw_value = pair.partition(b"=")
+    name = _decoded(raw_name, "the query string")
+    parameter = known.get(name)
+    if parameter is None:
+        raise bad_parameter(
+            name, f"{_shown(name)} is no parameter of this route.", ", ".join(known) or "no parameters"
+        )
+    value = _decoded(raw_value, name)
+    if parameter.many:
+        items = [item.strip() for item in value.split(",")]
+        if not all(items):
+            raise _not_allowed(name, value, parameter)
+        values.setdefault(name, []).extend(items)
+    elif name in values:
+        raise bad_parameter(name, f"{name} is given more than once.", parameter.allowed + ", once")
+    elif parameter.integer:
+        if not _WHOLE_NUMBER.fullmatch(value):
+            raise _not_allowed(name, value, parameter)
+        values[name] = int(value)
+    else:
+        values[name] = value
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    if _BAD_ESCAPE.search(raw):
+        raise bad_parameter(
+            where, f"{where} holds a % that two hexadecimal digits do not follow.", "%25 for %"
+        )
+    try:
+        text = unquote_to_bytes(raw.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        raise bad_parameter(where, f"{where} is not UTF-8.", "percent-encoded UTF-8") from None
+    if "\x00" in text:
+        raise bad_parameter(where, f"{where} holds a NUL character.", "any other character")
+    return text
+
+
+def _not_allowed(name: str, value: Any, parameter: _Parameter) -> Problem:
+    told = ",".join(value) if isinstance(value, list) else str(value)
+    said = f"{name} is {_shown(told)}" if told else f"{name} is empty"
+    return bad_parameter(name, f"{said}; allowed: {parameter.allowed}.", parameter.allowed)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:100]}…")
+
+
+@cache
+def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
+    found = {}
+    for field in msgspec.structs.fields(shape):
+        kind = _present(msgspec.inspect.type_info(field.type))
+        many = isinstance(kind, msgspec.inspect.VarTupleType)
+        found[field.encode_name] = _Parameter(many, isinstance(kind, msgspec.inspect.IntType), _allowed(kind))
+    return found
+
+
+def _present(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    # A described type sits in a Metadata, and what may be left out in a Union with None.
+    while True:
+        if isinstance(kind, msgspec.inspect.Metadata):
+            kind = kind.type
+        elif isinstance(kind, msgspec.inspect.UnionType):
+            kind = next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType))
+        else:
+            return kind
+
+
+def _allowed(kind: msgspec.inspect.Type) -> str:
+    match _present(kind):
+        case msgspec.inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case msgspec.inspect.LiteralType(values=values):
+            # A value beside its opposite: price_usd, -price_usd.
+            return ", ".join(sorted(map(str, values), key=lambda value: (value.lstrip("-"), len(value))))
+        case msgspec.inspect.StrType(min_length=low, max_length=high):
+            return f"{low} to {high} characters"
+        case msgspec.inspect.VarTupleType(item_type=item, max_length=most):
+            return f"up to {most}, divided by commas, of: {_allowed(item)}"
+        case other:
+            raise TypeError(f"a query parameter cannot be described: {other!r}")

@@ -1,0 +1,95 @@
+"""What the handlers work with, for as long as the app lives."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Protocol, Self
+
+from starlette.requests import Request
+
+from kasparro.errors import DatabaseUnavailable
+from kasparro.pipeline import report
+from kasparro.pipeline.report import SourceHealth
+from kasparro.settings import Settings
+from kasparro.store import reading
+from kasparro.store.database import Connection, Database
+
+
+class SchedulerLike(Protocol):
+    """The background loop, as the web sees it: at work while it is entered."""
+
+    @property
+    def next_run_at(self) -> datetime | None:
+        """When the next run is due; None where none is."""
+
+    async def trigger(self) -> int:
+        """Start a run at once and give its id. Raises RunInProgress while another works."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None: ...
+
+
+class Service:
+    """The settings, the database and the loop, where there is one."""
+
+    def __init__(self, settings: Settings, database: Database, scheduler: SchedulerLike | None) -> None:
+        self.settings = settings
+        self.database = database
+        self.scheduler = scheduler
+        self._signing_key: bytes | None = None
+        self._probing: asyncio.Task[dict[str, SourceHealth]] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.wait({self._probing}, timeout=1)
+
+    @asynccontextmanager
+    async def reading(self, request: Request) -> AsyncIterator[Connection]:
+        """A connection to read with; the time until it is given back is the request's `db`."""
+        exchange = request.scope["kasparro.exchange"]
+        began = time.perf_counter()
+        try:
+            async with self.database.reading() as connection:
+                yield connection
+        finally:
+            exchange.database_s = (exchange.database_s or 0.0) + time.perf_counter() - began
+
+    async def signing_key(self, connection: Connection) -> bytes:
+        """The key of the database's cursors, read once."""
+        if self._signing_key is None:
+            self._signing_key = await reading.cursor_key(connection)
+        return self._signing_key
+
+    async def probe(self, timeout_s: float) -> dict[str, SourceHealth]:
+        """How the sources fare, as the database tells within this time.
+
+        Raises DatabaseUnavailable where it does not. A probe that hangs, for a dead line takes long to be
+        seen as such, is waited for by later callers in place of a connection each.
+        """
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe())
+        done, _ = await asyncio.wait({self._probing}, timeout=timeout_s)
+        if not done:
+            raise DatabaseUnavailable(f"PostgreSQL did not answer within {timeout_s:g} s")
+        return self._probing.result()
+
+    async def _probe(self) -> dict[str, SourceHealth]:
+        async with self.database.reading() as connection:
+            return await report.health(connection, self.settings.sources, self.settings.interval)
+
+    @property
+    def next_run_at(self) -> datetime | None:
+        """When the next run is due by this process's loop."""
+        return self.scheduler.next_run_at if self.scheduler else None

@@ -1,0 +1,151 @@
+-- What a run says of itself, and what all runs say of the service (kasparro/pipeline/report.py).
+
+-- name: page --
+-- The ids of a page of runs, newest first, with the total. One more than the page holds is read, to know
+-- whether another follows.
+SELECT
+    (
+        SELECT count(*)
+        FROM runs
+        WHERE
+            true
+            AND status = :status /* if status */
+    ) AS total,
+    ARRAY(
+        SELECT id
+        FROM runs
+        WHERE
+            true
+            AND id < :last_id /* if after */
+            AND status = :status /* if status */
+        ORDER BY id DESC
+        LIMIT :limit + 1
+        OFFSET :offset /* if paged */
+    ) AS ids;
+
+-- name: runs --
+-- Runs in full, a line for each of their sources. A running one lasts until now.
+SELECT
+    runs.id,
+    runs.trigger,
+    runs.status,
+    runs.started_at,
+    runs.finished_at,
+    extract(
+        EPOCH FROM coalesce(runs.finished_at, CASE runs.status WHEN 'running' THEN now() END) - runs.started_at
+    )::float8 AS duration_s,
+    runs.error,
+    run_sources.source,
+    run_sources.status AS source_status,
+    run_sources.started_at AS source_started_at,
+    run_sources.finished_at AS source_finished_at,
+    extract(
+        EPOCH FROM
+        coalesce(run_sources.finished_at, CASE run_sources.status WHEN 'running' THEN now() END)
+        - run_sources.started_at
+    )::float8 AS source_duration_s,
+    run_sources.fetched,
+    run_sources.valid,
+    run_sources.rejected,
+    run_sources.inserted,
+    run_sources.updated,
+    run_sources.unchanged,
+    run_sources.calls,
+    run_sources.error AS source_error
+FROM runs
+LEFT JOIN run_sources ON runs.id = run_sources.run_id
+WHERE runs.id = ANY(:ids)
+ORDER BY runs.id DESC, run_sources.source ASC;
+
+-- name: rejects --
+-- A page of a run's rejects in the order they were met; no row where there is no such run.
+SELECT
+    (
+        SELECT count(*)
+        FROM rejects
+        WHERE run_id = runs.id
+    ) AS total,
+    reject.id,
+    reject.source,
+    reject.reason,
+    reject.field,
+    reject.place,
+    reject.line,
+    reject.raw
+FROM runs
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM rejects
+    WHERE
+        run_id = runs.id
+        AND id > :last_id /* if after */
+    ORDER BY id
+    LIMIT :limit + 1
+    OFFSET :offset /* if paged */
+) AS reject ON true
+WHERE runs.id = :run_id
+ORDER BY reject.id;
+
+-- name: totals --
+-- The service at a glance.
+SELECT
+    (SELECT id FROM runs ORDER BY id DESC LIMIT 1) AS last_run,
+    EXISTS (SELECT FROM runs WHERE status = 'running') AS running,
+    (SELECT count(*) FROM runs) AS runs,
+    (SELECT max(finished_at) FROM runs WHERE status = 'succeeded') AS last_success_at,
+    (
+        SELECT max(finished_at)
+        FROM runs
+        WHERE status IN ('partial', 'failed', 'interrupted')
+    ) AS last_failure_at,
+    to_char(now(), 'YYYY-MM') AS month;
+
+-- name: rows_by_source --
+SELECT
+    source,
+    count(*) AS rows
+FROM unified_data
+GROUP BY source;
+
+-- name: calls_this_month --
+SELECT
+    source,
+    calls
+FROM api_calls
+WHERE month = date_trunc('month', now())::date;
+
+-- name: health --
+-- How each source fares: its newest finished pass, its newest success, and how long it has gone without one
+-- (since its first attempt, where there was none).
+SELECT
+    asked.source,
+    newest.status,
+    newest.error,
+    success.finished_at AS last_success_at,
+    extract(EPOCH FROM now() - success.finished_at)::float8 AS age_s,
+    extract(EPOCH FROM now() - coalesce(success.finished_at, earliest.started_at))::float8 AS without_s
+FROM unnest(:sources::text []) WITH ORDINALITY AS asked (source, position)
+LEFT JOIN LATERAL (
+    SELECT
+        status,
+        error
+    FROM run_sources
+    WHERE source = asked.source AND status <> 'running'
+    ORDER BY run_id DESC
+    LIMIT 1
+) AS newest ON true
+LEFT JOIN LATERAL (
+    SELECT finished_at
+    FROM run_sources
+    WHERE source = asked.source AND status = 'succeeded'
+    ORDER BY finished_at DESC NULLS LAST
+    LIMIT 1
+) AS success ON true
+LEFT JOIN LATERAL (
+    SELECT started_at
+    FROM run_sources
+    WHERE source = asked.source
+    ORDER BY run_id
+    LIMIT 1
+) AS earliest ON true
+ORDER BY asked.position;

@@ -1,0 +1,241 @@
+"""What runs say of themselves, read from the tables that they write."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kasparro.pipeline import report
+from kasparro.pipeline.report import Records
+from kasparro.settings import Secret, Settings
+from kasparro.store.database import Connection
+
+NOON = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
+
+
+async def add_run(connection: Connection, status: str, **values: Any) -> int:
+    """Write a run as the pipeline would; returns its id."""
+    run_id: int = await connection.fetchval(
+        "INSERT INTO runs (trigger, status, started_at, finished_at, error) VALUES ($1, $2, $3, $4, $5) "
+        "RETURNING id",
+        values.get("trigger", "schedule"),
+        status,
+        values.get("started_at", NOON),
+        values.get("finished_at", None if status == "running" else NOON + timedelta(seconds=9.5)),
+        values.get("error"),
+    )
+    return run_id
+
+
+async def add_source(connection: Connection, run_id: int, source: str, status: str, **values: Any) -> None:
+    """Write a source's part in a run as the pipeline would."""
+    figures = dict.fromkeys((*Records.__struct_fields__, "calls"), 0) | {"error": None}
+    given = {
+        "run_id": run_id,
+        "source": source,
+        "status": status,
+        "started_at": NOON,
+        "finished_at": None if status == "running" else NOON + timedelta(seconds=4),
+        **figures,
+        **values,
+    }
+    await connection.execute(
+        f"INSERT INTO run_sources ({', '.join(given)}) VALUES "
+        f"({', '.join(f'${n}' for n in range(1, len(given) + 1))})",
+        *given.values(),
+    )
+
+
+async def test_a_run_is_the_sum_of_its_sources(connection: Connection) -> None:
+    run_id = await add_run(connection, "partial", error="coingecko: 429")
+    await add_source(
+        connection,
+        run_id,
+        "csv",
+        "succeeded",
+        fetched=10,
+        valid=8,
+        rejected=2,
+        inserted=3,
+        updated=4,
+        unchanged=1,
+    )
+    await add_source(connection, run_id, "coingecko", "failed", fetched=5, valid=5, calls=7, error="429")
+    run = await report.run_report(connection, run_id)
+    assert run is not None
+    assert (run.id, run.trigger, run.status, run.error) == (run_id, "schedule", "partial", "coingecko: 429")
+    assert (run.started_at, run.finished_at, run.duration_s) == (NOON, NOON + timedelta(seconds=9.5), 9.5)
+    assert run.records == Records(fetched=15, valid=13, rejected=2, inserted=3, updated=4, unchanged=1)
+    gecko, csv = run.sources
+    assert (gecko.source, gecko.status, gecko.calls, gecko.error) == ("coingecko", "failed", 7, "429")
+    assert (csv.source, csv.duration_s, csv.records.inserted) == ("csv", 4.0, 3)
+
+
+async def test_a_run_says_what_the_contract_lists(connection: Connection) -> None:
+    run_id = await add_run(connection, "succeeded")
+    await add_source(connection, run_id, "csv", "succeeded")
+    run = await report.run_report(connection, run_id)
+    records = '{"fetched":0,"valid":0,"rejected":0,"inserted":0,"updated":0,"unchanged":0}'
+    assert report.encode(run).decode() == (
+        f'{{"id":{run_id},"trigger":"schedule","status":"succeeded","started_at":"2024-06-01T12:00:00Z",'
+        f'"finished_at":"2024-06-01T12:00:09.500000Z","duration_s":9.5,"records":{records},"sources":['
+        '{"source":"csv","status":"succeeded","started_at":"2024-06-01T12:00:00Z",'
+        f'"finished_at":"2024-06-01T12:00:04Z","duration_s":4.0,"records":{records},"calls":0,"error":null}}],'
+        '"error":null}'
+    )
+
+
+async def test_a_running_run_lasts_until_now(connection: Connection) -> None:
+    began = datetime.now(UTC) - timedelta(minutes=2)
+    run_id = await add_run(connection, "running", started_at=began)
+    await add_source(connection, run_id, "csv", "running", started_at=began)
+    run = await report.run_report(connection, run_id)
+    assert run is not None
+    assert run.duration_s == pytest.approx(120, abs=5)
+    assert run.sources[0].duration_s == pytest.approx(120, abs=5)
+    assert run.finished_at is None
+
+
+@pytest.mark.parametrize("run_id", [0, -1, 1, 2**63 - 1, 2**63, 10**30])
+async def test_a_run_that_is_not_there_is_none(connection: Connection, run_id: int) -> None:
+    assert await report.run_report(connection, run_id) is None
+    assert await report.rejects_of(connection, run_id, limit=1) is None
+
+
+async def test_recent_runs_come_newest_first_in_parts(connection: Connection) -> None:
+    ids = [await add_run(connection, status) for status in ("succeeded", "failed", "succeeded", "running")]
+    first = await report.recent_runs(connection, limit=2)
+    assert ([run.id for run in first.items], first.total, first.last) == ([ids[3], ids[2]], 4, ids[2])
+    second = await report.recent_runs(connection, limit=2, after=first.last)
+    assert ([run.id for run in second.items], second.total, second.last) == ([ids[1], ids[0]], 4, None)
+    assert [run.id for run in (await report.recent_runs(connection, limit=2, offset=3)).items] == [ids[0]]
+    succeeded = await report.recent_runs(connection, limit=9, status="succeeded")
+    assert ([run.id for run in succeeded.items], succeeded.total) == ([ids[2], ids[0]], 2)
+
+
+async def test_rejects_come_in_the_order_they_were_met(connection: Connection) -> None:
+    run_id = await add_run(connection, "succeeded")
+    other = await add_run(connection, "succeeded")
+    for number in range(5):
+        await connection.execute(
+            "INSERT INTO rejects (run_id, source, reason, raw, line) VALUES ($1, 'csv', 'empty', 'a,b', $2)",
+            run_id,
+            number,
+        )
+    first = await report.rejects_of(connection, run_id, limit=3)
+    assert first is not None
+    assert ([reject.line for reject in first.items], first.total) == ([0, 1, 2], 5)
+    second = await report.rejects_of(connection, run_id, limit=3, after=first.last)
+    assert second is not None
+    assert ([reject.line for reject in second.items], second.total, second.last) == ([3, 4], 5, None)
+    by_number = await report.rejects_of(connection, run_id, limit=3, offset=3)
+    assert by_number == second
+    none = await report.rejects_of(connection, other, limit=3)
+    assert none is not None
+    assert (none.items, none.total) == ([], 0)
+    beyond = await report.rejects_of(connection, run_id, limit=3, offset=300)
+    assert beyond is not None
+    assert (beyond.items, beyond.total) == ([], 5)
+
+
+async def test_stats_of_a_new_database(connection: Connection) -> None:
+    stats = await report.stats(connection, Settings(interval=None))
+    assert (stats.status, stats.last_run) == ("idle", None)
+    assert stats.totals.by_source == {"coinpaprika": 0, "coingecko": 0, "csv": 0}
+    assert (stats.totals.records, stats.totals.runs, stats.totals.last_success_at) == (0, 0, None)
+    assert (stats.schedule.interval_s, stats.schedule.next_run_at) == (None, None)
+
+
+async def test_stats_sum_up_rows_runs_and_calls(connection: Connection) -> None:
+    for source, number in (("csv", 3), ("coingecko", 1)):
+        await connection.execute(
+            "INSERT INTO unified_data "
+            "(source, source_id, observed_at, first_seen_at, updated_at, content_hash) "
+            "SELECT $1, n::text, now(), now(), now(), gen_random_uuid() "
+            "FROM generate_series(1, $2::int) AS n",
+            source,
+            number,
+        )
+    await connection.execute(
+        "INSERT INTO api_calls VALUES ('coingecko', date_trunc('month', now())::date, 10003), "
+        "('coinpaprika', '2020-01-01', 5)"
+    )
+    await add_run(connection, "succeeded", finished_at=NOON)
+    await add_run(connection, "partial", finished_at=NOON + timedelta(hours=1))
+    last = await add_run(connection, "running")
+    due = NOON + timedelta(days=1)
+    stats = await report.stats(connection, Settings(coingecko_plan="demo", coingecko_key=Secret("k")), due)
+    assert stats.status == "running"
+    assert stats.last_run is not None
+    assert stats.last_run.id == last
+    assert (stats.totals.records, stats.totals.runs) == (4, 3)
+    assert stats.totals.by_source == {"coinpaprika": 0, "coingecko": 1, "csv": 3}
+    assert (stats.totals.last_success_at, stats.totals.last_failure_at) == (NOON, NOON + timedelta(hours=1))
+    assert (stats.schedule.interval_s, stats.schedule.next_run_at) == (3600.0, due)
+    gecko, paprika = stats.budget["coingecko"], stats.budget["coinpaprika"]
+    assert (gecko.calls, gecko.limit, gecko.remaining) == (10_003, 10_000, 0)
+    assert (paprika.calls, paprika.limit, paprika.remaining) == (0, 20_000, 20_000)
+    assert gecko.month == f"{datetime.now(UTC):%Y-%m}"
+
+
+HOUR = timedelta(hours=1)
+
+
+async def test_before_its_first_run_a_source_is_sound(connection: Connection) -> None:
+    health = await report.health(connection, ["csv", "coingecko"], HOUR)
+    assert list(health) == ["csv", "coingecko"]
+    csv = health["csv"]
+    assert (csv.status, csv.last_success_at, csv.age_s, csv.stale, csv.error) == (
+        None,
+        None,
+        None,
+        False,
+        None,
+    )
+    assert csv.sound
+
+
+@pytest.mark.parametrize(
+    ("status", "sound"),
+    [("succeeded", True), ("skipped", True), ("partial", False), ("failed", False), ("interrupted", False)],
+)
+async def test_a_source_is_as_sound_as_its_last_finished_pass(
+    connection: Connection, status: str, sound: bool
+) -> None:
+    now = datetime.now(UTC)
+    error = None if sound else "coingecko: 429"
+    for outcome, said in (("succeeded", None), (status, error), ("running", None)):
+        run_id = await add_run(connection, "succeeded")
+        finished = None if outcome == "running" else now
+        await add_source(connection, run_id, "csv", outcome, started_at=now, finished_at=finished, error=said)
+    csv = (await report.health(connection, ["csv"], HOUR))["csv"]
+    assert (csv.status, csv.error, csv.sound, csv.stale) == (status, error, sound, False)
+    assert csv.last_success_at == now
+    assert csv.age_s == pytest.approx(0, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("ago", "interval", "stale"),
+    [
+        (timedelta(minutes=124), HOUR, False),
+        (timedelta(minutes=126), HOUR, True),
+        (timedelta(days=900), None, False),
+    ],
+)
+@pytest.mark.parametrize("succeeded", [True, False])
+async def test_a_source_without_a_success_for_two_intervals_is_stale(
+    connection: Connection, ago: timedelta, interval: timedelta | None, stale: bool, succeeded: bool
+) -> None:
+    then = datetime.now(UTC) - ago
+    run_id = await add_run(connection, "succeeded" if succeeded else "running")
+    finished = then if succeeded else None
+    await add_source(
+        connection,
+        run_id,
+        "csv",
+        "succeeded" if succeeded else "running",
+        started_at=then,
+        finished_at=finished,
+    )
+    csv = (await report.health(connection, ["csv"], interval))["csv"]
+    assert (csv.stale, csv.sound) == (stale, not stale)

@@ -1,0 +1,79 @@
+"""What tests of archives share: files made on the spot, and one file read without the worker."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from kasparro.record import COLUMNS, Reject
+from kasparro.sources.archives.reader import Job, Portion, read_archive
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+class Outcome(msgspec.Struct):
+    """All that reading one file gave: rows by field, rejects, problems, and the last checkpoint's words."""
+
+    rows: list[dict[str, str]] = msgspec.field(default_factory=list)
+    rejects: list[Reject] = msgspec.field(default_factory=list)
+    problems: list[str] = msgspec.field(default_factory=list)
+    position: int = 0
+    complete: bool = False
+
+    @property
+    def problem(self) -> str:
+        """The only problem there is."""
+        (only,) = self.problems
+        return only
+
+
+Read = Callable[..., Awaitable[Outcome]]
+
+
+def job_for(path: Path, *, position: int = 0, now: datetime = NOW) -> Job:
+    """What the source would ask its worker for."""
+    state = path.stat()
+    return Job(
+        path=str(path),
+        name=path.name,
+        key="a-key",
+        size=state.st_size,
+        changed_ns=state.st_mtime_ns,
+        position=position,
+        now=now,
+    )
+
+
+async def read(path: Path, *, position: int = 0, now: datetime = NOW) -> Outcome:
+    """Read a file to its end."""
+    outcome = Outcome()
+    async for told in read_archive(job_for(path, position=position, now=now)):
+        if isinstance(told, Portion):
+            outcome.rows += [
+                dict(zip(COLUMNS, line.split("\t"), strict=True))
+                for line in told.batch.lines.decode().splitlines()
+            ]
+            outcome.rejects += told.batch.rejects
+            assert told.batch.fetched == told.batch.rows + len(told.batch.rejects)
+            assert told.batch.checkpoint is not None
+            outcome.position, outcome.complete = (
+                told.batch.checkpoint.position,
+                told.batch.checkpoint.complete,
+            )
+        else:
+            outcome.problems.append(told.text)
+    return outcome
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Read:
+    """Write a file and read it: `await load(content, "btc-usd.csv")`."""
+
+    async def load(content: str | bytes, name: str = "bitcoin-usd.csv", **options: object) -> Outcome:
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return await read(path, **options)  # type: ignore[arg-type]
+
+    return load

@@ -1,0 +1,138 @@
+"""Numbers in archives: what is accepted has exactly one meaning, and that is the value stored."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kasparro.record import Refused
+from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
+
+POINT = Notation(".")
+COMMA = Notation(",")
+
+finite = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**15), max_value=10**15, places=12)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("1,234.56", "money", "1234.56"),
+        ("$1.5", "money", "1.5"),
+        ("$0", "money", "0"),
+        ("-$1.5", "money", "-1.5"),
+        ("+2.01%", "percent", "2.01"),
+        ("-0.24 %", "percent", "-0.24"),
+        ("-0.00", "percent", "0"),
+        ("287.86K", "money", "287860"),
+        ("541.43B", "money", "541430000000"),
+        ("1.5e-9", "money", "0.0000000015"),
+        ("1.71461E+11", "money", "171461000000"),
+        ("18,777,093.00 BTC", "supply", "18777093"),
+        ("1.00B THETA", "supply", "1000000000"),
+        (" 42 ", "money", "42"),
+        ("1 234 567.5", "money", "1234567.5"),
+        ("1'234.5", "money", "1234.5"),
+        ("007", "money", "7"),
+        ("1.10", "money", "1.1"),
+        ("100", "money", "100"),
+    ],
+)
+def test_notations_give_exact_digits(text: str, kind: Kind, value: str) -> None:
+    assert POINT.read(text, "price_usd", kind) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("102.923,61", "102923.61"), ("102923,6143", "102923.6143"), ("1.234.567", "1234567")]
+)
+def test_a_file_with_decimal_commas_is_read_so(text: str, value: str) -> None:
+    assert COMMA.read(text, "price_usd", "money") == value
+
+
+@pytest.mark.parametrize("text", ["", "-", "--", "- -", "N/A", "None", "null", "?", "nan", " "])
+def test_words_for_no_value_are_null_and_zero_is_not(text: str) -> None:
+    assert POINT.read(text, "price_usd", "money") is None
+    assert POINT.read("0.0", "price_usd", "money") == "0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "14.748.800.659.179.600",
+        "$0.0...06606",
+        "$541.43B$541426059990",
+        "1,23,4",
+        "12,34",
+        "1,2345",
+        "1.2.3",
+        "0x10",
+        "1e5K",
+        "+-1",
+        "(1.5)",
+        "inf",
+        "€1.5",
+        "1.5 BTC",
+        "1.5%",
+        ".",
+        ",",
+        "1\x00",
+        "١٢",
+        "1_000",
+    ],
+)
+def test_damaged_numbers_are_refused_and_never_guessed(text: str) -> None:
+    with pytest.raises(Refused, match="not a number"):
+        POINT.read(text, "price_usd", "money")
+
+
+def test_a_currency_in_a_supply_or_percent_is_refused() -> None:
+    for kind in ("supply", "percent"):
+        with pytest.raises(Refused):
+            POINT.read("$5", "max_supply", kind)
+
+
+@given(finite)
+def test_what_decimal_writes_is_read_as_decimal_means_it(value: Decimal) -> None:
+    for text in (str(value), f"{value:f}", f"{value:,f}", f"{value:e}"):
+        read = POINT.read(text, "x", "percent")
+        assert read is not None
+        assert Decimal(read) == value
+        assert "e" not in read.lower()
+    swapped = f"{value:,f}".translate(str.maketrans(",.", ".,"))
+    assert Decimal(str(COMMA.read(swapped, "x", "percent"))) == value
+
+
+@given(st.text("0123456789.,-+eE $%KMB'", max_size=14))
+def test_whatever_is_accepted_is_a_decimal_in_one_spelling(text: str) -> None:
+    try:
+        read = POINT.read(text, "x", "money")
+    except Refused:
+        return
+    if read is not None:
+        value = Decimal(read)
+        assert f"{value:f}" == read
+        assert "." not in read or not read.endswith("0")
+
+
+@pytest.mark.parametrize(
+    ("cells", "sign"),
+    [
+        (["1,234", "0.5"], "."),
+        (["1.234", "0,5"], ","),
+        (["41387,70606", "44168,68"], ","),
+        (["1,234,567", "1,234"], "."),
+        (["1.234", "2.345"], "."),
+        (["12", "", "N/A"], "."),
+        (["$39,979.12", "$1"], "."),
+        (["628899051.8", "539.692.714.905"], "."),
+    ],
+)
+def test_the_rows_together_settle_the_decimal_sign(cells: list[str], sign: Sign) -> None:
+    assert decimal_sign(cells, ",") == sign
+
+
+@pytest.mark.parametrize("cells", [["1,234", "2,345"], ["0.5", "0,5"]])
+def test_rows_that_do_not_tell_leave_it_unsettled(cells: list[str]) -> None:
+    with pytest.raises(Unsettled):
+        decimal_sign(cells, ",")

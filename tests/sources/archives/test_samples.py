@@ -1,0 +1,128 @@
+"""Every real archive on this machine: what was found in it, and figures compared with the file by eye."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kasparro.sources.archives.explain import explain
+from tests.sources.archives.conftest import Outcome, read
+
+# The samples hold rows until August 2026.
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+
+# Rows loaded and rows refused, by a part of the file's name; or a part of the reason why nothing is loaded.
+EXPECTED: dict[str, tuple[int, int] | str] = {
+    "AwalDinz": (1000, 0),
+    "coin_gecko_2022-03-16": (500, 0),
+    "merged_btc_eur_usd": (365, 0),
+    "2024_EURO": "in EUR, not USD",
+    "GOMINING": (1576, 0),
+    "data_bitcoin_eur": (964, 1),
+    "price_lists": (963, 1),
+    "coin_Cardano": "market_cap_usd: not a number",
+    "coin_CryptocomCoin": (935, 0),
+    "coin_Dogecoin": (2760, 0),
+    "coin_Ethereum": (2160, 0),
+    "BTC-USD_2_": (2431, 0),
+    "Investing.com": (2070, 0),
+    "bitcoin_dataset": "none of its columns is known to hold a price",
+    "06012018": (100, 0),
+    "06122017": (1326, 0),
+    "AAVE-USD_1d": (1603, 0),
+    "BTC-USD_1m": (40604, 0),
+    "BTCUSDT_1d": "in USDT, not USD",
+    "fafusha": "neither a column nor its name tells the time",
+    "__btc-usd-max": (3070, 0),
+    "fullcoinlist": "none of its columns is known to hold a price",
+    "csv/hathix__perday_1640563200000": (2453, 0),
+    "csv/hathix__perday_1640649600000": (2450, 0),
+    "binance_1m": "nothing tells the currency",
+    "__bitcoin_price.csv": (1592, 0),
+    "ethereum_price": (761, 0),
+    "nem_price": (889, 0),
+    "kittycapital": (4681, 0),
+    "lucastakara": "neither a column nor its name tells the time",
+    "rciminera__Crypto-Pricing__coin.csv": (100, 0),
+    "messari_screener": "neither a column nor its name tells the time",
+    "scottjoyner": "none of its columns is known to hold a price",
+    "csv/supervehacker__Coinmarketcap_Crawl__dogecoin": (3304, 0),
+    "freedom-coin": (12, 0),
+    "xrp.csv": (3437, 0),
+}
+
+# A row of a file, by eye: the column and value that picks it, and what it has to hold.
+BY_EYE: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "06122017": (
+        {"source_id": "swisscoin"},
+        {"price_usd": "0.000122905", "market_cap_usd": r"\N", "rank": "1325", "total_supply": "10200000000"},
+    ),
+    "data_bitcoin_eur": ({"observed_at": "2023-12-31 23:00:00+00:00"}, {"price_usd": "44152.2269"}),
+    "coin_CryptocomCoin": (
+        {"observed_at": "2018-12-15 23:59:59+00:00"},
+        {"price_usd": "0.0172433664486", "market_cap_usd": "0", "volume_24h_usd": "989709.642797211"},
+    ),
+    "Investing.com": (
+        {"observed_at": "2022-09-01 23:59:59+00:00"},
+        {"price_usd": "19995.7", "volume_24h_usd": r"\N"},
+    ),
+    "xrp.csv": (
+        {"observed_at": "2013-08-04 23:59:59+00:00"},
+        {"price_usd": "0.005882", "market_cap_usd": "45983577", "volume_24h_usd": "0"},
+    ),
+    "ethereum_price": (
+        {"observed_at": "2015-08-07 23:59:59+00:00"},
+        {"price_usd": "2.77", "market_cap_usd": r"\N"},
+    ),
+    "GOMINING": (
+        {"observed_at": "2021-05-20 00:00:00+00:00"},
+        {"source_id": "gomining", "price_usd": "0.1371174932423559", "volume_24h_usd": "2724.527382210886"},
+    ),
+    "csv/hathix__perday_1640563200000": (
+        {"source_id": "zeedex"},
+        {"price_usd": "0.15982334793981526", "observed_at": "2021-12-27 00:00:00+00:00"},
+    ),
+    "AwalDinz": (
+        {"source_id": "templar"},
+        {"symbol": "SN3", "name": "τemplar", "rank": "997", "percent_change_24h": "0.04296"},
+    ),
+}
+
+
+async def test_every_sample_is_loaded_or_refused_for_the_right_reason(shared_data: Path) -> None:
+    table: list[str] = []
+    for path in sorted([*(shared_data / "csv").iterdir(), *(shared_data / "csv_bulk").iterdir()]):
+        label = f"{path.parent.name}/{path.name}"
+        outcome = await read(path, now=NOW)
+        table.append(await _line(path, label, outcome))
+        for part, expected in EXPECTED.items():
+            if part in label:
+                if isinstance(expected, str):
+                    assert not outcome.rows
+                    assert expected in outcome.problem
+                else:
+                    assert ((len(outcome.rows), len(outcome.rejects)), outcome.problems) == (expected, []), (
+                        label
+                    )
+        for part, (pick, told) in BY_EYE.items():
+            if part in label:
+                (row,) = [row for row in outcome.rows if pick.items() <= row.items()]
+                assert {column: row[column] for column in told} == told
+    print("", *table, sep="\n")
+
+
+async def _line(path: Path, label: str, outcome: Outcome) -> str:
+    found = await explain(path, NOW)
+    reasons = Counter(f"{reject.field or 'row'}: {reject.reason}" for reject in outcome.rejects)
+    told = outcome.problems or [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
+    figures = f"{len(outcome.rows):6} {len(outcome.rejects):4}"
+    return f"{label[-60:]:60} {found.layout or '-':36} {figures}  {'; '.join(told)}"
+
+
+async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path) -> None:
+    (path,) = (shared_data / "csv").glob("*__data_bitcoin_eur.csv")
+    found = await explain(path, NOW)
+    assert found.refused is None
+    assert (found.decimal, found.delimiter, found.zone) == (",", ";", "Europe/Berlin")
+    euro, dollar = found.columns[3:5]
+    assert (euro.field, euro.note) == (None, "in EUR, not USD (by its header)")
+    assert (dollar.field, dollar.samples[0]) == ("price_usd", "44152,2269")

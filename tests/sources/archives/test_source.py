@@ -1,0 +1,247 @@
+"""The source csv with its worker: files known by content, ended processes, and memory that stays bounded."""
+
+import asyncio
+import gzip
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from kasparro.batch import Batch, Checkpoint
+from kasparro.errors import SourceError
+from kasparro.sources.archives import Archives
+from kasparro.sources.archives import source as source_module
+from kasparro.sources.archives.process import Worker
+from kasparro.sources.archives.reader import Job
+from kasparro.sources.archives.wire import next_job, packed
+from kasparro.sources.base import Pass
+from tests.sources.archives.conftest import NOW, job_for
+
+HEADER = "id,symbol,name,price_usd,last_updated\n"
+
+
+def dump(path: Path, rows: int, first: int = 0) -> Path:
+    """A ticker dump of that many rows."""
+    path.write_text(
+        HEADER + "".join(f"coin-{n},C{n},Coin {n},{n}.5,1515230661\n" for n in range(first, first + rows))
+    )
+    return path
+
+
+class Memory:
+    """What a store would remember between passes."""
+
+    def __init__(self) -> None:
+        self.checkpoints: dict[str, Checkpoint] = {}
+
+    async def checkpoint(self, key: str) -> Checkpoint | None:
+        return self.checkpoints.get(key)
+
+    def commit(self, batch: Batch) -> None:
+        assert batch.checkpoint is not None
+        self.checkpoints[batch.checkpoint.key] = batch.checkpoint
+
+
+async def work(where: Path | None, memory: Memory | None = None) -> tuple[int, Pass]:
+    """One whole pass: the rows it brought, and what it told."""
+    memory = memory or Memory()
+    passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint)
+    rows = 0
+    async for batch in Archives(None if where is None else str(where)).extract(passing):
+        memory.commit(batch)
+        rows += batch.rows
+    return rows, passing
+
+
+def ended(pid: int) -> bool:
+    """Whether a process ends within ten seconds, told by the kernel."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], 10)[0])
+    finally:
+        os.close(handle)
+
+
+@pytest.fixture
+def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The workers that the source starts."""
+    started: list[int] = []
+
+    class Watched(Worker):
+        async def __aenter__(self) -> "Watched":
+            await super().__aenter__()
+            started.append(self.pid)
+            return self
+
+    monkeypatch.setattr(source_module, "Worker", Watched)
+    return started
+
+
+async def test_the_sample_archive_shows_several_coins() -> None:
+    rows, passing = await work(None)
+    assert rows > 300
+    assert passing.problems == []
+
+
+async def test_a_folder_is_read_whole_in_order_and_an_unchanged_file_never_again(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    dump(tmp_path / "b" / "two.csv", 20_500)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(dump(tmp_path / "copy.csv", 5, first=9).read_bytes()))
+    (tmp_path / "notes.md").write_text("not an archive")
+    memory = Memory()
+    assert (await work(tmp_path, memory))[0] == 20_510
+    assert [checkpoint.name for checkpoint in memory.checkpoints.values()] == [
+        "a.csv.gz",
+        "b/two.csv",
+        "copy.csv",
+    ]
+    assert all(checkpoint.complete for checkpoint in memory.checkpoints.values())
+    (tmp_path / "b" / "two.csv").rename(tmp_path / "renamed.csv")
+    assert (await work(tmp_path, memory))[0] == 0
+
+
+async def test_the_same_content_twice_in_a_folder_is_read_once(tmp_path: Path) -> None:
+    dump(tmp_path / "a.csv", 5)
+    dump(tmp_path / "b.csv", 5)
+    assert (await work(tmp_path))[0] == 5
+
+
+async def test_a_stopped_pass_ends_its_worker_and_the_next_goes_on(tmp_path: Path, pids: list[int]) -> None:
+    path = dump(tmp_path / "a.csv", 45_000)
+    memory = Memory()
+    async with aclosing(
+        Archives(str(path)).extract(Pass(clock=lambda: NOW, checkpoint=memory.checkpoint))
+    ) as batches:
+        async for batch in batches:
+            memory.commit(batch)
+            break
+    assert ended(pids[0])
+    assert (await work(path, memory))[0] == 35_000
+
+
+async def test_a_cancelled_pass_ends_its_worker(tmp_path: Path, pids: list[int]) -> None:
+    path = dump(tmp_path / "a.csv", 45_000)
+    begun = asyncio.Event()
+
+    async def consume() -> None:
+        async with aclosing(Archives(str(path)).extract(Pass(clock=lambda: NOW))) as batches:
+            async for _ in batches:
+                begun.set()
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(consume())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended(pids[0])
+
+
+async def test_a_worker_that_dies_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    job = job_for(dump(tmp_path / "big.csv", 100_000))
+    async with Worker() as worker:
+        told = worker.read(job)
+        await anext(told)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(SourceError, match=r"big\.csv: the process that read it ended early \(signal 9\)"):
+            async for _ in told:
+                pass
+
+
+async def test_a_worker_never_outlives_its_parent(tmp_path: Path) -> None:
+    job = job_for(dump(tmp_path / "big.csv", 100_000))
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        PARENT,
+        str(tmp_path / "big.csv"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    worker = int(await parent.stdout.readline())
+    parent.kill()
+    await parent.wait()
+    assert ended(worker)
+    assert job.size
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from kasparro.sources.archives.process import Worker
+from tests.sources.archives.conftest import job_for
+async def main():
+    async with Worker() as worker:
+        told = worker.read(job_for(Path(sys.argv[1])))
+        await anext(told)
+        print(worker.pid, flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_one_bad_file_costs_that_file(tmp_path: Path) -> None:
+    dump(tmp_path / "good.csv", 5)
+    (tmp_path / "bad.csv").write_text("no,table\n1,2\n")
+    rows, passing = await work(tmp_path)
+    assert rows == 5
+    assert len(passing.problems) == 1
+    assert passing.problems[0].startswith("bad.csv: ")
+
+
+async def test_a_file_that_changes_while_it_is_read_is_not_marked_done(tmp_path: Path) -> None:
+    path = dump(tmp_path / "a.csv", 5)
+    job = job_for(path)
+    dump(path, 6)
+    async with Worker() as worker:
+        told = [message async for message in worker.read(job)]
+    assert "changed while it was read" in str(told[-1])
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda folder: folder / "nosuch.csv", "no file or folder"),
+        (lambda folder: folder, "holds no file ending in"),
+        (lambda folder: folder / "*.csv", "no file matches"),
+    ],
+)
+async def test_nothing_to_read_is_said_in_one_line(
+    tmp_path: Path, make: Callable[[Path], Path], told: str
+) -> None:
+    with pytest.raises(SourceError, match=told):
+        await work(make(tmp_path))
+
+
+async def test_progress_ends_at_the_size_of_all_files(tmp_path: Path) -> None:
+    dump(tmp_path / "a.csv", 25_000)
+    dump(tmp_path / "b.csv", 10, first=7)
+    seen: list[tuple[float, float | None]] = []
+    passing = Pass(clock=lambda: NOW, progress=lambda done, total: seen.append((done, total)))
+    async for _ in Archives(str(tmp_path)).extract(passing):
+        pass
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+async def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path: Path) -> None:
+    rows, _ = await work(dump(tmp_path / "big.csv", 300_000))
+    assert rows == 300_000
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 150 * 1024
+
+
+def test_a_job_survives_the_wire(tmp_path: Path) -> None:
+    job: Job = job_for(dump(tmp_path / "a.csv", 1))
+    assert next_job(BytesIO(packed(job))) == job
+    assert next_job(BytesIO()) is None

@@ -1,0 +1,174 @@
+"""The description of the API, and its page."""
+
+import json
+import re
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from openapi_schema_validator import OAS31Validator
+from openapi_spec_validator import validate
+
+from kasparro.settings import Secret, Settings
+from kasparro.store.database import Connection
+from kasparro.web.parameters import NoParameters, describe, read
+from kasparro.web.problems import Problem
+from tests.pipeline.test_report import add_run, add_source
+from tests.web.conftest import Insert, serving
+from tests.web.test_operations import Loop
+
+
+async def description(client: aiohttp.ClientSession) -> Any:
+    async with client.get("/openapi.json") as answer:
+        assert answer.content_type == "application/json"
+        return await answer.json()
+
+
+async def test_the_description_is_valid_openapi(database_url: str) -> None:
+    async with serving(database_url, Settings(admin_token=Secret("t")), Loop()) as client:
+        document = await description(client)
+    validate(document)
+    assert document["openapi"].startswith("3.1")
+    assert set(document["paths"]) == {
+        "/data",
+        "/data/{source}/{source_id}",
+        "/stats",
+        "/runs",
+        "/runs/{id}",
+        "/runs/{id}/rejects",
+        "/health",
+        "/health/live",
+        "/tables",
+    }
+    assert document["paths"]["/runs"]["post"]["security"] == [{"admin": []}]
+
+
+async def test_a_route_that_is_not_there_is_not_described(client: aiohttp.ClientSession) -> None:
+    document = await description(client)
+    assert set(document["paths"]["/runs"]) == {"get"}
+    assert "securitySchemes" not in document["components"]
+
+
+async def test_every_operation_says_all_there_is_to_know(client: aiohttp.ClientSession) -> None:
+    document = await description(client)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"], path
+            assert operation["description"], path
+            for parameter in operation["parameters"]:
+                assert parameter["schema"], (path, parameter)
+                assert parameter.get("description") or parameter["in"] == "path", (path, parameter)
+            assert {"200", "400", "500"} <= set(operation["responses"]), path
+            for response in operation["responses"].values():
+                assert {"X-Request-ID", "Server-Timing"} <= set(response["headers"]), path
+
+
+async def test_every_example_fits_its_schema(client: aiohttp.ClientSession) -> None:
+    document = await description(client)
+    validator = validator_for(document)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                for content in response["content"].values():
+                    validator(content["schema"]).validate(content["example"])
+
+
+async def test_answers_fit_their_schemas(
+    client: aiohttp.ClientSession, connection: Connection, insert: Insert
+) -> None:
+    await insert({"source_id": "bitcoin", "rank": 1, "name": "Bitcoin"}, {"source_id": "b", "source": "csv"})
+    run_id = await add_run(connection, "partial")
+    await add_source(connection, run_id, "csv", "failed", error="no such file")
+    await connection.execute(
+        "INSERT INTO rejects (run_id, source, reason, raw) VALUES ($1, 'csv', 'empty', '')", run_id
+    )
+    document = await description(client)
+    validator = validator_for(document)
+    paths = {"/data/{source}/{source_id}": "/data/coingecko/bitcoin"}
+    for path, operations in document["paths"].items():
+        url = paths.get(path, path.replace("{id}", str(run_id)))
+        for query, status in (("", 200), ("?nosuch=1", 400)):
+            async with client.get(url + query) as answer:
+                assert answer.status == status, url
+                ((media_type, content),) = operations["get"]["responses"][str(status)]["content"].items()
+                assert answer.content_type == media_type
+                validator(content["schema"]).validate(json.loads(await answer.read()))
+
+
+async def test_parameters_are_described_by_the_structs_that_read_them(client: aiohttp.ClientSession) -> None:
+    described = {p["name"]: p for p in (await description(client))["paths"]["/data"]["get"]["parameters"]}
+    assert list(described) == ["limit", "page", "cursor", "source", "symbol", "q", "sort"]
+    assert described["limit"]["schema"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1000,
+        "default": 50,
+        "examples": [50],
+    }
+    assert described["page"]["schema"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 2**31 - 1,
+        "examples": [1],
+    }
+    assert described["source"]["schema"]["items"] == {
+        "type": "string",
+        "enum": ["coingecko", "coinpaprika", "csv"],
+    }
+    assert (described["source"]["style"], described["source"]["explode"]) == ("form", False)
+    assert len(described["sort"]["schema"]["enum"]) == 36
+
+
+def test_a_route_without_parameters_takes_none() -> None:
+    assert read(NoParameters, b"") == read(NoParameters, b"&&") == NoParameters()
+    assert describe(NoParameters, "query") == []
+    with pytest.raises(Problem) as error:
+        read(NoParameters, b"a=1")
+    assert error.value.allowed == "no parameters"
+
+
+def test_a_struct_that_cannot_be_read_from_a_query_is_a_mistake_of_ours() -> None:
+    class Bad(msgspec.Struct):
+        when: float = 0.0
+
+    with pytest.raises(TypeError):
+        read(Bad, b"when=1")
+
+
+async def test_the_page_asks_no_other_host(client: aiohttp.ClientSession) -> None:
+    async with client.get("/") as answer:
+        assert answer.status == 200
+        assert answer.url.path == "/docs"
+        page = await answer.text()
+        policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(links) == 5
+    for link in links:
+        assert not link.startswith(("/", "http"))
+        async with client.get("/" + link) as answer:
+            assert answer.status == 200, link
+            assert await answer.read()
+
+
+async def test_the_front_leads_to_the_page(client: aiohttp.ClientSession) -> None:
+    async with client.get("/", allow_redirects=False) as answer:
+        assert answer.status == 307
+        assert answer.headers["Location"] == "docs"
+
+
+@pytest.mark.parametrize("name", ["index.html", "..%2F__init__.py", "swagger-ui.js.map"])
+async def test_only_the_files_of_the_page_are_served(client: aiohttp.ClientSession, name: str) -> None:
+    async with client.get(f"/docs/{name}") as answer:
+        assert answer.status == 404
+
+
+def validator_for(document: Any) -> Any:
+    """Makes a validator of a schema that may point into the document."""
+
+    def make(schema: Any) -> OAS31Validator:
+        return OAS31Validator({**schema, "components": document["components"]})
+
+    return make
