@@ -14,7 +14,7 @@ from kasparro.errors import RunInProgress, RunLost
 from kasparro.pipeline.run import Run, judged
 from kasparro.record import Record
 from kasparro.simulator import Simulator
-from kasparro.simulator.faults import BadRecord, BadRecords, Fault, Hang, Html, PageShift, Status
+from kasparro.simulator.faults import AnyFault, BadRecord, BadRecords, Hang, Html, PageShift, Status
 from kasparro.sources.base import Pass, Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika

@@ -101,7 +101,8 @@ async def test_a_stop_ends_the_run_at_work_and_marks_it(
             await logged.reached(1, "source finished", source="coingecko")
 
     assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
-    assert dict(await connection.fetch("SELECT source, status FROM run_sources")) == {
+    sources = await connection.fetch("SELECT source, status FROM run_sources")
+    assert {row["source"]: row["status"] for row in sources} == {
         "coinpaprika": "interrupted",
         "coingecko": "succeeded",
     }

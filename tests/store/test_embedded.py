@@ -1,6 +1,6 @@
 """The embedded PostgreSQL: real servers, real processes, real kills."""
 
-# ruff: noqa: ASYNC221, ASYNC240 - a test's own loop has nothing else to do meanwhile
+# ruff: noqa: ASYNC221 - a test's own loop has nothing else to do meanwhile
 
 import asyncio
 import importlib.util
