@@ -20,7 +20,7 @@ SELECT
             ELSE coalesce(pg_stat_get_live_tuples(leaf.oid), 0)
         END
     )::bigint AS rows
-FROM unnest(:names::text []) WITH ORDINALITY AS ours (name, position)
+FROM unnest(:names::text[]) WITH ORDINALITY AS ours (name, position)
 INNER JOIN pg_class AS root ON root.oid = to_regclass(ours.name)
 LEFT JOIN LATERAL pg_partition_tree(root.oid) AS tree ON true
 INNER JOIN pg_class AS leaf ON leaf.oid = coalesce(tree.relid, root.oid)
@@ -29,4 +29,4 @@ ORDER BY ours.position;
 
 -- name: count --
 -- Exactly; asked for small tables only.
-SELECT count(*) FROM :"table";
+SELECT count(*) FROM :"table"; -- noqa: PRS

@@ -32,7 +32,8 @@ SELECT
     runs.started_at,
     runs.finished_at,
     extract(
-        EPOCH FROM coalesce(runs.finished_at, CASE runs.status WHEN 'running' THEN now() END) - runs.started_at
+        EPOCH FROM coalesce(runs.finished_at, CASE runs.status WHEN 'running' THEN now() END)
+        - runs.started_at
     )::float8 AS duration_s,
     runs.error,
     run_sources.source,
@@ -63,7 +64,7 @@ SELECT
     (
         SELECT count(*)
         FROM rejects
-        WHERE run_id = runs.id
+        WHERE rejects.run_id = runs.id
     ) AS total,
     reject.id,
     reject.source,
@@ -90,7 +91,7 @@ ORDER BY reject.id;
 -- The service at a glance.
 SELECT
     (SELECT id FROM runs ORDER BY id DESC LIMIT 1) AS last_run,
-    EXISTS (SELECT FROM runs WHERE status = 'running') AS running,
+    EXISTS(SELECT FROM runs WHERE status = 'running') AS running,
     (SELECT count(*) FROM runs) AS runs,
     (SELECT max(finished_at) FROM runs WHERE status = 'succeeded') AS last_success_at,
     (
@@ -124,7 +125,7 @@ SELECT
     success.finished_at AS last_success_at,
     extract(EPOCH FROM now() - success.finished_at)::float8 AS age_s,
     extract(EPOCH FROM now() - coalesce(success.finished_at, earliest.started_at))::float8 AS without_s
-FROM unnest(:sources::text []) WITH ORDINALITY AS asked (source, position)
+FROM unnest(:sources::text[]) WITH ORDINALITY AS asked (source, position)
 LEFT JOIN LATERAL (
     SELECT
         status,
