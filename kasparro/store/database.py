@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
 WRITE_TIMEOUT_S = 300
 LOCK_TIMEOUT_S = 30
+# The server ends what takes too long; where it cannot even say so, the line is dead.
+LINE_TIMEOUT_S = 5
 
 # What passes by itself: the server is down, starting, stopping, failing over or full, or the line was cut.
 _PASSING = (
@@ -34,6 +36,8 @@ _PASSING = (
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
     asyncpg.InterfaceError,
+    # What asyncpg raises where the line was cut between two of its states.
+    asyncpg.InternalClientError,
 )
 # Subclasses of the above that no repetition cures.
 _LASTING = (ValueError, asyncpg.QueryCanceledError)
@@ -65,6 +69,7 @@ class Database:
             min_size=0,
             max_size=self._writers,
             timeout=CONNECT_TIMEOUT_S,
+            command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
             target_session_attrs=SessionAttribute.read_write,
             server_settings=_session(WRITE_TIMEOUT_S),
         )
@@ -73,6 +78,7 @@ class Database:
             min_size=0,
             max_size=self._readers,
             timeout=CONNECT_TIMEOUT_S,
+            command_timeout=READ_TIMEOUT_S + LINE_TIMEOUT_S,
             target_session_attrs=SessionAttribute.prefer_standby if self._read_url else SessionAttribute.any,
             server_settings=_session(READ_TIMEOUT_S),
         )

@@ -163,7 +163,7 @@ async def health(service: Service, request: Request, query: Any) -> Response:
         sources = await service.probe(HEALTH_TIMEOUT_S)
     except asyncpg.UndefinedTableError:
         down = DatabaseHealth(status="preparing", error="its tables are not all there yet")
-    except (DatabaseUnavailable, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+    except (DatabaseUnavailable, asyncpg.PostgresError) as error:
         down = DatabaseHealth(status="unreachable", error=" ".join(str(error).split())[:300])
     else:
         latency_ms = round((time.perf_counter() - began) * 1e3, 2)

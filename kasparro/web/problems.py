@@ -154,7 +154,6 @@ HANDLERS: dict[Any, Any] = {
     asyncpg.InvalidAuthorizationSpecificationError: _unreachable,
     asyncpg.InvalidCatalogNameError: _unreachable,
     # What asyncpg says of a connection whose end it has read of but not yet seen.
-    asyncpg.InternalClientError: _unreachable,
     asyncpg.QueryCanceledError: _unavailable(
         "query-took-too-long",
         "Query took too long",

@@ -97,7 +97,7 @@ async def test_a_dead_upstream_costs_only_itself_and_the_next_run_repairs_it(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
-    fault: Fault,
+    fault: AnyFault,
     said: str,
 ) -> None:
     simulator.add_fault(fault)

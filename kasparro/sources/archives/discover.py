@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 
 from kasparro.errors import SourceError
+from kasparro.sources.archives.text import shown
 
 PACKINGS = ("", ".gz", ".zst", ".zstd")
 ENDINGS = tuple(f"{kind}{packing}" for kind in (".csv", ".tsv", ".txt") for packing in PACKINGS)
@@ -27,10 +28,10 @@ def archives(where: str | None) -> list[Archive]:
     told = Path(where).expanduser() if where is not None else SAMPLE
     try:
         if told.is_file():
-            return [Archive(told, told.name)]
+            return [Archive(told, shown(told.name))]
         if told.is_dir():
             found = [
-                Archive(path, path.relative_to(told).as_posix())
+                Archive(path, shown(path.relative_to(told).as_posix()))
                 for path in told.rglob("*")
                 if path.name.lower().endswith(ENDINGS) and not path.name.startswith(".") and path.is_file()
             ]
@@ -41,7 +42,7 @@ def archives(where: str | None) -> list[Archive]:
             return sorted(found, key=lambda archive: archive.path)
         # pathlib's glob wants a folder to begin in, where the setting is one pattern.
         matching = [Path(match) for match in glob.glob(str(told), recursive=True)]  # noqa: PTH207
-        found = [Archive(path, path.name) for path in matching if path.is_file()]
+        found = [Archive(path, shown(path.name)) for path in matching if path.is_file()]
     except OSError as error:
         raise SourceError(f"archives {told}: cannot be read ({error.strerror or error})") from None
     if not found:

@@ -14,7 +14,7 @@ from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.record import Refused, Reject
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
-from kasparro.sources.archives.text import ArchiveText, Damaged, opened, rows_of
+from kasparro.sources.archives.text import ArchiveText, Damaged, opened, rows_of, shown
 
 # A row's raw text is kept to show what was wrong with it; no more than that.
 RAW_LIMIT = 2_000
@@ -23,11 +23,14 @@ DOUBTFUL = (0.25, 0.75)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One file to read: `name` is for people, `key` its content's digest, `size` and `changed_ns` what it
-    had on disk when that was taken; the first `position` rows are loaded already. `now` is the pass's clock.
+    """One file to read.
+
+    `path` is in the file system's own bytes, `name` is for people, `key` is its content's digest, `size` and
+    `changed_ns` what it had on disk when that was taken; the first `position` rows are loaded already. `now`
+    is the pass's clock.
     """
 
-    path: str
+    path: bytes
     name: str
     key: str
     size: int
@@ -72,13 +75,13 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
     """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
-    path = Path(job.path)
+    path = Path(os.fsdecode(job.path))
     try:
         recognised = await _admitted(path, job)
         async for portion in _portions(path, job, recognised):
             yield portion
     except FileRefused as refused:
-        yield Problem(f"{job.name}: {refused}")
+        yield Problem(shown(f"{job.name}: {refused}"))
     except OSError as error:
         yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
 
@@ -194,9 +197,8 @@ def _reject(
 ) -> Reject:
     text = io.StringIO()
     csv.writer(text, delimiter=recognised.delimiter, lineterminator="").writerow(row)
-    # PostgreSQL's text holds neither a NUL nor half of a character.
+    # PostgreSQL's text holds neither a NUL nor half of a character; lines may stay what they are here.
     raw = text.getvalue()[:RAW_LIMIT].encode("utf-8", "replace").decode().replace("\x00", "�")
     if isinstance(error, Refused):
-        reason = error.reason.encode("utf-8", "replace").decode().replace("\x00", "�")
-        return Reject(reason=reason, field=error.field or None, raw=raw, place=name, line=line)
+        return Reject(reason=shown(error.reason), field=error.field or None, raw=raw, place=name, line=line)
     return Reject(reason="holds bytes that are not of the file's encoding", raw=raw, place=name, line=line)

@@ -11,7 +11,7 @@ import msgspec
 from kasparro.record import Refused
 from kasparro.sources.archives.naming import Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
-from kasparro.sources.archives.text import Encoding, all_rows, decoder, encoding_of, windows
+from kasparro.sources.archives.text import Encoding, all_rows, decoder, encoding_of, shown, windows
 from kasparro.sources.archives.times import (
     PERIODS,
     Order,
@@ -164,15 +164,15 @@ async def _header(text: str) -> tuple[str, int, list[str], Layout, list[list[str
 
 
 def _no_header(cells: Sequence[str]) -> FileRefused:
-    shown = ", ".join(cell.strip() for cell in cells[:8])
+    some = ", ".join(cell.strip() for cell in cells[:8])
     if len(cells) <= 1:
-        return FileRefused(f"its header is one cell ({shown[:60]!r}), no table")
+        return FileRefused(f"its header is one cell ({some[:60]!r}), no table")
     fields = {FIELD_OF.get(heading(cell).base) for cell in cells}
     if not fields - {None}:
-        return FileRefused(f"no header was found; it begins with {shown[:120]}")
+        return FileRefused(f"no header was found; it begins with {some[:120]}")
     if not fields & {"price", "close"}:
-        return FileRefused(f"none of its columns is known to hold a price ({shown[:120]})")
-    return FileRefused(f"its columns fit no layout ({shown[:120]})")
+        return FileRefused(f"none of its columns is known to hold a price ({some[:120]})")
+    return FileRefused(f"its columns fit no layout ({some[:120]})")
 
 
 def recognise(sample: Sample, name: str, now: datetime) -> Recognised:
@@ -229,7 +229,7 @@ class _Recogniser:
             layout=layout,
             columns=tuple(
                 Column(
-                    header=cell.strip(),
+                    header=shown(cell),
                     field=field_at.get(column),
                     note=self.why_not.get(column),
                     samples=tuple(_first(self.cells(column), SAMPLES)),
@@ -412,9 +412,9 @@ class _Recogniser:
             except Refused:
                 continue
         if not stamps and self.sample.rows:
-            shown = next(iter(self.cells(place)), "")
+            some = next(iter(self.cells(place)), "")
             raise FileRefused(
-                f"its column {self.sample.header[place].strip()!r} holds no times ({shown[:60]!r})"
+                f"its column {self.sample.header[place].strip()!r} holds no times ({some[:60]!r})"
             )
         if zone != "UTC":
             ZoneInfo(zone)
@@ -457,10 +457,10 @@ def _is_day(cell: str) -> bool:
 
 def _first(cells: Iterable[str], count: int) -> list[str]:
     # Some cells to show: the first that hold something, shortened.
-    shown: list[str] = []
+    some: list[str] = []
     for cell in cells:
         if cell.strip():
-            shown.append(cell.strip()[:60])
-            if len(shown) == count:
+            some.append(shown(cell)[:60])
+            if len(some) == count:
                 break
-    return shown
+    return some

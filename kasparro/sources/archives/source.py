@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -58,7 +59,7 @@ class Archives:
         if earlier is not None and earlier.complete:
             return None
         return Job(
-            path=str(archive.path.absolute()),
+            path=os.fsencode(archive.path.absolute()),
             name=archive.name,
             key=key,
             size=size,

@@ -183,6 +183,11 @@ class ArchiveText:
         raise self._damage
 
 
+def shown(text: str) -> str:
+    """A piece of a file as people and PostgreSQL can take it: valid, without NULs, in one line."""
+    return " ".join(text.encode("utf-8", "replace").decode().replace("\x00", "�").split())
+
+
 class _Held:
     # Text at hand, as aiocsv reads it.
     def __init__(self, text: str) -> None:

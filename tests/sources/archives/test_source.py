@@ -245,3 +245,13 @@ def test_a_job_survives_the_wire(tmp_path: Path) -> None:
     job: Job = job_for(dump(tmp_path / "a.csv", 1))
     assert next_job(BytesIO(packed(job))) == job
     assert next_job(BytesIO()) is None
+
+
+async def test_names_and_headers_that_are_no_text_are_told_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"odd\xff.csv")).write_bytes(b"pr\xffice,b\x00\n1,2\n")
+    (tmp_path / "some.csv").write_bytes(
+        HEADER.encode() + b"a,A,\xff,1,1515230661\n" + b"b,B,B,2,1515230661\n" * 2
+    )
+    rows, passing = await work(tmp_path)
+    assert rows == 3
+    assert passing.problems[0].startswith("odd?.csv: ")
