@@ -29,4 +29,4 @@ ORDER BY ours.position;
 
 -- name: count --
 -- Exactly; asked for small tables only.
-SELECT count(*) FROM :"table";
+SELECT count(*) FROM :"table"; -- noqa: PRS

@@ -64,7 +64,7 @@ SELECT
     (
         SELECT count(*)
         FROM rejects
-        WHERE run_id = runs.id
+        WHERE rejects.run_id = runs.id
     ) AS total,
     reject.id,
     reject.source,
