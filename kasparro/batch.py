@@ -12,13 +12,16 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How far a source has come; committed together with the batch that carries it.
 
     `key` names what is worked through (an archive by its content's digest), `name` is for people,
-    `position` counts what of it is done, `complete` tells that nothing is left of it.
+    `position` counts what of it is done, `complete` tells that nothing is left of it. Where more may be
+    appended to it, `bytes` is how long it was, and `reading` how it was read, so that only the rest need be.
     """
 
     key: str
     name: str
     position: int
     complete: bool
+    bytes: int | None = None
+    reading: str | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,13 @@
 """The commands."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -15,11 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kasparro import __version__, logs, settings
-from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError
+from kasparro import __version__, checking, logs, settings
+from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError, SourceError
 from kasparro.pipeline import report
 from kasparro.pipeline.run import Run, unwatched
 from kasparro.settings import SOURCES, Settings
+from kasparro.sources.archives.discover import Archive, archives
+from kasparro.sources.archives.explain import Checked
+from kasparro.sources.archives.explain import check as check_archive
 from kasparro.sources.registry import build
 from kasparro.store.database import Database
 from kasparro.store.instance import WrongDatabase
@@ -99,6 +104,34 @@ def etl(names: tuple[str, ...], as_json: bool) -> None:
     else:
         _print_run(done)
     sys.exit(0 if done.status == "succeeded" else FAILED)
+
+
+@main.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--explain", is_flag=True, help="Show how each file was understood, field by field.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one object.")
+def check(files: tuple[str, ...], explain: bool, as_json: bool) -> None:
+    """Say what archives would load, and what of them would be refused; writes nothing, needs no database.
+
+    FILE is a file, a folder or a glob. Exits with 0 where all would be loaded whole, 1 where a file or a row
+    would be refused, 2 for wrong usage.
+    """
+    try:
+        found = [archive for where in files for archive in archives(where)]
+    except SourceError as error:
+        _fail(str(error), USAGE)
+    checked = asyncio.run(_check(found))
+    if as_json:
+        # In ASCII, so that nothing in a file can steer the terminal that shows this.
+        sys.stdout.write(json.dumps({"files": msgspec.to_builtins(checked)}) + "\n")
+    else:
+        checking.show(out, checked, explain=explain)
+    sys.exit(0 if all(one.whole for one in checked) else FAILED)
+
+
+async def _check(found: list[Archive]) -> list[Checked]:
+    now = datetime.now(UTC)
+    return [await check_archive(archive, now) for archive in found]
 
 
 @main.command()

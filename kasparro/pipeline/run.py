@@ -10,7 +10,7 @@ from typing import Literal, Self, TypeVar
 import stamina
 import structlog
 
-from kasparro.batch import Batch, Checkpoint
+from kasparro.batch import Batch
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, SourceError
 from kasparro.sources.base import Pass, Source, utc_now
 from kasparro.store.database import Database
@@ -118,7 +118,8 @@ class Run:
     async def _outcome(self, source: Source, stop: asyncio.Event) -> Status:
         passing = Pass(
             clock=self._clock,
-            checkpoint=lambda key: self._checkpoint(loader, key),
+            checkpoint=lambda key: self._persistently(lambda: loader.checkpoint(key)),
+            known_as=lambda name: self._persistently(lambda: loader.known_as(name)),
             count_call=lambda: self._count_call(source.name),
             progress=lambda done, total: self._watch(source.name, done, total),
         )
@@ -174,9 +175,6 @@ class Run:
 
     async def _load(self, loader: Loader, batch: Batch) -> None:
         await self._persistently(lambda: loader.load(batch, self._clock()))
-
-    async def _checkpoint(self, loader: Loader, key: str) -> Checkpoint | None:
-        return await self._persistently(lambda: loader.checkpoint(key))
 
     async def _count_call(self, source: str) -> None:
         limit = self._budget(source)

@@ -59,6 +59,12 @@ class Loader:
             row = await connection.fetchrow(_SQL["known_checkpoint"], self._source, key)
         return Checkpoint(**row) if row else None
 
+    async def known_as(self, name: str) -> Checkpoint | None:
+        """What was committed last under this name. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            row = await connection.fetchrow(_SQL["named_checkpoint"], self._source, storable(name))
+        return Checkpoint(**row) if row else None
+
     async def _write(
         self, connection: Connection, batch: Batch, kept: Sequence[Reject], now: datetime
     ) -> None:
@@ -83,6 +89,8 @@ class Loader:
                 point.position,
                 point.complete,
                 now,
+                point.bytes,
+                point.reading,
             )
         await connection.execute(
             _SQL["count"],

@@ -293,18 +293,32 @@ FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
     AS told (reason, field, place, line, raw);
 
 -- name: checkpoint --
-INSERT INTO checkpoints (source, key, name, position, complete, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6)
+-- Other content that had the name is void from here on: were it put back, its values would have to be too.
+WITH superseded AS (
+    DELETE FROM checkpoints
+    WHERE source = $1 AND name = $3 AND key <> $2
+)
+INSERT INTO checkpoints (source, key, name, position, complete, updated_at, bytes, reading)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (source, key) DO UPDATE SET
     name = excluded.name,
     position = excluded.position,
     complete = excluded.complete,
-    updated_at = excluded.updated_at;
+    updated_at = excluded.updated_at,
+    bytes = excluded.bytes,
+    reading = excluded.reading;
 
 -- name: known_checkpoint --
-SELECT key, name, position, complete
+SELECT key, name, position, complete, bytes, reading
 FROM checkpoints
 WHERE source = $1 AND key = $2;
+
+-- name: named_checkpoint --
+SELECT key, name, position, complete, bytes, reading
+FROM checkpoints
+WHERE source = $1 AND name = $2
+ORDER BY updated_at DESC
+LIMIT 1;
 
 -- name: count --
 UPDATE run_sources

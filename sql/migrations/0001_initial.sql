@@ -99,7 +99,8 @@ CREATE TABLE rejects (
 
 CREATE INDEX rejects_of_run ON rejects (run_id, id);
 
--- What was worked through already, by the digest of its content; only archives need it.
+-- What was worked through already, by the digest of its content; only archives need it. `bytes` and `reading`
+-- tell how long a file was and how it was read, so that of one that grew only the rest is loaded.
 CREATE TABLE checkpoints (
     source text NOT NULL,
     key text NOT NULL,
@@ -107,8 +108,12 @@ CREATE TABLE checkpoints (
     position bigint NOT NULL,
     complete boolean NOT NULL,
     updated_at timestamptz NOT NULL,
+    bytes bigint,
+    reading text,
     PRIMARY KEY (source, key)
 );
+
+CREATE INDEX checkpoints_by_name ON checkpoints (source, name);
 
 -- Calls made upstream, by calendar month (UTC), whoever made them.
 CREATE TABLE api_calls (

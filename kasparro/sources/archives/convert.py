@@ -21,6 +21,7 @@ from kasparro.record import (
 from kasparro.sources.archives.numbers import Kind, read_plain
 from kasparro.sources.archives.recognise import NUMBERS, Recognised, pair_of
 from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
+from kasparro.sources.archives.vocabulary import PEGGED
 
 # The fields of each kind, in the order of the columns; together they are all of `VALUE_FIELDS`.
 FIELDS = {kind: [field for field in NUMBERS if NUMBERS[field] == kind] for kind in NUMBERS.values()}
@@ -154,31 +155,32 @@ class Converter:
 
     def _read_coin(self, cells: tuple[str, ...]) -> str:
         told_id, symbol, name, currency = (cell.strip() for cell in cells)
-        if currency and currency.upper() != "USD":
-            raise Refused("currency", f"in {currency[:20]}, not USD")
-        symbol, quote = pair_of(symbol)
-        if quote not in {None, "USD"}:
-            raise Refused("currency", f"in {quote}, not USD")
+        if currency:
+            self._expect_dollars(currency.upper())
+        symbol, quote = pair_of(symbol, self._recognised.glued)
+        if quote is not None:
+            self._expect_dollars(quote)
+        if self._recognised.coin is not None:
+            coin = self._recognised.coin
+            return _coin_cells(coin.source_id, coin.symbol or "", coin.name or "")
         symbol, name = (("" if text.lower() in _NO_COIN else text) for text in (symbol, name))
         if told_id.lower() not in _NO_COIN:
             source_id = identifier(told_id)
         elif symbol or name:
             source_id = composed_id(symbol, name)
-        elif self._recognised.coin is not None:
-            source_id = self._recognised.coin
         else:
             raise Refused("id", "empty")
-        return "\t".join(
-            (
-                copy_cell(_encodable(source_id, "id")),
-                copy_cell(_encodable(label(symbol, "symbol", SYMBOL_LIMIT), "symbol") or None),
-                copy_cell(_encodable(label(name, "name", NAME_LIMIT), "name") or None),
-            )
-        )
+        return _coin_cells(source_id, symbol, name)
+
+    def _expect_dollars(self, currency: str) -> None:
+        if currency != "USD" and not (self._recognised.pegged and currency in PEGGED):
+            raise Refused("currency", f"in {currency[:20]}, not USD")
 
     def _read_when(self, text: str) -> str:
         recognised = self._recognised
-        stamp = recognised.day or read_time(text, recognised.order, "observed_at", self._zone)
+        stamp = recognised.day or read_time(
+            text, recognised.order, "observed_at", self._zone, recognised.epoch
+        )
         return moment(self._ended(stamp), "observed_at", self._now).isoformat(" ")
 
     def _ended(self, stamp: Stamp) -> datetime:
@@ -196,6 +198,16 @@ class Converter:
         if at > self._now:
             raise Refused("observed_at", f"its period is not over yet: {at.isoformat()}")
         return at
+
+
+def _coin_cells(source_id: str, symbol: str, name: str) -> str:
+    return "\t".join(
+        (
+            copy_cell(_encodable(source_id, "id")),
+            copy_cell(_encodable(label(symbol, "symbol", SYMBOL_LIMIT), "symbol") or None),
+            copy_cell(_encodable(label(name, "name", NAME_LIMIT), "name") or None),
+        )
+    )
 
 
 def _encodable(text: str, field: str) -> str:

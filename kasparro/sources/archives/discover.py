@@ -1,11 +1,13 @@
 """Which files are meant by the setting: a file, a folder or a glob, in the order of their paths."""
 
 import glob
+import itertools
 from pathlib import Path
 
 import msgspec
 
 from kasparro.errors import SourceError
+from kasparro.sources.archives.described import SUFFIX
 from kasparro.sources.archives.text import shown
 
 PACKINGS = ("", ".gz", ".zst", ".zstd")
@@ -42,10 +44,20 @@ def archives(where: str | None) -> list[Archive]:
             return sorted(found, key=lambda archive: archive.path)
         # pathlib's glob wants a folder to begin in, where the setting is one pattern.
         matching = [Path(match) for match in glob.glob(str(told), recursive=True)]  # noqa: PTH207
-        found = [Archive(path, shown(path.name)) for path in matching if path.is_file()]
+        root = _root(told)
+        found = [
+            Archive(path, shown(path.relative_to(root).as_posix()))
+            for path in matching
+            if path.is_file() and path.suffix != SUFFIX
+        ]
     except OSError as error:
         raise SourceError(f"archives {told}: cannot be read ({error.strerror or error})") from None
     if not found:
         what = "no file matches" if glob.has_magic(str(told)) else "there is no file or folder"
         raise SourceError(f"archives: {what} {told}")
     return sorted(found, key=lambda archive: archive.path)
+
+
+def _root(pattern: Path) -> Path:
+    # The folder that a glob's names are told from: no two files may have one name.
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))

@@ -1,60 +1,219 @@
 """What an archive would load and how it was understood, for `kasparro check`; nothing is written."""
 
+import os
 from datetime import datetime
-from pathlib import Path
 
 import msgspec
 
-from kasparro.sources.archives.reader import Checked, check
-from kasparro.sources.archives.recognise import Column, FileRefused, recognise, sampled
+from kasparro.record import COLUMNS, Refused, Reject
+from kasparro.sources.archives.convert import Converter
+from kasparro.sources.archives.described import DescriptionRefused, describe
+from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.reader import Job, Portion, Tally, generic, read_archive
+from kasparro.sources.archives.recognise import (
+    SAMPLES,
+    FileRefused,
+    Recognised,
+    Sample,
+    recognise,
+    sampled,
+)
+from kasparro.sources.archives.times import ORDER_NAMES
+
+# How many rejects are shown of each reason.
+EXAMPLES = 3
+# Which column of the table each field of an archive ends in, where the names differ.
+_STORED = {"id": "source_id", "time": "observed_at", "closed_at": "observed_at", "clock": "observed_at"}
 
 
-class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """One file as it was understood; `refused` tells why nothing of it would be loaded.
+class Cell(msgspec.Struct, frozen=True):
+    """A cell as the file has it, and what is stored of it."""
 
-    `checked` counts what becomes of the rows looked at, which are all of them in files of up to 1 MiB.
-    """
+    raw: str
+    stored: str | None
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True):
+    """One column: the field it goes to, or why to none, with some of its cells."""
+
+    header: str
+    field: str | None
+    note: str | None
+    cells: tuple[Cell, ...]
+
+    @property
+    def stored(self) -> bool:
+        """Whether its cells end in a column of the table."""
+        return self.field in COLUMNS
+
+
+class Recognition(msgspec.Struct, frozen=True, kw_only=True):
+    """How a file was understood."""
+
+    layout: str
+    encoding: str
+    delimiter: str
+    header_line: int | None
+    coin: str
+    currency: str
+    decimal: str
+    day_order: str | None
+    epoch: str | None
+    zone: str
+    candles_s: int | None
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...]
+
+
+class Reason(msgspec.Struct, frozen=True, kw_only=True):
+    """Why rows were refused: how many, and the first of them."""
+
+    field: str | None
+    reason: str
+    rows: int
+    first: tuple[Reject, ...]
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file would load; `problem` says why it would not be loaded, or not to its end."""
 
     name: str
-    refused: str | None = None
-    layout: str | None = None
-    encoding: str | None = None
-    delimiter: str | None = None
-    columns: tuple[Column, ...] = ()
-    coin: str | None = None
-    currency: str | None = None
-    decimal: str | None = None
-    day_order: str | None = None
-    zone: str | None = None
-    candles_s: int | None = None
-    notes: tuple[str, ...] = ()
-    checked: Checked | None = None
+    rows: int
+    rejected: int
+    problem: str | None
+    reasons: tuple[Reason, ...]
+    recognition: Recognition | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row of it would be loaded."""
+        return self.problem is None and not self.rejected
 
 
-async def explain(path: Path, now: datetime, name: str | None = None) -> Explanation:
-    """What was recognised in a file: layout, columns, coin, currency, signs, dates, and its rows' outcome."""
-    name = name or path.name
+class _Reasons:
+    # Rejects by reason, the first ones of each kept.
+    def __init__(self) -> None:
+        self._told: dict[tuple[str | None, str], tuple[int, list[Reject]]] = {}
+
+    def add(self, reject: Reject) -> None:
+        key = reject.field, generic(reject.reason)
+        count, first = self._told.get(key, (0, []))
+        if len(first) < EXAMPLES:
+            first.append(reject)
+        self._told[key] = count + 1, first
+
+    def verdict(self, rows: int) -> str | None:
+        """Why a file with so many rows is not loaded at all; None where at most half of them were refused."""
+        counts = {
+            f"{field}: {reason}" if field else reason: count
+            for (field, reason), (count, _) in self._told.items()
+        }
+        refused = sum(counts.values())
+        return Tally(rows=rows, refused=refused, reasons=counts, whole=True).verdict
+
+    def most_first(self) -> tuple[Reason, ...]:
+        ordered = sorted(self._told.items(), key=lambda item: -item[1][0])
+        return tuple(
+            Reason(field=field, reason=reason, rows=count, first=tuple(first))
+            for (field, reason), (count, first) in ordered
+        )
+
+
+async def check(archive: Archive, now: datetime) -> Checked:
+    """Read a file to its end as a run would, with no database."""
+    rows = rejected = 0
+    problem: str | None = None
+    reasons = _Reasons()
     try:
-        sample = await sampled(path)
-        found = recognise(sample, name, now)
-    except FileRefused as refused:
-        return Explanation(name=name, refused=str(refused))
+        job = _job(archive, now)
+    except DescriptionRefused as refused:
+        problem = f"{archive.name}: not loaded, for {refused}"
+        return Checked(name=archive.name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
     except OSError as error:
-        return Explanation(name=name, refused=f"cannot be read ({error.strerror or error})")
-    checked = check(sample, found, now)
-    return Explanation(
-        name=name,
-        refused=checked.verdict,
+        problem = f"{archive.name}: cannot be read ({error.strerror or error})"
+        return Checked(name=archive.name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
+    async for told in read_archive(job):
+        if isinstance(told, Portion):
+            rows += told.batch.rows
+            rejected += len(told.batch.rejects)
+            for reject in told.batch.rejects:
+                reasons.add(reject)
+        else:
+            problem = told.text
+    if (verdict := reasons.verdict(rows + rejected)) is not None:
+        rows, problem = 0, f"{archive.name}: {verdict}"
+    return Checked(
+        name=archive.name,
+        rows=rows,
+        rejected=rejected,
+        problem=problem,
+        reasons=reasons.most_first(),
+        recognition=await _recognition(archive, job),
+    )
+
+
+def _job(archive: Archive, now: datetime) -> Job:
+    state = archive.path.stat()
+    return Job(
+        path=os.fsencode(archive.path.absolute()),
+        name=archive.name,
+        key="",
+        size=state.st_size,
+        changed_ns=state.st_mtime_ns,
+        position=0,
+        now=now,
+        said=describe(archive.path),
+        judged=False,
+    )
+
+
+async def _recognition(archive: Archive, job: Job) -> Recognition | None:
+    try:
+        sample = await sampled(archive.path, job.said)
+        found = recognise(sample, job.name, job.now, job.said)
+    except (FileRefused, OSError):
+        return None
+    period = found.period
+    return Recognition(
         layout=found.layout.name,
         encoding=found.encoding.codec,
         delimiter=found.delimiter,
-        columns=found.columns,
-        coin=found.coin or "by its columns",
+        header_line=sample.header_line,
+        coin=found.coin_by,
         currency=f"USD {found.currency_by}",
         decimal=found.decimal,
-        day_order=found.order,
+        day_order=ORDER_NAMES[found.order] if found.order else None,
+        epoch=found.epoch_unit,
         zone=found.zone,
-        candles_s=int(found.period.total_seconds()) if found.period else None,
+        candles_s=int(period.total_seconds()) if period else None,
+        columns=_columns(sample, found, job),
         notes=found.notes,
-        checked=checked,
     )
+
+
+def _columns(sample: Sample, found: Recognised, job: Job) -> tuple[Column, ...]:
+    # The first rows that load tell what becomes of each cell.
+    convert = Converter(found, job.now).convert
+    stored: list[tuple[list[str], dict[str, str]]] = []
+    for row in sample.rows:
+        try:
+            when, content = convert(row.copy())
+        except Refused:
+            continue
+        values = [when, *content.split("\t")]
+        stored.append((row, dict(zip(COLUMNS[3:], values, strict=True))))
+        if len(stored) == SAMPLES:
+            break
+    columns = []
+    for place, column in enumerate(found.columns):
+        field = _STORED.get(column.field, column.field) if column.field else None
+        if field in COLUMNS:
+            cells = tuple(Cell(row[place], _plain(values[field])) for row, values in stored)
+        else:
+            cells = tuple(Cell(raw, None) for raw in column.samples)
+        columns.append(Column(header=column.header, field=field, note=column.note, cells=cells))
+    return tuple(columns)
+
+
+def _plain(cell: str) -> str | None:
+    return None if cell == "\\N" else cell

@@ -16,8 +16,9 @@ _COPY = re.compile(r"\(\d+\)|_\d+_$")
 _SPLIT = re.compile(r"[^0-9a-zA-Z]+")
 # A word that ends in a currency as exchanges write their pairs: BTCUSDT, ETHEUR.
 _PAIR = re.compile(r"([A-Z0-9]{3,10})(USDT|USDC|FDUSD|BUSD|USD|EUR|GBP|BRL|TRY|JPY|KRW|BTC|ETH|BNB)")
+_SMALL_PAIR = re.compile(r"([a-z]{3,5})(usdt|usdc|usd|eur|gbp|jpy)")
 # Coins whose symbol looks like such a pair.
-_NO_PAIR = frozenset({"CRVUSD", "FRXUSD", "RENBTC", "WSTETH", "CBBTC", "CBETH", "STETH", "RETH", "WBETH"})
+NO_PAIR = frozenset({"CRVUSD", "FRXUSD", "RENBTC", "WSTETH", "CBBTC", "CBETH", "STETH", "RETH", "WBETH"})
 
 # Words that say what a file is, where it came from or how it was made, and nothing about its coin.
 _DECORATION = frozenset(
@@ -84,6 +85,17 @@ _DECORATION = frozenset(
         "kraken",
         "bitstamp",
         "bitfinex",
+        "gemini",
+        "coindesk",
+        "coincodex",
+        "coinmetrics",
+        "cryptodatadownload",
+        "messari",
+        "consolidated",
+        "currencies",
+        "min",
+        "part",
+        "train",
         "yahoo",
         "finance",
         "custom",
@@ -126,6 +138,10 @@ _DECORATION = frozenset(
 )
 
 
+# An exchange and the currency it quotes in, run together: bitstampUSD.
+_EXCHANGE = re.compile(
+    r"(?:bitstamp|coinbase|kraken|bitfinex|gemini|binance|coincheck|bitflyer|okcoin)([a-z]{3})"
+)
 # Coins that are called after a currency, which is then not what their prices are in.
 _CALLED = re.compile(
     r"(?:^|(?<=-))(usd-coin|true-usd|trueusd|binance-usd|paypal-usd|first-digital-usd|gemini-dollar|ripple-usd"
@@ -164,11 +180,13 @@ def named(file: str) -> Named:
         elif (money := WORDS.get(low, low)) in FIAT or money in {"usdt", "usdc", "busd", "fdusd"}:
             # Two currencies in one name tell that the columns have to say which is which.
             currency = money.upper() if currency in {None, money.upper()} else ""
+        elif (exchange := _EXCHANGE.fullmatch(low)) and exchange[1] in FIAT:
+            currency = exchange[1].upper() if currency in {None, exchange[1].upper()} else ""
         elif low not in _DECORATION and not re.fullmatch(r"(?:top)?\d+", low):
-            pair = _PAIR.fullmatch(word)
-            if pair and word not in _NO_PAIR:
+            pair = _PAIR.fullmatch(word) or _SMALL_PAIR.fullmatch(word)
+            if pair and word.upper() not in NO_PAIR:
                 rest.append(pair[1])
-                currency = pair[2]
+                currency = pair[2].upper()
             else:
                 rest.append(word)
     if called:

@@ -33,7 +33,12 @@ _PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{1,100})?|-[1-9]\d{0,59}(?:\.\d{
 
 
 class Unsettled(Exception):
-    """The rows of a file do not tell how something in it is meant; the text says what and why."""
+    """The rows of a file do not tell how something in it is meant; the text says what and why, `setting` is
+    the line of a description that would settle it."""
+
+    def __init__(self, text: str, setting: str) -> None:
+        super().__init__(text)
+        self.setting = setting
 
 
 class Notation(msgspec.Struct, frozen=True):
@@ -98,6 +103,7 @@ def _not_a_number(text: str, field: str) -> Refused:
     return Refused(field, f"not a number: {shown}")
 
 
+_POINT_SETTING, _COMMA_SETTING = 'decimal = "."', 'decimal = "," (or ".")'
 _BODY = re.compile(r"\d[\d.,]*", re.ASCII)
 
 
@@ -131,12 +137,12 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
                 lone_comma += 1
     if point and comma:
         if max(point, comma) < 20 * min(point, comma):
-            raise Unsettled("its numbers use both the point and the comma before fractions")
+            raise Unsettled("its numbers use both the point and the comma before fractions", _POINT_SETTING)
         return "." if point > comma else ","
     if comma or point:
         return "," if comma else "."
     if lone_comma:
-        raise Unsettled("nothing tells whether 1,234 in it means a thousand or a fraction")
+        raise Unsettled("nothing tells whether 1,234 in it means a thousand or a fraction", _COMMA_SETTING)
     if dotted and delimiter != ",":
-        raise Unsettled("nothing tells whether the points in its numbers group or divide")
+        raise Unsettled("nothing tells whether the points in its numbers group or divide", _COMMA_SETTING)
     return "."

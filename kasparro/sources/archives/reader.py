@@ -13,21 +13,35 @@ import msgspec
 from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.record import Refused, Reject
 from kasparro.sources.archives.convert import Converter
+from kasparro.sources.archives.described import NOTHING, Description
 from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
 from kasparro.sources.archives.text import ArchiveText, Damaged, opened, rows_of, shown
 
 # A row's raw text is kept to show what was wrong with it; no more than that.
 RAW_LIMIT = 2_000
-# Between these shares of refused rows among those looked at, all of a big file's rows are, to be exact.
-DOUBTFUL = (0.25, 0.75)
+# Between these shares of refused rows among those looked at, all of a big file's rows are, to be exact: half
+# of a file in one piece makes up a quarter of what is looked at, so the border is far from both ends.
+DOUBTFUL = (0.05, 0.95)
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a grown file that was loaded before: its rows, where what follows begins (in bytes and as
+    a line), and how it was read.
+    """
+
+    position: int
+    bytes: int
+    line: int
+    reading: str
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One file to read.
 
     `path` is in the file system's own bytes, `name` is for people, `key` is its content's digest, `size` and
-    `changed_ns` what it had on disk when that was taken; the first `position` rows are loaded already. `now`
-    is the pass's clock.
+    `changed_ns` what it had on disk when that was taken; the first `position` rows are loaded already, or
+    `head` is. `said` is what its description says, `now` the pass's clock; not `judged`, a file of which over
+    half is refused is read all the same.
     """
 
     path: bytes
@@ -37,6 +51,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     changed_ns: int
     position: int
     now: datetime
+    said: Description = NOTHING
+    head: Head | None = None
+    judged: bool = True
 
 
 class Portion(msgspec.Struct, frozen=True, tag=True):
@@ -52,7 +69,7 @@ class Problem(msgspec.Struct, frozen=True, tag=True):
     text: str
 
 
-class Checked(msgspec.Struct, frozen=True, kw_only=True):
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """What the rows that were looked at would come to: how many, how many refused, and why."""
 
     rows: int
@@ -81,37 +98,39 @@ async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
         async for portion in _portions(path, job, recognised):
             yield portion
     except FileRefused as refused:
-        yield Problem(shown(f"{job.name}: {refused}"))
+        yield Problem(shown(f"{job.name}: {refused.said_of(job.name)}"))
     except OSError as error:
         yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
 
 
 async def _admitted(path: Path, job: Job) -> Recognised:
     # What the file is, unless over half of its rows would be refused: then it is not loaded at all.
-    sample = await sampled(path)
-    recognised = recognise(sample, job.name, job.now)
-    checked = check(sample, recognised, job.now)
-    low, high = (share * checked.rows for share in DOUBTFUL)
-    if not checked.whole and low <= checked.refused <= high:
-        checked = await _checked_whole(path, recognised, job.now)
-    if (verdict := checked.verdict) is not None:
+    sample = await sampled(path, job.said)
+    recognised = recognise(sample, job.name, job.now, job.said)
+    if not job.judged:
+        return recognised
+    tally = _tallied(sample, recognised, job.now)
+    low, high = (share * tally.rows for share in DOUBTFUL)
+    if not tally.whole and low <= tally.refused <= high:
+        tally = await _tallied_whole(path, recognised, job.now)
+    if (verdict := tally.verdict) is not None:
         raise FileRefused(verdict)
     return recognised
 
 
-def check(sample: Sample, recognised: Recognised, now: datetime) -> Checked:
-    """What becomes of the rows that were looked at."""
+def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
+    # What becomes of the rows that were looked at.
     convert = Converter(recognised, now).convert
     reasons: Counter[str] = Counter()
     for row in sample.rows:
         try:
             convert(row.copy())
         except Refused as refused:
-            reasons[_generic(refused)] += 1
-    return Checked(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
+            reasons[_counted_as(refused)] += 1
+    return Tally(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
 
 
-async def _checked_whole(path: Path, recognised: Recognised, now: datetime) -> Checked:
+async def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
     convert = Converter(recognised, now).convert
     reasons: Counter[str] = Counter()
     rows = 0
@@ -123,16 +142,20 @@ async def _checked_whole(path: Path, recognised: Recognised, now: datetime) -> C
                     try:
                         convert(row)
                     except Refused as refused:
-                        reasons[_generic(refused)] += 1
+                        reasons[_counted_as(refused)] += 1
     except (Damaged, csv.Error):
         # The load will find the same and tell it; what was counted until here decides.
         pass
-    return Checked(rows=rows, refused=reasons.total(), reasons=dict(reasons), whole=True)
+    return Tally(rows=rows, refused=reasons.total(), reasons=dict(reasons), whole=True)
 
 
-def _generic(refused: Refused) -> str:
-    # A reason without the cell that gave it, so that the same ones count together.
-    reason = refused.reason.partition(": ")[0]
+def generic(reason: str) -> str:
+    """A reason without the cell that gave it, so that the same ones count together."""
+    return reason.partition(": ")[0]
+
+
+def _counted_as(refused: Refused) -> str:
+    reason = generic(refused.reason)
     return f"{refused.field}: {reason}" if refused.field else reason
 
 
@@ -154,18 +177,35 @@ async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenera
     position = 0
     # Rows until the header is behind, with it.
     heading = recognised.header_row + 1
+    above = 0
+    row: list[str] = []
 
     def taken(complete: bool) -> Portion:
-        done = Checkpoint(key=job.key, name=job.name, position=max(position, job.position), complete=complete)
+        done = Checkpoint(
+            key=job.key,
+            name=job.name,
+            position=max(position, job.position),
+            complete=complete,
+            bytes=job.size if complete and continuable() else None,
+            reading=recognised.reading,
+        )
         return Portion(builder.take(done), text.position)
 
+    def continuable() -> bool:
+        # Whether what is appended to the file later begins a row of its own, or none is open at least.
+        ends_quoted = text.quoted or bool(row and row[-1].endswith(("\n", "\r")))
+        return content is raw and recognised.encoding.unit == 1 and not ends_quoted
+
     with opened(path) as (content, raw):
+        if (head := job.head) is not None and content is raw and head.reading == recognised.reading:
+            content.seek(head.bytes)
+            position, above, heading = head.position, head.line - 1, 0
         text = ArchiveText(content, raw, recognised.encoding)
         rows = rows_of(text, recognised.delimiter)
-        line, held = 1, 0
+        line, held = above + 1, 0
         try:
             async for row in rows:
-                began, line = line, rows.line_num + 1
+                began, line = line, above + rows.line_num + 1
                 if heading:
                     heading -= any(row)
                     continue

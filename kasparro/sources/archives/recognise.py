@@ -1,36 +1,58 @@
 """What a file is: settled by its header, its name and its rows together before a row of it is loaded."""
 
+import codecs
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
+from hashlib import blake2b
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from kasparro.record import Refused
-from kasparro.sources.archives.naming import Named, named
+from kasparro.sources.archives.described import NOTHING, SUFFIX, Coin, Description, Field
+from kasparro.sources.archives.naming import NO_PAIR, Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
-from kasparro.sources.archives.text import Encoding, all_rows, decoder, encoding_of, shown, windows
+from kasparro.sources.archives.text import Encoding, all_rows, decoder, encoding_of, rows_of, shown, windows
 from kasparro.sources.archives.times import (
     PERIODS,
+    Epoch,
     Order,
     Stamp,
     day_order,
+    epoch_unit,
     period,
     read_time,
 )
 from kasparro.sources.archives.vocabulary import (
     CLOCKS,
+    COINS,
     CURRENCIES,
+    FIAT,
     FIELD_OF,
     NAMES,
+    PEGGED,
     SIGNS,
     Heading,
     Layout,
     heading,
     layout_of,
 )
+
+# The fields that a description may name, as the vocabulary calls them.
+TOLD = {field: field for field in Field.__args__ if field != "ignore"} | {  # type: ignore[attr-defined]
+    "source_id": "id",
+    "price_usd": "price",
+    "observed_at": "time",
+}
+MONEY_FIELDS = frozenset({"price_usd", "market_cap_usd", "volume_24h_usd"})
+# What gives way to a told field besides others of its own.
+RIVALS = {"price": ("close",), "time": ("closed_at",), "volume_24h_usd": ("volume",)}
+_SAID = "by its description"
+_SYMBOL = re.compile(r"[A-Z0-9]{2,10}")
+_GLUED = re.compile(r"([A-Z0-9]{3,10}?)(USDT|USDC|FDUSD|BUSD|USD|EUR|GBP|JPY|KRW|TRY|BRL)")
 
 DELIMITERS = (",", ";", "\t", "|")
 # A header stands at the top, below a title or a link at most.
@@ -53,7 +75,18 @@ NUMBERS: dict[str, Kind] = {
 
 
 class FileRefused(Exception):
-    """A file is not loaded at all; the text completes "FILE: "."""
+    """A file is not loaded at all; the text completes "FILE: ", `setting` is the line of a description that
+    would settle what it left open."""
+
+    def __init__(self, text: str, setting: str | None = None) -> None:
+        super().__init__(text)
+        self.setting = setting
+
+    def said_of(self, name: str) -> str:
+        """The text with the way out, for the file of this name."""
+        if self.setting is None:
+            return str(self)
+        return f"{self}; {name.rsplit('/', 1)[-1]}{SUFFIX} beside it can tell: {self.setting}"
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +102,8 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
     """All that was settled about a file; what its rows are read by, and what `explain` shows.
 
     `places` gives the column of each field that is read. `coin` is the id for all rows where the file's name
-    tells it.
+    or its description tells it. `glued` says that its symbols are pairs without a sign between (BTCUSD),
+    `pegged` that coins made to be worth a dollar are taken for it.
     """
 
     encoding: Encoding
@@ -84,14 +118,41 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
     zone: str
     period: timedelta | None
     currency_by: str
-    coin: str | None
+    coin: Coin | None
     day: Stamp | None
+    glued: bool
+    pegged: bool
+    epoch: Epoch | None
+    epoch_unit: str | None
+    coin_by: str
     notes: tuple[str, ...]
 
     @property
     def notation(self) -> Notation:
         """How its numbers are read."""
         return Notation(self.decimal)
+
+    @property
+    def reading(self) -> str:
+        """The same for files whose rows are read the same way."""
+        settled = (
+            self.encoding.codec,
+            self.delimiter,
+            self.header_row,
+            self.width,
+            self.layout.kind,
+            self.places,
+            self.decimal,
+            self.order,
+            self.zone,
+            self.period,
+            self.coin,
+            self.day,
+            self.glued,
+            self.pegged,
+            self.epoch,
+        )
+        return blake2b(msgspec.json.encode(settled, order="deterministic"), digest_size=16).hexdigest()
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,19 +165,20 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout
     rows: list[list[str]]
     whole: bool
+    header_line: int | None
 
 
-async def sampled(path: Path) -> Sample:
+async def sampled(path: Path, said: Description = NOTHING) -> Sample:
     """Look at a file: its beginning, and windows further on. Raises FileRefused where it is no table."""
     looked = windows(path)
     head = next(looked, None)
     if head is None or not head.content:
         raise FileRefused("it is empty, or nothing of it can be read")
-    encoding = encoding_of(head.content)
+    encoding = Encoding(codecs.lookup(said.encoding).name) if said.encoding else encoding_of(head.content)
     text = decoder(encoding).decode(head.content, final=head.last)
     if text.count("\x00") * 20 > len(text):
         raise FileRefused("it is not text")
-    delimiter, header_row, header, layout, rows = await _header(text)
+    delimiter, header_row, header, layout, rows = await _header(text, said)
     if not head.last and rows:
         rows.pop()
     width = len(header)
@@ -135,6 +197,7 @@ async def sampled(path: Path) -> Sample:
         layout=layout,
         rows=rows,
         whole=head.last,
+        header_line=await _line_of(text, header_row, delimiter) if header_row >= 0 else None,
     )
 
 
@@ -143,24 +206,66 @@ def _marked(head: bytes) -> Encoding:
     return Encoding("utf-16-le" if head[:2] == b"\xff\xfe" else "utf-16-be")
 
 
-async def _header(text: str) -> tuple[str, int, list[str], Layout, list[list[str]]]:
+async def _header(text: str, said: Description) -> tuple[str, int, list[str], Layout, list[list[str]]]:
     best: list[str] = []
     counts = {
         sign: sum(row.count(sign) for row in text[:8192].splitlines()[:HEADER_WITHIN]) for sign in DELIMITERS
     }
-    for delimiter in sorted(DELIMITERS, key=lambda sign: -counts[sign]):
+    delimiters = [said.delimiter] if said.delimiter else sorted(DELIMITERS, key=lambda sign: -counts[sign])
+    if said.header is not None:
+        layout = layout_of(headings_of(said.header, said))
+        if layout is None:
+            raise _no_header(said.header)
+        rows = [row async for row in all_rows(text, delimiters[0])]
+        return delimiters[0], -1, list(said.header), layout, rows
+    for delimiter in delimiters:
         top: list[list[str]] = []
         async for row in all_rows(text[: 64 * 1024], delimiter):
             top.append(row)
             if len(top) == HEADER_WITHIN:
                 break
         for position, row in enumerate(top):
-            if len(row) > 1 and (layout := layout_of([heading(cell) for cell in row])) is not None:
+            if len(row) <= 1 or not said.columns.keys() <= {cell_name(cell) for cell in row}:
+                continue
+            if (layout := layout_of(headings_of(row, said))) is not None:
                 rows = [row async for row in all_rows(text, delimiter)][position + 1 :]
                 return delimiter, position, row, layout, rows
         if top and len(top[0]) > len(best):
             best = top[0]
+    if missing := said.columns.keys() - {cell_name(cell) for cell in best}:
+        some = shown(", ".join(cell_name(cell) for cell in best[:12]))
+        raise FileRefused(f"no column {shown(min(missing))!r}, which its description names ({some[:120]})")
     raise _no_header(best)
+
+
+async def _line_of(text: str, header_row: int, delimiter: str) -> int | None:
+    # The line that the header ends on; None where the file has none.
+    rows = rows_of(text[: 64 * 1024], delimiter)
+    async for row in rows:
+        header_row -= any(row)
+        if header_row < 0:
+            return rows.line_num
+    return None
+
+
+def cell_name(cell: str) -> str:
+    """A header cell as a description names it."""
+    return cell.replace("\ufeff", "").strip()
+
+
+def headings_of(cells: Iterable[str], said: Description) -> list[Heading]:
+    """What header cells say, where a description does not say it."""
+    headings = []
+    for cell in cells:
+        field = said.columns.get(cell_name(cell))
+        if field is None:
+            headings.append(heading(cell))
+        elif field == "ignore":
+            headings.append(Heading("", "", None))
+        else:
+            currency = heading(cell).currency if field in MONEY_FIELDS else None
+            headings.append(Heading(f"said {field}", NAMES[TOLD[field]][0], currency))
+    return headings
 
 
 def _no_header(cells: Sequence[str]) -> FileRefused:
@@ -169,27 +274,31 @@ def _no_header(cells: Sequence[str]) -> FileRefused:
         return FileRefused(f"its header is one cell ({some[:60]!r}), no table")
     fields = {FIELD_OF.get(heading(cell).base) for cell in cells}
     if not fields - {None}:
-        return FileRefused(f"no header was found; it begins with {some[:120]}")
+        return FileRefused(
+            f"no header was found; it begins with {some[:120]}", 'header = ["timestamp", "open", "high", …]'
+        )
+    column = 'columns."HEADER" = "price_usd"'
     if not fields & {"price", "close"}:
-        return FileRefused(f"none of its columns is known to hold a price ({some[:120]})")
-    return FileRefused(f"its columns fit no layout ({some[:120]})")
+        return FileRefused(f"none of its columns is known to hold a price ({some[:120]})", column)
+    return FileRefused(f"its columns fit no layout ({some[:120]})", column)
 
 
-def recognise(sample: Sample, name: str, now: datetime) -> Recognised:
+def recognise(sample: Sample, name: str, now: datetime, said: Description = NOTHING) -> Recognised:
     """Settle everything about a file. Raises FileRefused with the reason where something cannot be."""
     try:
-        return _Recogniser(sample, named(name), now).settle()
+        return _Recogniser(sample, named(name), now, said).settle()
     except Unsettled as unsettled:
-        raise FileRefused(str(unsettled)) from None
+        raise FileRefused(str(unsettled), unsettled.setting) from None
 
 
 class _Recogniser:
     # One file on its way to being understood.
-    def __init__(self, sample: Sample, told: Named, now: datetime) -> None:
+    def __init__(self, sample: Sample, told: Named, now: datetime, said: Description) -> None:
         self.sample = sample
         self.told = told
         self.now = now
-        self.headings: list[Heading] = [heading(cell) for cell in sample.header]
+        self.said = said
+        self.headings: list[Heading] = headings_of(sample.header, said)
         self.notes: list[str] = [sample.encoding.note] if sample.encoding.note else []
         self.why_not: dict[int, str] = {}
 
@@ -198,26 +307,26 @@ class _Recogniser:
 
     def settle(self) -> Recognised:
         layout = self.sample.layout
-        candidates = self._candidates()
+        if self.said.period and layout.kind != "candles":
+            layout = msgspec.structs.replace(layout, kind="candles")
+        candidates = self._candidates(layout)
+        glued = self._glued(candidates, layout)
         currency_by = self._choose_money(candidates, layout)
         places: dict[str, int] = {}
         for field in ("id", "symbol", "name", "currency", "rank", *NUMBERS):
             if candidates.get(field):
                 places[field] = candidates[field][0]
         self._choose_id(candidates, places)
+        self._choose_name(candidates, places)
         zone, order, stamps = self._choose_time(candidates, places)
         length = self._choose_period(layout, places, stamps)
         if length is not None and length != PERIODS["1d"] and "volume_24h_usd" in places:
             self.why_not[places.pop("volume_24h_usd")] = "the volume of a candle that is no day"
-        coin = None
-        if not places.keys() & {"id", "symbol", "name"}:
-            coin = self.told.coin
-            if coin is None:
-                raise FileRefused("neither a column nor its name tells which coin it is about")
+        coin = self._choose_coin(candidates, places, stamps)
         # Columns that are not loaded are written by the same hand, so they may tell as well.
         numeric = [places[field] for field in NUMBERS if field in places]
         numeric += [column for field in ("open", "high", "low") for column in candidates.get(field, [])]
-        decimal = decimal_sign(
+        decimal = self.said.decimal or decimal_sign(
             (cell for column in numeric for cell in self.cells(column)), self.sample.delimiter
         )
         field_at = {column: field for field, column in places.items()}
@@ -243,16 +352,41 @@ class _Recogniser:
             period=length,
             currency_by=currency_by,
             coin=coin,
-            day=self.told.day if "time" not in places and "closed_at" not in places else None,
+            day=self._day() if "time" not in places and "closed_at" not in places else None,
+            glued=glued,
+            pegged=self.said.currency == "USD",
+            epoch=self.said.epoch,
+            epoch_unit=self._epoch_unit(places),
+            coin_by=self._coin_by(coin, places),
             notes=tuple(self.notes),
         )
 
-    def _candidates(self) -> dict[str, list[int]]:
+    def _epoch_unit(self, places: dict[str, int]) -> str | None:
+        place = places.get("closed_at", places.get("time"))
+        if self.said.epoch or place is None:
+            return self.said.epoch
+        return epoch_unit(next((cell.strip() for cell in self.cells(place) if cell.strip()), ""))
+
+    def _coin_by(self, coin: Coin | None, places: dict[str, int]) -> str:
+        if coin is None:
+            told = [field for field in ("id", "symbol", "name") if field in places]
+            return f"by its columns ({', '.join(told)})"
+        if self.said.coin is not None:
+            return f"{coin.source_id}, {_SAID}"
+        return f"{coin.source_id}, by its {'name' if self.told.coin else 'header'}"
+
+    def _day(self) -> Stamp | None:
+        return self.said.moment or self.told.day
+
+    def _candidates(self, layout: Layout) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         seen: dict[str, int] = {}
         for column, told in enumerate(self.headings):
-            field = FIELD_OF.get(told.base)
+            field = layout.reads.get(told.base) or FIELD_OF.get(told.base)
             if field is None:
+                continue
+            if told.currency not in {None, "USD"} and field.startswith("percent"):
+                self.why_not[column] = f"in {told.currency}, not USD (by its header)"
                 continue
             if told.full in seen:
                 self.why_not[column] = f"the same name as column {seen[told.full] + 1}, which is read"
@@ -260,13 +394,52 @@ class _Recogniser:
             seen[told.full] = column
             found.setdefault(field, []).append(column)
         for field, columns in found.items():
-            columns.sort(key=lambda column: NAMES[field].index(self.headings[column].base))
+            # A header that only this layout knows stands for the whole field.
+            names = NAMES[field]
+            columns.sort(
+                key=lambda column: (
+                    names.index(self.headings[column].base) if self.headings[column].base in names else -1
+                )
+            )
+        self._heed_columns(found)
+        self._settle_currency_column(found)
         return found
+
+    def _heed_columns(self, found: dict[str, list[int]]) -> None:
+        # A column that the description names stands alone for its field, and for what is much the same.
+        for column, told in enumerate(self.headings):
+            if not told.full.startswith("said "):
+                continue
+            field = TOLD[self.said.columns[cell_name(self.sample.header[column])]]
+            for rival in (field, *RIVALS.get(field, ())):
+                for other in found.pop(rival, []):
+                    if other != column:
+                        self.why_not[other] = "its description names another column"
+            found[field] = [column]
+
+    def _settle_currency_column(self, found: dict[str, list[int]]) -> None:
+        # A column called currency may as well hold the coins.
+        columns = found.get("currency", [])
+        if not columns or found.keys() & {"id", "symbol", "name"} or "currency" in self.said.columns.values():
+            return
+        codes = {cell.strip() for cell in self.cells(columns[0])} - {""}
+        priced = [*found.get("price", []), *found.get("close", [])]
+        told = any(self.headings[column].currency for column in priced)
+        if not codes or all(code.lower() in (FIAT if told else CURRENCIES) for code in codes):
+            return
+        symbols = all(_SYMBOL.fullmatch(code) for code in codes)
+        found["symbol" if symbols else "name"] = found.pop("currency")
+
+    def _glued(self, candidates: dict[str, list[int]], layout: Layout) -> bool:
+        if layout.kind != "candles" or candidates.get("id") or candidates.get("name"):
+            return False
+        cells = {cell.strip() for column in candidates.get("symbol", [])[:1] for cell in self.cells(column)}
+        return bool(cells - {""}) and all(pair_of(cell, glued=True)[1] for cell in cells - {""})
 
     def _choose_money(self, candidates: dict[str, list[int]], layout: Layout) -> str:
         # Takes the columns that are in US dollars; says by what, and why the others are left.
         price = "close" if layout.kind == "candles" and "close" in candidates else "price"
-        candidates["price_usd"] = candidates.get(price, [])
+        candidates["price_usd"] = prices = candidates.get(price, [])
         plain_volume = candidates.get("volume", [])
         trusted = [
             column
@@ -291,16 +464,25 @@ class _Recogniser:
                 else:
                     self.why_not[column] = f"in {currency}, not USD ({how})" if currency else how
             candidates[field] = taken
+        if not candidates["price_usd"] and self.said.currency == "USD":
+            # None is in dollars by its own word, so the description's outranks it.
+            for column in prices:
+                self.why_not.pop(column, None)
+            candidates["price_usd"] = prices
+            by["price_usd"] = _SAID
         if not candidates["price_usd"]:
-            reasons = [self.why_not[column] for column in candidates.get(price, []) if column in self.why_not]
+            reasons = [self.why_not[column] for column in prices if column in self.why_not]
             raise FileRefused(
                 f"its prices are {reasons[0]}"
                 if reasons and reasons[0].startswith("in ")
-                else "".join(reasons[:1])
+                else "".join(reasons[:1]),
+                'currency = "USD"' if not self.said.currency else None,
             )
         return by["price_usd"]
 
     def _common_currency(self, candidates: dict[str, list[int]], layout: Layout) -> tuple[str | None, str]:
+        if self.said.currency:
+            return self.said.currency, _SAID
         if candidates.get("currency"):
             codes = {cell.strip().upper() for cell in self.cells(candidates["currency"][0])}
             if codes and all(code.lower() in CURRENCIES for code in codes):
@@ -328,7 +510,8 @@ class _Recogniser:
 
     def _pair_currency(self, candidates: dict[str, list[int]]) -> str | None:
         for column in candidates.get("symbol", [])[:1]:
-            quotes = {pair_of(cell)[1] for cell in self.cells(column)}
+            glued = self._glued(candidates, self.sample.layout)
+            quotes = {pair_of(cell, glued)[1] for cell in self.cells(column)}
             if quotes and None not in quotes:
                 return "USD" if "USD" in quotes else min(str(quote) for quote in quotes)
         return None
@@ -357,7 +540,7 @@ class _Recogniser:
         if (told := self.headings[column].currency) is not None:
             return told, "by its header"
         sign = self._sign(column)
-        if sign is not None and (sign != "USD" or common[0] is None):
+        if sign is not None and common[1] != _SAID and (sign != "USD" or common[0] is None):
             return sign, "by the signs in its cells"
         return common
 
@@ -372,6 +555,8 @@ class _Recogniser:
 
     def _choose_id(self, candidates: dict[str, list[int]], places: dict[str, int]) -> None:
         for column in candidates.get("id", []):
+            if self.headings[column].full.startswith("said "):
+                return
             cells = [cell.strip() for cell in self.cells(column)]
             if cells and all(cell.isdigit() for cell in cells if cell):
                 self.why_not[column] = "bare numbers: a counter, or keys of a table that is not here"
@@ -380,6 +565,65 @@ class _Recogniser:
             return
         places.pop("id", None)
 
+    def _choose_name(self, candidates: dict[str, list[int]], places: dict[str, int]) -> None:
+        # CoinMarketCap's own export has the number of the currency in a column called name.
+        for column in candidates.get("name", [])[:1]:
+            cells = {cell.strip() for cell in self.cells(column)} - {""}
+            if cells and all(cell.isdigit() for cell in cells) and not self.said.columns:
+                self.why_not[places.pop("name")] = "bare numbers, no names"
+
+    def _choose_coin(
+        self, candidates: dict[str, list[int]], places: dict[str, int], stamps: Sequence[Stamp]
+    ) -> Coin | None:
+        if self.said.coin is not None:
+            for field in ("id", "name", "symbol"):
+                if field in places and (field != "symbol" or self._pair_currency(candidates) is None):
+                    self.why_not[places.pop(field)] = "its description tells the coin"
+            return self.said.coin
+        if places.keys() & {"id", "symbol", "name"}:
+            return None
+        setting = 'coin.id = "bitcoin", or columns."HEADER" = "symbol"'
+        for column in candidates.get("id", []):
+            numbers = [cell.strip() for cell in self.cells(column)]
+            if 1 < len(set(numbers)) <= len(numbers) // 2:
+                header = shown(self.sample.header[column])
+                raise FileRefused(f"its column {header!r} tells coins by bare numbers only", setting)
+        coin = self.told.coin or self._coin_by_volume()
+        if coin is None:
+            raise FileRefused("neither a column nor its name tells which coin it is about", setting)
+        self._expect_one_coin(places, stamps, setting)
+        return Coin(id=coin)
+
+    def _coin_by_volume(self) -> str | None:
+        # `Volume_(BTC)` beside prices in dollars: the coin that was traded.
+        coins = {
+            told.currency
+            for told in self.headings
+            if told.base == "volume" and told.currency and told.currency.lower() in COINS
+        } - PEGGED
+        return min(coins).lower() if len(coins) == 1 else None
+
+    def _expect_one_coin(self, places: dict[str, int], stamps: Sequence[Stamp], setting: str) -> None:
+        # Different prices for one and the same time are of different coins, of whichever column they are.
+        place = places.get("closed_at", places.get("time"))
+        if place is None:
+            return
+        clock = places.get("clock")
+        prices: dict[tuple[str, str], set[str]] = {}
+        rows = 0
+        for row in self.sample.rows:
+            if len(row) == len(self.sample.header):
+                rows += 1
+                when = (row[place].strip(), "" if clock is None else row[clock].strip())
+                prices.setdefault(when, set()).add(row[places["price_usd"]].strip())
+        repeated = sum(len(told) - 1 for told in prices.values())
+        if stamps and repeated * 5 > rows:
+            raise FileRefused(
+                "many of its rows tell another price for the same time, so it is about several coins, "
+                "and no column is known to tell which",
+                setting,
+            )
+
     def _choose_time(
         self, candidates: dict[str, list[int]], places: dict[str, int]
     ) -> tuple[str, Order | None, list[Stamp]]:
@@ -387,7 +631,7 @@ class _Recogniser:
         for column in candidates.get("closed_at", [])[:1]:
             places["closed_at"] = column
         days = [column for column in columns if "time" not in self.headings[column].base or len(columns) == 1]
-        zone = "UTC"
+        zone = self.said.timezone or "UTC"
         if columns:
             places["time"] = columns[0]
             clocks = [
@@ -397,24 +641,29 @@ class _Recogniser:
             ]
             if clocks and columns[0] in days and self._all(columns[0], _is_day):
                 places["clock"] = clocks[0]
-                zone = CLOCKS[self.headings[clocks[0]].full]
+                zone = self.said.timezone or CLOCKS[self.headings[clocks[0]].full]
         if "time" not in places and "closed_at" not in places:
-            if self.told.day is None:
-                raise FileRefused("neither a column nor its name tells the time of its figures")
-            self.notes.append("the time of its figures is told by its name")
+            if self._day() is None:
+                raise FileRefused(
+                    "neither a column nor its name tells the time of its figures",
+                    "observed_at = 2018-01-31T12:00:00Z, or its own",
+                )
+            by = "description" if self.said.moment else "name"
+            self.notes.append(f"the time of its figures is told by its {by}")
             return zone, None, []
         place = places.get("closed_at", places.get("time", 0))
-        order = day_order(self.cells(place), self.now)
+        order = self.said.order or day_order(self.cells(place), self.now)
         stamps: list[Stamp] = []
         for cell in self.cells(place):
             try:
-                stamps.append(read_time(cell, order))
+                stamps.append(read_time(cell, order, epoch=self.said.epoch))
             except Refused:
                 continue
         if not stamps and self.sample.rows:
             some = next(iter(self.cells(place)), "")
             raise FileRefused(
-                f"its column {self.sample.header[place].strip()!r} holds no times ({some[:60]!r})"
+                f"its column {self.sample.header[place].strip()!r} holds no times ({some[:60]!r})",
+                'columns."HEADER" = "observed_at"',
             )
         if zone != "UTC":
             ZoneInfo(zone)
@@ -432,19 +681,29 @@ class _Recogniser:
     ) -> timedelta | None:
         if layout.kind != "candles":
             return None
-        length = self.told.period or period(stamps) or (PERIODS["1d"] if layout.daily else None)
+        length = (
+            self.said.length
+            or self.told.period
+            or period(stamps)
+            or (PERIODS["1d"] if layout.daily else None)
+        )
         if length is None and "closed_at" not in places and stamps:
-            raise FileRefused("neither its rows nor its name tell how long its candles are")
+            raise FileRefused("neither its rows nor its name tell how long its candles are", 'period = "1d"')
         return length
 
 
-def pair_of(cell: str) -> tuple[str, str | None]:
-    """A symbol, and the currency that it is paired with: `BTC/USD` and `BTC-EUR` tell one."""
-    for sign in "/-":
-        base, found, quote = cell.strip().partition(sign)
+def pair_of(cell: str, glued: bool = False) -> tuple[str, str | None]:
+    """A symbol, and the currency that it is paired with: `BTC/USD` and `BTC-EUR` tell one, and `BTCUSD` where
+    the symbols of the file are known to be `glued`.
+    """
+    cell = cell.strip()
+    for sign in "/-_":
+        base, found, quote = cell.partition(sign)
         if found and base and quote.lower() in CURRENCIES:
             return base, quote.upper()
-    return cell.strip(), None
+    if glued and cell.upper() not in NO_PAIR and (match := _GLUED.fullmatch(cell.upper())):
+        return cell[: match.end(1)], match[2]
+    return cell, None
 
 
 def _is_clock(cell: str) -> bool:

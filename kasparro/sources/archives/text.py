@@ -164,7 +164,13 @@ class ArchiveText:
         self._raw = raw
         self._decoder = decoder(encoding)
         self._damage: Damaged | None = None
+        self._quotes = 0
         self.position = 0
+
+    @property
+    def quoted(self) -> bool:
+        """Whether what was read so far ends within quotes."""
+        return self._quotes % 2 == 1
 
     async def read(self, size: int) -> str:
         """The next text; a good deal more than the `size` that aiocsv asks for, "" at the end."""
@@ -177,6 +183,7 @@ class ArchiveText:
             chunk, self._damage = _gathered(self._content, READ_BYTES)
             self.position = self._raw.tell()
             if text := self._decoder.decode(chunk):
+                self._quotes += text.count('"')
                 return text
             if not chunk and self._damage is None:
                 return self._decoder.decode(b"", final=True)
@@ -184,8 +191,14 @@ class ArchiveText:
 
 
 def shown(text: str) -> str:
-    """A piece of a file as people and PostgreSQL can take it: valid, without NULs, in one line."""
-    return " ".join(text.encode("utf-8", "replace").decode().replace("\x00", "�").split())
+    """A piece of a file as people, terminals and PostgreSQL can take it: valid, in one line, with whatever
+    would steer a terminal written out."""
+    text = " ".join(text.encode("utf-8", "replace").decode().replace("\x00", "�").split())
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 class _Held:

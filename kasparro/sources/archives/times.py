@@ -13,7 +13,9 @@ from kasparro.record import AHEAD, EARLIEST, Refused
 from kasparro.sources.archives.numbers import Unsettled
 
 Order = Literal["dmy", "mdy", "ymd"]
+Epoch = Literal["s", "ms"]
 ORDERS: tuple[Order, ...] = ("dmy", "mdy", "ymd")
+ORDER_NAMES: dict[Order, str] = {"dmy": "day-first", "mdy": "month-first", "ymd": "year-first"}
 
 _SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
@@ -43,9 +45,10 @@ _MONTHS = {
 }
 
 _CLOCK = (
-    r"(?:(?:T|,? +)(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?"
-    r"(?: ?(?P<half>[AaPp])\.?[Mm]\.?)?)?"
-    r"(?: ?(?P<zone>Z|UTC|GMT|(?:(?:UTC|GMT)?[+-]\d{2}:?\d{2}))(?: (?:UTC|GMT))?)?"
+    r"(?:(?:T|,? +)(?P<hour>\d{1,2})"
+    r"(?::(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?)?"
+    r"(?:[ -]?(?P<half>[AaPp])\.?[Mm]\.?)?)?"
+    r"(?: ?(?P<zone>Z|UTC|GMT|(?:(?:UTC|GMT)?[+-]\d{2}(?::?\d{2}|(?(hour)|(?!)))))(?: (?:UTC|GMT))?)?"
 )
 _EPOCH_TEXT = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(?:\.(\d{1,9}))?", re.ASCII)
 _ISO = re.compile(
@@ -53,13 +56,15 @@ _ISO = re.compile(
 )
 _COMPACT = re.compile(r"(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})" + _CLOCK, re.ASCII)
 _NAMED = re.compile(
-    r"(?:[A-Za-z]{3,9},? )?(?:(?P<first>[A-Za-z]{3,9})\.? (?P<day>\d{1,2})(?:st|nd|rd|th)?,? (?P<year>\d{4})"
+    r"(?:[A-Za-z]{3,9},? )?"
+    r"(?:(?P<first>[A-Za-z]{3,9})\.?[ -](?P<day>\d{1,2})(?:st|nd|rd|th)?,?[ -](?P<year>\d{4})"
     r"|(?P<later>\d{1,2})[- ](?P<middle>[A-Za-z]{3,9})\.?,?[- ](?P<last>\d{4}|\d{2}))" + _CLOCK,
     re.ASCII,
 )
 _NUMERIC = re.compile(
     r"(?P<a>\d{1,2})(?P<sign>[-/.])(?P<b>\d{1,2})(?P=sign)(?P<c>\d{4}|\d{2})" + _CLOCK, re.ASCII
 )
+_TICKS = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?", re.ASCII)
 _PLAIN_ISO = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}:\d{2})?", re.ASCII)
 
 
@@ -71,10 +76,17 @@ class Stamp(msgspec.Struct, frozen=True):
     local: bool = True
 
 
-def read_time(text: str, order: Order | None, field: str = "observed_at", zone: tzinfo = UTC) -> Stamp:
+def read_time(
+    text: str,
+    order: Order | None,
+    field: str = "observed_at",
+    zone: tzinfo = UTC,
+    epoch: Epoch | None = None,
+) -> Stamp:
     """The time that a cell tells, aware; one without a zone is in `zone`.
 
-    `order` is the file's, and only all-numeric days need it. Raises Refused for what is no time, and for
+    `order` is the file's, and only all-numeric days need it; `epoch` is the unit of epoch times where it was
+    told, else their length tells it. Raises Refused for what is no time, and for
     local times that a zone's change of clocks repeats or leaves out.
     """
     text = text.strip()
@@ -83,6 +95,8 @@ def read_time(text: str, order: Order | None, field: str = "observed_at", zone: 
             return Stamp(datetime.fromisoformat(text).replace(tzinfo=UTC), bare=len(text) == 10)
         except ValueError:
             raise _no_time(text, field) from None
+    if epoch is not None and (match := _TICKS.fullmatch(text)):
+        return _since_epoch(match, epoch, text, field)
     if match := _EPOCH_TEXT.fullmatch(text):
         ticks = int(match[1])
         unit = _EPOCH_UNITS[len(match[1])]
@@ -106,6 +120,21 @@ def read_time(text: str, order: Order | None, field: str = "observed_at", zone: 
         raise _no_time(text, field) from None
 
 
+def epoch_unit(text: str) -> str | None:
+    """The unit of an epoch time by its length; None where it is none."""
+    match = _EPOCH_TEXT.fullmatch(text)
+    return {10: "s", 13: "ms", 16: "us", 19: "ns"}[len(match[1])] if match else None
+
+
+def _since_epoch(match: re.Match[str], epoch: Epoch, text: str, field: str) -> Stamp:
+    fraction = int((match[2] or "0")[:9].ljust(9, "0"))
+    nanoseconds = (int(match[1]) * 10**9 + fraction) // (1 if epoch == "s" else 1_000)
+    try:
+        return Stamp(_EPOCH + timedelta(microseconds=nanoseconds // 1_000), local=False)
+    except OverflowError:
+        raise _no_time(text, field) from None
+
+
 def _year(text: str) -> int:
     # No market is older than 2009, so two digits leave no doubt about the century.
     return int(text) if len(text) == 4 else 2000 + int(text)
@@ -125,6 +154,9 @@ def _numeric_day(match: re.Match[str], order: Order | None) -> date:
 def _with_clock(day: date, match: re.Match[str], text: str, field: str, zone: tzinfo) -> Stamp:
     bare = match["hour"] is None
     hour, half = int(match["hour"] or 0), match["half"]
+    if not bare and match["minute"] is None and not half:
+        # `2018-01-05 11` is no notation of a time; `2018-01-05 11-AM` is.
+        raise _no_time(text, field)
     if half:
         if not 1 <= hour <= 12:
             raise _no_time(text, field)
@@ -150,7 +182,7 @@ def _zone(text: str) -> tzinfo:
     if not text or text == "Z":
         return UTC
     sign = -1 if text[0] == "-" else 1
-    return timezone(sign * timedelta(hours=int(text[1:3]), minutes=int(text[-2:])))
+    return timezone(sign * timedelta(hours=int(text[1:3]), minutes=int(text[3:].removeprefix(":") or "0")))
 
 
 def _no_time(text: str, field: str) -> Refused:
@@ -173,10 +205,14 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
         example = numeric[0]
         raise Unsettled(
             f"its rows do not tell the day from the month: {example!r} and all the others can be read as "
-            f"{' and as '.join(sorted({best, other}))}"
+            f"{' and as '.join(sorted({best, other}))}",
+            " or ".join(f'day_order = "{ORDER_NAMES[order]}"' for order in sorted((best, other))),
         )
     if fewest * 2 > len(numeric):
-        raise Unsettled(f"its days, such as {numeric[0]!r}, fit no order of day, month and year")
+        raise Unsettled(
+            f"its days, such as {numeric[0]!r}, fit no order of day, month and year",
+            'day_order = "day-first", or another one,',
+        )
     return best
 
 

@@ -13,7 +13,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "symbol": ("symbol", "ticker", "nameabr", "coinsymbol", "sym", "abbreviation"),
     "name": ("name", "coinname", "cryptoname", "coin", "cryptocurrency", "currencyname", "crypto"),
     "currency": ("vscurrency", "quotecurrency", "currency", "convert", "quote"),
-    "closed_at": ("closetime", "timeclose", "endtime", "closedat"),
+    "closed_at": ("timeperiodend", "closetime", "timeclose", "endtime", "closedat"),
     "time": (
         "lastupdated",
         "lastupdate",
@@ -38,13 +38,47 @@ NAMES: dict[str, tuple[str, ...]] = {
         "createdat",
         "fetchedat",
         "extractedat",
+        "timeperiodstart",
+        "start",
+        "datum",
+        "fecha",
+        "data",
     ),
     "rank": ("rank", "marketcaprank", "cmcrank"),
-    "open": ("open", "openprice", "opening"),
-    "high": ("high", "highprice"),
-    "low": ("low", "lowprice"),
-    "close": ("close", "closeprice", "closelast", "closing", "closingprice"),
-    "price": ("price", "currentprice", "pricevalue", "lastprice", "spotprice"),
+    "open": ("open", "openprice", "opening", "priceopen", "24hopen", "eroffn", "ouv", "apertura", "abertura"),
+    "high": ("high", "highprice", "pricehigh", "24hhigh", "hoch", "plushaut", "maximo", "massimo", "maxima"),
+    "low": ("low", "lowprice", "pricelow", "24hlow", "tief", "plusbas", "minimo", "minima"),
+    "close": (
+        "close",
+        "closeprice",
+        "closelast",
+        "closing",
+        "closingprice",
+        "priceclose",
+        "schluss",
+        "schlusskurs",
+        "cloture",
+        "cierre",
+        "chiusura",
+        "fechamento",
+    ),
+    "price": (
+        "price",
+        "currentprice",
+        "pricevalue",
+        "lastprice",
+        "spotprice",
+        "prices",
+        "preis",
+        "kurs",
+        "zuletzt",
+        "dernier",
+        "ultimo",
+        "prix",
+        "precio",
+        "prezzo",
+        "preco",
+    ),
     "market_cap_usd": (
         "marketcap",
         "mktcap",
@@ -52,6 +86,8 @@ NAMES: dict[str, tuple[str, ...]] = {
         "currentmarketcap",
         "marketcapitalization",
         "marketcapitalisation",
+        "marketcaps",
+        "capmrktcur",
     ),
     "volume_24h_usd": (
         "24hvolume",
@@ -60,6 +96,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "volume24hours",
         "24hrvolume",
         "totalvolume",
+        "totalvolumes",
         "vol24h",
         "24hvol",
     ),
@@ -189,6 +226,8 @@ COINS = (
 )
 CURRENCIES = frozenset((*FIAT, *COINS))
 WORDS = {"euro": "eur", "euros": "eur", "dollar": "usd", "dollars": "usd", "yen": "jpy", "bitcoins": "btc"}
+# Made to be worth a dollar, and not one for all that.
+PEGGED = frozenset({"USDT", "USDC", "BUSD", "TUSD", "DAI", "FDUSD"})
 SIGNS = {
     "€": "EUR",
     "£": "GBP",
@@ -210,6 +249,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     `usd` says that its figures are US dollars where neither header, cells nor name tell a currency.
     `volume_usd` says that a column called just volume is the day's turnover in that currency; in other
     layouts it may as well count coins. `daily` says how long its candles are where one row cannot tell.
+    `reads` names headers that mean a field in this layout alone.
     """
 
     name: str
@@ -218,6 +258,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     usd: bool = False
     volume_usd: bool = False
     daily: bool = False
+    reads: dict[str, str] = {}
 
 
 def _needs(text: str) -> frozenset[str]:
@@ -251,6 +292,23 @@ LAYOUTS = (
         name="snapshots of many coins",
         kind="quotes",
         needs=_needs("timestamp coinid price marketcap totalvolume"),
+        usd=True,
+        volume_usd=True,
+    ),
+    Layout(
+        name="CoinMarketCap history of all coins",
+        kind="candles",
+        needs=_needs("slug symbol name date ranknow open high low close volume market"),
+        daily=True,
+        usd=True,
+        volume_usd=True,
+        reads={"market": "market_cap_usd"},
+    ),
+    Layout(
+        name="CoinMarketCap export",
+        kind="candles",
+        needs=_needs("timeopen timeclose open high low close volume marketcap"),
+        daily=True,
         usd=True,
         volume_usd=True,
     ),
@@ -301,16 +359,26 @@ class Heading(msgspec.Struct, frozen=True):
 
 def normal(cell: str) -> str:
     """A header cell without what varies: case, blanks, stars, underscores, marks no one sees."""
-    cell = unicodedata.normalize("NFKC", cell).replace("\ufeff", "")
-    return _NOT_WORD.sub("", cell.lower().replace("%", "percent"))
+    return _NOT_WORD.sub("", _plain(cell).lower().replace("%", "percent"))
+
+
+def _plain(cell: str) -> str:
+    # Without accents, in the letters of ASCII where they have the same there.
+    decomposed = unicodedata.normalize("NFKD", cell)
+    return "".join(c for c in decomposed if not unicodedata.combining(c)).replace("\ufeff", "")
 
 
 def heading(cell: str) -> Heading:
     """What a header cell says: `Market Cap**`, `24h_volume_usd`, `priceEur`, `Volume (USD)`."""
     full = normal(cell)
     words = [
-        word for word in _NOT_WORD.split(_CAMEL.sub(" ", cell.replace("%", " percent ")).lower()) if word
+        word
+        for word in _NOT_WORD.split(_CAMEL.sub(" ", _plain(cell).replace("%", " percent ")).lower())
+        if word
     ]
+    if len(words) > 2 and words[0] in {"quote", "quotes"} and words[1] in CURRENCIES:
+        # The APIs' answers, flattened: `quotes.USD.price`.
+        return Heading(full, "".join(words[2:]), words[1].upper())
     for position in (-1, 0):
         if len(words) > 1 and (currency := WORDS.get(words[position], words[position])) in CURRENCIES:
             rest = "".join(words[:-1] if position == -1 else words[1:])

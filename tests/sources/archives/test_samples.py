@@ -4,7 +4,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kasparro.sources.archives.explain import explain
+from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.explain import Cell, Checked, check
 from tests.sources.archives.conftest import Outcome, read
 
 # The samples hold rows until August 2026.
@@ -111,18 +112,26 @@ async def test_every_sample_is_loaded_or_refused_for_the_right_reason(shared_dat
 
 
 async def _line(path: Path, label: str, outcome: Outcome) -> str:
-    found = await explain(path, NOW)
+    found = (await explained(path)).recognition
     reasons = Counter(f"{reject.field or 'row'}: {reject.reason}" for reject in outcome.rejects)
     told = outcome.problems or [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
     figures = f"{len(outcome.rows):6} {len(outcome.rejects):4}"
-    return f"{label[-60:]:60} {found.layout or '-':36} {figures}  {'; '.join(told)}"
+    return f"{label[-60:]:60} {found.layout if found else '-':36} {figures}  {'; '.join(told)}"
 
 
 async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path) -> None:
     (path,) = (shared_data / "csv").glob("*__data_bitcoin_eur.csv")
-    found = await explain(path, NOW)
-    assert found.refused is None
+    checked = await explained(path)
+    found = checked.recognition
+    assert found is not None
+    assert (checked.rows, checked.rejected, checked.problem) == (964, 1, None)
+    assert checked.reasons[0].first[0].line == 592
     assert (found.decimal, found.delimiter, found.zone) == (",", ";", "Europe/Berlin")
     euro, dollar = found.columns[3:5]
     assert (euro.field, euro.note) == (None, "in EUR, not USD (by its header)")
-    assert (dollar.field, dollar.samples[0]) == ("price_usd", "44152,2269")
+    assert dollar.field == "price_usd"
+    assert dollar.cells[0] == Cell("44152,2269", "44152.2269")
+
+
+async def explained(path: Path) -> Checked:
+    return await check(Archive(path, path.name), NOW)

@@ -1,0 +1,185 @@
+"""What a user says of an archive, in a small TOML file beside it; it outranks all that the file tells."""
+
+import codecs
+import difflib
+import hashlib
+import re
+import tomllib
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from kasparro.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Refused, composed_id, identifier
+from kasparro.sources.archives.numbers import Sign
+from kasparro.sources.archives.text import shown
+from kasparro.sources.archives.times import ORDER_NAMES, PERIODS, Epoch, Order, Stamp, read_time
+
+FOLDER_FILE = "kasparro.toml"
+SUFFIX = ".toml"
+SIZE_LIMIT = 256 * 1024
+
+Field = Literal[
+    "source_id",
+    "symbol",
+    "name",
+    "rank",
+    "price_usd",
+    "market_cap_usd",
+    "volume_24h_usd",
+    "circulating_supply",
+    "total_supply",
+    "max_supply",
+    "percent_change_1h",
+    "percent_change_24h",
+    "percent_change_7d",
+    "observed_at",
+    "currency",
+    "ignore",
+]
+_ORDERS: dict[str, Order] = {name: order for order, name in ORDER_NAMES.items()}
+
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class DescriptionRefused(Exception):
+    """A TOML file beside an archive cannot be taken; the text names the file, the key and what is allowed."""
+
+
+class Coin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The one coin that a file is about."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_LIMIT)] | None = None
+    symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=SYMBOL_LIMIT)] | None = None
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LIMIT)] | None = None
+
+    @property
+    def source_id(self) -> str:
+        """Its id, else one made of symbol and name. Raises Refused where neither gives one."""
+        return identifier(self.id) if self.id else composed_id(self.symbol or "", self.name or "")
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything that may be said of an archive; what is None is found in the archive itself."""
+
+    columns: dict[_Text, Field] = {}
+    header: tuple[str, ...] | None = None
+    coin: Coin | None = None
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3,5}$")] | None = None
+    decimal: Sign | None = None
+    day_order: Literal["day-first", "month-first", "year-first"] | None = None
+    epoch: Epoch | None = None
+    timezone: _Text | None = None
+    observed_at: str | None = None
+    encoding: _Text | None = None
+    delimiter: Literal[",", ";", "\t", "|"] | None = None
+    period: _Text | None = None
+
+    @property
+    def order(self) -> Order | None:
+        """The order of days, as `times` names it."""
+        return _ORDERS[self.day_order] if self.day_order else None
+
+    @property
+    def length(self) -> timedelta | None:
+        """How long its candles are."""
+        return PERIODS[self.period] if self.period else None
+
+    @property
+    def moment(self) -> Stamp | None:
+        """The time of all its figures."""
+        return read_time(self.observed_at, None) if self.observed_at else None
+
+    @property
+    def digest(self) -> str:
+        """The same for the same words, however they are laid out; empty where nothing is said."""
+        said = msgspec.json.encode(self, order="deterministic")
+        return "" if said == b"{}" else hashlib.sha256(said).hexdigest()
+
+
+NOTHING = Description()
+
+_ALLOWED = {
+    "columns": f'"HEADER" = one of {", ".join(Field.__args__)}',  # type: ignore[attr-defined]
+    "header": "a list of texts, the names of the columns of a file that has none",
+    "coin": "id, symbol and name, each a text",
+    "currency": 'an upper-case code such as "USD"',
+    "decimal": '"." or ","',
+    "day_order": ", ".join(f'"{name}"' for name in _ORDERS),
+    "epoch": '"s" or "ms"',
+    "timezone": 'a name such as "Europe/Berlin"',
+    "observed_at": "a date or a date and time",
+    "encoding": 'a name such as "cp1252"',
+    "delimiter": '",", ";", "\\t" or "|"',
+    "period": ", ".join(f'"{name}"' for name in PERIODS),
+}
+
+
+def describe(path: Path) -> Description:
+    """What is said of the archive at `path`: by `NAME.toml` beside it, else by its folder's kasparro.toml,
+    key by key. Raises DescriptionRefused.
+    """
+    folder = _read(path.with_name(FOLDER_FILE))
+    own = _read(path.with_name(path.name + SUFFIX))
+    told = {
+        name: getattr(own, name)
+        for name in Description.__struct_fields__
+        if getattr(own, name) != getattr(NOTHING, name)
+    }
+    return msgspec.structs.replace(folder, **told)
+
+
+def _read(path: Path) -> Description:
+    name = shown(path.name)
+    try:
+        with path.open("rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+    except FileNotFoundError:
+        return NOTHING
+    except OSError as error:
+        raise DescriptionRefused(f"{name}: cannot be read ({error.strerror or error})") from None
+    if len(content) > SIZE_LIMIT:
+        raise DescriptionRefused(f"{name}: longer than {SIZE_LIMIT // 1024} KiB")
+    try:
+        told = tomllib.loads(content.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DescriptionRefused(f"{name}: no TOML ({shown(str(error))})") from None
+    for key, value in told.items():
+        if key not in _ALLOWED:
+            meant = difflib.get_close_matches(key, _ALLOWED, n=1)
+            hint = f"did you mean {meant[0]}?" if meant else f"allowed: {', '.join(_ALLOWED)}"
+            raise DescriptionRefused(f"{name}: unknown key {shown(key)!r}; {hint}")
+        if not _allowed(key, value):
+            raise DescriptionRefused(
+                f"{name}: {key} is {shown(repr(value))[:120]}, which is not allowed; allowed: {_ALLOWED[key]}"
+            )
+    return msgspec.convert({key: _plain(value) for key, value in told.items()}, Description)
+
+
+def _plain(value: Any) -> Any:
+    # TOML has times of its own.
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _allowed(key: str, value: Any) -> bool:
+    try:
+        said = msgspec.convert({key: _plain(value)}, Description)
+        if said.period:
+            PERIODS[said.period]
+        if said.timezone:
+            ZoneInfo(said.timezone)
+        if said.encoding:
+            return re.fullmatch(r"[\w.-]+", said.encoding) is not None and _is_text(said.encoding)
+        if said.coin is not None:
+            _ = said.coin.source_id
+        _ = said.moment
+    except (msgspec.ValidationError, Refused, LookupError, ValueError, OSError):
+        return False
+    fields = [field for field in said.columns.values() if field != "ignore"]
+    return len(set(fields)) == len(fields) and said.header != () and value not in ("", {})
+
+
+def _is_text(encoding: str) -> bool:
+    return isinstance(b"".decode(encoding), str) and codecs.lookup(encoding).name not in {"idna", "punycode"}
