@@ -558,8 +558,8 @@ class TestAsRoot:
 
     async def test_an_ordinary_user_has_a_server_of_its_own(self, stranger_home: tuple[Path, int]) -> None:
         home, uid = stranger_home
-        python = self.python_for(uid)
         paths = os.pathsep.join([str(Path(embedded.__file__).parents[2]), *filter(None, sys.path)])
+        python = self.python_for(uid, paths)
         how: dict[str, Any] = {
             "user": uid,
             "group": uid,
@@ -580,13 +580,20 @@ class TestAsRoot:
             assert Path(f"/proc/{postmaster(home)}").stat().st_uid == uid
 
     @staticmethod
-    def python_for(uid: int) -> str:
-        """A Python of this version that the user can run; a developer's own may lie in root's home."""
+    def python_for(uid: int, paths: str) -> str:
+        """A Python of this version that the user can run, as a developer's own may lie in root's home."""
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         for python in (sys.executable, f"/usr/bin/python{version}"):
             try:
-                subprocess.run([python, "-c", ""], user=uid, cwd="/", check=True, capture_output=True)
+                subprocess.run(
+                    [python, "-c", "import kasparro.store.embedded"],
+                    user=uid,
+                    cwd="/",
+                    env={"PYTHONPATH": paths},
+                    check=True,
+                    capture_output=True,
+                )
             except (OSError, subprocess.CalledProcessError):
                 continue
             return python
-        pytest.skip(f"no Python {version} that an ordinary user can run")
+        pytest.skip(f"no Python {version} with this checkout that an ordinary user can run")
