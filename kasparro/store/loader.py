@@ -101,9 +101,17 @@ class Loader:
 
     async def _merge(self, connection: Connection, batch: Batch, now: datetime) -> Written:
         await connection.execute(_SQL["staging"])
+        await connection.execute(_SQL["known_table"])
         await connection.copy_to_table("staging", source=_chunks(batch.lines), columns=COLUMNS, format="text")
         await connection.execute(_SQL["partitions"])
-        told = await connection.fetchval(_SQL["history"], self._source, now)
+        (span,) = await connection.fetch(_SQL["span"])
+        await connection.execute(_SQL["by_index"])
+        differing = await connection.fetchval(_SQL["compare"], self._source, span["earliest"], span["latest"])
+        await connection.execute(_SQL["compare_unreported"], self._source)
+        await connection.execute(_SQL["freely"])
+        told = await connection.fetchval(_SQL["append"], self._source, now)
+        if differing:
+            told += await connection.fetchval(_SQL["correct"], self._source, now)
         (newest,) = await connection.fetch(_SQL["newest"], self._source, now)
         # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
         # History gains all of them, unless somebody emptied unified_data beside it.

@@ -35,6 +35,19 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staging (
     percent_change_7d numeric
 ) ON COMMIT DELETE ROWS;
 
+-- name: known_table --
+-- Which rows of the batch tell of a moment that history has already, and whether they tell it otherwise.
+CREATE TEMPORARY TABLE IF NOT EXISTS known (
+    position integer NOT NULL,
+    differs boolean NOT NULL
+) ON COMMIT DELETE ROWS;
+
+-- name: span --
+SELECT
+    min(observed_at) AS earliest,
+    max(observed_at) AS latest
+FROM staging;
+
 -- name: partitions --
 -- The history's partitions for the months that the batch touches.
 SELECT create_history_partition(months.month)
@@ -43,17 +56,55 @@ FROM (
     FROM staging
 ) AS months;
 
--- name: history --
--- Append what is new, and correct what the source now tells otherwise of a moment it had told before. A
--- record whose time the source did not tell is new only if its content differs from the newest one. Rows
--- that are there already are left out before the insert, since ON CONFLICT would lock, that is write, them.
-WITH told AS (
-    SELECT DISTINCT ON (source_id, observed_at) *
-    FROM staging
-    ORDER BY source_id, observed_at, position DESC
-),
-written AS (
-    INSERT INTO unified_history AS history (
+-- name: by_index --
+-- The next statement looks each row up by the history's key, however small the planner believes a new
+-- partition to be: reading whole ones would cost more with every month.
+SELECT set_config('enable_seqscan', 'off', true);
+
+-- name: compare --
+-- The span ($2, $3) rules out partitions before any row is looked up; LIMIT keeps it one look-up a row.
+WITH compared AS (
+    INSERT INTO known (position, differs)
+    SELECT
+        told.position,
+        kept.content_hash <> told.content_hash
+    FROM staging AS told
+    CROSS JOIN LATERAL (
+        SELECT history.content_hash
+        FROM unified_history AS history
+        WHERE
+            history.source = $1
+            AND history.source_id = told.source_id
+            AND history.observed_at = told.observed_at
+            AND history.observed_at BETWEEN $2 AND $3
+        LIMIT 1
+    ) AS kept
+    RETURNING differs
+)
+SELECT count(*) FILTER (WHERE differs) FROM compared;
+
+-- name: compare_unreported --
+-- A record whose time the source did not tell is known where its content is that of the newest record.
+INSERT INTO known (position, differs)
+SELECT
+    told.position,
+    false
+FROM staging AS told
+INNER JOIN unified_data AS newest
+    ON
+        newest.source = $1
+        AND told.source_id = newest.source_id
+        AND told.content_hash = newest.content_hash
+WHERE NOT told.reported;
+
+-- name: freely --
+SELECT set_config('enable_seqscan', 'on', true);
+
+-- name: append --
+-- What history did not have. The run is the only writer of its source's rows, so none can come between the
+-- comparison and this.
+WITH written AS (
+    INSERT INTO unified_history (
         source,
         source_id,
         observed_at,
@@ -72,7 +123,7 @@ written AS (
         recorded_at,
         content_hash
     )
-    SELECT
+    SELECT DISTINCT ON (told.source_id, told.observed_at)
         $1,
         told.source_id,
         told.observed_at,
@@ -90,25 +141,56 @@ written AS (
         told.percent_change_7d,
         $2,
         told.content_hash
-    FROM told
-    WHERE
-        NOT EXISTS (
-            SELECT
-            FROM unified_data AS newest
-            WHERE
-                newest.source = $1
-                AND newest.source_id = told.source_id
-                AND newest.content_hash = told.content_hash
-        )
-        AND NOT EXISTS (
-            SELECT
-            FROM unified_history AS known
-            WHERE
-                known.source = $1
-                AND known.source_id = told.source_id
-                AND known.observed_at = told.observed_at
-                AND known.content_hash = told.content_hash
-        )
+    FROM staging AS told
+    WHERE NOT EXISTS (SELECT FROM known WHERE known.position = told.position)
+    ORDER BY told.source_id, told.observed_at, told.position DESC
+    RETURNING 1
+)
+SELECT count(*) FROM written;
+
+-- name: correct --
+-- What the source now tells otherwise of a moment that it had told before: the later word stands.
+WITH written AS (
+    INSERT INTO unified_history (
+        source,
+        source_id,
+        observed_at,
+        symbol,
+        name,
+        rank,
+        price_usd,
+        market_cap_usd,
+        volume_24h_usd,
+        circulating_supply,
+        total_supply,
+        max_supply,
+        percent_change_1h,
+        percent_change_24h,
+        percent_change_7d,
+        recorded_at,
+        content_hash
+    )
+    SELECT DISTINCT ON (told.source_id, told.observed_at)
+        $1,
+        told.source_id,
+        told.observed_at,
+        told.symbol,
+        told.name,
+        told.rank,
+        told.price_usd,
+        told.market_cap_usd,
+        told.volume_24h_usd,
+        told.circulating_supply,
+        told.total_supply,
+        told.max_supply,
+        told.percent_change_1h,
+        told.percent_change_24h,
+        told.percent_change_7d,
+        $2,
+        told.content_hash
+    FROM staging AS told
+    WHERE EXISTS (SELECT FROM known WHERE known.position = told.position AND known.differs)
+    ORDER BY told.source_id, told.observed_at, told.position DESC
     ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
         symbol = excluded.symbol,
         name = excluded.name,

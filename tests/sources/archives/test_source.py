@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.batch import Batch, Checkpoint
+from kasparro.batch import BATCH_ROWS, Batch, Checkpoint
 from kasparro.errors import SourceError
 from kasparro.sources.archives import Archives
 from kasparro.sources.archives import source as source_module
@@ -116,7 +116,7 @@ async def test_the_same_content_twice_in_a_folder_is_read_once(tmp_path: Path) -
 
 
 async def test_a_stopped_pass_ends_its_worker_and_the_next_goes_on(tmp_path: Path, pids: list[int]) -> None:
-    path = dump(tmp_path / "a.csv", 45_000)
+    path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
     memory = Memory()
     async with aclosing(
         Archives(str(path)).extract(Pass(clock=lambda: NOW, checkpoint=memory.checkpoint))
@@ -125,11 +125,11 @@ async def test_a_stopped_pass_ends_its_worker_and_the_next_goes_on(tmp_path: Pat
             memory.commit(batch)
             break
     assert ended(pids[0])
-    assert (await work(path, memory))[0] == 35_000
+    assert (await work(path, memory))[0] == BATCH_ROWS
 
 
 async def test_a_cancelled_pass_ends_its_worker(tmp_path: Path, pids: list[int]) -> None:
-    path = dump(tmp_path / "a.csv", 45_000)
+    path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
     begun = asyncio.Event()
 
     async def consume() -> None:
@@ -147,7 +147,7 @@ async def test_a_cancelled_pass_ends_its_worker(tmp_path: Path, pids: list[int])
 
 
 async def test_a_worker_that_dies_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    job = job_for(dump(tmp_path / "big.csv", 100_000))
+    job = job_for(dump(tmp_path / "big.csv", 4 * BATCH_ROWS))
     async with Worker() as worker:
         told = worker.read(job)
         await anext(told)
@@ -158,7 +158,7 @@ async def test_a_worker_that_dies_is_an_error_that_names_the_file(tmp_path: Path
 
 
 async def test_a_worker_never_outlives_its_parent(tmp_path: Path) -> None:
-    job = job_for(dump(tmp_path / "big.csv", 100_000))
+    job = job_for(dump(tmp_path / "big.csv", 4 * BATCH_ROWS))
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -223,7 +223,7 @@ async def test_nothing_to_read_is_said_in_one_line(
 
 
 async def test_progress_ends_at_the_size_of_all_files(tmp_path: Path) -> None:
-    dump(tmp_path / "a.csv", 25_000)
+    dump(tmp_path / "a.csv", BATCH_ROWS + 5)
     dump(tmp_path / "b.csv", 10, first=7)
     seen: list[tuple[float, float | None]] = []
     passing = Pass(clock=lambda: NOW, progress=lambda done, total: seen.append((done, total)))
