@@ -73,7 +73,10 @@ def _text(value: str) -> str:
 
 
 def _path(value: str) -> Path:
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise _NotAllowed("a path, in which ~NAME is a user of this machine") from None
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -297,9 +300,16 @@ def load(environ: Mapping[str, str]) -> Settings:
         try:
             values[field] = variable.parse(told)
         except _NotAllowed as error:
-            shown = "has a value that is" if variable.secret else f"is {told!r}, which is"
+            # Whoever puts a password into a URL has it kept out of logs all the same.
+            hidden = variable.secret or "@" in told
+            shown = "has a value that is" if hidden else f"is {told!r}, which is"
             raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
     plan = values.setdefault("coingecko_plan", "demo" if "coingecko_key" in values else "public")
+    if plan == "public" and "coingecko_key" in values:
+        raise SettingsError(
+            "KASPARRO_COINGECKO_PLAN is 'public', which takes no key; allowed beside KASPARRO_COINGECKO_KEY: "
+            "demo, pro"
+        )
     if plan in {"demo", "pro"} and "coingecko_key" not in values:
         raise SettingsError(
             f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; "

@@ -1,6 +1,7 @@
 """One run: the sources side by side, each from its first batch to its outcome."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -23,6 +24,8 @@ Trigger = Literal["startup", "schedule", "api", "etl"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
 T = TypeVar("T")
 
+# A stopping service has 10 s: requests get the first few, the batch under way the rest.
+STOP_GRACE_S = 6.0
 # How long a run waits for a database that went away before it gives up.
 DATABASE_PATIENCE_S = 300.0
 
@@ -59,8 +62,10 @@ class Run:
         self._trigger: Trigger = trigger
         self._budget = budget
         self._watch = watch
+        self._calls: Counter[str] = Counter()
         self._clock = clock
         self._lock = SessionLock(database, "run")
+        self._stop = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         if not await self._lock.acquire():
@@ -99,13 +104,12 @@ class Run:
         Raises RunLost where another process has ended this run, and DatabaseUnavailable where its outcome
         could not be written: the next run then marks it interrupted.
         """
+        self._stop = stop
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._outcome(source, stop)) for source in self._sources]
-        except* RunLost as lost:
-            raise lost.exceptions[0] from None
-        except* DatabaseUnavailable as unavailable:
-            raise unavailable.exceptions[0] from None
+        except BaseExceptionGroup as errors:
+            raise _most_telling(errors) from errors
         outcomes = {task.result() for task in tasks}
         status: Status = "interrupted" if "interrupted" in outcomes else "partial"
         if len(outcomes) == 1:
@@ -135,7 +139,10 @@ class Run:
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._persistently(lambda: self._record.counts(source.name))
         status, line = judged(counts["fetched"], counts["valid"], stopped, failure, passing.problems)
-        await self._persistently(lambda: self._record.finish_source(source.name, status, line, self._clock()))
+        calls = self._calls[source.name]
+        await self._persistently(
+            lambda: self._record.finish_source(source.name, status, line, calls, self._clock())
+        )
         say = self._log.info if status == "succeeded" else self._log.warning
         say(
             "source finished",
@@ -159,11 +166,11 @@ class Run:
         try:
             while True:
                 await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    return True
-                batch = coming.result()
-                if batch is None:
+                batch = coming.result() if coming.done() else None
+                if coming.done() and batch is None:
                     return False
+                if batch is None or stop.is_set():
+                    return True
                 coming = asyncio.create_task(following())
                 await self._load(loader, batch)
         finally:
@@ -185,11 +192,12 @@ class Run:
             raise SourceError(
                 f"the budget of {limit} calls for {month:%B %Y} is spent; it begins anew on the first"
             )
+        self._calls[source] += 1
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Do it, again and again while the database is out of reach, and only while the run is ours."""
         async for attempt in stamina.retry_context(
-            on=DatabaseUnavailable,
+            on=lambda error: isinstance(error, DatabaseUnavailable) and not self._stop.is_set(),
             attempts=None,
             timeout=DATABASE_PATIENCE_S,
             wait_initial=0.1,
@@ -202,6 +210,19 @@ class Run:
                     raise RunLost(f"run {self.id} lost its lock to another run")
                 return await call()
         raise AssertionError("unreachable: the last attempt raises")
+
+
+def _most_telling(errors: BaseExceptionGroup) -> BaseException:
+    """Of the errors that ended a run together, the one that says most of what to do about it."""
+    for kind in (RunLost, DatabaseUnavailable):
+        if found := errors.subgroup(kind):
+            return (
+                _most_telling(found)
+                if isinstance(found.exceptions[0], BaseExceptionGroup)
+                else found.exceptions[0]
+            )
+    first = errors.exceptions[0]
+    return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def judged(

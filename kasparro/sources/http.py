@@ -127,7 +127,7 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
         status = response.status
-        said = _said(body)
+        said = self._redacted(_said(body))
         meaning = _MEANINGS.get(status, "")
         if 300 <= status < 400:
             meaning = "redirects are not followed; set the base URL to where the API is"
@@ -138,6 +138,12 @@ class Client(AbstractAsyncContextManager["Client"]):
         return self._error(
             text, passing=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
         )
+
+    def _redacted(self, text: str) -> str:
+        # An upstream may repeat the key that it refuses.
+        for secret in self._headers.values():
+            text = text.replace(secret, "***")
+        return text
 
     def _error(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> UpstreamError:
         return UpstreamError(f"{self._name} {text}", passing=passing, retry_after_s=retry_after_s)

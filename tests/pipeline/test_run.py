@@ -1,6 +1,7 @@
 """One run over real HTTP servers and a real PostgreSQL."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -234,6 +235,18 @@ async def test_a_stop_ends_the_run_at_a_batch_border(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 250
 
 
+async def test_a_stop_is_heard_while_the_source_is_always_ahead(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    stop = asyncio.Event()
+
+    async with Run(database, [Endless(stop)], "etl") as one:
+        async with asyncio.timeout(5):
+            assert await one.work(stop) == "interrupted"
+
+    assert (await outcomes(connection))["csv"]["status"] == "interrupted"
+
+
 async def test_a_run_outlives_the_loss_of_every_connection(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -293,6 +306,23 @@ class Severed:
                     "WHERE application_name = 'kasparro' AND datname = current_database()"
                 )
             builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
+            yield builder.take()
+
+
+class Endless:
+    """A source that has its next batch ready always, and asks for the stop with its third."""
+
+    name = "csv"
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+        builder = BatchBuilder()
+        for number in itertools.count():
+            builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
+            if number == 2:
+                self._stop.set()
             yield builder.take()
 
 
