@@ -150,16 +150,24 @@ async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> repo
     stop = asyncio.Event()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
+    opened: list[Database] = []
+
+    def cut_off() -> None:
+        for database in opened:
+            database.terminate()
+        if task is not None:
+            task.cancel()
+
     def end() -> None:
         # First at a batch border; where there is none in time, or for who asks twice, at once.
-        if task is not None:
-            loop.call_later(0 if stop.is_set() else STOP_GRACE_S, task.cancel)
+        loop.call_later(0 if stop.is_set() else STOP_GRACE_S, cut_off)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
 
     async def run(database: Database) -> report.RunReport:
+        opened.append(database)
         await prepare(database)
         with _bars(names, shown=watched and err.is_terminal) as watch:
             async with Run(
@@ -176,7 +184,7 @@ async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> repo
 
 
 async def _with_database(told: Settings, work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    async with database_url(told) as (url, _), pools(told, url) as database:
+    async with database_url(told) as url, pools(told, url) as database:
         return await work(database)
 
 
@@ -194,7 +202,9 @@ def _bars(names: tuple[str, ...], *, shown: bool) -> Iterator[Callable[[str, flo
 
 def _print_run(run: report.RunReport) -> None:
     figures = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
-    table = Table("source", "status", *figures, title=f"run {run.id}: {run.status}", title_justify="left")
+    # Without a frame it fits 80 columns, which is also what a pipe gets.
+    title = f"run {run.id}: {run.status}"
+    table = Table("source", "status", *figures, title=title, title_justify="left", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     for source in run.sources:

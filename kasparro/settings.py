@@ -65,6 +65,10 @@ class Variable(msgspec.Struct, frozen=True):
 
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+# A host, a bracketed address or nothing, and a port up to 65535.
+_HOST = re.compile(
+    r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -134,7 +138,7 @@ def _database_url(value: str) -> Secret:
     if (
         url is None
         or url.scheme not in {"postgres", "postgresql"}
-        or not all(re.fullmatch(r"(\[[^\]]*\]|[^:\[]*)(:\d{1,5})?", host, re.ASCII) for host in hosts)
+        or not all(_HOST.fullmatch(host) for host in hosts)
     ):
         raise _NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
     return Secret(value)

@@ -1,7 +1,7 @@
 """One run: the sources side by side, each from its first batch to its outcome."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -13,6 +13,7 @@ import structlog
 
 from kasparro.batch import Batch, Checkpoint
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, SourceError
+from kasparro.record import Reject
 from kasparro.sources.base import Pass, Source, utc_now
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
@@ -63,6 +64,7 @@ class Run:
         self._budget = budget
         self._watch = watch
         self._calls: Counter[str] = Counter()
+        self._refusals: dict[str, Counter[str]] = defaultdict(Counter)
         self._clock = clock
         self._lock = SessionLock(database, "run")
         self._stop = asyncio.Event()
@@ -129,7 +131,7 @@ class Run:
         loader = Loader(self._database, self.id, source.name)
         stopped, failure = False, None
         try:
-            stopped = await self._work_through(source.extract(passing), loader, stop)
+            stopped = await self._work_through(source.name, source.extract(passing), loader, stop)
         except SourceError as error:
             failure = str(error)
         except (RunLost, DatabaseUnavailable):
@@ -138,7 +140,13 @@ class Run:
             log.exception("source broke", run=self.id, source=source.name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._persistently(lambda: self._record.counts(source.name))
-        status, line = judged(counts["fetched"], counts["valid"], stopped, failure, passing.problems)
+        refused = self._refusals[source.name].most_common(1)
+        if counts["rejected"] * 2 > counts["fetched"]:
+            passing.problem(
+                f"{counts['rejected']:,} of {counts['fetched']:,} records were rejected"
+                + "".join(f", most often: {reason}" for reason, _ in refused)
+            )
+        status, line = judged(counts["valid"], stopped, failure, passing.problems)
         calls = self._calls[source.name]
         await self._persistently(
             lambda: self._record.finish_source(source.name, status, line, calls, self._clock())
@@ -154,7 +162,7 @@ class Run:
         return status
 
     async def _work_through(
-        self, batches: AsyncGenerator[Batch, None], loader: Loader, stop: asyncio.Event
+        self, source: str, batches: AsyncGenerator[Batch, None], loader: Loader, stop: asyncio.Event
     ) -> bool:
         """Load each batch while the next is made; True where `stop` came before the end."""
 
@@ -172,14 +180,15 @@ class Run:
                 if batch is None or stop.is_set():
                     return True
                 coming = asyncio.create_task(following())
-                await self._load(loader, batch)
+                await self._load(source, loader, batch)
         finally:
             stopping.cancel()
             coming.cancel()
             await asyncio.wait({coming, stopping})
             await batches.aclose()
 
-    async def _load(self, loader: Loader, batch: Batch) -> None:
+    async def _load(self, source: str, loader: Loader, batch: Batch) -> None:
+        self._refusals[source].update(map(_kind, batch.rejects))
         await self._persistently(lambda: loader.load(batch, self._clock()))
 
     async def _checkpoint(self, loader: Loader, key: str) -> Checkpoint | None:
@@ -225,17 +234,20 @@ def _most_telling(errors: BaseExceptionGroup) -> BaseException:
     return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
 
 
+def _kind(reject: Reject) -> str:
+    """What a reject has in common with others like it: its reason without the value."""
+    reason = reject.reason.partition(":")[0]
+    return f"{reject.field}: {reason}" if reject.field else reason
+
+
 def judged(
-    fetched: int, valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
+    valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
 ) -> tuple[Status, str | None]:
     """A source's status, and its error in one line, from what its pass met."""
     told = [*problems, *([failure] if failure else [])]
-    if not told and fetched and not valid:
-        told = [f"all {fetched} records were rejected"]
-        failure = told[0]
     line = f"{told[-1]} (and {len(told) - 1} more before it)" if len(told) > 1 else "".join(told) or None
     if stopped:
         return "interrupted", line or "stopped before its end"
-    if failure:
+    if told:
         return ("partial" if valid else "failed"), line
-    return ("partial" if problems else "succeeded"), line
+    return "succeeded", None

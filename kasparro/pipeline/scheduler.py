@@ -20,6 +20,8 @@ from kasparro.store.runs import SessionLock, bury_dead, last_start
 
 log = structlog.get_logger()
 
+# What is cut off has this long to notice.
+CUT_OFF_S = 1.0
 # How often a process that does not lead looks whether it could, and a lost database is asked for again.
 CHECK_S = 5.0
 
@@ -28,8 +30,7 @@ class Scheduler:
     """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
     its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
 
-    A database that is out of reach is waited for; `revive` brings back one of our own that died, and
-    `prepare` readies it once it answers.
+    A database that is out of reach is waited for, and `prepare` readies it once it answers.
     """
 
     def __init__(
@@ -38,13 +39,11 @@ class Scheduler:
         database: Database,
         *,
         prepare: Callable[[], Awaitable[None]],
-        revive: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._database = database
         self._prepare = prepare
-        self._revive = revive
         self._clock = clock
         self._stop = asyncio.Event()
         self._led = False
@@ -62,10 +61,12 @@ class Scheduler:
         self.stop()
         working = {self._loop, *self._runs}
         _, late = await asyncio.wait(working, timeout=STOP_GRACE_S)
-        for task in late:
+        if late:
             log.warning("run cut off: its batch did not end in time")
-            task.cancel()
-        await asyncio.gather(*working, return_exceptions=True)
+            self._database.terminate()
+            for task in late:
+                task.cancel()
+            await asyncio.wait(late, timeout=CUT_OFF_S)
 
     def stop(self) -> None:
         """Begin to end: no further run starts, and the one at work ends at its next batch border."""
@@ -83,8 +84,6 @@ class Scheduler:
     async def _keep_running(self) -> None:
         while not self._stop.is_set():
             try:
-                if self._revive is not None:
-                    await self._revive()
                 await self._prepare()
                 await self._lead()
             except DatabaseUnavailable as error:

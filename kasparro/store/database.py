@@ -107,6 +107,11 @@ class Database:
             except TimeoutError:
                 pool.terminate()
 
+    def terminate(self) -> None:
+        """Cut all connections at once, where the server does not answer and a rollback would wait for it."""
+        for pool in (self._probe, self._read, self._write):
+            pool.terminate()
+
     @asynccontextmanager
     async def probing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to read with that is kept free for health checks, however busy the readers are."""

@@ -52,6 +52,8 @@ async def migrate(database: Database, migrations: list[Migration] | None = None)
     migrations = available() if migrations is None else migrations
     done: list[str] = []
     async with database.writing() as connection:
+        if (encoding := await connection.fetchval(_SQL["encoding"])) != "UTF8":
+            raise MigrationError(f"this database is encoded in {encoding}; create one with ENCODING 'UTF8'")
         try:
             while await _apply_next(connection, migrations, done):
                 pass

@@ -1,9 +1,11 @@
 """Runs the service: its socket, its processes, and how they end."""
 
 import asyncio
+import multiprocessing.connection
 import os
 import signal
 import socket
+import threading
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -21,7 +23,6 @@ from kasparro.errors import DatabaseUnavailable, KasparroError
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
-from kasparro.store.embedded import EmbeddedPostgres
 from kasparro.store.opening import database_url, pools, prepare
 from kasparro.web.app import create_app
 
@@ -30,25 +31,16 @@ log = structlog.get_logger()
 DEMO_INTERVAL = timedelta(seconds=20)
 # With the scheduler's own grace this keeps a stop within 10 s.
 DRAIN_S = 3
-# How often the parent of several workers looks whether the embedded server still lives.
-REVIVE_S = 5
 
 
 class ListenError(KasparroError):
     """The listen address cannot be had."""
 
 
-def application(
-    told: Settings, url: str, *, demo: bool = False, embedded: EmbeddedPostgres | None = None
-) -> Starlette:
+def application(told: Settings, url: str, *, demo: bool = False) -> Starlette:
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
     database = pools(told, url)
-    scheduler = Scheduler(
-        told,
-        database,
-        prepare=partial(prepare, database, demo=demo),
-        revive=embedded.ensure if embedded else None,
-    )
+    scheduler = Scheduler(told, database, prepare=partial(prepare, database, demo=demo))
     return create_app(told, database=database, scheduler=scheduler)
 
 
@@ -67,7 +59,10 @@ def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> 
     # the process before the embedded server was stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
-    with _listening(told) as listener, asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+    with (
+        _listening(told) as listener,
+        asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner,
+    ):
         runner.run(_serve(told, listener, requested, workers, demo_seed))
 
 
@@ -78,7 +73,7 @@ async def _serve(
         if demo_seed is not None:
             simulator = await stack.enter_async_context(Simulator(seed=demo_seed))
             told = _simulated(told, simulator)
-        url, embedded = await stack.enter_async_context(database_url(told))
+        url = await stack.enter_async_context(database_url(told))
         demo = demo_seed is not None
         async with pools(told, url) as database:
             try:
@@ -90,22 +85,16 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            serving = uvicorn.Server(
-                configuration(application(told, url, demo=demo, embedded=embedded), workers)
-            )
+            serving = uvicorn.Server(configuration(application(told, url, demo=demo), workers))
             await serving.serve([listener])
             if not serving.started:
                 raise KasparroError("the service could not start; the log says why")
+            log.info("stopped")
         else:
             # The workers are processes of their own, which read the environment again.
             os.environ["DATABASE_URL"] = url
             config = configuration("kasparro.web.server:worker", workers)
-            supervisor = asyncio.create_task(asyncio.to_thread(Multiprocess(config, sockets=[listener]).run))
-            while not (await asyncio.wait({supervisor}, timeout=REVIVE_S))[0]:
-                # The workers do not know the embedded server; bringing it back is for us.
-                if embedded is not None:
-                    await embedded.ensure()
-            await supervisor
+            await asyncio.to_thread(Multiprocess(config, sockets=[listener]).run)
 
 
 def _simulated(told: Settings, simulator: Simulator) -> Settings:
@@ -127,10 +116,18 @@ def _simulated(told: Settings, simulator: Simulator) -> Settings:
 
 def worker() -> Starlette:
     """The application of one worker process, made from the environment that its parent left it."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
     told = settings.load(os.environ)
     logs.configure(told)
     url = told.database_url.reveal() if told.database_url else ""
     return application(told, url)
+
+
+def _follow(parent: int) -> None:
+    # A parent that was killed cannot end its workers, which would keep the port without a database.
+    multiprocessing.connection.wait([parent])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def configuration(app: ASGIApp | str, workers: int) -> uvicorn.Config:

@@ -248,7 +248,8 @@ written AS (
         observed_at,
         first_seen_at,
         updated_at,
-        content_hash
+        content_hash,
+        reported
     )
     SELECT
         $1,
@@ -268,12 +269,17 @@ written AS (
         told.observed_at,
         $2,
         $2,
-        told.content_hash
+        told.content_hash,
+        told.reported
     FROM told
     LEFT JOIN unified_data AS known ON known.source = $1 AND told.source_id = known.source_id
     WHERE
         known.source_id IS NULL
-        OR (known.content_hash <> told.content_hash AND told.observed_at >= known.observed_at)
+        OR (
+            known.content_hash <> told.content_hash
+            -- A time that we put in is the time of fetching, which is later than any that a source tells.
+            AND (told.observed_at >= known.observed_at OR (told.reported AND NOT known.reported))
+        )
     ON CONFLICT (source, source_id) DO UPDATE SET
         symbol = excluded.symbol,
         name = excluded.name,
@@ -289,7 +295,8 @@ written AS (
         percent_change_7d = excluded.percent_change_7d,
         observed_at = excluded.observed_at,
         updated_at = excluded.updated_at,
-        content_hash = excluded.content_hash
+        content_hash = excluded.content_hash,
+        reported = excluded.reported
     RETURNING xmax = 0 AS inserted
 )
 SELECT
