@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
+import asyncpg
 import click
 import msgspec
 import structlog
@@ -20,7 +21,7 @@ from rich.table import Table
 from kasparro import __version__, checking, logs, settings
 from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError, SourceError
 from kasparro.pipeline import report
-from kasparro.pipeline.run import Run, unwatched
+from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.settings import SOURCES, Settings
 from kasparro.sources.archives.discover import Archive, archives
 from kasparro.sources.archives.explain import Checked
@@ -29,7 +30,8 @@ from kasparro.sources.registry import build
 from kasparro.store.database import Database
 from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
-from kasparro.web import server
+from kasparro.store.migrations import pending
+from kasparro.store.opening import database_url, pools, prepare
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -66,6 +68,8 @@ _port = click.option("--port", type=click.IntRange(0, 65_535), help="Listen port
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Server processes.")
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the API, and run the sources at start and then every interval."""
+    from kasparro.web import server  # noqa: PLC0415 - what only a server needs takes half a second
+
     told = _load(host, port)
     _guarded(lambda: server.serve(told, workers=workers))
 
@@ -77,8 +81,11 @@ def serve(host: str | None, port: int | None, workers: int) -> None:
 def demo(host: str | None, port: int | None, seed: int) -> None:
     """Serve with simulated upstreams: no network, no keys.
 
-    The figures are invented, so they live in a database of their own, beside the one that `serve` uses.
+    The figures are invented, so they live in an embedded database of their own, beside the one that `serve`
+    uses; where DATABASE_URL is set it has to name an empty one.
     """
+    from kasparro.web import server  # noqa: PLC0415 - what only a server needs takes half a second
+
     told = _load(host, port)
     _guarded(lambda: server.serve(told, demo_seed=seed))
 
@@ -152,7 +159,10 @@ def status(as_json: bool) -> None:
     told = _load()
 
     async def read(database: Database) -> report.Stats:
-        await server.prepare(database)
+        if missing := await pending(database):
+            raise KasparroError(
+                f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate"
+            )
         async with database.reading() as connection:
             return await report.stats(connection, told)
 
@@ -171,12 +181,27 @@ def status(as_json: bool) -> None:
 
 async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> report.RunReport:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    opened: list[Database] = []
+
+    def cut_off() -> None:
+        for database in opened:
+            database.terminate()
+        if task is not None:
+            task.cancel()
+
+    def end() -> None:
+        # First at a batch border; where there is none in time, or for who asks twice, at once.
+        loop.call_later(0 if stop.is_set() else STOP_GRACE_S, cut_off)
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
 
     async def run(database: Database) -> report.RunReport:
-        await server.prepare(database)
+        opened.append(database)
+        await prepare(database)
         with _bars(names, shown=watched and err.is_terminal) as watch:
             async with Run(
                 database, build(told, names), "etl", budget=told.monthly_calls, watch=watch
@@ -192,7 +217,7 @@ async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> repo
 
 
 async def _with_database(told: Settings, work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    async with server.database_url(told) as (url, _), Database(url) as database:
+    async with database_url(told) as url, pools(told, url) as database:
         return await work(database)
 
 
@@ -210,7 +235,9 @@ def _bars(names: tuple[str, ...], *, shown: bool) -> Iterator[Callable[[str, flo
 
 def _print_run(run: report.RunReport) -> None:
     figures = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
-    table = Table("source", "status", *figures, title=f"run {run.id}: {run.status}", title_justify="left")
+    # Without a frame it fits 80 columns, which is also what a pipe gets.
+    title = f"run {run.id}: {run.status}"
+    table = Table("source", "status", *figures, title=title, title_justify="left", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     for source in run.sources:
@@ -246,6 +273,10 @@ def _guarded(work: Callable[[], T]) -> T:
         _fail(str(error), USAGE)
     except KasparroError as error:
         _fail(str(error), FAILED)
+    except asyncpg.PostgresError as error:
+        _fail(f"PostgreSQL refused: {error}", FAILED)
+    except asyncio.CancelledError:
+        _fail("stopped before its end", FAILED)
 
 
 def _fail(text: str, code: int) -> NoReturn:

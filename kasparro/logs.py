@@ -2,7 +2,10 @@
 
 import logging
 import sys
+from typing import TextIO
 
+import stamina
+import stamina.instrumentation
 import structlog
 
 from kasparro.settings import Settings
@@ -23,6 +26,7 @@ def configure(settings: Settings) -> None:
     renderer: list[structlog.typing.Processor] = (
         [
             structlog.dev.ConsoleRenderer(
+                sort_keys=False,
                 colors=sys.stderr.isatty(),
                 # The pretty formatter shows local variables, and with them secrets.
                 exception_formatter=structlog.dev.plain_traceback,
@@ -37,7 +41,7 @@ def configure(settings: Settings) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -47,3 +51,25 @@ def configure(settings: Settings) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    stamina.instrumentation.set_on_retry_hooks([_tell_retry])
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what is stderr at the time: a progress bar puts itself there and draws below the lines."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, told: TextIO) -> None:
+        pass
+
+
+def _tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    structlog.get_logger().warning(
+        "trying again",
+        reason=str(details.caused_by),
+        attempt=details.retry_num,
+        in_s=round(details.wait_for, 1),
+    )

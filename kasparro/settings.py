@@ -65,6 +65,10 @@ class Variable(msgspec.Struct, frozen=True):
 
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+# A host, a bracketed address or nothing, and a port up to 65535.
+_HOST = re.compile(
+    r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -73,7 +77,10 @@ def _text(value: str) -> str:
 
 
 def _path(value: str) -> Path:
-    return Path(value).expanduser()
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise _NotAllowed("a path, in which ~NAME is a user of this machine") from None
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -131,7 +138,7 @@ def _database_url(value: str) -> Secret:
     if (
         url is None
         or url.scheme not in {"postgres", "postgresql"}
-        or not all(re.fullmatch(r"(\[[^\]]*\]|[^:\[]*)(:\d{1,5})?", host, re.ASCII) for host in hosts)
+        or not all(_HOST.fullmatch(host) for host in hosts)
     ):
         raise _NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
     return Secret(value)
@@ -297,9 +304,16 @@ def load(environ: Mapping[str, str]) -> Settings:
         try:
             values[field] = variable.parse(told)
         except _NotAllowed as error:
-            shown = "has a value that is" if variable.secret else f"is {told!r}, which is"
+            # Whoever puts a password into a URL has it kept out of logs all the same.
+            hidden = variable.secret or "@" in told
+            shown = "has a value that is" if hidden else f"is {told!r}, which is"
             raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
     plan = values.setdefault("coingecko_plan", "demo" if "coingecko_key" in values else "public")
+    if plan == "public" and "coingecko_key" in values:
+        raise SettingsError(
+            "KASPARRO_COINGECKO_PLAN is 'public', which takes no key; allowed beside KASPARRO_COINGECKO_KEY: "
+            "demo, pro"
+        )
     if plan in {"demo", "pro"} and "coingecko_key" not in values:
         raise SettingsError(
             f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; "

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -36,6 +37,11 @@ def commands() -> list[str]:
 def test_the_settings_table_is_the_settings() -> None:
     told = [[variable.name, variable.meaning, variable.default] for variable in settings.variables().values()]
     assert [[name.strip("`"), *rest] for name, *rest in rows(section("Settings"))] == told
+
+
+def test_the_row_shown_is_a_record() -> None:
+    shown = re.findall(r"```json\n(.*?)```", section("A tour"), re.DOTALL)
+    assert [msgspec.json.decode(row, type=data.Record).source for row in shown] == ["csv"]
 
 
 def test_the_stack_passes_every_setting_on() -> None:

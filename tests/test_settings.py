@@ -88,6 +88,7 @@ def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed
     [
         ("DATABASE_URL", "mysql://root:hunter2@db/x"),
         ("DATABASE_URL", "postgresql://me:hunter2@db:port/x"),
+        ("DATABASE_URL", "postgresql://me:hunter2@db:65536/x"),
         ("DATABASE_READ_URL", "hunter2"),
         ("KASPARRO_ADMIN_TOKEN", "hunter2 with spaces"),
         ("KASPARRO_COINGECKO_KEY", "hunter2\n"),

@@ -1,6 +1,7 @@
 """One run: the sources side by side, each from its first batch to its outcome."""
 
 import asyncio
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -12,6 +13,7 @@ import structlog
 
 from kasparro.batch import Batch
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, SourceError
+from kasparro.record import Reject
 from kasparro.sources.base import Pass, Source, utc_now
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
@@ -23,6 +25,8 @@ Trigger = Literal["startup", "schedule", "api", "etl"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
 T = TypeVar("T")
 
+# A stopping service has 10 s: requests get the first few, the batch under way the rest.
+STOP_GRACE_S = 6.0
 # How long a run waits for a database that went away before it gives up.
 DATABASE_PATIENCE_S = 300.0
 
@@ -59,8 +63,11 @@ class Run:
         self._trigger: Trigger = trigger
         self._budget = budget
         self._watch = watch
+        self._calls: Counter[str] = Counter()
+        self._refusals: dict[str, Counter[str]] = defaultdict(Counter)
         self._clock = clock
         self._lock = SessionLock(database, "run")
+        self._stop = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         if not await self._lock.acquire():
@@ -99,13 +106,12 @@ class Run:
         Raises RunLost where another process has ended this run, and DatabaseUnavailable where its outcome
         could not be written: the next run then marks it interrupted.
         """
+        self._stop = stop
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._outcome(source, stop)) for source in self._sources]
-        except* RunLost as lost:
-            raise lost.exceptions[0] from None
-        except* DatabaseUnavailable as unavailable:
-            raise unavailable.exceptions[0] from None
+        except BaseExceptionGroup as errors:
+            raise _most_telling(errors) from errors
         outcomes = {task.result() for task in tasks}
         status: Status = "interrupted" if "interrupted" in outcomes else "partial"
         if len(outcomes) == 1:
@@ -126,7 +132,7 @@ class Run:
         loader = Loader(self._database, self.id, source.name)
         stopped, failure = False, None
         try:
-            stopped = await self._work_through(source.extract(passing), loader, stop)
+            stopped = await self._work_through(source.name, source.extract(passing), loader, stop)
         except SourceError as error:
             failure = str(error)
         except (RunLost, DatabaseUnavailable):
@@ -135,8 +141,17 @@ class Run:
             log.exception("source broke", run=self.id, source=source.name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._persistently(lambda: self._record.counts(source.name))
-        status, line = judged(counts["fetched"], counts["valid"], stopped, failure, passing.problems)
-        await self._persistently(lambda: self._record.finish_source(source.name, status, line, self._clock()))
+        refused = self._refusals[source.name].most_common(1)
+        if counts["rejected"] * 2 > counts["fetched"]:
+            passing.problem(
+                f"{counts['rejected']:,} of {counts['fetched']:,} records were rejected"
+                + "".join(f", most often: {reason}" for reason, _ in refused)
+            )
+        status, line = judged(counts["valid"], stopped, failure, passing.problems)
+        calls = self._calls[source.name]
+        await self._persistently(
+            lambda: self._record.finish_source(source.name, status, line, calls, self._clock())
+        )
         say = self._log.info if status == "succeeded" else self._log.warning
         say(
             "source finished",
@@ -148,7 +163,7 @@ class Run:
         return status
 
     async def _work_through(
-        self, batches: AsyncGenerator[Batch, None], loader: Loader, stop: asyncio.Event
+        self, source: str, batches: AsyncGenerator[Batch, None], loader: Loader, stop: asyncio.Event
     ) -> bool:
         """Load each batch while the next is made; True where `stop` came before the end."""
 
@@ -160,20 +175,21 @@ class Run:
         try:
             while True:
                 await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    return True
-                batch = coming.result()
-                if batch is None:
+                batch = coming.result() if coming.done() else None
+                if coming.done() and batch is None:
                     return False
+                if batch is None or stop.is_set():
+                    return True
                 coming = asyncio.create_task(following())
-                await self._load(loader, batch)
+                await self._load(source, loader, batch)
         finally:
             stopping.cancel()
             coming.cancel()
             await asyncio.wait({coming, stopping})
             await batches.aclose()
 
-    async def _load(self, loader: Loader, batch: Batch) -> None:
+    async def _load(self, source: str, loader: Loader, batch: Batch) -> None:
+        self._refusals[source].update(map(_kind, batch.rejects))
         await self._persistently(lambda: loader.load(batch, self._clock()))
 
     async def _count_call(self, source: str) -> None:
@@ -183,11 +199,12 @@ class Run:
             raise SourceError(
                 f"the budget of {limit} calls for {month:%B %Y} is spent; it begins anew on the first"
             )
+        self._calls[source] += 1
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
         """Do it, again and again while the database is out of reach, and only while the run is ours."""
         async for attempt in stamina.retry_context(
-            on=DatabaseUnavailable,
+            on=lambda error: isinstance(error, DatabaseUnavailable) and not self._stop.is_set(),
             attempts=None,
             timeout=DATABASE_PATIENCE_S,
             wait_initial=0.1,
@@ -202,17 +219,33 @@ class Run:
         raise AssertionError("unreachable: the last attempt raises")
 
 
+def _most_telling(errors: BaseExceptionGroup) -> BaseException:
+    """Of the errors that ended a run together, the one that says most of what to do about it."""
+    for kind in (RunLost, DatabaseUnavailable):
+        if found := errors.subgroup(kind):
+            return (
+                _most_telling(found)
+                if isinstance(found.exceptions[0], BaseExceptionGroup)
+                else found.exceptions[0]
+            )
+    first = errors.exceptions[0]
+    return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _kind(reject: Reject) -> str:
+    """What a reject has in common with others like it: its reason without the value."""
+    reason = reject.reason.partition(":")[0]
+    return f"{reject.field}: {reason}" if reject.field else reason
+
+
 def judged(
-    fetched: int, valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
+    valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
 ) -> tuple[Status, str | None]:
     """A source's status, and its error in one line, from what its pass met."""
     told = [*problems, *([failure] if failure else [])]
-    if not told and fetched and not valid:
-        told = [f"all {fetched} records were rejected"]
-        failure = told[0]
     line = f"{told[-1]} (and {len(told) - 1} more before it)" if len(told) > 1 else "".join(told) or None
     if stopped:
         return "interrupted", line or "stopped before its end"
-    if failure:
+    if told:
         return ("partial" if valid else "failed"), line
-    return ("partial" if problems else "succeeded"), line
+    return "succeeded", None

@@ -11,18 +11,17 @@ from typing import Self
 import structlog
 
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost
-from kasparro.pipeline.run import Run, Trigger
+from kasparro.pipeline.run import STOP_GRACE_S, Run, Trigger
 from kasparro.settings import Settings
 from kasparro.sources.base import utc_now
 from kasparro.sources.registry import build
 from kasparro.store.database import Database
-from kasparro.store.migrations import migrate
-from kasparro.store.runs import SessionLock, last_start
+from kasparro.store.runs import SessionLock, bury_dead, last_start
 
 log = structlog.get_logger()
 
-# A stopping service has 10 s: requests get the first few, the batch under way the rest.
-STOP_GRACE_S = 6.0
+# What is cut off has this long to notice.
+CUT_OFF_S = 1.0
 # How often a process that does not lead looks whether it could, and a lost database is asked for again.
 CHECK_S = 5.0
 
@@ -31,8 +30,7 @@ class Scheduler:
     """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
     its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
 
-    A database that is out of reach is waited for, and the schema brought up to date once it is there;
-    `revive` brings back one of our own that died.
+    A database that is out of reach is waited for, and `prepare` readies it once it answers.
     """
 
     def __init__(
@@ -40,12 +38,12 @@ class Scheduler:
         settings: Settings,
         database: Database,
         *,
-        revive: Callable[[], Awaitable[None]] | None = None,
+        prepare: Callable[[], Awaitable[None]],
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self._settings = settings
         self._database = database
-        self._revive = revive
+        self._prepare = prepare
         self._clock = clock
         self._stop = asyncio.Event()
         self._led = False
@@ -63,10 +61,12 @@ class Scheduler:
         self.stop()
         working = {self._loop, *self._runs}
         _, late = await asyncio.wait(working, timeout=STOP_GRACE_S)
-        for task in late:
+        if late:
             log.warning("run cut off: its batch did not end in time")
-            task.cancel()
-        await asyncio.gather(*working, return_exceptions=True)
+            self._database.terminate()
+            for task in late:
+                task.cancel()
+            await asyncio.wait(late, timeout=CUT_OFF_S)
 
     def stop(self) -> None:
         """Begin to end: no further run starts, and the one at work ends at its next batch border."""
@@ -84,9 +84,7 @@ class Scheduler:
     async def _keep_running(self) -> None:
         while not self._stop.is_set():
             try:
-                if self._revive is not None:
-                    await self._revive()
-                await migrate(self._database)
+                await self._prepare()
                 await self._lead()
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", reason=str(error))
@@ -101,7 +99,7 @@ class Scheduler:
         interval = self._settings.interval
         if interval is None:
             while not self._stop.is_set():
-                await last_start(self._database)
+                await bury_dead(self._database, self._clock())
                 await self._pause(CHECK_S)
             return
         first = True
@@ -114,6 +112,7 @@ class Scheduler:
                 await self._pause(CHECK_S)
                 if self._stop.is_set():
                     return
+            await bury_dead(self._database, self._clock())
             trigger: Trigger = "startup" if first and not self._led else "schedule"
             due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
             self._led = True
@@ -132,12 +131,13 @@ class Scheduler:
                 trigger = "schedule"
                 while due <= time.monotonic():
                     due += interval.total_seconds()
+                log.debug("loop waits", seconds=round(due - time.monotonic(), 1))
 
     async def _run(self, trigger: Trigger, started: asyncio.Future[int] | None = None) -> None:
         sources = build(self._settings, self._settings.sources)
         run = Run(self._database, sources, trigger, budget=self._settings.monthly_calls, clock=self._clock)
         async with run:
-            if started is not None:
+            if started is not None and not started.done():
                 started.set_result(run.id)
             try:
                 await run.work(self._stop)

@@ -27,15 +27,16 @@ ON_THE_WAY = Patience(attempts=6, total_s=180, longest_s=30)
 
 
 class Market(msgspec.Struct, frozen=True):
-    """One element of what GET /coins/markets answers."""
+    """One element of what GET /coins/markets answers. What it always holds has to be there, if only as null:
+    a field that vanished is no value that vanished."""
 
     id: str
     symbol: str
     name: str
-    current_price: Raw = NULL
-    market_cap: Raw = NULL
-    market_cap_rank: Raw = NULL
-    total_volume: Raw = NULL
+    current_price: Raw
+    market_cap: Raw
+    market_cap_rank: Raw
+    total_volume: Raw
     circulating_supply: Raw = NULL
     total_supply: Raw = NULL
     max_supply: Raw = NULL

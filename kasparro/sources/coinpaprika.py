@@ -21,11 +21,12 @@ CALLS_A_SECOND = 10
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """What a ticker says in one currency."""
+    """What a ticker says in one currency. What it always holds has to be there: a field that vanished is no
+    value that vanished."""
 
-    price: Raw = NULL
-    volume_24h: Raw = NULL
-    market_cap: Raw = NULL
+    price: Raw
+    volume_24h: Raw
+    market_cap: Raw
     percent_change_1h: Raw = NULL
     percent_change_24h: Raw = NULL
     percent_change_7d: Raw = NULL

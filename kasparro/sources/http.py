@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -118,16 +119,14 @@ class Client(AbstractAsyncContextManager["Client"]):
         if response.status != 200:
             raise self._refusal(response, body)
         try:
-            return _ITEMS.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            kind = "an HTML page" if body.lstrip()[:1] == b"<" else "something else"
-            if isinstance(error, msgspec.ValidationError):
-                kind = f"another shape ({error})"
-            raise self._error(f"answered {kind} instead of a JSON list", passing=True) from error
+            return await asyncio.to_thread(items, body)
+        except ValueError as error:
+            kind = "an HTML page" if body.lstrip()[:1] == b"<" else f"no JSON list ({error})"
+            raise self._error(f"answered {kind}", passing=True) from error
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
         status = response.status
-        said = _said(body)
+        said = self._redacted(_said(body))
         meaning = _MEANINGS.get(status, "")
         if 300 <= status < 400:
             meaning = "redirects are not followed; set the base URL to where the API is"
@@ -138,6 +137,12 @@ class Client(AbstractAsyncContextManager["Client"]):
         return self._error(
             text, passing=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
         )
+
+    def _redacted(self, text: str) -> str:
+        # An upstream may repeat the key that it refuses.
+        for secret in self._headers.values():
+            text = text.replace(secret, "***")
+        return text
 
     def _error(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> UpstreamError:
         return UpstreamError(f"{self._name} {text}", passing=passing, retry_after_s=retry_after_s)
@@ -151,6 +156,24 @@ _MEANINGS = {
     404: "no such path; check the base URL",
     429: "too many requests",
 }
+
+
+def items(body: bytes) -> list[msgspec.Raw]:
+    """The elements of a JSON array, each still undecoded. Raises ValueError where it is none.
+
+    Some encoders write NaN, or halves of surrogate pairs, which JSON does not have. The standard library
+    reads such a body; its numbers are kept as the digits they are, in strings, and what is no value of JSON
+    is left to cost its own record.
+    """
+    try:
+        return _ITEMS.decode(body)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        lenient = json.loads(body, parse_float=str, parse_int=str, parse_constant=str)
+    if not isinstance(lenient, list):
+        raise ValueError(f"expected an array, got {type(lenient).__name__}")  # noqa: TRY004 - as above
+    return [msgspec.Raw(json.dumps(item).encode()) for item in lenient]
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -38,16 +38,20 @@ _PASSING = (
     # A wrong password or name: a person mends it, and the service goes on without a restart.
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
-    asyncpg.InterfaceError,
     # What asyncpg raises where the line was cut between two of its states.
     asyncpg.InternalClientError,
 )
-# Subclasses of the above that no repetition cures.
-_LASTING = (ValueError, asyncpg.QueryCanceledError)
+# A subclass of the above that no repetition cures.
+_LASTING = asyncpg.QueryCanceledError
 
 
 def passes(error: BaseException) -> bool:
     """Whether an error says that PostgreSQL is out of reach for now, so that trying again may work."""
+    if isinstance(error, asyncpg.InterfaceError):
+        # asyncpg's own errors are of two kinds: the line or the pool is closed, which only the text tells or
+        # what happened before, or the program used it wrongly.
+        before = error.__context__
+        return "clos" in str(error) or (before is not None and passes(before))
     return isinstance(error, DatabaseUnavailable) or (
         isinstance(error, _PASSING) and not isinstance(error, _LASTING)
     )
@@ -64,6 +68,7 @@ class Database:
     def __init__(self, url: str, read_url: str | None = None, *, readers: int = 8, writers: int = 6) -> None:
         self._url = url
         self._read_url = read_url
+        self._read_name = "DATABASE_READ_URL" if read_url else "DATABASE_URL"
         self._readers = readers
         self._writers = writers
 
@@ -77,39 +82,55 @@ class Database:
             target_session_attrs=SessionAttribute.read_write,
             server_settings=_session(WRITE_TIMEOUT_S),
         )
-        self._read = await asyncpg.create_pool(
+        self._read = await self._readers_pool(self._readers)
+        self._probe = await self._readers_pool(1)
+        return self
+
+    async def _readers_pool(self, size: int) -> "asyncpg.Pool[asyncpg.Record]":
+        return await asyncpg.create_pool(
             self._read_url or self._url,
             min_size=0,
-            max_size=self._readers,
+            max_size=size,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=READ_TIMEOUT_S + LINE_TIMEOUT_S,
             target_session_attrs=SessionAttribute.prefer_standby if self._read_url else SessionAttribute.any,
             server_settings=_session(READ_TIMEOUT_S),
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pool in (self._read, self._write):
+        for pool in (self._probe, self._read, self._write):
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     await pool.close()
             except TimeoutError:
                 pool.terminate()
 
+    def terminate(self) -> None:
+        """Cut all connections at once, where the server does not answer and a rollback would wait for it."""
+        for pool in (self._probe, self._read, self._write):
+            pool.terminate()
+
+    @asynccontextmanager
+    async def probing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        """A connection to read with that is kept free for health checks, however busy the readers are."""
+        with _told(self._read_name):
+            async with _acquired(self._probe) as connection:
+                yield connection
+
     @asynccontextmanager
     async def reading(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to read with, from a replica where there is one."""
-        with _told():
-            async with self._read.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+        with _told(self._read_name):
+            async with _acquired(self._read) as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to the primary."""
-        with _told():
-            async with self._write.acquire(timeout=CONNECT_TIMEOUT_S) as connection:
+        with _told("DATABASE_URL"):
+            async with _acquired(self._write) as connection:
                 yield connection
 
     async def session(self) -> "asyncpg.Connection[asyncpg.Record]":
@@ -117,7 +138,7 @@ class Database:
 
         The caller closes it.
         """
-        with _told():
+        with _told("DATABASE_URL"):
             return await asyncpg.connect(
                 self._url,
                 timeout=CONNECT_TIMEOUT_S,
@@ -126,12 +147,30 @@ class Database:
             )
 
 
+@asynccontextmanager
+async def _acquired(
+    pool: "asyncpg.Pool[asyncpg.Record]",
+) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    try:
+        connection = await pool.acquire(timeout=CONNECT_TIMEOUT_S)
+    except TimeoutError:
+        if pool.get_size() == pool.get_max_size() and not pool.get_idle_size():
+            raise DatabaseUnavailable(
+                f"all {pool.get_max_size()} connections to PostgreSQL are busy"
+            ) from None
+        raise
+    try:
+        yield connection
+    finally:
+        await pool.release(connection)
+
+
 @contextmanager
-def _told() -> Iterator[None]:
+def _told(setting: str) -> Iterator[None]:
     try:
         yield
     except asyncpg.ClientConfigurationError as error:
-        raise SettingsError(f"DATABASE_URL has a value that cannot be used: {_line(error)}") from error
+        raise SettingsError(f"{setting} has a value that cannot be used: {_line(error)}") from error
     except Exception as error:
         if isinstance(error, DatabaseUnavailable) or not passes(error):
             raise
@@ -152,4 +191,8 @@ def _session(timeout_s: int) -> dict[str, str]:
         "statement_timeout": f"{timeout_s}s",
         "lock_timeout": f"{LOCK_TIMEOUT_S}s",
         "idle_in_transaction_session_timeout": "60s",
+        # A host that vanished would hold its locks for two hours by TCP's own default.
+        "tcp_keepalives_idle": "30",
+        "tcp_keepalives_interval": "10",
+        "tcp_keepalives_count": "3",
     }

@@ -112,11 +112,7 @@ class Loader:
         await connection.execute(_SQL["known_table"])
         await connection.copy_to_table("staging", source=_chunks(batch.lines), columns=COLUMNS, format="text")
         await connection.execute(_SQL["partitions"])
-        (span,) = await connection.fetch(_SQL["span"])
-        await connection.execute(_SQL["by_index"])
-        differing = await connection.fetchval(_SQL["compare"], self._source, span["earliest"], span["latest"])
-        await connection.execute(_SQL["compare_unreported"], self._source)
-        await connection.execute(_SQL["freely"])
+        differing = await connection.fetchval(_SQL["compare"], self._source)
         told = await connection.fetchval(_SQL["append"], self._source, now)
         if differing:
             told += await connection.fetchval(_SQL["correct"], self._source, now)

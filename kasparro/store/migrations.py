@@ -14,6 +14,8 @@ from kasparro.store.statements import folder, statements
 
 log = structlog.get_logger()
 _SQL = statements("operations/migrations.sql")
+# Longer than the server's own limits in the statement `patience`, which are to speak first.
+PATIENCE_S = 31 * 60.0
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 
 
@@ -50,8 +52,14 @@ async def migrate(database: Database, migrations: list[Migration] | None = None)
     migrations = available() if migrations is None else migrations
     done: list[str] = []
     async with database.writing() as connection:
-        while await _apply_next(connection, migrations, done):
-            pass
+        if (encoding := await connection.fetchval(_SQL["encoding"])) != "UTF8":
+            raise MigrationError(f"this database is encoded in {encoding}; create one with ENCODING 'UTF8'")
+        try:
+            while await _apply_next(connection, migrations, done):
+                pass
+        except (asyncpg.SyntaxOrAccessError, asyncpg.IntegrityConstraintViolationError) as error:
+            name = next((one.name for one in migrations if one.name not in done), "their own table")
+            raise MigrationError(f"migrating stopped at {name}: {error}") from error
     return done
 
 
@@ -67,18 +75,13 @@ async def _apply_next(connection: Connection, migrations: list[Migration], done:
     async with connection.transaction():
         # Waiting for another process's migrations may take longer than any other lock.
         await connection.execute(_SQL["patience"])
-        await connection.execute(_SQL["lock"])
+        await connection.execute(_SQL["lock"], timeout=PATIENCE_S)
         await connection.execute(_SQL["table"])
         missing = _missing(migrations, await connection.fetch(_SQL["applied"]))
         if not missing:
             return False
         migration = missing[0]
-        try:
-            await connection.execute(migration.text)
-        except asyncpg.PostgresError as error:
-            if isinstance(error, asyncpg.SyntaxOrAccessError | asyncpg.IntegrityConstraintViolationError):
-                raise MigrationError(f"migration {migration.name} failed: {error}") from error
-            raise
+        await connection.execute(migration.text, timeout=PATIENCE_S)
         await connection.execute(_SQL["record"], migration.version, migration.name, migration.checksum)
     log.info("migrated", migration=migration.name)
     done.append(migration.name)

@@ -80,18 +80,18 @@ class RunRecord:
         Raises DatabaseUnavailable.
         """
         async with database.writing() as connection, connection.transaction():
-            await connection.execute(_SQL["interrupt_sources"], now)
-            for row in await connection.fetch(_SQL["interrupt_runs"], now):
-                log.warning("run marked interrupted", run=row["id"], reason="its process ended")
+            await _interrupt(connection, now)
             run_id = await connection.fetchval(_SQL["start_run"], trigger, now)
             for source in sources:
                 await connection.execute(_SQL["start_source"], run_id, source, now)
         return cls(database, run_id)
 
-    async def finish_source(self, source: str, status: str, error: str | None, now: datetime) -> None:
+    async def finish_source(
+        self, source: str, status: str, error: str | None, calls: int, now: datetime
+    ) -> None:
         """Write a source's outcome. Raises RunLost, DatabaseUnavailable."""
         async with self._database.writing() as connection:
-            await self._ours(connection, _SQL["finish_source"], self.id, source, status, now, error)
+            await self._ours(connection, _SQL["finish_source"], self.id, source, status, now, error, calls)
 
     async def counts(self, source: str) -> asyncpg.Record:
         """The source's figures so far: fetched, valid, rejected, inserted, updated, unchanged.
@@ -115,15 +115,27 @@ class RunRecord:
 
     async def count_call(self, source: str, month: datetime, limit: int | None) -> bool:
         """Book a call upstream; False where the month's budget is spent. Raises DatabaseUnavailable."""
-        async with self._database.writing() as connection, connection.transaction():
+        async with self._database.writing() as connection:
             booked = await connection.fetchval(_SQL["count_call"], source, month.date().replace(day=1), limit)
-            if booked is not None:
-                await connection.execute(_SQL["count_run_call"], self.id, source)
         return booked is not None
 
     async def _ours(self, connection: Connection, statement: str, *values: object) -> None:
         if await connection.fetchrow(statement, *values) is None:
             raise RunLost(f"run {self.id} was ended by another process")
+
+
+async def bury_dead(database: Database, now: datetime) -> None:
+    """Mark what a process that died left `running`, unless a run is at work. Raises DatabaseUnavailable."""
+    async with SessionLock(database, "run") as lock:
+        if await lock.acquire():
+            async with database.writing() as connection, connection.transaction():
+                await _interrupt(connection, now)
+
+
+async def _interrupt(connection: Connection, now: datetime) -> None:
+    await connection.execute(_SQL["interrupt_sources"], now)
+    for row in await connection.fetch(_SQL["interrupt_runs"], now):
+        log.warning("run marked interrupted", run=row["id"], reason="its process ended")
 
 
 async def last_start(database: Database) -> datetime | None:

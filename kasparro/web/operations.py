@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kasparro.errors import DatabaseUnavailable, RunInProgress
+from kasparro.errors import KasparroError, RunInProgress
 from kasparro.pipeline import report
 from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
 from kasparro.settings import Secret
@@ -163,7 +163,7 @@ async def health(service: Service, request: Request, query: Any) -> Response:
         sources = await service.probe(HEALTH_TIMEOUT_S)
     except asyncpg.UndefinedTableError:
         down = DatabaseHealth(status="preparing", error="its tables are not all there yet")
-    except (DatabaseUnavailable, asyncpg.PostgresError) as error:
+    except (KasparroError, asyncpg.PostgresError) as error:
         down = DatabaseHealth(status="unreachable", error=" ".join(str(error).split())[:300])
     else:
         latency_ms = round((time.perf_counter() - began) * 1e3, 2)

@@ -31,8 +31,8 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)] | None,
         msgspec.Meta(
             description="Where to go on: `next_cursor` of an answer to the same query, whose other "
-            "parameters are repeated with it. A walk by cursor neither skips nor repeats a row. "
-            "Excludes `page`."
+            "parameters are repeated with it. A walk by cursor neither skips nor repeats a row whose "
+            "sort key stays meanwhile; the key of `sort=source_id` always does. Excludes `page`."
         ),
     ] = None
 

@@ -1,12 +1,14 @@
 """Runs the service: its socket, its processes, and how they end."""
 
 import asyncio
+import multiprocessing.connection
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+import threading
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 
 import msgspec
@@ -21,10 +23,7 @@ from kasparro.errors import DatabaseUnavailable, KasparroError
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
-from kasparro.store.database import Database
-from kasparro.store.embedded import EmbeddedPostgres
-from kasparro.store.instance import claim
-from kasparro.store.migrations import migrate
+from kasparro.store.opening import database_url, pools, prepare
 from kasparro.web.app import create_app
 
 log = structlog.get_logger()
@@ -38,33 +37,11 @@ class ListenError(KasparroError):
     """The listen address cannot be had."""
 
 
-@asynccontextmanager
-async def database_url(told: Settings) -> AsyncIterator[tuple[str, EmbeddedPostgres | None]]:
-    """The URL of the database to work with; where none is told, an embedded server, which runs meanwhile.
-
-    Raises EmbeddedPostgresError.
-    """
-    if told.database_url is not None:
-        yield told.database_url.reveal(), None
-    else:
-        async with EmbeddedPostgres(told.home) as embedded:
-            yield embedded.dsn, embedded
-
-
-def application(told: Settings, url: str, embedded: EmbeddedPostgres | None = None) -> Starlette:
+def application(told: Settings, url: str, *, demo: bool = False) -> Starlette:
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
-    database = Database(url, told.database_read_url.reveal() if told.database_read_url else None)
-    scheduler = Scheduler(told, database, revive=embedded.ensure if embedded else None)
+    database = pools(told, url)
+    scheduler = Scheduler(told, database, prepare=partial(prepare, database, demo=demo))
     return create_app(told, database=database, scheduler=scheduler)
-
-
-async def prepare(database: Database, *, demo: bool = False) -> None:
-    """Bring the schema up to date, and make sure that real and invented figures do not mix.
-
-    Raises MigrationError, WrongDatabase, DatabaseUnavailable.
-    """
-    await migrate(database)
-    await claim(database, demo=demo)
 
 
 def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
@@ -82,8 +59,11 @@ def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> 
     # the process before the embedded server was stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
-    with _listening(told) as listener:
-        asyncio.run(_serve(told, listener, requested, workers, demo_seed))
+    with (
+        _listening(told) as listener,
+        asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner,
+    ):
+        runner.run(_serve(told, listener, requested, workers, demo_seed))
 
 
 async def _serve(
@@ -93,10 +73,11 @@ async def _serve(
         if demo_seed is not None:
             simulator = await stack.enter_async_context(Simulator(seed=demo_seed))
             told = _simulated(told, simulator)
-        url, embedded = await stack.enter_async_context(database_url(told))
-        async with Database(url) as database:
+        url = await stack.enter_async_context(database_url(told))
+        demo = demo_seed is not None
+        async with pools(told, url) as database:
             try:
-                await prepare(database, demo=demo_seed is not None)
+                await prepare(database, demo=demo)
             except DatabaseUnavailable as error:
                 log.warning("starting without the database", reason=str(error))
         if requested:
@@ -104,10 +85,11 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            serving = uvicorn.Server(configuration(application(told, url, embedded), workers))
+            serving = uvicorn.Server(configuration(application(told, url, demo=demo), workers))
             await serving.serve([listener])
             if not serving.started:
                 raise KasparroError("the service could not start; the log says why")
+            log.info("stopped")
         else:
             # The workers are processes of their own, which read the environment again.
             os.environ["DATABASE_URL"] = url
@@ -125,16 +107,27 @@ def _simulated(told: Settings, simulator: Simulator) -> Settings:
         coingecko_url=simulator.coingecko_url,
         coingecko_key=None,
         coingecko_plan="public",
+        # The simulator has all the time in the world.
+        coinpaprika_monthly_calls=None,
+        coingecko_monthly_calls=None,
         interval=min(told.interval or DEMO_INTERVAL, DEMO_INTERVAL),
     )
 
 
 def worker() -> Starlette:
     """The application of one worker process, made from the environment that its parent left it."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
     told = settings.load(os.environ)
     logs.configure(told)
     url = told.database_url.reveal() if told.database_url else ""
     return application(told, url)
+
+
+def _follow(parent: int) -> None:
+    # A parent that was killed cannot end its workers, which would keep the port without a database.
+    multiprocessing.connection.wait([parent])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def configuration(app: ASGIApp | str, workers: int) -> uvicorn.Config:
@@ -160,9 +153,10 @@ def _listening(told: Settings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such host"
         raise ListenError(
-            f"cannot listen on {told.host} port {told.port}: {error.strerror}; "
+            f"cannot listen on {told.host} port {told.port}: {reason}; "
             "KASPARRO_HOST and PORT choose another address"
         ) from None
     listener.set_inheritable(True)

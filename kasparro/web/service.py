@@ -78,15 +78,18 @@ class Service:
         Raises DatabaseUnavailable where it does not. A probe that hangs, for a dead line takes long to be
         seen as such, is waited for by later callers in place of a connection each.
         """
-        if self._probing is None or self._probing.done():
-            self._probing = asyncio.create_task(self._probe())
-        done, _ = await asyncio.wait({self._probing}, timeout=timeout_s)
+        probing = self._probing
+        if probing is None or probing.done():
+            probing = self._probing = asyncio.create_task(self._probe())
+            # One that nobody waits for any more has told its callers already what it came to.
+            probing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        done, _ = await asyncio.wait({probing}, timeout=timeout_s)
         if not done:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {timeout_s:g} s")
-        return self._probing.result()
+        return probing.result()
 
     async def _probe(self) -> dict[str, SourceHealth]:
-        async with self.database.reading() as connection:
+        async with self.database.probing() as connection:
             return await report.health(connection, self.settings.sources, self.settings.interval)
 
     @property

@@ -42,12 +42,6 @@ CREATE TEMPORARY TABLE IF NOT EXISTS known (
     differs boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
 
--- name: span --
-SELECT
-    min(observed_at) AS earliest,
-    max(observed_at) AS latest
-FROM staging;
-
 -- name: partitions --
 -- The history's partitions for the months that the batch touches.
 SELECT create_history_partition(months.month)
@@ -56,54 +50,68 @@ FROM (
     FROM staging
 ) AS months;
 
--- name: by_index --
--- The next statement looks each row up by the history's key, however small the planner believes a new
--- partition to be: reading whole ones would cost more with every month.
-SELECT set_config('enable_seqscan', 'off', true);
-
 -- name: compare --
--- The span ($2, $3) rules out partitions before any row is looked up; LIMIT keeps it one look-up a row.
-WITH compared AS (
-    INSERT INTO known (position, differs)
+-- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
+-- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
+-- cost more with every month.
+WITH told AS (
+    SELECT DISTINCT ON (source_id, observed_at)
+        position,
+        source_id,
+        observed_at,
+        content_hash,
+        reported
+    FROM staging
+    ORDER BY source_id, observed_at, position DESC
+),
+looked_up AS MATERIALIZED (
     SELECT
         told.position,
-        kept.content_hash <> told.content_hash
-    FROM staging AS told
-    CROSS JOIN LATERAL (
-        SELECT history.content_hash
-        FROM unified_history AS history
-        WHERE
-            history.source = $1
-            AND history.source_id = told.source_id
-            AND history.observed_at = told.observed_at
-            AND history.observed_at BETWEEN $2 AND $3
-        LIMIT 1
-    ) AS kept
+        told.source_id,
+        told.content_hash,
+        told.reported,
+        (
+            SELECT history.content_hash
+            FROM unified_history AS history
+            WHERE
+                history.source = $1
+                AND history.source_id = told.source_id
+                AND history.observed_at = told.observed_at
+        ) AS kept
+    FROM told
+),
+compared AS (
+    INSERT INTO known (position, differs)
+    SELECT
+        position,
+        kept <> content_hash
+    FROM looked_up
+    WHERE kept IS NOT NULL
+    UNION ALL
+    -- A record whose time the source did not tell is known where its content is that of the newest record.
+    SELECT
+        looked_up.position,
+        false
+    FROM looked_up
+    INNER JOIN unified_data AS newest
+        ON
+            newest.source = $1
+            AND looked_up.source_id = newest.source_id
+            AND looked_up.content_hash = newest.content_hash
+    WHERE NOT looked_up.reported AND looked_up.kept IS NULL
     RETURNING differs
 )
 SELECT count(*) FILTER (WHERE differs) FROM compared;
 
--- name: compare_unreported --
--- A record whose time the source did not tell is known where its content is that of the newest record.
-INSERT INTO known (position, differs)
-SELECT
-    told.position,
-    false
-FROM staging AS told
-INNER JOIN unified_data AS newest
-    ON
-        newest.source = $1
-        AND told.source_id = newest.source_id
-        AND told.content_hash = newest.content_hash
-WHERE NOT told.reported;
-
--- name: freely --
-SELECT set_config('enable_seqscan', 'on', true);
-
 -- name: append --
 -- What history did not have. The run is the only writer of its source's rows, so none can come between the
 -- comparison and this.
-WITH written AS (
+WITH told AS (
+    SELECT DISTINCT ON (source_id, observed_at) *
+    FROM staging
+    ORDER BY source_id, observed_at, position DESC
+),
+written AS (
     INSERT INTO unified_history (
         source,
         source_id,
@@ -123,7 +131,7 @@ WITH written AS (
         recorded_at,
         content_hash
     )
-    SELECT DISTINCT ON (told.source_id, told.observed_at)
+    SELECT
         $1,
         told.source_id,
         told.observed_at,
@@ -141,16 +149,20 @@ WITH written AS (
         told.percent_change_7d,
         $2,
         told.content_hash
-    FROM staging AS told
+    FROM told
     WHERE NOT EXISTS (SELECT FROM known WHERE known.position = told.position)
-    ORDER BY told.source_id, told.observed_at, told.position DESC
     RETURNING 1
 )
 SELECT count(*) FROM written;
 
 -- name: correct --
 -- What the source now tells otherwise of a moment that it had told before: the later word stands.
-WITH written AS (
+WITH told AS (
+    SELECT DISTINCT ON (source_id, observed_at) *
+    FROM staging
+    ORDER BY source_id, observed_at, position DESC
+),
+written AS (
     INSERT INTO unified_history (
         source,
         source_id,
@@ -170,7 +182,7 @@ WITH written AS (
         recorded_at,
         content_hash
     )
-    SELECT DISTINCT ON (told.source_id, told.observed_at)
+    SELECT
         $1,
         told.source_id,
         told.observed_at,
@@ -188,9 +200,8 @@ WITH written AS (
         told.percent_change_7d,
         $2,
         told.content_hash
-    FROM staging AS told
+    FROM told
     WHERE EXISTS (SELECT FROM known WHERE known.position = told.position AND known.differs)
-    ORDER BY told.source_id, told.observed_at, told.position DESC
     ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
         symbol = excluded.symbol,
         name = excluded.name,
@@ -237,7 +248,8 @@ written AS (
         observed_at,
         first_seen_at,
         updated_at,
-        content_hash
+        content_hash,
+        reported
     )
     SELECT
         $1,
@@ -257,12 +269,17 @@ written AS (
         told.observed_at,
         $2,
         $2,
-        told.content_hash
+        told.content_hash,
+        told.reported
     FROM told
     LEFT JOIN unified_data AS known ON known.source = $1 AND told.source_id = known.source_id
     WHERE
         known.source_id IS NULL
-        OR (known.content_hash <> told.content_hash AND told.observed_at >= known.observed_at)
+        OR (
+            known.content_hash <> told.content_hash
+            -- A time that we put in is the time of fetching, which is later than any that a source tells.
+            AND (told.observed_at >= known.observed_at OR (told.reported AND NOT known.reported))
+        )
     ON CONFLICT (source, source_id) DO UPDATE SET
         symbol = excluded.symbol,
         name = excluded.name,
@@ -278,7 +295,8 @@ written AS (
         percent_change_7d = excluded.percent_change_7d,
         observed_at = excluded.observed_at,
         updated_at = excluded.updated_at,
-        content_hash = excluded.content_hash
+        content_hash = excluded.content_hash,
+        reported = excluded.reported
     RETURNING xmax = 0 AS inserted
 )
 SELECT

@@ -22,6 +22,8 @@ CREATE TABLE unified_data (
     first_seen_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
     content_hash uuid NOT NULL,
+    -- Whether the source told observed_at, or we put in the time of fetching.
+    reported boolean NOT NULL DEFAULT true,
     PRIMARY KEY (source, source_id)
 ) WITH (fillfactor = 80); -- room for updates in place: prices change every run, the keys never do
 

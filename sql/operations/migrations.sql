@@ -4,6 +4,9 @@ SELECT
     set_config('lock_timeout', '10min', true),
     set_config('statement_timeout', '30min', true);
 
+-- name: encoding --
+SELECT current_setting('server_encoding');
+
 -- name: lock --
 -- Migrations run one process at a time; the lock goes with the transaction.
 SELECT pg_advisory_xact_lock(hashtextextended('kasparro migrations', 0));

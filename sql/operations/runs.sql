@@ -39,7 +39,8 @@ UPDATE run_sources
 SET
     status = $3,
     finished_at = $4,
-    error = $5
+    error = $5,
+    calls = $6
 WHERE run_id = $1 AND source = $2 AND status = 'running'
 RETURNING fetched, valid, rejected;
 
@@ -76,6 +77,3 @@ VALUES ($1, $2, 1)
 ON CONFLICT (source, month) DO UPDATE SET calls = booked.calls + 1
 WHERE $3::bigint IS NULL OR booked.calls < $3
 RETURNING calls;
-
--- name: count_run_call --
-UPDATE run_sources SET calls = calls + 1 WHERE run_id = $1 AND source = $2;

@@ -74,9 +74,9 @@ page AS (
         percent_change_1h,
         percent_change_24h,
         percent_change_7d,
-        observed_at,
-        first_seen_at,
-        updated_at
+        to_char(observed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS observed_at,
+        to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
+        to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
     FROM reach
     LIMIT :limit
 )
@@ -129,9 +129,9 @@ FROM (
         percent_change_1h,
         percent_change_24h,
         percent_change_7d,
-        observed_at,
-        first_seen_at,
-        updated_at
+        to_char(observed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS observed_at,
+        to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
+        to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
     FROM unified_data
     WHERE source = :source AND source_id = :source_id
 ) AS record;

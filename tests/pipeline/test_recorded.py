@@ -40,7 +40,7 @@ FIELDS = {
     "rank": "market_cap_rank",
 }
 
-_exact = msgspec.json.Decoder(Any, float_hook=Decimal).decode
+_exact = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal).decode
 
 
 @pytest.mark.parametrize("file", COINGECKO)

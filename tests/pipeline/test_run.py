@@ -1,10 +1,11 @@
 """One run over real HTTP servers and a real PostgreSQL."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import pytest
@@ -14,7 +15,16 @@ from kasparro.errors import RunInProgress, RunLost
 from kasparro.pipeline.run import Run, judged
 from kasparro.record import Record
 from kasparro.simulator import Simulator
-from kasparro.simulator.faults import AnyFault, BadRecord, BadRecords, Hang, Html, PageShift, Status
+from kasparro.simulator.faults import (
+    AnyFault,
+    BadRecord,
+    BadRecords,
+    Hang,
+    Html,
+    PageShift,
+    SchemaDrift,
+    Status,
+)
 from kasparro.sources.base import Pass, Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
@@ -90,7 +100,7 @@ async def test_the_same_payloads_again_write_nothing_and_a_moved_market_updates(
         (Status(api="coingecko", code=500), "answered 500"),
         (Status(api="coingecko", code=429, retry_after=119), "asks to wait 119 s"),
         (Status(api="coingecko", code=401), "the key is missing or not accepted"),
-        (Html(api="coingecko"), "answered an HTML page instead of a JSON list"),
+        (Html(api="coingecko"), "answered an HTML page"),
     ],
 )
 async def test_a_dead_upstream_costs_only_itself_and_the_next_run_repairs_it(
@@ -168,6 +178,57 @@ async def test_bad_records_cost_only_themselves(
     assert not await connection.fetchval("SELECT count(*) FROM unified_data WHERE source_id LIKE 'bad-%'")
 
 
+@pytest.mark.parametrize("change", ["rename", "drop"])
+async def test_a_field_that_vanishes_fails_the_source_and_nulls_nothing(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    change: Literal["rename", "drop"],
+) -> None:
+    await run(database, apis(simulator))
+    simulator.advance(1)
+    simulator.add_fault(SchemaDrift(api="coingecko", field="current_price", change=change))
+    simulator.add_fault(SchemaDrift(api="coinpaprika", field="quotes.USD.price", change=change))
+
+    assert await run(database, apis(simulator)) == "failed"
+
+    for source in (await outcomes(connection)).values():
+        assert source["inserted"] == source["updated"] == 0
+        assert "records were rejected, most often: " in source["error"]
+        assert "Object missing required field" in source["error"]
+
+
+@pytest.mark.parametrize("bad", ["nan", "lone-surrogate"])
+async def test_what_is_no_json_costs_its_record_and_changes_no_digit_of_the_others(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    bad: BadRecord,
+) -> None:
+    simulator.add_fault(BadRecords(api="coinpaprika", records=[bad]))
+    assert await run(database, apis(simulator)[:1]) == "succeeded"
+    spoilt = await outcomes(connection)
+    simulator.clear_faults()
+    await run(database, apis(simulator)[:1])
+
+    assert spoilt["coinpaprika"]["rejected"] == 1
+    assert spoilt["coinpaprika"]["inserted"] > 500
+    sound = (await outcomes(connection))["coinpaprika"]
+    assert (sound["inserted"], sound["updated"]) == (0, 0)
+
+
+async def test_a_source_that_tells_its_times_again_is_believed(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.add_fault(SchemaDrift(api="coingecko", field="last_updated", change="drop"))
+    await run(database, apis(simulator)[1:])
+    simulator.clear_faults()
+    await run(database, apis(simulator)[1:])
+
+    ahead = await connection.fetchval("SELECT count(*) FROM unified_data WHERE NOT reported")
+    assert ahead == 0
+
+
 async def test_exact_values_come_to_rest(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -177,7 +238,7 @@ async def test_exact_values_come_to_rest(
         "last_updated":"2026-01-01T00:00:00Z","quotes":{"USD":{"price":1.2e-11,"volume_24h":0,
         "market_cap":123456789012345678.123456789,"percent_change_24h":null}}},
         {"id":"b-b","name":"B","symbol":"","rank":2,"total_supply":"",
-        "quotes":{"USD":{"price":0,"market_cap":0}}}]""".encode(),
+        "quotes":{"USD":{"price":0,"volume_24h":null,"market_cap":0}}}]""".encode(),
     )
 
     await run(database, apis(simulator)[:1])
@@ -234,6 +295,18 @@ async def test_a_stop_ends_the_run_at_a_batch_border(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 250
 
 
+async def test_a_stop_is_heard_while_the_source_is_always_ahead(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    stop = asyncio.Event()
+
+    async with Run(database, [Endless(stop)], "etl") as one:
+        async with asyncio.timeout(5):
+            assert await one.work(stop) == "interrupted"
+
+    assert (await outcomes(connection))["csv"]["status"] == "interrupted"
+
+
 async def test_a_run_outlives_the_loss_of_every_connection(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -257,23 +330,23 @@ async def test_a_source_that_breaks_is_a_failed_source_not_a_broken_run(
 async def test_a_spent_budget_ends_the_walk_and_says_so(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
-    now = datetime(2026, 11, 5, tzinfo=UTC)
+    now = datetime.now(UTC)
 
     status = await run(database, apis(simulator)[1:], budget=lambda _: 2, clock=lambda: now)
 
     source = (await outcomes(connection))["coingecko"]
     assert (status, source["calls"], source["fetched"]) == ("partial", 2, 500)
-    assert source["error"] == "the budget of 2 calls for November 2026 is spent; it begins anew on the first"
+    assert source["error"] == f"the budget of 2 calls for {now:%B %Y} is spent; it begins anew on the first"
 
 
 def test_outcomes_of_a_source() -> None:
-    assert judged(10, 10, False, None, []) == ("succeeded", None)
-    assert judged(0, 0, False, None, []) == ("succeeded", None)
-    assert judged(10, 0, False, None, []) == ("failed", "all 10 records were rejected")
-    assert judged(10, 10, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
-    assert judged(0, 0, False, "dead", []) == ("failed", "dead")
-    assert judged(9, 9, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
-    assert judged(9, 9, True, None, []) == ("interrupted", "stopped before its end")
+    assert judged(10, False, None, []) == ("succeeded", None)
+    assert judged(0, False, None, []) == ("succeeded", None)
+    assert judged(0, False, None, ["all were rejected"]) == ("failed", "all were rejected")
+    assert judged(10, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
+    assert judged(0, False, "dead", []) == ("failed", "dead")
+    assert judged(9, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
+    assert judged(9, True, None, []) == ("interrupted", "stopped before its end")
 
 
 class Severed:
@@ -293,6 +366,23 @@ class Severed:
                     "WHERE application_name = 'kasparro' AND datname = current_database()"
                 )
             builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
+            yield builder.take()
+
+
+class Endless:
+    """A source that has its next batch ready always, and asks for the stop with its third."""
+
+    name = "csv"
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+        builder = BatchBuilder()
+        for number in itertools.count():
+            builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
+            if number == 2:
+                self._stop.set()
             yield builder.take()
 
 

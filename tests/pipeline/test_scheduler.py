@@ -1,8 +1,9 @@
 """When runs happen, in which process, and how they end."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -11,11 +12,14 @@ import pytest
 from kasparro.errors import RunInProgress
 from kasparro.pipeline import scheduler as module
 from kasparro.pipeline.scheduler import Scheduler
-from kasparro.settings import Settings, load
+from kasparro.settings import load
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
+from kasparro.sources.base import utc_now
 from kasparro.store.database import Database
 from kasparro.store.embedded import EmbeddedPostgres
+from kasparro.store.opening import prepare
+from kasparro.store.runs import RunRecord
 from tests.conftest import LogEvents
 
 
@@ -30,8 +34,10 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-def told(simulator: Simulator, interval: str = "1h") -> Settings:
-    return load(
+def looped(
+    simulator: Simulator, database: Database, interval: str = "1h", clock: Callable[[], datetime] = utc_now
+) -> Scheduler:
+    told = load(
         {
             "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
             "KASPARRO_COINGECKO_URL": simulator.coingecko_url,
@@ -39,23 +45,58 @@ def told(simulator: Simulator, interval: str = "1h") -> Settings:
             "KASPARRO_INTERVAL": interval,
         }
     )
+    return Scheduler(told, database, prepare=partial(prepare, database), clock=clock)
 
 
 async def test_a_run_at_start_and_then_every_interval(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with Scheduler(told(simulator, "1s"), database) as scheduler:
-        await logged.reached(1, "run finished")
-        assert scheduler.next_run_at is None or scheduler.next_run_at > datetime.now(UTC)
+    async with looped(simulator, database, "1s"):
         await logged.reached(2, "run finished", status="succeeded")
 
     assert [event["trigger"] for event in await logged.reached(2, "run started")] == ["startup", "schedule"]
 
 
+async def test_it_tells_when_the_next_run_is_due(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with looped(simulator, database, "1h") as scheduler:
+        await logged.reached(1, "loop waits")
+
+        assert scheduler.next_run_at is not None
+        assert timedelta(minutes=59) < scheduler.next_run_at - datetime.now(UTC) <= timedelta(hours=1)
+
+
+async def test_a_real_service_and_a_demo_do_not_share_a_database(
+    empty_database_url: str, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with Database(empty_database_url) as database:
+        await prepare(database, demo=True)
+        await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
+        async with looped(simulator, database):
+            refused = await logged.reached(1, "the loop cannot run")
+
+    assert "invented figures" in refused[0]["reason"]
+
+
+async def test_what_a_dead_process_left_running_is_marked_by_who_leads_next(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    logged: LogEvents,
+) -> None:
+    await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
+
+    async with looped(simulator, database, "off"):
+        await logged.reached(1, "run marked interrupted")
+
+    assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
+
+
 async def test_no_run_by_itself_when_the_interval_is_off(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with Scheduler(told(simulator, "off"), database) as scheduler:
+    async with looped(simulator, database, "off") as scheduler:
         assert await scheduler.trigger() == 1
         await logged.reached(1, "run finished")
 
@@ -65,9 +106,9 @@ async def test_no_run_by_itself_when_the_interval_is_off(
 async def test_of_two_processes_one_leads_and_the_other_takes_over(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with Scheduler(told(simulator, "2s"), database):
+    async with looped(simulator, database, "2s"):
         await logged.reached(1, "run finished")
-        other = Scheduler(told(simulator, "2s"), database)
+        other = looped(simulator, database, "2s")
         await other.__aenter__()
         await logged.reached(1, "another process runs the loop")
 
@@ -82,7 +123,7 @@ async def test_a_run_that_is_asked_for_while_one_works_is_refused(
 ) -> None:
     simulator.add_fault(Hang(api="coinpaprika"))
 
-    async with Scheduler(told(simulator, "off"), database) as scheduler:
+    async with looped(simulator, database, "off") as scheduler:
         await scheduler.trigger()
         with pytest.raises(RunInProgress):
             await scheduler.trigger()
@@ -97,7 +138,7 @@ async def test_a_stop_ends_the_run_at_work_and_marks_it(
     simulator.add_fault(Hang(api="coinpaprika"))
 
     async with asyncio.timeout(10):
-        async with Scheduler(told(simulator), database):
+        async with looped(simulator, database):
             await logged.reached(1, "source finished", source="coingecko")
 
     assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
@@ -116,7 +157,7 @@ async def test_the_loop_survives_what_it_cannot_foresee_with_a_line_and_an_entry
 ) -> None:
     await connection.execute("ALTER TABLE unified_data RENAME TO hidden")
 
-    async with Scheduler(told(simulator, "1s"), database):
+    async with looped(simulator, database, "1s"):
         await logged.reached(1, "run finished", status="failed")
         await connection.execute("ALTER TABLE hidden RENAME TO unified_data")
         await logged.reached(1, "run finished", status="succeeded")
@@ -130,7 +171,7 @@ async def test_a_database_that_is_down_at_the_start_is_waited_for(
 ) -> None:
     async with EmbeddedPostgres(tmp_path) as server:
         url = server.dsn
-    async with Database(url) as database, Scheduler(told(simulator), database):
+    async with Database(url) as database, looped(simulator, database):
         await logged.reached(1, "waiting for the database")
         async with EmbeddedPostgres(tmp_path):
             await logged.reached(1, "run finished", status="succeeded")
@@ -140,8 +181,8 @@ async def test_a_set_back_clock_puts_off_no_run(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     ahead = timedelta(days=400)
-    async with Scheduler(told(simulator, "1s"), database, clock=lambda: datetime.now(UTC) + ahead):
+    async with looped(simulator, database, "1s", clock=lambda: datetime.now(UTC) + ahead):
         await logged.reached(1, "run finished")
 
-    async with Scheduler(told(simulator, "1s"), database):
+    async with looped(simulator, database, "1s"):
         await logged.reached(3, "run finished")

@@ -64,7 +64,7 @@ async def test_a_failing_migration_leaves_nothing_behind_and_the_earlier_ones_st
     empty_database_url: str,
 ) -> None:
     async with Database(empty_database_url) as database:
-        with pytest.raises(MigrationError, match=r"0002_test\.sql failed"):
+        with pytest.raises(MigrationError, match=r"migrating stopped at 0002_test\.sql"):
             await migrate(
                 database,
                 [migration(1, "CREATE TABLE a ()"), migration(2, "CREATE TABLE b (); SELECT nonsense")],

@@ -53,8 +53,8 @@ async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession,
     assert '"total_supply":null' in text
     (row,) = json.loads(text)["data"]
     assert (row["name"], row["symbol"], row["asset"]) == (name, "null", None)
-    assert row["observed_at"] == "2024-06-01T12:00:00.123456+00:00"
-    assert row["first_seen_at"] == "2024-06-01T12:00:00+00:00"
+    assert row["observed_at"] == "2024-06-01T12:00:00.123456Z"
+    assert row["first_seen_at"] == "2024-06-01T12:00:00.000000Z"
     assert (
         await get(client, "/data/coinpaprika/btc-bitcoin") == json.loads(text, parse_float=Decimal)["data"][0]
     )

@@ -108,7 +108,7 @@ filter_values = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(rows=tables, sort=st.sampled_from(get_args(Sort)), filters=filter_values, limit=st.integers(1, 5))
-def test_every_row_comes_exactly_once_and_in_order(  # noqa: PLR0917
+def test_every_row_comes_exactly_once_and_in_order(
     runner: asyncio.Runner,
     shared_database: Database,
     rows: list[dict[str, Any]],
