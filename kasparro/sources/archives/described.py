@@ -182,4 +182,4 @@ def _allowed(key: str, value: Any) -> bool:
 
 
 def _is_text(encoding: str) -> bool:
-    return isinstance(b"".decode(encoding), str) and codecs.lookup(encoding).name not in {"idna", "punycode"}
+    return bool("a".encode(encoding)) and codecs.lookup(encoding).name not in {"idna", "punycode"}

@@ -1,7 +1,7 @@
 """What tests of archives share: files made on the spot, and one file read without the worker."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from kasparro.record import COLUMNS, Reject
-from kasparro.sources.archives.reader import Job, Portion, read_archive
+from kasparro.sources.archives.described import NOTHING, Description
+from kasparro.sources.archives.reader import Head, Job, Portion, Problem, read_archive
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -33,7 +34,14 @@ class Outcome(msgspec.Struct):
 Read = Callable[..., Awaitable[Outcome]]
 
 
-def job_for(path: Path, *, position: int = 0, now: datetime = NOW) -> Job:
+def job_for(
+    path: Path,
+    *,
+    position: int = 0,
+    now: datetime = NOW,
+    said: Description = NOTHING,
+    head: Head | None = None,
+) -> Job:
     """What the source would ask its worker for."""
     state = path.stat()
     return Job(
@@ -44,13 +52,20 @@ def job_for(path: Path, *, position: int = 0, now: datetime = NOW) -> Job:
         changed_ns=state.st_mtime_ns,
         position=position,
         now=now,
+        said=said,
+        head=head,
     )
 
 
 async def read(path: Path, *, position: int = 0, now: datetime = NOW) -> Outcome:
     """Read a file to its end."""
+    return await collected(read_archive(job_for(path, position=position, now=now)))
+
+
+async def collected(reading: AsyncIterator[Portion | Problem]) -> Outcome:
+    """All that a reading tells."""
     outcome = Outcome()
-    async for told in read_archive(job_for(path, position=position, now=now)):
+    async for told in reading:
         if isinstance(told, Portion):
             outcome.rows += [
                 dict(zip(COLUMNS, line.split("\t"), strict=True))

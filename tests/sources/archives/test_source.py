@@ -43,15 +43,21 @@ class Memory:
     async def checkpoint(self, key: str) -> Checkpoint | None:
         return self.checkpoints.get(key)
 
+    async def known_as(self, name: str) -> Checkpoint | None:
+        return next((point for point in self.checkpoints.values() if point.name == name), None)
+
     def commit(self, batch: Batch) -> None:
-        assert batch.checkpoint is not None
-        self.checkpoints[batch.checkpoint.key] = batch.checkpoint
+        point = batch.checkpoint
+        assert point is not None
+        self.checkpoints = {
+            key: other for key, other in self.checkpoints.items() if other.name != point.name
+        } | {point.key: point}
 
 
 async def work(where: Path | None, memory: Memory | None = None) -> tuple[int, Pass]:
     """One whole pass: the rows it brought, and what it told."""
     memory = memory or Memory()
-    passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint)
+    passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint, known_as=memory.known_as)
     rows = 0
     async for batch in Archives(None if where is None else str(where)).extract(passing):
         memory.commit(batch)
@@ -267,3 +273,108 @@ async def test_names_and_headers_that_are_no_text_are_told_all_the_same(tmp_path
     rows, passing = await work(tmp_path)
     assert rows == 3
     assert passing.problems[0].startswith("odd?.csv: ")
+
+
+async def grown(path: Path, head: str, tail: str) -> tuple[int, int, Pass]:
+    """Rows that a file brought, and those it brought after it had grown."""
+    memory = Memory()
+    path.write_text(head, newline="")
+    first, _ = await work(path, memory)
+    path.write_text(head + tail, newline="")
+    second, passing = await work(path, memory)
+    assert (await work(path, memory))[0] == 0
+    return first, second, passing
+
+
+ROWS = [f"coin-{n},C{n},Coin {n},{n}.5,1515230661" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("head", "tail"),
+    [
+        ("{0}\n{1}\n", "{2}\n{3}\n"),
+        ("{0}\n{1}", "\n{2}\n{3}"),
+        ("{0}\r\n{1}", "\r\n{2}\r\n{3}\r\n"),
+        ("{0}\r\n\r\n{1}\r\n", "\r\n{2}\r\n{3}\r\n"),
+    ],
+)
+async def test_of_a_file_that_grew_the_tail_alone_is_loaded(tmp_path: Path, head: str, tail: str) -> None:
+    first, second, passing = await grown(tmp_path / "a.csv", HEADER + head.format(*ROWS), tail.format(*ROWS))
+    assert (first, second, passing.problems) == (2, 2, [])
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "loaded"),
+    [
+        ("{0}\n{1}", ".5\n{2}\n", 3),  # the last line was not at its end
+        ('{0}\n"{1}\n', '{2}",C,C,1,1515230661\n{3}\n', 2),  # nor was the last cell
+        ("{0}\n{1}\n", '"c",C,C,"1,234.5",1515230661\n', 1),
+    ],
+)
+async def test_where_the_tail_cannot_stand_alone_the_whole_file_is_loaded(
+    tmp_path: Path, head: str, tail: str, loaded: int
+) -> None:
+    path = tmp_path / "a.csv"
+    _, second, _ = await grown(path, HEADER + head.format(*ROWS), tail.format(*ROWS))
+    assert second == loaded
+
+
+async def test_a_tail_that_is_read_another_way_has_the_whole_file_loaded_again(tmp_path: Path) -> None:
+    head = "date,price_usd\n2018-01-13,1\n2018-01-14,2\n"
+    first, second, _ = await grown(tmp_path / "btc.csv", head, "2018-01-15,3\n")
+    assert (first, second) == (2, 1)
+    head = "date;price_usd\n2018-01-13;1\n2018-01-14;2\n"
+    first, second, _ = await grown(tmp_path / "eth.csv", head, "2018-01-15;3,5\n")
+    assert (first, second) == (2, 3)
+
+
+async def test_rejects_in_a_tail_tell_their_physical_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    memory = Memory()
+    path.write_text(HEADER + "".join(f"{row}\n" for row in ROWS[:3]))
+    await work(path, memory)
+    path.write_text(path.read_text() + f"{ROWS[3]}\ncoin-9,C,C,x,1515230661\n")
+    passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint, known_as=memory.known_as)
+    batches = [batch async for batch in Archives(str(path)).extract(passing)]
+    assert [batch.rows for batch in batches] == [1]
+    assert [reject.line for reject in batches[0].rejects] == [6]
+    assert batches[0].checkpoint is not None
+    assert batches[0].checkpoint.position == 5
+
+
+async def test_a_changed_file_is_loaded_again_and_so_is_one_put_back(tmp_path: Path) -> None:
+    memory = Memory()
+    path = dump(tmp_path / "a.csv", 5)
+    assert (await work(path, memory))[0] == 5
+    dump(path, 4, first=1)
+    assert (await work(path, memory))[0] == 4
+    dump(path, 5)
+    assert (await work(path, memory))[0] == 5
+
+
+async def test_a_changed_description_has_the_file_loaded_again(tmp_path: Path) -> None:
+    memory = Memory()
+    path = tmp_path / "btc-usd.csv"
+    path.write_text("date;price\n2018-01-01;1,25\n")
+    assert (await work(path, memory))[0] == 1
+    (tmp_path / "btc-usd.csv.toml").write_text('coin.id = "bitcoin"\n')
+    assert (await work(path, memory))[0] == 1
+    (tmp_path / "btc-usd.csv.toml").write_text('# the same\n[coin]\nid = "bitcoin"\n')
+    assert (await work(path, memory))[0] == 0
+    (tmp_path / "kasparro.toml").write_text("dezimal = 1\n")
+    rows, passing = await work(path, memory)
+    assert rows == 0
+    assert passing.problems == [
+        "btc-usd.csv: not loaded, for kasparro.toml: unknown key 'dezimal'; did you mean decimal?"
+    ]
+
+
+async def test_files_of_one_name_in_many_folders_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        dump(tmp_path / folder / "prices.csv", 5, first=len(folder) + ord(folder))
+    (tmp_path / "a" / "prices.csv.toml").write_text('currency = "USD"\n')
+    memory = Memory()
+    assert (await work(tmp_path / "*" / "*", memory))[0] == 10
+    assert [point.name for point in memory.checkpoints.values()] == ["a/prices.csv", "b/prices.csv"]
+    assert (await work(tmp_path / "*" / "*", memory))[0] == 0

@@ -82,9 +82,7 @@ async def test_minute_candles_of_an_exchange_with_rows_of_nan(load: Read) -> Non
         ),
     ],
 )
-async def test_candles_below_a_line_about_their_source(
-    load: Read, above: str, header: str, row: str
-) -> None:
+async def test_candles_below_a_line_about_their_source(load: Read, above: str, header: str, row: str) -> None:
     rows = []
     for n in range(4):
         at = BEGIN + timedelta(days=n)
@@ -253,7 +251,10 @@ async def test_pairs_in_file_names(load: Read, name: str) -> None:
 
 async def test_tabs_and_utf_16_as_spreadsheets_write_them(load: Read) -> None:
     content = table(
-        "Datum\tKurs (USD)\tName", "31.12.2021\t46.219,50\tBitcoin", "01.01.2022\t47.000,10\tÄther", end="\r\n"
+        "Datum\tKurs (USD)\tName",
+        "31.12.2021\t46.219,50\tBitcoin",
+        "01.01.2022\t47.000,10\tÄther",
+        end="\r\n",
     )
     outcome = await load(content.encode("utf-16"), "Mappe1.txt")
     assert told(outcome, "name", "observed_at", "price_usd") == [
