@@ -4,6 +4,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -71,14 +72,14 @@ def template(server_url: str) -> str:
 @pytest.fixture
 async def empty_database_url(server_url: str) -> AsyncIterator[str]:
     """A database of the test's own with nothing in it."""
-    async for url in _database(server_url, "template1"):
+    async with copied(server_url, "template1") as url:
         yield url
 
 
 @pytest.fixture
 async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
     """A migrated database of the test's own."""
-    async for url in _database(server_url, template):
+    async with copied(server_url, template) as url:
         yield url
 
 
@@ -142,10 +143,14 @@ def on_server(server_url: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"/{name}", netloc=parts.netloc))
 
 
-async def _database(server_url: str, template: str) -> AsyncIterator[str]:
+@asynccontextmanager
+async def copied(server_url: str, template: str) -> AsyncIterator[str]:
+    """A database of one's own, copied from another; gives its URL and drops it afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     server = await asyncpg.connect(server_url)
     await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield on_server(server_url, name)
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await server.close()
+    try:
+        yield on_server(server_url, name)
+    finally:
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.close()

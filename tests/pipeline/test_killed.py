@@ -1,0 +1,109 @@
+"""kill -9 in the middle of a load: one more run, and the tables hold what an undisturbed load leaves."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from kasparro.batch import BATCH_ROWS
+from tests.conftest import copied
+
+# Each round has its own seed; `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_killed.py` does twenty.
+ROUNDS = int(os.environ.get("KASPARRO_TEST_KILLS", "3"))
+SMALL_FILES, SMALL_ROWS = 8, 2_000
+BEGIN = 1_514_764_800
+
+CONTENTS = {
+    "unified_data": "source, source_id",
+    "unified_history": "source, source_id, observed_at",
+    "checkpoints": "source, key",
+}
+# When a row was written is all that may differ.
+CLOCKS = {"first_seen_at", "updated_at", "recorded_at"}
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of more than one batch among small ones; some of their rows contradict earlier files' rows, and
+    some are no rows at all."""
+    folder = tmp_path_factory.mktemp("archives")
+    chance = random.Random(7)
+    for file in range(SMALL_FILES + 1):
+        rows = BATCH_ROWS + 10_000 if file == 2 else SMALL_ROWS
+        with (folder / f"{file}.csv").open("w") as out:
+            out.write("id,symbol,name,price_usd,last_updated\n")
+            for row in range(rows):
+                coin, day = row % 500, chance.randrange(200)
+                price = "none at all" if chance.random() < 0.001 else f"{chance.random():.9f}"
+                out.write(f"coin-{coin},C{coin},Coin {coin},{price},{BEGIN + 86_400 * day}\n")
+    return folder
+
+
+async def etl(url: str, archives: Path, kill_after: float | None = None) -> int:
+    """Run it as people do, and kill it after a while; gives its exit code."""
+    environment = {**os.environ, "DATABASE_URL": url, "KASPARRO_ARCHIVES": str(archives)}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kasparro", "etl", "--source", "csv", "--json"),
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(kill_after):
+            return await process.wait()
+    except TimeoutError:
+        process.send_signal(signal.SIGKILL)
+        return await process.wait()
+
+
+async def contents(url: str) -> dict[str, list[dict[str, object]]]:
+    """All that the tables hold, but for when it was written."""
+    connection = await asyncpg.connect(url)
+    try:
+        return {
+            table: [
+                {column: value for column, value in row.items() if column not in CLOCKS}
+                for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY {order}")
+            ]
+            for table, order in CONTENTS.items()
+        }
+    finally:
+        await connection.close()
+
+
+class Undisturbed:
+    """What a load leaves that nobody kills, and how long it takes."""
+
+    def __init__(self, tables: dict[str, list[dict[str, object]]], seconds: float) -> None:
+        self.tables = tables
+        self.seconds = seconds
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server_url: str, template: str, archives: Path) -> Undisturbed:
+    """Loaded once for all rounds."""
+
+    async def load() -> Undisturbed:
+        async with copied(server_url, template) as url:
+            began = time.monotonic()
+            assert await etl(url, archives) == 0
+            return Undisturbed(await contents(url), time.monotonic() - began)
+
+    return asyncio.run(load())
+
+
+@pytest.mark.parametrize("seed", range(ROUNDS))
+async def test_a_killed_load_ends_after_one_more_run_as_if_nothing_had_happened(
+    database_url: str, archives: Path, undisturbed: Undisturbed, seed: int
+) -> None:
+    moment = random.Random(seed).uniform(0.1, 1) * undisturbed.seconds
+    code = await etl(database_url, archives, kill_after=moment)
+    assert code in {-signal.SIGKILL, 0}
+    assert await etl(database_url, archives) == 0
+    assert await contents(database_url) == undisturbed.tables
