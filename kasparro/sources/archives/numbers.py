@@ -19,12 +19,13 @@ NULLS = frozenset(
 DOLLARS = ("us$", "$us", "$", "usd")
 MAGNITUDES = {"": 0, "k": 3, "m": 6, "b": 9, "bn": 9, "t": 12}
 
-# Digits in groups of three under one and the same sign; blanks and apostrophes group in either notation.
-_POINT = re.compile(r"(?:\d{1,3}(?:([,'’   ])\d{3})(?:\1\d{3})*|\d+)?(?:\.\d*)?", re.ASCII)  # noqa: RUF001
-_COMMA = re.compile(r"(?:\d{1,3}(?:([.'’   ])\d{3})(?:\1\d{3})*|\d+)?(?:,\d*)?", re.ASCII)  # noqa: RUF001
+# Digits in groups of three under one and the same sign; apostrophes and blanks, among them the narrow and
+# the unbroken, group in either notation.
+_POINT = re.compile(r"(?:\d{1,3}(?:([,'’ \u00a0\u202f\u2009])\d{3})(?:\1\d{3})*|\d+)?(?:\.\d*)?", re.ASCII)  # noqa: RUF001
+_COMMA = re.compile(r"(?:\d{1,3}(?:([.'’ \u00a0\u202f\u2009])\d{3})(?:\1\d{3})*|\d+)?(?:,\d*)?", re.ASCII)  # noqa: RUF001
 _WRITTEN = re.compile(
     r"(?P<sign>[+-]?)(?P<currency>us\$|\$us|\$|usd ?)?(?P<inner>[+-]?)"
-    r"(?P<body>[\d.,'’   ]*[\d.,])(?P<exponent>e[+-]?\d+)?"  # noqa: RUF001
+    r"(?P<body>[\d.,'’ \u00a0\u202f\u2009]*[\d.,])(?P<exponent>e[+-]?\d+)?"  # noqa: RUF001
     r" ?(?P<magnitude>k|m|bn?|t)?(?P<tail>%| %| ?usd| ?\$| \S{1,20})?",
     re.ASCII | re.IGNORECASE,
 )

@@ -136,3 +136,74 @@ def test_the_rows_together_settle_the_decimal_sign(cells: list[str], sign: Sign)
 def test_rows_that_do_not_tell_leave_it_unsettled(cells: list[str]) -> None:
     with pytest.raises(Unsettled):
         decimal_sign(cells, ",")
+
+
+whole_parts = st.integers(0, 10**15)
+fractions = st.integers(0, 999_999)
+
+
+@given(whole_parts, fractions, st.sampled_from([",", "'", "’", " ", "\u00a0", "\u202f", ""]))
+def test_every_sign_that_groups_is_left_out(whole: int, fraction: int, sign: str) -> None:
+    text = f"{whole:,}".replace(",", sign) + f".{fraction:06}"
+    assert POINT.read(text, "x", "money") == _spelt(Decimal(f"{whole}.{fraction:06}"))
+    text = f"{whole:,}".replace(",", "." if sign == "," else sign) + f",{fraction:06}"
+    assert COMMA.read(text, "x", "money") == _spelt(Decimal(f"{whole}.{fraction:06}"))
+
+
+@given(
+    finite,
+    st.sampled_from(["${}", "$ {}", "US${}", "$US{}", "usd{}", "USD {}", "{}$", "{} $", "{} USD", "{}usd"]),
+)
+def test_every_dollar_sign_is_left_out_of_money(value: Decimal, written: str) -> None:
+    value = abs(value)
+    text = written.format(f"{value:f}")
+    try:
+        assert POINT.read(text, "x", "money") == _spelt(value)
+    except Refused:
+        # A blank after the sign is no notation of ours.
+        assert written == "$ {}"
+    with pytest.raises(Refused):
+        POINT.read(text, "x", "percent")
+
+
+@given(finite, st.sampled_from(["{}%", "{} %", "+{}%"]))
+def test_every_percent_sign_is_left_out_of_percents(value: Decimal, written: str) -> None:
+    value = abs(value)
+    assert POINT.read(written.format(f"{value:f}"), "x", "percent") == _spelt(value)
+    assert POINT.read(f"-{value:f}%", "x", "percent") == _spelt(-value)
+    with pytest.raises(Refused):
+        POINT.read(written.format(f"{value:f}"), "x", "money")
+
+
+@given(
+    st.decimals(0, 10**6, places=4),
+    st.sampled_from([("K", 3), ("k", 3), ("M", 6), ("m", 6), ("B", 9), ("b", 9), ("bn", 9), ("T", 12)]),
+)
+def test_every_magnitude_shifts_the_point(value: Decimal, magnitude: tuple[str, int]) -> None:
+    letter, power = magnitude
+    for text in (f"{value:f}{letter}", f"{value:f} {letter}", f"${value:f}{letter}"):
+        assert POINT.read(text, "x", "money") == _spelt(value.scaleb(power))
+    assert COMMA.read(f"{value:f}{letter}".replace(".", ","), "x", "money") == _spelt(value.scaleb(power))
+
+
+@given(st.decimals(0, 10**6, places=4), st.integers(-40, 20), st.sampled_from("eE"))
+def test_every_exponent_shifts_the_point(value: Decimal, power: int, letter: str) -> None:
+    for sign in ("", "+") if power >= 0 else ("",):
+        text = f"{value:f}{letter}{sign}{power}"
+        assert POINT.read(text, "x", "money") == _spelt(value.scaleb(power))
+
+
+@given(st.lists(finite.map(abs), min_size=1), st.sampled_from([".", ","]))
+def test_the_sign_that_a_file_is_found_to_use_is_the_one_it_was_written_with(
+    values: list[Decimal], sign: Sign
+) -> None:
+    cells = [f"{value:,f}" for value in values]
+    if sign == ",":
+        cells = [cell.translate(str.maketrans(",.", ".,")) for cell in cells]
+    assert decimal_sign(cells, ";") == sign
+
+
+def _spelt(value: Decimal) -> str:
+    text = f"{value:f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in {"-0", "0"} else text

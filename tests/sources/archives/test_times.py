@@ -4,12 +4,21 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from kasparro.record import Refused
 from kasparro.sources.archives.numbers import Unsettled
-from kasparro.sources.archives.times import Order, Stamp, day_order, period, period_end, read_time
+from kasparro.sources.archives.times import (
+    Epoch,
+    Order,
+    Stamp,
+    day_order,
+    epoch_unit,
+    period,
+    period_end,
+    read_time,
+)
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 moments = st.datetimes(datetime(2009, 1, 4), datetime(2026, 5, 1))  # noqa: DTZ001 - strategies want naive ones
@@ -142,3 +151,75 @@ def test_the_length_of_candles_is_the_commonest_step() -> None:
     assert period(minutes) == timedelta(minutes=1)
     assert period([read_time("2025-01-15", None)]) == timedelta(days=1)
     assert period([read_time("2025-01-15 10:00:00", None)]) is None
+
+
+NOTATIONS: list[tuple[str, Order | None]] = [
+    ("%Y-%m-%d %H:%M:%S", None),
+    ("%Y-%m-%dT%H:%M:%SZ", None),
+    ("%Y-%m-%d %H:%M:%S UTC", None),
+    ("%Y-%m-%d %H:%M:%S GMT", None),
+    ("%Y-%m-%d %H:%M:%S+00:00", None),
+    ("%Y-%m-%d %H:%M:%S+00", None),
+    ("%Y-%m-%d %H:%M:%S +0000 UTC", None),
+    ("%Y/%m/%d %H:%M:%S", None),
+    ("%Y.%m.%d %H:%M:%S", None),
+    ("%Y%m%d %H:%M:%S", None),
+    ("%b %d, %Y %H:%M:%S", None),
+    ("%B %d %Y %H:%M:%S", None),
+    ("%b-%d-%Y %H:%M:%S", None),
+    ("%d %b %Y %H:%M:%S", None),
+    ("%d-%b-%y %H:%M:%S", None),
+    ("%a, %d %b %Y %H:%M:%S GMT", None),
+    ("%d.%m.%Y %H:%M:%S", "dmy"),
+    ("%d/%m/%y %H:%M:%S", "dmy"),
+    ("%m/%d/%Y %I:%M:%S %p", "mdy"),
+    ("%m-%d-%y, %I:%M:%S%p", "mdy"),
+    ("%y-%m-%d %H:%M:%S", "ymd"),
+]
+
+
+@pytest.mark.parametrize(("written", "order"), NOTATIONS)
+@given(at=moments)
+def test_every_notation_is_read_as_datetime_wrote_it(written: str, order: Order | None, at: datetime) -> None:
+    whole = at.replace(tzinfo=UTC, microsecond=0)
+    assert read_time(whole.strftime(written), order).at == whole
+    day = written.partition(" %H")[0].partition("T%H")[0].partition(", %I")[0].partition(" %I")[0]
+    bare = read_time(whole.strftime(day), order)
+    assert (bare.at, bare.bare) == (whole.replace(hour=0, minute=0, second=0), True)
+
+
+@given(moments)
+def test_an_hour_alone_is_a_time_with_its_half_of_the_day_only(at: datetime) -> None:
+    whole = at.replace(tzinfo=UTC, minute=0, second=0, microsecond=0)
+    assert read_time(whole.strftime("%Y-%m-%d %I-%p"), None).at == whole
+    with pytest.raises(Refused):
+        read_time(whole.strftime("%Y-%m-%d %H"), None)
+
+
+@given(moments, st.sampled_from([(1, "s"), (10**3, "ms"), (10**6, "us"), (10**9, "ns")]))
+def test_every_epoch_unit_is_told_by_its_length(at: datetime, unit: tuple[int, str]) -> None:
+    whole = at.replace(tzinfo=UTC, microsecond=0)
+    text = str(int(whole.timestamp()) * unit[0])
+    assert read_time(text, None).at == whole
+    assert epoch_unit(text) == unit[1]
+
+
+@given(moments, st.sampled_from(["s", "ms"]), st.integers(0, 999))
+def test_an_epoch_unit_that_was_told_is_kept(at: datetime, unit: Epoch, thousandths: int) -> None:
+    exact = at.replace(tzinfo=UTC, microsecond=thousandths * 1_000)
+    ticks = int(exact.replace(microsecond=0).timestamp())
+    text = f"{ticks}.{thousandths:03}" if unit == "s" else f"{ticks}{thousandths:03}.0"
+    assert read_time(text, None, epoch=unit).at == exact
+
+
+@given(st.lists(moments, min_size=1, max_size=40), st.sampled_from(NOTATIONS[16:]))
+def test_an_order_of_days_that_is_found_is_the_one_they_were_written_in(
+    days: list[datetime], notation: tuple[str, Order | None]
+) -> None:
+    written, order = notation
+    cells = [day.strftime(written) for day in days]
+    try:
+        assert day_order(cells, NOW) == order
+    except Unsettled:
+        # Then one day alone might be read so; a day beyond the twelfth in a year of four digits tells.
+        event("unsettled")
