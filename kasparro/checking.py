@@ -33,7 +33,9 @@ def show(console: Console, checked: Sequence[Checked], *, explain: bool) -> None
 
 
 def _show_rejects(console: Console, one: Checked) -> None:
-    table = Table("rows", "field", "reason", "line", "raw", title=_text(one.name), title_justify="left")
+    console.print()
+    console.print(_text(f"{one.name}: why rows are refused"), soft_wrap=True)
+    table = Table("rows", "field", "reason", "line", "raw")
     table.columns[0].justify = table.columns[3].justify = "right"
     for reason in one.reasons:
         for place, reject in enumerate(reason.first):
@@ -48,7 +50,9 @@ def _show_rejects(console: Console, one: Checked) -> None:
 
 
 def _show_recognition(console: Console, name: str, found: Recognition) -> None:
-    facts = Table(show_header=False, title=_text(name), title_justify="left")
+    console.print()
+    console.print(_text(f"{name}: how it was understood"), soft_wrap=True)
+    facts = Table(show_header=False)
     for what, value in _facts(found):
         facts.add_row(what, _text(value))
     console.print(facts)

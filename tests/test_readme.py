@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kasparro import cli, settings
+from kasparro.sources.archives.described import Description
 from kasparro.web import data, operations
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +71,25 @@ def test_every_command_explains_itself(name: str) -> None:
     result = CliRunner().invoke(cli.main, [name, "--help"])
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+def test_the_archives_example_is_what_check_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = section("Archives")
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "kurse.csv").write_text(blocks["csv"], encoding="utf-8")
+    (tmp_path / "kurse.csv.toml").write_text(blocks["toml"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    command, _, output = blocks["console"].partition("\n")
+    arguments = shlex.split(command.removeprefix("$ kasparro "))
+    assert CliRunner().invoke(cli.main, arguments, env={"COLUMNS": "100"}).output == output
+
+
+def test_the_archives_example_names_every_key_of_a_description() -> None:
+    toml = dict(re.findall(r"```(\w+)\n(.*?)```", section("Archives"), re.DOTALL))["toml"]
+    told = tomllib.loads(re.sub(r"(?m)^# (?=\w+ = )", "", toml))
+    told["observed_at"] = told["observed_at"].isoformat()
+    assert msgspec.convert(told, Description) != Description()
+    assert set(told) == set(Description.__struct_fields__)
 
 
 def test_ci_runs_the_readme_s_test_command() -> None:
