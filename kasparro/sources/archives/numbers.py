@@ -117,6 +117,14 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
     """
     point = comma = lone_comma = dotted = 0
     for cell in cells:
+        if "," not in cell:
+            # Most cells are plain, and there may be a million of them.
+            whole, dot, fraction = cell.partition(".")
+            if not dot:
+                continue
+            if whole.isdigit() and fraction.isdigit():
+                point += len(fraction) != 3 or len(whole) > 3 or whole == "0"
+                continue
         match = _BODY.search(cell)
         if match is None:
             continue

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import TracebackType
 from typing import IO, Self
 
@@ -60,12 +61,23 @@ class Worker:
 
     async def read(self, job: Job) -> AsyncGenerator[Portion | Problem, None]:
         """All that the worker tells of one file. Raises SourceError where it ends before its time."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
+        self.begin(job)
+        async with aclosing(self.told(job)) as told:
+            async for message in told:
+                yield message
+
+    def begin(self, job: Job) -> None:
+        """Have the worker begin with a file, as far as it may read ahead."""
+        if self._process.stdin is None:
+            raise AssertionError("the worker was started without pipes")
+        self._process.stdin.write(packed(job))
+
+    async def told(self, job: Job) -> AsyncGenerator[Portion | Problem, None]:
+        """All that it tells of the file it began with. Raises SourceError where it ends before its time."""
+        stdout = self._process.stdout
+        if stdout is None:
             raise AssertionError("the worker was started without pipes")
         try:
-            stdin.write(packed(job))
-            await stdin.drain()
             while True:
                 head = await stdout.readexactly(HEAD.size)
                 message = message_of(await stdout.readexactly(HEAD.unpack(head)[0]))

@@ -94,8 +94,8 @@ async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
     """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
     path = Path(os.fsdecode(job.path))
     try:
-        recognised = await _admitted(path, job)
-        async for portion in _portions(path, job, recognised):
+        recognised, judged = await _admitted(path, job)
+        async for portion in _portions(path, job, recognised, judged):
             yield portion
     except FileRefused as refused:
         yield Problem(shown(f"{job.name}: {refused.said_of(job.name)}"))
@@ -103,19 +103,22 @@ async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
         yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
 
 
-async def _admitted(path: Path, job: Job) -> Recognised:
-    # What the file is, unless over half of its rows would be refused: then it is not loaded at all.
+async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
+    # What the file is, unless over half of its rows would be refused: then it is not loaded at all. One that
+    # makes a single batch is judged by that.
     sample = await sampled(path, job.said)
     recognised = recognise(sample, job.name, job.now, job.said)
     if not job.judged:
-        return recognised
+        return recognised, True
+    if sample.whole and len(sample.rows) < BATCH_ROWS and not job.position and job.head is None:
+        return recognised, False
     tally = _tallied(sample, recognised, job.now)
     low, high = (share * tally.rows for share in DOUBTFUL)
     if not tally.whole and low <= tally.refused <= high:
         tally = await _tallied_whole(path, recognised, job.now)
     if (verdict := tally.verdict) is not None:
         raise FileRefused(verdict)
-    return recognised
+    return recognised, True
 
 
 def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
@@ -126,7 +129,7 @@ def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
         try:
             convert(row.copy())
         except Refused as refused:
-            reasons[_counted_as(refused)] += 1
+            reasons[_counted_as(refused.field, refused.reason)] += 1
     return Tally(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
 
 
@@ -142,7 +145,7 @@ async def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> T
                     try:
                         convert(row)
                     except Refused as refused:
-                        reasons[_counted_as(refused)] += 1
+                        reasons[_counted_as(refused.field, refused.reason)] += 1
     except (Damaged, csv.Error):
         # The load will find the same and tell it; what was counted until here decides.
         pass
@@ -154,9 +157,8 @@ def generic(reason: str) -> str:
     return reason.partition(": ")[0]
 
 
-def _counted_as(refused: Refused) -> str:
-    reason = generic(refused.reason)
-    return f"{refused.field}: {reason}" if refused.field else reason
+def _counted_as(field: str | None, reason: str) -> str:
+    return f"{field}: {generic(reason)}" if field else generic(reason)
 
 
 async def _after_header(text: ArchiveText, recognised: Recognised) -> AsyncGenerator[list[str], None]:
@@ -169,7 +171,9 @@ async def _after_header(text: ArchiveText, recognised: Recognised) -> AsyncGener
             skip -= 1
 
 
-async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenerator[Portion | Problem, None]:
+async def _portions(
+    path: Path, job: Job, recognised: Recognised, judged: bool
+) -> AsyncGenerator[Portion | Problem, None]:
     convert = Converter(recognised, job.now).convert
     builder = BatchBuilder()
     add = builder.add_content
@@ -189,7 +193,13 @@ async def _portions(path: Path, job: Job, recognised: Recognised) -> AsyncGenera
             bytes=job.size if complete and continuable() else None,
             reading=recognised.reading,
         )
-        return Portion(builder.take(done), text.position)
+        batch = builder.take(done)
+        if not judged and batch.rejects:
+            reasons = Counter(_counted_as(reject.field, reject.reason) for reject in batch.rejects)
+            tally = Tally(rows=batch.fetched, refused=len(batch.rejects), reasons=dict(reasons), whole=True)
+            if (verdict := tally.verdict) is not None:
+                raise FileRefused(verdict)
+        return Portion(batch, text.position)
 
     def continuable() -> bool:
         # Whether what is appended to the file later begins a row of its own, or none is open at least.

@@ -6,7 +6,7 @@ import gzip
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -140,10 +140,11 @@ def encoding_of(head: bytes) -> Encoding:
         ):
             if zeros.count(0) > len(zeros) * 0.7 and others.count(0) < len(others) * 0.1:
                 return Encoding(codec, f"read as {codec.upper()}, by its bytes alone")
+    with suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        return Encoding("utf-8")
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(head)
     strange = sum("\udc80" <= c <= "\udcff" for c in text)
-    if not strange:
-        return Encoding("utf-8")
     beyond = sum(c > "\x7f" for c in text) - strange
     if beyond >= strange:
         return Encoding("utf-8", "some bytes are not UTF-8")

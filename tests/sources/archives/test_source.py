@@ -378,3 +378,27 @@ async def test_files_of_one_name_in_many_folders_are_told_apart(tmp_path: Path) 
     assert (await work(tmp_path / "*" / "*", memory))[0] == 10
     assert [point.name for point in memory.checkpoints.values()] == ["a/prices.csv", "b/prices.csv"]
     assert (await work(tmp_path / "*" / "*", memory))[0] == 0
+
+
+async def test_several_workers_bring_the_same_batches_in_the_order_of_the_files(tmp_path: Path) -> None:
+    for file in range(7):
+        dump(tmp_path / f"{file}.csv", 20 if file != 1 else BATCH_ROWS + 20, first=file)
+    (tmp_path / "3.csv").write_text("no,table\n1,2\n")
+    (tmp_path / "5.csv").write_bytes((tmp_path / "4.csv").read_bytes())
+    told = []
+    for workers in (1, 2, 3):
+        passing = Pass(clock=lambda: NOW)
+        batches = [batch async for batch in Archives(str(tmp_path), workers).extract(passing)]
+        told.append((batches, passing.problems))
+    assert told[0] == told[1] == told[2]
+    assert len(told[0][0]) == 6
+    assert len(told[0][1]) == 1
+
+
+async def test_a_pass_that_stops_ends_all_its_workers(tmp_path: Path, pids: list[int]) -> None:
+    for file in range(3):
+        dump(tmp_path / f"{file}.csv", BATCH_ROWS + 20, first=file)
+    async with aclosing(Archives(str(tmp_path), 2).extract(Pass(clock=lambda: NOW))) as batches:
+        await anext(batches)
+    assert len(pids) == 2
+    assert all(ended(pid) for pid in pids)
