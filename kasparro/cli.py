@@ -214,7 +214,7 @@ def _print_run(run: report.RunReport) -> None:
     out.print(table)
     for source in run.sources:
         if source.error:
-            out.print(f"{source.source}: {source.error}", markup=False, highlight=False)
+            out.print(f"{source.source}: {source.error}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _load(host: str | None = None, port: int | None = None) -> Settings:
