@@ -9,7 +9,8 @@ _list:
 
 # Build and start the local stack, and wait until it is healthy
 up:
-    {{compose}} up --build --detach --wait
+    {{compose}} build || echo "could not build: starting the image that is here" >&2
+    {{compose}} up --detach --wait
 
 # Stop the local stack; its data stays
 down:

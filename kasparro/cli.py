@@ -15,6 +15,7 @@ import click
 import msgspec
 import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -245,9 +246,22 @@ def _print_run(run: report.RunReport) -> None:
             source.source, source.status, *(f"{getattr(source.records, figure):,}" for figure in figures)
         )
     out.print(table)
+    if any(source.rejects for source in run.sources):
+        _print_rejects(run)
     for source in run.sources:
         if source.error:
-            out.print(f"{source.source}: {source.error}", markup=False, highlight=False)
+            out.print(f"{source.source}: {source.error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_rejects(run: report.RunReport) -> None:
+    table = Table("rejected", "by", "field", "reason", title="refused", title_justify="left", box=None)
+    table.columns[0].justify = "right"
+    for source in run.sources:
+        for one in source.rejects:
+            by = f"{source.source}: {one.place}" if one.place else source.source
+            table.add_row(f"{one.rejects:,}", *map(escape, (by, one.field or "", one.reason)))
+    out.print(table)
+    out.print(f"GET /runs/{run.id}/rejects has them with their raw text", highlight=False)
 
 
 def _load(host: str | None = None, port: int | None = None) -> Settings:

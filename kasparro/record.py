@@ -65,6 +65,11 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True):
     place: str | None = None
     line: int | None = None
 
+    @property
+    def kind(self) -> str:
+        """What this reject has in common with others like it: its reason without the value."""
+        return self.reason.partition(":")[0]
+
 
 class Refused(Exception):
     """A record cannot be taken; carries the field and the reason of its `Reject`."""

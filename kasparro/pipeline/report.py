@@ -51,6 +51,15 @@ class Records(_Report, frozen=True, kw_only=True):
         )
 
 
+class RejectCount(_Report, frozen=True, kw_only=True):
+    """How many records were refused for one reason."""
+
+    place: Annotated[str | None, msgspec.Meta(description="The archive's file; null for an API.")]
+    field: str | None
+    reason: str
+    rejects: int
+
+
 class SourceReport(_Report, frozen=True, kw_only=True):
     """One source's part in a run."""
 
@@ -60,6 +69,13 @@ class SourceReport(_Report, frozen=True, kw_only=True):
     finished_at: datetime | None
     duration_s: float | None
     records: Records
+    corrected: Annotated[
+        int,
+        msgspec.Meta(description="Of the updated: moments that had been told before, with other values."),
+    ]
+    rejects: Annotated[
+        list[RejectCount], msgspec.Meta(description="What was refused most, by file and reason; 50 at most.")
+    ]
     calls: Annotated[int, msgspec.Meta(description="Calls made upstream.")]
     error: Annotated[str | None, msgspec.Meta(description="Why it did not succeed, in one line.")]
 
@@ -290,6 +306,9 @@ def _run(rows: list[asyncpg.Record]) -> RunReport:
     )
 
 
+_REJECTS = msgspec.json.Decoder(list[RejectCount])
+
+
 def _source(row: asyncpg.Record) -> SourceReport:
     return SourceReport(
         source=row["source"],
@@ -305,6 +324,8 @@ def _source(row: asyncpg.Record) -> SourceReport:
             updated=row["updated"],
             unchanged=row["unchanged"],
         ),
+        corrected=row["corrected"],
+        rejects=_REJECTS.decode(row["rejects"]),
         calls=row["calls"],
         error=row["source_error"],
     )

@@ -13,7 +13,6 @@ import structlog
 
 from kasparro.batch import Batch
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, SourceError
-from kasparro.record import Reject
 from kasparro.sources.base import Pass, Source, utc_now
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
@@ -189,7 +188,9 @@ class Run:
             await batches.aclose()
 
     async def _load(self, source: str, loader: Loader, batch: Batch) -> None:
-        self._refusals[source].update(map(_kind, batch.rejects))
+        self._refusals[source].update(
+            f"{reject.field}: {reject.kind}" if reject.field else reject.kind for reject in batch.rejects
+        )
         await self._persistently(lambda: loader.load(batch, self._clock()))
 
     async def _count_call(self, source: str) -> None:
@@ -230,12 +231,6 @@ def _most_telling(errors: BaseExceptionGroup) -> BaseException:
             )
     first = errors.exceptions[0]
     return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-def _kind(reject: Reject) -> str:
-    """What a reject has in common with others like it: its reason without the value."""
-    reason = reject.reason.partition(":")[0]
-    return f"{reject.field}: {reason}" if reject.field else reason
 
 
 def judged(

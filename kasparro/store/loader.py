@@ -20,11 +20,12 @@ RAW_KEPT = 4_000
 
 
 class Written(msgspec.Struct, frozen=True):
-    """What a batch did to the tables: coins new to `unified_data`, and records that were new of a coin
-    already there."""
+    """What a batch did to the tables: coins new to `unified_data`; records that were new of a coin
+    already there; and, of these, those that told otherwise of a moment that had been told before."""
 
     inserted: int
     updated: int
+    corrected: int
 
 
 class Loader:
@@ -68,7 +69,7 @@ class Loader:
     async def _write(
         self, connection: Connection, batch: Batch, kept: Sequence[Reject], now: datetime
     ) -> None:
-        written = await self._merge(connection, batch, now) if batch.rows else Written(0, 0)
+        written = await self._merge(connection, batch, now) if batch.rows else Written(0, 0, 0)
         if kept:
             await connection.execute(
                 _SQL["rejects"],
@@ -79,6 +80,15 @@ class Loader:
                 [None if reject.place is None else storable(reject.place) for reject in kept],
                 [reject.line for reject in kept],
                 [storable(reject.raw) for reject in kept],
+            )
+        if batch.rejects:
+            kinds = Counter(
+                (storable(reject.place or ""), storable(reject.field or ""), storable(reject.kind))
+                for reject in batch.rejects
+            )
+            places, fields, reasons = zip(*kinds, strict=True)
+            await connection.execute(
+                _SQL["count_rejects"], self._run_id, self._source, places, fields, reasons, [*kinds.values()]
             )
         if (point := batch.checkpoint) is not None:
             await connection.execute(
@@ -102,6 +112,7 @@ class Loader:
             written.inserted,
             written.updated,
             batch.valid - written.inserted - written.updated,
+            written.corrected,
         )
         if written.inserted or written.updated:
             # Last, since its one row is shared by all sources and stays locked until the commit.
@@ -120,7 +131,7 @@ class Loader:
         # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
         # History gains all of them, unless somebody emptied unified_data beside it.
         updated = max(told, newest["inserted"] + newest["updated"]) - newest["inserted"]
-        return Written(newest["inserted"], updated)
+        return Written(newest["inserted"], updated, differing)
 
     def _kept(self, rejects: Sequence[Reject]) -> list[Reject]:
         room = Counter(self._rejects)

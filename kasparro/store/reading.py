@@ -48,6 +48,7 @@ TABLES = (
     "runs",
     "run_sources",
     "rejects",
+    "reject_counts",
     "checkpoints",
     "api_calls",
     "instance",

@@ -1,23 +1,28 @@
 """/docs: Swagger UI from its package, on our own paths, asking no other host for anything."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
-from kasparro.web import openapi
+from kasparro.web import openapi, parameters
 from kasparro.web.endpoint import Endpoint
-from kasparro.web.problems import not_found
+from kasparro.web.parameters import NoParameters
 
-_ASSETS = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+_ASSETS = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "favicon-32x32.png": "image/png",
+}
 
 # Swagger UI sets styles on its elements and draws its icons from data: URLs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_PAGE_HEADERS = {"Content-Security-Policy": _POLICY}
 
 # Relative addresses, so that the page works under a prefix too.
 _PAGE = """<!doctype html>
@@ -53,33 +58,24 @@ _START = """SwaggerUIBundle({
 def routes(endpoints: Sequence[Endpoint]) -> list[Route]:
     """The routes that describe these endpoints, to programs and to people."""
     description = openapi.document(endpoints)
-
-    async def openapi_json(request: Request) -> Response:
-        return Response(description, media_type="application/json")
-
     return [
-        Route("/", _front),
-        Route("/openapi.json", openapi_json),
-        Route("/docs", _page),
-        Route("/docs/start.js", _start),
-        Route("/docs/{name}", _asset),
+        _route("/", lambda: RedirectResponse("docs")),
+        _route("/openapi.json", lambda: Response(description, media_type="application/json")),
+        _route("/docs", lambda: Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")),
+        _route("/docs/start.js", lambda: Response(_START, media_type="text/javascript")),
+        *(_asset(name, media_type) for name, media_type in _ASSETS.items()),
     ]
 
 
-async def _front(request: Request) -> Response:
-    return RedirectResponse("docs")
+def _route(path: str, respond: Callable[[], Response]) -> Route:
+    async def answer(request: Request) -> Response:
+        parameters.read(NoParameters, request.scope["query_string"])
+        return respond()
+
+    return Route(path, answer)
 
 
-async def _page(request: Request) -> Response:
-    return Response(_PAGE, headers={"Content-Security-Policy": _POLICY}, media_type="text/html")
-
-
-async def _start(request: Request) -> Response:
-    return Response(_START, media_type="text/javascript")
-
-
-async def _asset(request: Request) -> Response:
-    name = request.path_params["name"]
-    if name not in _ASSETS:
-        raise not_found("There is nothing at this path; /docs lists what there is.")
-    return FileResponse(swagger_ui_path / name, headers={"Cache-Control": "public, max-age=86400"})
+def _asset(name: str, media_type: str) -> Route:
+    content = (swagger_ui_path / name).read_bytes()
+    headers = {"Cache-Control": "public, max-age=86400"}
+    return _route(f"/docs/{name}", lambda: Response(content, headers=headers, media_type=media_type))

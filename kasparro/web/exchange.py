@@ -1,5 +1,6 @@
 """What surrounds the answer to every request: its id, timing, headers and log line, and the last resort."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -63,6 +64,9 @@ class ExchangeMiddleware:
         try:
             app = self.app if refusal is None else problems.answer(scope, refusal)
             await app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
+            log.warning("cut off by the stop", path=scope["path"], request_id=exchange.request_id)
         except Exception:
             log.exception("error", path=scope["path"], request_id=exchange.request_id)
             if status:

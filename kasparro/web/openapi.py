@@ -173,6 +173,8 @@ _RUN = {
             "finished_at": "2024-06-01T12:00:09.4Z",
             "duration_s": 9.4,
             "records": _RECORDS,
+            "corrected": 0,
+            "rejects": [{"place": None, "field": "price_usd", "reason": "below zero", "rejects": 1}],
             "calls": 1,
             "error": None,
         }

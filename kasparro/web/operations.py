@@ -1,6 +1,7 @@
 """What operators ask: how the service fares, what its runs did, what its tables hold; and a run on demand."""
 
 import hmac
+import re
 import time
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,8 @@ from kasparro.web.service import Service
 
 # A health check asks every few seconds and gives up soon; it gets its answer before that.
 HEALTH_TIMEOUT_S = 2.0
+
+_RUN_ID = re.compile(r"[1-9][0-9]{0,99}")
 
 
 class RunsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,8 +116,9 @@ async def runs(service: Service, request: Request, query: RunsQuery) -> Response
 
 async def run(service: Service, request: Request, query: Any) -> Response:
     """GET /runs/{id}."""
+    run_id = _run_id(request)
     async with service.reading(request) as connection:
-        found = await report.run_report(connection, request.path_params["id"])
+        found = await report.run_report(connection, run_id)
     if found is None:
         raise not_found("There is no such run.", parameter="id")
     return _json(found)
@@ -122,12 +126,13 @@ async def run(service: Service, request: Request, query: Any) -> Response:
 
 async def rejects(service: Service, request: Request, query: PageQuery) -> Response:
     """GET /runs/{id}/rejects."""
+    run_id = _run_id(request)
     path = request.scope["path"]
     async with service.reading(request) as connection:
         signing_key = await service.signing_key(connection)
         part = await report.rejects_of(
             connection,
-            request.path_params["id"],
+            run_id,
             limit=query.limit,
             offset=paging.offset(query),
             after=paging.start(query, path, signing_key),
@@ -185,6 +190,13 @@ async def tables(service: Service, request: Request, query: Any) -> Response:
     return _json(Tables(tables=found))
 
 
+def _run_id(request: Request) -> int:
+    told = request.path_params["id"]
+    if not _RUN_ID.fullmatch(told):
+        raise not_found("The id of a run is a number.", parameter="id", allowed="a whole number from 1")
+    return int(told)
+
+
 def _json(answer: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encode(answer), status, headers, "application/json")
 
@@ -220,7 +232,7 @@ ENDPOINTS = (
         answer=RunsPage,
     ),
     Endpoint(
-        path="/runs/{id:int}",
+        path="/runs/{id}",
         handler=run,
         summary="One run",
         description="What became of one pass over the sources.",
@@ -230,7 +242,7 @@ ENDPOINTS = (
         problems=(400, 404, 500, 503),
     ),
     Endpoint(
-        path="/runs/{id:int}/rejects",
+        path="/runs/{id}/rejects",
         handler=rejects,
         summary="What a run refused",
         description="Each refused record with its reason and its raw text.",

@@ -23,6 +23,7 @@ class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Parameter(msgspec.Struct, frozen=True):
     many: bool
     integer: bool
+    choice: bool
     allowed: str
 
 
@@ -126,7 +127,8 @@ def _decoded(raw: bytes, where: str) -> str:
 def _not_allowed(name: str, value: Any, parameter: _Parameter) -> Problem:
     told = ",".join(value) if isinstance(value, list) else str(value)
     said = f"{name} is {_shown(told)}" if told else f"{name} is empty"
-    return bad_parameter(name, f"{said}; allowed: {parameter.allowed}.", parameter.allowed)
+    one = "one of these, not a list: " if parameter.choice and "," in told else ""
+    return bad_parameter(name, f"{said}; allowed: {one}{parameter.allowed}.", parameter.allowed)
 
 
 def _shown(text: str) -> str:
@@ -139,7 +141,12 @@ def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
     for field in msgspec.structs.fields(shape):
         kind = _present(msgspec.inspect.type_info(field.type))
         many = isinstance(kind, msgspec.inspect.VarTupleType)
-        found[field.encode_name] = _Parameter(many, isinstance(kind, msgspec.inspect.IntType), _allowed(kind))
+        found[field.encode_name] = _Parameter(
+            many,
+            isinstance(kind, msgspec.inspect.IntType),
+            isinstance(kind, msgspec.inspect.LiteralType),
+            _allowed(kind),
+        )
     return found
 
 

@@ -81,20 +81,27 @@ def not_found(detail: str, *, parameter: str | None = None, allowed: str | None 
     return Problem(404, detail, parameter=parameter, allowed=allowed)
 
 
+def document(problem: Problem, path: str, request_id: str) -> bytes:
+    """The problem document of the request for a path, as JSON."""
+    return _encode(
+        ProblemDocument(
+            kind=problem.kind,
+            title=problem.title,
+            status=problem.status,
+            detail=problem.detail,
+            # Clients may send anything in a path; in an answer it is a URI reference.
+            instance=quote(path[:1_000]),
+            request_id=request_id,
+            parameter=problem.parameter,
+            allowed=problem.allowed,
+        )
+    )
+
+
 def answer(scope: Any, problem: Problem) -> Response:
     """The problem document of a request, as a response."""
-    document = ProblemDocument(
-        kind=problem.kind,
-        title=problem.title,
-        status=problem.status,
-        detail=problem.detail,
-        # Clients may send anything in a path; in an answer it is a URI reference.
-        instance=quote(scope["path"][:1_000]),
-        request_id=scope["kasparro.exchange"].request_id,
-        parameter=problem.parameter,
-        allowed=problem.allowed,
-    )
-    return Response(_encode(document), problem.status, problem.headers, MEDIA_TYPE)
+    body = document(problem, scope["path"], scope["kasparro.exchange"].request_id)
+    return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 
 
 async def _problem(request: Request, error: Problem) -> Response:

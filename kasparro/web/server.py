@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from functools import partial
 from types import FrameType
@@ -25,12 +25,21 @@ from kasparro.settings import Settings
 from kasparro.simulator import Simulator
 from kasparro.store.opening import database_url, pools, prepare
 from kasparro.web.app import create_app
+from kasparro.web.protocol import LimitedProtocol
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 log = structlog.get_logger()
 
 DEMO_INTERVAL = timedelta(seconds=20)
 # With the scheduler's own grace this keeps a stop within 10 s.
 DRAIN_S = 3
+# The most connections that a process has at once, and the file descriptors that are plenty for them.
+CONNECTIONS = 4_096
+DESCRIPTORS = 16_384
 
 
 class ListenError(KasparroError):
@@ -49,6 +58,7 @@ def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> 
 
     Raises KasparroError where the service cannot start.
     """
+    _raise_descriptors()
     requested: list[int] = []
 
     def request_stop(number: int, frame: FrameType | None) -> None:
@@ -130,8 +140,11 @@ def _follow(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def configuration(app: ASGIApp | str, workers: int) -> uvicorn.Config:
+def configuration(
+    app: ASGIApp | str, workers: int, *, http: type[LimitedProtocol] = LimitedProtocol
+) -> uvicorn.Config:
     """uvicorn as the service runs it."""
+    connections = _connections()
     return uvicorn.Config(
         app,
         factory=isinstance(app, str),
@@ -142,7 +155,31 @@ def configuration(app: ASGIApp | str, workers: int) -> uvicorn.Config:
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
+        http=http,
+        ws="none",
+        limit_concurrency=connections,
+        # All that waits to be accepted may come at once.
+        backlog=min(2_048, max(1, connections // 2)),
     )
+
+
+def _raise_descriptors() -> None:
+    # Shells and service managers hand out few descriptors, though they allow many.
+    if resource is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            # Some systems have another bound, which they do not tell; then fewer connections must do.
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _connections() -> int:
+    # Half of the descriptors; the rest is for what waits to be accepted, PostgreSQL, sources and files.
+    if resource is None:
+        return CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(CONNECTIONS, soft // 2))
 
 
 def _listening(told: Settings) -> socket.socket:

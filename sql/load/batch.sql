@@ -310,6 +310,13 @@ SELECT $1, $2, told.reason, told.field, told.place, told.line, told.raw
 FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
     AS told (reason, field, place, line, raw);
 
+-- name: count_rejects --
+INSERT INTO reject_counts AS counted (run_id, source, place, field, reason, rejects)
+SELECT $1, $2, told.place, told.field, told.reason, told.rejects
+FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS told (place, field, reason, rejects)
+ON CONFLICT (run_id, source, place, field, reason) DO UPDATE
+SET rejects = counted.rejects + excluded.rejects;
+
 -- name: checkpoint --
 -- Other content that had the name is void from here on: were it put back, its values would have to be too.
 WITH superseded AS (
@@ -347,7 +354,8 @@ SET
     rejected = rejected + $5,
     inserted = inserted + $6,
     updated = updated + $7,
-    unchanged = unchanged + $8
+    unchanged = unchanged + $8,
+    corrected = corrected + $9
 WHERE run_id = $1 AND source = $2;
 
 -- name: move_version --

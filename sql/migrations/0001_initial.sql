@@ -81,6 +81,7 @@ CREATE TABLE run_sources (
     inserted bigint NOT NULL DEFAULT 0,
     updated bigint NOT NULL DEFAULT 0,
     unchanged bigint NOT NULL DEFAULT 0,
+    corrected bigint NOT NULL DEFAULT 0, -- of the updated: moments told before, with other values
     calls bigint NOT NULL DEFAULT 0,
     error text,
     PRIMARY KEY (run_id, source)
@@ -100,6 +101,18 @@ CREATE TABLE rejects (
 );
 
 CREATE INDEX rejects_of_run ON rejects (run_id, id);
+
+-- How many were refused for what, of each file or, where place is empty, of an API: all of them, while of
+-- the rejects themselves only so many are kept.
+CREATE TABLE reject_counts (
+    run_id bigint NOT NULL REFERENCES runs ON DELETE CASCADE,
+    source text NOT NULL,
+    place text NOT NULL,
+    field text NOT NULL,
+    reason text NOT NULL,
+    rejects bigint NOT NULL,
+    PRIMARY KEY (run_id, source, place, field, reason)
+);
 
 -- What was worked through already, by the digest of its content; only archives need it. `bytes` and `reading`
 -- tell how long a file was and how it was read, so that of one that grew only the rest is loaded.

@@ -51,8 +51,27 @@ SELECT
     run_sources.inserted,
     run_sources.updated,
     run_sources.unchanged,
+    run_sources.corrected,
     run_sources.calls,
-    run_sources.error AS source_error
+    run_sources.error AS source_error,
+    (
+        SELECT coalesce(json_agg(row_to_json(most)), '[]'::json)::text
+        FROM (
+            SELECT
+                nullif(reject_counts.place, '') AS place,
+                nullif(reject_counts.field, '') AS field,
+                reject_counts.reason,
+                reject_counts.rejects
+            FROM reject_counts
+            WHERE reject_counts.run_id = run_sources.run_id AND reject_counts.source = run_sources.source
+            ORDER BY
+                reject_counts.rejects DESC,
+                reject_counts.place ASC,
+                reject_counts.field ASC,
+                reject_counts.reason ASC
+            LIMIT 50
+        ) AS most
+    ) AS rejects
 FROM runs
 LEFT JOIN run_sources ON runs.id = run_sources.run_id
 WHERE runs.id = ANY(:ids)

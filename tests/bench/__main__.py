@@ -3,9 +3,9 @@
 import asyncio
 import sys
 
-from tests.bench import load, reads
+from tests.bench import latency, load, reads
 
-BENCHMARKS = {"load": load.main, "reads": reads.main}
+BENCHMARKS = {"load": load.main, "latency": latency.main, "reads": reads.main}
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 import aiohttp
 import stamina
 
-from kasparro.simulator import Simulator
 from tests.bench import measure
 
 ROUNDS, SECONDS, CONNECTIONS = 5, 4, 16
@@ -31,22 +30,14 @@ async def main() -> None:
         sys.exit("the reads benchmark needs wrk (Debian's package of that name)")
     async with measure.server() as url:
         filled = await measure.fresh(url, "bench_reads")
-        async with Simulator(seed=1, manual=True) as simulator:
-            await measure.process(
-                sys.executable,
-                *("-m", "kasparro", "etl", "--json"),
-                DATABASE_URL=filled,
-                KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
-                KASPARRO_COINGECKO_URL=simulator.coingecko_url,
-                KASPARRO_LOG_LEVEL="error",
-            )
+        await measure.fill(filled)
         service = ("-m", "kasparro", "serve", "--port")
         environment = {"DATABASE_URL": filled, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG_LEVEL": "error"}
-        async with _running(*service, **environment) as ours:
+        async with running(*service, **environment) as ours:
             with tempfile.NamedTemporaryFile() as answer:
                 answer.write(await _answer(ours))
                 answer.flush()
-                async with _running("-m", "tests.bench.bare", answer.name) as bare:
+                async with running("-m", "tests.bench.bare", answer.name) as bare:
                     rates: dict[str, list[float]] = {"bare": [], "kasparro": []}
                     for _ in range(ROUNDS):
                         rates["bare"].append(await _wrk(bare))
@@ -69,7 +60,7 @@ async def _answer(port: int) -> bytes:
 
 
 @asynccontextmanager
-async def _running(*arguments: str, **environment: str) -> AsyncIterator[int]:
+async def running(*arguments: str, **environment: str) -> AsyncIterator[int]:
     """A server on the first core, once it answers; gives its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]

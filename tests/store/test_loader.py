@@ -142,6 +142,7 @@ async def test_a_correction_of_a_moment_replaces_it(
 
     assert await load(database, batch(record(price_usd="1.5"))) == (0, 1, 0)
 
+    assert await connection.fetchval("SELECT sum(corrected) FROM run_sources") == 1
     assert [row["price_usd"] for row in await rows(connection, "unified_data")] == [Decimal("1.5")]
     assert [row["price_usd"] for row in await rows(connection, "unified_history")] == [Decimal("1.5")]
 
@@ -217,6 +218,8 @@ async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
     kept = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
     assert len(kept) == REJECTS_KEPT
     assert tuple(kept[0]) == ("bad", "price", "raw 0\\x00\\udc80")
+    (counted,) = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
+    assert tuple(counted) == ("price", "bad", REJECTS_KEPT + 4)
 
 
 async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:

@@ -16,6 +16,8 @@ from kasparro.settings import Settings
 from kasparro.store.database import Connection, Database
 from kasparro.store.reading import FIELDS
 from kasparro.web.app import create_app
+from kasparro.web.protocol import LimitedProtocol
+from kasparro.web.server import configuration
 from kasparro.web.service import SchedulerLike
 
 LONG_AGO = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
@@ -23,12 +25,19 @@ LONG_AGO = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
 
 @asynccontextmanager
 async def serving(
-    database_url: str, settings: Settings | None = None, scheduler: SchedulerLike | None = None
+    database_url: str,
+    settings: Settings | None = None,
+    scheduler: SchedulerLike | None = None,
+    *,
+    http: type[LimitedProtocol] = LimitedProtocol,
+    readers: int = 8,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The service over a database, and a client whose requests go to it."""
-    app = create_app(settings or Settings(), database=Database(database_url), scheduler=scheduler)
+    app = create_app(
+        settings or Settings(), database=Database(database_url, readers=readers), scheduler=scheduler
+    )
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_config=None, access_log=False))
+        server = uvicorn.Server(configuration(app, 1, http=http))
         task = asyncio.create_task(server.serve([listener]))
         try:
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it

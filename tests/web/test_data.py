@@ -261,6 +261,12 @@ async def test_what_is_not_allowed_is_named(
     assert parameter.split(",", maxsplit=1)[0] in problem["detail"]
 
 
+async def test_a_list_where_one_value_is_allowed_hears_so(client: aiohttp.ClientSession) -> None:
+    async with client.get("/data?sort=rank,-price_usd") as answer:
+        problem = await answer.json(content_type="application/problem+json")
+    assert problem["detail"].startswith("sort is 'rank,-price_usd'; allowed: one of these, not a list: asset")
+
+
 NASTY = (
     "'; DROP TABLE unified_data; --",
     "1 OR 1=1",

@@ -153,6 +153,15 @@ async def test_the_page_asks_no_other_host(client: aiohttp.ClientSession) -> Non
             assert await answer.read()
 
 
+async def test_the_pages_take_no_parameters_and_no_ranges(client: aiohttp.ClientSession) -> None:
+    for path in ("/", "/openapi.json", "/docs", "/docs/start.js", "/docs/swagger-ui.css"):
+        async with client.get(path + "?x=1") as answer:
+            problem = await answer.json(content_type="application/problem+json")
+        assert (answer.status, problem["parameter"], problem["allowed"]) == (400, "x", "no parameters")
+        async with client.get(path, headers={"Range": "bytes=9-1,x"}) as answer:
+            assert answer.status == 200
+
+
 async def test_the_front_leads_to_the_page(client: aiohttp.ClientSession) -> None:
     async with client.get("/", allow_redirects=False) as answer:
         assert answer.status == 307

@@ -57,6 +57,13 @@ async def test_a_run_that_is_not_there_is_a_problem(client: aiohttp.ClientSessio
     assert (await get(client, path, 404))["status"] == 404
 
 
+@pytest.mark.parametrize("told", ["abc", "0", "-1", "1.5", "%31x", "٣", "9" * 200])
+async def test_an_id_that_no_run_can_have_is_named(client: aiohttp.ClientSession, told: str) -> None:
+    for path in (f"/runs/{told}", f"/runs/{told}/rejects"):
+        problem = await get(client, path, 404)
+        assert (problem["parameter"], problem["allowed"]) == ("id", "a whole number from 1")
+
+
 async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Connection) -> None:
     run_id = await add_run(connection, "succeeded")
     for number in range(3):

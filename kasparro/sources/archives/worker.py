@@ -12,6 +12,7 @@ from kasparro.sources.archives.reader import Job, read_archive
 from kasparro.sources.archives.wire import Finished, Message, next_job, packed
 
 _PR_SET_PDEATHSIG = 1
+NICENESS = 5
 
 
 def die_with(parent: int) -> None:
@@ -39,6 +40,8 @@ async def _work(job: Job, out: IO[bytes]) -> None:
 def main() -> None:
     """Read the files that standard input names, until it ends; `argv[1]` is the parent's process id."""
     die_with(int(sys.argv[1]))
+    # Whoever waits for an answer of the service comes first.
+    os.nice(NICENESS)
     # An interrupt of the terminal is for the service, which ends this process itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever is printed by accident must not get between the messages.
