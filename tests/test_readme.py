@@ -9,6 +9,7 @@ import click
 import msgspec
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from kasparro import cli, settings
 from kasparro.sources.archives.described import Description
@@ -79,9 +80,10 @@ def test_the_archives_example_is_what_check_prints(tmp_path: Path, monkeypatch: 
     (tmp_path / "kurse.csv").write_text(blocks["csv"], encoding="utf-8")
     (tmp_path / "kurse.csv.toml").write_text(blocks["toml"], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "out", Console(width=100))
     command, _, output = blocks["console"].partition("\n")
     arguments = shlex.split(command.removeprefix("$ kasparro "))
-    assert CliRunner().invoke(cli.main, arguments, env={"COLUMNS": "100"}).output == output
+    assert CliRunner().invoke(cli.main, arguments).output == output
 
 
 def test_the_archives_example_names_every_key_of_a_description() -> None:
