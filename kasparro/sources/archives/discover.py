@@ -27,7 +27,10 @@ def archives(where: str | None) -> list[Archive]:
 
     Raises SourceError where there is nothing to read.
     """
-    told = Path(where).expanduser() if where is not None else SAMPLE
+    try:
+        told = Path(where).expanduser() if where is not None else SAMPLE
+    except RuntimeError:
+        raise SourceError(f"archives {where}: ~NAME is no user of this machine") from None
     try:
         if told.is_file():
             return [Archive(told, shown(told.name))]

@@ -1,5 +1,6 @@
 """What an archive would load and how it was understood, for `kasparro check`; nothing is written."""
 
+import csv
 import os
 from datetime import datetime
 
@@ -171,7 +172,7 @@ async def _recognition(archive: Archive, job: Job) -> Recognition | None:
     try:
         sample = await sampled(archive.path, job.said)
         found = recognise(sample, job.name, job.now, job.said)
-    except (FileRefused, OSError):
+    except (FileRefused, csv.Error, OSError):
         return None
     period = found.period
     return Recognition(

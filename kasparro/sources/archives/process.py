@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import IO, Self
 
@@ -49,10 +49,22 @@ class Worker:
         if self._process.returncode is None:
             self._process.kill()
         try:
-            await asyncio.shield(self._process.wait())
+            await asyncio.shield(self._ended())
         finally:
             self._tell_stderr()
             self._stderr.close()
+
+    async def _ended(self) -> None:
+        # wait() waits for the pipe's end too, which nobody sees while the pipe is held back.
+        with suppress(ConnectionError):
+            while self._process.stdout is not None and await self._process.stdout.read(READ_AHEAD):
+                pass
+        await self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process may be given another file."""
+        return self._process.returncode is None
 
     @property
     def pid(self) -> int:

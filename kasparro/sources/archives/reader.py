@@ -99,6 +99,8 @@ async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
             yield portion
     except FileRefused as refused:
         yield Problem(shown(f"{job.name}: {refused.said_of(job.name)}"))
+    except csv.Error as error:
+        yield Problem(f"{job.name}: not loaded, for it is no table ({error})")
     except OSError as error:
         yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
 

@@ -4,14 +4,16 @@ import asyncio
 import hashlib
 import os
 import sys
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import IO
 
 import msgspec
 
 from kasparro.batch import Batch, Checkpoint
+from kasparro.errors import SourceError
 from kasparro.sources.archives.described import Description, DescriptionRefused, describe
 from kasparro.sources.archives.discover import Archive, archives
 from kasparro.sources.archives.process import Worker
@@ -43,26 +45,32 @@ class Archives:
         total, done = sum(sizes), 0
         passing.progress(done, total)
         async with AsyncExitStack() as stack:
-            workers = [await stack.enter_async_context(Worker()) for _ in found[: self._workers]]
-            readings = await stack.enter_async_context(aclosing(self._begun(found, passing, workers)))
+
+            async def hire() -> Worker:
+                return await stack.enter_async_context(Worker())
+
+            readings = await stack.enter_async_context(aclosing(self._begun(found, passing, hire)))
             for size in sizes:
                 reading = await anext(readings)
-                if reading is not None:
-                    async for message in reading:
+                try:
+                    async for message in reading or _nothing():
                         if isinstance(message, Portion):
                             passing.progress(done + min(message.position, size), total)
                             yield message.batch
                         else:
                             passing.problem(message.text)
+                except SourceError as error:
+                    # Whatever ended the process that read this file, the others are read all the same.
+                    passing.problem(str(error))
                 done += size
                 passing.progress(done, total)
 
     async def _begun(
-        self, found: Sequence[Archive], passing: Pass, workers: Iterable[Worker]
+        self, found: Sequence[Archive], passing: Pass, hire: Callable[[], Awaitable[Worker]]
     ) -> AsyncGenerator[AsyncGenerator[Portion | Problem, None] | None, None]:
         # What is read of each file, None where that is nothing. While one is given, the next are begun by the
         # other workers, which read ahead as far as their pipes hold and wait.
-        free, seen = deque(workers), set[str]()
+        free, seen = deque([await hire() for _ in found[: self._workers]]), set[str]()
         coming, begun = iter(found), deque[tuple[Job, Worker] | None]()
         while True:
             while free and (archive := next(coming, None)) is not None:
@@ -81,14 +89,19 @@ class Archives:
             job, worker = reading
             async with aclosing(worker.told(job)) as told:
                 yield told
-            free.append(worker)
+            free.append(worker if worker.alive else await hire())
 
     async def _job(self, archive: Archive, passing: Pass, seen: set[str]) -> Job | None:
         # What there is to read of a file; None where that is nothing.
         earlier = await passing.known_as(archive.name)
         try:
             said = await asyncio.to_thread(describe, archive.path)
-            known = await asyncio.to_thread(_known_by, archive, said, earlier)
+            given_up = threading.Event()
+            try:
+                known = await asyncio.to_thread(_known_by, archive, said, earlier, given_up)
+            finally:
+                # A thread cannot be cancelled, and the program would wait for it at its end.
+                given_up.set()
         except DescriptionRefused as refused:
             passing.problem(f"{archive.name}: not loaded, for {refused}")
             return None
@@ -114,6 +127,12 @@ class Archives:
         )
 
 
+async def _nothing() -> AsyncGenerator[Portion | Problem, None]:
+    none: tuple[Portion, ...] = ()
+    for message in none:
+        yield message
+
+
 def _cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
@@ -136,27 +155,33 @@ class _Known(msgspec.Struct, frozen=True, kw_only=True):
     head: Head | None
 
 
-def _known_by(archive: Archive, said: Description, earlier: Checkpoint | None) -> _Known:
+def _known_by(
+    archive: Archive, said: Description, earlier: Checkpoint | None, given_up: threading.Event
+) -> _Known:
     # Reads the file once, and takes the digest of its beginning on the way where that was all of it earlier.
     suffix = f":{said.digest}" if said.digest else ""
     digest = hashlib.sha256()
     head = None
     with archive.path.open("rb") as content:
         if earlier is not None and earlier.complete and earlier.bytes is not None:
-            lines, last = _digested(content, digest, earlier.bytes)
+            lines, last = _digested(content, digest, earlier.bytes, given_up)
             if f"{READING}:{digest.hexdigest()}{suffix}" == earlier.key:
                 head = _head(earlier, earlier.bytes, lines, last, content)
-        _digested(content, digest, None)
+        _digested(content, digest, None, given_up)
         state = os.fstat(content.fileno())
     key = f"{READING}:{digest.hexdigest()}{suffix}"
     return _Known(key=key, size=state.st_size, changed_ns=state.st_mtime_ns, head=head)
 
 
-def _digested(content: IO[bytes], digest: "hashlib._Hash", size: int | None) -> tuple[int, bytes]:
+def _digested(
+    content: IO[bytes], digest: "hashlib._Hash", size: int | None, given_up: threading.Event
+) -> tuple[int, bytes]:
     # So many bytes, or all that is left. Gives the line ends in them, if it was so many, and the last byte.
     lines, last = 0, b""
     left = size
-    while chunk := content.read(READ_BYTES if left is None else min(left, READ_BYTES)):
+    while not given_up.is_set() and (
+        chunk := content.read(READ_BYTES if left is None else min(left, READ_BYTES))
+    ):
         digest.update(chunk)
         if left is not None:
             left -= len(chunk)

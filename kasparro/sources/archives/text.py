@@ -165,6 +165,7 @@ class ArchiveText:
         self._raw = raw
         self._decoder = decoder(encoding)
         self._damage: Damaged | None = None
+        self._last = ""
         self._quotes = 0
         self.position = 0
 
@@ -183,11 +184,14 @@ class ArchiveText:
         while self._damage is None:
             chunk, self._damage = _gathered(self._content, READ_BYTES)
             self.position = self._raw.tell()
-            if text := self._decoder.decode(chunk):
+            if text := self._decoder.decode(chunk, final=not chunk and self._damage is None):
                 self._quotes += text.count('"')
+                self._last = text[-1]
                 return text
             if not chunk and self._damage is None:
-                return self._decoder.decode(b"", final=True)
+                # aiocsv waits for what follows a bare carriage return, and with it keeps the last row.
+                last, self._last = self._last, ""
+                return "\n" if last == "\r" else ""
         raise self._damage
 
 
@@ -205,7 +209,7 @@ def _visible(character: str) -> str:
 class _Held:
     # Text at hand, as aiocsv reads it.
     def __init__(self, text: str) -> None:
-        self._text = text
+        self._text = f"{text}\n" if text.endswith("\r") else text
 
     async def read(self, size: int) -> str:
         del size

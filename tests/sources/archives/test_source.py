@@ -402,3 +402,53 @@ async def test_a_pass_that_stops_ends_all_its_workers(tmp_path: Path, pids: list
         await anext(batches)
     assert len(pids) == 2
     assert all(ended(pid) for pid in pids)
+
+
+async def test_a_file_that_ends_the_worker_costs_only_itself(
+    tmp_path: Path, pids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(tmp_path / "a.csv", 3 * BATCH_ROWS)
+    dump(tmp_path / "b.csv", 7, first=5)
+    passing = Pass(clock=lambda: NOW)
+    rows = 0
+
+    async with aclosing(Archives(str(tmp_path), workers=1).extract(passing)) as batches:
+        async for batch in batches:
+            if not rows:
+                os.kill(pids[0], signal.SIGKILL)
+            rows += batch.rows
+
+    assert BATCH_ROWS < rows + 1 <= 3 * BATCH_ROWS + 7
+    assert passing.problems == ["a.csv: the process that read it ended early (signal 9)"]
+    assert rows % BATCH_ROWS == 7
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n", ""])
+async def test_the_last_row_counts_however_it_ends(tmp_path: Path, end: str) -> None:
+    path = dump(tmp_path / "a.csv", 5)
+    path.write_text(path.read_text().rstrip("\r\n") + end, newline="")
+
+    assert (await work(path))[0] == 5
+
+
+async def test_a_cell_beyond_all_bounds_costs_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,price\n{'x' * 200_000},1\n")
+    dump(tmp_path / "b.csv", 5)
+
+    rows, passing = await work(tmp_path)
+
+    assert rows == 5
+    assert len(passing.problems) == 1
+    assert passing.problems[0].startswith("a.csv: not loaded")
+
+
+async def test_a_worker_that_is_held_back_ends_at_once(tmp_path: Path) -> None:
+    job = job_for(dump(tmp_path / "big.csv", 8 * BATCH_ROWS))
+    async with asyncio.timeout(10):
+        async with Worker() as worker:
+            worker.begin(job)
+            stdout = worker._process.stdout
+            assert stdout is not None
+            # Nobody reads: what it tells fills the pipe, and the pipe is held back, which only polling sees.
+            while not stdout._paused:  # type: ignore[attr-defined]  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
