@@ -71,7 +71,7 @@ def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> 
         signal.signal(number, request_stop)
     with (
         _listening(told) as listener,
-        asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner,
+        asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner,
     ):
         runner.run(_serve(told, listener, requested, workers, demo_seed))
 
