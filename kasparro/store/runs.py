@@ -125,7 +125,13 @@ class RunRecord:
 
 
 async def bury_dead(database: Database, now: datetime) -> None:
-    """Mark what a process that died left `running`, unless a run is at work. Raises DatabaseUnavailable."""
+    """Mark what a process that died left `running`, unless a run is at work. Raises DatabaseUnavailable.
+
+    The run lock is taken only where there is something to mark: whoever wants to run meanwhile is refused.
+    """
+    async with database.writing() as connection:
+        if not await connection.fetchval(_SQL["any_running"]):
+            return
     async with SessionLock(database, "run") as lock:
         if await lock.acquire():
             async with database.writing() as connection, connection.transaction():

@@ -8,6 +8,9 @@ SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
 -- Of the processes that could run the loop, one does.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
 
+-- name: any_running --
+SELECT EXISTS(SELECT FROM runs WHERE status = 'running');
+
 -- name: interrupt_sources --
 -- Runs found running by the holder of the lock are dead. Their sources first: a batch of theirs that is
 -- still committing holds that row, so this waits for it, and no further batch gets past its fence.
