@@ -12,7 +12,7 @@ from kasparro.sources.archives.reader import Job, read_archive
 from kasparro.sources.archives.wire import Finished, Message, next_job, packed
 
 _PR_SET_PDEATHSIG = 1
-NICENESS = 5
+NICENESS = 15
 
 
 def die_with(parent: int) -> None:
