@@ -5,7 +5,7 @@ import msgspec
 from kasparro.record import Record, Reject, copy_line, line
 
 # Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
-BATCH_ROWS = 25_000
+BATCH_ROWS = 20_000
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
