@@ -27,9 +27,8 @@ class Pass(msgspec.Struct, kw_only=True):
     """One pass over one source: what it may ask while it works, and what it has to tell.
 
     `checkpoint(key)` gives what an earlier pass committed, `known_as(name)` the newest of that name;
-    `count_call()` books a call upstream before it is
-    made and raises SourceError where the month's budget is spent; `progress(done, total)` moves a bar, in
-    the source's own unit, where `total` may be unknown.
+    `count_call()` books a call upstream before it is made and raises SourceError where the month's budget is
+    spent; `progress(done, total)` moves a bar, in the source's own unit, where `total` may be unknown.
     """
 
     clock: Callable[[], datetime] = utc_now

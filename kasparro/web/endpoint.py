@@ -32,7 +32,6 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[int, ...] = (400, 500, 503)
     other_answers: dict[int, tuple[str, Any]] = {}
     headers: dict[str, str] = {}
-    example: Any = None
     guarded: bool = False
 
 
