@@ -1,5 +1,7 @@
 """Records on their way from a source to the store: a bounded number of them, ready for COPY."""
 
+from datetime import datetime
+
 import msgspec
 
 from kasparro.record import Record, Reject, copy_line, line
@@ -24,11 +26,34 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     reading: str | None = None
 
 
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list that a source walks, and where the walk stood; committed together with the page's
+    batch.
+
+    `walk` is when the walk began, `ahead` the pages that it had still to fetch, empty at its end. `records`
+    counts what the page told, `last` says that the list ends with it. `read_at` is when the page was last
+    sent in full: a `fetched_at` after it means that nothing had changed since, as the upstream knew by
+    `etag` or `last_modified`, which are good for what `reading` stands for.
+    """
+
+    number: int
+    walk: datetime
+    ahead: tuple[int, ...]
+    fetched_at: datetime
+    read_at: datetime
+    records: int
+    last: bool
+    reading: str
+    etag: str | None = None
+    last_modified: str | None = None
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Some of a source's records: `rows` lines of COPY text in `lines`, beside the rejects met on the way.
 
     `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
-    are new to this pass and the rest repeated a record that an earlier page had told already.
+    are new to this pass and the rest repeated a record that was told already: by an earlier page, or, of a
+    page that has not changed, by itself.
     """
 
     lines: bytes
@@ -37,6 +62,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     valid: int
     rejects: tuple[Reject, ...] = ()
     checkpoint: Checkpoint | None = None
+    page: Page | None = None
 
 
 class BatchBuilder:
@@ -62,16 +88,22 @@ class BatchBuilder:
         """Take a refused record."""
         self._rejects.append(reject)
 
-    def repeat(self) -> None:
-        """Count an accepted record that an earlier one of the same pass stands for."""
-        self._repeated += 1
+    def repeat(self, records: int = 1) -> None:
+        """Count accepted records for which earlier ones stand: of the same pass, or of one whose page the
+        upstream says has not changed."""
+        self._repeated += records
 
     @property
     def full(self) -> bool:
         """Whether the batch has reached its bound."""
         return len(self._lines) + len(self._rejects) >= BATCH_ROWS
 
-    def take(self, checkpoint: Checkpoint | None = None) -> Batch:
+    @property
+    def refused(self) -> bool:
+        """Whether a record was refused since the last batch."""
+        return bool(self._rejects)
+
+    def take(self, checkpoint: Checkpoint | None = None, page: Page | None = None) -> Batch:
         """What was collected, as a batch; the builder starts over."""
         valid = len(self._lines) + self._repeated
         batch = Batch(
@@ -81,6 +113,7 @@ class BatchBuilder:
             valid=valid,
             rejects=tuple(self._rejects),
             checkpoint=checkpoint,
+            page=page,
         )
         self._start_over()
         return batch

@@ -205,7 +205,12 @@ async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> repo
         await prepare(database)
         with _bars(names, shown=watched and err.is_terminal) as watch:
             async with Run(
-                database, build(told, names), "etl", budget=told.monthly_calls, watch=watch
+                database,
+                build(told, names),
+                "etl",
+                budget=told.monthly_calls,
+                interval=told.interval,
+                watch=watch,
             ) as one:
                 await one.work(stop)
         async with database.writing() as connection:
@@ -249,8 +254,8 @@ def _print_run(run: report.RunReport) -> None:
     if any(source.rejects for source in run.sources):
         _print_rejects(run)
     for source in run.sources:
-        if source.error:
-            out.print(f"{source.source}: {source.error}", markup=False, highlight=False, soft_wrap=True)
+        for said in filter(None, (source.note, source.error)):
+            out.print(f"{source.source}: {said}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_rejects(run: report.RunReport) -> None:

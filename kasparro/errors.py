@@ -27,3 +27,7 @@ class RunLost(KasparroError):
 
 class SourceError(KasparroError):
     """A source, one of its pages or one of its files could not be read; the text says why."""
+
+
+class NothingDue(KasparroError):
+    """A source has nothing to do in this run; the text says why, and when it has again."""

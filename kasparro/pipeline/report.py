@@ -1,14 +1,17 @@
 """What a run says of itself, and what the runs together say of the service: read from the run tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 import asyncpg
 import msgspec
 
+from kasparro.pipeline.budget import Budget, budget
 from kasparro.settings import SOURCES, Settings
+from kasparro.sources.base import utc_now
 from kasparro.store.database import Connection
+from kasparro.store.loader import known_pages
 from kasparro.store.reading import compose
 from kasparro.store.statements import statements
 
@@ -23,6 +26,8 @@ SourceName = Literal["coinpaprika", "coingecko", "csv"]
 
 # A source is stale once two runs' worth of time, and some patience, passed without a success.
 PATIENCE = timedelta(minutes=5)
+# Sources whose list has more pages than one.
+WALKED = ("coingecko",)
 _BIGINT_LIMIT = 2**63 - 1
 
 
@@ -77,6 +82,9 @@ class SourceReport(_Report, frozen=True, kw_only=True):
         list[RejectCount], msgspec.Meta(description="What was refused most, by file and reason; 50 at most.")
     ]
     calls: Annotated[int, msgspec.Meta(description="Calls made upstream.")]
+    note: Annotated[
+        str | None, msgspec.Meta(description="What is to be known of it that is no error: the pages fetched.")
+    ]
     error: Annotated[str | None, msgspec.Meta(description="Why it did not succeed, in one line.")]
 
 
@@ -138,15 +146,6 @@ class Schedule(_Report, frozen=True, kw_only=True):
 
     interval_s: Annotated[float | None, msgspec.Meta(description="Null: they do not.")]
     next_run_at: datetime | None
-
-
-class Budget(_Report, frozen=True, kw_only=True):
-    """Calls upstream in this calendar month (UTC)."""
-
-    month: Annotated[str, msgspec.Meta(examples=["2025-06"])]
-    calls: int
-    limit: Annotated[int | None, msgspec.Meta(description="Null: nothing limits them.")]
-    remaining: int | None
 
 
 class Stats(_Report, frozen=True, kw_only=True):
@@ -234,13 +233,22 @@ async def rejects_of(
     return Part(rejects, rows[0]["total"], rejects[-1].id if len(rows) > limit else None)
 
 
-async def stats(connection: Connection, settings: Settings, next_run_at: datetime | None = None) -> Stats:
+async def stats(
+    connection: Connection,
+    settings: Settings,
+    next_run_at: datetime | None = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> Stats:
     """The service at a glance, all of it of one moment; only a running loop knows when it runs next."""
+    now = clock()
+    calls_in = compose(_SQL["calls_in_month"])
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         (totals,) = await connection.fetch(_SQL["totals"])
         rows = {row["source"]: row["rows"] for row in await connection.fetch(_SQL["rows_by_source"])}
-        calls = {row["source"]: row["calls"] for row in await connection.fetch(_SQL["calls_this_month"])}
+        booked = await connection.fetch(calls_in.text, *calls_in.values({"month": now.date().replace(day=1)}))
+        pages = {source: await known_pages(connection, source) for source in WALKED}
         last_run = await run_report(connection, totals["last_run"] or 0)
+    calls = {row["source"]: row["calls"] for row in booked}
     by_source = {source: rows.get(source, 0) for source in SOURCES}
     return Stats(
         status="running" if totals["running"] else "idle",
@@ -257,7 +265,14 @@ async def stats(connection: Connection, settings: Settings, next_run_at: datetim
             next_run_at=next_run_at,
         ),
         budget={
-            source: _budget(totals["month"], calls.get(source, 0), settings.monthly_calls(source))
+            source: budget(
+                calls.get(source, 0),
+                settings.monthly_calls(source),
+                pages.get(source, []),
+                now=now,
+                interval=settings.interval,
+                next_run_at=next_run_at,
+            )
             for source in SOURCES
             if source != "csv"
         },
@@ -327,13 +342,9 @@ def _source(row: asyncpg.Record) -> SourceReport:
         corrected=row["corrected"],
         rejects=_REJECTS.decode(row["rejects"]),
         calls=row["calls"],
+        note=row["note"],
         error=row["source_error"],
     )
-
-
-def _budget(month: str, calls: int, limit: int | None) -> Budget:
-    remaining = None if limit is None else max(limit - calls, 0)
-    return Budget(month=month, calls=calls, limit=limit, remaining=remaining)
 
 
 def _rounded(seconds: float | None) -> float | None:

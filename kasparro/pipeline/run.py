@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence, Set
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
@@ -12,8 +12,18 @@ import stamina
 import structlog
 
 from kasparro.batch import Batch
-from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, SourceError
+from kasparro.errors import (
+    DatabaseUnavailable,
+    KasparroError,
+    NothingDue,
+    RunInProgress,
+    RunLost,
+    SourceError,
+)
+from kasparro.pipeline import breaker
 from kasparro.sources.base import Pass, Source, utc_now
+from kasparro.sources.http import UpstreamError
+from kasparro.sources.rotation import Month
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord, SessionLock
@@ -22,6 +32,7 @@ log = structlog.get_logger()
 
 Trigger = Literal["startup", "schedule", "api", "etl"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
+Outcome = Literal[Status, "skipped"]
 T = TypeVar("T")
 
 # A stopping service has 10 s: requests get the first few, the batch under way the rest.
@@ -54,6 +65,7 @@ class Run:
         trigger: Trigger,
         *,
         budget: Callable[[str], int | None] = no_limit,
+        interval: timedelta | None = None,
         watch: Callable[[str, float, float | None], None] = unwatched,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -61,6 +73,7 @@ class Run:
         self._sources = sources
         self._trigger: Trigger = trigger
         self._budget = budget
+        self._interval = interval
         self._watch = watch
         self._calls: Counter[str] = Counter()
         self._refusals: dict[str, Counter[str]] = defaultdict(Counter)
@@ -111,29 +124,40 @@ class Run:
                 tasks = [group.create_task(self._outcome(source, stop)) for source in self._sources]
         except BaseExceptionGroup as errors:
             raise _most_telling(errors) from errors
-        outcomes = {task.result() for task in tasks}
-        status: Status = "interrupted" if "interrupted" in outcomes else "partial"
-        if len(outcomes) == 1:
-            (status,) = outcomes
+        status = together({task.result() for task in tasks})
         error = "stopped before its end" if status == "interrupted" else None
         await self._persistently(lambda: self._record.finish(status, error, self._clock()))
         self._log.info("run finished", status=status)
         return status
 
-    async def _outcome(self, source: Source, stop: asyncio.Event) -> Status:
+    async def _outcome(self, source: Source, stop: asyncio.Event) -> Outcome:
+        passes = await self._persistently(lambda: self._record.last_passes(source.name, breaker.FAILURES))
+        circuit = breaker.circuit([breaker.Ended(*ended) for ended in passes], self._clock())
+        if circuit.rests_until is not None and self._trigger == "schedule":
+            return await self._skip(
+                source.name,
+                f"its last {breaker.FAILURES} passes failed; it is asked again after "
+                f"{circuit.rests_until:%H:%M:%S} UTC",
+            )
+        loader = Loader(self._database, self.id, source.name)
         passing = Pass(
             clock=self._clock,
             checkpoint=lambda key: self._persistently(lambda: loader.checkpoint(key)),
             known_as=lambda name: self._persistently(lambda: loader.known_as(name)),
+            pages=lambda: self._persistently(loader.pages),
+            month=lambda: self._month(source.name),
+            interval=self._interval,
+            probing=circuit.probing,
             count_call=lambda: self._count_call(source.name),
             progress=lambda done, total: self._watch(source.name, done, total),
         )
-        loader = Loader(self._database, self.id, source.name)
-        stopped, failure = False, None
+        stopped, failure, dead = False, None, False
         try:
             stopped = await self._work_through(source.name, source.extract(passing), loader, stop)
+        except NothingDue as nothing:
+            return await self._skip(source.name, str(nothing))
         except SourceError as error:
-            failure = str(error)
+            failure, dead = str(error), isinstance(error, UpstreamError)
         except (RunLost, DatabaseUnavailable):
             raise
         except Exception as error:
@@ -147,9 +171,16 @@ class Run:
                 + "".join(f", most often: {reason}" for reason, _ in refused)
             )
         status, line = judged(counts["valid"], stopped, failure, passing.problems)
-        calls = self._calls[source.name]
         await self._persistently(
-            lambda: self._record.finish_source(source.name, status, line, calls, self._clock())
+            lambda: self._record.finish_source(
+                source.name,
+                status,
+                line,
+                self._clock(),
+                calls=self._calls[source.name],
+                note=passing.note,
+                dead=dead and status == "failed",
+            )
         )
         say = self._log.info if status == "succeeded" else self._log.warning
         say(
@@ -157,9 +188,15 @@ class Run:
             source=source.name,
             status=status,
             **counts,
+            **({"note": passing.note} if passing.note else {}),
             **({"error": line} if line else {}),
         )
         return status
+
+    async def _skip(self, source: str, reason: str) -> Literal["skipped"]:
+        await self._persistently(lambda: self._record.finish_source(source, "skipped", reason, self._clock()))
+        self._log.warning("source skipped", source=source, reason=reason)
+        return "skipped"
 
     async def _work_through(
         self, source: str, batches: AsyncGenerator[Batch, None], loader: Loader, stop: asyncio.Event
@@ -193,13 +230,20 @@ class Run:
         )
         await self._persistently(lambda: loader.load(batch, self._clock()))
 
+    async def _month(self, source: str) -> Month | None:
+        """The month's calls. Raises SourceError where none is left."""
+        limit, now = self._budget(source), self._clock()
+        if limit is None:
+            return None
+        remaining = limit - await self._persistently(lambda: self._record.calls(source, now))
+        if remaining <= 0:
+            raise _spent(limit, now)
+        return Month(limit=limit, remaining=remaining)
+
     async def _count_call(self, source: str) -> None:
-        limit = self._budget(source)
-        month = self._clock()
-        if not await self._persistently(lambda: self._record.count_call(source, month, limit)):
-            raise SourceError(
-                f"the budget of {limit} calls for {month:%B %Y} is spent; it begins anew on the first"
-            )
+        limit, now = self._budget(source), self._clock()
+        if not await self._persistently(lambda: self._record.count_call(source, now, limit)):
+            raise _spent(limit, now)
         self._calls[source] += 1
 
     async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -218,6 +262,18 @@ class Run:
                     raise RunLost(f"run {self.id} lost its lock to another run")
                 return await call()
         raise AssertionError("unreachable: the last attempt raises")
+
+
+def _spent(limit: int | None, now: datetime) -> SourceError:
+    return SourceError(f"the budget of {limit} calls for {now:%B %Y} is spent; it begins anew on the first")
+
+
+def together(outcomes: Set[Outcome]) -> Status:
+    """A run's status, from what its sources came to; one that was skipped did not succeed."""
+    if "interrupted" in outcomes:
+        return "interrupted"
+    (only, *others) = outcomes or {"partial"}
+    return "partial" if others or only == "skipped" else only
 
 
 def _most_telling(errors: BaseExceptionGroup) -> BaseException:

@@ -45,6 +45,8 @@ class Scheduler:
         self._database = database
         self._prepare = prepare
         self._clock = clock
+        # For as long as the process: two runs within a minute share the limits that the upstreams set.
+        self._sources = build(settings, settings.sources)
         self._stop = asyncio.Event()
         self._led = False
         self._runs: set[asyncio.Task[None]] = set()
@@ -134,8 +136,14 @@ class Scheduler:
                 log.debug("loop waits", seconds=round(due - time.monotonic(), 1))
 
     async def _run(self, trigger: Trigger, started: asyncio.Future[int] | None = None) -> None:
-        sources = build(self._settings, self._settings.sources)
-        run = Run(self._database, sources, trigger, budget=self._settings.monthly_calls, clock=self._clock)
+        run = Run(
+            self._database,
+            self._sources,
+            trigger,
+            budget=self._settings.monthly_calls,
+            interval=self._settings.interval,
+            clock=self._clock,
+        )
         async with run:
             if started is not None and not started.done():
                 started.set_result(run.id)

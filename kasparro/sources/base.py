@@ -1,12 +1,13 @@
 """What a source is to the pipeline, and what the pipeline lends it for one pass."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import msgspec
 
-from kasparro.batch import Batch, Checkpoint
+from kasparro.batch import Batch, Checkpoint, Page
+from kasparro.sources.rotation import Month
 
 
 def utc_now() -> datetime:
@@ -19,6 +20,14 @@ async def _no_checkpoint(key: str) -> Checkpoint | None:
     return None
 
 
+async def _no_pages() -> list[Page]:
+    return []
+
+
+async def _unlimited() -> Month | None:
+    return None
+
+
 async def _uncounted() -> None:
     return None
 
@@ -26,17 +35,26 @@ async def _uncounted() -> None:
 class Pass(msgspec.Struct, kw_only=True):
     """One pass over one source: what it may ask while it works, and what it has to tell.
 
-    `checkpoint(key)` gives what an earlier pass committed, `known_as(name)` the newest of that name;
-    `count_call()` books a call upstream before it is made and raises SourceError where the month's budget is
-    spent; `progress(done, total)` moves a bar, in the source's own unit, where `total` may be unknown.
+    `checkpoint(key)` gives what an earlier pass committed, `known_as(name)` the newest of that name, and
+    `pages()` each page of the source's list. `month()` gives the month's calls, None where nothing limits
+    them, `interval` is the time between runs, None where nobody knows it, and `probing` says that the
+    source has failed again and again: its first call is not repeated. `note` is what a person should know
+    of the pass that is no error. `count_call()` books a call upstream before it is made and, as `month()`,
+    raises SourceError where the month's budget is spent; `progress(done, total)` moves a bar, in the source's
+    own unit, where `total` may be unknown.
     """
 
     clock: Callable[[], datetime] = utc_now
     checkpoint: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
     known_as: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
+    pages: Callable[[], Awaitable[list[Page]]] = _no_pages
+    month: Callable[[], Awaitable[Month | None]] = _unlimited
+    interval: timedelta | None = None
+    probing: bool = False
     count_call: Callable[[], Awaitable[None]] = _uncounted
     progress: Callable[[float, float | None], None] = lambda done, total: None
     problems: list[str] = msgspec.field(default_factory=list)
+    note: str | None = None
 
     def problem(self, text: str) -> None:
         """Tell of a page or file that was lost while the rest went on: the source is then `partial`."""
@@ -46,8 +64,9 @@ class Pass(msgspec.Struct, kw_only=True):
 class Source(Protocol):
     """A source: its name, and a pass over all that it has now, batch by batch.
 
-    `extract` raises SourceError where it cannot go on; the batches before that stand. It may be closed at
-    any batch. A record that is not fit becomes a Reject in a batch, never an exception.
+    `extract` raises SourceError where it cannot go on, and NothingDue where it has nothing to do now; the
+    batches before that stand. It may be closed at any batch. A record that is not fit becomes a Reject in a
+    batch, never an exception.
     """
 
     @property

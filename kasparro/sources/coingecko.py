@@ -10,13 +10,15 @@ from aiolimiter import AsyncLimiter
 from msgspec import Raw
 
 from kasparro.batch import Batch, BatchBuilder
-from kasparro.errors import SourceError
+from kasparro.errors import NothingDue, SourceError
 from kasparro.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
 from kasparro.settings import Plan, Secret
+from kasparro.sources import page, rotation
 from kasparro.sources.base import Pass
 from kasparro.sources.http import Client, Patience, UpstreamError
 from kasparro.sources.wire import NULL, Walk, amount, number, rank, when, zero_is_unknown
 
+PATH = "/coins/markets"
 PAGE_SIZE = 250
 # Three times the list of 2026: a walk that goes on beyond is an upstream that never sends a short page.
 PAGES_LIMIT = 220
@@ -103,38 +105,67 @@ class CoinGecko:
         self._later = patience or ON_THE_WAY
         # The vendor's limit holds for the vendor's hosts only.
         host = urlsplit(base_url).hostname or ""
-        self._limiter = AsyncLimiter(CALLS_A_MINUTE[plan], 60) if host.endswith("coingecko.com") else None
+        # Evenly spaced: a burst of a minute's calls beside the minute's rate would be twice as many.
+        spaced = AsyncLimiter(1, 60 / CALLS_A_MINUTE[plan])
+        self._limiter = spaced if host.endswith("coingecko.com") else None
 
     async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
-        """Pages until a short one, a batch a page. A page that is lost costs that page; the first, or two in
-        a row, end the walk. Raises SourceError.
+        """The pages that are due, a batch a page: all up to a short one, where nothing limits the calls.
+
+        A page that is lost costs that page; the first, or two in a row, end the walk. Raises SourceError,
+        and NothingDue where the month's calls leave none for this pass.
         """
-        walk, builder = Walk(), BatchBuilder()
-        lost_before = False
+        began, month = passing.clock(), await passing.month()
+        known = {page.number: page for page in await passing.pages()}
+        plan = rotation.plan([*known.values()], began, month, passing.interval, most=PAGES_LIMIT)
+        if month is not None and not plan.pages:
+            raise NothingDue(
+                f"of the {month.limit:,} calls of {began:%B %Y} {month.remaining:,} are left, spread over "
+                f"the rest of it; the next is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
+            )
+        walk, builder, course = Walk(), BatchBuilder(), rotation.Course(plan, known.values())
+        patience = msgspec.structs.replace(self._first, attempts=1) if passing.probing else self._first
         async with Client(
             "CoinGecko", self._base_url, self._headers, passing.count_call, self._limiter
         ) as client:
-            for page in range(1, PAGES_LIMIT + 1):
+            while (number := course.next()) is not None:
+                earlier, now, parameters = known.get(number), passing.clock(), _parameters(number)
+                told = page.reading(self._base_url, PATH, parameters)
                 try:
-                    items = await client.get(
-                        "/coins/markets", _parameters(page), self._first if page == 1 else self._later
-                    )
+                    answer = await client.get(PATH, parameters, patience, page.validators(earlier, told, now))
                 except UpstreamError as error:
-                    if page == 1 or lost_before or not error.passing:
-                        raise SourceError(f"page {page}: {error}") from error
-                    passing.problem(f"page {page}: {error}")
-                    lost_before = True
+                    if not course.fetched or course.lost_last or not error.passing:
+                        raise error.at(f"page {number}") from error
+                    passing.problem(f"page {number}: {error}")
+                    course.lose(number)
                     continue
-                if page == 1 and not items:
+                patience = self._later
+                records = page.records(answer, earlier)
+                if number == 1 and not records:
                     raise SourceError("page 1: CoinGecko answered an empty list")
-                lost_before = False
-                now = passing.clock()
-                await walk.take(builder, items, partial(to_record, now=now))
-                passing.progress(page, None)
-                yield builder.take()
-                if len(items) < PAGE_SIZE:
-                    return
-        passing.problem(f"stopped after {PAGES_LIMIT} pages: the upstream never sent a short one")
+                last = records < PAGE_SIZE
+                course.take(number, last=last)
+                if answer.items is None:
+                    builder.repeat(records)
+                else:
+                    await walk.take(builder, answer.items, partial(to_record, now=now))
+                passing.note = course.note()
+                passing.progress(len(course.fetched), course.total)
+                yield builder.take(
+                    page=page.settled(
+                        answer,
+                        earlier,
+                        number=number,
+                        walk=plan.resumes or began,
+                        ahead=course.ahead,
+                        now=now,
+                        last=last,
+                        sound=not builder.refused,
+                        told=told,
+                    )
+                )
+                if number == PAGES_LIMIT and not last:
+                    passing.problem(f"stopped after {number} pages: the upstream never sent a short one")
 
 
 def _parameters(page: int) -> dict[str, str]:

@@ -13,10 +13,13 @@ from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder
 from kasparro.errors import SourceError
 from kasparro.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
 from kasparro.settings import Secret
+from kasparro.sources import page
 from kasparro.sources.base import Pass
 from kasparro.sources.http import Client, Patience
 from kasparro.sources.wire import NULL, Walk, amount, number, rank, when, zero_is_unknown
 
+PATH = "/tickers"
+PARAMETERS = {"quotes": "USD"}
 CALLS_A_SECOND = 10
 
 
@@ -97,16 +100,37 @@ class CoinPaprika:
 
     async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
         """One call, cut into batches. Raises SourceError."""
+        known = {page.number: page for page in await passing.pages()}
+        earlier, now = known.get(1), passing.clock()
+        told = page.reading(self._base_url, PATH, PARAMETERS)
+        patience = msgspec.structs.replace(self._patience, attempts=1) if passing.probing else self._patience
         async with Client(
             "CoinPaprika", self._base_url, self._headers, passing.count_call, self._limiter
         ) as client:
-            items = await client.get("/tickers", {"quotes": "USD"}, self._patience)
-        if not items:
-            raise SourceError("CoinPaprika answered an empty list")
-        now = passing.clock()
+            answer = await client.get(PATH, PARAMETERS, patience, page.validators(earlier, told, now))
         walk, builder = Walk(), BatchBuilder()
-        for start in range(0, len(items), BATCH_ROWS):
+        items = answer.items or []
+        if answer.items is None:
+            builder.repeat(page.records(answer, earlier))
+        elif not items:
+            raise SourceError("CoinPaprika answered an empty list")
+        now, sound = passing.clock(), True
+        for start in range(0, max(len(items), 1), BATCH_ROWS):
             part = items[start : start + BATCH_ROWS]
             await walk.take(builder, part, partial(to_record, now=now))
             passing.progress(start + len(part), len(items))
-            yield builder.take()
+            sound = sound and not builder.refused
+            # The list is known as a whole, so what stands for it is committed with its end.
+            ended = start + BATCH_ROWS >= len(items)
+            whole = page.settled(
+                answer,
+                earlier,
+                number=1,
+                walk=now,
+                ahead=(),
+                now=now,
+                last=True,
+                sound=sound,
+                told=told,
+            )
+            yield builder.take(page=whole if ended else None)

@@ -19,6 +19,11 @@ from kasparro.errors import SourceError
 
 # CoinPaprika's whole list is 2 MB; what is far beyond any real answer is not read to its end.
 BODY_LIMIT = 64 << 20
+# How long all calls of one pass may take together: an upstream that drips holds up no run for hours. The
+# longest list at the slowest rate, 150 pages at 5 calls a minute, takes as long.
+TIME_LIMIT_S = 1_800.0
+# Longer is no validator that anybody sends.
+VALIDATOR_LIMIT = 500
 
 
 class UpstreamError(SourceError):
@@ -30,6 +35,10 @@ class UpstreamError(SourceError):
         """Whether the same call may do better later."""
         self.retry_after_s = retry_after_s
 
+    def at(self, place: str) -> "UpstreamError":
+        """The same, told with the place where it happened."""
+        return UpstreamError(f"{place}: {self}", passing=self.passing, retry_after_s=self.retry_after_s)
+
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """How long to try for one answer: at most `attempts` calls within `total_s`, waiting from `initial_s`
@@ -40,6 +49,22 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     total_s: float = 45
     initial_s: float = 0.5
     longest_s: float = 15
+
+
+class Validators(msgspec.Struct, frozen=True, kw_only=True):
+    """What an upstream knows an answer by, to be asked whether it still has that one (RFC 9110, 8.8)."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """The items of a JSON array, each still undecoded; None where the upstream still has what the request's
+    validators stand for.
+    """
+
+    items: list[msgspec.Raw] | None
+    validators: Validators
 
 
 class Client(AbstractAsyncContextManager["Client"]):
@@ -68,7 +93,9 @@ class Client(AbstractAsyncContextManager["Client"]):
             timeout=aiohttp.ClientTimeout(total=60, connect=10, sock_read=20),
             raise_for_status=False,
             trust_env=True,
+            middlewares=(_once,),
         )
+        self._deadline = asyncio.get_running_loop().time() + TIME_LIMIT_S
         return self
 
     async def __aexit__(
@@ -76,11 +103,17 @@ class Client(AbstractAsyncContextManager["Client"]):
     ) -> None:
         await self._session.close()
 
-    async def get(self, path: str, parameters: Mapping[str, str], patience: Patience) -> list[msgspec.Raw]:
-        """The items of the JSON array that a path answers, each still undecoded.
+    async def get(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        patience: Patience,
+        known: Validators | None = None,
+    ) -> Answer:
+        """What a path answers, unless it is what `known` stands for.
 
-        Raises UpstreamError when patience is at its end or trying again is of no use, SourceError where the
-        call budget is spent.
+        Raises UpstreamError when patience or the whole pass's time limit is at its end or trying again is of
+        no use, SourceError where the call budget is spent.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience.total_s
@@ -92,39 +125,54 @@ class Client(AbstractAsyncContextManager["Client"]):
                 return True
             return error.retry_after_s if loop.time() + error.retry_after_s < deadline else False
 
-        async for attempt in stamina.retry_context(
-            on=backoff,
-            attempts=patience.attempts,
-            timeout=patience.total_s,
-            wait_initial=patience.initial_s,
-            wait_max=patience.longest_s,
-        ):
-            with attempt:
-                return await self._call(path, parameters)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                async for attempt in stamina.retry_context(
+                    on=backoff,
+                    attempts=patience.attempts,
+                    timeout=patience.total_s,
+                    wait_initial=patience.initial_s,
+                    wait_max=patience.longest_s,
+                ):
+                    with attempt:
+                        return await self._call(path, parameters, known, patience)
+        except TimeoutError:
+            raise UpstreamError(
+                f"{self._name} took longer than the {TIME_LIMIT_S / 60:.0f} min that a run gives it",
+                passing=False,
+            ) from None
         raise AssertionError("unreachable: the last attempt raises")
 
-    async def _call(self, path: str, parameters: Mapping[str, str]) -> list[msgspec.Raw]:
+    async def _call(
+        self, path: str, parameters: Mapping[str, str], known: Validators | None, patience: Patience
+    ) -> Answer:
         async with self._limiter:
             await self._count_call()
             try:
                 # A redirect would carry the key to another host.
                 async with self._session.get(
-                    self._base_url + path, params=parameters, allow_redirects=False
+                    self._base_url + path,
+                    params=parameters,
+                    headers=_conditions(known),
+                    allow_redirects=False,
                 ) as response:
                     body = await _read(response)
             except TimeoutError as error:
                 raise self._error("did not answer in time", passing=True) from error
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise self._error(f"could not be read: {_line(error)}", passing=True) from error
+        if response.status == 304 and known is not None:
+            return Answer(items=None, validators=known)
         if response.status != 200:
-            raise self._refusal(response, body)
+            raise self._refusal(response, body, patience)
         try:
-            return await asyncio.to_thread(items, body)
+            found = await asyncio.to_thread(items, body)
         except ValueError as error:
             kind = "an HTML page" if body.lstrip()[:1] == b"<" else f"no JSON list ({error})"
             raise self._error(f"answered {kind}", passing=True) from error
+        return Answer(items=found, validators=_validators(response))
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes, patience: Patience) -> UpstreamError:
         status = response.status
         said = self._redacted(_said(body))
         meaning = _MEANINGS.get(status, "")
@@ -134,6 +182,8 @@ class Client(AbstractAsyncContextManager["Client"]):
         retry_after = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
         if retry_after is not None and status in {429, 503}:
             text += f"; asks to wait {retry_after:.0f} s"
+            if retry_after >= patience.total_s:
+                text += f", and a run waits {patience.total_s:.0f} s at most"
         return self._error(
             text, passing=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
         )
@@ -146,6 +196,34 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     def _error(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> UpstreamError:
         return UpstreamError(f"{self._name} {text}", passing=passing, retry_after_s=retry_after_s)
+
+
+async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    # aiohttp repeats a GET whose connection was cut, unseen: a call that nobody had booked.
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
+
+
+def _conditions(known: Validators | None) -> dict[str, str]:
+    told = {
+        "If-None-Match": known.etag if known else None,
+        "If-Modified-Since": known.last_modified if known else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _validators(response: aiohttp.ClientResponse) -> Validators:
+    def header(name: str) -> str | None:
+        # Sent back as it came, so nothing is kept that is no plain header.
+        value = response.headers.get(name, "")
+        plain = value.isascii() and value.isprintable() and 0 < len(value) <= VALIDATOR_LIMIT
+        return value if plain else None
+
+    return Validators(etag=header("ETag"), last_modified=header("Last-Modified"))
 
 
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from kasparro.batch import Batch, Checkpoint
+from kasparro.batch import Batch, Checkpoint, Page
 from kasparro.errors import RunLost
 from kasparro.record import COLUMNS, Reject
 from kasparro.store.database import Connection, Database
@@ -66,6 +66,11 @@ class Loader:
             row = await connection.fetchrow(_SQL["named_checkpoint"], self._source, storable(name))
         return Checkpoint(**row) if row else None
 
+    async def pages(self) -> list[Page]:
+        """Each page of the source's list, as an earlier pass committed it. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            return await known_pages(connection, self._source)
+
     async def _write(
         self, connection: Connection, batch: Batch, kept: Sequence[Reject], now: datetime
     ) -> None:
@@ -101,6 +106,21 @@ class Loader:
                 now,
                 point.bytes,
                 point.reading,
+            )
+        if (page := batch.page) is not None:
+            await connection.execute(
+                _SQL["page"],
+                self._source,
+                page.number,
+                page.walk,
+                page.ahead,
+                page.fetched_at,
+                page.read_at,
+                page.records,
+                page.last,
+                page.reading,
+                page.etag,
+                page.last_modified,
             )
         await connection.execute(
             _SQL["count"],
@@ -141,6 +161,12 @@ class Loader:
                 room[reject.place] += 1
                 kept.append(reject)
         return kept
+
+
+async def known_pages(connection: Connection, source: str) -> list[Page]:
+    """Each page of a source's list that was committed, by number."""
+    rows = await connection.fetch(_SQL["known_pages"], source)
+    return [Page(**{**row, "ahead": tuple(row["ahead"])}) for row in rows]
 
 
 def storable(text: str) -> str:

@@ -50,6 +50,7 @@ TABLES = (
     "rejects",
     "reject_counts",
     "checkpoints",
+    "pages",
     "api_calls",
     "instance",
     "schema_migrations",

@@ -87,11 +87,21 @@ class RunRecord:
         return cls(database, run_id)
 
     async def finish_source(
-        self, source: str, status: str, error: str | None, calls: int, now: datetime
+        self,
+        source: str,
+        status: str,
+        error: str | None,
+        now: datetime,
+        *,
+        calls: int = 0,
+        note: str | None = None,
+        dead: bool = False,
     ) -> None:
         """Write a source's outcome. Raises RunLost, DatabaseUnavailable."""
         async with self._database.writing() as connection:
-            await self._ours(connection, _SQL["finish_source"], self.id, source, status, now, error, calls)
+            await self._ours(
+                connection, _SQL["finish_source"], self.id, source, status, now, error, calls, note, dead
+            )
 
     async def counts(self, source: str) -> asyncpg.Record:
         """The source's figures so far: fetched, valid, rejected, inserted, updated, unchanged.
@@ -118,6 +128,21 @@ class RunRecord:
         async with self._database.writing() as connection:
             booked = await connection.fetchval(_SQL["count_call"], source, month.date().replace(day=1), limit)
         return booked is not None
+
+    async def calls(self, source: str, month: datetime) -> int:
+        """Calls upstream that were booked in this month. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            booked: int = await connection.fetchval(_SQL["calls"], source, month.date().replace(day=1))
+        return int(booked)
+
+    async def last_passes(self, source: str, count: int) -> list[asyncpg.Record]:
+        """The source's newest passes that came to something, newest first: when they ended, and
+        whether because its upstream was dead.
+
+        Raises DatabaseUnavailable.
+        """
+        async with self._database.writing() as connection:
+            return await connection.fetch(_SQL["last_passes"], source, count)
 
     async def _ours(self, connection: Connection, statement: str, *values: object) -> None:
         if await connection.fetchrow(statement, *values) is None:

@@ -345,6 +345,33 @@ WHERE source = $1 AND name = $2
 ORDER BY updated_at DESC
 LIMIT 1;
 
+-- name: page --
+-- What lies behind the list's end is no page of it any more.
+WITH gone AS (
+    DELETE FROM pages
+    WHERE source = $1 AND number > $2 AND $8
+)
+INSERT INTO pages (
+    source, number, walk, ahead, fetched_at, read_at, records, last, reading, etag, last_modified
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (source, number) DO UPDATE SET
+    walk = excluded.walk,
+    ahead = excluded.ahead,
+    fetched_at = excluded.fetched_at,
+    read_at = excluded.read_at,
+    records = excluded.records,
+    last = excluded.last,
+    reading = excluded.reading,
+    etag = excluded.etag,
+    last_modified = excluded.last_modified;
+
+-- name: known_pages --
+SELECT number, walk, ahead, fetched_at, read_at, records, last, reading, etag, last_modified
+FROM pages
+WHERE source = $1
+ORDER BY number;
+
 -- name: count --
 UPDATE run_sources
 SET

@@ -43,7 +43,9 @@ SET
     status = $3,
     finished_at = $4,
     error = $5,
-    calls = $6
+    calls = $6,
+    note = $7,
+    dead = $8
 WHERE run_id = $1 AND source = $2 AND status = 'running'
 RETURNING fetched, valid, rejected;
 
@@ -80,3 +82,16 @@ VALUES ($1, $2, 1)
 ON CONFLICT (source, month) DO UPDATE SET calls = booked.calls + 1
 WHERE $3::bigint IS NULL OR booked.calls < $3
 RETURNING calls;
+
+-- name: calls --
+SELECT coalesce(sum(calls), 0) FROM api_calls WHERE source = $1 AND month = $2;
+
+-- name: last_passes --
+-- How the source fared in its newest passes that came to something, the newest first.
+SELECT
+    finished_at,
+    dead
+FROM run_sources
+WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed')
+ORDER BY run_id DESC
+LIMIT $2;

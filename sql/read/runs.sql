@@ -53,6 +53,7 @@ SELECT
     run_sources.unchanged,
     run_sources.corrected,
     run_sources.calls,
+    run_sources.note,
     run_sources.error AS source_error,
     (
         SELECT coalesce(json_agg(row_to_json(most)), '[]'::json)::text
@@ -117,8 +118,7 @@ SELECT
         SELECT max(finished_at)
         FROM runs
         WHERE status IN ('partial', 'failed', 'interrupted')
-    ) AS last_failure_at,
-    to_char(now(), 'YYYY-MM') AS month;
+    ) AS last_failure_at;
 
 -- name: rows_by_source --
 SELECT
@@ -127,12 +127,12 @@ SELECT
 FROM unified_data
 GROUP BY source;
 
--- name: calls_this_month --
+-- name: calls_in_month --
 SELECT
     source,
     calls
 FROM api_calls
-WHERE month = date_trunc('month', now())::date;
+WHERE month = :month;
 
 -- name: health --
 -- How each source fares: its newest finished pass, its newest success, and how long it has gone without one

@@ -1,0 +1,86 @@
+"""What a month's calls come to: how many are left of them, and how fresh they keep a list of pages."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import msgspec
+
+from kasparro.batch import Page
+from kasparro.sources import rotation
+from kasparro.sources.coingecko import PAGES_LIMIT
+from kasparro.sources.rotation import Month
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Calls upstream in this calendar month (UTC), and what they come to where a source's list has pages."""
+
+    month: Annotated[str, msgspec.Meta(examples=["2025-06"])]
+    calls: int
+    limit: Annotated[int | None, msgspec.Meta(description="Null: nothing limits them.")]
+    remaining: int | None
+    pages: Annotated[
+        int | None, msgspec.Meta(description="Pages of the source's list; null while its end is not known.")
+    ] = None
+    pages_every_run: Annotated[
+        int | None, msgspec.Meta(description="Of these, the first so many are fetched by every run.")
+    ] = None
+    pages_in_rotation: Annotated[
+        int | None, msgspec.Meta(description="And so many of the others by each run, in rotation.")
+    ] = None
+    covered_by: Annotated[
+        datetime | None,
+        msgspec.Meta(
+            description="When the planned runs will have fetched every page anew. Null: the interval is off, "
+            "or the list's end is not known."
+        ),
+    ] = None
+    age_s: Annotated[
+        float | None, msgspec.Meta(description="Seconds since the page was fetched that is oldest now.")
+    ] = None
+    promised_age_s: Annotated[
+        float | None,
+        msgspec.Meta(
+            description="No page, and no coin on it, gets older than this until then, though one run fails."
+        ),
+    ] = None
+
+
+def budget(
+    calls: int,
+    limit: int | None,
+    pages: Sequence[Page],
+    *,
+    now: datetime,
+    interval: timedelta | None,
+    next_run_at: datetime | None,
+) -> Budget:
+    """The month's calls at `now`, and how the coming runs use them; `next_run_at` is None where it is not
+    known, and is then an interval after the last walk.
+    """
+    told = Budget(
+        month=f"{now:%Y-%m}",
+        calls=calls,
+        limit=limit,
+        remaining=None if limit is None else max(limit - calls, 0),
+    )
+    if not pages or not pages[-1].last:
+        return told
+    last = max(page.walk for page in pages)
+    coming = max(next_run_at or last + (interval or timedelta()), now)
+    month = None
+    if limit is not None:
+        turned = coming >= rotation.month_of(now)[1]
+        month = Month(limit=limit, remaining=limit if turned else max(limit - calls, 0))
+    plan = rotation.plan(pages, coming, month, interval, most=PAGES_LIMIT)
+    covered = rotation.coverage(pages, coming, month, interval, most=PAGES_LIMIT)
+    oldest = (now - min(page.fetched_at for page in pages)).total_seconds()
+    return msgspec.structs.replace(
+        told,
+        pages=pages[-1].number,
+        pages_every_run=plan.every_run,
+        pages_in_rotation=plan.rotating,
+        covered_by=covered.by if covered else None,
+        age_s=max(round(oldest, 3), 0.0),
+        promised_age_s=round(covered.oldest.total_seconds(), 3) if covered else None,
+    )
