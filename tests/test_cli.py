@@ -163,6 +163,18 @@ async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(databas
     assert [json.loads(line)["event"] for line in err.decode().splitlines()][-1] == "stopped"
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, workers: str) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
+    async with running("serve", "--workers", workers, PORT="0", **environment) as process:
+        await listening(process)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            await process.communicate()
+
+    assert process.returncode == 0
+
+
 async def test_the_demo_shows_all_three_sources_without_a_network(tmp_path: Path) -> None:
     async with running("demo", KASPARRO_HOME=str(tmp_path), PORT="0", KASPARRO_LOG="json") as process:
         async with aiohttp.ClientSession() as session:

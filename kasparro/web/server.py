@@ -59,25 +59,33 @@ def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> 
     Raises KasparroError where the service cannot start.
     """
     _raise_descriptors()
-    requested: list[int] = []
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        requested.append(number)
-
+    stop = _Stop()
     # uvicorn takes these over while it serves and raises them again afterwards, where the default would end
     # the process before the embedded server was stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, request_stop)
+        signal.signal(number, stop)
     with (
         _listening(told) as listener,
         asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner,
     ):
-        runner.run(_serve(told, listener, requested, workers, demo_seed))
+        runner.run(_serve(told, listener, stop, workers, demo_seed))
+
+
+class _Stop:
+    # What a signal asks for until uvicorn has taken them over.
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.serving: uvicorn.Server | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if self.serving is not None:
+            self.serving.should_exit = True
 
 
 async def _serve(
-    told: Settings, listener: socket.socket, requested: list[int], workers: int, demo_seed: int | None
+    told: Settings, listener: socket.socket, stop: _Stop, workers: int, demo_seed: int | None
 ) -> None:
     async with AsyncExitStack() as stack:
         if demo_seed is not None:
@@ -90,12 +98,14 @@ async def _serve(
                 await prepare(database, demo=demo)
             except DatabaseUnavailable as error:
                 log.warning("starting without the database", reason=str(error))
-        if requested:
+        if stop.requested:
             return
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            serving = uvicorn.Server(configuration(application(told, url, demo=demo), workers))
+            serving = stop.serving = uvicorn.Server(configuration(application(told, url, demo=demo), workers))
+            if stop.requested:
+                return
             await serving.serve([listener])
             if not serving.started:
                 raise KasparroError("the service could not start; the log says why")
@@ -104,7 +114,10 @@ async def _serve(
             # The workers are processes of their own, which read the environment again.
             os.environ["DATABASE_URL"] = url
             config = configuration("kasparro.web.server:worker", workers)
-            await asyncio.to_thread(Multiprocess(config, sockets=[listener]).run)
+            supervisor = Multiprocess(config, sockets=[listener])
+            if stop.requested:
+                return
+            await asyncio.to_thread(supervisor.run)
 
 
 def _simulated(told: Settings, simulator: Simulator) -> Settings:
