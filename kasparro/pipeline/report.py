@@ -23,6 +23,8 @@ encode = msgspec.json.Encoder().encode
 RunStatus = Literal["running", "succeeded", "partial", "failed", "interrupted"]
 SourceStatus = Literal["running", "succeeded", "partial", "failed", "interrupted", "skipped"]
 SourceName = Literal["coinpaprika", "coingecko", "csv"]
+# A time with its offset, which is what RFC 3339 writes and descriptions call a date-time.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 # A source is stale once two runs' worth of time, and some patience, passed without a success.
 PATIENCE = timedelta(minutes=5)
@@ -70,8 +72,8 @@ class SourceReport(_Report, frozen=True, kw_only=True):
 
     source: str
     status: SourceStatus
-    started_at: datetime
-    finished_at: datetime | None
+    started_at: Moment
+    finished_at: Moment | None
     duration_s: float | None
     records: Records
     corrected: Annotated[
@@ -94,8 +96,8 @@ class RunReport(_Report, frozen=True, kw_only=True):
     id: int
     trigger: Literal["startup", "schedule", "api", "etl"]
     status: RunStatus
-    started_at: datetime
-    finished_at: datetime | None
+    started_at: Moment
+    finished_at: Moment | None
     duration_s: Annotated[
         float | None, msgspec.Meta(description="Seconds from start to end; of a running one, until now.")
     ]
@@ -133,10 +135,10 @@ class Totals(_Report, frozen=True, kw_only=True):
     by_source: dict[str, int]
     runs: int
     last_success_at: Annotated[
-        datetime | None, msgspec.Meta(description="When a run last ended with every source succeeded.")
+        Moment | None, msgspec.Meta(description="When a run last ended with every source succeeded.")
     ]
     last_failure_at: Annotated[
-        datetime | None,
+        Moment | None,
         msgspec.Meta(description="When a run last ended otherwise: partial, failed, interrupted."),
     ]
 
@@ -145,7 +147,7 @@ class Schedule(_Report, frozen=True, kw_only=True):
     """When runs start by themselves."""
 
     interval_s: Annotated[float | None, msgspec.Meta(description="Null: they do not.")]
-    next_run_at: datetime | None
+    next_run_at: Moment | None
 
 
 class Stats(_Report, frozen=True, kw_only=True):
@@ -162,7 +164,7 @@ class SourceHealth(_Report, frozen=True, kw_only=True):
     """How one source fares."""
 
     status: Annotated[SourceStatus | None, msgspec.Meta(description="What its last finished pass came to.")]
-    last_success_at: datetime | None
+    last_success_at: Moment | None
     age_s: Annotated[float | None, msgspec.Meta(description="Seconds since its last success.")]
     stale: Annotated[
         bool,

@@ -1,6 +1,5 @@
 """GET /data: the newest record of every coin of every source, in pages and one by one."""
 
-from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
@@ -9,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kasparro.pipeline.report import SourceName
+from kasparro.pipeline.report import Moment, SourceName
 from kasparro.settings import SOURCES
 from kasparro.store import reading
 from kasparro.store.reading import Filters
@@ -114,9 +113,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     percent_change_1h: Decimal | None
     percent_change_24h: Decimal | None
     percent_change_7d: Decimal | None
-    observed_at: Annotated[datetime, msgspec.Meta(description="The moment that the values are of.")]
-    first_seen_at: Annotated[datetime, msgspec.Meta(description="When this coin of this source came first.")]
-    updated_at: Annotated[datetime, msgspec.Meta(description="When the row last changed.")]
+    observed_at: Annotated[Moment, msgspec.Meta(description="The moment that the values are of.")]
+    first_seen_at: Annotated[Moment, msgspec.Meta(description="When this coin of this source came first.")]
+    updated_at: Annotated[Moment, msgspec.Meta(description="When the row last changed.")]
 
 
 class DataPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,7 +128,7 @@ class DataPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class RecordPath(msgspec.Struct, frozen=True, kw_only=True):
     """What identifies a record."""
 
-    source: SourceName
+    source: Annotated[SourceName, msgspec.Meta(examples=["coingecko"])]
     source_id: Annotated[str, msgspec.Meta(description="Percent-encoded, `/` too.", examples=["bitcoin"])]
 
 

@@ -3,32 +3,85 @@
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from kasparro import __version__
+from kasparro.pipeline.report import RunStatus, SourceName, SourceStatus
 from kasparro.web import parameters
+from kasparro.web.data import Sort
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.problems import MEDIA_TYPE, ProblemDocument
 
 _REFERENCE = "#/components/schemas/{name}"
 
-_PROBLEMS = {
-    400: "A parameter is unknown, or has a value that is not allowed; the document names it.",
-    401: "The admin token is missing or wrong.",
-    404: "There is no such thing.",
-    409: "Another run is at work.",
-    413: "The body is too large.",
-    500: "Something went wrong here; the log tells what.",
-    503: "The database is out of reach, is being prepared, or took too long.",
+# What each status means, and what differs in an example of its document.
+_PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
+    400: (
+        "A parameter is unknown, or has a value that is not allowed; the document names it.",
+        {
+            "type": "urn:kasparro:problem:parameter",
+            "title": "A parameter is not allowed as it is",
+            "detail": "limit is '0'; allowed: a whole number from 1 to 1000.",
+            "parameter": "limit",
+            "allowed": "a whole number from 1 to 1000",
+        },
+    ),
+    401: (
+        "The admin token is missing or wrong.",
+        {"detail": "This needs the admin token: Authorization: Bearer KASPARRO_ADMIN_TOKEN."},
+    ),
+    404: ("There is no such thing.", {"detail": "There is no such run.", "parameter": "id"}),
+    408: ("The request took too long to arrive.", {"detail": "The request did not arrive in time."}),
+    409: (
+        "Another run is at work.",
+        {
+            "type": "urn:kasparro:problem:run-in-progress",
+            "title": "Run in progress",
+            "detail": "Another run is at work; GET /stats shows it.",
+        },
+    ),
+    411: ("The body came without its length.", {"detail": "A body comes with its Content-Length."}),
+    413: ("The body is too large.", {"detail": "A body has 1024 bytes at most."}),
+    414: ("The URL is too long.", {"detail": "A URL has 16384 bytes at most."}),
+    431: ("The headers are too large.", {"detail": "The headers of a request have 65536 bytes at most."}),
+    500: (
+        "Something went wrong here.",
+        {"detail": "Something went wrong here; the log tells what, under this request_id."},
+    ),
+    503: (
+        "The database is out of reach, being prepared, or took too long; or too many connections are open.",
+        {
+            "type": "urn:kasparro:problem:database-unreachable",
+            "title": "Database unreachable",
+            "detail": "The database is out of reach; it is asked again with the next request.",
+        },
+    ),
+}
+# Any request may end so, whatever it asks for.
+_ALWAYS = (400, 408, 414, 431, 500, 503)
+
+# Every answer has these: what they mean, and an example.
+_HEADERS = {
+    "X-Request-ID": (
+        "The request's id: the client's, where it sent a fit one.",
+        "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
+    ),
+    "Server-Timing": (
+        "Milliseconds that the answer took (`total`), and the database's part in it (`db`).",
+        "total;dur=1.24, db;dur=0.87",
+    ),
+    "X-Content-Type-Options": ("Always `nosniff`.", "nosniff"),
+}
+# Headers that problems have beside these.
+_PROBLEM_HEADERS = {
+    401: {"WWW-Authenticate": "How to authenticate."},
+    503: {"Retry-After": "Seconds to wait."},
 }
 
-# Every answer has these.
-_HEADERS = {
-    "X-Request-ID": "The request's id: the client's, where it sent a fit one.",
-    "Server-Timing": "Milliseconds that the answer took (`total`), and the database's part in it (`db`).",
-}
+# Choices with a name of their own, so that generated clients have one type for them.
+_CHOICES = {"RunStatus": RunStatus, "Sort": Sort, "Source": SourceName, "SourceStatus": SourceStatus}
 
 _SECURITY = {"admin": {"type": "http", "scheme": "bearer", "description": "KASPARRO_ADMIN_TOKEN"}}
 
@@ -45,11 +98,13 @@ def document(endpoints: Sequence[Endpoint]) -> bytes:
         structs |= {endpoint.answer, *(answer for _, answer in endpoint.other_answers.values())}
     ordered = sorted(structs, key=lambda struct: struct.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
-    _make_decimals_numbers(schemas)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         path = re.sub(r":\w+}", "}", endpoint.path)
         paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint)
+    described = {"paths": paths, "schemas": schemas}
+    _correct(described)
+    used = {status for endpoint in endpoints for status in _statuses(endpoint)}
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -64,10 +119,11 @@ def document(endpoints: Sequence[Endpoint]) -> bytes:
             "tags": [{"name": name, "description": text} for name, text in _AREAS.items()],
             "paths": paths,
             "components": {
-                "schemas": schemas,
+                "schemas": schemas | {name: _choice(literal) for name, literal in _CHOICES.items()},
+                "responses": {_problem_name(status): _problem(status) for status in sorted(used)},
                 "headers": {
-                    name: {"description": text, "schema": {"type": "string"}}
-                    for name, text in _HEADERS.items()
+                    name: {"description": text, "schema": {"type": "string"}, "example": example}
+                    for name, (text, example) in _HEADERS.items()
                 },
                 **({"securitySchemes": _SECURITY} if any(one.guarded for one in endpoints) else {}),
             },
@@ -75,40 +131,63 @@ def document(endpoints: Sequence[Endpoint]) -> bytes:
     )
 
 
-def _make_decimals_numbers(schema: Any) -> None:
-    # msgspec writes decimals as strings, and describes them so; PostgreSQL writes ours, as numbers.
+def _choice(literal: Any) -> dict[str, Any]:
+    values = sorted(get_args(literal), key=lambda value: (value.lstrip("-"), len(value)))
+    # Names for generated code, which would number those that begin with a sign.
+    names = [f"{value[1:]}_desc".upper() if value.startswith("-") else value.upper() for value in values]
+    return {"type": "string", "enum": values, "x-enum-varnames": names}
+
+
+def _correct(schema: Any) -> None:
+    # msgspec writes decimals as strings, and describes them so; PostgreSQL writes ours, as numbers. Choices
+    # that have a name are referred to by it.
     if isinstance(schema, dict):
         if schema.get("format") == "decimal":
             schema["type"] = "number"
+        for name, literal in _CHOICES.items():
+            if isinstance(schema.get("enum"), list) and set(schema["enum"]) == set(get_args(literal)):
+                del schema["enum"]
+                schema.pop("type", None)
+                schema["$ref"] = _REFERENCE.format(name=name)
         for part in schema.values():
-            _make_decimals_numbers(part)
+            _correct(part)
     elif isinstance(schema, list):
         for part in schema:
-            _make_decimals_numbers(part)
+            _correct(part)
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     described = parameters.describe(endpoint.query, "query")
     if endpoint.path_shape is not None:
         described = parameters.describe(endpoint.path_shape, "path") + described
+    responses: dict[str, dict[str, Any]] = {
+        str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"}
+        for status in _statuses(endpoint)
+    }
     answers = {endpoint.status: (endpoint.summary + ".", endpoint.answer), **endpoint.other_answers}
+    for status, (text, answer) in answers.items():
+        response = _response(text, answer, "application/json", endpoint.headers)
+        if str(status) in responses:
+            # An answer of its own, but a problem may come in its place.
+            problem = _problem(status)
+            response["headers"] |= problem["headers"]
+            response["content"] |= problem["content"]
+        responses[str(status)] = response
     operation: dict[str, Any] = {
         "operationId": endpoint.handler.__name__,
         "tags": [endpoint.area],
         "summary": endpoint.summary,
         "description": endpoint.description,
         "parameters": described,
-        "responses": {
-            **{
-                str(status): _response(text, answer, "application/json", endpoint.headers)
-                for status, (text, answer) in answers.items()
-            },
-            **{str(status): _problem(status) for status in endpoint.problems},
-        },
+        "responses": dict(sorted(responses.items())),
     }
     if endpoint.guarded:
         operation["security"] = [{"admin": []}]
     return operation
+
+
+def _statuses(endpoint: Endpoint) -> list[int]:
+    return sorted({*_ALWAYS, *endpoint.problems})
 
 
 def _response(text: str, answer: Any, media_type: str, headers: dict[str, str]) -> dict[str, Any]:
@@ -121,18 +200,20 @@ def _response(text: str, answer: Any, media_type: str, headers: dict[str, str]) 
     return {"description": text, "headers": named, "content": {media_type: content}}
 
 
+def _problem_name(status: int) -> str:
+    return f"Problem{status}"
+
+
 def _problem(status: int) -> dict[str, Any]:
-    headers = {503: {"Retry-After": "Seconds to wait."}, 401: {"WWW-Authenticate": "Bearer."}}.get(status, {})
-    response = _response(_PROBLEMS[status], ProblemDocument, MEDIA_TYPE, headers)
-    if status != 400:
-        response["content"][MEDIA_TYPE]["example"] = {
-            "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": _PROBLEMS[status],
-            "instance": "/data",
-            "request_id": "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
-        }
+    text, told = _PROBLEMS[status]
+    response = _response(text, ProblemDocument, MEDIA_TYPE, _PROBLEM_HEADERS.get(status, {}))
+    response["content"][MEDIA_TYPE]["example"] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "instance": "/data",
+        "request_id": "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
+    } | told
     return response
 
 
@@ -252,14 +333,4 @@ _EXAMPLES: dict[str, Any] = {
         "tables": [{"name": "unified_data", "rows": 15000, "bytes": 7340032, "estimated": False}],
     },
     "RunStarted": {"id": 43, "status": "running"},
-    "ProblemDocument": {
-        "type": "urn:kasparro:problem:parameter",
-        "title": "A parameter is not allowed as it is",
-        "status": 400,
-        "detail": "limit is '0'; allowed: a whole number from 1 to 1000.",
-        "instance": "/data",
-        "request_id": "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
-        "parameter": "limit",
-        "allowed": "a whole number from 1 to 1000",
-    },
 }

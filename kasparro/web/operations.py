@@ -290,7 +290,7 @@ START_RUN = Endpoint(
     area="operations",
     status=202,
     answer=RunStarted,
-    problems=(400, 401, 409, 413, 500, 503),
+    problems=(400, 401, 409, 411, 413, 500, 503),
     headers={"Location": "Where the run reports."},
     guarded=True,
 )

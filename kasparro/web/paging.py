@@ -32,7 +32,8 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         msgspec.Meta(
             description="Where to go on: `next_cursor` of an answer to the same query, whose other "
             "parameters are repeated with it. A walk by cursor neither skips nor repeats a row whose "
-            "sort key stays meanwhile; the key of `sort=source_id` always does. Excludes `page`."
+            "sort key stays meanwhile; the key of `sort=source_id` always does. Excludes `page`.",
+            examples=["ksQI8O3oAkq0kZCpY29pbmdlY2tvp2JpdGNvaW6xQ2n_6vY2PqTkRn1c8T7e"],
         ),
     ] = None
 

@@ -13,6 +13,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+# An item of a comma list: a comma would divide it, and blanks around it are left out.
+_ITEM = r"^[^,]*[^,\s][^,]*$"
 _PATH = re.compile(r"`\$\.(\w+)")
 
 
@@ -79,6 +81,9 @@ def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
             parameter["required"] = True
         if schema.get("type") == "array":
             parameter |= {"style": "form", "explode": False}
+            schema.setdefault("minItems", 1)
+            if "enum" not in schema["items"]:
+                schema["items"]["pattern"] = _ITEM
         if examples:
             # In the schema, not beside it: there, Swagger UI would fill every field in before the first try.
             schema["examples"] = examples

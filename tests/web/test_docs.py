@@ -18,6 +18,9 @@ from tests.pipeline.test_report import add_run, add_source
 from tests.web.conftest import Insert, serving
 from tests.web.test_operations import Loop
 
+# What HTTP itself needs; descriptions are of the rest.
+OWN_HEADERS = {"Content-Type", "Content-Length", "Date"}
+
 
 async def description(client: aiohttp.ClientSession) -> Any:
     async with client.get("/openapi.json") as answer:
@@ -59,9 +62,13 @@ async def test_every_operation_says_all_there_is_to_know(client: aiohttp.ClientS
             for parameter in operation["parameters"]:
                 assert parameter["schema"], (path, parameter)
                 assert parameter.get("description") or parameter["in"] == "path", (path, parameter)
+                assert parameter["schema"].get("examples"), (path, parameter)
             assert {"200", "400", "500"} <= set(operation["responses"]), path
-            for response in operation["responses"].values():
+            for response in responses(document, operation).values():
+                assert response["description"], path
                 assert {"X-Request-ID", "Server-Timing"} <= set(response["headers"]), path
+                for content in response["content"].values():
+                    assert "example" in content, path
 
 
 async def test_every_example_fits_its_schema(client: aiohttp.ClientSession) -> None:
@@ -69,7 +76,10 @@ async def test_every_example_fits_its_schema(client: aiohttp.ClientSession) -> N
     validator = validator_for(document)
     for operations in document["paths"].values():
         for operation in operations.values():
-            for response in operation["responses"].values():
+            for parameter in operation["parameters"]:
+                for example in parameter["schema"]["examples"]:
+                    validator(parameter["schema"]).validate(example)
+            for response in responses(document, operation).values():
                 for content in response["content"].values():
                     validator(content["schema"]).validate(content["example"])
 
@@ -91,8 +101,10 @@ async def test_answers_fit_their_schemas(
         for query, status in (("", 200), ("?nosuch=1", 400)):
             async with client.get(url + query) as answer:
                 assert answer.status == status, url
-                ((media_type, content),) = operations["get"]["responses"][str(status)]["content"].items()
+                described = responses(document, operations["get"])[str(status)]
+                ((media_type, content),) = described["content"].items()
                 assert answer.content_type == media_type
+                assert set(answer.headers) - OWN_HEADERS == set(described["headers"]), url
                 validator(content["schema"]).validate(json.loads(await answer.read()))
 
 
@@ -112,12 +124,24 @@ async def test_parameters_are_described_by_the_structs_that_read_them(client: ai
         "maximum": 2**31 - 1,
         "examples": [1],
     }
-    assert described["source"]["schema"]["items"] == {
+    assert described["source"]["schema"]["items"] == {"$ref": "#/components/schemas/Source"}
+    assert (described["source"]["style"], described["source"]["explode"]) == ("form", False)
+    assert described["sort"]["schema"] == {
+        "$ref": "#/components/schemas/Sort",
+        "default": "rank",
+        "examples": ["-market_cap_usd"],
+    }
+
+
+async def test_choices_have_names_that_generated_code_can_use(client: aiohttp.ClientSession) -> None:
+    schemas = (await description(client))["components"]["schemas"]
+    assert schemas["Source"] == {
         "type": "string",
         "enum": ["coingecko", "coinpaprika", "csv"],
+        "x-enum-varnames": ["COINGECKO", "COINPAPRIKA", "CSV"],
     }
-    assert (described["source"]["style"], described["source"]["explode"]) == ("form", False)
-    assert len(described["sort"]["schema"]["enum"]) == 36
+    named = dict(zip(schemas["Sort"]["x-enum-varnames"], schemas["Sort"]["enum"], strict=True))
+    assert (len(named), named["RANK"], named["RANK_DESC"]) == (36, "rank", "-rank")
 
 
 def test_a_route_without_parameters_takes_none() -> None:
@@ -172,6 +196,15 @@ async def test_the_front_leads_to_the_page(client: aiohttp.ClientSession) -> Non
 async def test_only_the_files_of_the_page_are_served(client: aiohttp.ClientSession, name: str) -> None:
     async with client.get(f"/docs/{name}") as answer:
         assert answer.status == 404
+
+
+def responses(document: Any, operation: Any) -> dict[str, Any]:
+    """An operation's responses, those that it points to in place."""
+    shared = document["components"]["responses"]
+    return {
+        status: shared[response["$ref"].rsplit("/", 1)[1]] if "$ref" in response else response
+        for status, response in operation["responses"].items()
+    }
 
 
 def validator_for(document: Any) -> Any:
