@@ -55,6 +55,7 @@ class Replay(click.ParamType[tuple[Api, Path]]):
 @click.option("--coingecko-pro", is_flag=True, help="Make it a pro key, and required.")
 @click.option("--coingecko-per-minute", type=click.IntRange(0), help="CoinGecko's calls a minute.")
 @click.option("--coingecko-per-month", type=click.IntRange(0), help="CoinGecko's calls a month.")
+@click.option("--keep-answers", is_flag=True, help="Keep what was served for GET /control/answers.")
 @click.option(
     "--replay",
     type=Replay(),
@@ -77,6 +78,7 @@ def main(
     coingecko_pro: bool,
     coingecko_per_minute: int | None,
     coingecko_per_month: int | None,
+    keep_answers: bool,
     replay: tuple[tuple[Api, Path], ...],
 ) -> None:
     """Stand in for CoinPaprika and CoinGecko on this machine until interrupted.
@@ -100,6 +102,7 @@ def main(
             per_minute=coingecko_per_minute,
             per_month=coingecko_per_month,
         ),
+        keep_answers=keep_answers,
     )
     for api in get_args(Api):
         if bodies := [path.read_bytes() for name, path in replay if name == api]:

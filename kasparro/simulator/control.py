@@ -47,6 +47,18 @@ class CallQuery(_Strict):
     api: Api | None = None
 
 
+class AnswerQuery(_Strict):
+    """Answers of the calls after this one, by number."""
+
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ForgetQuery(_Strict):
+    """Answers of the calls up to this one, by number."""
+
+    through: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class NothingElse(_Strict):
     """A request without parameters."""
 
@@ -74,6 +86,13 @@ def routes(simulator: "Simulator") -> list[Route]:
     async def list_calls(request: Request) -> Response:
         query = _query(request, CallQuery)
         return _json(list(simulator.calls) if query.api is None else simulator.calls.of(query.api))
+
+    async def list_answers(request: Request) -> Response:
+        return _json(simulator.answers.after(_query(request, AnswerQuery).after))
+
+    async def forget_answers(request: Request) -> Response:
+        simulator.answers.forget(_query(request, ForgetQuery).through)
+        return Response(status_code=204)
 
     async def advance(request: Request) -> Response:
         _query(request, NothingElse)
@@ -105,6 +124,8 @@ def routes(simulator: "Simulator") -> list[Route]:
         Route("/faults", _checked(add_faults), methods=["POST"]),
         Route("/faults", _checked(remove_faults), methods=["DELETE"]),
         Route("/calls", _checked(list_calls), methods=["GET"]),
+        Route("/answers", _checked(list_answers), methods=["GET"]),
+        Route("/answers", _checked(forget_answers), methods=["DELETE"]),
         Route("/advance", _checked(advance), methods=["POST"]),
         Route("/reset", _checked(reset), methods=["POST"]),
         Route("/payload", _checked(put_payload), methods=["PUT"]),

@@ -29,10 +29,12 @@ class Line:
         self._send = send
         self._transport: asyncio.Transport = scope["state"]["transport"]
 
-    async def answer(self, answer: Answer) -> None:
+    async def answer(self, answer: Answer) -> bool:
+        """Send all of it; whether the caller was there to the end."""
         bodiless = answer.status in (204, 304)
         await self.start(answer, length=None if bodiless else len(answer.body))
         await self.write(b"" if bodiless else answer.body, more=False)
+        return not self._transport.is_closing()
 
     async def start(self, answer: Answer, *, length: int | None) -> None:
         """Send status and headers; without a length the body goes out in chunks."""
@@ -71,17 +73,20 @@ class Line:
         self._transport.abort()
         await self.gone()
 
-    async def drip(self, answer: Answer, bytes_per_second: int) -> None:
+    async def drip(self, answer: Answer, bytes_per_second: int) -> bool:
+        """Send it piece by piece; whether the caller waited for the last one."""
         await self.start(answer, length=len(answer.body))
         step = -(-bytes_per_second // _DRIPS_PER_SECOND)
         for place in range(0, len(answer.body), step):
             await self.write(answer.body[place : place + step], more=True)
             try:
                 async with asyncio.timeout(step / bytes_per_second):
-                    return await self.gone()
+                    await self.gone()
+                    return False
             except TimeoutError:
                 continue
-        return await self.write(b"", more=False)
+        await self.write(b"", more=False)
+        return True
 
     async def flood(self, megabytes: int) -> None:
         await self.start(Answer(200, b""), length=None)
@@ -92,8 +97,8 @@ class Line:
         await self.write(b"]", more=False)
 
 
-async def deliver(line: Line, fault: Delivery, answer: Answer, upstream: Upstream) -> None:
-    """Answer the call as the fault wants, from the answer it would have had."""
+async def deliver(line: Line, fault: Delivery, answer: Answer, upstream: Upstream) -> bool:
+    """Answer the call as the fault wants, from the answer it would have had; whether that went out whole."""
     match fault:
         case faults.Status():
             await line.answer(_refusal(fault, upstream))
@@ -104,7 +109,7 @@ async def deliver(line: Line, fault: Delivery, answer: Answer, upstream: Upstrea
             await line.write(answer.body[: int(len(answer.body) * fault.keep)], more=True)
             await line.cut()
         case faults.Slow():
-            await line.drip(answer, fault.bytes_per_second)
+            return await line.drip(answer, fault.bytes_per_second)
         case faults.Hang():
             await line.gone()
         case faults.Reset():
@@ -114,7 +119,7 @@ async def deliver(line: Line, fault: Delivery, answer: Answer, upstream: Upstrea
         case faults.NotAnArray():
             await line.answer(Answer(200, b'{"data":[]}'))
         case faults.ContentType():
-            await line.answer(msgspec.structs.replace(answer, content_type=fault.value))
+            return await line.answer(msgspec.structs.replace(answer, content_type=fault.value))
         case faults.GzipGarbage():
             garbage = b"\x1f\x8b\x08" + b"not what a gzip member holds" * 8
             await line.answer(Answer(200, garbage, JSON, (("content-encoding", "gzip"),)))
@@ -124,6 +129,7 @@ async def deliver(line: Line, fault: Delivery, answer: Answer, upstream: Upstrea
             await line.answer(Answer(fault.code, b"", PLAIN, (("location", fault.location),)))
         case _:
             assert_never(fault)
+    return False
 
 
 def _refusal(fault: faults.Status, upstream: Upstream) -> Answer:

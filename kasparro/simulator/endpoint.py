@@ -4,6 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from kasparro.simulator.answers import Answers, Given
 from kasparro.simulator.calls import HEADERS_OF_INTEREST, Call, Calls
 from kasparro.simulator.clock import Clock
 from kasparro.simulator.damage import damaged
@@ -26,6 +27,7 @@ class Endpoint:
         faults: Faults,
         payloads: Payloads,
         calls: Calls,
+        answers: Answers,
     ) -> None:
         self._upstream = upstream
         self._clock = clock
@@ -33,10 +35,12 @@ class Endpoint:
         self._faults = faults
         self._payloads = payloads
         self._calls = calls
+        self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         call = self._log(request)
+        number = len(self._calls)
         excess = self._meter.count()
         page = _page(call)
         strike = self._faults.strike(self._upstream.name, page)
@@ -44,9 +48,11 @@ class Endpoint:
         line = Line(call, scope, receive, send)
         if strike.delivery is not None:
             call.fault = str(type(strike.delivery).__struct_config__.tag)
-            await deliver(line, strike.delivery, answer, self._upstream)
+            told = await deliver(line, strike.delivery, answer, self._upstream)
         else:
-            await line.answer(_unless_known(answer, request))
+            told = await line.answer(_unless_known(answer, request))
+        if told and answer.status == 200 and page is not None:
+            self._answers.add(Given(number=number, api=call.api, page=page, body=answer.body))
 
     def _log(self, request: Request) -> Call:
         call = Call(

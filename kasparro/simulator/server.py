@@ -13,6 +13,7 @@ from starlette.routing import Mount
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from kasparro.simulator.answers import Answers
 from kasparro.simulator.calls import Calls
 from kasparro.simulator.clock import Clock
 from kasparro.simulator.coingecko import CoinGecko
@@ -30,7 +31,8 @@ class Simulator:
     """Both market APIs at ``coinpaprika_url`` and ``coingecko_url`` while the context lasts.
 
     The same seed, number of coins, base time and tick give the same market. ``manual`` time stands still
-    until ``advance``; otherwise a tick passes every ``tick`` seconds.
+    until ``advance``; otherwise a tick passes every ``tick`` seconds. ``answers``
+    holds what callers got whole where ``keep_answers`` is set.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Simulator:
         port: int = 0,
         coinpaprika: Account | None = None,
         coingecko: Account | None = None,
+        keep_answers: bool = False,
     ) -> None:
         base = datetime.now(UTC).replace(microsecond=0) if base is None else base.astimezone(UTC)
         self.clock = Clock(base, round(tick * 1000), manual=manual)
         self.market = Market(self.clock, seed=seed, coins=coins)
         self.calls = Calls()
+        self.answers = Answers(keep=keep_answers)
         self._faults = Faults(seed)
         self._payloads = Payloads()
         upstreams = (
@@ -67,6 +71,7 @@ class Simulator:
                     faults=self._faults,
                     payloads=self._payloads,
                     calls=self.calls,
+                    answers=self.answers,
                 ),
             )
             for upstream, meter in zip(upstreams, self._meters, strict=True)
@@ -135,6 +140,7 @@ class Simulator:
         self._faults.clear()
         self._payloads.clear()
         self.calls.clear()
+        self.answers.clear()
         self.clock.reset()
         for meter in self._meters:
             meter.reset()
