@@ -56,9 +56,6 @@ class Calls(Sequence[Call]):
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls)
 
-    def of(self, api: Api) -> list[Call]:
-        return [call for call in self._calls if call.api == api]
-
     def add(self, call: Call) -> None:
         self._calls.append(call)
         for count, event in self._waiting:

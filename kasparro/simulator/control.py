@@ -42,9 +42,10 @@ class PayloadQuery(_Strict):
 
 
 class CallQuery(_Strict):
-    """Whose calls; none given: all."""
+    """Whose calls, and after how many of all; none given: all."""
 
     api: Api | None = None
+    after: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class AnswerQuery(_Strict):
@@ -85,7 +86,8 @@ def routes(simulator: "Simulator") -> list[Route]:
 
     async def list_calls(request: Request) -> Response:
         query = _query(request, CallQuery)
-        return _json(list(simulator.calls) if query.api is None else simulator.calls.of(query.api))
+        calls = simulator.calls[query.after :]
+        return _json([call for call in calls if query.api in (None, call.api)])
 
     async def list_answers(request: Request) -> Response:
         return _json(simulator.answers.after(_query(request, AnswerQuery).after))

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,6 +23,7 @@ from kasparro.simulator.faults import (
     Hang,
     Html,
     PageShift,
+    Reset,
     SchemaDrift,
     Status,
 )
@@ -249,6 +251,19 @@ async def test_exact_values_come_to_rest(
     assert a["market_cap_usd"] == Decimal("123456789012345678.123456789")
     assert (a["volume_24h_usd"], a["total_supply"], a["max_supply"]) == (0, 0, None)
     assert (b["price_usd"], b["market_cap_usd"], b["total_supply"]) == (0, None, None)
+
+
+async def test_every_call_that_an_upstream_sees_was_booked(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.add_fault(Reset(api="coinpaprika"))
+    simulator.add_fault(Reset(api="coingecko", page=2))
+
+    await run(database, apis(simulator))
+
+    seen = Counter(call.api for call in simulator.calls)
+    assert dict(await connection.fetch("SELECT source, calls FROM api_calls")) == seen
+    assert {name: one["calls"] for name, one in (await outcomes(connection)).items()} == seen
 
 
 async def test_one_run_works_on_a_database_at_a_time(database: Database, simulator: Simulator) -> None:

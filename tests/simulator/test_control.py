@@ -80,6 +80,8 @@ async def test_the_log_tells_what_was_asked_and_answered(simulator: Simulator, c
     assert calls[0]["path"] == "/coingecko/api/v3/coins/markets"
     assert calls[0]["at"] == "2026-06-01T12:00:00Z"
     assert len((await client.control("GET", "calls?api=coingecko")).json()) == 1
+    assert (await client.control("GET", "calls?after=1")).json() == calls[1:]
+    assert (await client.control("GET", "calls?api=coingecko&after=1")).json() == []
 
 
 async def test_time_is_advanced(simulator: Simulator, client: Client) -> None:
