@@ -13,6 +13,10 @@ class DatabaseUnavailable(KasparroError):
     """PostgreSQL cannot be reached now; trying again later may work."""
 
 
+class DatabaseBusy(DatabaseUnavailable):
+    """PostgreSQL is at work for others, and enough wait for it already; trying again soon may work."""
+
+
 class MigrationError(KasparroError):
     """The database's schema and the migrations of this program disagree; a person has to look."""
 

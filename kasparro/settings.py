@@ -247,6 +247,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = None
+    cache_mb: Annotated[
+        int,
+        Variable(
+            "KASPARRO_CACHE_MB",
+            "memory for rendered answers, in MB a worker; 0 keeps none",
+            "64",
+            _integer(0, 65_536),
+        ),
+    ] = 64
     log: Annotated[
         Literal["text", "json"] | None,
         Variable(

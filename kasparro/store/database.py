@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: a pool for reading, a pool for writing, and which of their errors pass."""
+"""Connections to PostgreSQL: pools for reading and writing, and which of their errors pass."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from kasparro.errors import DatabaseUnavailable, SettingsError
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -22,6 +22,9 @@ CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 15
 WRITE_TIMEOUT_S = 300
 LOCK_TIMEOUT_S = 30
+# Readers that wait for a connection: by so many more the answer would come too late to be of use.
+QUEUED = 64
+QUEUE_S = 3
 # The server ends what takes too long; where it cannot even say so, the line is dead.
 LINE_TIMEOUT_S = 5
 
@@ -58,80 +61,125 @@ def passes(error: BaseException) -> bool:
 
 
 class Database:
-    """The two pools, for as long as the program works with its database.
+    """The pools, for as long as the program works with its database.
+
+    What may take long reads from a small pool of its own (`wide`), so that it cannot keep the short reads
+    from their connections. A pool whose queue is full raises DatabaseBusy at once.
 
     Opening needs no server: connections are made when they are asked for, so a service starts while its
     database is still down. Errors that pass are raised as DatabaseUnavailable, a URL that says nothing
     usable as SettingsError, all others as they are.
     """
 
-    def __init__(self, url: str, read_url: str | None = None, *, readers: int = 8, writers: int = 6) -> None:
+    def __init__(
+        self,
+        url: str,
+        read_url: str | None = None,
+        *,
+        readers: int = 8,
+        wide_readers: int = 2,
+        writers: int = 6,
+    ) -> None:
         self._url = url
         self._read_url = read_url
         self._read_name = "DATABASE_READ_URL" if read_url else "DATABASE_URL"
         self._readers = readers
+        self._wide_readers = wide_readers
         self._writers = writers
 
+    @property
+    def one_server(self) -> bool:
+        """Whether all that is read is read from one server, where what was seen once stays seen."""
+        return self._read_url is None and "," not in self._url
+
     async def __aenter__(self) -> Self:
-        self._write = await asyncpg.create_pool(
-            self._url,
-            min_size=0,
-            max_size=self._writers,
-            timeout=CONNECT_TIMEOUT_S,
-            command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
-            target_session_attrs=SessionAttribute.read_write,
-            server_settings=_session(WRITE_TIMEOUT_S),
+        self._write = _Pool(
+            await asyncpg.create_pool(
+                self._url,
+                min_size=0,
+                max_size=self._writers,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
+                target_session_attrs=SessionAttribute.read_write,
+                server_settings=_session(WRITE_TIMEOUT_S),
+            ),
+            wait_s=CONNECT_TIMEOUT_S,
         )
         self._read = await self._readers_pool(self._readers)
+        self._wide = await self._readers_pool(self._wide_readers)
         self._probe = await self._readers_pool(1)
+        self._pools = (self._probe, self._wide, self._read, self._write)
         return self
 
-    async def _readers_pool(self, size: int) -> "asyncpg.Pool[asyncpg.Record]":
-        return await asyncpg.create_pool(
+    async def _readers_pool(self, size: int) -> "_Pool":
+        pool = await asyncpg.create_pool(
             self._read_url or self._url,
             min_size=0,
             max_size=size,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=READ_TIMEOUT_S + LINE_TIMEOUT_S,
-            target_session_attrs=SessionAttribute.prefer_standby if self._read_url else SessionAttribute.any,
+            target_session_attrs=self._readable,
             server_settings=_session(READ_TIMEOUT_S),
+            # Readers leave nothing behind in a session, and cleaning it is as long a way as the query's.
+            reset=_nothing_to_reset,
         )
+        return _Pool(pool, wait_s=QUEUE_S, queued=QUEUED)
+
+    @property
+    def _readable(self) -> SessionAttribute:
+        return SessionAttribute.prefer_standby if self._read_url else SessionAttribute.any
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for pool in (self._probe, self._read, self._write):
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    await pool.close()
-            except TimeoutError:
-                pool.terminate()
+        for pool in self._pools:
+            await pool.close()
 
     def terminate(self) -> None:
         """Cut all connections at once, where the server does not answer and a rollback would wait for it."""
-        for pool in (self._probe, self._read, self._write):
+        for pool in self._pools:
             pool.terminate()
 
     @asynccontextmanager
     async def probing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to read with that is kept free for health checks, however busy the readers are."""
         with _told(self._read_name):
-            async with _acquired(self._probe) as connection:
+            async with self._probe.connection() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def reading(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
-        """A connection to read with, from a replica where there is one."""
+    async def reading(self, *, wide: bool = False) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        """A connection to read with, from a replica where there is one; `wide` for what may take long."""
         with _told(self._read_name):
-            async with _acquired(self._read) as connection:
+            async with (self._wide if wide else self._read).connection() as connection:
                 yield connection
 
     @asynccontextmanager
     async def writing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to the primary."""
         with _told("DATABASE_URL"):
-            async with _acquired(self._write) as connection:
+            async with self._write.connection() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def following(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """A connection of its own to where readers read, for who listens there; each statement is short."""
+        with _told(self._read_name):
+            connection = await asyncpg.connect(
+                self._read_url or self._url,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=QUEUE_S,
+                target_session_attrs=self._readable,
+                server_settings=_session(READ_TIMEOUT_S),
+            )
+            try:
+                yield connection
+            finally:
+                connection.terminate()
+
+    def figures(self) -> dict[str, tuple[int, int, int]]:
+        """Of each pool of readers: how many connections it may have, how many are at work, who waits."""
+        return {"short": self._read.figures(), "wide": self._wide.figures()}
 
     async def session(self) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection to the primary outside the pool, for what lives as long as a session: advisory locks.
@@ -147,22 +195,58 @@ class Database:
             )
 
 
-@asynccontextmanager
-async def _acquired(
-    pool: "asyncpg.Pool[asyncpg.Record]",
-) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
-    try:
-        connection = await pool.acquire(timeout=CONNECT_TIMEOUT_S)
-    except TimeoutError:
-        if pool.get_size() == pool.get_max_size() and not pool.get_idle_size():
-            raise DatabaseUnavailable(
-                f"all {pool.get_max_size()} connections to PostgreSQL are busy"
-            ) from None
-        raise
-    try:
-        yield connection
-    finally:
-        await pool.release(connection)
+class _Pool:
+    # Connections, and how many may wait for one of them, and how long.
+
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", *, wait_s: float, queued: int | None = None
+    ) -> None:
+        self._pool = pool
+        self._wait_s = wait_s
+        self._most = None if queued is None else pool.get_max_size() + queued
+        self._asking = 0
+        self._working = 0
+
+    @asynccontextmanager
+    async def connection(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        if self._asking == self._most:
+            raise self._busy()
+        self._asking += 1
+        try:
+            try:
+                connection = await self._pool.acquire(timeout=self._wait_s)
+            except TimeoutError:
+                if self._pool.get_size() == self._pool.get_max_size() and not self._pool.get_idle_size():
+                    raise self._busy() from None
+                raise
+            self._working += 1
+            try:
+                yield connection
+            finally:
+                self._working -= 1
+                await self._pool.release(connection)
+        finally:
+            self._asking -= 1
+
+    def figures(self) -> tuple[int, int, int]:
+        return self._pool.get_max_size(), self._working, self._asking - self._working
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._pool.close()
+        except TimeoutError:
+            self._pool.terminate()
+
+    def terminate(self) -> None:
+        self._pool.terminate()
+
+    def _busy(self) -> DatabaseBusy:
+        return DatabaseBusy(f"all {self._pool.get_max_size()} connections to PostgreSQL are busy")
+
+
+async def _nothing_to_reset(connection: object) -> None:
+    pass
 
 
 @contextmanager

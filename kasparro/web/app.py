@@ -3,18 +3,19 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.routing import Router
+from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
 from kasparro.store.database import Database
 from kasparro.web import data, docs, operations, problems
 from kasparro.web.endpoint import route
-from kasparro.web.exchange import ExchangeMiddleware
+from kasparro.web.front import Front
 from kasparro.web.service import SchedulerLike, Service
 
 
-def create_app(settings: Settings, *, database: Database, scheduler: SchedulerLike | None) -> Starlette:
+def create_app(settings: Settings, *, database: Database, scheduler: SchedulerLike | None) -> ASGIApp:
     """The application. Its lifespan opens the database's pools and starts the loop; without a loop the
     service only answers.
     """
@@ -24,7 +25,7 @@ def create_app(settings: Settings, *, database: Database, scheduler: SchedulerLi
         endpoints.append(operations.START_RUN)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: object) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(database)
             await stack.enter_async_context(service)
@@ -32,12 +33,13 @@ def create_app(settings: Settings, *, database: Database, scheduler: SchedulerLi
                 await stack.enter_async_context(scheduler)
             yield
 
-    app = Starlette(
-        routes=[*(route(endpoint, service) for endpoint in endpoints), *docs.routes(endpoints)],
-        middleware=[Middleware(ExchangeMiddleware)],
-        exception_handlers=problems.HANDLERS,
+    router = Router(
+        routes=[
+            *(route(endpoint, service) for endpoint in endpoints),
+            *docs.routes(endpoints, service.caching),
+        ],
+        # A path with a slash too many is another path: its answer says so, with no detour.
+        redirect_slashes=False,
         lifespan=lifespan,
     )
-    # A path with a slash too many is another path: its answer says so, with no detour.
-    app.router.redirect_slashes = False
-    return app
+    return Front(ExceptionMiddleware(router, problems.HANDLERS), service.caching)

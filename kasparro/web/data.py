@@ -18,6 +18,10 @@ from kasparro.web.paging import PageQuery, Pagination
 from kasparro.web.problems import Problem, not_found
 from kasparro.web.service import Service
 
+# From here on a page may take long.
+DEEP_OFFSET = 10_000
+LARGE_LIMIT = 250
+
 _encode = msgspec.json.Encoder().encode
 
 Sort = Literal[
@@ -176,6 +180,11 @@ async def row(service: Service, request: Request, query: Any) -> Response:
     return Response(found, media_type="application/json")
 
 
+def _wide(query: DataQuery) -> bool:
+    # A search, a page far down and a large one may each take long; those below it never wait for them.
+    return query.q is not None or paging.offset(query) > DEEP_OFFSET or query.limit > LARGE_LIMIT
+
+
 ENDPOINTS = (
     Endpoint(
         path="/data",
@@ -185,6 +194,8 @@ ENDPOINTS = (
         area="data",
         query=DataQuery,
         answer=DataPage,
+        caching="version",
+        wide=_wide,
     ),
     Endpoint(
         path="/data/{source}/{source_id:path}",
@@ -195,5 +206,6 @@ ENDPOINTS = (
         path_shape=RecordPath,
         answer=Record,
         problems=(400, 404, 500, 503),
+        caching="version",
     ),
 )

@@ -1,13 +1,15 @@
 """/docs: Swagger UI from its package, on our own paths, asking no other host for anything."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
 from kasparro.web import openapi, parameters
+from kasparro.web.caching import Caching, present
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.parameters import NoParameters
 
@@ -55,27 +57,36 @@ _START = """SwaggerUIBundle({
 """
 
 
-def routes(endpoints: Sequence[Endpoint]) -> list[Route]:
+def routes(endpoints: Sequence[Endpoint], caching: Caching) -> list[Route]:
     """The routes that describe these endpoints, to programs and to people."""
     description = openapi.document(endpoints)
     return [
-        _route("/", lambda: RedirectResponse("docs")),
-        _route("/openapi.json", lambda: Response(description, media_type="application/json")),
-        _route("/docs", lambda: Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")),
-        _route("/docs/start.js", lambda: Response(_START, media_type="text/javascript")),
-        *(_asset(name, media_type) for name, media_type in _ASSETS.items()),
+        Route("/", _redirect),
+        _route("/openapi.json", caching, Response(description, media_type="application/json")),
+        _route("/docs", caching, Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")),
+        _route("/docs/start.js", caching, Response(_START, media_type="text/javascript")),
+        *(
+            _route(
+                f"/docs/{name}",
+                caching,
+                Response((swagger_ui_path / name).read_bytes(), media_type=media_type),
+                "public, max-age=86400",
+            )
+            for name, media_type in _ASSETS.items()
+        ),
     ]
 
 
-def _route(path: str, respond: Callable[[], Response]) -> Route:
-    async def answer(request: Request) -> Response:
+async def _redirect(request: Request) -> Response:
+    parameters.read(NoParameters, request.scope["query_string"])
+    return RedirectResponse("docs")
+
+
+def _route(path: str, caching: Caching, response: Response, cache_control: str = "no-cache") -> Route:
+    fixed = caching.fixed(response, cache_control)
+
+    async def answer(request: Request) -> ASGIApp:
         parameters.read(NoParameters, request.scope["query_string"])
-        return respond()
+        return await present(request, fixed)
 
     return Route(path, answer)
-
-
-def _asset(name: str, media_type: str) -> Route:
-    content = (swagger_ui_path / name).read_bytes()
-    headers = {"Cache-Control": "public, max-age=86400"}
-    return _route(f"/docs/{name}", lambda: Response(content, headers=headers, media_type=media_type))

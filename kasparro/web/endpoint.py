@@ -1,12 +1,13 @@
 """An endpoint said once: the route that serves it and its description come from the same words."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from kasparro.web import parameters
 from kasparro.web.parameters import NoParameters
@@ -17,6 +18,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path: what it takes, what it gives, and the problems it may answer with.
 
     `query` and `path_shape` are structs whose fields are its parameters, `answer` is the struct of its body.
+    `caching` says what its answers follow from: the version of the data alone, with path and query, so that
+    they are kept; more than that, so that clients ask each time whether theirs is still good; or the moment.
+    `wide` tells of a query that its answer may take long.
     """
 
     path: str
@@ -33,13 +37,26 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     other_answers: dict[int, tuple[str, Any]] = {}
     headers: dict[str, str] = {}
     guarded: bool = False
+    caching: Literal["version", "revalidate", "never"] = "revalidate"
+    wide: Callable[[Any], bool] = lambda query: False
 
 
 def route(endpoint: Endpoint, service: Service) -> Route:
     """The route that reads the endpoint's query before its handler does anything."""
-    shape, handler = endpoint.query, endpoint.handler
+    shape, handler, caching = endpoint.query, endpoint.handler, service.caching
 
-    async def answer(request: Request) -> Response:
-        return await handler(service, request, parameters.read(shape, request.scope["query_string"]))
+    async def answer(request: Request) -> ASGIApp:
+        exchange = request.scope["kasparro.exchange"]
+        exchange.route = endpoint.path
+        query = parameters.read(shape, request.scope["query_string"])
+        exchange.wide = endpoint.wide(query)
+        if endpoint.caching == "version":
+            return await caching.by_version(request, query, lambda: handler(service, request, query))
+        response = await handler(service, request, query)
+        return (
+            caching.never(response)
+            if endpoint.caching == "never"
+            else await caching.revalidated(request, response)
+        )
 
     return Route(endpoint.path, answer, methods=[endpoint.method], name=handler.__name__)

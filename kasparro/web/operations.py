@@ -254,6 +254,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         path="/health",
+        caching="never",
         handler=health,
         summary="Whether the service can do its work",
         description=f"Answers within about {HEALTH_TIMEOUT_S:.0f} s, whatever the database does.",
@@ -264,6 +265,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         path="/health/live",
+        caching="never",
         handler=live,
         summary="Whether the process answers",
         description="Asks nothing of the database.",
@@ -284,6 +286,7 @@ ENDPOINTS = (
 START_RUN = Endpoint(
     path="/runs",
     method="POST",
+    caching="never",
     handler=start_run,
     summary="Start a run",
     description="Starts a run at once. It needs the admin token, and exists only where one is set.",

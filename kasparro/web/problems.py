@@ -13,13 +13,14 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ExceptionHandler
 
-from kasparro.errors import DatabaseUnavailable
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable
 
 log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
-# A restart or a failover of PostgreSQL takes about so long.
+# A restart or a failover of PostgreSQL takes about so long, and a queue of readers so.
 RETRY_AFTER_S = 5
+BUSY_RETRY_AFTER_S = 1
 
 _encode = msgspec.json.Encoder().encode
 
@@ -101,7 +102,9 @@ def document(problem: Problem, path: str, request_id: str) -> bytes:
 def answer(scope: Any, problem: Problem) -> Response:
     """The problem document of a request, as a response."""
     body = document(problem, scope["path"], scope["kasparro.exchange"].request_id)
-    return Response(body, problem.status, problem.headers, MEDIA_TYPE)
+    return Response(
+        body, problem.status, {"Cache-Control": "no-store", **(problem.headers or {})}, MEDIA_TYPE
+    )
 
 
 async def _problem(request: Request, error: Problem) -> Response:
@@ -128,13 +131,13 @@ async def _http(request: Request, error: HTTPException) -> Response:
 def _methods(request: Request) -> set[str]:
     # Several routes may share a path; the router tells only the first one's methods.
     found: set[str] = set()
-    for route in request.app.routes:
+    for route in request.scope["router"].routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             found |= getattr(route, "methods", None) or set()
     return found
 
 
-def _unavailable(kind: str, title: str, detail: str) -> ExceptionHandler:
+def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_AFTER_S) -> ExceptionHandler:
     async def handler(request: Request, error: Exception) -> Response:
         log.warning(
             "no answer from the database",
@@ -142,7 +145,7 @@ def _unavailable(kind: str, title: str, detail: str) -> ExceptionHandler:
             request_id=request.scope["kasparro.exchange"].request_id,
             reason=f"{type(error).__name__}: {error}",
         )
-        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        headers = {"Retry-After": str(retry_after_s)}
         return answer(request.scope, Problem(503, detail, kind=kind, title=title, headers=headers))
 
     return handler
@@ -158,6 +161,12 @@ HANDLERS: dict[Any, Any] = {
     Problem: _problem,
     HTTPException: _http,
     DatabaseUnavailable: _unreachable,
+    DatabaseBusy: _unavailable(
+        "too-busy",
+        "Too busy",
+        "Too many wait for the database already; ask again soon.",
+        BUSY_RETRY_AFTER_S,
+    ),
     asyncpg.QueryCanceledError: _unavailable(
         "query-took-too-long",
         "Query took too long",

@@ -5,7 +5,6 @@ import heapq
 from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import quote
-from uuid import uuid4
 
 import httptools
 import msgspec
@@ -235,7 +234,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._deadline = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def _write(self, problem: Problem) -> None:
-        exchange = Exchange(uuid4().hex)
+        exchange = Exchange({})
         path = self.url.partition(b"?")[0].decode("latin-1")
         body = problems.document(problem, path, exchange.request_id)
         headers = {
@@ -244,7 +243,7 @@ class LimitedProtocol(HttpToolsProtocol):
             "content-length": str(len(body)),
             "connection": "close",
             "x-request-id": exchange.request_id,
-            "server-timing": exchange.server_timing(),
+            "server-timing": exchange.server_timing().decode(),
             "x-content-type-options": "nosniff",
         }
         lines = [

@@ -14,7 +14,6 @@ from types import FrameType
 import msgspec
 import structlog
 import uvicorn
-from starlette.applications import Starlette
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
@@ -46,7 +45,7 @@ class ListenError(KasparroError):
     """The listen address cannot be had."""
 
 
-def application(told: Settings, url: str, *, demo: bool = False) -> Starlette:
+def application(told: Settings, url: str, *, demo: bool = False) -> ASGIApp:
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
     database = pools(told, url)
     scheduler = Scheduler(told, database, prepare=partial(prepare, database, demo=demo))
@@ -137,7 +136,7 @@ def _simulated(told: Settings, simulator: Simulator) -> Settings:
     )
 
 
-def worker() -> Starlette:
+def worker() -> ASGIApp:
     """The application of one worker process, made from the environment that its parent left it."""
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()

@@ -16,6 +16,7 @@ from kasparro.pipeline.report import SourceHealth
 from kasparro.settings import Settings
 from kasparro.store import reading
 from kasparro.store.database import Connection, Database
+from kasparro.web.caching import Caching
 
 
 class SchedulerLike(Protocol):
@@ -36,21 +37,24 @@ class SchedulerLike(Protocol):
 
 
 class Service:
-    """The settings, the database and the loop, where there is one."""
+    """The settings, the database, the answers kept, and the loop, where there is one."""
 
     def __init__(self, settings: Settings, database: Database, scheduler: SchedulerLike | None) -> None:
         self.settings = settings
         self.database = database
         self.scheduler = scheduler
+        self.caching = Caching(settings, database)
         self._signing_key: bytes | None = None
         self._probing: asyncio.Task[dict[str, SourceHealth]] | None = None
 
     async def __aenter__(self) -> Self:
+        await self.caching.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.caching.__aexit__(kind, error, trace)
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.wait({self._probing}, timeout=1)
@@ -61,7 +65,9 @@ class Service:
         exchange = request.scope["kasparro.exchange"]
         began = time.perf_counter()
         try:
-            async with self.database.reading() as connection:
+            async with self.database.reading(wide=exchange.wide) as connection:
+                if not exchange.current:
+                    exchange.current = await self.caching.version.holds(connection)
                 yield connection
         finally:
             exchange.database_s = (exchange.database_s or 0.0) + time.perf_counter() - began

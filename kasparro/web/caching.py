@@ -1,0 +1,88 @@
+"""How answers may be used again: by us while the data stays as it is, by clients as their headers say."""
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from kasparro.settings import Settings
+from kasparro.store.database import Database
+from kasparro.store.version import DataVersion
+from kasparro.web.answers import Answer, Prepared
+from kasparro.web.kept import KeptAnswers
+
+Handler = Callable[[], Awaitable[Response]]
+
+# A second is what a poll of the version takes at worst. A cache in front may show the last answer while it
+# fetches the next, and where we answer with an error: that choice is its user's, we never do.
+_BY_VERSION = "max-age=1, stale-while-revalidate=10, stale-if-error=300"
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Caching:
+    """The answers kept for the version of the data, and what all answers say of their reuse."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.kept = KeptAnswers(settings.cache_mb * 2**20)
+        self.version = DataVersion(database, self.kept.drop)
+        self._one_server = database.one_server
+        self._by_version = f"public, {_BY_VERSION}"
+        self._vary = "Accept-Encoding"
+
+    async def __aenter__(self) -> Self:
+        await self.version.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.kept.close()
+        await self.version.__aexit__(kind, error, trace)
+
+    async def by_version(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
+        """The handler's answer, kept, or made once for all who ask for it now."""
+        scope = request.scope
+        exchange = scope["kasparro.exchange"]
+        key = (scope["raw_path"], _encode(query))
+
+        async def render() -> tuple[Answer, bool]:
+            # Of several servers the one that is read may lag behind; where it is only one, it never does.
+            exchange.current = self._one_server
+            response = await handler()
+            return Answer(response, exchange.route, self._by_version, self._vary), exchange.current
+
+        answer = self.kept.find(key) if exchange.started < self.version.vouched_until else None
+        exchange.kept = answer is not None
+        if answer is None:
+            answer = await self.kept.render(key, render)
+        variant = await answer.variant(exchange.encoding)
+        self.kept.remember(answer, (scope["raw_path"], scope["query_string"]))
+        return Prepared(variant, exchange.if_none_match)
+
+    async def revalidated(self, request: Request, response: Response) -> ASGIApp:
+        """The response with a tag, by which a client may ask whether it still holds."""
+        if response.status_code != 200:
+            return self.never(response)
+        exchange = request.scope["kasparro.exchange"]
+        answer = Answer(response, exchange.route, "no-cache", self._vary)
+        return Prepared(await answer.variant(exchange.encoding), exchange.if_none_match)
+
+    def never(self, response: Response) -> ASGIApp:
+        """The response, which is of its moment."""
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    def fixed(self, response: Response, cache_control: str) -> Answer:
+        """An answer that stays the same while the process lives."""
+        return Answer(response, "docs", cache_control, self._vary)
+
+
+async def present(request: Request, answer: Answer) -> Prepared:
+    """A fixed answer, in the coding that the request takes."""
+    exchange = request.scope["kasparro.exchange"]
+    return Prepared(await answer.variant(exchange.encoding), exchange.if_none_match)

@@ -1,0 +1,125 @@
+"""Keeps rendered answers for one version of the data, in bounded memory; equal questions share one query."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from kasparro.web.answers import OVERHEAD_BYTES, Answer
+
+# One query may be spelt in many ways; of each so many are found without reading the query string.
+SPELLINGS = 8
+
+# The raw path, with the query as it was sent or, for a key, as it was understood.
+Spelling = tuple[bytes, bytes]
+Key = tuple[bytes, bytes]
+Render = Callable[[], Awaitable[tuple[Answer, bool]]]
+
+
+class KeptAnswers:
+    """Answers by what they answer, until `drop` is told that the data moved; the least asked for make room.
+
+    `most` is how many bytes they may take. What was rendered from data before a `drop` is not kept after it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[Key, Answer] = OrderedDict()
+        self._spelt: dict[Spelling, Answer] = {}
+        self._rendering: dict[Key, asyncio.Task[Answer]] = {}
+        self._tasks: set[asyncio.Task[Answer]] = set()
+        self._version = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def spelt(self, spelling: Spelling) -> Answer | None:
+        """The answer to a raw path and query string that `remember` was told of."""
+        answer = self._spelt.get(spelling)
+        if answer is not None:
+            self._kept.move_to_end(answer.key)
+        return answer
+
+    def find(self, key: Key) -> Answer | None:
+        """The answer kept under a key."""
+        answer = self._kept.get(key)
+        if answer is not None:
+            self._kept.move_to_end(key)
+        return answer
+
+    def remember(self, answer: Answer, spelling: Spelling) -> None:
+        """Find this answer by that spelling too, if it is kept; its size is taken anew, it may have grown."""
+        if self._kept.get(answer.key) is not answer:
+            return
+        self._forget(answer)
+        if len(answer.spellings) < SPELLINGS and spelling not in self._spelt:
+            answer.spellings.append(spelling)
+            answer.bytes += len(spelling[0]) + len(spelling[1]) + OVERHEAD_BYTES // 10
+        self._keep(answer)
+
+    async def render(self, key: Key, render: Render) -> Answer:
+        """The answer of `render`, which is called once for all who ask for this key meanwhile.
+
+        It says beside its answer whether that may be kept. A waiter that is cancelled takes nothing from
+        the others.
+        """
+        task = self._rendering.get(key)
+        if task is None:
+            task = self._rendering[key] = asyncio.create_task(self._render(key, render))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def _render(self, key: Key, render: Render) -> Answer:
+        version = self._version
+        task = asyncio.current_task()
+        try:
+            answer, lasting = await render()
+        finally:
+            # After a drop another may be at it, whose snapshot is newer.
+            if self._rendering.get(key) is task:
+                del self._rendering[key]
+        answer.key = key
+        answer.bytes += sum(map(len, key))
+        if lasting and version == self._version:
+            self._keep(answer)
+        return answer
+
+    def _ended(self, task: asyncio.Task[Answer]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Nobody may be left to hear of it.
+            task.exception()
+
+    def drop(self) -> None:
+        """The data moved: nothing that was rendered so far, or is being rendered, answers what comes now."""
+        self._version += 1
+        self._kept.clear()
+        self._spelt.clear()
+        self._rendering.clear()
+        self.bytes = 0
+
+    async def close(self) -> None:
+        """End what is being rendered."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+
+    def _keep(self, answer: Answer) -> None:
+        if answer.bytes > self._most:
+            return
+        self._kept[answer.key] = answer
+        # Until it is kept anew, which is when it may have grown.
+        answer.kept_bytes = answer.bytes
+        self.bytes += answer.bytes
+        for spelling in answer.spellings:
+            self._spelt[spelling] = answer
+        while self.bytes > self._most:
+            self._forget(next(iter(self._kept.values())))
+
+    def _forget(self, answer: Answer) -> None:
+        del self._kept[answer.key]
+        self.bytes -= answer.kept_bytes
+        for spelling in answer.spellings:
+            del self._spelt[spelling]

@@ -1,0 +1,5 @@
+-- Which version the data is of (kasparro/store/version.py).
+
+-- name: version --
+-- As the text that a commit sends to the channel kasparro_data.
+SELECT data_version::text FROM instance;
