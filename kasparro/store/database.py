@@ -38,6 +38,8 @@ _PASSING = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
+    # Somebody keeps connections out of the database for a while.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     # A wrong password or name: a person mends it, and the service goes on without a restart.
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,

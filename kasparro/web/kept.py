@@ -52,7 +52,7 @@ class KeptAnswers:
         if self._kept.get(answer.key) is not answer:
             return
         self._forget(answer)
-        if len(answer.spellings) < SPELLINGS and spelling not in self._spelt:
+        if len(answer.spellings) < SPELLINGS and spelling not in answer.spellings:
             answer.spellings.append(spelling)
             answer.bytes += len(spelling[0]) + len(spelling[1]) + OVERHEAD_BYTES // 10
         self._keep(answer)
