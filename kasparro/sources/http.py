@@ -254,17 +254,6 @@ def items(body: bytes) -> list[msgspec.Raw]:
     return [msgspec.Raw(json.dumps(item).encode()) for item in lenient]
 
 
-async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    # aiohttp repeats a request whose line broke, unseen by whoever books the calls. It does so for these two
-    # errors alone, so they are told as what they are kinds of.
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise aiohttp.ClientConnectionError(_line(error)) from error
-
-
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
     async for chunk in response.content.iter_chunked(1 << 16):

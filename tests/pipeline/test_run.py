@@ -262,7 +262,8 @@ async def test_every_call_that_an_upstream_sees_was_booked(
     await run(database, apis(simulator))
 
     seen = Counter(call.api for call in simulator.calls)
-    assert dict(await connection.fetch("SELECT source, calls FROM api_calls")) == seen
+    booked = {row["source"]: row["calls"] for row in await connection.fetch("SELECT * FROM api_calls")}
+    assert booked == seen
     assert {name: one["calls"] for name, one in (await outcomes(connection)).items()} == seen
 
 
