@@ -5,9 +5,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import asyncpg
@@ -22,11 +23,13 @@ from rich.table import Table
 from kasparro import __version__, checking, logs, settings
 from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError, SourceError
 from kasparro.pipeline import report
+from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.settings import SOURCES, Settings
 from kasparro.sources.archives.discover import Archive, archives
 from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.explain import check as check_archive
+from kasparro.sources.base import Source
 from kasparro.sources.registry import build
 from kasparro.store.database import Database
 from kasparro.store.instance import WrongDatabase
@@ -91,13 +94,16 @@ def demo(host: str | None, port: int | None, seed: int) -> None:
     _guarded(lambda: server.serve(told, demo_seed=seed))
 
 
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the run's report, the object of /runs/{id}, alone."
+)
+
+
 @main.command()
 @click.option(
     "--source", "names", type=click.Choice(SOURCES), multiple=True, help="Only this one; repeatable."
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the run's report, the object of /runs/{id}, alone."
-)
+@_as_json
 def etl(names: tuple[str, ...], as_json: bool) -> None:
     """Run the sources once.
 
@@ -106,12 +112,39 @@ def etl(names: tuple[str, ...], as_json: bool) -> None:
     """
     told = _load()
     chosen = tuple(dict.fromkeys(names)) or told.sources
-    done = _guarded(lambda: asyncio.run(_etl(told, chosen, watched=not as_json)))
-    if as_json:
-        sys.stdout.write(report.encode(done).decode() + "\n")
-    else:
-        _print_run(done)
-    sys.exit(0 if done.status == "succeeded" else FAILED)
+
+    async def plan(database: Database) -> Plan:
+        del database
+        sources = build(told, chosen)
+        run = partial(
+            Run,
+            sources=sources,
+            trigger="etl",
+            budget=told.monthly_calls,
+            interval=told.interval,
+            retention=told.retention,
+        )
+        return sources, run
+
+    _run_once(told, plan, as_json=as_json)
+
+
+@main.command()
+@click.argument("run_id", metavar="RUN", type=click.IntRange(1, 2**63 - 1))
+@_as_json
+def replay(run_id: int, as_json: bool) -> None:
+    """Read the kept payloads of a run again, with no call upstream.
+
+    After a fix of how they are read, the tables are put right; what was told since RUN stands. A run of its
+    own, that reports and exits as that of `etl`; 1 also where there is no RUN or nothing is kept of it.
+    """
+    told = _load()
+
+    async def plan(database: Database) -> Plan:
+        again = await replayable(database, run_id)
+        return again.sources, partial(Run, sources=again.sources, trigger="replay", told_at=again.told_at)
+
+    _run_once(told, plan, as_json=as_json)
 
 
 @main.command()
@@ -180,7 +213,23 @@ def status(as_json: bool) -> None:
         _print_run(stats.last_run)
 
 
-async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> report.RunReport:
+# The sources of a run, and the run itself, given its database and who watches it.
+Plan = tuple[Sequence[Source], Callable[..., Run]]
+
+
+def _run_once(told: Settings, plan: Callable[[Database], Awaitable[Plan]], *, as_json: bool) -> NoReturn:
+    """One run in the foreground: its report on stdout, its outcome in the exit code."""
+    done = _guarded(lambda: asyncio.run(_run(told, plan, watched=not as_json)))
+    if as_json:
+        sys.stdout.write(report.encode(done).decode() + "\n")
+    else:
+        _print_run(done)
+    sys.exit(0 if done.status == "succeeded" else FAILED)
+
+
+async def _run(
+    told: Settings, plan: Callable[[Database], Awaitable[Plan]], *, watched: bool
+) -> report.RunReport:
     stop = asyncio.Event()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
@@ -203,15 +252,10 @@ async def _etl(told: Settings, names: tuple[str, ...], *, watched: bool) -> repo
     async def run(database: Database) -> report.RunReport:
         opened.append(database)
         await prepare(database)
+        sources, planned = await plan(database)
+        names = [source.name for source in sources]
         with _bars(names, shown=watched and err.is_terminal) as watch:
-            async with Run(
-                database,
-                build(told, names),
-                "etl",
-                budget=told.monthly_calls,
-                interval=told.interval,
-                watch=watch,
-            ) as one:
+            async with planned(database, watch=watch) as one:
                 await one.work(stop)
         async with database.writing() as connection:
             done = await report.run_report(connection, one.id)
@@ -228,7 +272,7 @@ async def _with_database(told: Settings, work: Callable[[Database], Coroutine[An
 
 
 @contextmanager
-def _bars(names: tuple[str, ...], *, shown: bool) -> Iterator[Callable[[str, float, float | None], None]]:
+def _bars(names: Sequence[str], *, shown: bool) -> Iterator[Callable[[str, float, float | None], None]]:
     """A progress bar for each source, on stderr; or none, where nobody would see them."""
     if not shown:
         yield unwatched

@@ -34,4 +34,4 @@ class SourceError(KasparroError):
 
 
 class NothingDue(KasparroError):
-    """A source has nothing to do in this run; the text says why, and when it has again."""
+    """A source has nothing to do in this run; the text says why."""

@@ -13,6 +13,7 @@ import msgspec
 import platformdirs
 
 from kasparro.errors import SettingsError
+from kasparro.payload import Retention
 
 SOURCES = ("coinpaprika", "coingecko", "csv")
 
@@ -70,6 +71,8 @@ _HOST = re.compile(
     r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SIZE = re.compile(r"(\d{1,6})(mb|gb)")
+_BYTES = {"mb": 10**6, "gb": 10**9}
 
 
 def _text(value: str) -> str:
@@ -111,11 +114,30 @@ def _sources(value: str) -> tuple[str, ...]:
 def _interval(value: str) -> timedelta | None:
     if value.lower() == "off":
         return None
+    if (found := _duration(value)) is None:
+        raise _NotAllowed("a time from 1s to 366d such as 90s, 15m or 1h, or off")
+    return found
+
+
+def _age(value: str) -> timedelta:
+    if (found := _duration(value)) is None:
+        raise _NotAllowed("a time from 1s to 366d such as 12h or 7d")
+    return found
+
+
+def _duration(value: str) -> timedelta | None:
     match = _DURATION.fullmatch(value.lower())
     seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not 1 <= seconds <= 366 * 86_400:
-        raise _NotAllowed("a time from 1s to 366d such as 90s, 15m or 1h, or off")
-    return timedelta(seconds=seconds)
+    return timedelta(seconds=seconds) if 1 <= seconds <= 366 * 86_400 else None
+
+
+def _size(value: str) -> int:
+    if value.lower() == "off":
+        return 0
+    match = _SIZE.fullmatch(value.lower())
+    if match is None or not int(match[1]):
+        raise _NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
+    return int(match[1]) * _BYTES[match[2]]
 
 
 def _http_url(value: str) -> str:
@@ -228,6 +250,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _integer(1, 1_000_000_000),
         ),
     ] = None
+    raw_age: Annotated[
+        timedelta,
+        Variable(
+            "KASPARRO_RAW_AGE",
+            "how long raw payloads and rejects are kept: 12h, 7d",
+            "7d",
+            _age,
+        ),
+    ] = Retention().age
+    raw_size: Annotated[
+        int,
+        Variable(
+            "KASPARRO_RAW_SIZE",
+            "how many bytes of raw payloads, compressed: 512MB, 2GB; off keeps none",
+            "512MB",
+            _size,
+        ),
+    ] = Retention().payload_bytes
     archives: Annotated[
         str | None,
         Variable(
@@ -282,6 +322,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             force(self, "coingecko_monthly_calls", COINGECKO_DEMO_CALLS)
         if self.coinpaprika_monthly_calls is None and self.coinpaprika_key is None:
             force(self, "coinpaprika_monthly_calls", COINPAPRIKA_FREE_CALLS)
+
+    @property
+    def retention(self) -> Retention:
+        """What is kept of raw payloads and rejects."""
+        return Retention(self.raw_age, self.raw_size)
 
     def monthly_calls(self, source: str) -> int | None:
         """The call budget a month of one API source; None where nothing limits it."""

@@ -87,6 +87,8 @@ class SourceReport(_Report, frozen=True, kw_only=True):
     note: Annotated[
         str | None, msgspec.Meta(description="What is to be known of it that is no error: the pages fetched.")
     ]
+    payloads: Annotated[int, msgspec.Meta(description="Of what they were answered, still kept.")]
+    payload_bytes: Annotated[int, msgspec.Meta(description="Bytes of these, compressed.")]
     error: Annotated[str | None, msgspec.Meta(description="Why it did not succeed, in one line.")]
 
 
@@ -94,7 +96,7 @@ class RunReport(_Report, frozen=True, kw_only=True):
     """One pass over the sources: what each came to, and the sum."""
 
     id: int
-    trigger: Literal["startup", "schedule", "api", "etl"]
+    trigger: Literal["startup", "schedule", "api", "etl", "replay"]
     status: RunStatus
     started_at: Moment
     finished_at: Moment | None
@@ -345,6 +347,8 @@ def _source(row: asyncpg.Record) -> SourceReport:
         rejects=_REJECTS.decode(row["rejects"]),
         calls=row["calls"],
         note=row["note"],
+        payloads=row["payloads"],
+        payload_bytes=row["payload_bytes"],
         error=row["source_error"],
     )
 

@@ -20,17 +20,19 @@ from kasparro.errors import (
     RunLost,
     SourceError,
 )
+from kasparro.payload import Payload, Retention
 from kasparro.pipeline import breaker
 from kasparro.sources.base import Pass, Source, utc_now
 from kasparro.sources.http import UpstreamError
 from kasparro.sources.rotation import Month
+from kasparro.store import payloads
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord, SessionLock
 
 log = structlog.get_logger()
 
-Trigger = Literal["startup", "schedule", "api", "etl"]
+Trigger = Literal["startup", "schedule", "api", "etl", "replay"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
 Outcome = Literal[Status, "skipped"]
 T = TypeVar("T")
@@ -39,6 +41,8 @@ T = TypeVar("T")
 STOP_GRACE_S = 6.0
 # How long a run waits for a database that went away before it gives up.
 DATABASE_PATIENCE_S = 300.0
+# How long it waits to keep a payload. The records in it matter more, and have the longer patience.
+PAYLOAD_PATIENCE_S = 10.0
 
 
 def no_limit(source: str) -> int | None:
@@ -55,6 +59,10 @@ class Run:
     """One run, as a context: entering takes the run lock and writes the run's first record, leaving gives
     the lock back.
 
+    What the sources are answered is kept as `retention` says, and what is beyond it is trimmed. A replay
+    gives `told_at` in its place: when the run ended whose payloads are read again. What was told since
+    stands.
+
     Entering raises RunInProgress where another run is at work, and DatabaseUnavailable.
     """
 
@@ -68,6 +76,8 @@ class Run:
         interval: timedelta | None = None,
         watch: Callable[[str, float, float | None], None] = unwatched,
         clock: Callable[[], datetime] = utc_now,
+        retention: Retention | None = None,
+        told_at: datetime | None = None,
     ) -> None:
         self._database = database
         self._sources = sources
@@ -75,6 +85,10 @@ class Run:
         self._budget = budget
         self._interval = interval
         self._watch = watch
+        self._retention = retention
+        self._told_at = told_at
+        self._payload_bytes = 0
+        self._unkept: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
         self._refusals: dict[str, Counter[str]] = defaultdict(Counter)
         self._clock = clock
@@ -119,15 +133,22 @@ class Run:
         could not be written: the next run then marks it interrupted.
         """
         self._stop = stop
+        # Before as well as after, so that runs that die one after the other do not fill the disk.
+        await self._trim()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._outcome(source, stop)) for source in self._sources]
         except BaseExceptionGroup as errors:
             raise _most_telling(errors) from errors
-        status = together({task.result() for task in tasks})
+        outcomes = {task.result() for task in tasks}
+        if self._trigger == "replay":
+            # What has nothing to be read again is no shortcoming of it.
+            outcomes.discard("skipped")
+        status = together(outcomes)
         error = "stopped before its end" if status == "interrupted" else None
         await self._persistently(lambda: self._record.finish(status, error, self._clock()))
         self._log.info("run finished", status=status)
+        await self._trim()
         return status
 
     async def _outcome(self, source: Source, stop: asyncio.Event) -> Outcome:
@@ -139,7 +160,7 @@ class Run:
                 f"its last {breaker.FAILURES} passes failed; it is asked again after "
                 f"{circuit.rests_until:%H:%M:%S} UTC",
             )
-        loader = Loader(self._database, self.id, source.name)
+        loader = Loader(self._database, self.id, source.name, self._told_at)
         passing = Pass(
             clock=self._clock,
             checkpoint=lambda key: self._persistently(lambda: loader.checkpoint(key)),
@@ -149,6 +170,7 @@ class Run:
             interval=self._interval,
             probing=circuit.probing,
             count_call=lambda: self._count_call(source.name),
+            keep=lambda payload: self._keep(source.name, payload),
             progress=lambda done, total: self._watch(source.name, done, total),
         )
         stopped, failure, dead = False, None, False
@@ -246,12 +268,49 @@ class Run:
             raise _spent(limit, now)
         self._calls[source] += 1
 
-    async def _persistently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _keep(self, source: str, payload: Payload) -> None:
+        """Store what a call was answered. Where that cannot be, the pass goes on without: its records are
+        worth more than their raw text.
+        """
+        if self._retention is None:
+            return
+        body = await payloads.compressed(payload.body)
+        if self._payload_bytes + len(body) > self._retention.payload_bytes:
+            if self._retention.payload_bytes:
+                self._not_kept(source, "this run's payloads exceed KASPARRO_RAW_SIZE")
+            return
+        self._payload_bytes += len(body)
+        try:
+            await self._persistently(
+                lambda: payloads.keep(self._database, self.id, source, payload, body),
+                0.0 if self._unkept[source] else PAYLOAD_PATIENCE_S,
+            )
+        except RunLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a full disk or a database in trouble may raise
+            self._not_kept(source, " ".join(str(error).split()))
+
+    def _not_kept(self, source: str, reason: str) -> None:
+        self._unkept[source] += 1
+        if self._unkept[source] == 1:
+            self._log.warning("payloads not kept", source=source, reason=reason)
+
+    async def _trim(self) -> None:
+        if self._retention is None or self._stop.is_set():
+            return
+        try:
+            await payloads.trim(self._database, self._retention, self._clock())
+        except Exception as error:  # noqa: BLE001 - the next run tries again, and this one is none the worse
+            self._log.warning("payloads not trimmed", reason=" ".join(str(error).split()))
+
+    async def _persistently(
+        self, call: Callable[[], Awaitable[T]], patience_s: float = DATABASE_PATIENCE_S
+    ) -> T:
         """Do it, again and again while the database is out of reach, and only while the run is ours."""
         async for attempt in stamina.retry_context(
             on=lambda error: isinstance(error, DatabaseUnavailable) and not self._stop.is_set(),
             attempts=None,
-            timeout=DATABASE_PATIENCE_S,
+            timeout=patience_s,
             wait_initial=0.1,
             wait_max=5.0,
             wait_jitter=0.5,

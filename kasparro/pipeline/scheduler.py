@@ -143,6 +143,7 @@ class Scheduler:
             budget=self._settings.monthly_calls,
             interval=self._settings.interval,
             clock=self._clock,
+            retention=self._settings.retention,
         )
         async with run:
             if started is not None and not started.done():

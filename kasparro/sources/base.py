@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from kasparro.batch import Batch, Checkpoint, Page
+from kasparro.payload import Payload
 from kasparro.sources.rotation import Month
 
 
@@ -32,6 +33,10 @@ async def _uncounted() -> None:
     return None
 
 
+async def _unkept(payload: Payload) -> None:
+    del payload
+
+
 class Pass(msgspec.Struct, kw_only=True):
     """One pass over one source: what it may ask while it works, and what it has to tell.
 
@@ -40,8 +45,9 @@ class Pass(msgspec.Struct, kw_only=True):
     them, `interval` is the time between runs, None where nobody knows it, and `probing` says that the
     source has failed again and again: its first call is not repeated. `note` is what a person should know
     of the pass that is no error. `count_call()` books a call upstream before it is made and, as `month()`,
-    raises SourceError where the month's budget is spent; `progress(done, total)` moves a bar, in the source's
-    own unit, where `total` may be unknown.
+    raises SourceError where the month's budget is spent; `keep(payload)` stores what the call was answered,
+    and costs no pass its records where it cannot; `progress(done, total)` moves a bar, in the source's own
+    unit, where `total` may be unknown.
     """
 
     clock: Callable[[], datetime] = utc_now
@@ -52,6 +58,7 @@ class Pass(msgspec.Struct, kw_only=True):
     interval: timedelta | None = None
     probing: bool = False
     count_call: Callable[[], Awaitable[None]] = _uncounted
+    keep: Callable[[Payload], Awaitable[None]] = _unkept
     progress: Callable[[float, float | None], None] = lambda done, total: None
     problems: list[str] = msgspec.field(default_factory=list)
     note: str | None = None

@@ -125,9 +125,7 @@ class CoinGecko:
             )
         walk, builder, course = Walk(), BatchBuilder(), rotation.Course(plan, known.values())
         patience = msgspec.structs.replace(self._first, attempts=1) if passing.probing else self._first
-        async with Client(
-            "CoinGecko", self._base_url, self._headers, passing.count_call, self._limiter
-        ) as client:
+        async with Client("CoinGecko", self._base_url, self._headers, passing, self._limiter) as client:
             while (number := course.next()) is not None:
                 earlier, now, parameters = known.get(number), passing.clock(), _parameters(number)
                 told = page.reading(self._base_url, PATH, parameters)
@@ -148,7 +146,7 @@ class CoinGecko:
                 if answer.items is None:
                     builder.repeat(records)
                 else:
-                    await walk.take(builder, answer.items, partial(to_record, now=now))
+                    await walk.take(builder, answer.items, partial(to_record, now=answer.received_at))
                 passing.note = course.note()
                 passing.progress(len(course.fetched), course.total)
                 yield builder.take(

@@ -104,9 +104,7 @@ class CoinPaprika:
         earlier, now = known.get(1), passing.clock()
         told = page.reading(self._base_url, PATH, PARAMETERS)
         patience = msgspec.structs.replace(self._patience, attempts=1) if passing.probing else self._patience
-        async with Client(
-            "CoinPaprika", self._base_url, self._headers, passing.count_call, self._limiter
-        ) as client:
+        async with Client("CoinPaprika", self._base_url, self._headers, passing, self._limiter) as client:
             answer = await client.get(PATH, PARAMETERS, patience, page.validators(earlier, told, now))
         walk, builder = Walk(), BatchBuilder()
         items = answer.items or []
@@ -114,7 +112,7 @@ class CoinPaprika:
             builder.repeat(page.records(answer, earlier))
         elif not items:
             raise SourceError("CoinPaprika answered an empty list")
-        now, sound = passing.clock(), True
+        now, sound = answer.received_at, True
         for start in range(0, max(len(items), 1), BATCH_ROWS):
             part = items[start : start + BATCH_ROWS]
             await walk.take(builder, part, partial(to_record, now=now))

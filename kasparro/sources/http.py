@@ -2,9 +2,8 @@
 
 import asyncio
 import email.utils
-import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -16,6 +15,9 @@ import stamina
 
 from kasparro import __version__
 from kasparro.errors import SourceError
+from kasparro.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
+from kasparro.sources.base import Pass
+from kasparro.sources.elements import elements
 
 # CoinPaprika's whole list is 2 MB; what is far beyond any real answer is not read to its end.
 BODY_LIMIT = 64 << 20
@@ -60,17 +62,19 @@ class Validators(msgspec.Struct, frozen=True, kw_only=True):
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The items of a JSON array, each still undecoded; None where the upstream still has what the request's
-    validators stand for.
+    validators stand for. `received_at` is when it had come.
     """
 
     items: list[msgspec.Raw] | None
     validators: Validators
+    received_at: datetime
 
 
 class Client(AbstractAsyncContextManager["Client"]):
     """Gets JSON bodies from one upstream.
 
-    `limiter` spaces out the calls, `count_call` books each one before it is made; failed ones count too.
+    `limiter` spaces out the calls. The pass books each one before it is made, failed ones too, and keeps what
+    was answered before anybody reads it.
     """
 
     def __init__(
@@ -78,13 +82,13 @@ class Client(AbstractAsyncContextManager["Client"]):
         name: str,
         base_url: str,
         headers: Mapping[str, str],
-        count_call: Callable[[], Awaitable[None]],
+        passing: Pass,
         limiter: AbstractAsyncContextManager[None] | None = None,
     ) -> None:
         self._name = name
         self._base_url = base_url
         self._headers = headers
-        self._count_call = count_call
+        self._passing = passing
         self._limiter = limiter or nullcontext()
 
     async def __aenter__(self) -> Self:
@@ -147,7 +151,9 @@ class Client(AbstractAsyncContextManager["Client"]):
         self, path: str, parameters: Mapping[str, str], known: Validators | None, patience: Patience
     ) -> Answer:
         async with self._limiter:
-            await self._count_call()
+            await self._passing.count_call()
+            body = bytearray()
+            response: aiohttp.ClientResponse | None = None
             try:
                 # A redirect would carry the key to another host.
                 async with self._session.get(
@@ -156,21 +162,53 @@ class Client(AbstractAsyncContextManager["Client"]):
                     headers=_conditions(known),
                     allow_redirects=False,
                 ) as response:
-                    body = await _read(response)
-            except TimeoutError as error:
-                raise self._error("did not answer in time", passing=True) from error
-            except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise self._error(f"could not be read: {_line(error)}", passing=True) from error
+                    await _read(response, body)
+            except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+                await self._keep(path, parameters, response, bytes(body), complete=False)
+                late = isinstance(error, TimeoutError)
+                said = "did not answer in time" if late else f"could not be read: {_line(error)}"
+                raise self._error(said, passing=True) from error
+        payload = await self._keep(path, parameters, response, bytes(body), complete=True)
         if response.status == 304 and known is not None:
-            return Answer(items=None, validators=known)
+            return Answer(items=None, validators=known, received_at=payload.received_at)
         if response.status != 200:
-            raise self._refusal(response, body, patience)
-        try:
-            found = await asyncio.to_thread(items, body)
-        except ValueError as error:
-            kind = "an HTML page" if body.lstrip()[:1] == b"<" else f"no JSON list ({error})"
-            raise self._error(f"answered {kind}", passing=True) from error
-        return Answer(items=found, validators=_validators(response))
+            raise self._refusal(response, payload.body, patience)
+        return Answer(
+            items=await listed(self._name, payload.body),
+            validators=_validators(response),
+            received_at=payload.received_at,
+        )
+
+    async def _keep(
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        response: aiohttp.ClientResponse | None,
+        body: bytes,
+        *,
+        complete: bool,
+    ) -> Payload:
+        payload = Payload(
+            path=path,
+            parameters=parameters,
+            received_at=self._passing.clock(),
+            status=response.status if response else None,
+            headers={
+                name: self._redacted(_storable(response.headers[name][:HEADER_LIMIT]))
+                for name in KEPT_HEADERS
+                if response is not None and name in response.headers
+            },
+            complete=complete,
+            body=body,
+        )
+        if payload.good:
+            await self._passing.keep(payload)
+            return payload
+        # To be looked at, not to be read again: a part will do, and the key must not stand in it.
+        body = self._redacted(body[:EVIDENCE_BYTES].decode("latin-1")).encode("latin-1")
+        whole = complete and len(payload.body) <= EVIDENCE_BYTES
+        await self._passing.keep(msgspec.structs.replace(payload, complete=whole, body=body))
+        return payload
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, patience: Patience) -> UpstreamError:
         status = response.status
@@ -205,7 +243,7 @@ async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise aiohttp.ClientConnectionError(str(error)) from error
+        raise aiohttp.ClientConnectionError(_line(error)) from error
 
 
 def _conditions(known: Validators | None) -> dict[str, str]:
@@ -226,7 +264,6 @@ def _validators(response: aiohttp.ClientResponse) -> Validators:
     return Validators(etag=header("ETag"), last_modified=header("Last-Modified"))
 
 
-_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _MEANINGS = {
     401: "the key is missing or not accepted",
     402: "the month's quota is used up, or the plan does not include this",
@@ -236,31 +273,20 @@ _MEANINGS = {
 }
 
 
-def items(body: bytes) -> list[msgspec.Raw]:
-    """The elements of a JSON array, each still undecoded. Raises ValueError where it is none.
-
-    Some encoders write NaN, or halves of surrogate pairs, which JSON does not have. The standard library
-    reads such a body; its numbers are kept as the digits they are, in strings, and what is no value of JSON
-    is left to cost its own record.
-    """
+async def listed(name: str, body: bytes) -> list[msgspec.Raw]:
+    """The items of a list that the upstream of this name answered. Raises UpstreamError where it is none."""
     try:
-        return _ITEMS.decode(body)
-    except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        lenient = json.loads(body, parse_float=str, parse_int=str, parse_constant=str)
-    if not isinstance(lenient, list):
-        raise ValueError(f"expected an array, got {type(lenient).__name__}")  # noqa: TRY004 - as above
-    return [msgspec.Raw(json.dumps(item).encode()) for item in lenient]
+        return await asyncio.to_thread(elements, body)
+    except ValueError as error:
+        kind = "an HTML page" if body.lstrip()[:1] == b"<" else f"no JSON list ({error})"
+        raise UpstreamError(f"{name} answered {kind}", passing=True) from error
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
+async def _read(response: aiohttp.ClientResponse, body: bytearray) -> None:
     async for chunk in response.content.iter_chunked(1 << 16):
         body += chunk
         if len(body) > BODY_LIMIT:
             raise ValueError(f"the answer is longer than {BODY_LIMIT >> 20} MiB")
-    return bytes(body)
 
 
 class _Status(msgspec.Struct):
@@ -283,6 +309,11 @@ def _said(body: bytes) -> str:
         text = decoded.error or (decoded.status.error_message if decoded.status else "")
     line = " ".join(text.split())
     return line if len(line) <= 160 else f"{line[:160]}…"
+
+
+def _storable(header: str) -> str:
+    # Bytes that are not UTF-8 come as halves of surrogate pairs.
+    return header.encode("utf-8", "backslashreplace").decode()
 
 
 def _line(error: BaseException) -> str:

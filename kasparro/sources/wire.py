@@ -2,13 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 
-from kasparro.batch import BatchBuilder
+from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder
 from kasparro.record import RANK_LIMIT, Record, Refused, Reject, digits, moment, positive
 
 NULL = msgspec.Raw(b"null")
@@ -73,6 +73,15 @@ class Walk:
     def __init__(self) -> None:
         self._newest: dict[str, datetime] = {}
 
+    async def batches(
+        self, items: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Record]
+    ) -> AsyncGenerator[Batch, None]:
+        """The items as batches of a bounded size."""
+        builder = BatchBuilder()
+        for start in range(0, len(items), BATCH_ROWS):
+            await self.take(builder, items[start : start + BATCH_ROWS], read)
+            yield builder.take()
+
     async def take(
         self, builder: BatchBuilder, items: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Record]
     ) -> None:
@@ -88,6 +97,9 @@ class Walk:
                 continue
             except (msgspec.DecodeError, ValueError) as error:
                 builder.refuse(_mismatch(item, error))
+                continue
+            except RecursionError:
+                builder.refuse(Reject(reason="nested too deeply", raw=_text(item)))
                 continue
             known = self._newest.get(record.source_id)
             if known is None or known < record.observed_at:

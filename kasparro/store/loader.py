@@ -29,12 +29,17 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Loader:
-    """Commits the batches of one source in one run, each exactly once."""
+    """Commits the batches of one source in one run, each exactly once.
 
-    def __init__(self, database: Database, run_id: int, source: str) -> None:
+    `told_at` is given in a replay: when the run ended that was told these records. What was told after that
+    stands.
+    """
+
+    def __init__(self, database: Database, run_id: int, source: str, told_at: datetime | None = None) -> None:
         self._database = database
         self._run_id = run_id
         self._source = source
+        self._told_at = told_at
         self._committed = 0
         self._rejects: Counter[str | None] = Counter()
 
@@ -143,11 +148,14 @@ class Loader:
         await connection.execute(_SQL["known_table"])
         await connection.copy_to_table("staging", source=_chunks(batch.lines), columns=COLUMNS, format="text")
         await connection.execute(_SQL["partitions"])
-        differing = await connection.fetchval(_SQL["compare"], self._source)
-        told = await connection.fetchval(_SQL["append"], self._source, now)
+        if self._told_at is not None:
+            await connection.execute(_SQL["later_words"], self._source, self._told_at)
+        told_at = self._told_at or now
+        differing = await connection.fetchval(_SQL["compare"], self._source, self._told_at)
+        told = await connection.fetchval(_SQL["append"], self._source, told_at)
         if differing:
-            told += await connection.fetchval(_SQL["correct"], self._source, now)
-        (newest,) = await connection.fetch(_SQL["newest"], self._source, now)
+            told += await connection.fetchval(_SQL["correct"], self._source, told_at)
+        (newest,) = await connection.fetch(_SQL["newest"], self._source, now, self._told_at)
         # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
         # History gains all of them, unless somebody emptied unified_data beside it.
         updated = max(told, newest["inserted"] + newest["updated"]) - newest["inserted"]

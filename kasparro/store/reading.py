@@ -47,6 +47,7 @@ TABLES = (
     "unified_history",
     "runs",
     "run_sources",
+    "payloads",
     "rejects",
     "reject_counts",
     "checkpoints",

@@ -14,6 +14,7 @@ from kasparro.store.statements import statements
 
 log = structlog.get_logger()
 _SQL = statements("operations/runs.sql")
+RELEASE_TIMEOUT_S = 1
 
 
 class SessionLock:
@@ -61,7 +62,15 @@ class SessionLock:
     async def release(self) -> None:
         """Give the lock back."""
         session, self._session = self._session, None
-        if session is not None and not session.is_closed():
+        if session is None or session.is_closed():
+            return
+        try:
+            # Whoever asks next is not to wait until the server has noticed that the session is gone.
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await session.execute(_SQL["unlock"])
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            log.debug("the lock goes with its session")
+        finally:
             # Ending the session releases its locks, also where the server does not answer any more.
             session.terminate()
 

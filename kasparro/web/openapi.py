@@ -257,6 +257,8 @@ _RUN = {
             "corrected": 0,
             "rejects": [{"place": None, "field": "price_usd", "reason": "below zero", "rejects": 1}],
             "calls": 1,
+            "payloads": 1,
+            "payload_bytes": 23456,
             "error": None,
         }
     ],

@@ -50,6 +50,17 @@ FROM (
     FROM staging
 ) AS months;
 
+-- name: later_words --
+-- Of a replay ($2 is when its run ended): records of moments that a later run told otherwise. They were told
+-- before the words that stand, so they stay out, as an older record does.
+DELETE FROM staging
+USING unified_history AS history
+WHERE
+    history.source = $1
+    AND history.source_id = staging.source_id
+    AND history.observed_at = staging.observed_at
+    AND history.recorded_at > $2;
+
 -- name: compare --
 -- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
 -- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
@@ -68,6 +79,7 @@ looked_up AS MATERIALIZED (
     SELECT
         told.position,
         told.source_id,
+        told.observed_at,
         told.content_hash,
         told.reported,
         (
@@ -88,17 +100,34 @@ compared AS (
     FROM looked_up
     WHERE kept IS NOT NULL
     UNION ALL
-    -- A record whose time the source did not tell is known where its content is that of the newest record.
+    -- A record whose time the source did not tell is known where its content is that of the newest record;
+    -- in a replay, where it was then ($2).
     SELECT
         looked_up.position,
         false
     FROM looked_up
-    INNER JOIN unified_data AS newest
-        ON
-            newest.source = $1
-            AND looked_up.source_id = newest.source_id
-            AND looked_up.content_hash = newest.content_hash
-    WHERE NOT looked_up.reported AND looked_up.kept IS NULL
+    WHERE
+        NOT looked_up.reported
+        AND looked_up.kept IS NULL
+        AND looked_up.content_hash IN (
+            (
+                SELECT newest.content_hash
+                FROM unified_data AS newest
+                WHERE newest.source = $1 AND newest.source_id = looked_up.source_id
+            ),
+            (
+                SELECT history.content_hash
+                FROM unified_history AS history
+                WHERE
+                    $2::timestamptz IS NOT NULL
+                    AND history.source = $1
+                    AND history.source_id = looked_up.source_id
+                    AND history.observed_at < looked_up.observed_at
+                    AND history.recorded_at <= $2
+                ORDER BY history.observed_at DESC
+                LIMIT 1
+            )
+        )
     RETURNING differs
 )
 SELECT count(*) FILTER (WHERE differs) FROM compared;
@@ -248,6 +277,7 @@ written AS (
         observed_at,
         first_seen_at,
         updated_at,
+        told_at,
         content_hash,
         reported
     )
@@ -269,6 +299,7 @@ written AS (
         told.observed_at,
         $2,
         $2,
+        coalesce($3::timestamptz, $2),
         told.content_hash,
         told.reported
     FROM told
@@ -279,6 +310,8 @@ written AS (
             known.content_hash <> told.content_hash
             -- A time that we put in is the time of fetching, which is later than any that a source tells.
             AND (told.observed_at >= known.observed_at OR (told.reported AND NOT known.reported))
+            -- Nor does what a replay's run was told overwrite what was told after it ($3).
+            AND ($3::timestamptz IS NULL OR coalesce(known.told_at, known.updated_at) <= $3)
         )
     ON CONFLICT (source, source_id) DO UPDATE SET
         symbol = excluded.symbol,
@@ -295,6 +328,7 @@ written AS (
         percent_change_7d = excluded.percent_change_7d,
         observed_at = excluded.observed_at,
         updated_at = excluded.updated_at,
+        told_at = excluded.told_at,
         content_hash = excluded.content_hash,
         reported = excluded.reported
     RETURNING xmax = 0 AS inserted

@@ -8,6 +8,9 @@ SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
 -- Of the processes that could run the loop, one does.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
 
+-- name: unlock --
+SELECT pg_advisory_unlock_all();
+
 -- name: any_running --
 SELECT EXISTS(SELECT FROM runs WHERE status = 'running');
 
@@ -72,8 +75,8 @@ FROM run_sources
 WHERE run_id = $1 AND source = $2;
 
 -- name: last_start --
--- Of the runs that worked through the sources; one cut short does not put off the next.
-SELECT max(started_at) FROM runs WHERE status <> 'interrupted';
+-- Of the runs that worked through the sources; one cut short does not put off the next, nor does a replay.
+SELECT max(started_at) FROM runs WHERE status <> 'interrupted' AND trigger <> 'replay';
 
 -- name: count_call --
 -- Books one call upstream in its month, unless the month's budget ($3, null for none) is spent.
@@ -87,11 +90,14 @@ RETURNING calls;
 SELECT coalesce(sum(calls), 0) FROM api_calls WHERE source = $1 AND month = $2;
 
 -- name: last_passes --
--- How the source fared in its newest passes that came to something, the newest first.
+-- How the source fared in its newest passes that came to something, the newest first. A replay asks nobody.
 SELECT
     finished_at,
     dead
 FROM run_sources
-WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed')
+WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND NOT EXISTS (
+    SELECT FROM runs
+    WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+)
 ORDER BY run_id DESC
 LIMIT $2;

@@ -54,6 +54,8 @@ SELECT
     run_sources.corrected,
     run_sources.calls,
     run_sources.note,
+    kept.payloads,
+    kept.payload_bytes,
     run_sources.error AS source_error,
     (
         SELECT coalesce(json_agg(row_to_json(most)), '[]'::json)::text
@@ -75,6 +77,13 @@ SELECT
     ) AS rejects
 FROM runs
 LEFT JOIN run_sources ON runs.id = run_sources.run_id
+LEFT JOIN LATERAL (
+    SELECT
+        count(*) AS payloads,
+        coalesce(sum(payloads.bytes), 0) AS payload_bytes
+    FROM payloads
+    WHERE payloads.run_id = run_sources.run_id AND payloads.source = run_sources.source
+) AS kept ON true
 WHERE runs.id = ANY(:ids)
 ORDER BY runs.id DESC, run_sources.source ASC;
 
@@ -108,16 +117,16 @@ WHERE runs.id = :run_id
 ORDER BY reject.id;
 
 -- name: totals --
--- The service at a glance.
+-- The service at a glance. A replay asks nobody, so it tells nothing of how asking fares; here and in health.
 SELECT
     (SELECT id FROM runs ORDER BY id DESC LIMIT 1) AS last_run,
     EXISTS(SELECT FROM runs WHERE status = 'running') AS running,
     (SELECT count(*) FROM runs) AS runs,
-    (SELECT max(finished_at) FROM runs WHERE status = 'succeeded') AS last_success_at,
+    (SELECT max(finished_at) FROM runs WHERE status = 'succeeded' AND trigger <> 'replay') AS last_success_at,
     (
         SELECT max(finished_at)
         FROM runs
-        WHERE status IN ('partial', 'failed', 'interrupted')
+        WHERE status IN ('partial', 'failed', 'interrupted') AND trigger <> 'replay'
     ) AS last_failure_at;
 
 -- name: rows_by_source --
@@ -150,14 +159,20 @@ LEFT JOIN LATERAL (
         status,
         error
     FROM run_sources
-    WHERE source = asked.source AND status <> 'running'
+    WHERE source = asked.source AND status <> 'running' AND NOT EXISTS (
+        SELECT FROM runs
+        WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+    )
     ORDER BY run_id DESC
     LIMIT 1
 ) AS newest ON true
 LEFT JOIN LATERAL (
     SELECT finished_at
     FROM run_sources
-    WHERE source = asked.source AND status = 'succeeded'
+    WHERE source = asked.source AND status = 'succeeded' AND NOT EXISTS (
+        SELECT FROM runs
+        WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+    )
     ORDER BY finished_at DESC NULLS LAST
     LIMIT 1
 ) AS success ON true

@@ -13,7 +13,7 @@ import pytest
 
 from kasparro.batch import Batch, BatchBuilder
 from kasparro.errors import RunInProgress, RunLost
-from kasparro.pipeline.run import Run, judged
+from kasparro.pipeline.run import Run, Trigger, judged
 from kasparro.record import Record
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import (
@@ -49,8 +49,8 @@ def apis(simulator: Simulator) -> list[Source]:
     ]
 
 
-async def run(database: Database, sources: Sequence[Source], **options: Any) -> str:
-    async with Run(database, sources, "etl", **options) as one:
+async def run(database: Database, sources: Sequence[Source], trigger: Trigger = "etl", **options: Any) -> str:
+    async with Run(database, sources, trigger, **options) as one:
         return await one.work(asyncio.Event())
 
 

@@ -1,0 +1,47 @@
+"""What a replay of a run consists of: each source's kept payloads, or why it has none."""
+
+from datetime import datetime
+from functools import partial
+
+import msgspec
+
+from kasparro.errors import KasparroError
+from kasparro.sources.base import Source
+from kasparro.sources.registry import READERS
+from kasparro.sources.replay import Passed, Replay
+from kasparro.store import payloads
+from kasparro.store.database import Database
+from kasparro.store.payloads import Kept
+
+
+class NothingToReplay(KasparroError):
+    """A run is not there, or has no payload that could be read again."""
+
+
+class Replayable(msgspec.Struct, frozen=True):
+    """A run's sources as they can be read again, and when the run ended."""
+
+    sources: list[Source]
+    told_at: datetime
+
+
+async def replayable(database: Database, run_id: int) -> Replayable:
+    """What can be read again of a run. Raises NothingToReplay, DatabaseUnavailable."""
+    found = await payloads.kept(database, run_id)
+    if found is None:
+        raise NothingToReplay(f"there is no run {run_id}; GET /runs lists them")
+    if not any(one.good for one in found):
+        raise NothingToReplay(
+            f"run {run_id} has no payload that could be read again: only what the APIs answer is kept, as "
+            "long as KASPARRO_RAW_AGE and KASPARRO_RAW_SIZE say"
+        )
+    return Replayable([_source(database, one) for one in found], max(one.ended_at for one in found))
+
+
+def _source(database: Database, kept: Kept) -> Source:
+    if kept.source not in READERS:
+        return Passed(kept.source, "archives are read again from their files")
+    if not kept.good:
+        return Passed(kept.source, "no good answer of this run is kept")
+    fetch = partial(payloads.read, database)
+    return Replay(kept.source, READERS[kept.source], kept.good, fetch, max(kept.calls - kept.kept, 0))
