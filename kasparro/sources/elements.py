@@ -4,6 +4,9 @@ import re
 
 import msgspec
 
+# Twenty times any list there is.
+ELEMENTS_LIMIT = 400_000
+
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
 # Strings whole, brackets in runs. Possessive, so that a string without an end costs one look and no more.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]+|[\]}]+|[,"]', re.DOTALL)
@@ -42,6 +45,8 @@ def _cut(body: bytes, strict: Exception) -> list[msgspec.Raw]:
         elif found == b"," and depth == 1:
             cut.append(msgspec.Raw(text[start : token.start()].strip()))
             start = token.end()
+            if len(cut) == ELEMENTS_LIMIT:
+                raise ValueError(f"more than {ELEMENTS_LIMIT:,} elements")
     if depth != 0:
         raise ValueError(str(strict))
     final = text[start:-1].strip()

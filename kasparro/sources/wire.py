@@ -110,12 +110,14 @@ class Walk:
 
 
 _WHERE = re.compile(r" - at `\$\.?([^`]*)`$")
+_MISSING = re.compile(r"Object missing required field `([^`]*)`")
 
 
 def _mismatch(item: msgspec.Raw, error: Exception) -> Reject:
-    reason = str(error)
-    where = _WHERE.search(reason)
-    return Reject(reason=_WHERE.sub("", reason), field=where[1] or None if where else None, raw=_text(item))
+    said = f"not UTF-8: byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
+    where, missing = _WHERE.search(said), _MISSING.match(said)
+    path = [found[1] for found in (where, missing) if found and found[1]]
+    return Reject(reason=_WHERE.sub("", said), field=".".join(path) or None, raw=_text(item))
 
 
 def _text(item: msgspec.Raw) -> str:

@@ -1,0 +1,214 @@
+"""A record that cannot be true is refused with its reason, and what was there of its coin stays."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Literal, TypeAlias
+
+import asyncpg
+import pytest
+
+from kasparro.payload import Retention
+from kasparro.pipeline import report
+from kasparro.pipeline.run import Run
+from kasparro.simulator import Simulator
+from kasparro.simulator.damage import edited
+from kasparro.simulator.faults import BadRecords
+from kasparro.store.database import Database
+from kasparro.store.loader import RAW_KEPT, REJECTS_KEPT
+from tests.pipeline.test_run import apis, outcomes, run
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+Api = Literal["coinpaprika", "coingecko"]
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+EARLIER, LATER = "2026-06-01T11:00:00Z", "2026-06-01T11:59:00Z"
+PRICE: dict[Api, str] = {"coinpaprika": "quotes.USD.price", "coingecko": "current_price"}
+DEEP = b"[" * 50_000 + b"]" * 50_000
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(seed=7, coins=40, manual=True) as running:
+        yield running
+
+
+def coin(api: Api, coin_id: str, price: str, last_updated: str) -> bytes:
+    """A sound record in the shape of the API."""
+    known = f'"id":"{coin_id}","symbol":"C","name":"Coin","last_updated":"{last_updated}"'
+    if api == "coingecko":
+        told = f'"current_price":{price},"market_cap":9,"market_cap_rank":1,"total_volume":3'
+    else:
+        told = f'"rank":1,"quotes":{{"USD":{{"price":{price},"volume_24h":3,"market_cap":9}}}}'
+    return f"{{{known},{told}}}".encode()
+
+
+Damage: TypeAlias = Callable[[bytes, Api], bytes]
+
+
+def price(value: bytes) -> Damage:
+    return lambda record, api: edited(record, PRICE[api], value)
+
+
+def field(name: str, value: bytes | None) -> Damage:
+    return lambda record, _: edited(record, name, value)
+
+
+def tail(extra: bytes) -> Damage:
+    return lambda record, _: record[:-1] + b',"more":' + extra + b"}"
+
+
+# What is wrong; the field that is named; how the reason begins.
+BAD: dict[str, tuple[Damage, str | None, str]] = {
+    "negative price": (price(b"-1.5"), "price", "below zero: '-1.5'"),
+    "price of 400 digits": (price(b"7" * 400), "price", "number out of bounds: '777"),
+    "price of a megabyte": (price(b"7" * 1_000_000), "price", "not a number: '777"),
+    "price with a huge exponent": (price(b"1e999999999"), "price", "number out of bounds: '1e999999999'"),
+    "price NaN": (price(b"NaN"), None, "JSON is malformed"),
+    "price Infinity": (price(b"-Infinity"), None, "JSON is malformed"),
+    "price in words": (price(b'"a lot"'), "price", "not a number: 'a lot'"),
+    "price true": (price(b"true"), "price", "not a number: 'true'"),
+    "price an object": (price(b'{"usd":1}'), "price", "not a number: '{"),
+    "price a list": (price(b"[1]"), "price", "not a number: '[1]'"),
+    "price nested without end": (price(DEEP), None, "nested too deeply"),
+    "price missing": (lambda record, api: edited(record, PRICE[api], None), "price", "Object missing"),
+    "rank of a third": (
+        lambda record, api: edited(record, "market_cap_rank" if api == "coingecko" else "rank", b"0.3"),
+        "rank",
+        "not a rank: 0.3",
+    ),
+    "time in the future": (field("last_updated", b'"2026-06-02T12:00:00Z"'), "last_updated", "in the future"),
+    "time before any market": (
+        field("last_updated", b'"1970-01-01T00:00:00Z"'),
+        "last_updated",
+        "before 2009",
+    ),
+    "time at the calendar's end": (
+        field("last_updated", b'"9999-12-31T23:59:59Z"'),
+        "last_updated",
+        "in the",
+    ),
+    "time in words": (field("last_updated", b'"noon"'), "last_updated", "not an RFC 3339 time"),
+    "time without a zone": (
+        field("last_updated", b'"2026-06-01T11:59:00"'),
+        "last_updated",
+        "not an RFC 3339",
+    ),
+    "time a number": (
+        field("last_updated", b"1780315140"),
+        "last_updated",
+        "Expected `str | null`, got `int`",
+    ),
+    "name of a megabyte": (
+        field("name", b'"' + b"A" * 1_000_000 + b'"'),
+        "name",
+        "longer than 1000 characters",
+    ),
+    "name null": (field("name", b"null"), "name", "Expected `str`, got `null`"),
+    "name with NUL": (field("name", b'"nul \\u0000 inside"'), "name", "holds a NUL character"),
+    "name with half a surrogate pair": (
+        field("name", b'"half \\ud800"'),
+        None,
+        "JSON is malformed: unexpected",
+    ),
+    "name that is not UTF-8": (field("name", b'"\xff\xfe"'), None, "not UTF-8: byte "),
+    "symbol a list": (field("symbol", b'["C"]'), "symbol", "Expected `str`, got `array`"),
+    "id missing": (field("id", None), "id", "Object missing required field"),
+    "id null": (field("id", b"null"), "id", "Expected `str`, got `null`"),
+    "id a number": (field("id", b"7"), "id", "Expected `str`, got `int`"),
+    "id empty": (field("id", b'" "'), "id", "empty"),
+    "id with a line break": (field("id", b'"known\\n"'), "id", "holds a control character"),
+    "id of a megabyte": (field("id", b'"' + b"k" * 1_000_000 + b'"'), "id", "longer than 200 characters"),
+    "a field unknown to us nested without end": (tail(DEEP), None, "nested too deeply"),
+    "not an object": (lambda _, __: b'"known"', None, "Expected `object`, got `str`"),
+    "null": (lambda _, __: b"null", None, "Expected `object`, got `null`"),
+    "nothing between two commas": (lambda _, __: b"", None, "Input data was truncated"),
+}
+
+
+@pytest.mark.parametrize("api", ["coinpaprika", "coingecko"])
+async def test_what_cannot_be_true_is_refused_and_what_was_there_stays(
+    database: Database, connection: Connection, simulator: Simulator, api: Api
+) -> None:
+    source = [one for one in apis(simulator) if one.name == api]
+    sound = [coin(api, f"sound-{number}", "2.50", LATER) for number in range(len(BAD) + 1)]
+    simulator.replay(api, [b"[" + coin(api, "known", "1.25", EARLIER) + b"]"])
+    assert await run(database, source, clock=lambda: NOW) == "succeeded"
+    good = coin(api, "known", "1.50", LATER)
+    bad = [damage(good, api) for damage, _, _ in BAD.values()]
+    mixed = [one for pair in zip(sound[1:], bad, strict=True) for one in pair]
+    simulator.replay(api, [b"[" + b",".join([sound[0], *mixed]) + b"]"])
+
+    assert await run(database, source, clock=lambda: NOW) == "succeeded"
+
+    told = (await outcomes(connection))[api]
+    assert (told["valid"], told["inserted"], told["rejected"]) == (len(sound), len(sound), len(BAD))
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") == len(sound) + 1
+    known = await connection.fetch("SELECT price_usd FROM unified_history WHERE source_id = 'known'")
+    assert [str(row["price_usd"]) for row in known] == ["1.25"]
+    rejects = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
+    for (name, (_, where, reason)), raw, reject in zip(BAD.items(), bad, rejects, strict=True):
+        assert reject["reason"].startswith(reason), name
+        assert (reject["field"] or "").endswith(where or ""), name
+        assert (reject["field"] is None) == (where is None), name
+        shown = raw.decode("utf-8", "backslashreplace")
+        assert reject["raw"] == (shown if len(shown) <= RAW_KEPT else f"{shown[:RAW_KEPT]}…"), name
+
+
+async def test_a_coin_told_twice_on_a_page_is_one_row_of_its_newest_word(
+    database: Database, connection: Connection, simulator: Simulator
+) -> None:
+    pages = [coin("coingecko", "twice", "1", LATER), coin("coingecko", "twice", "2", EARLIER)]
+    again = coin("coingecko", "twice", "3", LATER)
+    simulator.replay("coingecko", [b"[" + b",".join([*pages, again]) + b"]"])
+
+    assert await run(database, apis(simulator)[1:], clock=lambda: NOW) == "succeeded"
+
+    rows = await connection.fetch("SELECT price_usd FROM unified_history")
+    assert [int(row["price_usd"]) for row in rows] == [1]
+    told = (await outcomes(connection))["coingecko"]
+    assert (told["fetched"], told["valid"], told["inserted"], told["unchanged"]) == (3, 3, 1, 2)
+
+
+async def test_every_reject_of_a_pass_is_counted_and_the_first_are_kept(
+    database: Database, connection: Connection, simulator: Simulator
+) -> None:
+    records = [coin("coinpaprika", f"c-{number}", "1", LATER) for number in range(2 * REJECTS_KEPT)]
+    records += [coin("coinpaprika", f"bad-{number}", "-1", LATER) for number in range(REJECTS_KEPT + 300)]
+    simulator.replay("coinpaprika", [b"[" + b",".join(records) + b"]"])
+
+    assert await run(database, apis(simulator)[:1], clock=lambda: NOW) == "succeeded"
+
+    told = (await outcomes(connection))["coinpaprika"]
+    assert told["rejected"] == REJECTS_KEPT + 300
+    assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
+    counted = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
+    assert [tuple(row) for row in counted] == [("quotes.USD.price", "below zero", REJECTS_KEPT + 300)]
+
+
+async def test_rejects_of_old_runs_go_with_their_raw_text_and_their_counts_stay(
+    database: Database, connection: Connection, simulator: Simulator
+) -> None:
+    simulator.add_fault(BadRecords(api="coingecko", records=["negative-price", "null-id"]))
+    ids = []
+    for days in (0, 3, 8):
+        at = datetime.now(UTC) + timedelta(days=days)
+        clock = partial(datetime.fromtimestamp, at.timestamp(), UTC)
+        async with Run(database, apis(simulator)[1:], "etl", clock=clock, retention=Retention()) as one:
+            await one.work(asyncio.Event())
+        ids.append(one.id)
+
+    left = await connection.fetch("SELECT DISTINCT run_id FROM rejects ORDER BY run_id")
+    assert [row["run_id"] for row in left] == ids[1:]
+    oldest = await report.run_report(connection, ids[0])
+    assert oldest is not None
+    assert oldest.records.rejected == 2
+    assert [(one.field, one.rejects) for one in oldest.sources[0].rejects] == [
+        ("current_price", 1),
+        ("id", 1),
+    ]
+    assert oldest.sources[0].payloads == 0
+    newest = await report.run_report(connection, ids[2])
+    assert newest is not None
+    assert newest.sources[0].payloads == 1
