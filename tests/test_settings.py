@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from kasparro.errors import SettingsError
+from kasparro.payload import Retention
 from kasparro.settings import Secret, Settings, load, unknown, variables
 
 
@@ -46,6 +47,18 @@ def test_intervals(told: str, seconds: int) -> None:
     assert load({"KASPARRO_INTERVAL": told}).interval == timedelta(seconds=seconds)
 
 
+@pytest.mark.parametrize(
+    ("told", "size"), [("1MB", 10**6), ("512mb", 512_000_000), ("2GB", 2 * 10**9), ("off", 0)]
+)
+def test_sizes(told: str, size: int) -> None:
+    assert load({"KASPARRO_RAW_SIZE": told}).retention == Retention(timedelta(days=7), size)
+
+
+def test_raw_text_is_kept_for_a_week_or_as_told() -> None:
+    assert load({}).retention == Retention(timedelta(days=7), 512_000_000)
+    assert load({"KASPARRO_RAW_AGE": "12h"}).retention.age == timedelta(hours=12)
+
+
 def test_the_interval_can_be_off() -> None:
     assert load({"KASPARRO_INTERVAL": "off"}).interval is None
 
@@ -59,6 +72,11 @@ def test_the_interval_can_be_off() -> None:
         ("KASPARRO_INTERVAL", "1w"),
         ("KASPARRO_INTERVAL", "0s"),
         ("KASPARRO_INTERVAL", "900"),
+        ("KASPARRO_RAW_AGE", "off"),
+        ("KASPARRO_RAW_AGE", "0d"),
+        ("KASPARRO_RAW_SIZE", "0MB"),
+        ("KASPARRO_RAW_SIZE", "512"),
+        ("KASPARRO_RAW_SIZE", "512KB"),
         ("KASPARRO_SOURCES", "binance"),
         ("KASPARRO_SOURCES", ","),
         ("KASPARRO_COINGECKO_PLAN", "gold"),

@@ -32,8 +32,8 @@ async def replayable(database: Database, run_id: int) -> Replayable:
         raise NothingToReplay(f"there is no run {run_id}; GET /runs lists them")
     if not any(one.good for one in found):
         raise NothingToReplay(
-            f"run {run_id} has no payload that could be read again: only what the APIs answer is kept, as "
-            "long as KASPARRO_RAW_AGE and KASPARRO_RAW_SIZE say"
+            f"run {run_id} has no payload that could be read again: only lists that the APIs answered are, "
+            "as long as KASPARRO_RAW_AGE and KASPARRO_RAW_SIZE keep them"
         )
     return Replayable([_source(database, one) for one in found], max(one.ended_at for one in found))
 
@@ -44,4 +44,7 @@ def _source(database: Database, kept: Kept) -> Source:
     if not kept.good:
         return Passed(kept.source, "no good answer of this run is kept")
     fetch = partial(payloads.read, database)
-    return Replay(kept.source, READERS[kept.source], kept.good, fetch, max(kept.calls - kept.kept, 0))
+    unkept = max(kept.calls - kept.kept, 0)
+    return Replay(
+        kept.source, READERS[kept.source], kept.good, fetch, unkept=unkept, unchanged=kept.unchanged
+    )

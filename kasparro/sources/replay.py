@@ -26,7 +26,8 @@ class Replay:
     """A source's part in an earlier run, once more: its good payloads in their order, as one walk.
 
     `ids` are the payloads', and `fetch` gives one, or None where it is no more. `unkept` of the calls that
-    the run made have no payload; a pass over the rest tells so.
+    the run made have no payload, and `unchanged` have none with records, since the upstream said that it had
+    no news; a pass over the rest tells so.
     """
 
     def __init__(
@@ -36,16 +37,22 @@ class Replay:
         ids: Sequence[int],
         fetch: Callable[[int], Awaitable[Payload | None]],
         unkept: int,
+        unchanged: int,
     ) -> None:
         self.name = name
         self._read = read
         self._ids = ids
         self._fetch = fetch
         self._unkept = unkept
+        self._unchanged = unchanged
 
     async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
         """A batch a payload, as the records were told; a payload that cannot be read costs itself."""
         walk, unreadable = Walk(), dict[str, str]()
+        if self._unchanged:
+            passing.note = (
+                f"{self._unchanged} of the run's calls brought no news; an earlier run has the records"
+            )
         for done, number in enumerate(self._ids, start=1):
             payload = await self._fetch(number)
             if payload is None:

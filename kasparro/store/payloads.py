@@ -24,11 +24,13 @@ KEEP_TIMEOUT_S = 10
 
 class Kept(msgspec.Struct, frozen=True):
     """What is kept of one source's part in a run: how many calls it made, how many of their payloads are
-    there, the ids of those that can be read again in their order, and when the run ended."""
+    there, how many of these say that nothing had changed, the ids of those that can be read again in their
+    order, and when the run ended."""
 
     source: str
     calls: int
     kept: int
+    unchanged: int
     good: list[int]
     ended_at: datetime
 

@@ -12,6 +12,7 @@ SELECT
     run_sources.source,
     run_sources.calls,
     count(payloads.id) AS kept,
+    count(payloads.id) FILTER (WHERE payloads.status = 304) AS unchanged,
     coalesce(
         array_agg(payloads.id ORDER BY payloads.id)
         FILTER (WHERE payloads.status = 200 AND payloads.complete),

@@ -27,7 +27,7 @@ from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.store import payloads
 from kasparro.store.database import Database
-from kasparro.store.runs import last_start
+from kasparro.store.runs import RunRecord, last_start
 from tests.conftest import LogEvents
 from tests.pipeline.test_killed import contents
 from tests.pipeline.test_run import QUICK, apis, outcomes, run
@@ -91,7 +91,7 @@ async def test_each_call_leaves_what_it_was_answered(
         (Html(api="coingecko", times=1), 200, True, b"<!DOCTYPE html>"),
         (Truncated(api="coingecko", times=1), 200, False, b'[{"id"'),
         (NotAnArray(api="coingecko", times=1), 200, True, b'{"data":[]}'),
-        (Reset(api="coingecko", times=2), None, False, b""),
+        (Reset(api="coingecko", times=1), None, False, b""),
     ],
 )
 async def test_answers_of_no_use_are_kept_too_and_a_replay_reads_the_good_ones(
@@ -170,7 +170,8 @@ async def test_emptied_tables_are_filled_again_from_the_payloads_alone(
     told = await outcomes(connection)
     before = await contents(database._url)
     calls = len(simulator.calls)
-    booked = await connection.fetch("SELECT * FROM api_calls")
+    walked = "SELECT api_calls.*, pages.* FROM api_calls JOIN pages USING (source) ORDER BY source, number"
+    booked = await connection.fetch(walked)
     await connection.execute("TRUNCATE unified_data, unified_history")
 
     assert await replayed(database, run_id) == "succeeded"
@@ -182,7 +183,7 @@ async def test_emptied_tables_are_filled_again_from_the_payloads_alone(
             assert again[name][figure] == source[figure]
         assert again[name]["calls"] == 0
     assert len(simulator.calls) == calls
-    assert await connection.fetch("SELECT * FROM api_calls") == booked
+    assert await connection.fetch(walked) == booked
     assert await connection.fetchval("SELECT trigger FROM runs ORDER BY id DESC LIMIT 1") == "replay"
 
 
@@ -203,6 +204,47 @@ async def test_an_untouched_run_read_again_changes_nothing(
 def answer(*coins: Mapping[str, object]) -> bytes:
     usual = {"current_price": 1, "market_cap": 2, "market_cap_rank": 3, "total_volume": 4}
     return json.dumps([{"symbol": "s", "name": "n", **usual, **coin} for coin in coins]).encode()
+
+
+async def test_a_run_that_died_between_a_payload_and_its_batch_loses_nothing(
+    database: Database, connection: Connection
+) -> None:
+    now = datetime(2026, 6, 1, tzinfo=UTC)
+    body = answer({"id": "one"}, {"id": "two", "last_updated": "2026-05-31T23:59:00Z"})
+    dead = await RunRecord.start(database, "schedule", ("coingecko",), now)
+    page = Payload(path="/x", parameters={}, received_at=now, status=200, complete=True, body=body)
+    await payloads.keep(database, dead.id, "coingecko", page, await payloads.compressed(body))
+
+    assert await replayed(database, dead.id) == "succeeded"
+
+    rows = await connection.fetch(
+        "SELECT source_id, observed_at, reported FROM unified_data ORDER BY source_id"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("one", now, False),
+        ("two", datetime(2026, 5, 31, 23, 59, tzinfo=UTC), True),
+    ]
+    assert [row["status"] for row in await connection.fetch("SELECT status FROM runs ORDER BY id")] == [
+        "interrupted",
+        "succeeded",
+    ]
+
+
+async def test_calls_that_brought_no_news_are_told_and_have_nothing_to_read(
+    database: Database, connection: Connection, simulator: Simulator
+) -> None:
+    await fetched(database, apis(simulator)[1:])
+    quiet = await fetched(database, apis(simulator)[1:])
+    await connection.execute("UPDATE pages SET etag = NULL WHERE number = 2")
+    mixed = await fetched(database, apis(simulator)[1:])
+
+    with pytest.raises(NothingToReplay):
+        await replayable(database, quiet)
+    assert await replayed(database, mixed) == "succeeded"
+
+    source = (await outcomes(connection))["coingecko"]
+    assert source["note"] == "2 of the run's calls brought no news; an earlier run has the records"
+    assert (source["fetched"], source["unchanged"]) == (250, 250)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -293,7 +335,8 @@ async def test_after_a_fix_of_the_reader_a_replay_puts_the_tables_right(
         assert source["corrected"] == source["records"]["updated"] > 200
     right = await contents(database._url)
     await connection.execute(
-        "DELETE FROM unified_data WHERE source <> 'csv'; DELETE FROM unified_history WHERE source <> 'csv'"
+        "DELETE FROM unified_data WHERE source <> 'csv'; DELETE FROM unified_history WHERE source <> 'csv';"
+        "TRUNCATE pages"
     )
     await run(database, apis(simulator))
     assert await contents(database._url) == right
@@ -399,6 +442,7 @@ async def test_a_run_keeps_no_more_than_the_size_allows(
 ) -> None:
     run_id = await fetched(database, apis(simulator)[1:])
     sizes = [row["bytes"] for row in await connection.fetch("SELECT bytes FROM payloads ORDER BY id")]
+    await connection.execute("TRUNCATE pages")
 
     second = await fetched(database, apis(simulator)[1:], retention=Retention(payload_bytes=sum(sizes[:2])))
 

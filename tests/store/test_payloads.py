@@ -1,0 +1,109 @@
+"""What is kept of the answers of upstreams, and for how long."""
+
+import os
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kasparro.payload import Payload, Retention
+from kasparro.store import payloads
+from kasparro.store.database import Database
+from kasparro.store.runs import RunRecord
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+answers = st.builds(
+    Payload,
+    path=st.just("/coins/markets"),
+    parameters=st.dictionaries(texts, st.just("1")),
+    received_at=st.timedeltas(-9_000 * DAY, 9_000 * DAY).map(lambda away: NOW + away),
+    status=st.none() | st.integers(100, 599),
+    headers=st.dictionaries(st.sampled_from(["etag", "date"]), texts),
+    complete=st.booleans(),
+    body=st.binary(max_size=4_000),
+)
+
+
+async def keep(database: Database, run_id: int, payload: Payload) -> int:
+    """Store a payload; gives how many bytes of it are kept."""
+    body = await payloads.compressed(payload.body)
+    await payloads.keep(database, run_id, "coingecko", payload, body)
+    return len(body)
+
+
+async def start(database: Database) -> int:
+    return (await RunRecord.start(database, "etl", ("coingecko",), NOW)).id
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(payload=answers)
+async def test_a_payload_comes_back_as_it_went_in(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", payload: Payload
+) -> None:
+    await keep(database, await start(database), payload)
+
+    newest = await connection.fetchval("SELECT max(id) FROM payloads")
+    assert await payloads.read(database, newest) == payload
+
+
+async def test_what_is_not_there_is_none(database: Database) -> None:
+    assert await payloads.read(database, 1) is None
+    assert await payloads.kept(database, 1) is None
+
+
+def received(days_ago: float, size: int) -> Payload:
+    # Random bytes stay as long as they are, but for a frame around them.
+    at = NOW - days_ago * DAY
+    return Payload(path="/coins/markets", parameters={}, received_at=at, body=os.urandom(size))
+
+
+async def runs_kept(connection: "asyncpg.Connection[asyncpg.Record]") -> list[int]:
+    rows = await connection.fetch("SELECT DISTINCT run_id FROM payloads ORDER BY run_id")
+    return [row["run_id"] for row in rows]
+
+
+async def test_payloads_of_runs_past_the_age_are_trimmed(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    ids = [await start(database) for _ in range(3)]
+    for run_id, days_ago in zip(ids, (8, 6.9, 0), strict=True):
+        await keep(database, run_id, received(days_ago, 10))
+
+    await payloads.trim(database, Retention(age=7 * DAY), NOW)
+
+    assert await runs_kept(connection) == ids[1:]
+
+
+@pytest.mark.parametrize(("spare", "left"), [(0, 2), (-1, 1)])
+async def test_the_oldest_runs_go_whole_until_the_rest_fits_to_the_byte(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", spare: int, left: int
+) -> None:
+    ids = [await start(database) for _ in range(3)]
+    sizes = [
+        sum([await keep(database, run_id, received(0, size)) for size in (5_000, 3_000)]) for run_id in ids
+    ]
+
+    await payloads.trim(database, Retention(payload_bytes=sum(sizes[1:]) + spare), NOW)
+
+    assert await runs_kept(connection) == ids[-left:]
+    assert await connection.fetchval("SELECT sum(bytes) FROM payloads") == sum(sizes[-left:])
+
+
+async def test_sums_never_come_across_the_bodies_and_trimming_waits_for_no_reader(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    run_id = await start(database)
+    for _ in range(20):
+        await keep(database, run_id, received(0, 100_000))
+    assert await connection.fetchval("SELECT pg_relation_size('payloads')") < 20 * 1_000
+
+    async with connection.transaction(isolation="repeatable_read"):
+        before = await connection.fetch("SELECT body FROM payloads")
+        await payloads.trim(database, Retention(payload_bytes=0), NOW)
+        assert await connection.fetch("SELECT body FROM payloads") == before
+    assert await runs_kept(connection) == []
