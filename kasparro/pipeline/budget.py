@@ -36,12 +36,14 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ),
     ] = None
     age_s: Annotated[
-        float | None, msgspec.Meta(description="Seconds since the page was fetched that is oldest now.")
+        float | None,
+        msgspec.Meta(description="Seconds since that page was fetched that was fetched longest ago."),
     ] = None
     promised_age_s: Annotated[
         float | None,
         msgspec.Meta(
-            description="No page, and no coin on it, gets older than this until then, though one run fails."
+            description="No coin goes longer than this without being asked for, even one that changed pages "
+            "between two runs, and though one run fails."
         ),
     ] = None
 
@@ -82,5 +84,5 @@ def budget(
         pages_in_rotation=plan.rotating,
         covered_by=covered.by if covered else None,
         age_s=max(round(oldest, 3), 0.0),
-        promised_age_s=round(covered.oldest.total_seconds(), 3) if covered else None,
+        promised_age_s=round(covered.unseen.total_seconds(), 3) if covered else None,
     )

@@ -52,12 +52,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the coming runs come to: `by` when each page will have been fetched once more, and the age that
-    none of them passes until then, with an interval's time for a run that comes late or fails.
+    """What the coming runs come to: `by` when each page will have been fetched once more, and how old none
+    of them gets until then. Both ages hold though one run comes late or fails.
     """
 
     by: datetime
     oldest: timedelta
+    unseen: timedelta
+    """How long no coin goes unseen, even one that moved over a border behind the rotation's back, and waits
+    for it to come round once more."""
 
 
 class Course:
@@ -170,7 +173,7 @@ def coverage(
                 oldest = max(oldest, at - since)
             known[number] = _fetched(number, at, last=number == max(known))
         if not waiting:
-            return Coverage(by=at, oldest=oldest + interval)
+            return Coverage(by=at, oldest=oldest + interval, unseen=2 * oldest + interval)
         following = at + interval * max(-((at - (coming.next_at or at)) // interval), 1)
         if month is not None:
             spent = 0 if following >= month_of(at)[1] else month.limit - month.remaining + len(coming.pages)

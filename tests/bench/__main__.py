@@ -3,9 +3,9 @@
 import asyncio
 import sys
 
-from tests.bench import latency, load, reads
+from tests.bench import latency, load, month, reads
 
-BENCHMARKS = {"load": load.main, "latency": latency.main, "reads": reads.main}
+BENCHMARKS = {"load": load.main, "latency": latency.main, "month": month.main, "reads": reads.main}
 
 
 def main() -> None:

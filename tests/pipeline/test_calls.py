@@ -234,7 +234,7 @@ async def test_pages_are_planned_so_that_the_month_lasts(
     assert (told.month, told.calls, told.limit, told.remaining) == ("2026-06", 8, 2_400, 2_392)
     assert (told.pages, told.pages_every_run, told.pages_in_rotation) == (5, 1, 2)
     assert told.covered_by == BEGIN + 3 * HOUR
-    assert (told.age_s, told.promised_age_s) == (3_600, 3 * 3_600)
+    assert (told.age_s, told.promised_age_s) == (3_600, 5 * 3_600)
 
 
 async def test_without_a_limit_the_whole_list_is_promised_with_every_run(
@@ -245,7 +245,7 @@ async def test_without_a_limit_the_whole_list_is_promised_with_every_run(
     off = await stats(database, clock, None, None)
 
     assert (told.pages, told.pages_every_run, told.pages_in_rotation) == (5, 5, 0)
-    assert (told.covered_by, told.promised_age_s) == (BEGIN + HOUR, 2 * 3_600)
+    assert (told.covered_by, told.promised_age_s) == (BEGIN + HOUR, 3 * 3_600)
     assert (off.pages, off.covered_by, off.promised_age_s) == (5, None, None)
 
 
