@@ -1,6 +1,7 @@
 """Settings, read once from the environment into a frozen struct."""
 
 import difflib
+import ipaddress
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -49,6 +50,20 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self._value)
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """A key that admits its holder, and the name by which it is counted."""
+
+    name: str
+    secret: Secret
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """So many requests in so many seconds."""
+
+    requests: int
+    seconds: int
 
 
 class _NotAllowed(Exception):
@@ -138,6 +153,50 @@ def _size(value: str) -> int:
     if match is None or not int(match[1]):
         raise _NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
     return int(match[1]) * _BYTES[match[2]]
+
+
+def _api_keys(value: str) -> tuple[ApiKey, ...]:
+    keys = []
+    for one in value.split(","):
+        name, _, secret = one.strip().partition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name) or not re.fullmatch(r"[!-~]+", secret):
+            raise _NotAllowed(
+                "name:secret, …; a name of up to 40 letters, digits, dots, - and _, a secret of printable "
+                "ASCII characters without spaces and commas"
+            )
+        keys.append(ApiKey(name, Secret(secret)))
+    if len({key.name for key in keys}) < len(keys) or len({key.secret for key in keys}) < len(keys):
+        raise _NotAllowed("each name and each secret once")
+    return tuple(keys)
+
+
+def _rate(value: str) -> Rate | None:
+    if value.lower() == "off":
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,8})/([smhd])", value.lower(), re.ASCII)
+    if not match:
+        raise _NotAllowed("requests in a second, minute, hour or day such as 10/s, 600/m or 5000/h, or off")
+    return Rate(int(match[1]), _SECONDS[match[2]])
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    origins = tuple(dict.fromkeys(origin.strip() for origin in value.split(",") if origin.strip()))
+    if not all(
+        origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin) for origin in origins
+    ):
+        raise _NotAllowed("* or a comma list of origins such as https://example.org")
+    return origins
+
+
+def _proxies(value: str) -> tuple[str, ...]:
+    proxies = tuple(proxy.strip() for proxy in value.split(",") if proxy.strip())
+    try:
+        for proxy in proxies:
+            if proxy != "*":
+                ipaddress.ip_network(proxy)
+    except ValueError:
+        raise _NotAllowed("* or a comma list of addresses and networks such as 10.0.0.0/8") from None
+    return proxies
 
 
 def _http_url(value: str) -> str:
@@ -287,6 +346,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = None
+    api_keys: Annotated[
+        tuple[ApiKey, ...],
+        Variable(
+            "KASPARRO_API_KEYS",
+            "name:secret, …: whose holders may read",
+            "none: everybody may",
+            _api_keys,
+            secret=True,
+        ),
+    ] = ()
+    rate_limit: Annotated[
+        Rate | None,
+        Variable(
+            "KASPARRO_RATE_LIMIT", "requests of each key or address: 10/s, 600/m, 5000/h; off", "off", _rate
+        ),
+    ] = None
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Variable(
+            "KASPARRO_TRUSTED_PROXIES",
+            "addresses and networks whose X-Forwarded-For is believed; * for all",
+            "none",
+            _proxies,
+        ),
+    ] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Variable(
+            "KASPARRO_CORS_ORIGINS", "origins whose pages may read in a browser; * for all", "none", _origins
+        ),
+    ] = ()
     cache_mb: Annotated[
         int,
         Variable(

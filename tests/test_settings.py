@@ -6,7 +6,7 @@ import pytest
 
 from kasparro.errors import SettingsError
 from kasparro.payload import Retention
-from kasparro.settings import Secret, Settings, load, unknown, variables
+from kasparro.settings import ApiKey, Rate, Secret, Settings, load, unknown, variables
 
 
 def test_nothing_set_gives_the_documented_defaults() -> None:
@@ -84,6 +84,14 @@ def test_the_interval_can_be_off() -> None:
         ("KASPARRO_COINGECKO_MONTHLY_CALLS", "0"),
         ("KASPARRO_COINGECKO_URL", "ftp://x"),
         ("KASPARRO_COINPAPRIKA_URL", "http://["),
+        ("KASPARRO_CACHE_MB", "-1"),
+        ("KASPARRO_RATE_LIMIT", "10"),
+        ("KASPARRO_RATE_LIMIT", "0/s"),
+        ("KASPARRO_RATE_LIMIT", "1/w"),
+        ("KASPARRO_TRUSTED_PROXIES", "localhost"),
+        ("KASPARRO_TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("KASPARRO_CORS_ORIGINS", "example.org"),
+        ("KASPARRO_CORS_ORIGINS", "https://example.org/"),
         ("KASPARRO_LOG", "xml"),
         ("KASPARRO_LOG_LEVEL", "loud"),
     ],
@@ -156,3 +164,54 @@ def test_a_misspelt_setting_is_found_with_the_one_meant() -> None:
 def test_every_setting_has_a_variable_with_a_meaning_and_a_default() -> None:
     assert set(variables()) == set(Settings.__struct_fields__)
     assert all(variable.meaning and variable.default for variable in variables().values())
+
+
+def test_api_keys_by_name() -> None:
+    told = load({"KASPARRO_API_KEYS": "alice:s3cret, bob:a:b"}).api_keys
+    assert told == (ApiKey("alice", Secret("s3cret")), ApiKey("bob", Secret("a:b")))
+    assert "s3cret" not in repr(told)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "hunter2",
+        ":hunter2",
+        "a:",
+        "a b:hunter2",
+        "a:hunter 2",
+        "a:hunter2,",
+        "a:hunter2,a:x",
+        "a:hunter2,b:hunter2",
+    ],
+)
+def test_a_wrong_api_key_is_never_shown(value: str) -> None:
+    with pytest.raises(SettingsError, match="KASPARRO_API_KEYS") as error:
+        load({"KASPARRO_API_KEYS": value})
+    assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "rate"),
+    [
+        ("600/m", Rate(600, 60)),
+        ("10/s", Rate(10, 1)),
+        ("5/H", Rate(5, 3600)),
+        ("1/d", Rate(1, 86_400)),
+        ("off", None),
+    ],
+)
+def test_rate_limits(told: str, rate: Rate | None) -> None:
+    assert load({"KASPARRO_RATE_LIMIT": told}).rate_limit == rate
+
+
+def test_lists_of_proxies_and_origins() -> None:
+    told = load(
+        {
+            "KASPARRO_TRUSTED_PROXIES": "10.0.0.0/8, ::1",
+            "KASPARRO_CORS_ORIGINS": "https://a.example, http://localhost:3000",
+        }
+    )
+    assert told.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert told.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert load({"KASPARRO_CORS_ORIGINS": "*"}).cors_origins == ("*",)

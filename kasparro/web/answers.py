@@ -21,19 +21,19 @@ _NOT_KEPT = frozenset({b"content-length", b"content-type"})
 class Variant:
     """One coding of an answer: the headers of its 200, those of its 304, and its body as a message."""
 
-    __slots__ = ("body", "etag", "headers", "message", "unchanged")
+    __slots__ = ("body", "etag", "headers", "message", "route", "unchanged")
 
-    def __init__(
-        self, etag: bytes, body: bytes, coding: str, content_type: bytes, headers: HeaderList
-    ) -> None:
-        self.etag = etag
+    def __init__(self, answer: "Answer", body: bytes, coding: str) -> None:
+        tag = answer.tag if coding == IDENTITY else f"{answer.tag}-{coding}"
+        self.route = answer.route
+        self.etag = f'"{tag}"'.encode()
         self.body = body
         self.message: Message = {"type": "http.response.body", "body": body}
         # What a 304 repeats (RFC 9110, 15.4.5).
-        self.unchanged: HeaderList = [(b"etag", etag), *headers]
+        self.unchanged: HeaderList = [(b"etag", self.etag), *answer.headers]
         coded = [] if coding == IDENTITY else [(b"content-encoding", coding.encode())]
         self.headers: HeaderList = [
-            (b"content-type", content_type),
+            (b"content-type", answer.content_type),
             (b"content-length", b"%d" % len(body)),
             *coded,
             *self.unchanged,
@@ -47,39 +47,35 @@ class Answer:
 
     __slots__ = (
         "_coding",
-        "_content_type",
-        "_headers",
-        "_tag",
         "bytes",
+        "content_type",
+        "headers",
         "kept_bytes",
         "key",
         "route",
         "spellings",
+        "tag",
         "variants",
     )
 
     def __init__(self, response: Response, route: str, cache_control: str, vary: str) -> None:
         headers = response.raw_headers
         self.route = route
-        self._content_type = dict(headers)[b"content-type"]
-        self._headers: HeaderList = [
+        self.content_type = dict(headers)[b"content-type"]
+        self.headers: HeaderList = [
             *(one for one in headers if one[0] not in _NOT_KEPT),
             (b"cache-control", cache_control.encode()),
             (b"vary", vary.encode()),
         ]
         body = bytes(response.body)
-        self._tag = blake2b(body, digest_size=12).hexdigest()
+        self.tag = blake2b(body, digest_size=12).hexdigest()
         self._coding: dict[str, asyncio.Task[Variant]] = {}
-        self.variants = {IDENTITY: self._variant(body, IDENTITY)}
+        self.variants = {IDENTITY: Variant(self, body, IDENTITY)}
         # Of the cache that keeps it.
         self.key = (b"", b"")
         self.spellings: list[tuple[bytes, bytes]] = []
         self.bytes = len(body) + OVERHEAD_BYTES
         self.kept_bytes = 0
-
-    def _variant(self, body: bytes, coding: str) -> Variant:
-        tag = self._tag if coding == IDENTITY else f"{self._tag}-{coding}"
-        return Variant(f'"{tag}"'.encode(), body, coding, self._content_type, self._headers)
 
     async def variant(self, coding: str) -> Variant:
         """The answer in a coding, made once, in a thread; a small one stays as it is."""
@@ -97,7 +93,7 @@ class Answer:
         if len(plain.body) < SMALL_BYTES:
             made = plain
         else:
-            made = self._variant(await asyncio.to_thread(compress, plain.body, coding), coding)
+            made = Variant(self, await asyncio.to_thread(compress, plain.body, coding), coding)
             self.bytes += len(made.body)
         self.variants[coding] = made
         del self._coding[coding]

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Router
@@ -9,18 +10,24 @@ from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
 from kasparro.store.database import Database
-from kasparro.web import data, docs, operations, problems
+from kasparro.web import data, docs, metrics, operations, problems
 from kasparro.web.endpoint import route
 from kasparro.web.front import Front
 from kasparro.web.service import SchedulerLike, Service
 
 
-def create_app(settings: Settings, *, database: Database, scheduler: SchedulerLike | None) -> ASGIApp:
+def create_app(
+    settings: Settings,
+    *,
+    database: Database,
+    scheduler: SchedulerLike | None,
+    figures_folder: Path | None = None,
+) -> ASGIApp:
     """The application. Its lifespan opens the database's pools and starts the loop; without a loop the
-    service only answers.
+    service only answers. In the folder, several workers leave each other their figures for /metrics.
     """
-    service = Service(settings, database, scheduler)
-    endpoints = [*data.ENDPOINTS, *operations.ENDPOINTS]
+    service = Service(settings, database, scheduler, figures_folder)
+    endpoints = [*data.ENDPOINTS, *operations.ENDPOINTS, metrics.ENDPOINT]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(operations.START_RUN)
 
@@ -36,10 +43,10 @@ def create_app(settings: Settings, *, database: Database, scheduler: SchedulerLi
     router = Router(
         routes=[
             *(route(endpoint, service) for endpoint in endpoints),
-            *docs.routes(endpoints, service.caching),
+            *docs.routes(endpoints, service),
         ],
         # A path with a slash too many is another path: its answer says so, with no detour.
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    return Front(ExceptionMiddleware(router, problems.HANDLERS), service.caching)
+    return Front(ExceptionMiddleware(router, problems.HANDLERS), service)

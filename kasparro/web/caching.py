@@ -1,5 +1,6 @@
 """How answers may be used again: by us while the data stays as it is, by clients as their headers say."""
 
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
@@ -13,6 +14,8 @@ from kasparro.settings import Settings
 from kasparro.store.database import Database
 from kasparro.store.version import DataVersion
 from kasparro.web.answers import Answer, Prepared
+from kasparro.web.cors import Cors
+from kasparro.web.exchange import HIT, MISS
 from kasparro.web.kept import KeptAnswers
 
 Handler = Callable[[], Awaitable[Response]]
@@ -31,8 +34,11 @@ class Caching:
         self.kept = KeptAnswers(settings.cache_mb * 2**20)
         self.version = DataVersion(database, self.kept.drop)
         self._one_server = database.one_server
-        self._by_version = f"public, {_BY_VERSION}"
-        self._vary = "Accept-Encoding"
+        # What only key holders may have is none of a shared cache's business.
+        private = bool(settings.api_keys)
+        self._by_version = f"{'private' if private else 'public'}, {_BY_VERSION}"
+        self._revalidate = "private, no-cache" if private else "no-cache"
+        self._vary = "Accept-Encoding, Origin" if Cors(settings.cors_origins).named else "Accept-Encoding"
 
     async def __aenter__(self) -> Self:
         await self.version.__aenter__()
@@ -57,7 +63,7 @@ class Caching:
             return Answer(response, exchange.route, self._by_version, self._vary), exchange.current
 
         answer = self.kept.find(key) if exchange.started < self.version.vouched_until else None
-        exchange.kept = answer is not None
+        exchange.cache = MISS if answer is None else HIT
         if answer is None:
             answer = await self.kept.render(key, render)
         variant = await answer.variant(exchange.encoding)
@@ -69,13 +75,22 @@ class Caching:
         if response.status_code != 200:
             return self.never(response)
         exchange = request.scope["kasparro.exchange"]
-        answer = Answer(response, exchange.route, "no-cache", self._vary)
+        answer = Answer(response, exchange.route, self._revalidate, self._vary)
         return Prepared(await answer.variant(exchange.encoding), exchange.if_none_match)
 
     def never(self, response: Response) -> ASGIApp:
         """The response, which is of its moment."""
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    def gauges(self) -> dict[str, float]:
+        """The cache in figures, by name."""
+        return {
+            "cache_answers": len(self.kept),
+            "cache_bytes": self.kept.bytes,
+            "cache_limit_bytes": self.kept.most,
+            "cache_usable": int(time.perf_counter() < self.version.vouched_until),
+        }
 
     def fixed(self, response: Response, cache_control: str) -> Answer:
         """An answer that stays the same while the process lives."""

@@ -12,6 +12,7 @@ from kasparro.web import openapi, parameters
 from kasparro.web.caching import Caching, present
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.parameters import NoParameters
+from kasparro.web.service import Service
 
 _ASSETS = {
     "swagger-ui.css": "text/css",
@@ -57,9 +58,12 @@ _START = """SwaggerUIBundle({
 """
 
 
-def routes(endpoints: Sequence[Endpoint], caching: Caching) -> list[Route]:
+def routes(endpoints: Sequence[Endpoint], service: Service) -> list[Route]:
     """The routes that describe these endpoints, to programs and to people."""
-    description = openapi.document(endpoints)
+    caching, settings = service.caching, service.settings
+    description = openapi.document(
+        endpoints, keyed=bool(settings.api_keys), limited=settings.rate_limit is not None
+    )
     return [
         Route("/", _redirect),
         _route("/openapi.json", caching, Response(description, media_type="application/json")),

@@ -1,5 +1,6 @@
 """An endpoint said once: the route that serves it and its description come from the same words."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     area: str
     answer: Any
+    media_type: str = "application/json"
     method: str = "GET"
     status: int = 200
     query: type[msgspec.Struct] = NoParameters
@@ -40,6 +42,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     caching: Literal["version", "revalidate", "never"] = "revalidate"
     wide: Callable[[Any], bool] = lambda query: False
 
+    @property
+    def template(self) -> str:
+        """The path as people write it, with the bare names of its parameters."""
+        return re.sub(r":\w+}", "}", self.path)
+
 
 def route(endpoint: Endpoint, service: Service) -> Route:
     """The route that reads the endpoint's query before its handler does anything."""
@@ -47,7 +54,7 @@ def route(endpoint: Endpoint, service: Service) -> Route:
 
     async def answer(request: Request) -> ASGIApp:
         exchange = request.scope["kasparro.exchange"]
-        exchange.route = endpoint.path
+        exchange.route = endpoint.template
         query = parameters.read(shape, request.scope["query_string"])
         exchange.wide = endpoint.wide(query)
         if endpoint.caching == "version":

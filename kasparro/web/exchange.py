@@ -5,6 +5,7 @@ import os
 import re
 import time
 
+from kasparro.web.answers import HeaderList
 from kasparro.web.encodings import IDENTITY, chosen
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -21,39 +22,49 @@ def request_id(told: bytes | None = None) -> bytes:
     return b"%b%016x" % (_PREFIX, next(_COUNT))
 
 
+# How an answer came about: it was kept, it is kept from now on, or nothing like it is.
+HIT, MISS, NONE = "hit", "miss", "none"
+
+
 class Exchange:
     """What handlers may know of a request and add to it: `database_s`, what they waited for the database;
     `route`, which of the service's paths it was; `wide`, whether what it asks for may take long; `current`,
-    whether what was read is sure to be of the newest version; `kept`, whether nothing had to be read.
+    whether what was read is sure to be of the newest version; `added`, headers of whatever answer it gets.
     """
 
     __slots__ = (
+        "added",
+        "cache",
         "current",
         "database_s",
         "encoding",
         "if_none_match",
-        "kept",
         "request_id",
         "route",
         "started",
         "wide",
     )
 
-    def __init__(self, headers: dict[bytes, bytes], started: float | None = None) -> None:
+    def __init__(
+        self, headers: dict[bytes, bytes], added: HeaderList | None = None, started: float | None = None
+    ) -> None:
         self.request_id = request_id(headers.get(b"x-request-id")).decode()
         self.started = time.perf_counter() if started is None else started
+        self.added = added or []
         accepted = headers.get(b"accept-encoding")
         self.encoding = IDENTITY if accepted is None else chosen(accepted)
         self.if_none_match = headers.get(b"if-none-match")
         self.database_s: float | None = None
         self.route = "other"
-        self.wide = False
+        self.cache = NONE
         self.current = True
-        self.kept = False
+        self.wide = False
 
     def server_timing(self) -> bytes:
         """How long it took so far, as the header of that name tells it (milliseconds)."""
-        total = b"total;dur=%.2f" % ((time.perf_counter() - self.started) * 1e3)
-        if self.kept:
-            total += b", cache;desc=hit"
-        return total if self.database_s is None else total + b", db;dur=%.2f" % (self.database_s * 1e3)
+        told = b"total;dur=%.2f" % ((time.perf_counter() - self.started) * 1e3)
+        if self.cache != NONE:
+            told += b", cache;desc=" + self.cache.encode()
+        if self.database_s is not None:
+            told += b", db;dur=%.2f" % (self.database_s * 1e3)
+        return told

@@ -5,14 +5,16 @@ import logging
 import time
 
 import structlog
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kasparro.web import problems
-from kasparro.web.answers import NO_BODY, matches
-from kasparro.web.caching import Caching
+from kasparro.web.answers import NO_BODY, HeaderList, matches
+from kasparro.web.cors import Cors
 from kasparro.web.encodings import IDENTITY, chosen
-from kasparro.web.exchange import Exchange, request_id
+from kasparro.web.exchange import HIT, Exchange, request_id
 from kasparro.web.problems import Problem
+from kasparro.web.service import Service
 
 log = structlog.get_logger()
 
@@ -21,21 +23,35 @@ BODY_BYTES = 1_024
 
 # The headers that somebody here reads.
 _READ = frozenset(
-    {b"accept-encoding", b"content-length", b"if-none-match", b"transfer-encoding", b"x-request-id"}
+    {
+        b"accept-encoding",
+        b"access-control-request-method",
+        b"authorization",
+        b"content-length",
+        b"if-none-match",
+        b"origin",
+        b"transfer-encoding",
+        b"x-api-key",
+        b"x-request-id",
+    }
 )
 
 
 class Front:
-    """Gives every request an Exchange and every answer its headers; an error nobody caught becomes a 500.
+    """Admits every request or refuses it, counts it, and gives every answer its headers; an error nobody
+    caught becomes a 500.
 
     A GET that was answered before, from data that is still the newest, gets the same bytes without more ado.
     """
 
-    def __init__(self, app: ASGIApp, caching: Caching) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._kept = caching.kept
-        self._version = caching.version
-        self._common = [(b"x-content-type-options", b"nosniff")]
+        self._kept = service.caching.kept
+        self._version = service.caching.version
+        self._meter = service.meter
+        self._access = service.access if service.access.guards else None
+        self._cors = Cors(service.settings.cors_origins)
+        self._always = [(b"x-content-type-options", b"nosniff"), *self._cors.always]
         # Asked once: a call that logs nothing costs as much as the look-up of an answer.
         self._tells = structlog.get_logger().is_enabled_for(logging.DEBUG)
 
@@ -49,43 +65,75 @@ class Front:
         for name, value in scope["headers"]:
             if name in _READ:
                 headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+        added = self._always
+        refusal = None
+        if self._access is not None:
+            key, told, refusal = self._access.admit(scope, headers, started)
+            added = [*added, *told]
+            if key is not None:
+                self._meter.count_key(key)
+        if b"origin" in headers:
+            added = [*added, *self._cors.headers(headers[b"origin"])]
+        if refusal is not None or not await self._send_ready(scope, headers, added, started, send):
+            exchange = Exchange(headers, added, started)
+            refusal = refusal or _refusal(scope, headers)
+            preflight = self._cors.preflight(scope, headers)
+            scope["kasparro.exchange"] = exchange
+            if refusal is not None:
+                app: ASGIApp = problems.answer(scope, refusal)
+            elif preflight is not None:
+                app = Response(status_code=204)
+                exchange.added = [*added, *preflight]
+            else:
+                app = self._app
+            await self._answer(app, exchange, scope, receive, send)
+
+    async def _send_ready(
+        self, scope: Scope, headers: dict[bytes, bytes], added: HeaderList, started: float, send: Send
+    ) -> bool:
+        # Sends the answer where it needs nothing but sending; otherwise does nothing, and says so.
         if (
-            started < self._version.vouched_until
-            and scope["method"] in {"GET", "HEAD"}
-            and (answer := self._kept.spelt((scope["raw_path"], scope["query_string"]))) is not None
-            and not (headers and (b"content-length" in headers or b"transfer-encoding" in headers))
+            started > self._version.vouched_until
+            or scope["method"] not in {"GET", "HEAD"}
+            or b"content-length" in headers
+            or b"transfer-encoding" in headers
         ):
-            accepted = headers.get(b"accept-encoding")
-            variant = answer.variants.get(IDENTITY if accepted is None else chosen(accepted))
-            if variant is not None:
-                asked = headers.get(b"if-none-match")
-                unchanged = asked is not None and matches(asked, variant.etag)
-                told_id = request_id(headers.get(b"x-request-id"))
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": 304 if unchanged else 200,
-                        "headers": [
-                            *(variant.unchanged if unchanged else variant.headers),
-                            *self._common,
-                            (b"x-request-id", told_id),
-                            (
-                                b"server-timing",
-                                b"total;dur=%.2f, cache;desc=hit" % ((time.perf_counter() - started) * 1e3),
-                            ),
-                        ],
-                    }
-                )
-                await send(NO_BODY if unchanged else variant.message)
-                if self._tells:
-                    self._tell(scope, 304 if unchanged else 200, started, told_id.decode())
-                return
-        await self._answer(scope, receive, send, Exchange(headers, started), _refusal(scope, headers))
+            return False
+        answer = self._kept.spelt((scope["raw_path"], scope["query_string"]))
+        if answer is None:
+            return False
+        accepted = headers.get(b"accept-encoding")
+        variant = answer.variants.get(IDENTITY if accepted is None else chosen(accepted))
+        if variant is None:
+            return False
+        asked = headers.get(b"if-none-match")
+        told_id = request_id(headers.get(b"x-request-id"))
+        if asked is not None and matches(asked, variant.etag):
+            status, own, body = 304, variant.unchanged, NO_BODY
+        else:
+            status, own, body = 200, variant.headers, variant.message
+        taken = time.perf_counter() - started
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    *own,
+                    *added,
+                    (b"x-request-id", told_id),
+                    (b"server-timing", b"total;dur=%.2f, cache;desc=hit" % (taken * 1e3)),
+                ],
+            }
+        )
+        await send(body)
+        self._meter.count((variant.route, scope["method"], status, HIT), time.perf_counter() - started)
+        if self._tells:
+            self._tell(scope, status, started, told_id.decode())
+        return True
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, exchange: Exchange, refusal: Problem | None
+        self, app: ASGIApp, exchange: Exchange, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        scope["kasparro.exchange"] = exchange
         # Starlette's routes raise what they have no answer to only where there is an app to catch it.
         scope["app"] = self._app
         status = 0
@@ -96,14 +144,13 @@ class Front:
                 status = message["status"]
                 message["headers"] = [
                     *message["headers"],
-                    *self._common,
+                    *exchange.added,
                     (b"x-request-id", exchange.request_id.encode()),
                     (b"server-timing", exchange.server_timing()),
                 ]
             await send(message)
 
         try:
-            app = self._app if refusal is None else problems.answer(scope, refusal)
             await app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
@@ -115,6 +162,9 @@ class Front:
                 raise
             problem = Problem(500, "Something went wrong here; the log tells what, under this request_id.")
             await problems.answer(scope, problem)(scope, receive, send_with_headers)
+        finally:
+            label = (exchange.route, scope["method"], status, exchange.cache)
+            self._meter.count(label, time.perf_counter() - exchange.started)
         if self._tells:
             self._tell(scope, status, exchange.started, exchange.request_id)
 

@@ -22,7 +22,7 @@ class KeptAnswers:
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._kept: OrderedDict[Key, Answer] = OrderedDict()
         self._spelt: dict[Spelling, Answer] = {}
         self._rendering: dict[Key, asyncio.Task[Answer]] = {}
@@ -107,7 +107,7 @@ class KeptAnswers:
             await asyncio.wait(self._tasks, timeout=1)
 
     def _keep(self, answer: Answer) -> None:
-        if answer.bytes > self._most:
+        if answer.bytes > self.most:
             return
         self._kept[answer.key] = answer
         # Until it is kept anew, which is when it may have grown.
@@ -115,7 +115,7 @@ class KeptAnswers:
         self.bytes += answer.bytes
         for spelling in answer.spellings:
             self._spelt[spelling] = answer
-        while self.bytes > self._most:
+        while self.bytes > self.most:
             self._forget(next(iter(self._kept.values())))
 
     def _forget(self, answer: Answer) -> None:

@@ -1,6 +1,5 @@
 """The description of the API (OpenAPI 3.1), made of the endpoints and the structs that they work with."""
 
-import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, get_args
@@ -10,6 +9,7 @@ import msgspec
 from kasparro import __version__
 from kasparro.pipeline.report import RunStatus, SourceName, SourceStatus
 from kasparro.web import parameters
+from kasparro.web.access import open_to_all
 from kasparro.web.data import Sort
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.problems import MEDIA_TYPE, ProblemDocument
@@ -29,7 +29,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
         },
     ),
     401: (
-        "The admin token is missing or wrong.",
+        "The API key or the admin token is missing or wrong.",
         {"detail": "This needs the admin token: Authorization: Bearer KASPARRO_ADMIN_TOKEN."},
     ),
     404: ("There is no such thing.", {"detail": "There is no such run.", "parameter": "id"}),
@@ -45,13 +45,21 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
     411: ("The body came without its length.", {"detail": "A body comes with its Content-Length."}),
     413: ("The body is too large.", {"detail": "A body has 1024 bytes at most."}),
     414: ("The URL is too long.", {"detail": "A URL has 16384 bytes at most."}),
+    429: (
+        "Too many requests of this key or address.",
+        {
+            "type": "urn:kasparro:problem:rate-limit",
+            "title": "Too many requests",
+            "detail": "600 requests in 60 s are allowed; the next one in 3 s.",
+        },
+    ),
     431: ("The headers are too large.", {"detail": "The headers of a request have 65536 bytes at most."}),
     500: (
         "Something went wrong here.",
         {"detail": "Something went wrong here; the log tells what, under this request_id."},
     ),
     503: (
-        "The database is out of reach, being prepared, or took too long; or too many connections are open.",
+        "The database is out of reach, being prepared, or took too long; or too many wait for it already.",
         {
             "type": "urn:kasparro:problem:database-unreachable",
             "title": "Database unreachable",
@@ -69,21 +77,41 @@ _HEADERS = {
         "6f1c7a0e5b0d4c0f9a3e2d1c0b9a8f7e",
     ),
     "Server-Timing": (
-        "Milliseconds that the answer took (`total`), and the database's part in it (`db`).",
-        "total;dur=1.24, db;dur=0.87",
+        "Milliseconds that the answer took (`total`), the database's part in it (`db`), and whether the "
+        "answer was kept from before (`cache;desc=hit`).",
+        "total;dur=1.24, cache;desc=miss, db;dur=0.87",
+    ),
+    "Cache-Control": (
+        "How long the answer may be used again.",
+        "public, max-age=1, stale-while-revalidate=10, stale-if-error=300",
     ),
     "X-Content-Type-Options": ("Always `nosniff`.", "nosniff"),
+}
+# Answers that may be used again have these as well.
+_REUSE_HEADERS = {
+    "ETag": "Sent back as If-None-Match, it is answered with 304 while the answer is still the same.",
+    "Vary": "What beside the URL the answer depends on.",
+}
+# Where requests are limited, every answer has these.
+_LIMIT_HEADERS = {
+    "RateLimit-Policy": "How many requests (`q`) in how many seconds (`w`) are allowed.",
+    "RateLimit": "How many requests are left (`r`), and in how many seconds there are all again (`t`).",
 }
 # Headers that problems have beside these.
 _PROBLEM_HEADERS = {
     401: {"WWW-Authenticate": "How to authenticate."},
+    429: {"Retry-After": "Seconds to wait.", **_LIMIT_HEADERS},
     503: {"Retry-After": "Seconds to wait."},
 }
 
 # Choices with a name of their own, so that generated clients have one type for them.
 _CHOICES = {"RunStatus": RunStatus, "Sort": Sort, "Source": SourceName, "SourceStatus": SourceStatus}
 
-_SECURITY = {"admin": {"type": "http", "scheme": "bearer", "description": "KASPARRO_ADMIN_TOKEN"}}
+_ADMIN = {"admin": {"type": "http", "scheme": "bearer", "description": "KASPARRO_ADMIN_TOKEN"}}
+_KEY = {
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "One of KASPARRO_API_KEYS"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "One of KASPARRO_API_KEYS"},
+}
 
 _AREAS = {
     "data": "Market data.",
@@ -91,20 +119,27 @@ _AREAS = {
 }
 
 
-def document(endpoints: Sequence[Endpoint]) -> bytes:
-    """The OpenAPI document of these endpoints, as JSON."""
+def document(endpoints: Sequence[Endpoint], *, keyed: bool = False, limited: bool = False) -> bytes:
+    """The OpenAPI document of these endpoints, as JSON: `keyed` where they take an API key, `limited` where
+    so many requests are allowed.
+    """
     structs = {ProblemDocument}
     for endpoint in endpoints:
-        structs |= {endpoint.answer, *(answer for _, answer in endpoint.other_answers.values())}
+        answers = {endpoint.answer, *(answer for _, answer in endpoint.other_answers.values())}
+        structs |= answers - {str}
     ordered = sorted(structs, key=lambda struct: struct.__name__)
     _, schemas = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
-        path = re.sub(r":\w+}", "}", endpoint.path)
-        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint)
+        paths.setdefault(endpoint.template, {})[endpoint.method.lower()] = _operation(
+            endpoint,
+            keyed=keyed and not open_to_all(endpoint.path),
+            limited=limited and not open_to_all(endpoint.path),
+        )
     described = {"paths": paths, "schemas": schemas}
     _correct(described)
-    used = {status for endpoint in endpoints for status in _statuses(endpoint)}
+    used = {status for endpoint in endpoints for status in _statuses(endpoint, keyed=keyed, limited=limited)}
+    security = (_ADMIN if any(one.guarded for one in endpoints) else {}) | (_KEY if keyed else {})
     return msgspec.json.encode(
         {
             "openapi": "3.1.0",
@@ -125,7 +160,7 @@ def document(endpoints: Sequence[Endpoint]) -> bytes:
                     name: {"description": text, "schema": {"type": "string"}, "example": example}
                     for name, (text, example) in _HEADERS.items()
                 },
-                **({"securitySchemes": _SECURITY} if any(one.guarded for one in endpoints) else {}),
+                **({"securitySchemes": security} if security else {}),
             },
         }
     )
@@ -156,17 +191,22 @@ def _correct(schema: Any) -> None:
             _correct(part)
 
 
-def _operation(endpoint: Endpoint) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, *, keyed: bool, limited: bool) -> dict[str, Any]:
     described = parameters.describe(endpoint.query, "query")
     if endpoint.path_shape is not None:
         described = parameters.describe(endpoint.path_shape, "path") + described
     responses: dict[str, dict[str, Any]] = {
         str(status): {"$ref": f"#/components/responses/{_problem_name(status)}"}
-        for status in _statuses(endpoint)
+        for status in _statuses(endpoint, keyed=keyed, limited=limited)
     }
+    headers = endpoint.headers | (_LIMIT_HEADERS if limited else {})
+    if endpoint.caching != "never":
+        headers |= _REUSE_HEADERS
+        text = "The answer is still the one that If-None-Match names."
+        responses["304"] = {"description": text, "headers": _named(headers)}
     answers = {endpoint.status: (endpoint.summary + ".", endpoint.answer), **endpoint.other_answers}
     for status, (text, answer) in answers.items():
-        response = _response(text, answer, "application/json", endpoint.headers)
+        response = _response(text, answer, endpoint.media_type, headers)
         if str(status) in responses:
             # An answer of its own, but a problem may come in its place.
             problem = _problem(status)
@@ -183,21 +223,29 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     }
     if endpoint.guarded:
         operation["security"] = [{"admin": []}]
+    elif keyed:
+        operation["security"] = [{name: []} for name in _KEY]
     return operation
 
 
-def _statuses(endpoint: Endpoint) -> list[int]:
-    return sorted({*_ALWAYS, *endpoint.problems})
+def _statuses(endpoint: Endpoint, *, keyed: bool, limited: bool) -> list[int]:
+    return sorted({*_ALWAYS, *endpoint.problems, *([401] * keyed), *([429] * limited)})
 
 
 def _response(text: str, answer: Any, media_type: str, headers: dict[str, str]) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "schema": {"type": "string"} if answer is str else {"$ref": _REFERENCE.format(name=answer.__name__)}
+    }
+    if (example := _EXAMPLES.get(answer.__name__)) is not None:
+        content["example"] = example
+    return {"description": text, "headers": _named(headers), "content": {media_type: content}}
+
+
+def _named(headers: dict[str, str]) -> dict[str, Any]:
     named: dict[str, Any] = {name: {"$ref": f"#/components/headers/{name}"} for name in _HEADERS}
     for name, meaning in headers.items():
         named[name] = {"description": meaning, "schema": {"type": "string"}}
-    content: dict[str, Any] = {"schema": {"$ref": _REFERENCE.format(name=answer.__name__)}}
-    if (example := _EXAMPLES.get(answer.__name__)) is not None:
-        content["example"] = example
-    return {"description": text, "headers": named, "content": {media_type: content}}
+    return named
 
 
 def _problem_name(status: int) -> str:

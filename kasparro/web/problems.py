@@ -115,7 +115,9 @@ async def _http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
         problem = not_found("There is nothing at this path; /docs lists what there is.")
     elif error.status_code == 405:
-        allowed = ", ".join(sorted(_methods(request)))
+        allowed = ", ".join(sorted(_methods(request) | {"OPTIONS"}))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
         problem = Problem(
             405,
             f"This path does not know {request.method[:20]}.",

@@ -9,6 +9,8 @@ import threading
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 import msgspec
@@ -41,6 +43,10 @@ CONNECTIONS = 4_096
 DESCRIPTORS = 16_384
 
 
+# Where the workers of one service leave their figures for each other.
+FIGURES_FOLDER = "_KASPARRO_FIGURES"
+
+
 class ListenError(KasparroError):
     """The listen address cannot be had."""
 
@@ -49,7 +55,10 @@ def application(told: Settings, url: str, *, demo: bool = False) -> ASGIApp:
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
     database = pools(told, url)
     scheduler = Scheduler(told, database, prepare=partial(prepare, database, demo=demo))
-    return create_app(told, database=database, scheduler=scheduler)
+    folder = os.environ.get(FIGURES_FOLDER)
+    return create_app(
+        told, database=database, scheduler=scheduler, figures_folder=Path(folder) if folder else None
+    )
 
 
 def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
@@ -99,10 +108,13 @@ async def _serve(
                 log.warning("starting without the database", reason=str(error))
         if stop.requested:
             return
+        # Whoever connects from here on waits for the first worker in place of being refused.
+        listener.listen()
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            serving = stop.serving = uvicorn.Server(configuration(application(told, url, demo=demo), workers))
+            app = application(told, url, demo=demo)
+            serving = stop.serving = uvicorn.Server(configuration(app, workers, told.trusted_proxies))
             if stop.requested:
                 return
             await serving.serve([listener])
@@ -112,7 +124,8 @@ async def _serve(
         else:
             # The workers are processes of their own, which read the environment again.
             os.environ["DATABASE_URL"] = url
-            config = configuration("kasparro.web.server:worker", workers)
+            os.environ[FIGURES_FOLDER] = stack.enter_context(TemporaryDirectory(prefix="kasparro-"))
+            config = configuration("kasparro.web.server:worker", workers, told.trusted_proxies)
             supervisor = Multiprocess(config, sockets=[listener])
             if stop.requested:
                 return
@@ -153,7 +166,11 @@ def _follow(parent: int) -> None:
 
 
 def configuration(
-    app: ASGIApp | str, workers: int, *, http: type[LimitedProtocol] = LimitedProtocol
+    app: ASGIApp | str,
+    workers: int,
+    trusted_proxies: tuple[str, ...] = (),
+    *,
+    http: type[LimitedProtocol] = LimitedProtocol,
 ) -> uvicorn.Config:
     """uvicorn as the service runs it."""
     connections = _connections()
@@ -166,6 +183,9 @@ def configuration(
         access_log=False,
         log_config=None,
         server_header=False,
+        # Anybody can write the header; it counts where a proxy that is named wrote it.
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=",".join(trusted_proxies),
         timeout_graceful_shutdown=DRAIN_S,
         http=http,
         ws="none",

@@ -2,21 +2,34 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
+import msgspec
 from starlette.requests import Request
 
 from kasparro.errors import DatabaseUnavailable
 from kasparro.pipeline import report
-from kasparro.pipeline.report import SourceHealth
+from kasparro.pipeline.report import SourceHealth, Stats
 from kasparro.settings import Settings
 from kasparro.store import reading
 from kasparro.store.database import Connection, Database
+from kasparro.web.access import Access
 from kasparro.web.caching import Caching
+from kasparro.web.meter import Meter
+
+T = TypeVar("T")
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What the database tells of the service, for its operators."""
+
+    stats: Stats
+    health: dict[str, SourceHealth]
 
 
 class SchedulerLike(Protocol):
@@ -39,25 +52,36 @@ class SchedulerLike(Protocol):
 class Service:
     """The settings, the database, the answers kept, and the loop, where there is one."""
 
-    def __init__(self, settings: Settings, database: Database, scheduler: SchedulerLike | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        scheduler: SchedulerLike | None,
+        figures_folder: Path | None = None,
+    ) -> None:
         self.settings = settings
         self.database = database
         self.scheduler = scheduler
         self.caching = Caching(settings, database)
         self._signing_key: bytes | None = None
-        self._probing: asyncio.Task[dict[str, SourceHealth]] | None = None
+        self.access = Access(settings)
+        self.meter = Meter(self._gauges, self.access.names, figures_folder)
+        self._probing: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
         await self.caching.__aenter__()
+        await self.meter.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.meter.__aexit__(kind, error, trace)
         await self.caching.__aexit__(kind, error, trace)
-        if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.wait({self._probing}, timeout=1)
+        for probing in self._probing.values():
+            probing.cancel()
+        if self._probing:
+            await asyncio.wait(self._probing.values(), timeout=1)
 
     @asynccontextmanager
     async def reading(self, request: Request) -> AsyncIterator[Connection]:
@@ -79,24 +103,47 @@ class Service:
         return self._signing_key
 
     async def probe(self, timeout_s: float) -> dict[str, SourceHealth]:
-        """How the sources fare, as the database tells within this time.
+        """How the sources fare, as the database tells within this time; raises DatabaseUnavailable."""
+        return await self._probe("health", self._health, timeout_s)
 
-        Raises DatabaseUnavailable where it does not. A probe that hangs, for a dead line takes long to be
-        seen as such, is waited for by later callers in place of a connection each.
-        """
-        probing = self._probing
+    async def figures(self, timeout_s: float) -> Figures:
+        """What operators want to know, as the database tells within this time; raises DatabaseUnavailable."""
+        return await self._probe("figures", self._figures, timeout_s)
+
+    async def _probe(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+        # A probe that hangs, for a dead line takes long to be seen as such, is waited for by later callers
+        # in place of a connection each.
+        probing = self._probing.get(name)
         if probing is None or probing.done():
-            probing = self._probing = asyncio.create_task(self._probe())
+            probing = self._probing[name] = asyncio.create_task(ask())
             # One that nobody waits for any more has told its callers already what it came to.
             probing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait({probing}, timeout=timeout_s)
         if not done:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {timeout_s:g} s")
-        return probing.result()
+        found: T = probing.result()
+        return found
 
-    async def _probe(self) -> dict[str, SourceHealth]:
+    async def _health(self) -> dict[str, SourceHealth]:
         async with self.database.probing() as connection:
             return await report.health(connection, self.settings.sources, self.settings.interval)
+
+    async def _figures(self) -> Figures:
+        async with self.database.probing() as connection:
+            return Figures(
+                await report.stats(connection, self.settings),
+                await report.health(connection, self.settings.sources, self.settings.interval),
+            )
+
+    def _gauges(self) -> dict[str, float]:
+        found = self.caching.gauges()
+        for pool, (most, busy, waiting) in self.database.figures().items():
+            found |= {
+                f"pool_connections_limit:{pool}": most,
+                f"pool_connections_busy:{pool}": busy,
+                f"pool_waiting:{pool}": waiting,
+            }
+        return found
 
     @property
     def next_run_at(self) -> datetime | None:

@@ -37,7 +37,8 @@ async def serving(
         settings or Settings(), database=Database(database_url, readers=readers), scheduler=scheduler
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(configuration(app, 1, http=http))
+        trusted = settings.trusted_proxies if settings else ()
+        server = uvicorn.Server(configuration(app, 1, trusted, http=http))
         task = asyncio.create_task(server.serve([listener]))
         try:
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from kasparro.settings import Secret, Settings
 from kasparro.web.service import Service
-from tests.web.conftest import Insert
+from tests.web.conftest import Insert, serving
+from tests.web.test_operations import Loop
 
 
 @pytest.mark.parametrize(
@@ -69,11 +71,25 @@ async def test_a_path_that_is_not_there_is_a_problem(client: aiohttp.ClientSessi
 
 
 async def test_a_method_that_is_not_there_tells_those_that_are(client: aiohttp.ClientSession) -> None:
-    for method in ("POST", "DELETE", "PUT", "OPTIONS", "PATCH"):
+    for method in ("POST", "DELETE", "PUT", "PATCH"):
         async with client.request(method, "/data") as answer:
             problem = await answer.json(content_type="application/problem+json")
         assert answer.status == 405
-        assert answer.headers["Allow"] == problem["allowed"] == "GET, HEAD"
+        assert answer.headers["Allow"] == problem["allowed"] == "GET, HEAD, OPTIONS"
+
+
+async def test_options_tells_the_methods_of_a_path(database_url: str) -> None:
+    async with serving(database_url, Settings(admin_token=Secret("x")), Loop()) as client:
+        for path, allowed in {
+            "/data": "GET, HEAD, OPTIONS",
+            "/runs": "GET, HEAD, OPTIONS, POST",
+            "/docs": "GET, HEAD, OPTIONS",
+        }.items():
+            async with client.options(path) as answer:
+                assert (answer.status, answer.headers["Allow"]) == (204, allowed)
+                assert await answer.read() == b""
+                assert "X-Request-ID" in answer.headers
+        assert (await client.options("/nosuch")).status == 404
 
 
 async def test_head_is_get_without_the_body(client: aiohttp.ClientSession, insert: Insert) -> None:

@@ -1,0 +1,131 @@
+"""Counts the requests of this process, and of the other workers beside it, for /metrics."""
+
+import asyncio
+import os
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+log = structlog.get_logger()
+
+# Upper bounds of the latency histogram, in seconds; what takes longer is counted beyond the last.
+BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+TOLD_EVERY_S = 1.0
+# A worker that has told nothing for so long is gone; what it counted stays counted.
+GONE_S = 5.0
+
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
+
+# Route, method, status, and how the answer came about: `hit` of those kept, `miss`, or `none` where none is.
+Label = tuple[str, str, int, str]
+
+
+class Counts(msgspec.Struct):
+    """What was counted: of each label the seconds spent, then how many fell under each bound and beyond; of
+    each key's name the requests.
+    """
+
+    requests: dict[Label, list[float]] = {}
+    keys: dict[str, int] = {}
+
+    def add(self, other: "Counts") -> None:
+        """Add what another process counted."""
+        for label, line in other.requests.items():
+            mine = self.requests.setdefault(label, [0.0] * len(line))
+            mine[:] = map(sum, zip(mine, line, strict=True))
+        for name, requests in other.keys.items():
+            self.keys[name] = self.keys.get(name, 0) + requests
+
+
+class Report(msgspec.Struct):
+    """What one worker tells: its name, what it counted, and its gauges by name."""
+
+    worker: str
+    counts: Counts
+    gauges: dict[str, float]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Report).decode
+
+
+class Meter:
+    """Counts in plain numbers. Where a folder is told, the process writes them there each second while this
+    is entered, so that any worker can tell for all.
+    """
+
+    def __init__(
+        self, gauges: Callable[[], dict[str, float]], keys: Sequence[str], folder: Path | None
+    ) -> None:
+        self.counts = Counts(keys=dict.fromkeys(keys, 0))
+        self._gauges = gauges
+        self._worker = str(os.getpid())
+        self._folder = folder
+        self._telling: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._folder is not None:
+            self._telling = asyncio.create_task(self._tell(self._folder / f"{self._worker}-{uuid4().hex}"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait({self._telling})
+
+    def count(self, label: Label, seconds: float) -> None:
+        """Count one request."""
+        line = self.counts.requests.get(label)
+        if line is None:
+            route, method, status, cache = label
+            label = (route, method if method in METHODS else "other", status, cache)
+            line = self.counts.requests.setdefault(label, [0.0] * (len(BOUNDS_S) + 2))
+        line[0] += seconds
+        line[1 + bisect_left(BOUNDS_S, seconds)] += 1
+
+    def count_key(self, name: str) -> None:
+        """Count one request of an API key."""
+        self.counts.keys[name] += 1
+
+    async def reports(self) -> list[Report]:
+        """What this process and all others tell; of those that are gone the counts alone."""
+        own = Report(self._worker, self.counts, self._gauges())
+        if self._folder is None:
+            return [own]
+        return [own, *await asyncio.to_thread(_others, self._folder, self._worker)]
+
+    async def _tell(self, file: Path) -> None:
+        while True:
+            try:
+                report = _encode(Report(self._worker, self.counts, self._gauges()))
+                await asyncio.to_thread(_replace, file, report)
+            except OSError as error:
+                log.warning("this worker's figures cannot be written for /metrics", reason=str(error))
+            await asyncio.sleep(TOLD_EVERY_S)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    draft = file.with_suffix(".new")
+    draft.write_bytes(content)
+    draft.replace(file)
+
+
+def _others(folder: Path, worker: str) -> list[Report]:
+    found = []
+    for file in folder.iterdir():
+        if file.suffix or file.name.startswith(f"{worker}-"):
+            continue
+        report = _decode(file.read_bytes())
+        if time.time() - file.stat().st_mtime > GONE_S:
+            report.gauges = {}
+        found.append(report)
+    return found

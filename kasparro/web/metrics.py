@@ -1,0 +1,159 @@
+"""GET /metrics: how the service fares, for Prometheus."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kasparro import __version__
+from kasparro.errors import KasparroError
+from kasparro.web.endpoint import Endpoint
+from kasparro.web.meter import BOUNDS_S, Counts, Report
+from kasparro.web.service import Figures, Service
+
+# A scrape gives up after ten seconds by default; without a database it has the rest well before that.
+DATABASE_TIMEOUT_S = 3.0
+
+_GAUGES = {
+    "cache_answers": "Rendered answers kept for this version of the data.",
+    "cache_bytes": "Bytes that they take.",
+    "cache_limit_bytes": "Bytes that they may take.",
+    "cache_usable": "1 while the version of the data is known, and kept answers are served.",
+    "pool_connections_limit": "Connections for reading that a worker may have.",
+    "pool_connections_busy": "Those that are at work.",
+    "pool_waiting": "Requests that wait for one.",
+}
+
+
+class _Scrape(Collector):
+    """The metrics of one moment."""
+
+    def __init__(self, reports: list[Report], figures: Figures | None) -> None:
+        self._reports = reports
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them, family by family."""
+        yield InfoMetricFamily("kasparro_build", "Which version of the service.", {"version": __version__})
+        yield from self._requests()
+        yield from self._gauges()
+        yield from self._database()
+
+    def _requests(self) -> Iterator[Metric]:
+        counts = Counts({}, {})
+        for report in self._reports:
+            counts.add(report.counts)
+        requests = CounterMetricFamily(
+            "kasparro_http_requests",
+            "Requests answered; cache is hit where the answer was kept, miss where it is kept from now on.",
+            labels=("route", "method", "status", "cache"),
+        )
+        taken: dict[tuple[str, str], list[float]] = {}
+        for (route, method, status, cache), line in counts.requests.items():
+            requests.add_metric((route, method, str(status), cache), sum(line[1:]))
+            told = taken.setdefault((route, cache), [0.0] * len(line))
+            told[:] = map(sum, zip(told, line, strict=True))
+        yield requests
+        durations = HistogramMetricFamily(
+            "kasparro_http_request_duration_seconds",
+            "From a request's headers to its answer's last byte handed over.",
+            labels=("route", "cache"),
+        )
+        for labels, (seconds, *under) in taken.items():
+            total = 0.0
+            buckets = []
+            for bound, requests_under in zip((*map(str, BOUNDS_S), "+Inf"), under, strict=True):
+                total += requests_under
+                buckets.append((bound, total))
+            durations.add_metric(labels, buckets, seconds)
+        yield durations
+        keys = CounterMetricFamily("kasparro_api_key_requests", "Requests by API key.", labels=("key",))
+        for name, used in counts.keys.items():
+            keys.add_metric((name,), used)
+        yield keys
+
+    def _gauges(self) -> Iterator[Metric]:
+        for name, text in _GAUGES.items():
+            pooled = name.startswith("pool")
+            labels = ("worker", "pool") if pooled else ("worker",)
+            family = GaugeMetricFamily(f"kasparro_{name}", text, labels=labels)
+            for report in self._reports:
+                for told, value in report.gauges.items():
+                    gauge, _, pool = told.partition(":")
+                    if gauge == name:
+                        family.add_metric((report.worker, pool) if pooled else (report.worker,), value)
+            yield family
+
+    def _database(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "kasparro_database_up", "1 while PostgreSQL answers.", int(self._figures is not None)
+        )
+        if self._figures is None:
+            return
+        totals = self._figures.stats.totals
+        records = GaugeMetricFamily("kasparro_records", "Rows of unified_data.", labels=("source",))
+        for source, rows in totals.by_source.items():
+            records.add_metric((source,), rows)
+        yield records
+        yield CounterMetricFamily("kasparro_runs", "Runs so far.", totals.runs)
+        yield GaugeMetricFamily(
+            "kasparro_run_active", "1 while a run is at work.", int(self._figures.stats.status == "running")
+        )
+        age = GaugeMetricFamily(
+            "kasparro_source_age_seconds", "Since a source's last success.", labels=("source",)
+        )
+        sound = GaugeMetricFamily(
+            "kasparro_source_sound",
+            "1 while a source's last pass did not fail and its data is no staler than it should be.",
+            labels=("source",),
+        )
+        for source, told in self._figures.health.items():
+            if told.age_s is not None:
+                age.add_metric((source,), told.age_s)
+            sound.add_metric((source,), int(told.sound))
+        yield age
+        yield sound
+        calls = GaugeMetricFamily(
+            "kasparro_upstream_calls_this_month", "Calls booked with a source this month.", labels=("source",)
+        )
+        for source, budget in self._figures.stats.budget.items():
+            calls.add_metric((source,), budget.calls)
+        yield calls
+
+
+async def metrics(service: Service, request: Request, query: Any) -> Response:
+    """GET /metrics."""
+    try:
+        figures = await service.figures(DATABASE_TIMEOUT_S)
+    except (KasparroError, asyncpg.PostgresError):
+        figures = None
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Scrape(await service.meter.reports(), figures))
+    write, media_type = choose_encoder(request.headers.get("Accept", ""))
+    return Response(write(registry), media_type=None, headers={"Content-Type": media_type})
+
+
+ENDPOINT = Endpoint(
+    path="/metrics",
+    handler=metrics,
+    summary="Metrics for Prometheus",
+    description="Requests by route, status and API key, latencies, the cache, the pools, runs and sources; "
+    "counts are of all workers together, gauges of each. Text in the format that the scraper accepts.",
+    area="operations",
+    answer=str,
+    media_type="text/plain",
+    problems=(400, 500),
+    caching="never",
+)

@@ -1,0 +1,178 @@
+"""API keys and rate limits: who is admitted, how often, and what they are told."""
+
+import asyncio
+import random
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kasparro.settings import ApiKey, Rate, Secret, Settings
+from kasparro.web.access import Limit, _network
+from tests.web.conftest import serving
+from tests.web.test_caching import kept
+from tests.web.test_operations import Loop
+
+KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-secret")))
+LOCKED = Settings(api_keys=KEYS)
+
+
+async def status(client: aiohttp.ClientSession, path: str = "/data", **headers: str) -> int:
+    async with client.get(
+        path, headers={name.replace("_", "-"): told for name, told in headers.items()}
+    ) as answer:
+        return answer.status
+
+
+async def test_with_keys_set_only_their_holders_read(database_url: str) -> None:
+    async with serving(database_url, LOCKED) as client:
+        assert await status(client, X_API_Key="first-secret") == 200
+        assert await status(client, Authorization="Bearer other-secret") == 200
+        assert await status(client, authorization="bearer other-secret") == 200
+        await kept(client, **{"X-API-Key": "first-secret"})
+        for wrong in (
+            {},
+            {"X_API_Key": "wrong"},
+            {"X_API_Key": ""},
+            {"X_API_Key": "first-secret2"},
+            {"X_API_Key": "ünïcödé"},
+            {"Authorization": "Basic first-secret"},
+            {"Authorization": "first-secret"},
+            {"X_API_Key": "alice"},
+        ):
+            # Also of an answer that is ready.
+            assert await status(client, **wrong) == 401, wrong
+        for path in ("/stats", "/runs", "/metrics", "/tables", "/nosuch", "/data?limit=0"):
+            assert await status(client, path) == 401, path
+
+
+async def test_what_is_refused_says_how_to_be_admitted_and_not_what_was_wrong(database_url: str) -> None:
+    async with (
+        serving(database_url, LOCKED) as client,
+        client.get("/data", headers={"X-API-Key": "x"}) as answer,
+    ):
+        problem = await answer.json(content_type="application/problem+json")
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert "X-Request-ID" in answer.headers
+    assert problem["type"] == "urn:kasparro:problem:api-key"
+    assert "X-API-Key" in problem["detail"]
+    assert "secret" not in str(problem)
+
+
+async def test_health_and_the_description_need_no_key(database_url: str) -> None:
+    async with serving(database_url, LOCKED) as client:
+        for path in ("/health", "/health/live", "/docs", "/openapi.json", "/docs/swagger-ui.css", "/"):
+            assert await status(client, path) == 200, path
+
+
+async def test_what_only_key_holders_may_have_is_not_for_shared_caches(database_url: str) -> None:
+    async with serving(database_url, LOCKED) as client:
+        for path in ("/data", "/stats"):
+            async with client.get(path, headers={"X-API-Key": "first-secret"}) as answer:
+                assert answer.headers["Cache-Control"].startswith("private, ")
+
+
+async def test_the_admin_token_is_a_key_too(database_url: str) -> None:
+    settings = Settings(api_keys=KEYS, admin_token=Secret("root-token"))
+    async with serving(database_url, settings, Loop()) as client:
+        assert await status(client, Authorization="Bearer root-token") == 200
+        async with client.post("/runs", headers={"Authorization": "Bearer first-secret"}) as answer:
+            assert answer.status == 401
+        async with client.post("/runs", headers={"Authorization": "Bearer root-token"}) as answer:
+            assert answer.status == 202
+
+
+async def test_a_client_beyond_its_limit_is_told_when_to_come_back(database_url: str) -> None:
+    async with serving(database_url, Settings(rate_limit=Rate(5, 3600))) as client:
+        for left in range(4, -1, -1):
+            async with client.get("/data") as answer:
+                assert answer.status == 200
+                assert answer.headers["RateLimit-Policy"] == '"default";q=5;w=3600'
+                assert answer.headers["RateLimit"].startswith(f'"default";r={left};t=')
+        async with client.get("/data") as answer:
+            problem = await answer.json(content_type="application/problem+json")
+            assert (answer.status, problem["type"]) == (429, "urn:kasparro:problem:rate-limit")
+            assert 0 < int(answer.headers["Retry-After"]) <= 720
+            assert answer.headers["RateLimit"].startswith('"default";r=0;t=')
+        assert await status(client, "/health") == 200
+        assert await status(client, "/health/live") == 200
+
+
+async def test_each_key_has_a_limit_of_its_own_and_guesses_share_one(database_url: str) -> None:
+    async with serving(database_url, Settings(api_keys=KEYS, rate_limit=Rate(2, 3600))) as client:
+        found = [await status(client, X_API_Key="first-secret") for _ in range(3)]
+        assert found == [200, 200, 429]
+        assert await status(client, X_API_Key="other-secret") == 200
+        assert [await status(client, X_API_Key=f"guess{n}") for n in range(3)] == [401, 401, 429]
+
+
+async def test_whom_a_proxy_speaks_for_counts_only_where_the_proxy_is_trusted(database_url: str) -> None:
+    limit = Rate(1, 3600)
+    for trusted, found in (((), [200, 429]), (("127.0.0.0/8",), [200, 200]), (("10.0.0.1",), [200, 429])):
+        async with serving(database_url, Settings(rate_limit=limit, trusted_proxies=trusted)) as client:
+            told = [await status(client, X_Forwarded_For=f"192.0.2.{n}") for n in range(2)]
+            assert told == found, trusted
+
+
+@given(
+    st.integers(1, 50),
+    st.integers(1, 100),
+    st.lists(st.floats(0, 30), min_size=1, max_size=200),
+)
+def test_in_no_stretch_of_time_are_more_admitted_than_twice_the_limit_and_waiting_helps(
+    requests: int, seconds: int, pauses: list[float]
+) -> None:
+    limit = Limit(Rate(requests, seconds))
+    now, admitted = 1000.0, []
+    for pause in pauses:
+        now += pause
+        wait, _ = limit.take("a", now)
+        if wait:
+            assert limit.take("a", now + wait + 1e-3)[0] == 0
+            now += wait + 1e-3
+        admitted.append(now)
+    for start in admitted:
+        # What was saved up before, and what came back meanwhile.
+        assert sum(start <= at < start + seconds for at in admitted) <= 2 * requests + 1
+
+
+@given(st.integers(1, 1000), st.integers(1, 100_000))
+def test_all_at_once_exactly_as_many_as_allowed_are_admitted(requests: int, seconds: int) -> None:
+    limit = Limit(Rate(requests, seconds))
+    at = random.Random(requests).uniform(0, 1e6)
+    assert [limit.take("a", at)[0] for _ in range(requests)] == [0] * requests
+    assert limit.take("a", at)[0] >= 1
+
+
+def test_the_memory_of_clients_is_bounded_and_the_busy_stay_in_it() -> None:
+    limit = Limit(Rate(2, 3600), clients=10)
+    for number in range(1_000):
+        limit.take("busy", 0.0)
+        limit.take(f"client {number}", 0.0)
+    assert len(limit) == 10
+    assert limit.take("busy", 0.0)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("client", "counted"),
+    [
+        (("192.0.2.1", 5), "192.0.2.1"),
+        (("2001:db8::1", 5), "2001:db8::/64"),
+        (("fe80::1%eth0", 5), "fe80::/64"),
+        (("a:b", 5), "a:b"),
+        (None, ""),
+    ],
+)
+def test_an_ipv6_client_is_its_network(client: tuple[str, int] | None, counted: str) -> None:
+    assert _network(client) == counted
+
+
+async def test_many_keys_and_clients_at_once(database_url: str) -> None:
+    async with serving(database_url, Settings(api_keys=KEYS, rate_limit=Rate(20, 3600))) as client:
+        found = await asyncio.gather(
+            *(status(client, X_API_Key=secret) for secret in ("first-secret", "other-secret") * 30)
+        )
+    assert found.count(200) == 40
+    assert found.count(429) == 20

@@ -1,0 +1,167 @@
+"""What /metrics tells, read as Prometheus reads it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from kasparro.settings import ApiKey, Rate, Secret, Settings
+from kasparro.store.database import Connection
+from tests.pipeline.test_report import add_run, add_source
+from tests.web.conftest import Insert, serving
+from tests.web.test_caching import kept
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def scrape(client: aiohttp.ClientSession, **headers: str) -> Samples:
+    async with client.get("/metrics", headers=headers) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/plain"
+        assert answer.headers["Cache-Control"] == "no-store"
+        text = await answer.text()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    """The sum of all samples of this name with at least these labels; None where there is none."""
+    found = [
+        told for (one, its), told in samples.items() if one == name and labels.items() <= dict(its).items()
+    ]
+    return sum(found) if found else None
+
+
+async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
+    client: aiohttp.ClientSession,
+) -> None:
+    await kept(client)
+    for path in ("/data", "/data?limit=0", "/nosuch", "/data/csv/x", "/health/live"):
+        await client.get(path)
+    await client.head("/data")
+    await client.request("BREW", "/data")
+    samples = await scrape(client)
+
+    def requests(**labels: str) -> float | None:
+        return value(samples, "kasparro_http_requests_total", **labels)
+
+    assert (requests(route="/data", method="GET", status="200", cache="hit") or 0) >= 2
+    assert (requests(route="/data", status="200", cache="miss") or 0) >= 1
+    assert requests(route="/data", method="HEAD", cache="hit") == 1
+    assert requests(route="/data", status="400") == 1
+    assert requests(route="/data/{source}/{source_id}", status="404") == 1
+    assert requests(route="other", status="404") == 1
+    assert requests(method="other", status="405") == 1
+    assert requests(method="BREW") is None
+    total = value(samples, "kasparro_http_request_duration_seconds_count")
+    assert total == requests() == value(samples, "kasparro_http_request_duration_seconds_bucket", le="+Inf")
+
+
+async def test_keys_are_told_by_name_and_never_by_value(database_url: str) -> None:
+    settings = Settings(
+        api_keys=(ApiKey("alice", Secret("hunter2")), ApiKey("bob", Secret("hunter3"))),
+        rate_limit=Rate(100, 60),
+    )
+    async with serving(database_url, settings) as client:
+        await client.get("/data", headers={"X-API-Key": "hunter2"})
+        await client.get("/data", headers={"X-API-Key": "wrong"})
+        samples = await scrape(client, **{"X-API-Key": "hunter2"})
+    assert value(samples, "kasparro_api_key_requests_total", key="alice") == 2
+    assert value(samples, "kasparro_api_key_requests_total", key="bob") == 0
+    assert value(samples, "kasparro_http_requests_total", status="401") == 1
+    assert "hunter" not in str(samples)
+
+
+async def test_the_database_tells_of_records_runs_and_sources(
+    client: aiohttp.ClientSession, connection: Connection, insert: Insert
+) -> None:
+    await insert({"source_id": "a"}, {"source_id": "b"})
+    run_id = await add_run(connection, "partial")
+    await add_source(connection, run_id, "coingecko", "succeeded")
+    await add_source(connection, run_id, "csv", "failed", error="no")
+    samples = await scrape(client)
+    assert value(samples, "kasparro_database_up") == 1
+    assert value(samples, "kasparro_records", source="coingecko") == 2
+    assert value(samples, "kasparro_runs_total") == 1
+    assert value(samples, "kasparro_source_sound", source="csv") == 0
+    assert (value(samples, "kasparro_source_age_seconds", source="coingecko") or 0) > 0
+    assert value(samples, "kasparro_source_age_seconds", source="csv") is None
+
+
+async def test_without_the_database_the_rest_is_told_all_the_same() -> None:
+    async with serving("postgresql://x@127.0.0.1:1/x") as client:
+        samples = await scrape(client)
+    assert value(samples, "kasparro_database_up") == 0
+    assert value(samples, "kasparro_cache_usable") == 0
+    assert value(samples, "kasparro_records") is None
+    assert value(samples, "kasparro_pool_connections_limit", pool="wide") == 2
+
+
+async def test_the_cache_is_shown(client: aiohttp.ClientSession) -> None:
+    await kept(client)
+    samples = await scrape(client)
+    assert value(samples, "kasparro_cache_answers") == 1
+    assert (value(samples, "kasparro_cache_bytes") or 0) > 0
+    assert value(samples, "kasparro_cache_limit_bytes") == 64 * 2**20
+    assert value(samples, "kasparro_cache_usable") == 1
+
+
+async def test_scrapers_get_the_format_they_ask_for(client: aiohttp.ClientSession) -> None:
+    async with client.get(
+        "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    ) as answer:
+        assert answer.content_type == "application/openmetrics-text"
+        assert (await answer.text()).endswith("# EOF\n")
+
+
+@asynccontextmanager
+async def service(
+    database_url: str, *arguments: str, **environment: str
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """`kasparro serve` as a process of its own, and a client of it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kasparro", "serve", "--port", "0", *arguments),
+        env={
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "KASPARRO_INTERVAL": "off",
+            "KASPARRO_LOG": "json",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            while b"listening" not in (line := await process.stderr.readline()):
+                assert line
+        drained = asyncio.create_task(process.stderr.read())
+        url = line.decode().split('"url": "')[1].split('"')[0]
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(url, connector=connector) as client:
+            yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+        await drained
+
+
+async def test_any_worker_tells_for_all(database_url: str) -> None:
+    async with service(database_url, "--workers", "2") as client, asyncio.timeout(60):
+        asked = 0
+        workers: set[str] = set()
+        while len(workers) < 2:
+            async with client.get("/data/csv/nosuch") as answer:
+                assert answer.status == 404
+            asked += 1
+            samples = await scrape(client)
+            workers = {dict(its)["worker"] for (name, its) in samples if name == "kasparro_cache_usable"}
+        while value(await scrape(client), "kasparro_http_requests_total", status="404") != asked:
+            pass
