@@ -322,6 +322,8 @@ _PAGINATION = {
     "next_cursor": None,
 }
 _EXAMPLES: dict[str, Any] = {
+    # /metrics has the only answer that is text.
+    "str": "# TYPE kasparro_database_up gauge\nkasparro_database_up 1.0\n",
     "Record": _RECORD,
     "DataPage": {
         "data": [_RECORD],

@@ -46,6 +46,11 @@ async def kept(client: aiohttp.ClientSession, path: str = "/data", **headers: st
                     return answer
 
 
+async def status(client: aiohttp.ClientSession) -> int:
+    async with client.get("/data") as answer:
+        return answer.status
+
+
 def raw(client: aiohttp.ClientSession, target: str) -> URL:
     """The URL of a path and query that are sent as they are."""
     return URL(f"{str(client._base_url).rstrip('/')}{target}", encoded=True)
@@ -208,10 +213,10 @@ async def test_without_its_database_nothing_kept_is_passed_off_as_the_newest(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
         )
         async with asyncio.timeout(5):
-            while (await client.get("/data")).status != 503:
+            while await status(client) != 503:
                 pass
         for _ in range(10):
-            assert (await client.get("/data")).status == 503
+            assert await status(client) == 503
         await administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         await kept(client)
 

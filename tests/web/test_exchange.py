@@ -89,7 +89,8 @@ async def test_options_tells_the_methods_of_a_path(database_url: str) -> None:
                 assert (answer.status, answer.headers["Allow"]) == (204, allowed)
                 assert await answer.read() == b""
                 assert "X-Request-ID" in answer.headers
-        assert (await client.options("/nosuch")).status == 404
+        async with client.options("/nosuch") as answer:
+            assert answer.status == 404
 
 
 async def test_head_is_get_without_the_body(client: aiohttp.ClientSession, insert: Insert) -> None:

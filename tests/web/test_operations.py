@@ -275,13 +275,13 @@ async def test_a_run_is_started_with_the_token_alone(database_url: str) -> None:
             assert answer.status == 409
             assert (await answer.json(content_type=None))["title"] == "Run in progress"
         async with client.delete("/runs") as answer:
-            assert answer.headers["Allow"] == "GET, HEAD, POST"
+            assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
 
 
 async def test_without_a_token_nothing_can_be_started(database_url: str) -> None:
     async with serving(database_url, Settings(), Loop()) as client, client.post("/runs") as answer:
         assert answer.status == 405
-        assert answer.headers["Allow"] == "GET, HEAD"
+        assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
 async def test_the_service_recovers_when_its_connections_are_cut(
