@@ -1,5 +1,6 @@
 """`python -m tests.bench.bare FILE PORT`: the bare ASGI app that always sends the same answer, under the
-uvicorn settings of the service. FILE holds the headers as JSON in its first line, then the body."""
+uvicorn settings of the service. FILE holds the status and the headers as JSON in its first line, then the
+body."""
 
 import json
 import socket
@@ -15,10 +16,11 @@ from kasparro.web.server import configuration
 def main(file: str, port: int) -> None:
     """Serve until killed."""
     told, body = Path(file).read_bytes().split(b"\n", 1)
+    status, headers = json.loads(told)
     start = {
         "type": "http.response.start",
-        "status": 200,
-        "headers": [(name.encode(), value.encode()) for name, value in json.loads(told)],
+        "status": status,
+        "headers": [(name.encode(), value.encode()) for name, value in headers],
     }
     finish = {"type": "http.response.body", "body": body}
 

@@ -1,0 +1,68 @@
+"""Rows for the benchmarks, made by PostgreSQL: many, and the same every time."""
+
+import asyncpg
+
+from kasparro.store.database import Database
+from kasparro.store.migrations import migrate
+
+SYMBOLS = 9973
+
+# A coin's digits are as many as the sources send; the multiplications scatter them.
+_VALUES = f"""
+    'c' || n % {SYMBOLS}, 'Coin number ' || n, n,
+    (n::bigint * 7919 % 1000003) / 9973.0, n::bigint * 104729 % 1000000007,
+    (n::bigint * 15485863 % 1000000007) / 100.0, n::bigint * 1000, n::bigint * 1100,
+    CASE WHEN n % 3 = 0 THEN n::bigint * 2100 END,
+    (n % 1000 - 500) / 100.0, (n % 3000 - 1500) / 100.0, (n % 7000 - 3500) / 100.0
+"""
+_COLUMNS = """
+    symbol, name, rank, price_usd, market_cap_usd, volume_24h_usd, circulating_supply, total_supply,
+    max_supply, percent_change_1h, percent_change_24h, percent_change_7d
+"""
+_CURRENT = f"""
+INSERT INTO unified_data (
+    source, source_id, {_COLUMNS}, observed_at, first_seen_at, updated_at, content_hash
+)
+SELECT
+    (ARRAY['coingecko', 'coinpaprika', 'csv'])[n % 3 + 1], 'coin-' || n, {_VALUES},
+    timestamptz '2025-06-01 12:00Z', timestamptz '2025-05-01 12:00Z', timestamptz '2025-06-01 12:00Z',
+    md5(n::text)::uuid
+FROM generate_series(1, $1::integer) AS n
+"""
+_PARTITIONS = """
+SELECT create_history_partition(month::date)
+FROM generate_series(
+    date_trunc('month', timestamp '2025-06-01' - $1::integer * interval '8 hours'), timestamp '2025-06-01',
+    interval '1 month'
+) AS month
+"""
+_HISTORY = f"""
+INSERT INTO unified_history (source, source_id, {_COLUMNS}, observed_at, recorded_at, content_hash)
+SELECT
+    (ARRAY['coingecko', 'coinpaprika', 'csv'])[n % 3 + 1], 'coin-' || n, {_VALUES},
+    timestamptz '2025-06-01 12:00Z' - age * interval '8 hours', timestamptz '2025-06-01 12:00Z',
+    md5(n || ' ' || age)::uuid
+FROM generate_series(0, $1::integer - 1) AS age CROSS JOIN generate_series(1, $2::integer) AS n
+"""
+
+
+async def current(url: str, rows: int) -> None:
+    """So many rows in unified_data of an empty database, which gets its tables first."""
+    async with Database(url) as database:
+        await migrate(database)
+    await _run(url, (_CURRENT, rows))
+
+
+async def history(url: str, coins: int, moments: int) -> None:
+    """Records of the first so many coins at so many moments, 8 hours apart."""
+    await _run(url, (_PARTITIONS, moments), (_HISTORY, moments, coins))
+
+
+async def _run(url: str, *statements: tuple[str | int, ...]) -> None:
+    connection = await asyncpg.connect(url)
+    for statement, *values in statements:
+        await connection.execute(str(statement), *values)
+    # As after a night of autovacuum: visible to index-only scans, and estimated well.
+    await connection.execute("VACUUM (ANALYZE)")
+    await connection.execute("CHECKPOINT")
+    await connection.close()

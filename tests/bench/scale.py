@@ -1,0 +1,124 @@
+"""Whether an answer's time depends on how much there is: rows in the table, records in the history."""
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections.abc import Iterator
+
+import aiohttp
+import asyncpg
+
+from tests.bench import measure, reads, rows
+
+SMALL, LARGE = 15_000, 1_500_000
+COINS, MOMENTS = 10_000, 1_000
+ASKED = 300
+
+
+async def rows_in_the_table() -> None:
+    """Page 1, a page deep inside and a symbol, each asked anew, over a small and over a large table."""
+    taken: dict[str, dict[int, list[float]]] = {}
+    async with measure.server() as server:
+        for count in (SMALL, LARGE):
+            url = await measure.fresh(server, f"bench_{count}")
+            await rows.current(url, count)
+            # With no cache every answer is made anew.
+            async with (
+                reads.serving(url, KASPARRO_CACHE_MB="0") as port,
+                aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+            ):
+                cursors = await _cursors(session, count)
+                chance = random.Random(1)
+                for _ in range(ASKED):
+                    symbol = f"c{chance.randrange(rows.SYMBOLS)}"
+                    for name, path in (
+                        ("page 1", reads.PATH),
+                        ("deep cursor", f"{reads.PATH}&cursor={next(cursors)}"),
+                        ("symbol", f"{reads.PATH}&symbol={symbol}"),
+                    ):
+                        times = taken.setdefault(name, {}).setdefault(count, [])
+                        times.append(await _asked(session, path))
+            await _drop(server, f"bench_{count}")
+    print(
+        f"\nmilliseconds of an answer made anew, medians of {ASKED}; target: within 1.5 times of each other\n"
+    )
+    print(f"| `GET /data` | {SMALL:,} rows | {LARGE:,} rows | times |")
+    print("|---|---|---|---|")
+    for name, of in taken.items():
+        small, large = (statistics.median(of[count]) for count in (SMALL, LARGE))
+        print(f"| {name} | {1e3 * small:.2f} | {1e3 * large:.2f} | {large / small:.2f} |")
+
+
+async def as_of() -> None:
+    """A page as of a moment in the midst of ten million records of history, beside the plain page."""
+    taken: dict[str, list[float]] = {"plain": [], "as_of": []}
+    async with measure.server() as server:
+        url = await measure.fresh(server, "bench_as_of")
+        await rows.current(url, COINS)
+        await rows.history(url, COINS, MOMENTS)
+        connection = await asyncpg.connect(url)
+        try:
+            before = await _scans(connection)
+            async with (
+                reads.serving(url, KASPARRO_CACHE_MB="0") as port,
+                aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+            ):
+                chance = random.Random(1)
+                for _ in range(ASKED):
+                    month, day, hour = chance.randint(1, 5), chance.randint(1, 28), chance.randrange(24)
+                    path = f"{reads.PATH}&as_of=2025-{month:02}-{day:02}T{hour:02}:00:00Z"
+                    taken["plain"].append(await _asked(session, reads.PATH))
+                    taken["as_of"].append(await _asked(session, path))
+            after = await _scans(connection)
+        finally:
+            await connection.close()
+            await _drop(server, "bench_as_of")
+    median = {name: statistics.median(times) for name, times in taken.items()}
+    print(f"\n{COINS * MOMENTS:,} records of history, medians of {ASKED}; target: under 20 times\n")
+    print("| `GET /data` | ms | times |")
+    print("|---|---|---|")
+    print(f"| {reads.LIMIT} rows | {1e3 * median['plain']:.2f} | |")
+    print(f"| …as of a moment | {1e3 * median['as_of']:.2f} | {median['as_of'] / median['plain']:.1f} |")
+    scans, searches = (now - then for now, then in zip(after, before, strict=True))
+    print(f"\nscans of the history's tables meanwhile: {scans}; of their indexes: {searches}")
+
+
+async def _cursors(session: aiohttp.ClientSession, count: int) -> Iterator[str]:
+    # Cursors that stand deep inside, each for one request.
+    found: list[str] = []
+    path = f"/data?limit=1&page={count // 2}"
+    while len(found) < ASKED:
+        async with session.get(path, raise_for_status=True) as response:
+            cursor = json.loads(await response.read())["pagination"]["next_cursor"]
+        found.append(cursor)
+        path = f"/data?limit=1&cursor={cursor}"
+    return iter(found)
+
+
+async def _asked(session: aiohttp.ClientSession, path: str) -> float:
+    began = time.perf_counter()
+    async with session.get(path, raise_for_status=True) as response:
+        await response.read()
+    took = time.perf_counter() - began
+    if not json.loads(await response.read())["data"]:
+        raise RuntimeError(f"no rows: {path}")
+    return took
+
+
+async def _scans(connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[int, int]:
+    # What PostgreSQL counts arrives a moment after its sessions ended.
+    await asyncio.sleep(1)
+    await connection.execute("SELECT pg_stat_clear_snapshot()")
+    scans, searches = await connection.fetchrow(
+        "SELECT sum(seq_scan)::bigint, sum(idx_scan)::bigint FROM pg_stat_user_tables "
+        "WHERE relname LIKE 'unified_history%'"
+    ) or (0, 0)
+    return scans, searches
+
+
+async def _drop(server: str, name: str) -> None:
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
