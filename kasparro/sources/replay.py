@@ -36,6 +36,7 @@ class Replay:
         read: Reader,
         ids: Sequence[int],
         fetch: Callable[[int], Awaitable[Payload | None]],
+        *,
         unkept: int,
         unchanged: int,
     ) -> None:
