@@ -170,7 +170,7 @@ async def test_emptied_tables_are_filled_again_from_the_payloads_alone(
     told = await outcomes(connection)
     before = await contents(database._url)
     calls = len(simulator.calls)
-    walked = "SELECT api_calls.*, pages.* FROM api_calls JOIN pages USING (source) ORDER BY source, number"
+    walked = "SELECT api_calls.*, pages.* FROM api_calls JOIN pages USING (source) ORDER BY 1, number"
     booked = await connection.fetch(walked)
     await connection.execute("TRUNCATE unified_data, unified_history")
 
