@@ -4,6 +4,7 @@ from datetime import datetime
 
 import msgspec
 
+from kasparro.profile import Profile, Profiler
 from kasparro.record import Record, Reject, copy_line, line
 
 # Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
@@ -53,7 +54,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
     are new to this pass and the rest repeated a record that was told already: by an earlier page, or, of a
-    page that has not changed, by itself.
+    page that has not changed, by itself. `profile` tells what fields an API's records had, refused ones too;
+    archives settle that file by file.
     """
 
     lines: bytes
@@ -63,12 +65,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     rejects: tuple[Reject, ...] = ()
     checkpoint: Checkpoint | None = None
     page: Page | None = None
+    profile: Profile | None = None
 
 
 class BatchBuilder:
     """Collects records and rejects until they make a batch."""
 
     def __init__(self) -> None:
+        self._profiler = Profiler()
         self._start_over()
 
     def _start_over(self) -> None:
@@ -83,6 +87,10 @@ class BatchBuilder:
     def add_content(self, when: str, content: str) -> None:
         """Take an accepted record that is written already, as `copy_line` asks for it."""
         self._lines.append(copy_line(len(self._lines), True, when, content)[0])
+
+    def note(self, item: msgspec.Raw) -> None:
+        """Take a record's fields into the batch's profile, whatever becomes of the record."""
+        self._profiler.note(item)
 
     def refuse(self, reject: Reject) -> None:
         """Take a refused record."""
@@ -114,6 +122,7 @@ class BatchBuilder:
             rejects=tuple(self._rejects),
             checkpoint=checkpoint,
             page=page,
+            profile=self._profiler.take(),
         )
         self._start_over()
         return batch

@@ -298,8 +298,17 @@ def _print_run(run: report.RunReport) -> None:
     if any(source.rejects for source in run.sources):
         _print_rejects(run)
     for source in run.sources:
-        for said in filter(None, (source.note, source.error)):
-            out.print(f"{source.source}: {said}", markup=False, highlight=False, soft_wrap=True)
+        for line in filter(None, [source.note, source.error, *_judgement(source)]):
+            out.print(f"{source.source}: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _judgement(source: report.SourceReport) -> list[str]:
+    """The anomalies of a source, and its drift, a line each."""
+    lines = [f"{one.kind}: {one.detail}" for one in source.anomalies]
+    if source.drift:
+        more = f" (and {len(source.drift) - 1} more changes)" if len(source.drift) > 1 else ""
+        lines.append(f"drift: {source.drift[0].line}{more}")
+    return lines
 
 
 def _print_rejects(run: report.RunReport) -> None:

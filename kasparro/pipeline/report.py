@@ -1,5 +1,6 @@
 """What a run says of itself, and what the runs together say of the service: read from the run tables."""
 
+import math
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -7,7 +8,10 @@ from typing import Annotated, Any, Literal
 import asyncpg
 import msgspec
 
+from kasparro.pipeline import freshness
+from kasparro.pipeline.anomalies import Anomaly, Figures
 from kasparro.pipeline.budget import Budget, budget
+from kasparro.pipeline.drift import Drift
 from kasparro.settings import SOURCES, Settings
 from kasparro.sources.base import utc_now
 from kasparro.store.database import Connection
@@ -26,8 +30,6 @@ SourceName = Literal["coinpaprika", "coingecko", "csv"]
 # A time with its offset, which is what RFC 3339 writes and descriptions call a date-time.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
-# A source is stale once two runs' worth of time, and some patience, passed without a success.
-PATIENCE = timedelta(minutes=5)
 # Sources whose list has more pages than one.
 WALKED = ("coingecko",)
 _BIGINT_LIMIT = 2**63 - 1
@@ -48,14 +50,13 @@ class Records(_Report, frozen=True, kw_only=True):
     unchanged: Annotated[int, msgspec.Meta(description="Records that changed no row.")] = 0
 
     def __add__(self, other: "Records") -> "Records":
-        return Records(
-            fetched=self.fetched + other.fetched,
-            valid=self.valid + other.valid,
-            rejected=self.rejected + other.rejected,
-            inserted=self.inserted + other.inserted,
-            updated=self.updated + other.updated,
-            unchanged=self.unchanged + other.unchanged,
-        )
+        return Records(**{name: getattr(self, name) + getattr(other, name) for name in FIGURES})
+
+    def __sub__(self, other: "Records") -> "Records":
+        return Records(**{name: getattr(self, name) - getattr(other, name) for name in FIGURES})
+
+
+FIGURES = Records.__struct_fields__
 
 
 class RejectCount(_Report, frozen=True, kw_only=True):
@@ -65,6 +66,15 @@ class RejectCount(_Report, frozen=True, kw_only=True):
     field: str | None
     reason: str
     rejects: int
+
+
+class Prices(_Report, frozen=True, kw_only=True):
+    """How far an API's prices moved, over the coins that came with news of a price that was known."""
+
+    coins: int
+    size_percent: Annotated[float, msgspec.Meta(description="The median move, up and down alike.")]
+    change_percent: Annotated[float, msgspec.Meta(description="The median move, ups against downs.")]
+    after_s: Annotated[float, msgspec.Meta(description="The median time that it took, in seconds.")]
 
 
 class SourceReport(_Report, frozen=True, kw_only=True):
@@ -89,6 +99,13 @@ class SourceReport(_Report, frozen=True, kw_only=True):
     ]
     payloads: Annotated[int, msgspec.Meta(description="Of what they were answered, still kept.")]
     payload_bytes: Annotated[int, msgspec.Meta(description="Bytes of these, compressed.")]
+    drift: Annotated[
+        list[Drift], msgspec.Meta(description="Fields that are not what the source used to send.")
+    ]
+    anomalies: Annotated[
+        list[Anomaly], msgspec.Meta(description="What is far from usual, by the source's own history.")
+    ]
+    prices: Annotated[Prices | None, msgspec.Meta(description="Null where there was nothing to compare.")]
     error: Annotated[str | None, msgspec.Meta(description="Why it did not succeed, in one line.")]
 
 
@@ -160,6 +177,10 @@ class Stats(_Report, frozen=True, kw_only=True):
     totals: Totals
     schedule: Schedule
     budget: dict[str, Budget]
+    drift: Annotated[
+        dict[str, list[Drift]],
+        msgspec.Meta(description="Of each API source: fields that are not what it used to send."),
+    ]
 
 
 class SourceHealth(_Report, frozen=True, kw_only=True):
@@ -168,16 +189,22 @@ class SourceHealth(_Report, frozen=True, kw_only=True):
     status: Annotated[SourceStatus | None, msgspec.Meta(description="What its last finished pass came to.")]
     last_success_at: Moment | None
     age_s: Annotated[float | None, msgspec.Meta(description="Seconds since its last success.")]
-    stale: Annotated[
-        bool,
-        msgspec.Meta(description="No success within two intervals and five minutes; never with no interval."),
+    expected_age_s: Annotated[
+        float | None,
+        msgspec.Meta(
+            description="How old that may be: two steps between runs and 5 minutes; null: nothing expected."
+        ),
     ]
+    stale: Annotated[bool, msgspec.Meta(description="It is older, or a clock was set back.")]
     error: Annotated[str | None, msgspec.Meta(description="Why its last pass did not succeed.")]
+    reasons: Annotated[
+        list[str], msgspec.Meta(description="Why it is not well, a line each: outcome, age, anomalies.")
+    ]
 
     @property
     def sound(self) -> bool:
-        """Whether its last outcome is good, or still to come."""
-        return not self.stale and self.status in {None, "succeeded", "skipped"}
+        """Whether there is nothing to say against it."""
+        return not self.reasons
 
 
 async def run_report(connection: Connection, run_id: int) -> RunReport | None:
@@ -185,6 +212,12 @@ async def run_report(connection: Connection, run_id: int) -> RunReport | None:
     if not 0 < run_id <= _BIGINT_LIMIT:
         return None
     return next(iter(await _runs(connection, [run_id])), None)
+
+
+async def two_runs(connection: Connection, a: int, b: int) -> dict[int, RunReport]:
+    """These runs by their ids, as of one moment; those that are not there are left out."""
+    ids = [run_id for run_id in {a, b} if 0 < run_id <= _BIGINT_LIMIT]
+    return {run.id: run for run in await _runs(connection, ids)}
 
 
 async def recent_runs(
@@ -246,12 +279,15 @@ async def stats(
     """The service at a glance, all of it of one moment; only a running loop knows when it runs next."""
     now = clock()
     calls_in = compose(_SQL["calls_in_month"])
+    apis = [source for source in SOURCES if source != "csv"]
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         (totals,) = await connection.fetch(_SQL["totals"])
         rows = {row["source"]: row["rows"] for row in await connection.fetch(_SQL["rows_by_source"])}
         booked = await connection.fetch(calls_in.text, *calls_in.values({"month": now.date().replace(day=1)}))
         pages = {source: await known_pages(connection, source) for source in WALKED}
         last_run = await run_report(connection, totals["last_run"] or 0)
+        drift = compose(_SQL["drift"])
+        drifts = await connection.fetch(drift.text, *drift.values({"sources": apis}))
     calls = {row["source"]: row["calls"] for row in booked}
     by_source = {source: rows.get(source, 0) for source in SOURCES}
     return Stats(
@@ -277,28 +313,37 @@ async def stats(
                 interval=settings.interval,
                 next_run_at=next_run_at,
             )
-            for source in SOURCES
-            if source != "csv"
+            for source in apis
         },
+        drift={row["source"]: _DRIFT.decode(row["drift"]) for row in drifts},
     )
 
 
 async def health(
-    connection: Connection, sources: Sequence[str], interval: timedelta | None
+    connection: Connection, sources: Sequence[str], interval: timedelta | None, up_s: float = 0.0
 ) -> dict[str, SourceHealth]:
-    """How each of these sources fares."""
+    """How each of these sources fares, to a process that has been looking for `up_s` seconds."""
     statement = compose(_SQL["health"])
-    found = {}
-    for row in await connection.fetch(statement.text, *statement.values({"sources": sources})):
-        without = row["without_s"]
-        found[row["source"]] = SourceHealth(
-            status=row["status"],
-            last_success_at=row["last_success_at"],
-            age_s=_rounded(row["age_s"]),
-            stale=bool(interval and without and without > (2 * interval + PATIENCE).total_seconds()),
-            error=row["error"],
-        )
-    return found
+    values = {"sources": sources, "rhythm": freshness.RHYTHM}
+    rows = await connection.fetch(statement.text, *statement.values(values))
+    return {row["source"]: _health(row, interval, up_s) for row in rows}
+
+
+def _health(row: asyncpg.Record, interval: timedelta | None, up_s: float) -> SourceHealth:
+    expected = freshness.expected_age(interval, row["starts"])
+    late = freshness.overdue(row["without_s"], up_s, expected)
+    ended_well = row["status"] in {None, "succeeded", "skipped"}
+    outcome = None if ended_well else f"{row['status']}: {row['error'] or 'no reason given'}"
+    found = [f"{one.kind}: {one.detail}" for one in _ANOMALIES.decode(row["anomalies"])]
+    return SourceHealth(
+        status=row["status"],
+        last_success_at=row["last_success_at"],
+        age_s=_rounded(row["age_s"]),
+        expected_age_s=expected.total_seconds() if expected else None,
+        stale=late is not None,
+        error=row["error"],
+        reasons=[reason for reason in (outcome, late, *found) if reason],
+    )
 
 
 async def _runs(connection: Connection, ids: list[int]) -> list[RunReport]:
@@ -326,6 +371,9 @@ def _run(rows: list[asyncpg.Record]) -> RunReport:
 
 
 _REJECTS = msgspec.json.Decoder(list[RejectCount])
+_DRIFT = msgspec.json.Decoder(list[Drift])
+_ANOMALIES = msgspec.json.Decoder(list[Anomaly])
+_FIGURES = msgspec.json.Decoder(Figures)
 
 
 def _source(row: asyncpg.Record) -> SourceReport:
@@ -349,7 +397,24 @@ def _source(row: asyncpg.Record) -> SourceReport:
         note=row["note"],
         payloads=row["payloads"],
         payload_bytes=row["payload_bytes"],
+        drift=_DRIFT.decode(row["drift"]),
+        anomalies=_ANOMALIES.decode(row["anomalies"]),
+        prices=_prices(row["figures"]),
         error=row["source_error"],
+    )
+
+
+def _prices(told: str | None) -> Prices | None:
+    if told is None:
+        return None
+    figures = _FIGURES.decode(told)
+    if figures.move is None or figures.shift is None or figures.gap_s is None:
+        return None
+    return Prices(
+        coins=figures.compared,
+        size_percent=round(100 * math.expm1(figures.move), 4),
+        change_percent=round(100 * math.expm1(figures.shift), 4),
+        after_s=round(figures.gap_s, 3),
     )
 
 

@@ -22,6 +22,9 @@ from kasparro.errors import (
 )
 from kasparro.payload import Payload, Retention
 from kasparro.pipeline import breaker
+from kasparro.pipeline.anomalies import LOOKED_BACK
+from kasparro.pipeline.judgement import Verdict, judge
+from kasparro.profile import ENOUGH, Profile, merged
 from kasparro.sources.base import Pass, Source, utc_now
 from kasparro.sources.http import UpstreamError
 from kasparro.sources.rotation import Month
@@ -91,6 +94,7 @@ class Run:
         self._unkept: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
         self._refusals: dict[str, Counter[str]] = defaultdict(Counter)
+        self._profiles: dict[str, Profile] = {}
         self._clock = clock
         self._lock = SessionLock(database, "run")
         self._stop = asyncio.Event()
@@ -186,13 +190,23 @@ class Run:
             log.exception("source broke", run=self.id, source=source.name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._persistently(lambda: self._record.counts(source.name))
-        refused = self._refusals[source.name].most_common(1)
-        if counts["rejected"] * 2 > counts["fetched"]:
-            passing.problem(
-                f"{counts['rejected']:,} of {counts['fetched']:,} records were rejected"
-                + "".join(f", most often: {reason}" for reason, _ in refused)
+        if failure is None and counts["rejected"] * 2 > counts["fetched"]:
+            passing.problem(self._refused(source.name, counts["rejected"], counts["fetched"]))
+        verdict = None
+        if (profile := self._profiles.get(source.name)) is not None and not stopped:
+            past = await self._persistently(lambda: self._record.past(source.name, LOOKED_BACK))
+            verdict = judge(
+                *(source.name, past, profile, loader.compared),
+                run_id=self.id,
+                at=self._clock(),
+                fetched=counts["fetched"],
+                valid=counts["valid"],
+                whole=failure is None and not passing.problems,
+                planned=passing.planned,
             )
         status, line = judged(counts["valid"], stopped, failure, passing.problems)
+        if line and verdict and (cause := _cause(verdict)) and counts["rejected"]:
+            line = f"{line}; {cause}"
         await self._persistently(
             lambda: self._record.finish_source(
                 source.name,
@@ -202,6 +216,7 @@ class Run:
                 calls=self._calls[source.name],
                 note=passing.note,
                 dead=dead and status == "failed",
+                judgement=verdict.judgement if verdict else None,
             )
         )
         say = self._log.info if status == "succeeded" else self._log.warning
@@ -240,13 +255,26 @@ class Run:
                     return True
                 coming = asyncio.create_task(following())
                 await self._load(source, loader, batch)
+                if batch.profile is not None and not batch.valid and batch.fetched >= drift.ENOUGH:
+                    # What no record of an answer is fit for, those that follow will not be: its shape has
+                    # changed. What came before it was whole, and stands.
+                    raise SourceError(self._refused(source, batch.fetched, batch.fetched))
         finally:
             stopping.cancel()
             coming.cancel()
             await asyncio.wait({coming, stopping})
             await batches.aclose()
 
+    def _refused(self, source: str, rejected: int, fetched: int) -> str:
+        most = self._refusals[source].most_common(1)
+        return f"{rejected:,} of {fetched:,} records were rejected" + "".join(
+            f", most often: {reason}" for reason, _ in most
+        )
+
     async def _load(self, source: str, loader: Loader, batch: Batch) -> None:
+        if batch.profile is not None:
+            known = self._profiles.get(source)
+            self._profiles[source] = merged([known, batch.profile] if known else [batch.profile])
         self._refusals[source].update(
             f"{reject.field}: {reject.kind}" if reject.field else reject.kind for reject in batch.rejects
         )
@@ -346,6 +374,15 @@ def _most_telling(errors: BaseExceptionGroup) -> BaseException:
             )
     first = errors.exceptions[0]
     return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _cause(verdict: Verdict) -> str | None:
+    """The change of fields that is the likeliest reason why records were refused, in one line."""
+    changes = [one for one in verdict.drift if one.change in {"vanished", "type"}]
+    if not changes:
+        return None
+    more = f" (and {len(changes) - 1} more changes)" if len(changes) > 1 else ""
+    return f"{changes[0].line}{more}"
 
 
 def judged(

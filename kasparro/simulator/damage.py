@@ -2,29 +2,36 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from decimal import Context, Decimal
 
 import msgspec
 
-from kasparro.simulator.faults import BadRecord, BadRecords, SchemaDrift
+from kasparro.simulator.faults import BadRecord, BadRecords, Damage, ScaledPrices, SchemaDrift
 from kasparro.simulator.market import Api, stamp
 
 _PRICE: dict[Api, str] = {"coinpaprika": "quotes.USD.price", "coingecko": "current_price"}
+_AMOUNTS: dict[Api, tuple[str, ...]] = {
+    "coinpaprika": ("quotes.USD.price", "quotes.USD.market_cap", "quotes.USD.volume_24h"),
+    "coingecko": ("current_price", "market_cap", "total_volume", "high_24h", "low_24h"),
+}
+_EXACT = Context(prec=100)
 _LONG_NUMBER = b"7" * 400
 _LONG_NAME = b'"' + b"A" * 1_000_000 + b'"'
 
 
-def damaged(
-    records: Sequence[bytes], faults: Sequence[BadRecords | SchemaDrift], now: datetime
-) -> list[bytes]:
+def damaged(records: Sequence[bytes], faults: Sequence[Damage], now: datetime) -> list[bytes]:
     """The records after every fault in turn."""
     result = list(records)
     for fault in faults:
-        if isinstance(fault, SchemaDrift):
-            result = [_drifted(record, fault) for record in result]
-        elif result:
-            for number, kind in enumerate(fault.records, start=1):
-                place = number * len(result) // (len(fault.records) + 1)
-                result.insert(place, _bad(kind, records[0], fault.api, now))
+        match fault:
+            case SchemaDrift():
+                result = [_drifted(record, fault) for record in result]
+            case ScaledPrices():
+                result = [_scaled(record, fault) for record in result]
+            case BadRecords() if result:
+                for number, kind in enumerate(fault.records, start=1):
+                    place = number * len(result) // (len(fault.records) + 1)
+                    result.insert(place, _bad(kind, records[0], fault.api, now))
     return result
 
 
@@ -86,14 +93,30 @@ def _fields(record: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _drifted(record: bytes, fault: SchemaDrift) -> bytes:
-    if fault.change == "drop":
-        return edited(record, fault.field, None)
     value = _value(record, fault.field)
     if value is None:
         return record
-    if fault.change == "rename":
-        return edited(record, fault.field, value, name=fault.to)
-    return edited(record, fault.field, _retyped(value))
+    match fault.change:
+        case "drop":
+            return edited(record, fault.field, None)
+        case "null":
+            return edited(record, fault.field, b"null")
+        case "retype":
+            return edited(record, fault.field, _retyped(value))
+        case "rename":
+            return edited(record, fault.field, value, name=fault.to)
+        case "copy":
+            # The copy stands right behind, as part of the value's text.
+            return edited(record, fault.field, value + b"," + msgspec.json.encode(fault.to) + b":" + value)
+
+
+def _scaled(record: bytes, fault: ScaledPrices) -> bytes:
+    for path in _AMOUNTS[fault.api]:
+        value = _value(record, path)
+        if value is not None and value[:1] in b"-0123456789":
+            scaled = _EXACT.multiply(Decimal(value.decode()), Decimal(fault.factor))
+            record = edited(record, path, str(scaled).encode())
+    return record
 
 
 def _value(record: bytes, path: str) -> bytes | None:

@@ -90,6 +90,9 @@ class Endpoint:
         if strike.shift:
             start = max(0, selection.start - strike.shift)
             selection = msgspec.structs.replace(selection, start=start)
+        if strike.cut is not None:
+            count = max(0, min(selection.count, strike.cut - selection.start))
+            selection = msgspec.structs.replace(selection, count=count)
         if not strike.content:
             return self._upstream.body(selection)
         return array_of(damaged(self._upstream.records(selection), strike.content, self._clock.now()))

@@ -117,12 +117,25 @@ class BadRecords(Fault, frozen=True, tag="bad-records"):
 
 
 class SchemaDrift(Fault, frozen=True, tag="schema-drift"):
-    """A field of every record is renamed, dropped or of another type; dots lead into objects."""
+    """A field of every record is renamed, dropped, null, of another type or there twice; dots lead into
+    objects."""
 
     field: Annotated[str, msgspec.Meta(min_length=1)]
-    change: Literal["rename", "drop", "retype"]
+    change: Literal["rename", "drop", "null", "retype", "copy"]
     to: str = "renamed"
-    """The new name under ``rename``."""
+    """The new name under ``rename``, the copy's under ``copy``."""
+
+
+class ScaledPrices(Fault, frozen=True, tag="scaled-prices"):
+    """Prices, caps and volumes are this many times what they are, as in another currency, exactly."""
+
+    factor: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")] = "0.92"
+
+
+class ListCut(Fault, frozen=True, tag="list-cut"):
+    """The list ends after so many coins; pages beyond are empty."""
+
+    keep: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class PageShift(Fault, frozen=True, tag="page-shift"):
@@ -135,7 +148,10 @@ class PageShift(Fault, frozen=True, tag="page-shift"):
     by: int = 1
 
 
-Content: TypeAlias = BadRecords | SchemaDrift | PageShift
+Damage: TypeAlias = BadRecords | SchemaDrift | ScaledPrices
+"""Faults of the records themselves, applied in the order they were added."""
+
+Content: TypeAlias = Damage | PageShift | ListCut
 """Faults of what is said; all that are on apply to a call."""
 
 Delivery: TypeAlias = (
@@ -168,8 +184,9 @@ class Armed(msgspec.Struct, kw_only=True):
 class Strike(msgspec.Struct, frozen=True):
     """The faults that one call meets."""
 
-    content: tuple[BadRecords | SchemaDrift, ...] = ()
+    content: tuple[Damage, ...] = ()
     shift: int = 0
+    cut: int | None = None
     delivery: Delivery | None = None
 
 
@@ -202,8 +219,9 @@ class Faults:
 
     def strike(self, api: Api, page: int | None) -> Strike:
         """What the next call of this page meets; counts against ``times``."""
-        content: list[BadRecords | SchemaDrift] = []
+        content: list[Damage] = []
         shift = 0
+        cut: int | None = None
         delivery: Delivery | None = None
         for armed in self.armed():
             fault = armed.fault
@@ -215,14 +233,16 @@ class Faults:
                 continue
             if isinstance(fault, PageShift):
                 shift += fault.by * armed.struck
-            elif isinstance(fault, BadRecords | SchemaDrift):
+            elif isinstance(fault, ListCut):
+                cut = fault.keep if cut is None else min(cut, fault.keep)
+            elif isinstance(fault, Damage):
                 content.append(fault)
             else:
                 delivery = fault
             armed.struck += 1
             if armed.struck == fault.times:
                 self.remove(armed.id)
-        return Strike(tuple(content), shift, delivery)
+        return Strike(tuple(content), shift, cut, delivery)
 
 
 def parse_faults(body: bytes) -> list[AnyFault]:

@@ -48,6 +48,7 @@ class Pass(msgspec.Struct, kw_only=True):
     raises SourceError where the month's budget is spent; `keep(payload)` stores what the call was answered,
     and costs no pass its records where it cannot; `progress(done, total)` moves a bar, in the source's own
     unit, where `total` may be unknown.
+    `planned` is the share of its list that a source sets out to bring, told where that is not all of it.
     """
 
     clock: Callable[[], datetime] = utc_now
@@ -60,6 +61,7 @@ class Pass(msgspec.Struct, kw_only=True):
     count_call: Callable[[], Awaitable[None]] = _uncounted
     keep: Callable[[Payload], Awaitable[None]] = _unkept
     progress: Callable[[float, float | None], None] = lambda done, total: None
+    planned: float = 1.0
     problems: list[str] = msgspec.field(default_factory=list)
     note: str | None = None
 

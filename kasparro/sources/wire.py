@@ -90,6 +90,7 @@ class Walk:
             if count % 100 == 0:
                 # A hundred items are about a millisecond; requests get their turn in between.
                 await asyncio.sleep(0)
+            builder.note(item)
             try:
                 record = read(item)
             except Refused as refused:

@@ -1,9 +1,11 @@
 """Commits batches: COPY into a staging table, then the statements of `sql/load/batch.sql`, at once or not."""
 
+from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
+import asyncpg
 import msgspec
 
 from kasparro.batch import Batch, Checkpoint, Page
@@ -28,6 +30,21 @@ class Written(msgspec.Struct, frozen=True):
     corrected: int
 
 
+class Compared:
+    """How what a pass brought compares with what was there: the age of each coin's record in seconds, where
+    the source told a time; of those with news the natural logarithm of new over old price, and the seconds
+    between the two."""
+
+    def __init__(self) -> None:
+        self.ages, self.moves, self.gaps = array("d"), array("d"), array("d")
+
+    def add(self, ages: Sequence[float], moves: Sequence[float], gaps: Sequence[float]) -> None:
+        """Take what a batch told."""
+        self.ages.extend(ages)
+        self.moves.extend(moves)
+        self.gaps.extend(gaps)
+
+
 class Loader:
     """Commits the batches of one source in one run, each exactly once.
 
@@ -41,6 +58,8 @@ class Loader:
         self._source = source
         self._told_at = told_at
         self._committed = 0
+        self.compared = Compared()
+        """Of the batches that came with a profile: APIs' records; archives do not pay for it."""
         self._rejects: Counter[str | None] = Counter()
 
     async def load(self, batch: Batch, now: datetime) -> None:
@@ -50,13 +69,16 @@ class Loader:
         Raises RunLost where the run may no longer write, DatabaseUnavailable.
         """
         kept = self._kept(batch.rejects)
+        compared: asyncpg.Record | None = None
         async with self._database.writing() as connection, connection.transaction():
             committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
             if committed is None:
                 raise RunLost(f"run {self._run_id} was ended by another process")
             if committed == self._committed:
-                await self._write(connection, batch, kept, now)
+                compared = await self._write(connection, batch, kept, now)
         self._committed += 1
+        if compared is not None:
+            self.compared.add(*(told or () for told in compared))
         self._rejects.update(reject.place for reject in kept)
 
     async def checkpoint(self, key: str) -> Checkpoint | None:
@@ -78,8 +100,13 @@ class Loader:
 
     async def _write(
         self, connection: Connection, batch: Batch, kept: Sequence[Reject], now: datetime
-    ) -> None:
-        written = await self._merge(connection, batch, now) if batch.rows else Written(0, 0, 0)
+    ) -> asyncpg.Record | None:
+        written, compared = Written(0, 0, 0), None
+        if batch.rows:
+            await self._stage(connection, batch)
+            if batch.profile is not None:
+                (compared,) = await connection.fetch(_SQL["movement"], self._source, now)
+            written = await self._merge(connection, now)
         if kept:
             await connection.execute(
                 _SQL["rejects"],
@@ -142,11 +169,14 @@ class Loader:
         if written.inserted or written.updated:
             # Last, since its one row is shared by all sources and stays locked until the commit.
             await connection.execute(_SQL["move_version"])
+        return compared
 
-    async def _merge(self, connection: Connection, batch: Batch, now: datetime) -> Written:
+    async def _stage(self, connection: Connection, batch: Batch) -> None:
         await connection.execute(_SQL["staging"])
         await connection.execute(_SQL["known_table"])
         await connection.copy_to_table("staging", source=_chunks(batch.lines), columns=COLUMNS, format="text")
+
+    async def _merge(self, connection: Connection, now: datetime) -> Written:
         await connection.execute(_SQL["partitions"])
         if self._told_at is not None:
             await connection.execute(_SQL["later_words"], self._source, self._told_at)

@@ -52,6 +52,7 @@ TABLES = (
     "reject_counts",
     "checkpoints",
     "pages",
+    "source_profiles",
     "api_calls",
     "instance",
     "schema_migrations",

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 import asyncpg
+import msgspec
 import structlog
 
 from kasparro.errors import RunLost
@@ -14,6 +15,7 @@ from kasparro.store.statements import statements
 
 log = structlog.get_logger()
 _SQL = statements("operations/runs.sql")
+_JUDGEMENT = statements("operations/judgement.sql")
 RELEASE_TIMEOUT_S = 1
 
 
@@ -75,6 +77,24 @@ class SessionLock:
             session.terminate()
 
 
+class Past(msgspec.Struct, frozen=True):
+    """What earlier passes of a source left, as the JSON that was written: the profile of its fields, and
+    figures and anomalies of the passes that were judged, newest first."""
+
+    profile: str | None
+    figures: list[str]
+    anomalies: str
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pass is found to be, as JSON; without a profile the one that is kept stays."""
+
+    figures: str | None
+    drift: str
+    anomalies: str | None
+    profile: str | None
+
+
 class RunRecord:
     """What one run writes of itself, from its start to its end."""
 
@@ -105,12 +125,34 @@ class RunRecord:
         calls: int = 0,
         note: str | None = None,
         dead: bool = False,
+        judgement: Judgement | None = None,
     ) -> None:
-        """Write a source's outcome. Raises RunLost, DatabaseUnavailable."""
-        async with self._database.writing() as connection:
+        """Write a source's outcome, and together with it what it is judged to be.
+
+        Raises RunLost, DatabaseUnavailable.
+        """
+        async with self._database.writing() as connection, connection.transaction():
             await self._ours(
                 connection, _SQL["finish_source"], self.id, source, status, now, error, calls, note, dead
             )
+            if judgement is not None:
+                await connection.execute(
+                    _JUDGEMENT["judge_source"],
+                    self.id,
+                    source,
+                    judgement.figures,
+                    judgement.drift,
+                    judgement.anomalies,
+                )
+                if judgement.profile is not None:
+                    await connection.execute(_JUDGEMENT["remember"], source, self.id, judgement.profile, now)
+
+    async def past(self, source: str, passes: int) -> Past:
+        """What the source is judged against: at most so many passes. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            profile = await connection.fetchval(_JUDGEMENT["profile"], source)
+            rows = await connection.fetch(_JUDGEMENT["past"], source, self.id, passes)
+        return Past(profile, [row["figures"] for row in rows], rows[0]["anomalies"] if rows else "[]")
 
     async def counts(self, source: str) -> asyncpg.Record:
         """The source's figures so far: fetched, valid, rejected, inserted, updated, unchanged.

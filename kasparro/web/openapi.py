@@ -286,7 +286,28 @@ _RECORD = {
     "updated_at": "2024-06-01T12:00:31.25+00:00",
 }
 _RECORDS = {"fetched": 250, "valid": 249, "rejected": 1, "inserted": 3, "updated": 240, "unchanged": 6}
-_RUN = {
+_DRIFT = {
+    "field": "last_price",
+    "change": "appeared",
+    "records": 250,
+    "of": 250,
+    "before": "not there",
+    "after": "number in 250 of 250 records",
+    "samples": ["64210.5", "3071.88"],
+    "nearest": "current_price",
+    "confidence": 0.83,
+    "since_run": 42,
+}
+_ANOMALY = {
+    "kind": "few-records",
+    "detail": "250 records, usually 12,000",
+    "value": 250,
+    "usual": 12000,
+    "lasting": False,
+    "since_run": 42,
+    "since": "2024-06-01T12:00:09.4Z",
+}
+_RUN: dict[str, Any] = {
     "id": 42,
     "trigger": "schedule",
     "status": "succeeded",
@@ -308,11 +329,15 @@ _RUN = {
             "payloads": 1,
             "payload_bytes": 23456,
             "note": "page 1 of 1",
+            "drift": [_DRIFT],
+            "anomalies": [_ANOMALY],
+            "prices": {"coins": 240, "size_percent": 0.41, "change_percent": -0.08, "after_s": 3600},
             "error": None,
         }
     ],
     "error": None,
 }
+_DIFFERENCE = {"duration_s": 0.0, "calls": 0, "records": dict.fromkeys(_RECORDS, 0)}
 _PAGINATION = {
     "limit": 50,
     "page": 1,
@@ -389,6 +414,7 @@ _EXAMPLES: dict[str, Any] = {
                 "promised_age_s": 61200.0,
             },
         },
+        "drift": {"coinpaprika": [], "coingecko": [_DRIFT]},
     },
     "Health": {
         "status": "ok",
@@ -398,10 +424,31 @@ _EXAMPLES: dict[str, Any] = {
                 "status": "succeeded",
                 "last_success_at": "2024-06-01T12:00:09.4Z",
                 "age_s": 120.5,
+                "expected_age_s": 7500.0,
                 "stale": False,
                 "error": None,
+                "reasons": [],
             }
         },
+    },
+    "Comparison": {
+        "a": _RUN,
+        "b": {**_RUN, "id": 43},
+        "difference": _DIFFERENCE,
+        "only_a": [],
+        "only_b": [],
+        "sources": [
+            {
+                "source": "coingecko",
+                "status_a": "succeeded",
+                "status_b": "succeeded",
+                "difference": _DIFFERENCE,
+                "drift_begun": [],
+                "drift_over": [],
+                "anomalies_begun": [],
+                "anomalies_over": [],
+            }
+        ],
     },
     "Alive": {"status": "ok"},
     "Tables": {

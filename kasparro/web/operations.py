@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from kasparro.errors import KasparroError, RunInProgress
 from kasparro.pipeline import report
+from kasparro.pipeline.comparison import Comparison, compare
 from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
 from kasparro.settings import Secret
 from kasparro.store import reading
@@ -34,6 +35,18 @@ class RunsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
     status: Annotated[
         RunStatus | None, msgspec.Meta(description="Runs of this status alone.", examples=["failed"])
     ] = None
+
+
+# Whole numbers up to here are exact in every JSON reader; no database counts as far.
+_RUN_ID_LIMIT = 2**53 - 1
+_OneRun = Annotated[int, msgspec.Meta(ge=1, le=_RUN_ID_LIMIT)]
+
+
+class CompareQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The query of /compare-runs."""
+
+    a: Annotated[_OneRun, msgspec.Meta(description="The run to compare with.", examples=[1])]
+    b: Annotated[_OneRun, msgspec.Meta(description="The run to look at.", examples=[2])]
 
 
 class RunPath(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +85,8 @@ class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether the service can do its work. `degraded`: it answers, but a source failed or is stale."""
+    """Whether the service can do its work. `degraded`: it answers, but a source failed, is overdue or brings
+    what is far from usual; its `reasons` say which."""
 
     status: Literal["ok", "degraded", "unavailable"]
     database: DatabaseHealth
@@ -141,6 +155,16 @@ async def rejects(service: Service, request: Request, query: PageQuery) -> Respo
         raise not_found("There is no such run.", parameter="id")
     pagination = paging.pagination(query, path, signing_key, total=part.total, last=part.last)
     return _json(RejectsPage(data=part.items, pagination=pagination))
+
+
+async def compare_runs(service: Service, request: Request, query: CompareQuery) -> Response:
+    """GET /compare-runs."""
+    async with service.reading(request) as connection:
+        found = await report.two_runs(connection, query.a, query.b)
+    for name, run_id in (("a", query.a), ("b", query.b)):
+        if run_id not in found:
+            raise not_found(f"There is no run {run_id}.", parameter=name)
+    return _json(compare(found[query.a], found[query.b]))
 
 
 async def start_run(service: Service, request: Request, query: Any) -> Response:
@@ -250,6 +274,17 @@ ENDPOINTS = (
         path_shape=RunPath,
         query=PageQuery,
         answer=RejectsPage,
+        problems=(400, 404, 500, 503),
+    ),
+    Endpoint(
+        path="/compare-runs",
+        handler=compare_runs,
+        summary="Two runs side by side",
+        description="Both runs in full, and of each source how b differs from a: figures of b minus those of "
+        "a, and which fields began or ceased to drift.",
+        area="operations",
+        query=CompareQuery,
+        answer=Comparison,
         problems=(400, 404, 500, 503),
     ),
     Endpoint(

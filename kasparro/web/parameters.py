@@ -27,13 +27,15 @@ class _Parameter(msgspec.Struct, frozen=True):
     integer: bool
     choice: bool
     allowed: str
+    required: bool
 
 
 def read(shape: type[T], query: bytes) -> T:
     """The struct that a raw query string tells.
 
     Raises Problem (400) that names the parameter and what is allowed: for a name that is none of the
-    struct's fields, a value that does not fit, a repeated one that is no list, and what is not UTF-8. A
+    struct's fields, one that is missing, a value that does not fit, a repeated one that is no list, and what
+    is not UTF-8. A
     struct's `__post_init__` may raise one of its own for fields that do not go together.
     """
     values: dict[str, Any] = {}
@@ -42,6 +44,9 @@ def read(shape: type[T], query: bytes) -> T:
         for pair in query.split(b"&"):
             if pair:
                 _take(values, known, pair)
+    for name, parameter in _parameters(shape).items():
+        if parameter.required and name not in values:
+            raise bad_parameter(name, f"{name} is missing; allowed: {parameter.allowed}.", parameter.allowed)
     try:
         return msgspec.convert(values, shape)
     except msgspec.ValidationError as error:
@@ -64,6 +69,7 @@ def write(told: msgspec.Struct, **changes: Any) -> str:
 def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
     """The struct's fields as OpenAPI parameters of the `query` or the `path`."""
     _, components = msgspec.json.schema_components([shape])
+    required = components[shape.__name__].get("required", ())
     found = []
     for name, told in components[shape.__name__]["properties"].items():
         description, examples = told.pop("description", ""), told.pop("examples", [])
@@ -77,7 +83,7 @@ def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
         parameter: dict[str, Any] = {"name": name, "in": where, "schema": schema}
         if description:
             parameter["description"] = description
-        if where == "path":
+        if where == "path" or name in required:
             parameter["required"] = True
         if schema.get("type") == "array":
             parameter |= {"style": "form", "explode": False}
@@ -151,6 +157,7 @@ def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
             isinstance(kind, msgspec.inspect.IntType),
             isinstance(kind, msgspec.inspect.LiteralType),
             _allowed(kind),
+            field.required,
         )
     return found
 

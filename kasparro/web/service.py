@@ -63,6 +63,7 @@ class Service:
         self.database = database
         self.scheduler = scheduler
         self.caching = Caching(settings, database)
+        self._began = time.monotonic()
         self._signing_key: bytes | None = None
         self.access = Access(settings)
         self.meter = Meter(self._gauges, self.access.names, figures_folder)
@@ -126,7 +127,8 @@ class Service:
 
     async def _health(self) -> dict[str, SourceHealth]:
         async with self.database.probing() as connection:
-            return await report.health(connection, self.settings.sources, self.settings.interval)
+            up_s = time.monotonic() - self._began
+            return await report.health(connection, self.settings.sources, self.settings.interval, up_s)
 
     async def _figures(self) -> Figures:
         async with self.database.probing() as connection:

@@ -132,6 +132,41 @@ compared AS (
 )
 SELECT count(*) FILTER (WHERE differs) FROM compared;
 
+-- name: movement --
+-- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
+-- record where the source told its time; and of the coins that it brings news of, the logarithm of new over
+-- old price and the seconds between the two. A run is judged by these against the runs before it.
+WITH told AS (
+    SELECT DISTINCT ON (source_id)
+        source_id,
+        observed_at,
+        reported,
+        content_hash,
+        price_usd
+    FROM staging
+    ORDER BY source_id, observed_at DESC, position DESC
+),
+compared AS (
+    SELECT
+        CASE WHEN told.reported THEN extract(EPOCH FROM $2 - told.observed_at)::float8 END AS age,
+        CASE
+            WHEN
+                known.content_hash <> told.content_hash
+                AND known.observed_at <= told.observed_at
+                AND known.price_usd > 0
+                AND told.price_usd > 0
+                THEN ln(told.price_usd::float8) - ln(known.price_usd::float8)
+        END AS move,
+        extract(EPOCH FROM told.observed_at - known.observed_at)::float8 AS gap
+    FROM told
+    LEFT JOIN unified_data AS known ON known.source = $1 AND told.source_id = known.source_id
+)
+SELECT
+    array_agg(age) FILTER (WHERE age IS NOT NULL) AS ages,
+    array_agg(move) FILTER (WHERE move IS NOT NULL) AS moves,
+    array_agg(gap) FILTER (WHERE move IS NOT NULL) AS gaps
+FROM compared;
+
 -- name: append --
 -- What history did not have. The run is the only writer of its source's rows, so none can come between the
 -- comparison and this.

@@ -57,6 +57,9 @@ SELECT
     kept.payloads,
     kept.payload_bytes,
     run_sources.error AS source_error,
+    coalesce(run_sources.drift, '[]') AS drift,
+    coalesce(run_sources.anomalies, '[]') AS anomalies,
+    run_sources.figures,
     (
         SELECT coalesce(json_agg(row_to_json(most)), '[]'::json)::text
         FROM (
@@ -143,16 +146,40 @@ SELECT
 FROM api_calls
 WHERE month = :month;
 
+-- name: drift --
+-- What each source's newest judged pass found of its fields.
+SELECT
+    asked.source,
+    newest.drift
+FROM unnest(:sources::text[]) WITH ORDINALITY AS asked (source, position)
+INNER JOIN LATERAL (
+    SELECT drift
+    FROM run_sources
+    WHERE source = asked.source AND drift IS NOT NULL
+    ORDER BY run_id DESC
+    LIMIT 1
+) AS newest ON true
+ORDER BY asked.position;
+
 -- name: health --
--- How each source fares: its newest finished pass, its newest success, and how long it has gone without one
--- (since its first attempt, where there was none).
+-- How each source fares: its newest finished pass, its newest success and when those before it began, how
+-- long it has gone without one (since its first attempt, where there was none), and the anomalies that its
+-- newest sound pass found. Runs go by their order: times are of a clock that may have been set back.
 SELECT
     asked.source,
     newest.status,
     newest.error,
     success.finished_at AS last_success_at,
     extract(EPOCH FROM now() - success.finished_at)::float8 AS age_s,
-    extract(EPOCH FROM now() - coalesce(success.finished_at, earliest.started_at))::float8 AS without_s
+    extract(EPOCH FROM now() - coalesce(success.finished_at, earliest.started_at))::float8 AS without_s,
+    ARRAY(
+        SELECT extract(EPOCH FROM started_at)::float8
+        FROM run_sources
+        WHERE source = asked.source AND status = 'succeeded'
+        ORDER BY run_id DESC
+        LIMIT :rhythm
+    ) AS starts,
+    coalesce(judged.anomalies, '[]') AS anomalies
 FROM unnest(:sources::text[]) WITH ORDINALITY AS asked (source, position)
 LEFT JOIN LATERAL (
     SELECT
@@ -173,7 +200,7 @@ LEFT JOIN LATERAL (
         SELECT FROM runs
         WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
     )
-    ORDER BY finished_at DESC NULLS LAST
+    ORDER BY run_id DESC
     LIMIT 1
 ) AS success ON true
 LEFT JOIN LATERAL (
@@ -183,4 +210,11 @@ LEFT JOIN LATERAL (
     ORDER BY run_id
     LIMIT 1
 ) AS earliest ON true
+LEFT JOIN LATERAL (
+    SELECT anomalies
+    FROM run_sources
+    WHERE source = asked.source AND drift IS NOT NULL AND anomalies IS NOT NULL
+    ORDER BY run_id DESC
+    LIMIT 1
+) AS judged ON true
 ORDER BY asked.position;

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
+from yarl import URL
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.database import Connection
@@ -40,6 +41,7 @@ async def test_the_description_is_valid_openapi(database_url: str) -> None:
         "/runs",
         "/runs/{id}",
         "/runs/{id}/rejects",
+        "/compare-runs",
         "/health",
         "/health/live",
         "/tables",
@@ -109,11 +111,14 @@ async def test_answers_fit_their_schemas(
     )
     document = await description(client)
     validator = validator_for(document)
-    paths = {"/data/{source}/{source_id}": "/data/coingecko/bitcoin"}
+    paths = {
+        "/data/{source}/{source_id}": "/data/coingecko/bitcoin",
+        "/compare-runs": f"/compare-runs?a={run_id}&b={run_id}",
+    }
     for path, operations in document["paths"].items():
         url = paths.get(path, path.replace("{id}", str(run_id)))
-        for query, status in (("", 200), ("?nosuch=1", 400)):
-            async with client.get(url + query) as answer:
+        for wrong, status in ({}, 200), ({"nosuch": "1"}, 400):
+            async with client.get(URL(url).update_query(wrong)) as answer:
                 assert answer.status == status, url
                 described = responses(document, operations["get"])[str(status)]
                 ((media_type, content),) = described["content"].items()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from kasparro.settings import Secret, Settings
 from kasparro.store.database import Connection
 from kasparro.store.reading import TABLES
 from tests.pipeline.test_report import add_run, add_source
-from tests.web.conftest import Insert, serving
+from tests.web.conftest import LONG_AGO, Insert, serving
 
 
 async def get(client: aiohttp.ClientSession, path: str, status: int = 200) -> Any:
@@ -27,7 +27,7 @@ async def test_stats(client: aiohttp.ClientSession, connection: Connection, inse
     await insert({"source_id": "a"})
     run_id = await add_run(connection, "succeeded")
     stats = await get(client, "/stats")
-    assert list(stats) == ["status", "last_run", "totals", "schedule", "budget"]
+    assert list(stats) == ["status", "last_run", "totals", "schedule", "budget", "drift"]
     assert stats["last_run"] == await get(client, f"/runs/{run_id}")
     assert stats["totals"]["by_source"] == {"coinpaprika": 0, "coingecko": 1, "csv": 0}
     assert stats["schedule"] == {"interval_s": 3600.0, "next_run_at": None}
@@ -92,6 +92,70 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
     assert (await get(client, f"/runs/{other}/rejects?cursor={cursor}", 400))["parameter"] == "cursor"
 
 
+async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: Connection) -> None:
+    drift = (
+        '[{"field":"price","change":"vanished","records":9,"of":9,"before":"","after":"","samples":[],'
+        '"nearest":"cost","confidence":0.7,"since_run":2}]'
+    )
+    anomaly = (
+        '[{"kind":"few-records","detail":"9 records, usually 100","value":9,"usual":100,"lasting":false,'
+        '"since_run":2,"since":"2024-06-01T12:00:00Z"}]'
+    )
+    a = await add_run(connection, "succeeded")
+    b = await add_run(connection, "partial", finished_at=LONG_AGO + timedelta(seconds=4))
+    await add_source(connection, a, "coingecko", "succeeded", fetched=100, valid=100, inserted=100, calls=2)
+    await add_source(connection, a, "csv", "succeeded", fetched=7, valid=7, inserted=7)
+    figures = '{"fetched":9,"compared":8,"move":0.0,"shift":0.1,"gap_s":60}'
+    judged = {"drift": drift, "anomalies": anomaly, "figures": figures}
+    await add_source(connection, b, "coingecko", "failed", fetched=9, rejected=9, calls=1, **judged)
+    await add_source(connection, b, "coinpaprika", "succeeded")
+
+    told = await get(client, f"/compare-runs?a={a}&b={b}")
+
+    assert (told["a"], told["b"]) == (await get(client, f"/runs/{a}"), await get(client, f"/runs/{b}"))
+    assert (told["only_a"], told["only_b"]) == (["csv"], ["coinpaprika"])
+    assert told["difference"]["duration_s"] == -5.5
+    assert told["difference"]["records"] == {
+        "fetched": -98,
+        "valid": -107,
+        "rejected": 9,
+        "inserted": -107,
+        "updated": 0,
+        "unchanged": 0,
+    }
+    gecko, paprika, csv = told["sources"]
+    assert (gecko["status_a"], gecko["status_b"]) == ("succeeded", "failed")
+    assert (gecko["difference"]["calls"], gecko["difference"]["records"]["fetched"]) == (-1, -91)
+    assert (gecko["drift_begun"], gecko["drift_over"]) == (["price"], [])
+    assert (gecko["anomalies_begun"], gecko["anomalies_over"]) == (["few-records"], [])
+    assert (paprika["status_a"], csv["status_b"], csv["difference"]) == (None, None, None)
+    prices = told["b"]["sources"][0]["prices"]
+    assert prices == {"coins": 8, "size_percent": 0.0, "change_percent": 10.5171, "after_s": 60.0}
+    back = await get(client, f"/compare-runs?a={b}&b={a}")
+    assert back["difference"]["records"]["valid"] == 107
+    assert back["sources"][0]["drift_over"] == ["price"]
+
+
+async def test_runs_that_cannot_be_compared_are_named(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    run_id = await add_run(connection, "succeeded")
+    for query, status, parameter in (
+        ("", 400, "a"),
+        (f"?a={run_id}", 400, "b"),
+        (f"?a={run_id}&b=x", 400, "b"),
+        (f"?a=0&b={run_id}", 400, "a"),
+        (f"?a={run_id}&b={run_id}&c=1", 400, "c"),
+        (f"?a={run_id + 1}&b={run_id}", 404, "a"),
+        (f"?a={run_id}&b={2**53 - 1}", 404, "b"),
+    ):
+        assert (await get(client, f"/compare-runs{query}", status))["parameter"] == parameter, query
+    missing = await get(client, "/compare-runs?b=1", 400)
+    assert missing["detail"] == f"a is missing; allowed: {missing['allowed']}."
+    same = await get(client, f"/compare-runs?a={run_id}&b={run_id}")
+    assert not any(same["difference"]["records"].values())
+
+
 async def test_health_before_the_first_run_is_ok(client: aiohttp.ClientSession) -> None:
     health = await get(client, "/health")
     assert health["status"] == health["database"]["status"] == "ok"
@@ -101,8 +165,10 @@ async def test_health_before_the_first_run_is_ok(client: aiohttp.ClientSession) 
         "status": None,
         "last_success_at": None,
         "age_s": None,
+        "expected_age_s": 7500.0,
         "stale": False,
         "error": None,
+        "reasons": [],
     }
 
 
@@ -115,6 +181,7 @@ async def test_a_failed_source_degrades_health_and_says_why(
         health = await get(client, "/health")
         assert health["status"] == "degraded"
         assert health["sources"]["coingecko"]["error"] == "HTTP 429 from /coins/markets"
+        assert health["sources"]["coingecko"]["reasons"][0] == "failed: HTTP 429 from /coins/markets"
         assert list(health["sources"]) == ["coingecko", "csv"]
     async with serving(database_url, Settings(sources=("csv",))) as client:
         assert (await get(client, "/health"))["status"] == "ok"
