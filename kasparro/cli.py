@@ -23,6 +23,7 @@ from rich.table import Table
 from kasparro import __version__, checking, logs, settings
 from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError, SourceError
 from kasparro.pipeline import report
+from kasparro.pipeline.drift import Drift
 from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.settings import SOURCES, Settings
@@ -209,8 +210,13 @@ def status(as_json: bool) -> None:
         table.add_row(source, f"{records:,}")
     out.print(f"{stats.status}; {stats.totals.records:,} records after {stats.totals.runs:,} runs")
     out.print(table)
+    shown: set[str] = set()
     if stats.last_run is not None:
         _print_run(stats.last_run)
+        shown = {source.source for source in stats.last_run.sources if source.drift}
+    for name, found in stats.drift.items():
+        if found and name not in shown:
+            out.print(f"{name}: {_drift(found)}", markup=False, highlight=False, soft_wrap=True)
 
 
 # The sources of a run, and the run itself, given its database and who watches it.
@@ -303,12 +309,14 @@ def _print_run(run: report.RunReport) -> None:
 
 
 def _judgement(source: report.SourceReport) -> list[str]:
-    """The anomalies of a source, and its drift, a line each."""
+    """The anomalies of a source and its drift, a line each."""
     lines = [f"{one.kind}: {one.detail}" for one in source.anomalies]
-    if source.drift:
-        more = f" (and {len(source.drift) - 1} more changes)" if len(source.drift) > 1 else ""
-        lines.append(f"drift: {source.drift[0].line}{more}")
-    return lines
+    return [*lines, _drift(source.drift)] if source.drift else lines
+
+
+def _drift(found: Sequence[Drift]) -> str:
+    more = f" (and {len(found) - 1} more changes)" if len(found) > 1 else ""
+    return f"drift: {found[0].line}{more}"
 
 
 def _print_rejects(run: report.RunReport) -> None:

@@ -13,6 +13,8 @@ Kind = Literal["number", "string", "boolean", "array", "object", "null"]
 # Bounds for an upstream that makes up names: far above what real records hold.
 FIELDS_KEPT = 300
 NAME_KEPT = 120
+# A share of fewer objects says nothing.
+ENOUGH = 10
 # Of the first records of a pass, which are the same coins every time.
 SAMPLES = 5
 SAMPLE_KEPT = 60
@@ -37,13 +39,15 @@ class Field(msgspec.Struct, kw_only=True):
     """One field: `of` counts the objects that it could have stood in, `kinds` the values by their kind.
 
     CoinPaprika writes the empty string for a missing value, so that it counts as null. The counts of one
-    pass are whole; those of many passes, in which the older weigh less, need not be.
+    pass are whole; those of many passes, in which the older weigh less, need not be. `fullest` is the largest
+    share that had a value in it in any one batch.
     """
 
     parent: str
     of: float = 0.0
     kinds: dict[Kind, float] = {}
     samples: list[str] = []
+    fullest: float = 0.0
 
     @property
     def present(self) -> float:
@@ -81,7 +85,7 @@ class Profiler:
         self._sampled = 0
 
     def note(self, item: bytes | msgspec.Raw) -> None:
-        """Take a record as its JSON; what is no JSON object counts as none."""
+        """Take a record as its JSON; what is no object, or holds a number of hundreds of digits, is none."""
         try:
             told = _DECODE(item)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -122,6 +126,7 @@ class Profiler:
         for path, field in found.fields.items():
             field.of = found.objects[field.parent]
             field.samples = self._samples.get(path, [])
+            field.fullest = field.filled / field.of if field.of >= ENOUGH else 0.0
         self._start_over()
         return bounded(found)
 
@@ -137,6 +142,7 @@ def merged(profiles: Iterable[Profile]) -> Profile:
             for kind, count in field.kinds.items():
                 known.kinds[kind] = known.kinds.get(kind, 0.0) + count
             known.samples = [*known.samples, *field.samples][:SAMPLES]
+            known.fullest = max(known.fullest, field.fullest)
     for field in whole.fields.values():
         field.of = whole.objects[field.parent]
     return bounded(whole)

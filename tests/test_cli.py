@@ -16,7 +16,7 @@ import stamina
 
 from kasparro.pipeline.run import Run
 from kasparro.simulator import Simulator
-from kasparro.simulator.faults import Status
+from kasparro.simulator.faults import SchemaDrift, Status
 from kasparro.store.database import Database
 from kasparro.store.opening import prepare
 
@@ -89,6 +89,28 @@ async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str
 
     assert code == 1
     assert "coinpaprika: CoinPaprika answered 403 (access denied" in out
+
+
+async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str) -> None:
+    async with Simulator(coins=60, manual=True) as simulator:
+        environment = {
+            "DATABASE_URL": database_url,
+            "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
+            "KASPARRO_SOURCES": "coinpaprika",
+        }
+        await ended("etl", **environment)
+        simulator.add_fault(SchemaDrift(api="coinpaprika", field="beta_value", change="drop"))
+        simulator.add_fault(SchemaDrift(api="coinpaprika", field="first_data_at", change="drop"))
+        code, out, _ = await ended("etl", **environment)
+        simulator.add_fault(Status(api="coinpaprika", code=403))
+        await ended("etl", **environment)
+        _, after, _ = await ended("status", **environment)
+
+    assert code == 0
+    for told in (out, after):
+        (line,) = [line for line in told.splitlines() if line.startswith("coinpaprika: drift: ")]
+        assert line.startswith("coinpaprika: drift: beta_value vanished: missing in ")
+        assert line.endswith(" (and 1 more changes)")
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from kasparro.profile import Field, Kind, Profile, bounded
+from kasparro.profile import ENOUGH, Field, Kind, Profile, bounded
 
 Change = Literal["appeared", "vanished", "type", "null"]
 
-# Fewer objects than this prove nothing, on either side.
-ENOUGH = 10
 # A field is judged where nearly all records agreed before and nearly all agree otherwise now: which part of a
 # list a walk brings differs from run to run, and what is missing there differs with it.
 MOST, FEW = 0.9, 0.1
-# Nulls gather in a list's tail, so that they are judged between passes of about one size only.
+# Nulls gather in a list's tail, so that a field is null only where it is so in every part of a pass, and only
+# between passes of about one size that lost none of theirs.
 SIZE = 2.0
 # An older pass weighs so much less than the one after it: the last ten make up two thirds of the memory.
 WEIGHT = 0.9
@@ -67,11 +66,12 @@ class Open(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source used to send: the profiles of its passes, `passes` of them by weight, in which a field
-    that changed stays what it was until the change is accepted or over."""
+    """What a source used to send: the profiles of its passes, `passes` of them by weight and one at least
+    `whole`, in which a field that changed stays what it was until the change is accepted or over."""
 
     profile: Profile
     passes: float
+    whole: bool
     open: list[Open] = []
 
 
@@ -85,21 +85,24 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     accepted: list[Open] = []
 
 
-def judge(memory: Memory | None, seen: Profile, run_id: int, *, sound: bool) -> Judged:
+def judge(memory: Memory | None, seen: Profile, run_id: int, *, sound: bool, whole: bool) -> Judged:
     """Compare the profile of one pass with what is remembered of its source.
 
     A pass is `sound` where most of its records were accepted; others are judged, but nothing is learnt from
-    them: what the source used to send stays what it sent when it could be used.
+    them: what the source used to send stays what it sent when it could be used. It is `whole` where it lost
+    no part of what it set out to bring.
     """
     if memory is None:
-        return Judged(memory=Memory(profile=seen, passes=1.0) if sound and seen.records else None)
+        begin = sound and seen.records > 0
+        return Judged(memory=Memory(profile=seen, passes=1.0, whole=whole) if begin else None)
+    nulls = whole and _comparable(memory, seen)
     known = {(one.change, one.field): one for one in memory.open}
     drift: list[Drift] = []
     begun: list[Drift] = []
     lasting: list[Open] = []
     accepted: list[Open] = []
     over: list[Open] = []
-    for found in _found(memory, seen, run_id):
+    for found in _found(memory, seen, run_id, nulls=nulls):
         opened = known.pop((found.change, found.field), None)
         if opened is None:
             opened = Open(found.field, found.change, _parent(memory, seen, found.field), run_id, 0)
@@ -108,10 +111,10 @@ def judge(memory: Memory | None, seen: Profile, run_id: int, *, sound: bool) -> 
         lasts = msgspec.structs.replace(opened, passes=opened.passes + sound)
         (accepted if lasts.passes >= ACCEPTED_AFTER else lasting).append(lasts)
     for opened in known.values():
-        (over if _can_tell(opened, memory, seen) else lasting).append(opened)
+        (over if _can_tell(opened, seen, nulls=nulls) else lasting).append(opened)
     after = memory
     if sound:
-        after = _learnt(memory, seen, {one.field for one in lasting}, {one.field for one in accepted})
+        after = _learnt(memory, seen, whole, {one.field for one in lasting}, {one.field for one in accepted})
     return Judged(
         memory=msgspec.structs.replace(after, open=lasting),
         drift=drift[:FINDINGS_TOLD],
@@ -121,11 +124,10 @@ def judge(memory: Memory | None, seen: Profile, run_id: int, *, sound: bool) -> 
     )
 
 
-def _found(memory: Memory, seen: Profile, run_id: int) -> Iterator[Drift]:
+def _found(memory: Memory, seen: Profile, run_id: int, *, nulls: bool) -> Iterator[Drift]:
     known, now = memory.profile.fields, seen.fields
     vanished = {path: known[path] for path in sorted(known) if _vanished(known[path], path, seen)}
     appeared = {path: now[path] for path in sorted(now) if _appeared(memory.profile, path, now[path])}
-    comparable = _comparable(memory, seen)
 
     def drift(path: str, change: Change, records: float, before: str, after: str) -> Drift:
         was, new = known.get(path), now.get(path)
@@ -156,7 +158,7 @@ def _found(memory: Memory, seen: Profile, run_id: int) -> Iterator[Drift]:
         was, new = known[path], now[path]
         if was.of < ENOUGH or new.of < ENOUGH:
             continue
-        if comparable and was.filled >= MOST * was.of and new.filled <= FEW * new.of:
+        if nulls and was.filled >= MOST * was.of and max(new.fullest, new.filled / new.of) <= FEW:
             yield drift(
                 path, "null", new.of - new.filled, f"filled in {_percent(was.filled, was.of)}", "null"
             )
@@ -188,19 +190,19 @@ def _parent(memory: Memory, seen: Profile, path: str) -> str:
 
 def _comparable(memory: Memory, seen: Profile) -> bool:
     usual = memory.profile.records / memory.passes
-    return usual / SIZE <= seen.records <= usual * SIZE
+    return memory.whole and usual / SIZE <= seen.records <= usual * SIZE
 
 
-def _can_tell(one: Open, memory: Memory, seen: Profile) -> bool:
+def _can_tell(one: Open, seen: Profile, *, nulls: bool) -> bool:
     """Whether a pass that does not show the change shows that it is over."""
     if one.change == "type":
         field = seen.fields.get(one.field)
         return field is not None and field.filled >= ENOUGH
     enough = seen.objects.get(one.parent, 0.0) >= ENOUGH
-    return enough and (one.change != "null" or _comparable(memory, seen))
+    return enough and (one.change != "null" or nulls)
 
 
-def _learnt(memory: Memory, seen: Profile, held: set[str], accepted: set[str]) -> Memory:
+def _learnt(memory: Memory, seen: Profile, whole: bool, held: set[str], accepted: set[str]) -> Memory:
     """The memory with a pass more, in which fields `held` stay as they are and `accepted` become new."""
     old = memory.profile
     objects = {
@@ -221,7 +223,9 @@ def _learnt(memory: Memory, seen: Profile, held: set[str], accepted: set[str]) -
         if blended is not None and blended.present >= 1:
             fields[path] = blended
     return Memory(
-        profile=bounded(Profile(objects=objects, fields=fields)), passes=memory.passes * WEIGHT + 1.0
+        profile=bounded(Profile(objects=objects, fields=fields)),
+        passes=memory.passes * WEIGHT + 1.0,
+        whole=memory.whole or whole,
     )
 
 

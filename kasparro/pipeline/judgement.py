@@ -49,7 +49,7 @@ def judge(
     for others. `whole` tells that it brought the share of the list, `planned`, that it set out for.
     """
     sound = valid * 2 >= fetched
-    fields = drift.judge(_remembered(past.profile), profile, run_id, sound=sound)
+    fields = drift.judge(_remembered(past.profile), profile, run_id, sound=sound, whole=whole)
     _say_drift(source, run_id, fields)
     told, found = None, []
     if sound:

@@ -188,7 +188,9 @@ class SourceHealth(_Report, frozen=True, kw_only=True):
 
     status: Annotated[SourceStatus | None, msgspec.Meta(description="What its last finished pass came to.")]
     last_success_at: Moment | None
-    age_s: Annotated[float | None, msgspec.Meta(description="Seconds since its last success.")]
+    age_s: Annotated[
+        float | None, msgspec.Meta(description="Seconds since its last success; null where that is to come.")
+    ]
     expected_age_s: Annotated[
         float | None,
         msgspec.Meta(
@@ -338,7 +340,7 @@ def _health(row: asyncpg.Record, interval: timedelta | None, up_s: float) -> Sou
     return SourceHealth(
         status=row["status"],
         last_success_at=row["last_success_at"],
-        age_s=_rounded(row["age_s"]),
+        age_s=None if (row["age_s"] or 0.0) < -freshness.PATIENCE.total_seconds() else _rounded(row["age_s"]),
         expected_age_s=expected.total_seconds() if expected else None,
         stale=late is not None,
         error=row["error"],

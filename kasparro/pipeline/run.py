@@ -255,7 +255,7 @@ class Run:
                     return True
                 coming = asyncio.create_task(following())
                 await self._load(source, loader, batch)
-                if batch.profile is not None and not batch.valid and batch.fetched >= drift.ENOUGH:
+                if batch.profile is not None and not batch.valid and batch.fetched >= ENOUGH:
                     # What no record of an answer is fit for, those that follow will not be: its shape has
                     # changed. What came before it was whole, and stands.
                     raise SourceError(self._refused(source, batch.fetched, batch.fetched))

@@ -240,3 +240,63 @@ async def test_a_source_without_a_success_for_two_intervals_is_stale(
     )
     csv = (await report.health(connection, ["csv"], interval))["csv"]
     assert (csv.stale, csv.sound) == (stale, not stale)
+
+
+async def test_a_success_of_the_future_is_no_success_until_the_next(connection: Connection) -> None:
+    now = datetime.now(UTC)
+    ahead = await add_run(connection, "succeeded")
+    await add_source(connection, ahead, "csv", "succeeded", finished_at=now + timedelta(days=400))
+    during = (await report.health(connection, ["csv"], HOUR))["csv"]
+    after = await add_run(connection, "succeeded")
+    await add_source(connection, after, "csv", "succeeded", started_at=now, finished_at=now)
+    later = (await report.health(connection, ["csv"], HOUR))["csv"]
+
+    assert (during.stale, during.sound, during.age_s) == (True, False, None)
+    assert during.reasons[0].endswith("ahead of the database's clock: a clock was set back")
+    assert (later.stale, later.sound, later.last_success_at) == (False, True, now)
+
+
+async def test_a_source_that_no_run_takes_up_is_stale_once_that_has_lasted(connection: Connection) -> None:
+    assert (await report.health(connection, ["csv"], HOUR, up_s=7_400))["csv"].sound
+    (reason,) = (await report.health(connection, ["csv"], HOUR, up_s=7_600))["csv"].reasons
+    assert reason == "overdue: no run took it up for 2:06:40, expected within 2:05:00"
+    assert (await report.health(connection, ["csv"], None, up_s=9e9))["csv"].sound
+
+
+async def test_passes_that_are_skipped_put_off_no_date(connection: Connection) -> None:
+    now = datetime.now(UTC)
+    for ago, outcome in ((timedelta(hours=3), "succeeded"), (timedelta(0), "skipped")):
+        run_id = await add_run(connection, "succeeded")
+        await add_source(
+            connection, run_id, "csv", outcome, started_at=now - ago, finished_at=now - ago, error=None
+        )
+    csv = (await report.health(connection, ["csv"], HOUR))["csv"]
+    assert (csv.status, csv.stale, csv.expected_age_s) == ("skipped", True, 7_500.0)
+    assert csv.reasons[0].startswith("overdue: no success for 3:00:0")
+
+
+async def test_with_the_interval_off_the_rhythm_of_the_runs_is_expected_to_go_on(
+    connection: Connection,
+) -> None:
+    now = datetime.now(UTC)
+    for hour in range(14, 5, -1):
+        run_id = await add_run(connection, "succeeded")
+        began = now - timedelta(hours=hour)
+        await add_source(connection, run_id, "csv", "succeeded", started_at=began, finished_at=began)
+    csv = (await report.health(connection, ["csv"], None))["csv"]
+    assert (csv.expected_age_s, csv.stale) == (7_500.0, True)
+
+
+async def test_what_a_sound_pass_met_stands_while_others_fail(connection: Connection) -> None:
+    met = (
+        '[{"kind":"stuck","detail":"stands still","value":9,"usual":1,"lasting":false,"since_run":1,'
+        '"since":"2026-06-01T12:00:00Z"}]'
+    )
+    now = datetime.now(UTC)
+    judged: dict[str, Any] = {"drift": "[]", "anomalies": met, "figures": '{"fetched":1}'}
+    for status, values in (("succeeded", judged), ("failed", {"drift": "[]"}), ("failed", {})):
+        values = {"started_at": now, "finished_at": now, "error": "429"} | values  # noqa: PLW2901
+        run_id = await add_run(connection, "partial")
+        await add_source(connection, run_id, "coingecko", status, **values)
+    gecko = (await report.health(connection, ["coingecko"], HOUR))["coingecko"]
+    assert gecko.reasons == ["failed: 429", "stuck: stands still"]

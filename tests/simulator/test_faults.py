@@ -5,6 +5,7 @@ import json
 import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from fractions import Fraction
 from typing import Any
 
 import aiohttp
@@ -22,9 +23,11 @@ from kasparro.simulator.faults import (
     Hang,
     Html,
     Huge,
+    ListCut,
     NotAnArray,
     Redirect,
     Reset,
+    ScaledPrices,
     SchemaDrift,
     Slow,
     Status,
@@ -263,3 +266,38 @@ async def test_a_field_can_be_renamed_dropped_or_retyped_in_every_record(
         assert "symbol" not in new
         assert new["total_supply"] == old["total_supply"]
         assert new["name"] == {"value": old["name"]}
+
+
+async def test_a_field_can_turn_null_or_stand_there_twice(simulator: Simulator, client: Client) -> None:
+    before = (await client.markets()).json()
+    simulator.add_fault(SchemaDrift(api="coingecko", field="ath", change="null"))
+    simulator.add_fault(SchemaDrift(api="coingecko", field="atl", change="copy", to="low"))
+    for old, new in zip(before, (await client.markets()).json(), strict=True):
+        assert (new["ath"], new["atl"], new["low"]) == (None, old["atl"], old["atl"])
+
+
+@pytest.mark.parametrize("factor", ["0.92", "1000"])
+async def test_prices_can_be_scaled_exactly(simulator: Simulator, client: Client, factor: str) -> None:
+    async def told() -> list[tuple[str, str, str | None]]:
+        tickers, markets = (await client.tickers()).json(), (await client.markets()).json()
+        prices = [(one["id"], one["last_updated"], one["quotes"]["USD"]["price"]) for one in tickers]
+        return prices + [(one["id"], one["last_updated"], one["current_price"]) for one in markets]
+
+    before = await told()
+    simulator.add_fault(ScaledPrices(api="coinpaprika", factor=factor))
+    simulator.add_fault(ScaledPrices(api="coingecko", factor=factor))
+
+    for old, new in zip(before, await told(), strict=True):
+        assert new[:2] == old[:2]
+        assert new[2] is old[2] is None or Fraction(str(new[2])) == Fraction(str(old[2])) * Fraction(factor)
+
+
+async def test_a_list_can_end_early(simulator: Simulator, client: Client) -> None:
+    pages = [(await client.markets(page=page)).ids for page in (1, 2, 3)]
+    simulator.add_fault(ListCut(api="coingecko", keep=300))
+    assert [(await client.markets(page=page)).ids for page in (1, 2, 3)] == [pages[0], pages[1][:50], []]
+    whole = (await client.tickers()).ids
+    simulator.add_fault(ListCut(api="coinpaprika", keep=7))
+    cut = (await client.tickers()).ids
+    assert len(cut) == 7
+    assert set(cut) < set(whole)

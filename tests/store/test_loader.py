@@ -1,17 +1,20 @@
 """What a batch does to the tables."""
 
 import itertools
+import math
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kasparro.batch import Batch, BatchBuilder, Checkpoint
 from kasparro.errors import RunLost
+from kasparro.profile import Profile
 from kasparro.record import Record, Reject
 from kasparro.store.database import Database
 from kasparro.store.loader import REJECTS_KEPT, Loader
@@ -220,6 +223,41 @@ async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
     assert tuple(kept[0]) == ("bad", "price", "raw 0\\x00\\udc80")
     (counted,) = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
     assert tuple(counted) == ("price", "bad", REJECTS_KEPT + 4)
+
+
+async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database: Database) -> None:
+    def noted(*records: Record) -> Batch:
+        profile = Profile(objects={"": float(len(records))})
+        return msgspec.structs.replace(batch(*records), profile=profile)
+
+    earlier = {"a": "2", "b": "0", "c": None, "d": "7", "e": "5"}
+    await load(database, batch(*(record(coin, price_usd=price) for coin, price in earlier.items())))
+    into = await loader(database)
+    later = T0 + timedelta(minutes=1)
+
+    await into.load(
+        noted(
+            record("a", later, price_usd="4"),
+            record("b", later, price_usd="1"),
+            record("c", later, price_usd="1"),
+            record("d", price_usd="7"),
+            record("e", T0 - timedelta(days=1), price_usd="9"),
+            record("new", later, price_usd="1"),
+            record("untimed", later, reported=False, price_usd="1"),
+        ),
+        T0 + timedelta(minutes=2),
+    )
+
+    assert list(into.compared.moves) == pytest.approx([math.log(2)])
+    assert list(into.compared.gaps) == [60.0]
+    assert sorted(into.compared.ages) == [60.0] * 4 + [120.0, 86_520.0]
+
+
+async def test_archives_are_compared_with_nothing(database: Database) -> None:
+    into = await loader(database, "csv")
+    await into.load(batch(record(price_usd="1")), T0)
+
+    assert not into.compared.ages
 
 
 async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:

@@ -1,0 +1,212 @@
+"""Which changes of a source's fields are drift, and which are not."""
+
+from typing import Any, Literal
+
+import msgspec
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from kasparro.pipeline.drift import ACCEPTED_AFTER, Judged, Memory, judge
+from kasparro.profile import ENOUGH, Profile, Profiler, merged
+
+Record = dict[str, Any]
+PAGE = 25
+
+
+def profiled(records: list[Record]) -> Profile:
+    """The profile of records that come in pages, as a walk brings them."""
+    pages = [records[start : start + PAGE] for start in range(0, len(records), PAGE)]
+    found = []
+    for page in pages:
+        profiler = Profiler()
+        for record in page:
+            profiler.note(msgspec.json.encode(record))
+        found.append(profiler.take() or Profile())
+    return merged(found)
+
+
+def judged(
+    *passes: list[Record], memory: Memory | None = None, sound: bool = True, whole: bool = True
+) -> Judged:
+    """Passes one after the other; what is found of the last one."""
+    result = Judged(memory=memory)
+    for number, records in enumerate(passes, start=1):
+        result = judge(result.memory, profiled(records), number, sound=sound, whole=whole)
+    return result
+
+
+def told(result: Judged) -> list[tuple[str, str]]:
+    return [(found.change, found.field) for found in result.drift]
+
+
+def coins(count: int, **changes: Any) -> list[Record]:
+    return [
+        {"id": f"c-{n}", "price": n + 0.5, "rank": n, "quotes": {"cap": n * 7}} | changes
+        for n in range(count)
+    ]
+
+
+# A list as market APIs have them: every record with every key, some fields filled for the first so many coins
+# only, some for a share of the coins wherever they stand, objects that are there for some.
+LISTED = 12 * PAGE
+
+
+@st.composite
+def feeds(draw: st.DrawFn) -> list[Record]:
+    ends = draw(st.lists(st.integers(0, LISTED), min_size=1, max_size=4))
+    every = draw(st.lists(st.integers(1, 40), max_size=3))
+    objects = draw(st.integers(1, 60))
+    return [
+        {"id": f"c-{n}"}
+        | {f"head{i}": n if n < end else None for i, end in enumerate(ends)}
+        | {f"some{i}": "x" if n % step == 0 else None for i, step in enumerate(every)}
+        | {"roi": {"times": 1.5} if n % objects == 0 else None}
+        for n in range(LISTED)
+    ]
+
+
+@given(feed=feeds(), passes=st.integers(2, 4), size=st.integers(1, LISTED))
+def test_a_list_that_stays_as_it_is_shows_none(feed: list[Record], passes: int, size: int) -> None:
+    for count in range(1, passes + 1):
+        assert judged(*[feed[:size]] * count).drift == []
+
+
+@given(feed=feeds(), tail=st.integers(1, 10), starts=st.lists(st.integers(1, 11), min_size=2, max_size=9))
+def test_a_head_with_a_tail_in_rotation_shows_none(feed: list[Record], tail: int, starts: list[int]) -> None:
+    pages = [feed[start : start + PAGE] for start in range(0, LISTED, PAGE)]
+    passes = [
+        sum((pages[1 + (start + n) % (len(pages) - 1)] for n in range(tail)), pages[0]) for start in starts
+    ]
+
+    for count in range(1, len(passes) + 1):
+        assert judged(*passes[:count]).drift == []
+
+
+@given(feed=feeds(), died=st.integers(1, LISTED - 1))
+def test_a_walk_that_died_and_went_on_elsewhere_shows_none(feed: list[Record], died: int) -> None:
+    first = judged(feed[:died], whole=False)
+    second = judged(feed[died:], memory=first.memory)
+
+    assert second.drift == judged(feed, memory=second.memory).drift == []
+
+
+@given(
+    feed=feeds(),
+    change=st.sampled_from(["vanished", "null", "type", "appeared"]),
+    since=st.integers(1, 4),
+    lasting=st.integers(1, ACCEPTED_AFTER - 1),
+)
+def test_a_change_of_a_whole_source_is_found_lasts_and_is_over(
+    feed: list[Record], change: Literal["vanished", "null", "type", "appeared"], since: int, lasting: int
+) -> None:
+    changed = [record | {"id": {"null": None, "type": 7}.get(change)} for record in feed]
+    if change == "vanished":
+        changed = [{name: record[name] for name in record if name != "id"} for record in feed]
+    elif change == "appeared":
+        changed = [record | {"fresh": 1} for record in feed]
+    field = "fresh" if change == "appeared" else "id"
+
+    result = judged(*[feed] * since)
+    for number in range(1, lasting + 1):
+        result = judge(result.memory, profiled(changed), since + number, sound=True, whole=True)
+        assert told(result) == [(change, field)]
+        assert result.drift[0].since_run == since + 1
+        assert (result.drift[0].records, result.drift[0].of) == (LISTED, LISTED)
+        assert [one.field for one in result.begun] == ([field] if number == 1 else [])
+        assert result.over == []
+    healed = judge(result.memory, profiled(feed), 99, sound=True, whole=True)
+    assert healed.drift == []
+    assert [(one.change, one.field) for one in healed.over] == [(change, field)]
+    assert judge(healed.memory, profiled(feed), 100, sound=True, whole=True).over == []
+
+
+@given(feed=feeds())
+def test_what_is_kept_of_a_source_survives_the_database(feed: list[Record]) -> None:
+    kept = judged(feed, [record | {"new": 1} for record in feed]).memory
+
+    assert msgspec.json.decode(msgspec.json.encode(kept), type=Memory) == kept
+
+
+def test_a_first_pass_and_few_records_prove_nothing() -> None:
+    assert judged(coins(500)).drift == []
+    few = coins(ENOUGH - 1)
+    assert judged(few, [{"other": 1} for _ in few]).drift == []
+    assert told(judged(coins(ENOUGH), [{"other": 1}] * ENOUGH)) == [
+        ("vanished", "id"),
+        ("vanished", "price"),
+        ("vanished", "quotes"),
+        ("vanished", "rank"),
+        ("appeared", "other"),
+    ]
+
+
+def test_what_stands_in_a_vanished_object_is_not_told_besides() -> None:
+    assert told(judged(coins(50), coins(50, quotes=None))) == [("null", "quotes")]
+    assert told(judged(coins(50), coins(50, quotes={"cap": "a"}))) == [("type", "quotes.cap")]
+    assert told(judged(coins(50), coins(50, quotes={"market_cap": 3}))) == [
+        ("vanished", "quotes.cap"),
+        ("appeared", "quotes.market_cap"),
+    ]
+
+
+def test_records_of_a_lost_page_or_a_shorter_list_judge_no_nulls() -> None:
+    full = coins(200)
+    tail = coins(80, rank=None)
+
+    assert judged(full, tail).drift == []
+    assert judged(coins(200, rank=None), memory=judged(full).memory, whole=False).drift == []
+    assert told(judged(full, coins(120, rank=None))) == [("null", "rank")]
+
+
+def test_a_pass_that_was_refused_is_judged_and_teaches_nothing() -> None:
+    result = judged(coins(50))
+    for number in range(2 * ACCEPTED_AFTER):
+        result = judge(result.memory, profiled([{"id": "a"}] * 50), 2 + number, sound=False, whole=True)
+        assert ("vanished", "price") in told(result)
+        assert all(found.since_run == 2 for found in result.drift)
+        assert bool(result.begun) == (number == 0)
+    assert judge(result.memory, profiled(coins(50)), 99, sound=True, whole=True).drift == []
+    assert judge(None, profiled(coins(50)), 1, sound=False, whole=True).memory is None
+
+
+def test_a_change_that_lasts_is_accepted_once() -> None:
+    result, accepted = judged(coins(50)), []
+    for number in range(2, ACCEPTED_AFTER + 4):
+        result = judge(result.memory, profiled(coins(50, price="1")), number, sound=True, whole=True)
+        accepted += [number for _ in result.accepted]
+    assert accepted == [ACCEPTED_AFTER + 1]
+    assert result.drift == []
+    assert told(judge(result.memory, profiled(coins(50)), 99, sound=True, whole=True)) == [("type", "price")]
+
+
+def test_a_new_field_is_told_beside_the_field_that_it_stands_for() -> None:
+    was = coins(50)
+    now = [{"last": record["price"] * 1.01} | record for record in was]
+    for record in now:
+        del record["price"]
+    vanished, appeared = judged(was, now).drift
+
+    assert (vanished.field, vanished.nearest, appeared.field, appeared.nearest) == (
+        "price",
+        "last",
+        "last",
+        "price",
+    )
+    assert vanished.confidence == appeared.confidence
+    assert vanished.confidence is not None
+    assert 0.5 <= vanished.confidence <= 1
+    assert "nearest is last" in vanished.line
+
+    (beside,) = judged(was, [record | {"price_2": "?"} for record in was]).drift
+    assert (beside.nearest, beside.confidence is not None and beside.confidence < 0.5) == ("price", True)
+    (strange,) = judged(was, [record | {"zzz": True} for record in was]).drift
+    assert (strange.nearest, strange.confidence) == (None, None)
+
+
+@given(share=st.integers(0, 100))
+def test_bad_records_among_good_ones_are_no_drift(share: int) -> None:
+    assume(share <= 80)
+    good = coins(100)
+    spoilt = [{"id": None, "price": "x"} if n < share else record for n, record in enumerate(good)]
+
+    assert judged(good, spoilt).drift == []
