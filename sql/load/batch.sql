@@ -135,7 +135,8 @@ SELECT count(*) FILTER (WHERE differs) FROM compared;
 -- name: movement --
 -- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
 -- record where the source told its time; and of the coins that it brings news of, the logarithm of new over
--- old price and the seconds between the two. A run is judged by these against the runs before it.
+-- old price and the seconds between the two. A run is judged by these against the runs before it. LIMIT keeps
+-- the look-up one descent of the key a row, as above.
 WITH told AS (
     SELECT DISTINCT ON (source_id)
         source_id,
@@ -159,7 +160,15 @@ compared AS (
         END AS move,
         extract(EPOCH FROM told.observed_at - known.observed_at)::float8 AS gap
     FROM told
-    LEFT JOIN unified_data AS known ON known.source = $1 AND told.source_id = known.source_id
+    LEFT JOIN LATERAL (
+        SELECT
+            content_hash,
+            observed_at,
+            price_usd
+        FROM unified_data
+        WHERE source = $1 AND source_id = told.source_id
+        LIMIT 1
+    ) AS known ON true
 )
 SELECT
     array_agg(age) FILTER (WHERE age IS NOT NULL) AS ages,
