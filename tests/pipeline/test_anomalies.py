@@ -80,6 +80,10 @@ def test_a_source_that_is_always_unsteady_is_left_alone() -> None:
 
     assert kinds(usual(fetched=100, move=0.9, shift=0.9, age_s=80_000.0), past) == []
 
+    restless = [usual(move=move / 100) for move in (1, 4, 1, 3, 2, 1, 4, 3, 2, 1)]
+    assert kinds(usual(move=0.12, shift=0.12), restless) == []
+    assert kinds(usual(move=0.12, shift=0.12)) == ["price-jump"]
+
 
 def test_passes_are_compared_by_the_share_that_they_set_out_for() -> None:
     past = [usual(planned=1.0)] * 10 + [usual(fetched=180, planned=0.18)] * 10

@@ -165,6 +165,8 @@ def test_a_pass_that_was_refused_is_judged_and_teaches_nothing() -> None:
         assert ("vanished", "price") in told(result)
         assert all(found.since_run == 2 for found in result.drift)
         assert bool(result.begun) == (number == 0)
+    assert result.memory is not None
+    assert result.memory.profile == profiled(coins(50))
     assert judge(result.memory, profiled(coins(50)), 99, sound=True, whole=True).drift == []
     assert judge(None, profiled(coins(50)), 1, sound=False, whole=True).memory is None
 
