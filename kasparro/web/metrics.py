@@ -1,7 +1,8 @@
 """GET /metrics: how the service fares, for Prometheus."""
 
-from collections.abc import Iterator
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Iterator
+from typing import Any, TypeVar
 
 import asyncpg
 from prometheus_client import CollectorRegistry
@@ -19,12 +20,15 @@ from starlette.responses import Response
 
 from kasparro import __version__
 from kasparro.errors import KasparroError
+from kasparro.pipeline.report import SourceHealth, Stats
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.meter import BOUNDS_S, Counts, Report
-from kasparro.web.service import Figures, Service
+from kasparro.web.service import Service
 
 # A scrape gives up after ten seconds by default; without a database it has the rest well before that.
 DATABASE_TIMEOUT_S = 3.0
+
+T = TypeVar("T")
 
 _GAUGES = {
     "cache_answers": "Rendered answers kept for this version of the data.",
@@ -40,9 +44,12 @@ _GAUGES = {
 class _Scrape(Collector):
     """The metrics of one moment."""
 
-    def __init__(self, reports: list[Report], figures: Figures | None) -> None:
+    def __init__(
+        self, reports: list[Report], health: dict[str, SourceHealth] | None, stats: Stats | None
+    ) -> None:
         self._reports = reports
-        self._figures = figures
+        self._health = health
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
         """All of them, family by family."""
@@ -98,19 +105,14 @@ class _Scrape(Collector):
 
     def _database(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
-            "kasparro_database_up", "1 while PostgreSQL answers.", int(self._figures is not None)
+            "kasparro_database_up", "1 while PostgreSQL answers.", int(self._health is not None)
         )
-        if self._figures is None:
-            return
-        totals = self._figures.stats.totals
-        records = GaugeMetricFamily("kasparro_records", "Rows of unified_data.", labels=("source",))
-        for source, rows in totals.by_source.items():
-            records.add_metric((source,), rows)
-        yield records
-        yield CounterMetricFamily("kasparro_runs", "Runs so far.", totals.runs)
-        yield GaugeMetricFamily(
-            "kasparro_run_active", "1 while a run is at work.", int(self._figures.stats.status == "running")
-        )
+        if self._health is not None:
+            yield from self._sources(self._health)
+        if self._stats is not None:
+            yield from self._totals(self._stats)
+
+    def _sources(self, health: dict[str, SourceHealth]) -> Iterator[Metric]:
         age = GaugeMetricFamily(
             "kasparro_source_age_seconds", "Since a source's last success.", labels=("source",)
         )
@@ -119,30 +121,46 @@ class _Scrape(Collector):
             "1 while a source's last pass did not fail and its data is no staler than it should be.",
             labels=("source",),
         )
-        for source, told in self._figures.health.items():
+        for source, told in health.items():
             if told.age_s is not None:
                 age.add_metric((source,), told.age_s)
             sound.add_metric((source,), int(told.sound))
         yield age
         yield sound
+
+    def _totals(self, stats: Stats) -> Iterator[Metric]:
+        records = GaugeMetricFamily("kasparro_records", "Rows of unified_data.", labels=("source",))
+        for source, rows in stats.totals.by_source.items():
+            records.add_metric((source,), rows)
+        yield records
+        yield CounterMetricFamily("kasparro_runs", "Runs so far.", stats.totals.runs)
+        yield GaugeMetricFamily(
+            "kasparro_run_active", "1 while a run is at work.", int(stats.status == "running")
+        )
         calls = GaugeMetricFamily(
             "kasparro_upstream_calls_this_month", "Calls booked with a source this month.", labels=("source",)
         )
-        for source, budget in self._figures.stats.budget.items():
+        for source, budget in stats.budget.items():
             calls.add_metric((source,), budget.calls)
         yield calls
 
 
 async def metrics(service: Service, request: Request, query: Any) -> Response:
     """GET /metrics."""
-    try:
-        figures = await service.figures(DATABASE_TIMEOUT_S)
-    except (KasparroError, asyncpg.PostgresError):
-        figures = None
+    health, stats = await asyncio.gather(
+        _told(service.probe(DATABASE_TIMEOUT_S)), _told(service.stats(DATABASE_TIMEOUT_S))
+    )
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(await service.meter.reports(), figures))
+    registry.register(_Scrape(await service.meter.reports(), health, stats))
     write, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(write(registry), media_type=None, headers={"Content-Type": media_type})
+
+
+async def _told(asked: Awaitable[T]) -> T | None:
+    try:
+        return await asked
+    except (KasparroError, asyncpg.PostgresError):
+        return None
 
 
 ENDPOINT = Endpoint(

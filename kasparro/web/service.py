@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-import msgspec
 from starlette.requests import Request
 
 from kasparro.errors import DatabaseUnavailable
@@ -23,13 +22,6 @@ from kasparro.web.caching import Caching
 from kasparro.web.meter import Meter
 
 T = TypeVar("T")
-
-
-class Figures(msgspec.Struct, frozen=True):
-    """What the database tells of the service, for its operators."""
-
-    stats: Stats
-    health: dict[str, SourceHealth]
 
 
 class SchedulerLike(Protocol):
@@ -107,9 +99,9 @@ class Service:
         """How the sources fare, as the database tells within this time; raises DatabaseUnavailable."""
         return await self._probe("health", self._health, timeout_s)
 
-    async def figures(self, timeout_s: float) -> Figures:
-        """What operators want to know, as the database tells within this time; raises DatabaseUnavailable."""
-        return await self._probe("figures", self._figures, timeout_s)
+    async def stats(self, timeout_s: float) -> Stats:
+        """The service at a glance, as the database tells within this time; raises DatabaseUnavailable."""
+        return await self._probe("stats", self._stats, timeout_s)
 
     async def _probe(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         # A probe that hangs, for a dead line takes long to be seen as such, is waited for by later callers
@@ -130,12 +122,10 @@ class Service:
             up_s = time.monotonic() - self._began
             return await report.health(connection, self.settings.sources, self.settings.interval, up_s)
 
-    async def _figures(self) -> Figures:
-        async with self.database.probing() as connection:
-            return Figures(
-                await report.stats(connection, self.settings),
-                await report.health(connection, self.settings.sources, self.settings.interval),
-            )
+    async def _stats(self) -> Stats:
+        # It counts rows, which may take long: not on the connection that health checks need.
+        async with self.database.reading(wide=True) as connection:
+            return await report.stats(connection, self.settings, self.next_run_at)
 
     def _gauges(self) -> dict[str, float]:
         found = self.caching.gauges()
