@@ -13,7 +13,6 @@ import asyncpg
 import pytest
 import stamina
 from aiohttp import web
-from aiolimiter import AsyncLimiter
 
 from kasparro.pipeline import report
 from kasparro.pipeline.run import Run, Trigger
@@ -427,17 +426,6 @@ async def test_an_upstream_that_drips_holds_up_a_run_for_a_limited_time(
     dripping, other = told.sources
     assert (dripping.status, dripping.records.fetched, other.status) == ("partial", 250, "succeeded")
     assert dripping.error == "page 2: CoinGecko took longer than the 0 min that a run gives it"
-
-
-async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(database: Database) -> None:
-    async with Simulator(seed=7, coins=40) as simulator:
-        source = CoinGecko(simulator.coingecko_url, "public", None, QUICK)
-        source._limiter = AsyncLimiter(1, 0.5)
-        for _ in range(3):
-            await run(database, [source])
-        times = [call.at for call in simulator.calls]
-
-    assert times[2] - times[0] > timedelta(seconds=0.8)
 
 
 # Conditional requests

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import stamina
 
 from kasparro.errors import RunInProgress
 from kasparro.pipeline import scheduler as module
@@ -15,6 +16,7 @@ from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import load
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
+from kasparro.sources import coingecko
 from kasparro.sources.base import utc_now
 from kasparro.store.database import Database
 from kasparro.store.embedded import EmbeddedPostgres
@@ -186,3 +188,29 @@ async def test_a_set_back_clock_puts_off_no_run(
 
     async with looped(simulator, database, "1s"):
         await logged.reached(3, "run finished")
+
+
+async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(
+    database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The rate holds for the vendor's host, which the simulator stands in for as a proxy does.
+    monkeypatch.setitem(coingecko.CALLS_A_MINUTE, "public", 40)
+    async with Simulator(seed=3, coins=40) as simulator:
+        monkeypatch.setenv("HTTP_PROXY", simulator.url)
+        told = load(
+            {
+                "KASPARRO_COINGECKO_URL": "http://api.coingecko.com/coingecko/api/v3",
+                "KASPARRO_SOURCES": "coingecko",
+                "KASPARRO_INTERVAL": "off",
+            }
+        )
+        async with Scheduler(told, database, prepare=partial(prepare, database)) as scheduler:
+            for number in range(1, 4):
+                async for attempt in stamina.retry_context(on=RunInProgress, attempts=None, timeout=20):
+                    with attempt:
+                        await scheduler.trigger()
+                await logged.reached(number, "run finished", status="succeeded")
+        times = [call.at for call in simulator.calls]
+
+    assert len(times) == 3
+    assert times[2] - times[0] > timedelta(seconds=2.9)
