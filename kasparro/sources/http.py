@@ -142,7 +142,7 @@ class Client(AbstractAsyncContextManager["Client"]):
                         return await self._call(path, parameters, known, patience)
         except TimeoutError:
             raise UpstreamError(
-                f"{self._name} took longer than the {TIME_LIMIT_S / 60:.0f} min that a run gives it",
+                f"{self._name} took longer than the {TIME_LIMIT_S / 60:g} min that a run gives it",
                 passing=False,
             ) from None
         raise AssertionError("unreachable: the last attempt raises")

@@ -187,8 +187,8 @@ class RunRecord:
         return int(booked)
 
     async def last_passes(self, source: str, count: int) -> list[asyncpg.Record]:
-        """The source's newest passes that came to something, newest first: when they ended, and
-        whether because its upstream was dead.
+        """The source's newest passes that asked its upstream, newest first: when they ended, and
+        whether because it was dead.
 
         Raises DatabaseUnavailable.
         """

@@ -90,14 +90,11 @@ RETURNING calls;
 SELECT coalesce(sum(calls), 0) FROM api_calls WHERE source = $1 AND month = $2;
 
 -- name: last_passes --
--- How the source fared in its newest passes that came to something, the newest first. A replay asks nobody.
+-- How the source fared in its newest passes that asked its upstream, the newest first.
 SELECT
     finished_at,
     dead
 FROM run_sources
-WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND NOT EXISTS (
-    SELECT FROM runs
-    WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
-)
+WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND calls > 0
 ORDER BY run_id DESC
 LIMIT $2;
