@@ -68,6 +68,9 @@ class DataVersion:
             except (KasparroError, asyncpg.PostgresError) as error:
                 # Out of reach or being prepared, which the next request is told as well.
                 log.debug("the version of the data is not known", reason=str(error))
+            except Exception:
+                # Without it every answer is read anew, which is slow and right; so it goes on.
+                log.exception("the version of the data is not known")
             finally:
                 self._lose()
             await asyncio.sleep(RETRY_S)

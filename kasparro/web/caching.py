@@ -7,7 +7,7 @@ from typing import Self
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
@@ -72,7 +72,7 @@ class Caching:
 
     async def revalidated(self, request: Request, response: Response) -> ASGIApp:
         """The response with a tag, by which a client may ask whether it still holds."""
-        if response.status_code != 200:
+        if response.status_code != 200 or isinstance(response, StreamingResponse):
             return self.never(response)
         exchange = request.scope["kasparro.exchange"]
         answer = Answer(response, exchange.route, self._revalidate, self._vary)

@@ -1,7 +1,10 @@
 """The service behind a real server, and the rows it serves."""
 
 import asyncio
+import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,10 +34,13 @@ async def serving(
     *,
     http: type[LimitedProtocol] = LimitedProtocol,
     readers: int = 8,
+    read_url: str | None = None,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The service over a database, and a client whose requests go to it."""
     app = create_app(
-        settings or Settings(), database=Database(database_url, readers=readers), scheduler=scheduler
+        settings or Settings(),
+        database=Database(database_url, read_url, readers=readers),
+        scheduler=scheduler,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         trusted = settings.trusted_proxies if settings else ()
@@ -49,6 +55,37 @@ async def serving(
         finally:
             server.should_exit = True
             await task
+
+
+@asynccontextmanager
+async def service(
+    database_url: str, *arguments: str, **environment: str
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """`kasparro serve` as a process of its own, and a client of it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kasparro", "serve", "--port", "0", *arguments),
+        env={
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "KASPARRO_INTERVAL": "off",
+            "KASPARRO_LOG": "json",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            while b"listening" not in (line := await process.stderr.readline()):
+                assert line
+        drained = asyncio.create_task(process.stderr.read())
+        url = line.decode().split('"url": "')[1].split('"')[0]
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(url, connector=connector) as client:
+            yield client
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await process.wait()
+        await drained
 
 
 @pytest.fixture

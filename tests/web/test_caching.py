@@ -17,7 +17,7 @@ from kasparro.settings import Settings
 from kasparro.store.database import Connection, Database
 from kasparro.store.version import CHANNEL, POLL_S
 from tests.store.test_loader import T0, batch, load, record
-from tests.web.conftest import Insert, serving
+from tests.web.conftest import Insert, service, serving
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -123,6 +123,19 @@ async def test_a_batch_of_another_process_is_seen_by_every_worker(database_url: 
         assert await process.wait() == 0
         await until(one, [7], POLL_S)
         await until(other, [7], POLL_S)
+
+
+async def test_workers_of_one_service_follow_one_version(database_url: str, database: Database) -> None:
+    async with service(database_url, "--workers", "2") as client, asyncio.timeout(60):
+        for price in (1, 2):
+            # Each on a connection of its own, so that both workers have it ready.
+            for _ in range(20):
+                await prices(client)
+            await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
+            await until(client, [price], POLL_S)
+            await asyncio.sleep(POLL_S)
+            for _ in range(20):
+                assert await prices(client) == [price]
 
 
 async def test_without_a_notification_the_next_poll_tells(

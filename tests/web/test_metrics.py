@@ -1,11 +1,6 @@
 """What /metrics tells, read as Prometheus reads it."""
 
 import asyncio
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.database import Connection
 from tests.pipeline.test_report import add_run, add_source
-from tests.web.conftest import Insert, serving
+from tests.web.conftest import Insert, service, serving
 from tests.web.test_caching import kept
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -127,37 +122,6 @@ async def test_scrapers_get_the_format_they_ask_for(client: aiohttp.ClientSessio
     ) as answer:
         assert answer.content_type == "application/openmetrics-text"
         assert (await answer.text()).endswith("# EOF\n")
-
-
-@asynccontextmanager
-async def service(
-    database_url: str, *arguments: str, **environment: str
-) -> AsyncIterator[aiohttp.ClientSession]:
-    """`kasparro serve` as a process of its own, and a client of it."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "kasparro", "serve", "--port", "0", *arguments),
-        env={
-            **os.environ,
-            "DATABASE_URL": database_url,
-            "KASPARRO_INTERVAL": "off",
-            "KASPARRO_LOG": "json",
-        },
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(30):
-            while b"listening" not in (line := await process.stderr.readline()):
-                assert line
-        drained = asyncio.create_task(process.stderr.read())
-        url = line.decode().split('"url": "')[1].split('"')[0]
-        connector = aiohttp.TCPConnector(force_close=True)
-        async with aiohttp.ClientSession(url, connector=connector) as client:
-            yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        await process.wait()
-        await drained
 
 
 async def test_any_worker_tells_for_all(database_url: str) -> None:
