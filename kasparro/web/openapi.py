@@ -92,6 +92,12 @@ _REUSE_HEADERS = {
     "ETag": "Sent back as If-None-Match, it is answered with 304 while the answer is still the same.",
     "Vary": "What beside the URL the answer depends on.",
 }
+_IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "Tags of answers that the client has: where one of them still holds, the answer is a 304.",
+    "schema": {"type": "string", "examples": ['"9f2c5d2a7b0e4c1d8a6f3b57"']},
+}
 # Where requests are limited, every answer has these.
 _LIMIT_HEADERS = {
     "RateLimit-Policy": "How many requests (`q`) in how many seconds (`w`) are allowed.",
@@ -201,6 +207,7 @@ def _operation(endpoint: Endpoint, *, keyed: bool, limited: bool) -> dict[str, A
     }
     headers = endpoint.headers | (_LIMIT_HEADERS if limited else {})
     if endpoint.caching != "never":
+        described.append(_IF_NONE_MATCH)
         headers |= _REUSE_HEADERS
         text = "The answer is still the one that If-None-Match names."
         responses["304"] = {"description": text, "headers": _named(headers)}
@@ -281,9 +288,9 @@ _RECORD = {
     "percent_change_1h": 0.12,
     "percent_change_24h": -1.5,
     "percent_change_7d": 4.25,
-    "observed_at": "2024-06-01T12:00:00+00:00",
-    "first_seen_at": "2024-05-01T09:00:02.5+00:00",
-    "updated_at": "2024-06-01T12:00:31.25+00:00",
+    "observed_at": "2024-06-01T12:00:00.000000Z",
+    "first_seen_at": "2024-05-01T09:00:02.500000Z",
+    "updated_at": "2024-06-01T12:00:31.250000Z",
 }
 _RECORDS = {"fetched": 250, "valid": 249, "rejected": 1, "inserted": 3, "updated": 240, "unchanged": 6}
 _DRIFT = {

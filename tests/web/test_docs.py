@@ -131,7 +131,7 @@ async def test_answers_fit_their_schemas(
 
 async def test_parameters_are_described_by_the_structs_that_read_them(client: aiohttp.ClientSession) -> None:
     described = {p["name"]: p for p in (await description(client))["paths"]["/data"]["get"]["parameters"]}
-    assert list(described) == ["limit", "page", "cursor", "source", "symbol", "q", "sort"]
+    assert list(described) == ["limit", "page", "cursor", "source", "symbol", "q", "sort", "If-None-Match"]
     assert described["limit"]["schema"] == {
         "type": "integer",
         "minimum": 1,
