@@ -24,7 +24,11 @@ etl *args:
 test *args: _develop
     .venv/bin/pytest -n 2 {{args}}
 
-# Measure loading beside psql and answering beside a bare app
+# Hold the service against its description for ten minutes, and send it ten thousand malformed requests
+fuzz *args: _develop
+    KASPARRO_TEST_FUZZ=600 KASPARRO_TEST_MALFORMED=10000 .venv/bin/pytest tests/web/test_described.py tests/web/test_malformed.py {{args}}
+
+# Measure loading beside psql, and answering beside a bare app and the usual stack
 bench *args: _develop
     .venv/bin/python -m tests.bench {{args}}
 

@@ -458,7 +458,7 @@ _EXAMPLES: dict[str, Any] = {
         ],
     },
     "Alive": {"status": "ok"},
-    "Tables": {
+    "TableSizes": {
         "tables": [{"name": "unified_data", "rows": 15000, "bytes": 7340032, "estimated": False}],
     },
     "RunStarted": {"id": 43, "status": "running"},

@@ -99,7 +99,7 @@ class Alive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     status: Literal["ok"] = "ok"
 
 
-class Tables(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TableSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The service's tables."""
 
     tables: list[Table]
@@ -211,7 +211,7 @@ async def tables(service: Service, request: Request, query: Any) -> Response:
     """GET /tables."""
     async with service.reading(request) as connection:
         found = await reading.tables(connection)
-    return _json(Tables(tables=found))
+    return _json(TableSizes(tables=found))
 
 
 def _run_id(request: Request) -> int:
@@ -314,7 +314,7 @@ ENDPOINTS = (
         summary="The service's tables",
         description="Rows and bytes of each; partitions are summed into their table.",
         area="operations",
-        answer=Tables,
+        answer=TableSizes,
     ),
 )
 
