@@ -1,7 +1,10 @@
 """The description of the API, and its page."""
 
+import asyncio
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,6 +22,7 @@ from tests.pipeline.test_report import add_run, add_source
 from tests.web.conftest import Insert, serving
 from tests.web.test_operations import Loop
 
+BROWSER = shutil.which("chromium")
 # What HTTP itself needs; descriptions are of the rest.
 OWN_HEADERS = {"content-type", "content-length", "content-encoding", "date"}
 
@@ -196,6 +200,28 @@ async def test_the_page_asks_no_other_host(client: aiohttp.ClientSession) -> Non
         async with client.get("/" + link) as answer:
             assert answer.status == 200, link
             assert await answer.read()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium on this machine")
+async def test_a_browser_without_a_network_shows_every_operation(
+    client: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    document = await description(client)
+    browser = await asyncio.create_subprocess_exec(
+        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=20000"),
+        *("--dump-dom", f"http://127.0.0.1:{client._base_url.port}/docs"),  # type: ignore[union-attr]
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(60):
+            page, _ = await browser.communicate()
+    finally:
+        if browser.returncode is None:
+            browser.kill()
+    shown = re.findall(r'class="opblock-summary-path" data-path="([^"]+)"', page.decode())
+    assert shown == [path for path, operations in document["paths"].items() for _ in operations]
 
 
 async def test_the_pages_take_no_parameters_and_no_ranges(client: aiohttp.ClientSession) -> None:
