@@ -100,9 +100,9 @@ async def _cursors(session: aiohttp.ClientSession, count: int) -> Iterator[str]:
 async def _asked(session: aiohttp.ClientSession, path: str) -> float:
     began = time.perf_counter()
     async with session.get(path, raise_for_status=True) as response:
-        await response.read()
+        body = await response.read()
     took = time.perf_counter() - began
-    if not json.loads(await response.read())["data"]:
+    if not json.loads(body)["data"]:
         raise RuntimeError(f"no rows: {path}")
     return took
 
