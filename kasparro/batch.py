@@ -1,11 +1,12 @@
 """Records on their way from a source to the store: a bounded number of them, ready for COPY."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
 
 from kasparro.profile import Profile, Profiler
-from kasparro.record import Record, Reject, copy_line, line
+from kasparro.record import Lines, Record, Reject, copy_lines, lines_of
 
 # Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
 BATCH_ROWS = 20_000
@@ -50,7 +51,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Some of a source's records: `rows` lines of COPY text in `lines`, beside the rejects met on the way.
+    """Some of a source's records: `rows` of them as COPY text in `lines`, beside the rejects met on the way.
 
     `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
     are new to this pass and the rest repeated a record that was told already: by an earlier page, or, of a
@@ -58,7 +59,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     archives settle that file by file.
     """
 
-    lines: bytes
+    lines: Lines
     rows: int
     fetched: int
     valid: int
@@ -76,17 +77,20 @@ class BatchBuilder:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._lines: list[str] = []
+        self._lines: list[Lines] = []
+        self._rows = 0
         self._rejects: list[Reject] = []
         self._repeated = 0
 
     def add(self, record: Record) -> None:
         """Take an accepted record."""
-        self._lines.append(line(record, len(self._lines))[0])
+        self._lines.append(lines_of(record, self._rows))
+        self._rows += 1
 
-    def add_content(self, when: str, content: str) -> None:
-        """Take an accepted record that is written already, as `copy_line` asks for it."""
-        self._lines.append(copy_line(len(self._lines), True, when, content)[0])
+    def add_told(self, keys: Sequence[str], contents: Sequence[str]) -> None:
+        """Take accepted records that are written already, as `copy_lines` asks for them."""
+        self._lines.append(copy_lines(self._rows, keys, contents))
+        self._rows += len(keys)
 
     def note(self, item: msgspec.Raw) -> None:
         """Take a record's fields into the batch's profile, whatever becomes of the record."""
@@ -104,7 +108,7 @@ class BatchBuilder:
     @property
     def full(self) -> bool:
         """Whether the batch has reached its bound."""
-        return len(self._lines) + len(self._rejects) >= BATCH_ROWS
+        return self._rows + len(self._rejects) >= BATCH_ROWS
 
     @property
     def refused(self) -> bool:
@@ -113,10 +117,13 @@ class BatchBuilder:
 
     def take(self, checkpoint: Checkpoint | None = None, page: Page | None = None) -> Batch:
         """What was collected, as a batch; the builder starts over."""
-        valid = len(self._lines) + self._repeated
+        valid = self._rows + self._repeated
         batch = Batch(
-            lines="".join(self._lines).encode(),
-            rows=len(self._lines),
+            lines=Lines(
+                b"".join([lines.keys for lines in self._lines]),
+                b"".join([lines.contents for lines in self._lines]),
+            ),
+            rows=self._rows,
             fetched=valid + len(self._rejects),
             valid=valid,
             rejects=tuple(self._rejects),

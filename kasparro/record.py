@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
@@ -175,17 +176,17 @@ def composed_id(symbol: str, name: str) -> str:
 # COPY's text format: tab between columns, \N for null, and these characters escaped.
 # https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-COLUMNS = (
-    "position",
-    "content_hash",
-    "reported",
-    "observed_at",
-    "source_id",
-    "symbol",
-    "name",
-    "rank",
-    *VALUE_FIELDS,
-)
+# A record is written in two lines that its position in the batch joins: what tells it from all others, and
+# what it tells. Of records that are stored already only the first is ever sent.
+KEY_COLUMNS = ("position", "content_hash", "reported", "observed_at", "source_id")
+CONTENT_COLUMNS = ("position", "symbol", "name", "rank", *VALUE_FIELDS)
+
+
+class Lines(msgspec.Struct, frozen=True):
+    """Records as COPY text, a line each, in the order of `KEY_COLUMNS` and of `CONTENT_COLUMNS`."""
+
+    keys: bytes
+    contents: bytes
 
 
 def copy_cell(value: str | int | None) -> str:
@@ -193,25 +194,27 @@ def copy_cell(value: str | int | None) -> str:
     return "\\N" if value is None else str(value).translate(_ESCAPES)
 
 
-def copy_line(position: int, reported: bool, when: str, content: str) -> tuple[str, str]:
-    """One line of COPY text in the order of `COLUMNS`, and its content hash (32 hex digits).
+def copy_lines(position: int, keys: Sequence[str], contents: Sequence[str]) -> Lines:
+    """Records that tell their time as COPY text.
 
-    `when` is the time in UTC as `isoformat(" ")` writes it, `content` the other values as `copy_cell` gives
-    them, joined by tabs. The hash covers what the source reports and nothing else.
+    `keys` holds the time and the id of each, `contents` the other values from the symbol on, as `copy_cell`
+    gives them, joined by tabs; `position` is the first one's place in its batch.
     """
-    told = f"{when}\t{content}" if reported else content
-    digest = blake2b(told.encode(), digest_size=16).hexdigest()
-    return f"{position}\t{digest}\t{'t' if reported else 'f'}\t{when}\t{content}\n", digest
+    # Encoding them all at once takes half the time of as many short calls.
+    told = "\n".join(map("\t".join, zip(keys, contents, strict=True))).encode().split(b"\n")
+    keyed = enumerate(zip(map(_digest, told), keys, strict=True), start=position)
+    return Lines(
+        "".join([f"{place}\t{digest}\tt\t{key}\n" for place, (digest, key) in keyed]).encode(),
+        "".join([f"{place}\t{content}\n" for place, content in enumerate(contents, start=position)]).encode(),
+    )
 
 
-def line(record: Record, position: int) -> tuple[str, str]:
-    """A record as one line of COPY text in the order of `COLUMNS`, and its content hash (32 hex digits).
+def lines_of(record: Record, position: int) -> Lines:
+    """A record as COPY text; `position` is its place in its batch.
 
-    Equal values give equal hashes, because their digits are written in one way only. `position` is the
-    record's place in its batch.
+    Equal values give equal hashes, because their digits are written in one way only.
     """
     values = (
-        record.source_id,
         record.symbol,
         record.name,
         record.rank,
@@ -225,8 +228,19 @@ def line(record: Record, position: int) -> tuple[str, str]:
         record.percent_change_24h,
         record.percent_change_7d,
     )
+    when, source_id = record.observed_at.isoformat(" "), copy_cell(record.source_id)
     content = "\t".join([copy_cell(value) for value in values])
-    return copy_line(position, record.reported, record.observed_at.isoformat(" "), content)
+    told = f"{when}\t{source_id}\t{content}" if record.reported else f"{source_id}\t{content}"
+    reported = "t" if record.reported else "f"
+    return Lines(
+        f"{position}\t{_digest(told.encode())}\t{reported}\t{when}\t{source_id}\n".encode(),
+        f"{position}\t{content}\n".encode(),
+    )
+
+
+def _digest(told: bytes) -> str:
+    # The content hash. It covers what the source reports and nothing else.
+    return blake2b(told, digest_size=16).hexdigest()
 
 
 def _shown(text: str) -> str:

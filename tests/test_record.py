@@ -8,7 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kasparro.record import EARLIEST, Record, Refused, composed_id, digits, identifier, label, line, moment
+from kasparro.record import (
+    EARLIEST,
+    Lines,
+    Record,
+    Refused,
+    composed_id,
+    copy_lines,
+    digits,
+    identifier,
+    label,
+    lines_of,
+    moment,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PLAIN = Record(source_id="btc-bitcoin", symbol="BTC", name="Bitcoin", observed_at=NOW, price_usd="1.5")
@@ -74,12 +86,17 @@ def test_absurd_numbers_are_refused(text: str) -> None:
         digits(text, "x")
 
 
-def test_a_line_is_hashed_by_what_the_source_told() -> None:
-    _, told = line(PLAIN, 0)
+def hashed(record: Record, position: int) -> bytes:
+    """The content hash that goes into its line."""
+    return lines_of(record, position).keys.split(b"\t")[1]
 
-    _, elsewhere_in_a_batch = line(PLAIN, 7)
-    _, another_price = line(replace(PLAIN, price_usd="1.6"), 0)
-    _, another_time = line(replace(PLAIN, observed_at=NOW - timedelta(days=1)), 0)
+
+def test_a_line_is_hashed_by_what_the_source_told() -> None:
+    told = hashed(PLAIN, 0)
+
+    elsewhere_in_a_batch = hashed(PLAIN, 7)
+    another_price = hashed(replace(PLAIN, price_usd="1.6"), 0)
+    another_time = hashed(replace(PLAIN, observed_at=NOW - timedelta(days=1)), 0)
 
     assert told == elsewhere_in_a_batch
     assert len({told, another_price, another_time}) == 3
@@ -88,15 +105,15 @@ def test_a_line_is_hashed_by_what_the_source_told() -> None:
 def test_a_time_that_the_source_did_not_tell_is_not_hashed() -> None:
     unreported = replace(PLAIN, reported=False)
 
-    _, first = line(unreported, 0)
-    _, later = line(replace(unreported, observed_at=NOW + timedelta(hours=1)), 0)
+    first = hashed(unreported, 0)
+    later = hashed(replace(unreported, observed_at=NOW + timedelta(hours=1)), 0)
 
     assert first == later
 
 
 def test_null_and_empty_and_zero_are_three_things() -> None:
     hashes = {
-        line(replace(PLAIN, **change), 0)[1]
+        hashed(replace(PLAIN, **change), 0)
         for change in (
             {"symbol": None},
             {"symbol": ""},
@@ -139,3 +156,21 @@ def test_names_stay_as_they_are_unless_postgresql_cannot_hold_them() -> None:
     for bad in ("a\x00b", "x" * 101):
         with pytest.raises(Refused):
             label(bad, "name", 100)
+
+
+@given(st.lists(st.tuples(st.datetimes(timezones=st.just(UTC)), st.text(), st.text()), min_size=1))
+def test_records_written_together_are_written_as_each_by_itself(
+    told: list[tuple[datetime, str, str]],
+) -> None:
+    records = [replace(PLAIN, observed_at=at, source_id=source_id, name=name) for at, source_id, name in told]
+    apart = [lines_of(record, place) for place, record in enumerate(records, start=3)]
+
+    together = copy_lines(
+        3,
+        [lines.keys.decode()[:-1].split("\t", 3)[3] for lines in apart],
+        [lines.contents.decode()[:-1].split("\t", 1)[1] for lines in apart],
+    )
+
+    assert together == Lines(
+        b"".join(lines.keys for lines in apart), b"".join(lines.contents for lines in apart)
+    )

@@ -10,7 +10,7 @@ import msgspec
 
 from kasparro.batch import Batch, Checkpoint, Page
 from kasparro.errors import RunLost
-from kasparro.record import COLUMNS, Reject
+from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
 from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
 
@@ -103,10 +103,7 @@ class Loader:
     ) -> asyncpg.Record | None:
         written, compared = Written(0, 0, 0), None
         if batch.rows:
-            await self._stage(connection, batch)
-            if batch.profile is not None:
-                (compared,) = await connection.fetch(_SQL["movement"], self._source, now)
-            written = await self._merge(connection, now)
+            written, compared = await self._merge(connection, batch, now)
         if kept:
             await connection.execute(
                 _SQL["rejects"],
@@ -171,25 +168,34 @@ class Loader:
             await connection.execute(_SQL["move_version"])
         return compared
 
-    async def _stage(self, connection: Connection, batch: Batch) -> None:
+    async def _merge(
+        self, connection: Connection, batch: Batch, now: datetime
+    ) -> tuple[Written, asyncpg.Record | None]:
+        # The keys alone tell what is new; of an archive that tells what is known, nothing else is sent.
         await connection.execute(_SQL["staging"])
-        await connection.execute(_SQL["known_table"])
-        await connection.copy_to_table("staging", source=_chunks(batch.lines), columns=COLUMNS, format="text")
-
-    async def _merge(self, connection: Connection, now: datetime) -> Written:
-        await connection.execute(_SQL["partitions"])
+        await _copy(connection, "staged_keys", KEY_COLUMNS, batch.lines.keys)
+        compared = None
+        if batch.profile is not None:
+            await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
+            (compared,) = await connection.fetch(_SQL["movement"], self._source, now)
         if self._told_at is not None:
             await connection.execute(_SQL["later_words"], self._source, self._told_at)
+        (fresh,) = await connection.fetch(_SQL["compare"], self._source, self._told_at)
+        if fresh["records"] and batch.profile is None:
+            await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
         told_at = self._told_at or now
-        differing = await connection.fetchval(_SQL["compare"], self._source, self._told_at)
-        told = await connection.fetchval(_SQL["append"], self._source, told_at)
-        if differing:
+        told = inserted = settled = 0
+        if fresh["appended"]:
+            await connection.execute(_SQL["partitions"])
+            told += await connection.fetchval(_SQL["append"], self._source, told_at)
+        if fresh["corrected"]:
             told += await connection.fetchval(_SQL["correct"], self._source, told_at)
-        (newest,) = await connection.fetch(_SQL["newest"], self._source, now, self._told_at)
+        if fresh["settled"]:
+            (newest,) = await connection.fetch(_SQL["newest"], self._source, now, self._told_at)
+            inserted, settled = newest["inserted"], newest["inserted"] + newest["updated"]
         # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
         # History gains all of them, unless somebody emptied unified_data beside it.
-        updated = max(told, newest["inserted"] + newest["updated"]) - newest["inserted"]
-        return Written(newest["inserted"], updated, differing)
+        return Written(inserted, max(told, settled) - inserted, fresh["corrected"]), compared
 
     def _kept(self, rejects: Sequence[Reject]) -> list[Reject]:
         room = Counter(self._rejects)
@@ -211,6 +217,10 @@ def storable(text: str) -> str:
     """Text that PostgreSQL can hold, cut to a bound; what it cannot hold is shown escaped."""
     cut = text if len(text) <= RAW_KEPT else f"{text[:RAW_KEPT]}…"
     return cut.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+async def _copy(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:
+    await connection.copy_to_table(table, source=_chunks(lines), columns=columns, format="text")
 
 
 async def _chunks(lines: bytes) -> AsyncIterator[bytes]:

@@ -14,13 +14,18 @@ WHERE
 FOR UPDATE OF sources;
 
 -- name: staging --
--- Where COPY puts a batch; it is the session's own and empties itself at the commit.
-CREATE TEMPORARY TABLE IF NOT EXISTS staging (
+-- Where COPY puts a batch, and what `compare` finds new in it; they are the session's own and empty
+-- themselves at the commit.
+CREATE TEMPORARY TABLE IF NOT EXISTS staged_keys (
     position integer NOT NULL,
     content_hash uuid NOT NULL,
     reported boolean NOT NULL,
     observed_at timestamptz NOT NULL,
-    source_id text COLLATE "C" NOT NULL,
+    source_id text COLLATE "C" NOT NULL
+) ON COMMIT DELETE ROWS;
+
+CREATE TEMPORARY TABLE IF NOT EXISTS staged_contents (
+    position integer NOT NULL,
     symbol text COLLATE "C",
     name text COLLATE "C",
     rank integer,
@@ -35,102 +40,27 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staging (
     percent_change_7d numeric
 ) ON COMMIT DELETE ROWS;
 
--- name: known_table --
--- Which rows of the batch tell of a moment that history has already, and whether they tell it otherwise.
-CREATE TEMPORARY TABLE IF NOT EXISTS known (
+CREATE TEMPORARY TABLE IF NOT EXISTS fresh (
     position integer NOT NULL,
-    differs boolean NOT NULL
+    content_hash uuid NOT NULL,
+    reported boolean NOT NULL,
+    observed_at timestamptz NOT NULL,
+    source_id text COLLATE "C" NOT NULL,
+    appends boolean NOT NULL,
+    corrects boolean NOT NULL,
+    settles boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
-
--- name: partitions --
--- The history's partitions for the months that the batch touches.
-SELECT create_history_partition(months.month)
-FROM (
-    SELECT DISTINCT date_trunc('month', observed_at AT TIME ZONE 'UTC')::date AS month
-    FROM staging
-) AS months;
 
 -- name: later_words --
 -- Of a replay ($2 is when its run ended): records of moments that a later run told otherwise. They were told
 -- before the words that stand, so they stay out, as an older record does.
-DELETE FROM staging
+DELETE FROM staged_keys
 USING unified_history AS history
 WHERE
     history.source = $1
-    AND history.source_id = staging.source_id
-    AND history.observed_at = staging.observed_at
+    AND history.source_id = staged_keys.source_id
+    AND history.observed_at = staged_keys.observed_at
     AND history.recorded_at > $2;
-
--- name: compare --
--- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
--- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
--- cost more with every month.
-WITH told AS (
-    SELECT DISTINCT ON (source_id, observed_at)
-        position,
-        source_id,
-        observed_at,
-        content_hash,
-        reported
-    FROM staging
-    ORDER BY source_id, observed_at, position DESC
-),
-looked_up AS MATERIALIZED (
-    SELECT
-        told.position,
-        told.source_id,
-        told.observed_at,
-        told.content_hash,
-        told.reported,
-        (
-            SELECT history.content_hash
-            FROM unified_history AS history
-            WHERE
-                history.source = $1
-                AND history.source_id = told.source_id
-                AND history.observed_at = told.observed_at
-        ) AS kept
-    FROM told
-),
-compared AS (
-    INSERT INTO known (position, differs)
-    SELECT
-        position,
-        kept <> content_hash
-    FROM looked_up
-    WHERE kept IS NOT NULL
-    UNION ALL
-    -- A record whose time the source did not tell is known where its content is that of the newest record;
-    -- in a replay, where it was then ($2).
-    SELECT
-        looked_up.position,
-        false
-    FROM looked_up
-    WHERE
-        NOT looked_up.reported
-        AND looked_up.kept IS NULL
-        AND looked_up.content_hash IN (
-            (
-                SELECT newest.content_hash
-                FROM unified_data AS newest
-                WHERE newest.source = $1 AND newest.source_id = looked_up.source_id
-            ),
-            (
-                SELECT history.content_hash
-                FROM unified_history AS history
-                WHERE
-                    $2::timestamptz IS NOT NULL
-                    AND history.source = $1
-                    AND history.source_id = looked_up.source_id
-                    AND history.observed_at < looked_up.observed_at
-                    AND history.recorded_at <= $2
-                ORDER BY history.observed_at DESC
-                LIMIT 1
-            )
-        )
-    RETURNING differs
-)
-SELECT count(*) FILTER (WHERE differs) FROM compared;
 
 -- name: movement --
 -- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
@@ -138,14 +68,15 @@ SELECT count(*) FILTER (WHERE differs) FROM compared;
 -- old price and the seconds between the two. A run is judged by these against the runs before it. LIMIT keeps
 -- the look-up one descent of the key a row, as above.
 WITH told AS (
-    SELECT DISTINCT ON (source_id)
-        source_id,
-        observed_at,
-        reported,
-        content_hash,
-        price_usd
-    FROM staging
-    ORDER BY source_id, observed_at DESC, position DESC
+    SELECT DISTINCT ON (staged_keys.source_id)
+        staged_keys.source_id,
+        staged_keys.observed_at,
+        staged_keys.reported,
+        staged_keys.content_hash,
+        staged_contents.price_usd
+    FROM staged_keys
+    INNER JOIN staged_contents ON staged_keys.position = staged_contents.position
+    ORDER BY staged_keys.source_id, staged_keys.observed_at DESC, staged_keys.position DESC
 ),
 compared AS (
     SELECT
@@ -176,15 +107,131 @@ SELECT
     array_agg(gap) FILTER (WHERE move IS NOT NULL) AS gaps
 FROM compared;
 
+-- name: compare --
+-- What the tables do not hold yet: moments that history has not (`appends`) or has otherwise (`corrects`),
+-- and what is to stand in unified_data (`settles`).
+--
+-- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
+-- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
+-- cost more with every month.
+--
+-- An older record never overwrites a newer one, and an equal one writes nothing. A time that we put in is the
+-- time of fetching, which is later than any that a source tells, so it yields to the first that is told. Nor
+-- does what a replay's run was told overwrite what was told after it.
+WITH told AS (
+    SELECT DISTINCT ON (source_id, observed_at)
+        position,
+        source_id,
+        observed_at,
+        content_hash,
+        reported
+    FROM staged_keys
+    ORDER BY source_id, observed_at, position DESC
+),
+looked_up AS MATERIALIZED (
+    SELECT
+        told.*,
+        coalesce(
+            lead(told.source_id) OVER (ORDER BY told.source_id, told.observed_at) <> told.source_id, true
+        ) AS latest,
+        (
+            SELECT history.content_hash
+            FROM unified_history AS history
+            WHERE
+                history.source = $1
+                AND history.source_id = told.source_id
+                AND history.observed_at = told.observed_at
+        ) AS kept
+    FROM told
+),
+judged AS (
+    SELECT
+        looked_up.position,
+        looked_up.content_hash,
+        looked_up.reported,
+        looked_up.observed_at,
+        looked_up.source_id,
+        -- A record whose time the source did not tell is known where its content is the newest record's; in a
+        -- replay ($2 is when its run ended), where it was then.
+        looked_up.kept IS NULL
+        AND (
+            looked_up.reported
+            OR NOT coalesce(
+                looked_up.content_hash IN (
+                    newest.content_hash,
+                    (
+                        SELECT history.content_hash
+                        FROM unified_history AS history
+                        WHERE
+                            $2::timestamptz IS NOT NULL
+                            AND history.source = $1
+                            AND history.source_id = looked_up.source_id
+                            AND history.observed_at < looked_up.observed_at
+                            AND history.recorded_at <= $2
+                        ORDER BY history.observed_at DESC
+                        LIMIT 1
+                    )
+                ),
+                false
+            )
+        ) AS appends,
+        coalesce(looked_up.kept <> looked_up.content_hash, false) AS corrects,
+        looked_up.latest
+        AND coalesce(newest.content_hash <> looked_up.content_hash, true)
+        AND (
+            newest.source_id IS NULL
+            OR (
+                (
+                    looked_up.observed_at >= newest.observed_at
+                    OR (looked_up.reported AND NOT newest.reported)
+                )
+                AND ($2::timestamptz IS NULL OR coalesce(newest.told_at, newest.updated_at) <= $2)
+            )
+        ) AS settles
+    FROM looked_up
+    LEFT JOIN unified_data AS newest
+        ON
+            (looked_up.latest OR NOT looked_up.reported)
+            AND newest.source = $1
+            AND looked_up.source_id = newest.source_id
+),
+written AS (
+    INSERT INTO fresh (
+        position, content_hash, reported, observed_at, source_id, appends, corrects, settles
+    )
+    SELECT
+        position,
+        content_hash,
+        reported,
+        observed_at,
+        source_id,
+        appends,
+        corrects,
+        settles
+    FROM judged
+    WHERE appends OR corrects OR settles
+    RETURNING appends, corrects, settles
+)
+SELECT
+    count(*) AS records,
+    count(*) FILTER (WHERE appends) AS appended,
+    count(*) FILTER (WHERE corrects) AS corrected,
+    count(*) FILTER (WHERE settles) AS settled
+FROM written;
+
+-- name: partitions --
+-- The history's partitions for the months that the batch adds to.
+SELECT create_history_partition(months.month)
+FROM (
+    SELECT DISTINCT date_trunc('month', observed_at AT TIME ZONE 'UTC')::date AS month
+    FROM fresh
+    WHERE appends
+) AS months;
+
 -- name: append --
 -- What history did not have. The run is the only writer of its source's rows, so none can come between the
 -- comparison and this.
-WITH told AS (
-    SELECT DISTINCT ON (source_id, observed_at) *
-    FROM staging
-    ORDER BY source_id, observed_at, position DESC
-),
-written AS (
+WITH written AS (
     INSERT INTO unified_history (
         source,
         source_id,
@@ -206,8 +253,8 @@ written AS (
     )
     SELECT
         $1,
-        told.source_id,
-        told.observed_at,
+        fresh.source_id,
+        fresh.observed_at,
         told.symbol,
         told.name,
         told.rank,
@@ -221,21 +268,17 @@ written AS (
         told.percent_change_24h,
         told.percent_change_7d,
         $2,
-        told.content_hash
-    FROM told
-    WHERE NOT EXISTS (SELECT FROM known WHERE known.position = told.position)
+        fresh.content_hash
+    FROM fresh
+    INNER JOIN staged_contents AS told ON fresh.position = told.position
+    WHERE fresh.appends
     RETURNING 1
 )
 SELECT count(*) FROM written;
 
 -- name: correct --
 -- What the source now tells otherwise of a moment that it had told before: the later word stands.
-WITH told AS (
-    SELECT DISTINCT ON (source_id, observed_at) *
-    FROM staging
-    ORDER BY source_id, observed_at, position DESC
-),
-written AS (
+WITH written AS (
     INSERT INTO unified_history (
         source,
         source_id,
@@ -257,8 +300,8 @@ written AS (
     )
     SELECT
         $1,
-        told.source_id,
-        told.observed_at,
+        fresh.source_id,
+        fresh.observed_at,
         told.symbol,
         told.name,
         told.rank,
@@ -272,9 +315,10 @@ written AS (
         told.percent_change_24h,
         told.percent_change_7d,
         $2,
-        told.content_hash
-    FROM told
-    WHERE EXISTS (SELECT FROM known WHERE known.position = told.position AND known.differs)
+        fresh.content_hash
+    FROM fresh
+    INNER JOIN staged_contents AS told ON fresh.position = told.position
+    WHERE fresh.corrects
     ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
         symbol = excluded.symbol,
         name = excluded.name,
@@ -295,14 +339,8 @@ written AS (
 SELECT count(*) FROM written;
 
 -- name: newest --
--- Settle the newest record of each coin: an older one never overwrites a newer one, and an equal one writes
--- nothing. xmax is 0 on a row that was inserted.
-WITH told AS (
-    SELECT DISTINCT ON (source_id) *
-    FROM staging
-    ORDER BY source_id, observed_at DESC, position DESC
-),
-written AS (
+-- The newest record of each coin. xmax is 0 on a row that was inserted.
+WITH written AS (
     INSERT INTO unified_data AS newest (
         source,
         source_id,
@@ -327,7 +365,7 @@ written AS (
     )
     SELECT
         $1,
-        told.source_id,
+        fresh.source_id,
         told.symbol,
         told.name,
         told.rank,
@@ -340,23 +378,15 @@ written AS (
         told.percent_change_1h,
         told.percent_change_24h,
         told.percent_change_7d,
-        told.observed_at,
+        fresh.observed_at,
         $2,
         $2,
         coalesce($3::timestamptz, $2),
-        told.content_hash,
-        told.reported
-    FROM told
-    LEFT JOIN unified_data AS known ON known.source = $1 AND told.source_id = known.source_id
-    WHERE
-        known.source_id IS NULL
-        OR (
-            known.content_hash <> told.content_hash
-            -- A time that we put in is the time of fetching, which is later than any that a source tells.
-            AND (told.observed_at >= known.observed_at OR (told.reported AND NOT known.reported))
-            -- Nor does what a replay's run was told overwrite what was told after it ($3).
-            AND ($3::timestamptz IS NULL OR coalesce(known.told_at, known.updated_at) <= $3)
-        )
+        fresh.content_hash,
+        fresh.reported
+    FROM fresh
+    INNER JOIN staged_contents AS told ON fresh.position = told.position
+    WHERE fresh.settles
     ON CONFLICT (source, source_id) DO UPDATE SET
         symbol = excluded.symbol,
         name = excluded.name,

@@ -18,7 +18,7 @@ from kasparro.record import (
     moment,
     positive,
 )
-from kasparro.sources.archives.numbers import Kind, read_plain
+from kasparro.sources.archives.numbers import Kind, read_plain, read_plain_all
 from kasparro.sources.archives.recognise import NUMBERS, Recognised, pair_of
 from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
 from kasparro.sources.archives.vocabulary import PEGGED
@@ -38,18 +38,21 @@ _NO_COIN = frozenset({"", "-", "--", "?", "n/a"})
 KNOWN = 50_000
 KNOWN_LENGTH = 200
 
+_One = Callable[[list[str]], tuple[str, str]]
+_Many = Callable[[Sequence[list[str]]], tuple[list[str], list[str]] | None]
 _Cells = TypeVar("_Cells", bound=str | tuple[str, ...])
+_Value = TypeVar("_Value", bound=str | tuple[str, ...])
 
 
-class _Known(dict[_Cells, str]):
+class _Known(dict[_Cells, _Value]):
     # Cells read before; new ones are read, and kept while there is room.
-    def __init__(self, read: Callable[[_Cells], str]) -> None:
+    def __init__(self, read: Callable[[_Cells], _Value]) -> None:
         super().__init__()
         self._read = read
 
-    def __missing__(self, cells: _Cells) -> str:
+    def __missing__(self, cells: _Cells) -> _Value:
         value = self._read(cells)
-        if len(value) <= KNOWN_LENGTH and len("".join(cells)) <= KNOWN_LENGTH:
+        if len("".join(value)) <= KNOWN_LENGTH and len("".join(cells)) <= KNOWN_LENGTH:
             if len(self) >= KNOWN:
                 self.clear()
             self[cells] = value
@@ -59,9 +62,12 @@ class _Known(dict[_Cells, str]):
 class Converter:
     """Reads the rows of one file by what was recognised; `now` bounds what has happened yet.
 
-    `convert(row)` gives a row's time and its other values as `copy_line` takes them, and lengthens the row
-    by one blank cell, which stands for every column that the file has not. It raises Refused where the row
-    cannot be taken.
+    `convert(row)` gives a row's key and content as `copy_lines` takes them, and lengthens the row by one
+    blank cell, which stands for every column that the file has not. It raises Refused where the row cannot
+    be taken.
+
+    `convert_all(rows)` gives the same for many rows at once, column by column, in half the time; None where
+    one of them has to be looked at by itself, as every row is that cannot be taken.
     """
 
     def __init__(self, recognised: Recognised, now: datetime) -> None:
@@ -73,11 +79,11 @@ class Converter:
         places = recognised.places
         absent = recognised.width
         self._must = places["price_usd"] if recognised.layout.kind == "candles" else None
-        self.convert = self._compiled(
+        self.convert, self.convert_all = self._compiled(
             {field: places.get(field, absent) for field in _ALL}, places.get("clock")
         )
 
-    def _compiled(self, at: Mapping[str, int], clock: int | None) -> Callable[[list[str]], tuple[str, str]]:
+    def _compiled(self, at: Mapping[str, int], clock: int | None) -> tuple[_One, _Many]:
         # Everything a row needs stands in this frame: a look-up through `self` costs as much as a cell.
         width = self._width
         day = at["closed_at"] if "closed_at" in self._recognised.places else at["time"]
@@ -97,7 +103,8 @@ class Converter:
             row.append("")
             try:
                 when = times[row[day] if clock is None else f"{row[day]} {row[clock]}"]
-                values = [coins[coin_cells(row)], ranks[row[rank]]]
+                source_id, labels = coins[coin_cells(row)]
+                values = [labels, ranks[row[rank]]]
                 values += map(money, money_cells(row))
                 values += map(supply, supply_cells(row))
                 values += map(percent, percent_cells(row))
@@ -105,9 +112,40 @@ class Converter:
                 raise self._blamed(row, refused) from None
             if values[2] == NULL:
                 self._without_price(row, values[2:8])
-            return when, "\t".join(values)
+            return f"{when}\t{source_id}", "\t".join(values)
 
-        return convert
+        def convert_all(rows: Sequence[list[str]]) -> tuple[list[str], list[str]] | None:
+            if any(len(row) != width for row in rows):
+                return None
+            columns = [*zip(*rows, strict=True), ("",) * len(rows)]
+            stamps = (
+                columns[day]
+                if clock is None
+                else map(" ".join, zip(columns[day], columns[clock], strict=True))
+            )
+            try:
+                whens = [*map(times.__getitem__, stamps)]
+                ids, labels = zip(
+                    *map(coins.__getitem__, zip(*coin_cells(columns), strict=True)), strict=True
+                )
+                ranked = [*map(ranks.__getitem__, columns[rank])]
+                figures = [self._amounts(column, money) for column in money_cells(columns)]
+                figures += ([*map(supply, column)] for column in supply_cells(columns))
+                figures += ([*map(percent, column)] for column in percent_cells(columns))
+            except Refused:
+                return None
+            if NULL in figures[0] and (
+                self._must is not None or any(set(row) == {NULL} for row in zip(*figures[:6], strict=True))
+            ):
+                return None
+            keys = map("\t".join, zip(whens, ids, strict=True))
+            return [*keys], [*map("\t".join, zip(labels, ranked, *figures, strict=True))]
+
+        return convert, convert_all
+
+    def _amounts(self, cells: Sequence[str], read: Callable[[str], str]) -> list[str]:
+        values = read_plain_all(cells) if self._notation.decimal == "." else None
+        return [*map(read, cells)] if values is None else [value or NULL for value in values]
 
     def _number_reader(self, kind: Kind) -> Callable[[str], str]:
         plain = self._notation.decimal == "."
@@ -153,7 +191,7 @@ class Converter:
             raise Refused("rank", f"not a rank: {text[:60]!r}")
         return copy_cell(value)
 
-    def _read_coin(self, cells: tuple[str, ...]) -> str:
+    def _read_coin(self, cells: tuple[str, ...]) -> tuple[str, str]:
         told_id, symbol, name, currency = (cell.strip() for cell in cells)
         if currency:
             self._expect_dollars(currency.upper())
@@ -200,14 +238,13 @@ class Converter:
         return at
 
 
-def _coin_cells(source_id: str, symbol: str, name: str) -> str:
-    return "\t".join(
-        (
-            copy_cell(_encodable(source_id, "id")),
-            copy_cell(_encodable(label(symbol, "symbol", SYMBOL_LIMIT), "symbol") or None),
-            copy_cell(_encodable(label(name, "name", NAME_LIMIT), "name") or None),
-        )
+def _coin_cells(source_id: str, symbol: str, name: str) -> tuple[str, str]:
+    # The id, and symbol and name as they stand in a line.
+    labels = (
+        _encodable(label(symbol, "symbol", SYMBOL_LIMIT), "symbol"),
+        _encodable(label(name, "name", NAME_LIMIT), "name"),
     )
+    return copy_cell(_encodable(source_id, "id")), "\t".join(copy_cell(text or None) for text in labels)
 
 
 def _encodable(text: str, field: str) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from kasparro.record import COLUMNS, Refused, Reject
+from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Refused, Reject
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.described import DescriptionRefused, describe
 from kasparro.sources.archives.discover import Archive
@@ -24,6 +24,7 @@ from kasparro.sources.archives.times import ORDER_NAMES
 # How many rejects are shown of each reason.
 EXAMPLES = 3
 # Which column of the table each field of an archive ends in, where the names differ.
+_READ = (*KEY_COLUMNS[3:], *CONTENT_COLUMNS[1:])
 _STORED = {"id": "source_id", "time": "observed_at", "closed_at": "observed_at", "clock": "observed_at"}
 
 
@@ -45,7 +46,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stored(self) -> bool:
         """Whether its cells end in a column of the table."""
-        return self.field in COLUMNS
+        return self.field in _READ
 
 
 class Recognition(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,17 +199,16 @@ def _columns(sample: Sample, found: Recognised, job: Job) -> tuple[Column, ...]:
     stored: list[tuple[list[str], dict[str, str]]] = []
     for row in sample.rows:
         try:
-            when, content = convert(row.copy())
+            key, content = convert(row.copy())
         except Refused:
             continue
-        values = [when, *content.split("\t")]
-        stored.append((row, dict(zip(COLUMNS[3:], values, strict=True))))
+        stored.append((row, dict(zip(_READ, [*key.split("\t"), *content.split("\t")], strict=True))))
         if len(stored) == SAMPLES:
             break
     columns = []
     for place, column in enumerate(found.columns):
         field = _STORED.get(column.field, column.field) if column.field else None
-        if field in COLUMNS:
+        if field in _READ:
             cells = tuple(Cell(row[place], _plain(values[field])) for row, values in stored)
         else:
             cells = tuple(Cell(raw, None) for raw in column.samples)

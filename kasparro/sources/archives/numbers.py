@@ -1,7 +1,7 @@
 """Numbers as archives write them: grouped, signed with a currency or percent, shortened, or missing."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -31,6 +31,9 @@ _WRITTEN = re.compile(
 )
 # Exactly what `digits` returns, but for zeros behind the point: most cells need one match and nothing else.
 _PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{1,100})?|-[1-9]\d{0,59}(?:\.\d{1,100})?", re.ASCII)
+# Many of them that are not below zero, or empty, a line each.
+_PLAIN_LINE = r"(?:(?:0|[1-9][0-9]{0,59}+)(?:\.[0-9]{1,100}+)?+)?+"
+_PLAIN_LINES = re.compile(rf"(?:{_PLAIN_LINE}\n)*+{_PLAIN_LINE}")
 
 
 class Unsettled(Exception):
@@ -86,6 +89,18 @@ def read_plain(text: str) -> str | None:
             return text.rstrip("0").removesuffix(".")
         return text
     return None
+
+
+def read_plain_all(texts: Sequence[str]) -> list[str] | None:
+    """The values of many numbers, none of them below zero, "" where a text is empty; None where any of them
+    is not written plainly.
+    """
+    lines = "\n".join(texts)
+    if _PLAIN_LINES.fullmatch(lines) is None or lines.count("\n") >= len(texts):
+        return None
+    return [
+        text.rstrip("0").removesuffix(".") if text.endswith("0") and "." in text else text for text in texts
+    ]
 
 
 def _affixes_fit(match: re.Match[str], kind: Kind) -> bool:

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -22,6 +22,10 @@ RAW_LIMIT = 2_000
 # Between these shares of refused rows among those looked at, all of a big file's rows are, to be exact: half
 # of a file in one piece makes up a quarter of what is looked at, so the border is far from both ends.
 DOUBTFUL = (0.05, 0.95)
+
+# Rows that are converted at once: few enough that they stay in the processor's cache. A 14-column file of
+# 200,000 rows, one by one: 108,000 rows/s; 250 at once: 144,000, 500: 137,000, 2,000: 111,000.
+TOGETHER = 250
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,33 +129,42 @@ async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
 
 def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
     # What becomes of the rows that were looked at.
-    convert = Converter(recognised, now).convert
+    converter = Converter(recognised, now)
     reasons: Counter[str] = Counter()
-    for row in sample.rows:
-        try:
-            convert(row.copy())
-        except Refused as refused:
-            reasons[_counted_as(refused.field, refused.reason)] += 1
+    for start in range(0, len(sample.rows), TOGETHER):
+        reasons.update(_refusals(converter, sample.rows[start : start + TOGETHER]))
     return Tally(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
 
 
 async def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
-    convert = Converter(recognised, now).convert
+    converter = Converter(recognised, now)
     reasons: Counter[str] = Counter()
     rows = 0
+    held: list[list[str]] = []
     try:
         with opened(path) as (content, raw):
             async for row in _after_header(ArchiveText(content, raw, recognised.encoding), recognised):
                 if any(row):
                     rows += 1
-                    try:
-                        convert(row)
-                    except Refused as refused:
-                        reasons[_counted_as(refused.field, refused.reason)] += 1
+                    held.append(row)
+                    if len(held) == TOGETHER:
+                        reasons.update(_refusals(converter, held))
+                        held.clear()
     except (Damaged, csv.Error):
         # The load will find the same and tell it; what was counted until here decides.
         pass
+    reasons.update(_refusals(converter, held))
     return Tally(rows=rows, refused=reasons.total(), reasons=dict(reasons), whole=True)
+
+
+def _refusals(converter: Converter, rows: Sequence[list[str]]) -> Iterator[str]:
+    # Why rows would be refused, those that would be.
+    if rows and converter.convert_all(rows) is None:
+        for row in rows:
+            try:
+                converter.convert(row.copy())
+            except Refused as refused:
+                yield _counted_as(refused.field, refused.reason)
 
 
 def generic(reason: str) -> str:
@@ -176,9 +189,11 @@ async def _after_header(text: ArchiveText, recognised: Recognised) -> AsyncGener
 async def _portions(
     path: Path, job: Job, recognised: Recognised, judged: bool
 ) -> AsyncGenerator[Portion | Problem, None]:
-    convert = Converter(recognised, job.now).convert
+    converter = Converter(recognised, job.now)
     builder = BatchBuilder()
-    add = builder.add_content
+    # Rows on their way to the builder, and the lines they begin on.
+    held: list[list[str]] = []
+    begun: list[int] = []
     # Counts every row after the header, blank ones too: a resumed pass counts the same way.
     position = 0
     # Rows until the header is behind, with it.
@@ -186,7 +201,24 @@ async def _portions(
     above = 0
     row: list[str] = []
 
+    def settle() -> None:
+        if not held:
+            return
+        told = converter.convert_all(held)
+        if told is not None:
+            builder.add_told(*told)
+        else:
+            for began, each in zip(begun, held, strict=True):
+                try:
+                    key, content = converter.convert(each)
+                    builder.add_told([key], [content])
+                except (Refused, UnicodeEncodeError) as error:
+                    builder.refuse(_reject(error, each[: recognised.width], recognised, job.name, began))
+        held.clear()
+        begun.clear()
+
     def taken(complete: bool) -> Portion:
+        settle()
         done = Checkpoint(
             key=job.key,
             name=job.name,
@@ -214,7 +246,7 @@ async def _portions(
             position, above, heading = head.position, head.line - 1, 0
         text = ArchiveText(content, raw, recognised.encoding)
         rows = rows_of(text, recognised.delimiter)
-        line, held = above + 1, 0
+        line, count = above + 1, 0
         try:
             async for row in rows:
                 began, line = line, above + rows.line_num + 1
@@ -224,14 +256,14 @@ async def _portions(
                 position += 1
                 if position <= job.position or not any(row):
                     continue
-                try:
-                    add(*convert(row))
-                except (Refused, UnicodeEncodeError) as error:
-                    builder.refuse(_reject(error, row[: recognised.width], recognised, job.name, began))
-                held += 1
-                if held == BATCH_ROWS:
+                held.append(row)
+                begun.append(began)
+                if len(held) == TOGETHER:
+                    settle()
+                count += 1
+                if count == BATCH_ROWS:
                     yield taken(complete=False)
-                    held = 0
+                    count = 0
         except (Damaged, csv.Error) as damage:
             yield taken(complete=False)
             yield Problem(f"{job.name}: read up to row {position:,} and no further: {damage}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kasparro.record import COLUMNS, Reject
+from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
 from kasparro.sources.archives.described import NOTHING, Description
 from kasparro.sources.archives.reader import Head, Job, Portion, Problem, read_archive
 
@@ -67,10 +67,15 @@ async def collected(reading: AsyncIterator[Portion | Problem]) -> Outcome:
     outcome = Outcome()
     async for told in reading:
         if isinstance(told, Portion):
-            outcome.rows += [
-                dict(zip(COLUMNS, line.split("\t"), strict=True))
-                for line in told.batch.lines.decode().split("\n")[:-1]
-            ]
+            keys, contents = (
+                [dict(zip(columns, line.split("\t"), strict=True)) for line in text.decode().split("\n")[:-1]]
+                for columns, text in (
+                    (KEY_COLUMNS, told.batch.lines.keys),
+                    (CONTENT_COLUMNS, told.batch.lines.contents),
+                )
+            )
+            outcome.rows += [{**key, **content} for key, content in zip(keys, contents, strict=True)]
+            assert [key["position"] for key in keys] == [content["position"] for content in contents]
             outcome.rejects += told.batch.rejects
             assert told.batch.fetched == told.batch.rows + len(told.batch.rejects)
             assert told.batch.checkpoint is not None
