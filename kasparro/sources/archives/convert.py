@@ -195,7 +195,7 @@ class Converter:
         told_id, symbol, name, currency = (cell.strip() for cell in cells)
         if currency:
             self._expect_dollars(currency.upper())
-        symbol, quote = pair_of(symbol, self._recognised.glued)
+        symbol, quote = pair_of(symbol, self._recognised.divided, glued=self._recognised.glued)
         if quote is not None:
             self._expect_dollars(quote)
         if self._recognised.coin is not None:

@@ -54,6 +54,8 @@ _SAID = "by its description"
 _SYMBOL = re.compile(r"[A-Z0-9]{2,10}")
 _GLUED = re.compile(r"([A-Z0-9]{3,10}?)(USDT|USDC|FDUSD|BUSD|USD|EUR|GBP|JPY|KRW|TRY|BRL)")
 
+# What stands between the two of a pair.
+DIVIDERS = "/-_"
 DELIMITERS = (",", ";", "\t", "|")
 # A header stands at the top, below a title or a link at most.
 HEADER_WITHIN = 20
@@ -102,7 +104,8 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
     """All that was settled about a file; what its rows are read by, and what `explain` shows.
 
     `places` gives the column of each field that is read. `coin` is the id for all rows where the file's name
-    or its description tells it. `glued` says that its symbols are pairs without a sign between (BTCUSD),
+    or its description tells it. `divided` holds the signs that divide its symbols where they are
+    pairs (BTC/USD), `glued` says that they are pairs without a sign between (BTCUSD),
     `pegged` that coins made to be worth a dollar are taken for it.
     """
 
@@ -120,6 +123,7 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
     currency_by: str
     coin: Coin | None
     day: Stamp | None
+    divided: str
     glued: bool
     pegged: bool
     epoch: Epoch | None
@@ -148,6 +152,7 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
             self.period,
             self.coin,
             self.day,
+            self.divided,
             self.glued,
             self.pegged,
             self.epoch,
@@ -353,6 +358,7 @@ class _Recogniser:
             currency_by=currency_by,
             coin=coin,
             day=self._day() if "time" not in places and "closed_at" not in places else None,
+            divided=self._divided(candidates),
             glued=glued,
             pegged=self.said.currency == "USD",
             epoch=self.said.epoch,
@@ -436,6 +442,13 @@ class _Recogniser:
         cells = {cell.strip() for column in candidates.get("symbol", [])[:1] for cell in self.cells(column)}
         return bool(cells - {""}) and all(pair_of(cell, glued=True)[1] for cell in cells - {""})
 
+    def _divided(self, candidates: dict[str, list[int]]) -> str:
+        # Beside a column of ids or names a symbol such as BSC-USD is a coin's own, unless all of them are so.
+        if not (candidates.get("id") or candidates.get("name")):
+            return DIVIDERS
+        cells = {cell.strip() for column in candidates.get("symbol", [])[:1] for cell in self.cells(column)}
+        return DIVIDERS if all(pair_of(cell)[1] for cell in cells - {""}) else "/"
+
     def _choose_money(self, candidates: dict[str, list[int]], layout: Layout) -> str:
         # Takes the columns that are in US dollars; says by what, and why the others are left.
         price = "close" if layout.kind == "candles" and "close" in candidates else "price"
@@ -511,7 +524,8 @@ class _Recogniser:
     def _pair_currency(self, candidates: dict[str, list[int]]) -> str | None:
         for column in candidates.get("symbol", [])[:1]:
             glued = self._glued(candidates, self.sample.layout)
-            quotes = {pair_of(cell, glued)[1] for cell in self.cells(column)}
+            divided = self._divided(candidates)
+            quotes = {pair_of(cell, divided, glued=glued)[1] for cell in self.cells(column)}
             if quotes and None not in quotes:
                 return "USD" if "USD" in quotes else min(str(quote) for quote in quotes)
         return None
@@ -692,12 +706,12 @@ class _Recogniser:
         return length
 
 
-def pair_of(cell: str, glued: bool = False) -> tuple[str, str | None]:
-    """A symbol, and the currency that it is paired with: `BTC/USD` and `BTC-EUR` tell one, and `BTCUSD` where
-    the symbols of the file are known to be `glued`.
+def pair_of(cell: str, divided: str = DIVIDERS, *, glued: bool = False) -> tuple[str, str | None]:
+    """A symbol, and the currency that it is paired with: `BTC/USD` and `BTC-EUR` tell one where the file's
+    symbols are `divided` by such signs, and `BTCUSD` where they are known to be `glued`.
     """
     cell = cell.strip()
-    for sign in "/-_":
+    for sign in divided:
         base, found, quote = cell.partition(sign)
         if found and base and quote.lower() in CURRENCIES:
             return base, quote.upper()

@@ -308,3 +308,14 @@ async def test_percent_columns_of_scraped_lists(load: Read, word: str, told: str
     (row,) = (await load(content, "top.csv")).rows
     assert (row["percent_change_1h"], row["price_usd"]) == (told, "46219.5")
     assert (row["volume_24h_usd"], row["circulating_supply"]) == ("30000000000", "18915000")
+
+
+async def test_a_symbol_that_looks_like_a_pair_is_a_coins_own_beside_its_id(load: Read) -> None:
+    content = table(
+        "id,symbol,name,current_price,market_cap,total_volume,last_updated",
+        "bitcoin,BTC,Bitcoin,92551,1,1,2025-12-03T18:57:01Z",
+        "binance-bridged-usdt-bnb-smart-chain,BSC-USD,Binance Bridged USDT,1.0,1,1,2025-12-03T18:57:01Z",
+    )
+    assert told(await load(content, "top-usd.csv"), "symbol") == [("BTC",), ("BSC-USD",)]
+    content = table("symbol,name,price,date", "BTC-USD,Bitcoin,1,2025-12-03", "ETH-USD,Ethereum,1,2025-12-03")
+    assert told(await load(content, "prices.csv"), "symbol") == [("BTC",), ("ETH",)]
