@@ -20,6 +20,7 @@ from kasparro.record import (
 )
 from kasparro.sources.archives.numbers import Kind, read_plain, read_plain_all
 from kasparro.sources.archives.recognise import NUMBERS, Recognised, pair_of
+from kasparro.sources.archives.text import fitted
 from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
 from kasparro.sources.archives.vocabulary import PEGGED
 
@@ -62,9 +63,9 @@ class _Known(dict[_Cells, _Value]):
 class Converter:
     """Reads the rows of one file by what was recognised; `now` bounds what has happened yet.
 
-    `convert(row)` gives a row's key and content as `copy_lines` takes them, and lengthens the row by one
-    blank cell, which stands for every column that the file has not. It raises Refused where the row cannot
-    be taken.
+    `convert(row)` gives a row's key and content as `copy_lines` takes them, and may lengthen the row by
+    one blank cell, which stands for every column that the file has not. It raises Refused where the row
+    cannot be taken.
 
     `convert_all(rows)` gives the same for many rows at once, column by column, in half the time; None where
     one of them has to be looked at by itself, as every row is that cannot be taken.
@@ -99,7 +100,9 @@ class Converter:
 
         def convert(row: list[str]) -> tuple[str, str]:
             if len(row) != width:
-                raise Refused(None, f"{len(row)} cells where the header has {width}")
+                row = fitted(row, width)
+                if len(row) != width:
+                    raise Refused(None, f"{len(row)} cells where the header has {width}")
             row.append("")
             try:
                 when = times[row[day] if clock is None else f"{row[day]} {row[clock]}"]
@@ -116,7 +119,9 @@ class Converter:
 
         def convert_all(rows: Sequence[list[str]]) -> tuple[list[str], list[str]] | None:
             if any(len(row) != width for row in rows):
-                return None
+                rows = [fitted(row, width) for row in rows]
+                if any(len(row) != width for row in rows):
+                    return None
             columns = [*zip(*rows, strict=True), ("",) * len(rows)]
             stamps = (
                 columns[day]

@@ -97,7 +97,6 @@ _DECORATION = frozenset(
         "part",
         "train",
         "yahoo",
-        "finance",
         "custom",
         "perday",
         "snapshot",
@@ -116,7 +115,45 @@ _DECORATION = frozenset(
         "old",
         "final",
         "spot",
-        "the",
+        "cryptocompare",
+        "stooq",
+        "nasdaq",
+        "fred",
+        "defillama",
+        "livecoinwatch",
+        "kurs",
+        "kurse",
+        "preis",
+        "preise",
+        "verlauf",
+        "daten",
+        "historisch",
+        "historische",
+        "historischer",
+        "cours",
+        "prix",
+        "historique",
+        "historiques",
+        "donnees",
+        "precio",
+        "precios",
+        "historico",
+        "historicos",
+        "datos",
+        "dati",
+        "storici",
+        "prezzo",
+        "prezzi",
+        "preco",
+        "precos",
+        "dados",
+        "results",
+        "result",
+        "report",
+        "backup",
+        "latest",
+        "updated",
+        "processed",
         "of",
         "and",
         "in",
@@ -147,6 +184,7 @@ _CALLED = re.compile(
     r"(?:^|(?<=-))(usd-coin|true-usd|trueusd|binance-usd|paypal-usd|first-digital-usd|gemini-dollar|ripple-usd"
     r"|metamask-usd|euro-coin|bitcoin-usd-token)(?=-|$)"
 )
+_STABLE = frozenset({"usdt", "usdc", "busd", "fdusd"})
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -177,11 +215,16 @@ def named(file: str) -> Named:
         low = word.lower()
         if low in PERIODS:
             period = PERIODS[low]
-        elif (money := WORDS.get(low, low)) in FIAT or money in {"usdt", "usdc", "busd", "fdusd"}:
+        elif not rest and currency is None and low in _STABLE and _quoted(words, word):
+            # usdt-usd-max: a coin that is also a currency, and what it is told in.
+            rest.append(word)
+        elif (money := WORDS.get(low, low)) in FIAT or money in _STABLE:
             # Two currencies in one name tell that the columns have to say which is which.
             currency = money.upper() if currency in {None, money.upper()} else ""
         elif (exchange := _EXCHANGE.fullmatch(low)) and exchange[1] in FIAT:
             currency = exchange[1].upper() if currency in {None, exchange[1].upper()} else ""
+        elif low == "finance" and "yahoo" in map(str.lower, words):
+            continue
         elif low not in _DECORATION and not re.fullmatch(r"(?:top)?\d+", low):
             pair = _PAIR.fullmatch(word) or _SMALL_PAIR.fullmatch(word)
             if pair and word.upper() not in NO_PAIR:
@@ -197,6 +240,12 @@ def named(file: str) -> Named:
         # A name such as usdt.csv: the only word there is names the coin.
         rest, currency = [currency], None
     return Named(slug(" ".join(rest)) or None, currency or None, day, period)
+
+
+def _quoted(words: list[str], coin: str) -> bool:
+    # Whether the next word is the currency of that coin's prices.
+    following = words[words.index(coin) + 1 :]
+    return bool(following) and following[0].lower() in FIAT
 
 
 def _told_day(stem: str) -> Stamp | None:

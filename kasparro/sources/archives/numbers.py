@@ -17,16 +17,32 @@ NULLS = frozenset(
 )
 # A sign that stands for nothing else than US dollars beside a figure.
 DOLLARS = ("us$", "$us", "$", "usd")
-MAGNITUDES = {"": 0, "k": 3, "m": 6, "b": 9, "bn": 9, "t": 12}
+MAGNITUDES = {
+    "": 0,
+    "k": 3,
+    "tsd": 3,
+    "thousand": 3,
+    "m": 6,
+    "mio": 6,
+    "mln": 6,
+    "million": 6,
+    "millions": 6,
+    "b": 9,
+    "bn": 9,
+    "mrd": 9,
+    "mlrd": 9,
+    "t": 12,
+}
 
 # Digits in groups of three under one and the same sign; apostrophes and blanks, among them the narrow and
 # the unbroken, group in either notation.
 _POINT = re.compile(r"(?:\d{1,3}(?:([,'’ \u00a0\u202f\u2009])\d{3})(?:\1\d{3})*|\d+)?(?:\.\d*)?", re.ASCII)  # noqa: RUF001
 _COMMA = re.compile(r"(?:\d{1,3}(?:([.'’ \u00a0\u202f\u2009])\d{3})(?:\1\d{3})*|\d+)?(?:,\d*)?", re.ASCII)  # noqa: RUF001
 _WRITTEN = re.compile(
-    r"(?P<sign>[+-]?)(?P<currency>us\$|\$us|\$|usd ?)?(?P<inner>[+-]?)"
+    r"(?P<sign>[+-]?)(?P<currency>(?:us\$|\$us|\$|usd)[ \u00a0]?)?(?P<inner>[+-]?)"
     r"(?P<body>[\d.,'’ \u00a0\u202f\u2009]*[\d.,])(?P<exponent>e[+-]?\d+)?"  # noqa: RUF001
-    r" ?(?P<magnitude>k|m|bn?|t)?(?P<tail>%| %| ?usd| ?\$| \S{1,20})?",
+    r"[ \u00a0\u202f]?(?:(?P<magnitude>k|tsd|thousand|millions?|mio|mln|mrd|mlrd|m|bn?|t)\.?)?"
+    r"(?P<tail>[ \u00a0\u202f]?(?:%|usd|\$)| \S{1,20})?",
     re.ASCII | re.IGNORECASE,
 )
 # Exactly what `digits` returns, but for zeros behind the point: most cells need one match and nothing else.
@@ -120,7 +136,8 @@ def _not_a_number(text: str, field: str) -> Refused:
 
 
 _POINT_SETTING, _COMMA_SETTING = 'decimal = "."', 'decimal = "," (or ".")'
-_BODY = re.compile(r"\d[\d.,]*", re.ASCII)
+_BODY = re.compile(r"\d[\d.,'’ \u00a0\u202f\u2009]*", re.ASCII)  # noqa: RUF001
+_BLANKS = re.compile(r"['’ \u00a0\u202f\u2009]")  # noqa: RUF001
 
 
 def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
@@ -143,7 +160,8 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
         match = _BODY.search(cell)
         if match is None:
             continue
-        body = match[0].rstrip(",.")
+        # Apostrophes and blanks group in either notation, so they speak for none.
+        body = _BLANKS.sub("", match[0]).rstrip(",.")
         commas, points = body.count(","), body.count(".")
         if not commas and not points:
             continue

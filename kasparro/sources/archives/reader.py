@@ -4,8 +4,9 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -94,13 +95,12 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
+def read_archive(job: Job) -> Iterator[Portion | Problem]:
     """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
     path = Path(os.fsdecode(job.path))
     try:
-        recognised, judged = await _admitted(path, job)
-        async for portion in _portions(path, job, recognised, judged):
-            yield portion
+        recognised, judged = _admitted(path, job)
+        yield from _portions(path, job, recognised, judged)
     except FileRefused as refused:
         yield Problem(shown(f"{job.name}: {refused.said_of(job.name)}"))
     except csv.Error as error:
@@ -109,10 +109,10 @@ async def read_archive(job: Job) -> AsyncGenerator[Portion | Problem, None]:
         yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
 
 
-async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
+def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
     # What the file is, unless over half of its rows would be refused: then it is not loaded at all. One that
     # makes a single batch is judged by that.
-    sample = await sampled(path, job.said)
+    sample = sampled(path, job.said)
     recognised = recognise(sample, job.name, job.now, job.said)
     if not job.judged:
         return recognised, True
@@ -121,7 +121,7 @@ async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
     tally = _tallied(sample, recognised, job.now)
     low, high = (share * tally.rows for share in DOUBTFUL)
     if not tally.whole and low <= tally.refused <= high:
-        tally = await _tallied_whole(path, recognised, job.now)
+        tally = _tallied_whole(path, recognised, job.now)
     if (verdict := tally.verdict) is not None:
         raise FileRefused(verdict)
     return recognised, True
@@ -136,24 +136,22 @@ def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
     return Tally(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
 
 
-async def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
+def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
     converter = Converter(recognised, now)
     reasons: Counter[str] = Counter()
     rows = 0
-    held: list[list[str]] = []
     try:
         with opened(path) as (content, raw):
-            async for row in _after_header(ArchiveText(content, raw, recognised.encoding), recognised):
-                if any(row):
-                    rows += 1
-                    held.append(row)
-                    if len(held) == TOGETHER:
-                        reasons.update(_refusals(converter, held))
-                        held.clear()
+            lines = ArchiveText(content, raw, recognised.encoding).lines()
+            told = filter(any, rows_of(lines, recognised.delimiter))
+            for _ in range(recognised.header_row + 1):
+                next(told, None)
+            while held := [*islice(told, TOGETHER)]:
+                rows += len(held)
+                reasons.update(_refusals(converter, held))
     except (Damaged, csv.Error):
         # The load will find the same and tell it; what was counted until here decides.
         pass
-    reasons.update(_refusals(converter, held))
     return Tally(rows=rows, refused=reasons.total(), reasons=dict(reasons), whole=True)
 
 
@@ -176,19 +174,7 @@ def _counted_as(field: str | None, reason: str) -> str:
     return f"{field}: {generic(reason)}" if field else generic(reason)
 
 
-async def _after_header(text: ArchiveText, recognised: Recognised) -> AsyncGenerator[list[str], None]:
-    rows = rows_of(text, recognised.delimiter)
-    skip = recognised.header_row
-    async for row in rows:
-        if skip < 0:
-            yield row
-        elif any(row):
-            skip -= 1
-
-
-async def _portions(
-    path: Path, job: Job, recognised: Recognised, judged: bool
-) -> AsyncGenerator[Portion | Problem, None]:
+def _portions(path: Path, job: Job, recognised: Recognised, judged: bool) -> Iterator[Portion | Problem]:
     converter = Converter(recognised, job.now)
     builder = BatchBuilder()
     # Rows on their way to the builder, and the lines they begin on.
@@ -196,9 +182,8 @@ async def _portions(
     begun: list[int] = []
     # Counts every row after the header, blank ones too: a resumed pass counts the same way.
     position = 0
-    # Rows until the header is behind, with it.
-    heading = recognised.header_row + 1
-    above = 0
+    # Rows until the header is behind, with it; lines above where reading began; rows since the last batch.
+    heading, above, count = recognised.header_row + 1, 0, 0
     row: list[str] = []
 
     def settle() -> None:
@@ -245,10 +230,10 @@ async def _portions(
             content.seek(head.bytes)
             position, above, heading = head.position, head.line - 1, 0
         text = ArchiveText(content, raw, recognised.encoding)
-        rows = rows_of(text, recognised.delimiter)
-        line, count = above + 1, 0
+        rows = rows_of(text.lines(), recognised.delimiter)
+        line = above + 1
         try:
-            async for row in rows:
+            for row in rows:
                 began, line = line, above + rows.line_num + 1
                 if heading:
                     heading -= any(row)

@@ -6,16 +6,27 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
+from io import StringIO
+from itertools import islice
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from kasparro.record import Refused
+from kasparro.record import Refused, slug
 from kasparro.sources.archives.described import NOTHING, SUFFIX, Coin, Description, Field
 from kasparro.sources.archives.naming import NO_PAIR, Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
-from kasparro.sources.archives.text import Encoding, all_rows, decoder, encoding_of, rows_of, shown, windows
+from kasparro.sources.archives.text import (
+    Encoding,
+    all_rows,
+    decoder,
+    encoding_of,
+    fitted,
+    rows_of,
+    shown,
+    windows,
+)
 from kasparro.sources.archives.times import (
     PERIODS,
     Epoch,
@@ -35,6 +46,7 @@ from kasparro.sources.archives.vocabulary import (
     NAMES,
     PEGGED,
     SIGNS,
+    TICKER_ROW,
     Heading,
     Layout,
     heading,
@@ -52,6 +64,7 @@ MONEY_FIELDS = frozenset({"price_usd", "market_cap_usd", "volume_24h_usd"})
 RIVALS = {"price": ("close",), "time": ("closed_at",), "volume_24h_usd": ("volume",)}
 _SAID = "by its description"
 _SYMBOL = re.compile(r"[A-Z0-9]{2,10}")
+_DAY_NUMBER = re.compile(r"[34]\d{4}(?:\.\d+)?", re.ASCII)
 _GLUED = re.compile(r"([A-Z0-9]{3,10}?)(USDT|USDC|FDUSD|BUSD|USD|EUR|GBP|JPY|KRW|TRY|BRL)")
 
 # What stands between the two of a pair.
@@ -74,6 +87,25 @@ NUMBERS: dict[str, Kind] = {
     "percent_change_24h": "percent",
     "percent_change_7d": "percent",
 }
+
+
+# What is no table for all its name, by its first bytes: what it is, and what to do.
+NO_TABLES = (
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet: unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old spreadsheet (.xls): save the sheet as CSV"),
+    (b"BZh", "compressed by bzip2: unpack it, or pack it by gzip or zstd"),
+    (b"\xfd7zXZ", "compressed by xz: unpack it, or pack it by gzip or zstd"),
+    (b"7z\xbc\xaf", "a 7z archive: unpack it"),
+    (b"Rar!", "a RAR archive: unpack it"),
+    (b"PAR1", "a Parquet file: write it as CSV"),
+    (b"SQLite format 3", "a SQLite database: write its table as CSV"),
+    (b"%PDF", "a PDF document"),
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch the file itself by git lfs pull"),
+    (b"{", "JSON: write it as CSV"),
+    (b"[{", "JSON: write it as CSV"),
+    (b"[[", "JSON: write it as CSV"),
+    (b"<", "a web page or XML: the download has failed, or needs to be saved as CSV"),
+)
 
 
 class FileRefused(Exception):
@@ -161,7 +193,8 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows looked at: their header, and whether they are all that the file has."""
+    """The rows looked at: their header, and whether they are all that the file has; `ticker` is what a line
+    below the header tells all its columns to be about."""
 
     encoding: Encoding
     delimiter: str
@@ -171,29 +204,36 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[list[str]]
     whole: bool
     header_line: int | None
+    ticker: str | None
 
 
-async def sampled(path: Path, said: Description = NOTHING) -> Sample:
+def sampled(path: Path, said: Description = NOTHING) -> Sample:
     """Look at a file: its beginning, and windows further on. Raises FileRefused where it is no table."""
     looked = windows(path)
     head = next(looked, None)
     if head is None or not head.content:
         raise FileRefused("it is empty, or nothing of it can be read")
     encoding = Encoding(codecs.lookup(said.encoding).name) if said.encoding else encoding_of(head.content)
+    for magic, what in NO_TABLES:
+        if head.content.startswith(magic):
+            raise FileRefused(f"it is {what}")
     text = decoder(encoding).decode(head.content, final=head.last)
     if text.count("\x00") * 20 > len(text):
         raise FileRefused("it is not text")
-    delimiter, header_row, header, layout, rows = await _header(text, said)
+    delimiter, header_row, header, layout, rows, ticker = _header(text, said)
     if not head.last and rows:
         rows.pop()
+    while not header[-1].strip() and _only_heads(len(header) - 1, rows):
+        header.pop()
     width = len(header)
+    rows = [fitted(row, width) for row in rows]
     for window in looked:
         content = window.content[: len(window.content) // encoding.unit * encoding.unit]
         part = decoder(encoding if encoding.codec != "utf-16" else _marked(head.content)).decode(content)
         _, _, part = part.partition("\n")
-        further = [row async for row in all_rows(part, delimiter)]
+        further = [*all_rows(part, delimiter)]
         # A window may begin or end within a row or a quoted cell: only what has the header's width counts.
-        rows += [row for row in further[:-1] if len(row) == width]
+        rows += [row for row in (fitted(row, width) for row in further[:-1]) if len(row) == width]
     return Sample(
         encoding=encoding,
         delimiter=delimiter,
@@ -202,8 +242,14 @@ async def sampled(path: Path, said: Description = NOTHING) -> Sample:
         layout=layout,
         rows=rows,
         whole=head.last,
-        header_line=await _line_of(text, header_row, delimiter) if header_row >= 0 else None,
+        ticker=ticker,
+        header_line=_line_of(text, header_row, delimiter) if header_row >= 0 else None,
     )
+
+
+def _only_heads(column: int, rows: Sequence[list[str]]) -> bool:
+    # Whether a blank header cell is a trailing delimiter and no more: rows end before it, or are blank there.
+    return any(len(row) <= column for row in rows) and not any(any(row[column:]) for row in rows)
 
 
 def _marked(head: bytes) -> Encoding:
@@ -211,7 +257,7 @@ def _marked(head: bytes) -> Encoding:
     return Encoding("utf-16-le" if head[:2] == b"\xff\xfe" else "utf-16-be")
 
 
-async def _header(text: str, said: Description) -> tuple[str, int, list[str], Layout, list[list[str]]]:
+def _header(text: str, said: Description) -> tuple[str, int, list[str], Layout, list[list[str]], str | None]:
     best: list[str] = []
     counts = {
         sign: sum(row.count(sign) for row in text[:8192].splitlines()[:HEADER_WITHIN]) for sign in DELIMITERS
@@ -221,20 +267,18 @@ async def _header(text: str, said: Description) -> tuple[str, int, list[str], La
         layout = layout_of(headings_of(said.header, said))
         if layout is None:
             raise _no_header(said.header)
-        rows = [row async for row in all_rows(text, delimiters[0])]
-        return delimiters[0], -1, list(said.header), layout, rows
+        rows = [*all_rows(text, delimiters[0])]
+        return delimiters[0], -1, list(said.header), layout, rows, None
     for delimiter in delimiters:
-        top: list[list[str]] = []
-        async for row in all_rows(text[: 64 * 1024], delimiter):
-            top.append(row)
-            if len(top) == HEADER_WITHIN:
-                break
-        for position, row in enumerate(top):
+        top = [*islice(all_rows(text[: 64 * 1024], delimiter), HEADER_WITHIN)]
+        for position in range(len(top)):
+            row, below, ticker = _unstacked(top, position)
             if len(row) <= 1 or not said.columns.keys() <= {cell_name(cell) for cell in row}:
                 continue
-            if (layout := layout_of(headings_of(row, said))) is not None:
-                rows = [row async for row in all_rows(text, delimiter)][position + 1 :]
-                return delimiter, position, row, layout, rows
+            told = [*headings_of(row, said), *([TICKER_ROW] if ticker else [])]
+            if (layout := layout_of(told)) is not None:
+                rows = [*all_rows(text, delimiter)][position + below + 1 :]
+                return delimiter, position + below, row, layout, rows, ticker
         if top and len(top[0]) > len(best):
             best = top[0]
     if missing := said.columns.keys() - {cell_name(cell) for cell in best}:
@@ -243,10 +287,24 @@ async def _header(text: str, said: Description) -> tuple[str, int, list[str], La
     raise _no_header(best)
 
 
-async def _line_of(text: str, header_row: int, delimiter: str) -> int | None:
+def _unstacked(top: Sequence[list[str]], position: int) -> tuple[list[str], int, str | None]:
+    # A header as it is, or one of three lines as yfinance writes it: `Price,Close,…`, `Ticker,BTC-USD,…` and
+    # `Date,,…`. Gives the header, how many lines of it stand below its first, and the ticker.
+    row = top[position]
+    stack = top[position : position + 3]
+    if [cells[0].strip().lower() for cells in stack[:2]] != ["price", "ticker"] or len(stack) < 3:
+        return row, 0, None
+    tickers = {cell.strip() for cell in stack[1][1:]} - {""}
+    if len(tickers) != 1 or any(stack[2][1:]):
+        some = shown(", ".join(sorted(tickers)))
+        raise FileRefused(f"it holds several tickers side by side ({some[:60]}): write a file for each")
+    return [stack[2][0], *row[1:]], 2, tickers.pop()
+
+
+def _line_of(text: str, header_row: int, delimiter: str) -> int | None:
     # The line that the header ends on; None where the file has none.
-    rows = rows_of(text[: 64 * 1024], delimiter)
-    async for row in rows:
+    rows = rows_of(StringIO(text[: 64 * 1024], newline=""), delimiter)
+    for row in rows:
         header_row -= any(row)
         if header_row < 0:
             return rows.line_num
@@ -379,7 +437,8 @@ class _Recogniser:
             return f"by its columns ({', '.join(told)})"
         if self.said.coin is not None:
             return f"{coin.source_id}, {_SAID}"
-        return f"{coin.source_id}, by its {'name' if self.told.coin else 'header'}"
+        by_name = self.told.coin is not None and self.sample.ticker is None
+        return f"{coin.source_id}, by its {'name' if by_name else 'header'}"
 
     def _day(self) -> Stamp | None:
         return self.said.moment or self.told.day
@@ -522,6 +581,8 @@ class _Recogniser:
         )
 
     def _pair_currency(self, candidates: dict[str, list[int]]) -> str | None:
+        if self.sample.ticker is not None:
+            return pair_of(self.sample.ticker)[1]
         for column in candidates.get("symbol", [])[:1]:
             glued = self._glued(candidates, self.sample.layout)
             divided = self._divided(candidates)
@@ -602,6 +663,9 @@ class _Recogniser:
             if 1 < len(set(numbers)) <= len(numbers) // 2:
                 header = shown(self.sample.header[column])
                 raise FileRefused(f"its column {header!r} tells coins by bare numbers only", setting)
+        if self.sample.ticker is not None:
+            symbol, _ = pair_of(self.sample.ticker)
+            return Coin(id=slug(symbol), symbol=symbol)
         coin = self.told.coin or self._coin_by_volume()
         if coin is None:
             raise FileRefused("neither a column nor its name tells which coin it is about", setting)
@@ -668,15 +732,22 @@ class _Recogniser:
         place = places.get("closed_at", places.get("time", 0))
         order = self.said.order or day_order(self.cells(place), self.now)
         stamps: list[Stamp] = []
+        refusals: list[str] = []
         for cell in self.cells(place):
             try:
                 stamps.append(read_time(cell, order, epoch=self.said.epoch))
-            except Refused:
-                continue
+            except Refused as refused:
+                refusals.append(refused.reason)
         if not stamps and self.sample.rows:
             some = next(iter(self.cells(place)), "")
+            why = refusals[0].removeprefix("not a date: ") if refusals else repr(some)
+            if self._all(place, lambda cell: _DAY_NUMBER.fullmatch(cell.strip()) is not None):
+                raise FileRefused(
+                    f"its column {self.sample.header[place].strip()!r} holds a spreadsheet's day numbers "
+                    f"({some[:60]!r}), which count from 1900 or from 1904: write them as dates"
+                )
             raise FileRefused(
-                f"its column {self.sample.header[place].strip()!r} holds no times ({some[:60]!r})",
+                f"its column {self.sample.header[place].strip()!r} holds no times ({why})",
                 'columns."HEADER" = "observed_at"',
             )
         if zone != "UTC":

@@ -49,8 +49,12 @@ _CLOCK = (
     r"(?::(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d{1,9}))?)?)?"
     r"(?:[ -]?(?P<half>[AaPp])\.?[Mm]\.?)?)?"
     r"(?: ?(?P<zone>Z|UTC|GMT|(?:(?:UTC|GMT)?[+-]\d{2}(?::?\d{2}|(?(hour)|(?!)))))(?: (?:UTC|GMT))?)?"
+    r"(?: \([A-Za-z ]{1,60}\))?"
 )
 _EPOCH_TEXT = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(?:\.(\d{1,9}))?", re.ASCII)
+# As programs print a big whole number; with fewer digits, as spreadsheets show it, it is rounded.
+_EPOCH_POWER = re.compile(r"(\d)\.(\d{1,18})[eE]\+?(\d{1,2})", re.ASCII)
+EXACT_DIGITS = 8
 _ISO = re.compile(
     r"(?P<year>\d{4})(?P<sign>[-/.])(?P<month>\d{1,2})(?P=sign)(?P<day>\d{1,2})" + _CLOCK, re.ASCII
 )
@@ -95,6 +99,8 @@ def read_time(
             return Stamp(datetime.fromisoformat(text).replace(tzinfo=UTC), bare=len(text) == 10)
         except ValueError:
             raise _no_time(text, field) from None
+    if match := _EPOCH_POWER.fullmatch(text):
+        text = _unrolled(match, text, field)
     if epoch is not None and (match := _TICKS.fullmatch(text)):
         return _since_epoch(match, epoch, text, field)
     if match := _EPOCH_TEXT.fullmatch(text):
@@ -120,8 +126,23 @@ def read_time(
         raise _no_time(text, field) from None
 
 
+def _unrolled(match: re.Match[str], text: str, field: str) -> str:
+    # 1.5147648e+12 as 1514764800000.
+    zeros = int(match[3]) - len(match[2])
+    if not 0 <= zeros <= 18:
+        raise _no_time(text, field)
+    if len(match[2]) + 1 < EXACT_DIGITS:
+        raise Refused(field, f"an epoch time rounded to {len(match[2]) + 1} digits: {text!r}")
+    return f"{match[1]}{match[2]}{'0' * zeros}"
+
+
 def epoch_unit(text: str) -> str | None:
     """The unit of an epoch time by its length; None where it is none."""
+    if power := _EPOCH_POWER.fullmatch(text):
+        try:
+            text = _unrolled(power, text, "observed_at")
+        except Refused:
+            return None
     match = _EPOCH_TEXT.fullmatch(text)
     return {10: "s", 13: "ms", 16: "us", 19: "ns"}[len(match[1])] if match else None
 
@@ -247,6 +268,7 @@ PERIODS = {
     "12h": timedelta(hours=12),
     "1d": _DAY,
     "d1": _DAY,
+    "d": _DAY,
     "daily": _DAY,
     "day": _DAY,
     "3d": 3 * _DAY,

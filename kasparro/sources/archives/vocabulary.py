@@ -42,6 +42,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "start",
         "datum",
         "fecha",
+        "observationdate",
         "data",
     ),
     "rank": ("rank", "marketcaprank", "cmcrank"),
@@ -329,6 +330,12 @@ LAYOUTS = (
         volume_usd=True,
     ),
     Layout(
+        name="Yahoo Finance download",
+        kind="candles",
+        needs=_needs("time open high low close volume tickerrow"),
+        volume_usd=True,
+    ),
+    Layout(
         name="Yahoo Finance prices",
         kind="candles",
         needs=_needs("date open high low close adjclose volume"),
@@ -355,6 +362,10 @@ class Heading(msgspec.Struct, frozen=True):
     full: str
     base: str
     currency: str | None
+
+
+# Stands for a line below the header that tells the ticker of each column.
+TICKER_ROW = Heading("tickerrow", "tickerrow", None)
 
 
 def normal(cell: str) -> str:

@@ -1,6 +1,5 @@
 """The process that reads archives, so that parsing takes neither the service's interpreter nor its loop."""
 
-import asyncio
 import ctypes
 import os
 import signal
@@ -26,13 +25,13 @@ def die_with(parent: int) -> None:
         raise SystemExit(1)
 
 
-async def _work(job: Job, out: IO[bytes]) -> None:
-    # Writing blocks while the pipe is full: that is what holds the worker back, and nothing else runs here.
+def _work(job: Job, out: IO[bytes]) -> None:
+    # Writing blocks while the pipe is full: that is what holds the worker back.
     def tell(message: Message) -> None:
         out.write(packed(message))
         out.flush()
 
-    async for told in read_archive(job):
+    for told in read_archive(job):
         tell(told)
     tell(Finished())
 
@@ -47,9 +46,9 @@ def main() -> None:
     # Whatever is printed by accident must not get between the messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with suppress(BrokenPipeError), asyncio.Runner() as runner:
+    with suppress(BrokenPipeError):
         while (job := next_job(sys.stdin.buffer)) is not None:
-            runner.run(_work(job, out))
+            _work(job, out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ EXPECTED: dict[str, tuple[int, int] | str] = {
     "merged_btc_eur_usd": (365, 0),
     "2024_EURO": "in EUR, not USD",
     "GOMINING": (1576, 0),
-    "data_bitcoin_eur": (964, 1),
+    "data_bitcoin_eur": (965, 0),
     "price_lists": (963, 1),
     "coin_Cardano": "market_cap_usd: not a number",
     "coin_CryptocomCoin": (935, 0),
@@ -112,7 +112,7 @@ async def test_every_sample_is_loaded_or_refused_for_the_right_reason(shared_dat
 
 
 async def _line(path: Path, label: str, outcome: Outcome) -> str:
-    found = (await explained(path)).recognition
+    found = (explained(path)).recognition
     reasons = Counter(f"{reject.field or 'row'}: {reject.reason}" for reject in outcome.rejects)
     told = outcome.problems or [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
     figures = f"{len(outcome.rows):6} {len(outcome.rejects):4}"
@@ -121,11 +121,10 @@ async def _line(path: Path, label: str, outcome: Outcome) -> str:
 
 async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path) -> None:
     (path,) = (shared_data / "csv").glob("*__data_bitcoin_eur.csv")
-    checked = await explained(path)
+    checked = explained(path)
     found = checked.recognition
     assert found is not None
-    assert (checked.rows, checked.rejected, checked.problem) == (964, 1, None)
-    assert checked.reasons[0].first[0].line == 592
+    assert (checked.rows, checked.rejected, checked.problem) == (965, 0, None)
     assert (found.decimal, found.delimiter, found.zone) == (",", ";", "Europe/Berlin")
     euro, dollar = found.columns[3:5]
     assert (euro.field, euro.note) == (None, "in EUR, not USD (by its header)")
@@ -133,5 +132,12 @@ async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path
     assert dollar.cells[0] == Cell("44152,2269", "44152.2269")
 
 
-async def explained(path: Path) -> Checked:
-    return await check(Archive(path, path.name), NOW)
+def explained(path: Path) -> Checked:
+    return check(Archive(path, path.name), NOW)
+
+
+async def test_explaining_a_file_shows_the_line_of_what_it_refuses(shared_data: Path) -> None:
+    (path,) = (shared_data / "csv").glob("*price_lists_bitcoin_prices.csv")
+    (reason,) = explained(path).reasons
+    assert (reason.field, reason.rows, reason.first[0].line) == ("observed_at", 1, 666)
+    assert reason.first[0].raw.startswith("2025-10-26;02:00;")

@@ -142,7 +142,7 @@ TOLD: dict[str, Told] = {
     ),
     "merged_btc_eur_usd": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
     "GOMINING": Told(columns=GECKO, at=SNAPPED, coin="gomining"),
-    "data_bitcoin_eur": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=",", refused=frozenset({592})),
+    "data_bitcoin_eur": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
     "price_lists": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=",", refused=frozenset({666})),
     "coin_CryptocomCoin": Told(columns=NUMBERED, at=SECONDS),
     "coin_Dogecoin": Told(columns=NUMBERED, at=SECONDS),
@@ -216,7 +216,7 @@ def rows_of(path: Path, told: Told) -> Iterator[tuple[str, datetime, Values]]:
         for cells in rows:
             if rows.line_num in told.refused or not any(cells):
                 continue
-            row = dict(zip(header, cells, strict=True))
+            row = dict(zip(header, cells[: len(header)], strict=True))
             values: Values = dict.fromkeys(FIELDS)
             for field, column in told.columns.items():
                 if field in VALUE_FIELDS:
@@ -234,7 +234,7 @@ async def loaded(database: Database, path: Path, source: str) -> None:
     """Load a file as a source of its own, so that no two files meet."""
     run = await RunRecord.start(database, "etl", (source,), NOW)
     into = Loader(database, run.id, source)
-    async for message in read_archive(job_for(path, now=NOW)):
+    for message in read_archive(job_for(path, now=NOW)):
         assert isinstance(message, Portion), message.text
         await into.load(message.batch, NOW)
 
