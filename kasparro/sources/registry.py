@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from kasparro.settings import Settings
 from kasparro.sources import coingecko, coinpaprika
-from kasparro.sources.archives import Archives
+from kasparro.sources.archives.source import Archives
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika

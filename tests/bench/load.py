@@ -13,9 +13,11 @@ from pathlib import Path
 from kasparro.store.database import Database
 from kasparro.store.embedded import find_programs
 from kasparro.store.migrations import migrate
-from tests.bench import measure
+from tests.bench import breakdown, measure
 
 COINS, TIMES, ROUNDS = 5_000, 200, 3
+# The load whose time is broken down is this much shorter.
+PROFILED_TIMES = 40
 BEGIN = 1_514_764_800  # 2018-01-01, in epoch seconds as the dumps have it
 
 HEADER = (
@@ -145,6 +147,10 @@ async def main() -> None:
                 rates["other bytes"].append(rows / await _etl(again, ours, 0))
                 again.write_bytes(path.read_bytes())
                 rates["other name"].append(rows / await _etl(again, ours, 0))
+            part, twin = Path(folder) / "part.csv", Path(folder) / "twin.csv"
+            profiled = write_dump(part, times=PROFILED_TIMES)
+            twin.write_bytes(part.read_bytes() + b"\r\n")
+            await breakdown.show(url, part, twin, profiled)
     median = {name: statistics.median(values) for name, values in rates.items()}
     print(f"load of {rows:,} rows, {ROUNDS} rounds by turns")
     for name, values in rates.items():

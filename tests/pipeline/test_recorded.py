@@ -11,7 +11,7 @@ import pytest
 
 from kasparro.pipeline.run import Run
 from kasparro.simulator import Simulator
-from kasparro.sources.archives import Archives
+from kasparro.sources.archives.source import Archives
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.store.database import Database

@@ -15,10 +15,10 @@ import pytest
 
 from kasparro.batch import BATCH_ROWS, Batch, Checkpoint
 from kasparro.errors import SourceError
-from kasparro.sources.archives import Archives
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives.process import Worker
 from kasparro.sources.archives.reader import Job
+from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.wire import next_job, packed
 from kasparro.sources.base import Pass
 from tests.sources.archives.conftest import NOW, job_for
@@ -244,7 +244,7 @@ async def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path: Path
     # In an interpreter of its own, whose only child is the worker.
     measured = f"""if True:
         import asyncio, resource, sys
-        from kasparro.sources.archives import Archives
+        from kasparro.sources.archives.source import Archives
         from kasparro.sources.base import Pass
         async def rows():
             return sum([batch.rows async for batch in Archives({str(tmp_path)!r}).extract(Pass())])
