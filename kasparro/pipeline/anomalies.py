@@ -39,6 +39,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """What a pass is judged by. Moves are natural logarithms of new over old price, of the coins that came
     with news of a price that was known."""
 
+    at: datetime
     fetched: int
     whole: bool = True
     """Whether it brought all that it set out for: no page was lost."""
@@ -76,11 +77,27 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True):
     since: Annotated[datetime, msgspec.Meta(description="When that was.")]
 
 
-def figures(fetched: int, compared: Compared, *, whole: bool, planned: float) -> Figures:
-    """The figures of a pass from what the batches' comparison with the tables told."""
+def figures(
+    fetched: int,
+    compared: Compared,
+    newest: Sequence[Figures],
+    *,
+    at: datetime,
+    whole: bool,
+    planned: float,
+) -> Figures:
+    """The figures of a pass from what the batches' comparison with the tables told.
+
+    Where nothing came, for the upstream said that nothing has changed, what the `newest` pass brought has
+    grown older by the time since.
+    """
     moves = sorted(compared.moves)
     shift = statistics.median(moves) if moves else None
+    age_s = sorted(compared.ages)[len(compared.ages) // 10] if compared.ages else None
+    if age_s is None and fetched and newest and newest[0].age_s is not None:
+        age_s = newest[0].age_s + max((at - newest[0].at).total_seconds(), 0.0)
     return Figures(
+        at=at,
         fetched=fetched,
         whole=whole,
         planned=planned,
@@ -89,27 +106,25 @@ def figures(fetched: int, compared: Compared, *, whole: bool, planned: float) ->
         shift=shift,
         spread=statistics.median(abs(one - shift) for one in moves) if shift is not None else None,
         gap_s=statistics.median(compared.gaps) if moves else None,
-        age_s=sorted(compared.ages)[len(compared.ages) // 10] if compared.ages else None,
+        age_s=age_s,
     )
 
 
-def judge(
-    now: Figures, past: Sequence[Figures], before: Sequence[Anomaly], run_id: int, at: datetime
-) -> list[Anomaly]:
-    """What is far from usual in the pass of run `run_id` at a time, given the passes before it and the
-    anomalies of the newest of them: those that go on keep their beginning."""
+def judge(now: Figures, past: Sequence[Figures], before: Sequence[Anomaly], run_id: int) -> list[Anomaly]:
+    """What is far from usual in the pass of run `run_id`, given the passes before it and the anomalies of the
+    newest of them: those that go on keep their beginning."""
     began = {one.kind: one for one in before}
     found = [
-        _anomaly(strange, began.get(strange.kind), run_id, at)
+        _anomaly(strange, began.get(strange.kind), run_id, now.at)
         for strange in (_few(now, past), _stuck(now, past))
         if strange is not None
     ]
     jump = _jumped(now, past)
     standing = began.get("price-jump")
-    if standing is not None and (not standing.lasting or at - standing.since > STANDS):
+    if standing is not None and (not standing.lasting or now.at - standing.since > STANDS):
         standing = None
     if jump is not None and (standing is None or not _undoes(now, standing)):
-        found.append(_anomaly(jump, None, run_id, at))
+        found.append(_anomaly(jump, None, run_id, now.at))
     elif jump is None and standing is not None:
         found.append(standing)
     return found

@@ -92,9 +92,10 @@ def judge(memory: Memory | None, seen: Profile, run_id: int, *, sound: bool, who
     them: what the source used to send stays what it sent when it could be used. It is `whole` where it lost
     no part of what it set out to bring.
     """
+    if not seen.records:
+        return Judged(memory=memory)
     if memory is None:
-        begin = sound and seen.records > 0
-        return Judged(memory=Memory(profile=seen, passes=1.0, whole=whole) if begin else None)
+        return Judged(memory=Memory(profile=seen, passes=1.0, whole=whole) if sound else None)
     nulls = whole and _comparable(memory, seen)
     known = {(one.change, one.field): one for one in memory.open}
     drift: list[Drift] = []

@@ -23,7 +23,9 @@ _ANOMALIES = msgspec.json.Decoder(list[Anomaly])
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What a pass is found to be: its drift and anomalies, and all of it as it is kept."""
+    """What a pass is found to be: its drift and anomalies, and all of it as it is kept. A pass that brought
+    no record, because its upstream said that nothing has changed, says nothing of fields.
+    """
 
     drift: list[Drift]
     anomalies: list[Anomaly]
@@ -53,16 +55,17 @@ def judge(
     _say_drift(source, run_id, fields)
     told, found = None, []
     if sound:
-        told = anomalies.figures(fetched, compared, whole=whole, planned=planned)
+        history = [_FIGURES.decode(figures) for figures in past.figures]
+        told = anomalies.figures(fetched, compared, history[:1], at=at, whole=whole, planned=planned)
         earlier = _ANOMALIES.decode(past.anomalies)
-        found = anomalies.judge(told, list(map(_FIGURES.decode, past.figures)), earlier, run_id, at)
+        found = anomalies.judge(told, history, earlier, run_id)
         _say_anomalies(source, run_id, earlier, found)
     return Verdict(
         fields.drift,
         found,
         Judgement(
             figures=_text(told) if told else None,
-            drift=_text(fields.drift),
+            drift=_text(fields.drift) if profile.records else None,
             anomalies=_text(found) if told else None,
             profile=_text(fields.memory) if fields.memory else None,
         ),

@@ -193,7 +193,9 @@ class Run:
         if failure is None and counts["rejected"] * 2 > counts["fetched"]:
             passing.problem(self._refused(source.name, counts["rejected"], counts["fetched"]))
         verdict = None
-        if (profile := self._profiles.get(source.name)) is not None and not stopped:
+        profile = self._profiles.get(source.name)
+        # What is read again is of the past, which is no measure of what an upstream sends today.
+        if profile is not None and not stopped and self._trigger != "replay":
             past = await self._persistently(lambda: self._record.past(source.name, LOOKED_BACK))
             verdict = judge(
                 *(source.name, past, profile, loader.compared),
@@ -255,7 +257,7 @@ class Run:
                     return True
                 coming = asyncio.create_task(following())
                 await self._load(source, loader, batch)
-                if batch.profile is not None and not batch.valid and batch.fetched >= ENOUGH:
+                if self._trigger != "replay" and _is_unfit(batch):
                     # What no record of an answer is fit for, those that follow will not be: its shape has
                     # changed. What came before it was whole, and stands.
                     raise SourceError(self._refused(source, batch.fetched, batch.fetched))
@@ -272,9 +274,10 @@ class Run:
         )
 
     async def _load(self, source: str, loader: Loader, batch: Batch) -> None:
-        if batch.profile is not None:
-            known = self._profiles.get(source)
-            self._profiles[source] = merged([known, batch.profile] if known else [batch.profile])
+        if batch.page is not None or batch.profile is not None:
+            # An API's, be it a page that has not changed and comes without a record.
+            known = self._profiles.get(source, Profile())
+            self._profiles[source] = merged([known, batch.profile or Profile()])
         self._refusals[source].update(
             f"{reject.field}: {reject.kind}" if reject.field else reject.kind for reject in batch.rejects
         )
@@ -374,6 +377,11 @@ def _most_telling(errors: BaseExceptionGroup) -> BaseException:
             )
     first = errors.exceptions[0]
     return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _is_unfit(batch: Batch) -> bool:
+    """Whether an API's batch is of some size, and no record of it was fit to be taken."""
+    return batch.profile is not None and not batch.valid and batch.fetched >= ENOUGH
 
 
 def _cause(verdict: Verdict) -> str | None:

@@ -124,6 +124,7 @@ class CoinGecko:
                 f"the rest of it; the next is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         walk, builder, course = Walk(), BatchBuilder(), rotation.Course(plan, known.values())
+        passing.planned = course.planned
         patience = msgspec.structs.replace(self._first, attempts=1) if passing.probing else self._first
         async with Client("CoinGecko", self._base_url, self._headers, passing, self._limiter) as client:
             while (number := course.next()) is not None:

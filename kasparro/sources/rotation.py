@@ -75,11 +75,19 @@ class Course:
         newest = max(known, key=lambda page: page.number, default=None)
         self._top = newest.number if newest else 0
         self._ended = newest is not None and newest.last
+        self._known_top, self._known_end = self._top, self._ended
         self._lost: list[int] = []
         self.fetched: list[int] = []
         """The pages that were fetched, in that order."""
         self.lost_last = False
         """Whether the page before was lost."""
+
+    @property
+    def planned(self) -> float:
+        """The share of the list that the plan set out for, as far as the list was known."""
+        beyond = 0 if self._known_end else self._plan.beyond
+        highest = max(self._known_top, *self._plan.pages) + beyond
+        return (len(self._plan.pages) + beyond) / highest
 
     def next(self) -> int | None:
         """The page to fetch now; None at the walk's end."""

@@ -90,7 +90,7 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """What a pass is found to be, as JSON; without a profile the one that is kept stays."""
 
     figures: str | None
-    drift: str
+    drift: str | None
     anomalies: str | None
     profile: str | None
 

@@ -18,4 +18,4 @@ CREATE TABLE source_profiles (
 DROP INDEX run_sources_succeeded;
 CREATE INDEX run_sources_by_source ON run_sources (source, run_id);
 CREATE INDEX run_sources_succeeded ON run_sources (source, run_id) WHERE status = 'succeeded';
-CREATE INDEX run_sources_judged ON run_sources (source, run_id) WHERE drift IS NOT NULL;
+CREATE INDEX run_sources_judged ON run_sources (source, run_id) WHERE figures IS NOT NULL;

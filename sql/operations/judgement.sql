@@ -11,7 +11,7 @@ SELECT
     figures,
     anomalies
 FROM run_sources
-WHERE source = $1 AND drift IS NOT NULL AND figures IS NOT NULL AND run_id <> $2
+WHERE source = $1 AND figures IS NOT NULL AND run_id <> $2
 ORDER BY run_id DESC
 LIMIT $3;
 

@@ -175,7 +175,10 @@ SELECT
     ARRAY(
         SELECT extract(EPOCH FROM started_at)::float8
         FROM run_sources
-        WHERE source = asked.source AND status = 'succeeded'
+        WHERE source = asked.source AND status = 'succeeded' AND NOT EXISTS (
+            SELECT FROM runs
+            WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+        )
         ORDER BY run_id DESC
         LIMIT :rhythm
     ) AS starts,
@@ -213,7 +216,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT anomalies
     FROM run_sources
-    WHERE source = asked.source AND drift IS NOT NULL AND anomalies IS NOT NULL
+    WHERE source = asked.source AND figures IS NOT NULL
     ORDER BY run_id DESC
     LIMIT 1
 ) AS judged ON true

@@ -5,6 +5,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,14 +19,23 @@ HOUR = timedelta(hours=1)
 
 def usual(**values: Any) -> Figures:
     """An ordinary hour of 1,000 coins."""
-    given_ = {"fetched": 1_000, "compared": 800, "move": 0.004, "shift": 0.001, "spread": 0.004}
+    given_: dict[str, Any] = {
+        "at": NOON,
+        "fetched": 1_000,
+        "compared": 800,
+        "move": 0.004,
+        "shift": 0.001,
+        "spread": 0.004,
+    }
     return Figures(**given_ | {"gap_s": 3_600.0, "age_s": 60.0} | values)
 
 
 def found(
     now: Figures, past: list[Figures] | None = None, before: list[Anomaly] | None = None, at: datetime = NOON
 ) -> list[Anomaly]:
-    return judge(now, [usual()] * 20 if past is None else past, before or [], 42, at)
+    return judge(
+        msgspec.structs.replace(now, at=at), [usual()] * 20 if past is None else past, before or [], 42
+    )
 
 
 def kinds(now: Figures, past: list[Figures] | None = None) -> list[str]:
@@ -144,16 +154,28 @@ def test_figures_are_the_medians_of_what_the_batches_told() -> None:
     compared.add([], [], [])
     compared.add([3.0], [0.2], [80.0])
 
-    told = figures(7, compared, whole=True, planned=0.5)
+    told = figures(7, compared, [], at=NOON, whole=True, planned=0.5)
 
     assert (told.fetched, told.planned, told.compared, told.move, told.shift) == (7, 0.5, 3, 0.2, 0.1)
     assert told.spread == pytest.approx(0.1)
     assert (told.gap_s, told.age_s) == (70.0, 1.0)
-    assert figures(0, Compared(), whole=True, planned=1.0) == Figures(fetched=0)
+    nothing = figures(0, Compared(), [told], at=NOON, whole=True, planned=1.0)
+    assert nothing == Figures(at=NOON, fetched=0)
+
+
+def test_a_feed_that_says_that_nothing_has_changed_grows_older() -> None:
+    past: list[Figures] = [usual()] * 9
+    for hours, age_s in ((1, 3_660.0), (2, 7_260.0), (3, 10_860.0)):
+        told = figures(1_000, Compared(), past, at=NOON + hours * HOUR, whole=True, planned=1.0)
+        assert told.age_s == age_s
+        past = [told, *past]
+
+    assert kinds(past[0], past[1:]) == ["stuck"]
+    assert figures(9, Compared(), past, at=NOON - HOUR, whole=True, planned=1.0).age_s == 10_860.0
 
 
 def test_the_age_is_that_of_the_freshest_tenth_however_old_the_tail_is() -> None:
     compared = Compared()
     compared.add(random.Random(1).sample([30.0] * 11 + [1e6] * 89, 100), [], [])
 
-    assert figures(100, compared, whole=True, planned=1.0).age_s == 30.0
+    assert figures(100, compared, [], at=NOON, whole=True, planned=1.0).age_s == 30.0

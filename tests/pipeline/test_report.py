@@ -293,7 +293,11 @@ async def test_what_a_sound_pass_met_stands_while_others_fail(connection: Connec
         '"since":"2026-06-01T12:00:00Z"}]'
     )
     now = datetime.now(UTC)
-    judged: dict[str, Any] = {"drift": "[]", "anomalies": met, "figures": '{"fetched":1}'}
+    judged: dict[str, Any] = {
+        "drift": "[]",
+        "anomalies": met,
+        "figures": '{"at":"2024-06-01T12:00:00Z","fetched":1}',
+    }
     for status, values in (("succeeded", judged), ("failed", {"drift": "[]"}), ("failed", {})):
         values = {"started_at": now, "finished_at": now, "error": "429"} | values  # noqa: PLW2901
         run_id = await add_run(connection, "partial")

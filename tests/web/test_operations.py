@@ -105,7 +105,7 @@ async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: 
     b = await add_run(connection, "partial", finished_at=LONG_AGO + timedelta(seconds=4))
     await add_source(connection, a, "coingecko", "succeeded", fetched=100, valid=100, inserted=100, calls=2)
     await add_source(connection, a, "csv", "succeeded", fetched=7, valid=7, inserted=7)
-    figures = '{"fetched":9,"compared":8,"move":0.0,"shift":0.1,"gap_s":60}'
+    figures = '{"at":"2024-06-01T12:00:00Z","fetched":9,"compared":8,"move":0.0,"shift":0.1,"gap_s":60}'
     judged = {"drift": drift, "anomalies": anomaly, "figures": figures}
     await add_source(connection, b, "coingecko", "failed", fetched=9, rejected=9, calls=1, **judged)
     await add_source(connection, b, "coinpaprika", "succeeded")
