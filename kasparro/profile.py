@@ -85,10 +85,12 @@ class Profiler:
         self._sampled = 0
 
     def note(self, item: bytes | msgspec.Raw) -> None:
-        """Take a record as its JSON; what is no object, or holds a number of hundreds of digits, is none."""
+        """Take a record as its JSON. What is no object, holds a number of hundreds of digits or is nested
+        without end is none.
+        """
         try:
             told = _DECODE(item)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         self._note("", told)
         if self._sampled < SAMPLES:

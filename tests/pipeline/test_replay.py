@@ -64,7 +64,7 @@ async def kept(database: Database, connection: Connection, run_id: int) -> list[
 async def test_each_call_leaves_what_it_was_answered(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    moment = datetime(2026, 3, 1, 12, 0, 0, 123_456, tzinfo=UTC)
+    moment = datetime.now(UTC).replace(microsecond=123_456)
 
     run_id = await fetched(database, apis(simulator)[1:], clock=lambda: moment)
 
