@@ -36,6 +36,7 @@ class Upstreams:
         self.simulator = simulator
         self._database = database
         self.clock_ahead = timedelta(0)
+        self.monthly_calls: int | None = None
 
     def now(self) -> datetime:
         return self.simulator.clock.now() + self.clock_ahead
@@ -51,7 +52,14 @@ class Upstreams:
             "coingecko": CoinGecko(self.simulator.coingecko_url, "public", None, QUICK),
         }
         chosen = [sources[name] for name in names or sources]
-        async with Run(self._database, chosen, "etl", clock=self.now) as run:
+        async with Run(
+            self._database,
+            chosen,
+            "schedule",
+            clock=self.now,
+            budget=lambda source: self.monthly_calls if source == "coingecko" else None,
+            interval=timedelta(minutes=TICKS),
+        ) as run:
             await run.work(asyncio.Event())
         async with self._database.reading() as connection:
             told = await report.run_report(connection, run.id)
@@ -275,6 +283,27 @@ async def test_far_fewer_records_than_usual_are_an_anomaly(
     assert len([event for event in logged.seen if event["event"] == "anomaly"]) == 1
     assert await marked(connection, "coinpaprika") == [f"few-records: {again.anomalies[0].detail}"]
     assert await marked(connection, "coingecko") == []
+
+
+async def test_a_budget_that_rotates_through_the_list_is_neither_drift_nor_anomaly(
+    database: Database,
+) -> None:
+    async with Simulator(seed=7, coins=1_700, base=BASE, manual=True) as simulator:
+        upstreams = Upstreams(simulator, database)
+        fetched = [(await upstreams.run("coingecko"))["coingecko"].records.fetched for _ in range(HISTORY)]
+        upstreams.monthly_calls = 4 * 24 * 31
+        for _ in range(2 * HISTORY):
+            source = (await upstreams.run("coingecko"))["coingecko"]
+            assert (source.status, source.drift, source.anomalies) == ("succeeded", [], [])
+            fetched.append(source.records.fetched)
+        simulator.add_fault(SchemaDrift(api="coingecko", field="ath", change="null"))
+        null = (await upstreams.run("coingecko"))["coingecko"]
+        simulator.add_fault(ListCut(api="coingecko", keep=300))
+        cut = (await upstreams.run("coingecko"))["coingecko"]
+
+    assert min(fetched[:HISTORY]) > 1_500 > 1_000 >= max(fetched[HISTORY:])
+    assert drifted(null) == [("null", "ath")]
+    assert [one.kind for one in cut.anomalies] == ["few-records"]
 
 
 async def test_a_list_that_loses_pages_is_partial_and_not_short_besides(upstreams: Upstreams) -> None:
