@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 import stamina.instrumentation
 import uvloop
 
+from kasparro import logs
+from kasparro.settings import Settings
 from tests.bench import latency, load, month, reads, scale
 
 # What no name asks for: these take minutes and gigabytes.
@@ -28,6 +30,7 @@ def main() -> None:
         "--connections", type=int, nargs="+", default=reads.CONNECTIONS, help="of reads (%(default)s)"
     )
     told = parser.parse_args()
+    logs.configure(Settings(log_level="error"))
     # Servers take a moment to answer, which needs no word.
     stamina.instrumentation.set_on_retry_hooks([])
     chosen = told.names or [*SMALL, *reads.CASES]

@@ -180,12 +180,12 @@ async def _agree(bench: Bench) -> None:
 
 
 async def _warm(bench: Bench) -> Case:
-    target = "at least 0.7 of the bare app (aim: 0.9), p99 within 2 of its, 20 times the usual stack"
+    target = "0.7 of the bare app's, p99 up to 2, 20 times the usual stack's"
     return Case(title=f"{LIMIT} rows, kept", target=target, paths=[PATH], usual=[PATH])
 
 
 async def _cold(bench: Bench) -> Case:
-    target = "at least 8 times the usual stack"
+    target = "8 times the usual stack's"
     return Case(
         title=f"{LIMIT} rows, the first after a version", target=target, paths=[PATH], usual=[PATH], anew=True
     )
