@@ -41,7 +41,7 @@ found = page.sync(client=client, limit=2, source=[Source.COINGECKO, Source.CSV],
 assert isinstance(found, DataPage)
 first, second = found.data
 assert first.source in {Source.COINGECKO, Source.CSV}
-assert first.rank is not None and second.rank is not None and first.rank >= second.rank
+assert isinstance(first.rank, int) and isinstance(second.rank, int) and first.rank >= second.rank
 assert isinstance(first.observed_at, datetime) and first.observed_at.tzinfo is not None
 
 cursor = found.pagination.next_cursor
@@ -54,11 +54,11 @@ assert {one.source_id for one in after.data}.isdisjoint({first.source_id, second
 
 answer = row.sync_detailed(Source.COINGECKO, "bitcoin", client=client)
 assert isinstance(answer.parsed, Record)
-price: float | None = answer.parsed.price_usd
-assert answer.parsed.max_supply is None or isinstance(answer.parsed.max_supply, (int, float))
+price, most = answer.parsed.price_usd, answer.parsed.max_supply
+assert most is None or isinstance(most, int | float)
 # A parsed number is a float; who needs each digit has the bytes.
 exact = json.loads(answer.content, parse_float=decimal.Decimal)["price_usd"]
-assert price is not None and price == float(exact)
+assert price == float(exact)
 
 refused = page.sync(client=client, page=1, cursor=cursor)
 assert isinstance(refused, ProblemDocument) and refused.parameter == "page, cursor"
