@@ -17,6 +17,10 @@ class DatabaseBusy(DatabaseUnavailable):
     """PostgreSQL is at work for others, and enough wait for it already; trying again soon may work."""
 
 
+class StatementTooLong(KasparroError):
+    """PostgreSQL ended a statement at its time limit; trying again would end the same way."""
+
+
 class MigrationError(KasparroError):
     """The database's schema and the migrations of this program disagree; a person has to look."""
 

@@ -106,7 +106,8 @@ class _Line:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(self._client[0], self._server[1]))
                 group.create_task(self._pump(self._server[0], self._client[1]))
-        except* OSError:
+        except* (OSError, RuntimeError):
+            # Gone, or told before that nothing more would come.
             pass
         finally:
             self.cut()

@@ -1,6 +1,7 @@
 """One run: the sources side by side, each from its first batch to its outcome."""
 
 import asyncio
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence, Set
 from contextlib import suppress
@@ -19,6 +20,7 @@ from kasparro.errors import (
     RunInProgress,
     RunLost,
     SourceError,
+    StatementTooLong,
 )
 from kasparro.payload import Payload, Retention
 from kasparro.pipeline import breaker
@@ -98,13 +100,16 @@ class Run:
         self._clock = clock
         self._lock = SessionLock(database, "run")
         self._stop = asyncio.Event()
+        self._away_since: float | None = None
 
     async def __aenter__(self) -> Self:
         if not await self._lock.acquire():
             raise RunInProgress("another run is at work on this database")
         try:
             names = tuple(source.name for source in self._sources)
-            self._record = await RunRecord.start(self._database, self._trigger, names, self._clock())
+            self._record = await RunRecord.start(
+                self._database, self._trigger, names, self._clock(), lock=self._lock
+            )
         except BaseException:
             await self._lock.release()
             raise
@@ -119,6 +124,8 @@ class Run:
             stopped = isinstance(error, asyncio.CancelledError)
             status: Status = "interrupted" if stopped else "failed"
             reason = "cut off before its end" if stopped else f"internal error ({type(error).__name__})"
+            if isinstance(error, KasparroError):
+                reason = str(error)
             # Best effort: where even this fails, the next run finds this one and marks it.
             with suppress(KasparroError, TimeoutError):
                 async with asyncio.timeout(2):
@@ -184,8 +191,11 @@ class Run:
             return await self._skip(source.name, str(nothing))
         except SourceError as error:
             failure, dead = str(error), isinstance(error, UpstreamError)
-        except (RunLost, DatabaseUnavailable):
+        except RunLost:
             raise
+        except (DatabaseUnavailable, StatementTooLong) as error:
+            # It may still take the outcome: a full disk has room for that, a locked table is another's.
+            stopped, failure = stop.is_set(), str(error)
         except Exception as error:
             log.exception("source broke", run=self.id, source=source.name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
@@ -337,11 +347,22 @@ class Run:
     async def _persistently(
         self, call: Callable[[], Awaitable[T]], patience_s: float = DATABASE_PATIENCE_S
     ) -> T:
-        """Do it, again and again while the database is out of reach, and only while the run is ours."""
+        """Do it, again and again while the database is out of reach, and only while the run is ours.
+
+        Patience is the run's: when it is at its end, whatever is left to do is tried once.
+        """
+
+        def again(error: Exception) -> bool:
+            if not isinstance(error, DatabaseUnavailable):
+                return False
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            return not self._stop.is_set() and now - self._away_since < patience_s
+
         async for attempt in stamina.retry_context(
-            on=lambda error: isinstance(error, DatabaseUnavailable) and not self._stop.is_set(),
+            on=again,
             attempts=None,
-            timeout=patience_s,
+            timeout=None,
             wait_initial=0.1,
             wait_max=5.0,
             wait_jitter=0.5,
@@ -350,7 +371,9 @@ class Run:
                 # A restarted server has forgotten the lock; without it another run may have begun.
                 if not await self._lock.acquire():
                     raise RunLost(f"run {self.id} lost its lock to another run")
-                return await call()
+                done = await call()
+                self._away_since = None
+                return done
         raise AssertionError("unreachable: the last attempt raises")
 
 

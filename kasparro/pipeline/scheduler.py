@@ -48,6 +48,7 @@ class Scheduler:
         # For as long as the process: two runs within a minute share the limits that the upstreams set.
         self._sources = build(settings, settings.sources)
         self._stop = asyncio.Event()
+        self._lock = SessionLock(database, "lead")
         self._led = False
         self._runs: set[asyncio.Task[None]] = set()
         self.next_run_at: datetime | None = None
@@ -105,7 +106,7 @@ class Scheduler:
                 await self._pause(CHECK_S)
             return
         first = True
-        async with SessionLock(self._database, "lead") as lead:
+        async with self._lock as lead:
             while not await lead.acquire():
                 if first:
                     log.info("another process runs the loop")
@@ -122,8 +123,10 @@ class Scheduler:
                 wait = due - time.monotonic()
                 self.next_run_at = self._clock() + timedelta(seconds=wait) if wait > 0 else None
                 if wait > 0:
-                    # In short steps, to notice soon that the session that leads is gone.
+                    # In short steps, to notice soon that the lead is lost, or that a run elsewhere has died.
                     await self._pause(min(wait, CHECK_S))
+                    if await bury_dead(self._database, self._clock()):
+                        due = min(due, time.monotonic() + await self._left(interval))
                     continue
                 try:
                     await self._run(trigger)

@@ -1,6 +1,7 @@
 """Connections to PostgreSQL: pools for reading and writing, and which of their errors pass."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTooLong
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -36,6 +37,7 @@ _PASSING = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
     # Somebody keeps connections out of the database for a while.
@@ -48,6 +50,19 @@ _PASSING = (
 )
 # A subclass of the above that no repetition cures.
 _LASTING = asyncpg.QueryCanceledError
+
+# What to tell of an error that passes, by the first kind that fits; all others are a server out of reach.
+_MEANINGS: tuple[tuple[type[Exception], str], ...] = (
+    (asyncpg.DiskFullError, "PostgreSQL has no room left on its disk"),
+    (asyncpg.TooManyConnectionsError, "PostgreSQL takes no more connections"),
+    (asyncpg.InsufficientResourcesError, "PostgreSQL lacks memory or other resources"),
+    (asyncpg.LockNotAvailableError, "another session holds a lock that we need"),
+    (asyncpg.TransactionRollbackError, "PostgreSQL undid a transaction in favour of another"),
+    (asyncpg.ReadOnlySQLTransactionError, "PostgreSQL takes no writes, as a standby or by its settings"),
+    (asyncpg.CannotConnectNowError, "PostgreSQL is starting, stopping or recovering"),
+    (asyncpg.InvalidAuthorizationSpecificationError, "PostgreSQL refuses the login"),
+    (asyncpg.InvalidCatalogNameError, "PostgreSQL has no such database"),
+)
 
 
 def passes(error: BaseException) -> bool:
@@ -159,7 +174,7 @@ class Database:
     @asynccontextmanager
     async def writing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to the primary."""
-        with _told("DATABASE_URL"):
+        with _told("DATABASE_URL", WRITE_TIMEOUT_S):
             async with self._write.connection() as connection:
                 yield connection
 
@@ -183,18 +198,36 @@ class Database:
         """Of each pool of readers: how many connections it may have, how many are at work, who waits."""
         return {"short": self._read.figures(), "wide": self._wide.figures()}
 
-    async def session(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def session(self, name: str, lease_s: float) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection to the primary outside the pool, for what lives as long as a session: advisory locks.
 
-        The caller closes it.
+        The server knows it by `name`, and ends it when it was silent for `lease_s`. The caller closes it.
         """
+        lease = f"{lease_s * 1000:.0f}ms"
         with _told("DATABASE_URL"):
             return await asyncpg.connect(
                 self._url,
                 timeout=CONNECT_TIMEOUT_S,
+                command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
                 target_session_attrs=SessionAttribute.read_write,
-                server_settings=_session(WRITE_TIMEOUT_S),
+                server_settings=_session(WRITE_TIMEOUT_S)
+                | {
+                    "application_name": name,
+                    "idle_session_timeout": lease,
+                    "idle_in_transaction_session_timeout": lease,
+                },
             )
+
+    @contextmanager
+    def using(self, session: "asyncpg.Connection[asyncpg.Record]") -> Iterator[None]:
+        """A block that works on a connection of `session`: its errors are told as those of the pools are,
+        and after any the connection is cut, since who knows in which state it is."""
+        with _told("DATABASE_URL", WRITE_TIMEOUT_S):
+            try:
+                yield
+            except BaseException:
+                session.terminate()
+                raise
 
 
 class _Pool:
@@ -252,15 +285,28 @@ async def _nothing_to_reset(connection: object) -> None:
 
 
 @contextmanager
-def _told(setting: str) -> Iterator[None]:
+def _told(setting: str, limit_s: float | None = None) -> Iterator[None]:
+    """Errors of a block in our words. With `limit_s`, how long a statement in it may take, those of
+    cancelled statements too."""
+    began = time.monotonic()
     try:
         yield
     except asyncpg.ClientConfigurationError as error:
         raise SettingsError(f"{setting} has a value that cannot be used: {_line(error)}") from error
+    except asyncpg.QueryCanceledError as error:
+        if limit_s is None:
+            raise
+        # The server has one error for both, and tells them apart in a language of its own.
+        if time.monotonic() - began >= limit_s:
+            raise StatementTooLong(
+                f"PostgreSQL ended a statement that took too long: {_line(error)}"
+            ) from error
+        raise DatabaseUnavailable(f"somebody cancelled a statement in PostgreSQL: {_line(error)}") from error
     except Exception as error:
         if isinstance(error, DatabaseUnavailable) or not passes(error):
             raise
-        raise DatabaseUnavailable(f"PostgreSQL is out of reach: {_line(error)}") from error
+        meaning = next((text for kind, text in _MEANINGS if isinstance(error, kind)), None)
+        raise DatabaseUnavailable(f"{meaning or 'PostgreSQL is out of reach'}: {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:

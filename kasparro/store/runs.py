@@ -1,26 +1,41 @@
 """A run's own records in the database, and the locks that make runs and loops single."""
 
 import asyncio
+import secrets
+from contextlib import asynccontextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import asyncpg
 import msgspec
 import structlog
 
-from kasparro.errors import RunLost
+from kasparro.errors import DatabaseUnavailable, KasparroError, RunLost
 from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 log = structlog.get_logger()
 _SQL = statements("operations/runs.sql")
 _JUDGEMENT = statements("operations/judgement.sql")
-RELEASE_TIMEOUT_S = 1
+
+# The server ends the session of a lock that was silent for so long.
+LEASE_S = 15.0
+# How often the holder says something. It waits for the answer until one more would be due before the end.
+BEAT_S = 5.0
+# How long a session has to end in good order.
+CLOSE_S = 1.0
 
 
 class SessionLock:
-    """An advisory lock that lives as long as a session of its own: it goes when the process or its line dies.
+    """An advisory lock that a session of its own holds, which is a lease: the server ends a session that was
+    silent for LEASE_S, and its holder says something every BEAT_S.
+
+    So the lock goes with its holder's process or line, and also where the process stands still or its packets
+    are dropped. A holder that hears nothing back gives up before the server gives the lock to another.
 
     `name` is `run` (one run works on a database at a time) or `lead` (one process runs the loop).
     """
@@ -28,7 +43,9 @@ class SessionLock:
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
         self._statement = _SQL[f"try_{name}"]
+        self._name = f"kasparro {name} {secrets.token_hex(4)}"
         self._session: asyncpg.Connection[asyncpg.Record] | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -49,32 +66,59 @@ class SessionLock:
         async with self._turn:
             if self.held:
                 return True
-            session = await self._database.session()
-            try:
+            session = await self._database.session(self._name, LEASE_S)
+            with self._database.using(session):
+                await session.execute(_SQL["end_ghost"], self._name)
                 taken: bool = await session.fetchval(self._statement)
-            except BaseException:
-                session.terminate()
-                raise
             if taken:
+                self._end_beat()
                 self._session = session
+                self._beating = asyncio.create_task(self._beat(session))
             else:
-                await session.close()
+                await _close(session)
             return taken
+
+    @asynccontextmanager
+    async def writing(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """The session that holds the lock, to write what its holder alone may: without the lock there is no
+        session. Raises DatabaseUnavailable."""
+        async with self._turn:
+            if self._session is None:
+                raise DatabaseUnavailable("the lock is not ours")
+            with self._database.using(self._session):
+                yield self._session
 
     async def release(self) -> None:
         """Give the lock back."""
+        self._end_beat()
         session, self._session = self._session, None
-        if session is None or session.is_closed():
-            return
+        if session is not None:
+            await _close(session)
+
+    async def _beat(self, session: "asyncpg.Connection[asyncpg.Record]") -> None:
         try:
-            # Whoever asks next is not to wait until the server has noticed that the session is gone.
-            async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                await session.execute(_SQL["unlock"])
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            log.debug("the lock goes with its session")
-        finally:
-            # Ending the session releases its locks, also where the server does not answer any more.
-            session.terminate()
+            while True:
+                await asyncio.sleep(BEAT_S)
+                async with self._turn:
+                    with self._database.using(session):
+                        async with asyncio.timeout(LEASE_S - 2 * BEAT_S):
+                            await session.fetchval(_SQL["beat"])
+        except KasparroError as error:
+            log.warning("lock lost", lock=self._name, reason=str(error))
+
+    def _end_beat(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
+
+
+async def _close(session: "asyncpg.Connection[asyncpg.Record]") -> None:
+    # In good order, so that the lock is free when this returns; ending the session in any way frees it soon.
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await session.close()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        session.terminate()
 
 
 class Past(msgspec.Struct, frozen=True):
@@ -103,12 +147,21 @@ class RunRecord:
         self.id = run_id
 
     @classmethod
-    async def start(cls, database: Database, trigger: str, sources: tuple[str, ...], now: datetime) -> Self:
+    async def start(
+        cls,
+        database: Database,
+        trigger: str,
+        sources: tuple[str, ...],
+        now: datetime,
+        *,
+        lock: SessionLock | None = None,
+    ) -> Self:
         """Begin a run; the caller holds the run lock, so a run that is still `running` has died.
 
-        Raises DatabaseUnavailable.
+        Given the lock, it is written by the session that holds it: who has lost it meanwhile ends nobody's
+        run. Raises DatabaseUnavailable.
         """
-        async with database.writing() as connection, connection.transaction():
+        async with (lock or database).writing() as connection, connection.transaction():
             await _interrupt(connection, now)
             run_id = await connection.fetchval(_SQL["start_run"], trigger, now)
             for source in sources:
@@ -200,21 +253,26 @@ class RunRecord:
             raise RunLost(f"run {self.id} was ended by another process")
 
 
-async def bury_dead(database: Database, now: datetime) -> None:
-    """Mark what a process that died left `running`, unless a run is at work. Raises DatabaseUnavailable.
+async def bury_dead(database: Database, now: datetime) -> bool:
+    """Mark what a process that died left `running`, unless a run is at work; True where there was something.
+
+    Raises DatabaseUnavailable.
 
     The run lock is taken only where there is something to mark: whoever wants to run meanwhile is refused.
     """
     async with database.writing() as connection:
         if not await connection.fetchval(_SQL["any_running"]):
-            return
+            return False
     async with SessionLock(database, "run") as lock:
-        if await lock.acquire():
-            async with database.writing() as connection, connection.transaction():
-                await _interrupt(connection, now)
+        if not await lock.acquire():
+            return False
+        async with lock.writing() as session, session.transaction():
+            await _interrupt(session, now)
+    return True
 
 
 async def _interrupt(connection: Connection, now: datetime) -> None:
+    await connection.execute(_SQL["end_batches"])
     await connection.execute(_SQL["interrupt_sources"], now)
     for row in await connection.fetch(_SQL["interrupt_runs"], now):
         log.warning("run marked interrupted", run=row["id"], reason="its process ended")

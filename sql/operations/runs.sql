@@ -1,15 +1,39 @@
--- What a run writes about itself.
+-- What a run writes about itself, and the locks that make it single.
 
 -- name: try_run --
--- Only one run works on a database at a time. The lock is the session's: it goes when the process dies.
+-- Only one run works on a database at a time. The lock is the session's: it goes when the process dies, and
+-- when the server ends the session of one that says nothing any more.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
 
 -- name: try_lead --
 -- Of the processes that could run the loop, one does.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
 
--- name: unlock --
-SELECT pg_advisory_unlock_all();
+-- name: beat --
+-- Shows the server that the session's holder lives; it ends one that was silent for its lease.
+SELECT true;
+
+-- name: end_ghost --
+-- A session of ours ($1) that we lost sight of may live on, and would hold the lock against us.
+SELECT pg_terminate_backend(pid, 2000)
+FROM pg_stat_activity
+WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid();
+
+-- name: end_batches --
+-- Batches that are still open while we hold the run lock are of dead runs: of a process that stands still or
+-- is cut off, which would keep its rows locked for long. Only a batch's fence locks rows of this table so.
+SELECT pg_terminate_backend(locks.pid, 2000)
+FROM pg_locks AS locks
+INNER JOIN pg_stat_activity AS sessions ON locks.pid = sessions.pid
+WHERE
+    locks.locktype = 'relation'
+    AND locks.relation = 'run_sources'::regclass
+    AND locks.mode = 'RowShareLock'
+    AND locks.granted
+    AND sessions.datname = current_database()
+    AND sessions.usename = current_user
+    AND sessions.application_name = 'kasparro'
+    AND sessions.pid <> pg_backend_pid();
 
 -- name: any_running --
 SELECT EXISTS(SELECT FROM runs WHERE status = 'running');

@@ -383,7 +383,7 @@ class Severed:
             if number % 4 == 1:
                 await self._connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE application_name = 'kasparro' AND datname = current_database()"
+                    "WHERE application_name LIKE 'kasparro%' AND datname = current_database()"
                 )
             builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
             yield builder.take()

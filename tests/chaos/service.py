@@ -1,0 +1,31 @@
+"""The program as it is but for its waits, which are shortened so that a bad day fits into seconds.
+
+    python -m tests.chaos.service serve
+
+The rest of this module runs in each of its processes, those that `--workers` starts too.
+"""
+
+from kasparro.cli import main
+from kasparro.pipeline import scheduler
+from kasparro.sources import coingecko, registry
+from kasparro.sources.coinpaprika import CoinPaprika
+from kasparro.sources.http import Patience
+from kasparro.store import database, runs
+
+# In place of 5, 5 and 15 s.
+scheduler.CHECK_S = 0.5
+runs.BEAT_S = 0.5
+runs.LEASE_S = 3.0
+# In place of 30 s.
+database.LOCK_TIMEOUT_S = 1
+
+_QUICK = Patience(attempts=3, total_s=4, initial_s=0.1, longest_s=0.4)
+registry._SOURCES["coinpaprika"] = lambda told: CoinPaprika(
+    told.coinpaprika_url, told.coinpaprika_key, _QUICK
+)
+registry._SOURCES["coingecko"] = lambda told: coingecko.CoinGecko(
+    told.coingecko_url, told.coingecko_plan, told.coingecko_key, _QUICK
+)
+
+if __name__ == "__main__":
+    main()
