@@ -87,7 +87,7 @@ async def _service_paused(world: World, chance: random.Random) -> AsyncIterator[
             service.signal(signal.SIGCONT)
 
 
-@_fault("a service paused beyond its lease", "service", lasts=(4.5, 5.5))
+@_fault("a service paused beyond its lease", "service", lasts=(6.5, 7.5))
 async def _service_paused_long(world: World, chance: random.Random) -> AsyncIterator[None]:
     async with _service_paused(world, chance):
         yield
@@ -347,7 +347,7 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     "broken gzip": {"kind": "gzip-garbage"},
     "bad records": {
         "kind": "bad-records",
-        "records": ["negative-price", "future", "long-number", "missing-id", "duplicate", "nul"],
+        "records": ["negative-price", "long-number", "null-id", "missing-id", "duplicate", "nul"],
     },
     "no JSON inside": {"kind": "bad-records", "records": ["nan", "lone-surrogate", "not-an-object"]},
 }

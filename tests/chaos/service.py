@@ -15,7 +15,7 @@ from kasparro.store import database, runs
 # In place of 5, 5 and 15 s.
 scheduler.CHECK_S = 0.5
 runs.BEAT_S = 0.5
-runs.LEASE_S = 3.0
+runs.LEASE_S = 5.0
 # In place of 30 s.
 database.LOCK_TIMEOUT_S = 1
 

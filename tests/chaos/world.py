@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -101,7 +102,7 @@ class Service(Process):
             environment |= {
                 "LD_PRELOAD": str(FAKETIME),
                 "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
         command = (sys.executable, "-m", "tests.chaos.service", "serve")
@@ -236,7 +237,7 @@ class World:
 async def world(folder: Path, seed: str) -> AsyncIterator[World]:
     """A world of its own in an empty folder: everything runs, and nothing is broken yet."""
     async with AsyncExitStack() as stack:
-        disk = await stack.enter_async_context(_disk(folder / "disk"))
+        disk = await stack.enter_async_context(_disk())
         made = await stack.enter_async_context(servers())
         server = await made.primary()
         if disk.missing is None:
@@ -257,25 +258,27 @@ async def world(folder: Path, seed: str) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def _disk(folder: Path) -> AsyncIterator[Disk]:
+async def _disk() -> AsyncIterator[Disk]:
     """A disk in memory that is full soon, where this account may mount one."""
-    folder.mkdir()
-    if os.geteuid() != 0:
-        yield Disk(folder, "only root may mount a small disk")
-        return
-    mount = await asyncio.create_subprocess_exec(
-        *("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)),
-        stderr=asyncio.subprocess.DEVNULL,
+    # Where the server's account can reach it.
+    folder = Path(tempfile.mkdtemp(prefix="kasparro-disk-", dir="/tmp"))
+    mounted = os.geteuid() == 0 and await _done(
+        *("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder))
     )
-    if await mount.wait():
-        yield Disk(folder, "this machine mounts no small disk")
-        return
     try:
-        (folder / "space").mkdir()
-        own(folder / "space")
-        yield Disk(folder, None)
+        if mounted:
+            (folder / "space").mkdir()
+            own(folder / "space")
+        yield Disk(folder, None if mounted else "this account mounts no small disk")
     finally:
-        await (await asyncio.create_subprocess_exec("umount", str(folder))).wait()
+        if mounted:
+            await _done("umount", str(folder))
+        folder.rmdir()
+
+
+async def _done(*command: str) -> bool:
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    return await process.wait() == 0
 
 
 async def _simulator(folder: Path, seed: str, stack: AsyncExitStack) -> tuple[Process, int]:
