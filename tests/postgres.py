@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -75,7 +75,7 @@ class Server:
             primary.url("postgres", OWNER),
         )
         await _done(*map(str, command), "--write-recovery-conf", "--checkpoint=fast")
-        own(self.folder)
+        _own(self.folder)
         self._configure()
 
     def _configure(self) -> None:
@@ -143,9 +143,15 @@ class Server:
         finally:
             await connection.close(timeout=5)
 
+    async def move_to(self, disk: "Disk") -> None:
+        """Keep the role's database there; nobody may be connected to it."""
+        async with self.admin("postgres") as connection:
+            await connection.execute(f"CREATE TABLESPACE small LOCATION '{disk.folder / 'space'}'")
+            await connection.execute(f"ALTER DATABASE {USER} SET TABLESPACE small")
+
     async def _run(self, program: str, *arguments: str) -> None:
         self.folder.mkdir()
-        own(self.folder)
+        _own(self.folder)
         await _done(
             str(self._programs.path(program)), "-D", str(self.folder), *arguments, "--no-sync", **_account()
         )
@@ -199,7 +205,49 @@ class Servers:
         return server
 
 
-def own(folder: Path) -> None:
+class Disk(NamedTuple):
+    """A small disk for a database alone, with the log of its server elsewhere; `missing` says why there is
+    none."""
+
+    folder: Path
+    missing: str | None
+
+    def fill(self) -> None:
+        """Leave no byte free."""
+        with suppress(OSError), (self.folder / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1 << 20))
+
+    def clear(self) -> None:
+        """Give the room back."""
+        (self.folder / "filler").unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def small_disk(megabytes: int) -> AsyncIterator[Disk]:
+    """A disk in memory that is full soon, where this account may mount one. Servers end before it does."""
+    # Where a server's account can reach it.
+    folder = Path(tempfile.mkdtemp(prefix="kasparro-disk-", dir="/tmp"))
+    missing: str | None = "only root may mount a small disk"
+    if os.geteuid() == 0:
+        try:
+            await _done("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder))
+            missing = None
+        except RuntimeError as error:
+            missing = str(error)
+    try:
+        if missing is None:
+            (folder / "space").mkdir()
+            _own(folder / "space")
+            folder.chmod(0o755)
+        yield Disk(folder, missing)
+    finally:
+        if missing is None:
+            await _done("umount", str(folder))
+        folder.rmdir()
+
+
+def _own(folder: Path) -> None:
     """Give a folder to the account that servers run as."""
     if account := _account():
         for path in (folder, *folder.rglob("*")):

@@ -11,6 +11,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTooLong
+from kasparro.store import hosts
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -113,6 +114,7 @@ class Database:
         self._write = _Pool(
             await asyncpg.create_pool(
                 self._url,
+                connect=hosts.connect,
                 min_size=0,
                 max_size=self._writers,
                 timeout=CONNECT_TIMEOUT_S,
@@ -131,6 +133,7 @@ class Database:
     async def _readers_pool(self, size: int) -> "_Pool":
         pool = await asyncpg.create_pool(
             self._read_url or self._url,
+            connect=hosts.connect,
             min_size=0,
             max_size=size,
             timeout=CONNECT_TIMEOUT_S,
@@ -182,7 +185,7 @@ class Database:
     async def following(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
         """A connection of its own to where readers read, for who listens there; each statement is short."""
         with _told(self._read_name):
-            connection = await asyncpg.connect(
+            connection = await hosts.connect(
                 self._read_url or self._url,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=QUEUE_S,
@@ -205,7 +208,7 @@ class Database:
         """
         lease = f"{lease_s * 1000:.0f}ms"
         with _told("DATABASE_URL"):
-            return await asyncpg.connect(
+            return await hosts.connect(
                 self._url,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,

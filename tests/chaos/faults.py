@@ -2,11 +2,10 @@
 
 import asyncio
 import random
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 
 from tests.chaos.world import FAKETIME, TOKEN, Process, Service, World
@@ -217,18 +216,11 @@ async def _serializable(world: World, chance: random.Random) -> AsyncIterator[No
 
 @_fault("a full disk", "database", impossible=lambda world: world.disk.missing)
 async def _full_disk(world: World, chance: random.Random) -> AsyncIterator[None]:
-    filler = world.disk.folder / "filler"
     try:
-        await asyncio.to_thread(_fill, filler, shutil.disk_usage(world.disk.folder).free)
+        await asyncio.to_thread(world.disk.fill)
         yield
     finally:
-        filler.unlink(missing_ok=True)
-
-
-def _fill(path: Any, size: int) -> None:
-    with suppress(OSError), path.open("wb", buffering=0) as file:
-        while size > 0:
-            size -= file.write(bytes(min(size, 1 << 20)))
+        world.disk.clear()
 
 
 # The lines

@@ -6,12 +6,11 @@ import os
 import random
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -20,7 +19,7 @@ import msgspec
 from kasparro import settings
 from kasparro.simulator.answers import Given
 from tests.chaos.traffic import Ledger
-from tests.postgres import USER, Server, free_port, own, servers
+from tests.postgres import Disk, Server, free_port, servers, small_disk
 from tests.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +31,6 @@ DISK_MB = 128
 TICK_S = 6 * 3600
 # Where Debian's package `faketime` has its library; without it no clock jumps.
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
-
-
-class Disk(NamedTuple):
-    """A small disk of the database's own; `missing` says why there is none."""
-
-    folder: Path
-    missing: str | None
 
 
 class Process:
@@ -237,13 +229,11 @@ class World:
 async def world(folder: Path, seed: str) -> AsyncIterator[World]:
     """A world of its own in an empty folder: everything runs, and nothing is broken yet."""
     async with AsyncExitStack() as stack:
-        disk = await stack.enter_async_context(_disk())
+        disk = await stack.enter_async_context(small_disk(DISK_MB))
         made = await stack.enter_async_context(servers())
         server = await made.primary()
         if disk.missing is None:
-            async with server.admin("postgres") as connection:
-                await connection.execute(f"CREATE TABLESPACE small LOCATION '{disk.folder / 'space'}'")
-                await connection.execute(f"ALTER DATABASE {USER} SET TABLESPACE small")
+            await server.move_to(disk)
         simulator, port = await _simulator(folder, seed, stack)
         built = World(folder, seed, server, disk, simulator, port)
         built.write_archive()
@@ -255,30 +245,6 @@ async def world(folder: Path, seed: str) -> AsyncIterator[World]:
             stack.push_async_callback(service.kill)
             await service.start()
         yield built
-
-
-@asynccontextmanager
-async def _disk() -> AsyncIterator[Disk]:
-    """A disk in memory that is full soon, where this account may mount one."""
-    # Where the server's account can reach it.
-    folder = Path(tempfile.mkdtemp(prefix="kasparro-disk-", dir="/tmp"))
-    mounted = os.geteuid() == 0 and await _done(
-        *("mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder))
-    )
-    try:
-        if mounted:
-            (folder / "space").mkdir()
-            own(folder / "space")
-        yield Disk(folder, None if mounted else "this account mounts no small disk")
-    finally:
-        if mounted:
-            await _done("umount", str(folder))
-        folder.rmdir()
-
-
-async def _done(*command: str) -> bool:
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    return await process.wait() == 0
 
 
 async def _simulator(folder: Path, seed: str, stack: AsyncExitStack) -> tuple[Process, int]:

@@ -1,0 +1,276 @@
+"""The database's bad days: a run outlives them, or ends true and says what to do."""
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from kasparro.batch import Batch, BatchBuilder
+from kasparro.pipeline import run as module
+from kasparro.pipeline.run import Run
+from kasparro.record import Record
+from kasparro.sources.base import Pass
+from kasparro.store import database as limits
+from kasparro.store.database import Database
+from kasparro.store.opening import prepare
+from tests.postgres import USER, Server, servers, small_disk
+
+ROWS = 3
+
+
+class Told:
+    """A source of a few batches, a record each; what happens between them is the test's."""
+
+    name = "csv"
+
+    def __init__(self) -> None:
+        self.next = asyncio.Event()
+        self.next.set()
+
+    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+        builder = BatchBuilder()
+        for number in range(ROWS):
+            await self.next.wait()
+            at = passing.clock() - timedelta(hours=1)
+            builder.add(Record(source_id=f"coin-{number}", symbol="C", name="Coin", observed_at=at))
+            yield builder.take()
+
+
+class Scene:
+    """A server of the test's own, and a run on it."""
+
+    def __init__(self, server: Server, database: Database) -> None:
+        self.server = server
+        self.database = database
+        self.source = Told()
+
+    async def run(self) -> str:
+        async with Run(self.database, [self.source], "etl") as one:
+            return await one.work(asyncio.Event())
+
+    async def ask(self, statement: str, *values: object) -> Any:
+        async with self.server.admin() as connection:
+            return await connection.fetchval(statement, *values)
+
+    async def outcome(self) -> tuple[str, str | None, int]:
+        """Of the last run: status, error and what it inserted, which is what the table holds."""
+        async with self.server.admin() as connection:
+            row = await connection.fetchrow("SELECT * FROM run_sources ORDER BY run_id DESC LIMIT 1")
+            inserted = await connection.fetchval("SELECT sum(inserted)::int FROM run_sources")
+            rows = await connection.fetchval("SELECT count(*) FROM unified_data")
+            history = await connection.fetchval("SELECT count(*) FROM unified_history")
+        assert row is not None
+        assert inserted == rows == history
+        return row["status"], row["error"], rows
+
+    @asynccontextmanager
+    async def locked(self, table: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
+        """Somebody else holds a table meanwhile."""
+        async with self.server.admin() as connection, connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            yield connection
+
+    async def begun(self) -> None:
+        """Wait until the run has."""
+        async with asyncio.timeout(20):
+            while not await self.ask("SELECT count(*) FROM runs"):  # noqa: ASYNC110 - a table tells nobody
+                await asyncio.sleep(0.02)
+
+    async def logged(self, text: str) -> None:
+        """Wait until the server has logged this."""
+        async with asyncio.timeout(20):
+            while text not in self.server.log.read_text():  # noqa: ASYNC110 - nor does a file
+                await asyncio.sleep(0.02)
+
+    async def waiting(self, table: str) -> int:
+        """Wait until a batch waits for a table; gives the pid of its backend."""
+        async with asyncio.timeout(20):
+            while True:
+                pid: int | None = await self.ask(
+                    "SELECT min(pid) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted", table
+                )
+                if pid is not None:
+                    return pid
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    async with servers() as made:
+        server = await made.primary()
+        async with Database(server.url()) as database:
+            await prepare(database)
+            yield Scene(server, database)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT])
+async def test_a_restart_in_mid_batch_costs_nothing(scene: Scene, how: signal.Signals) -> None:
+    async with asyncio.TaskGroup() as group:
+        try:
+            async with scene.locked("instance"):
+                running = group.create_task(scene.run())
+                await scene.waiting("instance")
+                await scene.server.end(how)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            # The holder of the lock lost its server too.
+            pass
+        await scene.server.start()
+
+    assert await running == "succeeded"
+    assert await scene.outcome() == ("succeeded", None, ROWS)
+
+
+async def test_a_failover_in_mid_run_costs_nothing() -> None:
+    async with servers() as made:
+        primary = await made.primary()
+        standby = await made.standby(primary)
+        both = f"postgresql://{USER}@127.0.0.1:{primary.port},127.0.0.1:{standby.port}/{USER}"
+        async with Database(both) as database:
+            await prepare(database)
+            before, after = Scene(primary, database), Scene(standby, database)
+            async with primary.admin() as connection:
+                # What was acknowledged is on the standby: whoever wants to lose nothing asks for that.
+                await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+                await connection.execute("SELECT pg_reload_conf()")
+            before.source.next.clear()
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(before.run())
+                await before.begun()
+                await primary.end(signal.SIGKILL)
+                before.source.next.set()
+                await after.ask("SELECT pg_promote()")
+
+        assert await running == "succeeded"
+        assert await after.outcome() == ("succeeded", None, ROWS)
+
+
+async def test_it_waits_for_a_connection_where_there_is_none_left(scene: Scene) -> None:
+    scene.source.next.clear()
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(scene.run())
+        await scene.begun()
+        await scene.ask(f"ALTER ROLE {USER} CONNECTION LIMIT 0")
+        await scene.ask(
+            f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{USER}'"
+        )
+        scene.source.next.set()
+        await scene.logged("too many connections for role")
+        await scene.ask(f"ALTER ROLE {USER} CONNECTION LIMIT -1")
+
+    assert await running == "succeeded"
+    assert await scene.outcome() == ("succeeded", None, ROWS)
+
+
+async def test_a_lock_that_somebody_holds_is_waited_for_beyond_the_lock_timeout(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOCK_TIMEOUT_S", 1)
+    async with Database(scene.server.url()) as database, asyncio.TaskGroup() as group:
+        other = Scene(scene.server, database)
+        async with scene.locked("unified_history"):
+            running = group.create_task(other.run())
+            await scene.logged("canceling statement due to lock timeout")
+
+        assert await running == "succeeded"
+    assert await scene.outcome() == ("succeeded", None, ROWS)
+
+
+async def test_a_lock_that_is_never_given_back_fails_the_source_and_is_named(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOCK_TIMEOUT_S", 1)
+    monkeypatch.setattr(module, "DATABASE_PATIENCE_S", 0.5)
+    async with Database(scene.server.url()) as database, scene.locked("unified_history"):
+        assert await Scene(scene.server, database).run() == "failed"
+
+    status, error, rows = await scene.outcome()
+    assert (status, rows) == ("failed", 0)
+    assert error is not None
+    assert error.startswith("another session holds a lock that we need: ")
+
+
+async def test_a_statement_that_takes_too_long_fails_the_source_and_is_named(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WRITE_TIMEOUT_S", 1)
+    async with Database(scene.server.url()) as database, scene.locked("unified_history"):
+        assert await Scene(scene.server, database).run() == "failed"
+
+    status, error, rows = await scene.outcome()
+    assert (status, rows) == ("failed", 0)
+    assert error is not None
+    assert error.startswith("PostgreSQL ended a statement that took too long: ")
+
+
+async def test_a_statement_that_a_person_cancels_is_tried_again(scene: Scene) -> None:
+    async with asyncio.TaskGroup() as group, scene.locked("instance"):
+        running = group.create_task(scene.run())
+        await scene.ask("SELECT pg_cancel_backend($1)", await scene.waiting("instance"))
+
+    assert await running == "succeeded"
+    assert await scene.outcome() == ("succeeded", None, ROWS)
+
+
+async def test_a_serialization_failure_is_tried_again(scene: Scene) -> None:
+    await scene.ask(f"ALTER DATABASE {USER} SET default_transaction_isolation = 'repeatable read'")
+    async with Database(scene.server.url()) as database, asyncio.TaskGroup() as group:
+        other = Scene(scene.server, database)
+        async with scene.locked("instance") as connection:
+            running = group.create_task(other.run())
+            await scene.waiting("instance")
+            # What the batch has seen of this row is no longer true when it gets it.
+            await connection.execute("UPDATE instance SET data_version = data_version + 1")
+
+        assert await running == "succeeded"
+    assert await scene.outcome() == ("succeeded", None, ROWS)
+    assert "could not serialize access" in scene.server.log.read_text()
+
+
+async def test_a_deadlock_is_tried_again(scene: Scene) -> None:
+    await scene.ask(f"ALTER DATABASE {USER} SET deadlock_timeout = '3s'")
+    async with Database(scene.server.url()) as database, asyncio.TaskGroup() as group:
+        other = Scene(scene.server, database)
+        async with scene.locked("instance") as connection:
+            await connection.execute("SET LOCAL deadlock_timeout = '10min'")
+            running = group.create_task(other.run())
+            await scene.waiting("instance")
+            await connection.execute("UPDATE run_sources SET error = NULL")
+
+        assert await running == "succeeded"
+    assert await scene.outcome() == ("succeeded", None, ROWS)
+    assert "deadlock detected" in scene.server.log.read_text()
+
+
+async def test_a_full_disk_fails_the_source_and_is_named_and_the_next_run_repairs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "DATABASE_PATIENCE_S", 0.5)
+    async with small_disk(32) as disk, servers() as made:
+        if disk.missing is not None:
+            pytest.skip(disk.missing)
+        server = await made.primary()
+        await server.move_to(disk)
+        async with Database(server.url()) as database:
+            await prepare(database)
+            scene = Scene(server, database)
+            scene.source.next.clear()
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(scene.run())
+                await scene.begun()
+                disk.fill()
+                scene.source.next.set()
+            assert await running == "failed"
+            status, error, rows = await scene.outcome()
+            disk.clear()
+            assert await scene.run() == "succeeded"
+        repaired = await scene.outcome()
+
+    assert (status, rows) == ("failed", 0)
+    assert error is not None
+    assert error.startswith("PostgreSQL has no room left on its disk: ")
+    assert repaired == ("succeeded", None, ROWS)
