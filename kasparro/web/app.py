@@ -13,6 +13,7 @@ from kasparro.store.database import Database
 from kasparro.web import data, docs, metrics, operations, problems
 from kasparro.web.endpoint import route
 from kasparro.web.front import Front
+from kasparro.web.hangups import ClientGone, no_answer
 from kasparro.web.service import SchedulerLike, Service
 
 
@@ -49,4 +50,5 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    return Front(ExceptionMiddleware(router, problems.HANDLERS), service)
+    handlers = {**problems.HANDLERS, ClientGone: no_answer}
+    return Front(ExceptionMiddleware(router, handlers), service)

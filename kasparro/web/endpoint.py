@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from kasparro.web import parameters
+from kasparro.web.hangups import while_connected
 from kasparro.web.parameters import NoParameters
 from kasparro.web.service import Service
 
@@ -57,6 +58,12 @@ def route(endpoint: Endpoint, service: Service) -> Route:
         exchange.route = endpoint.template
         query = parameters.read(shape, request.scope["query_string"])
         exchange.wide = endpoint.wide(query)
+        if endpoint.method != "GET":
+            return await made(request, query)
+        async with while_connected(request):
+            return await made(request, query)
+
+    async def made(request: Request, query: Any) -> ASGIApp:
         if endpoint.caching == "version":
             return await caching.by_version(request, query, lambda: handler(service, request, query))
         response = await handler(service, request, query)

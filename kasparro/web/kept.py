@@ -1,7 +1,7 @@
 """Keeps rendered answers for one version of the data, in bounded memory; equal questions share one query."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
 from kasparro.web.answers import OVERHEAD_BYTES, Answer
@@ -27,6 +27,7 @@ class KeptAnswers:
         self._spelt: dict[Spelling, Answer] = {}
         self._rendering: dict[Key, asyncio.Task[Answer]] = {}
         self._tasks: set[asyncio.Task[Answer]] = set()
+        self._waiting: Counter[asyncio.Task[Answer]] = Counter()
         self._version = 0
         self.bytes = 0
 
@@ -61,14 +62,25 @@ class KeptAnswers:
         """The answer of `render`, which is called once for all who ask for this key meanwhile.
 
         It says beside its answer whether that may be kept. A waiter that is cancelled takes nothing from
-        the others.
+        the others, and the last one ends it.
         """
         task = self._rendering.get(key)
         if task is None:
             task = self._rendering[key] = asyncio.create_task(self._render(key, render))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        self._waiting[task] += 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[task] -= 1
+            if not self._waiting[task]:
+                del self._waiting[task]
+                if not task.done():
+                    # Whoever asks from here on has it rendered anew.
+                    if self._rendering.get(key) is task:
+                        del self._rendering[key]
+                    task.cancel()
 
     async def _render(self, key: Key, render: Render) -> Answer:
         version = self._version

@@ -5,8 +5,10 @@
 The rest of this module runs in each of its processes, those that `--workers` starts too.
 """
 
+from datetime import timedelta
+
 from kasparro.cli import main
-from kasparro.pipeline import scheduler
+from kasparro.pipeline import breaker, scheduler
 from kasparro.sources import coingecko, registry
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import Patience
@@ -16,6 +18,8 @@ from kasparro.store import database, runs
 scheduler.CHECK_S = 0.5
 runs.BEAT_S = 0.5
 runs.LEASE_S = 5.0
+# In place of a minute.
+breaker.COOL_DOWN = timedelta(seconds=1)
 # In place of 30 s.
 database.LOCK_TIMEOUT_S = 1
 

@@ -135,7 +135,6 @@ class World:
             "KASPARRO_COINPAPRIKA_URL": f"{upstream}/coinpaprika/v1",
             "KASPARRO_COINGECKO_URL": f"{upstream}/coingecko/api/v3",
             "KASPARRO_COINPAPRIKA_MONTHLY_CALLS": "1000000000",
-            "KASPARRO_COINGECKO_MONTHLY_CALLS": "1000000000",
             "KASPARRO_INTERVAL": "1s",
             "KASPARRO_ARCHIVES": str(self.archives),
             "KASPARRO_ADMIN_TOKEN": TOKEN,

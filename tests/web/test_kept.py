@@ -72,6 +72,28 @@ async def test_an_answer_from_before_a_move_is_given_to_who_asked_then_and_to_no
     assert kept.find(key(1)) is late
 
 
+async def test_what_the_last_waiter_leaves_is_ended_and_made_anew_for_the_next() -> None:
+    kept = KeptAnswers(100_000)
+    read, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless() -> tuple[Answer, bool]:
+        read.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError("unreachable")
+
+    waiters = [asyncio.create_task(kept.render(key(1), endless)) for _ in range(2)]
+    await read.wait()
+    waiters[0].cancel()
+    await asyncio.wait(waiters[:1])
+    assert not ended.is_set()
+    waiters[1].cancel()
+    assert (await kept.render(key(1), rendering(3))).key == key(1)
+    await ended.wait()
+
+
 async def test_an_answer_that_may_be_old_is_not_kept() -> None:
     kept = KeptAnswers(100_000)
     await kept.render(key(1), rendering(lasting=False))
