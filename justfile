@@ -32,6 +32,10 @@ fuzz *args: _develop
 bench *args: _develop
     .venv/bin/python -m tests.bench {{args}}
 
+# Break services, PostgreSQL and upstreams for 200 rounds, and check that nothing is lost or wrong
+chaos *args: _develop
+    .venv/bin/python -m tests.chaos {{args}}
+
 # Check code, types and SQL
 lint: _develop
     .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql

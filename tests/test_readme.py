@@ -94,6 +94,12 @@ def test_the_archives_example_names_every_key_of_a_description() -> None:
     assert set(told) == set(Description.__struct_fields__)
 
 
+def test_the_table_of_recipes_is_the_justfile() -> None:
+    recipes = set(re.findall(r"^([a-z]\w*)(?: [^:=]*)?:(?!=)", read("justfile"), re.MULTILINE))
+    cells = " ".join(cell for cell, _ in rows(section("Developing")))
+    assert set(re.findall(r"`just (\w+)", cells)) == recipes
+
+
 def test_ci_runs_the_readme_s_test_command() -> None:
     command = commands()[1]
     assert "\n" not in command

@@ -4,8 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-import asyncpg
-
+from kasparro.store.database import Connection
 from tests.chaos.model import VALUES, Coin, Model, Told
 
 SOURCES = ("coinpaprika", "coingecko", "csv")
@@ -33,7 +32,7 @@ FOR EACH ROW EXECUTE FUNCTION bear_witness();
 
 
 async def broken(
-    connection: "asyncpg.Connection[asyncpg.Record]", model: Model, final: Sequence[Coin], calls: Counter[str]
+    connection: Connection, model: Model, final: Sequence[Coin], calls: Counter[str]
 ) -> list[str]:
     """What does not hold, in words; nothing where all is well.
 
@@ -50,7 +49,7 @@ async def broken(
         ]
 
 
-async def _rows(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> dict[Coin, list[Told]]:
+async def _rows(connection: Connection, table: str) -> dict[Coin, list[Told]]:
     found: dict[Coin, list[Told]] = {}
     for row in await connection.fetch(f"SELECT {_COLUMNS} FROM {table} ORDER BY observed_at"):
         source, source_id, observed_at, *values = row
@@ -83,7 +82,7 @@ def _tables(
 
 
 async def _figures(
-    connection: "asyncpg.Connection[asyncpg.Record]",
+    connection: Connection,
     data: dict[Coin, list[Told]],
     history: dict[Coin, list[Told]],
 ) -> list[str]:
@@ -119,7 +118,7 @@ async def _figures(
     return wrong
 
 
-async def _runs(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
+async def _runs(connection: Connection) -> list[str]:
     wrong = [
         f"run {row['id']} was left running"
         for row in await connection.fetch(
@@ -144,7 +143,7 @@ async def _runs(connection: "asyncpg.Connection[asyncpg.Record]") -> list[str]:
     return wrong
 
 
-async def _budget(connection: "asyncpg.Connection[asyncpg.Record]", calls: Counter[str]) -> list[str]:
+async def _budget(connection: Connection, calls: Counter[str]) -> list[str]:
     booked = Counter(
         {
             row["source"]: row["calls"]

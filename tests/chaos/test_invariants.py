@@ -1,0 +1,85 @@
+"""What the rounds check is noticed where it does not hold, or their passing would mean nothing."""
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from kasparro.batch import BatchBuilder
+from kasparro.record import Record
+from kasparro.store.database import Connection, Database
+from kasparro.store.loader import Loader
+from kasparro.store.runs import RunRecord
+from tests.chaos import invariants
+from tests.chaos.model import VALUES, Coin, Model, Told
+
+AT = datetime(2026, 5, 1, tzinfo=UTC)
+SEEN = Counter({"coinpaprika": 2})
+
+
+def told(name: str, hours: int) -> tuple[Coin, Told]:
+    values = {"symbol": "C", "name": name, "price_usd": Decimal(hours)}
+    at = AT + timedelta(hours=hours)
+    return Coin("coinpaprika", name), Told(at, tuple(values.get(field) for field in VALUES))
+
+
+@pytest.fixture
+async def model(database: Database, connection: Connection) -> Model:
+    """Two runs that told two coins each, as the tables hold them."""
+    await connection.execute(invariants.WITNESS)
+    heard = Model()
+    for hours in (1, 2):
+        run = await RunRecord.start(database, "etl", ("coinpaprika",), AT)
+        builder = BatchBuilder()
+        for name in ("one", "two"):
+            await run.count_call("coinpaprika", AT, None)
+            at = AT + timedelta(hours=hours)
+            builder.add(Record(source_id=name, symbol="C", name=name, observed_at=at, price_usd=str(hours)))
+            heard.hear([told(name, hours)])
+        await Loader(database, run.id, "coinpaprika").load(builder.take(), AT)
+        await run.finish_source("coinpaprika", "succeeded", None, AT)
+        await run.finish("succeeded", None, AT)
+    return heard
+
+
+async def test_nothing_is_wrong_where_all_is_well(model: Model, connection: Connection) -> None:
+    assert await invariants.broken(connection, model, list(model.last), SEEN) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DELETE FROM unified_data WHERE source_id = 'one'", "is missing"),
+        ("UPDATE unified_data SET price_usd = 3 WHERE source_id = 'one'", "told last was"),
+        ("UPDATE unified_history SET price_usd = 3 WHERE source_id = 'one'", "holds what nobody told"),
+        ("DELETE FROM unified_history WHERE price_usd = 2", "is not the newest of"),
+        ("DELETE FROM unified_history WHERE price_usd = 1", "unified_history holds 2"),
+        ("UPDATE run_sources SET inserted = 1, unchanged = 1 WHERE run_id = 1", "runs inserted 1"),
+        ("UPDATE run_sources SET unchanged = 5", "do not add up"),
+        ("UPDATE run_sources SET rejected = 1, fetched = fetched + 1", "are 0, not 1"),
+        ("UPDATE runs SET status = 'running' WHERE id = 1", "run 1 was left running"),
+        ("UPDATE run_sources SET status = 'running' WHERE run_id = 1", "is running, the run succeeded"),
+        ("UPDATE run_sources SET batches = batches + 1 WHERE run_id = 1", "wrote after run 2 had begun"),
+        ("UPDATE api_calls SET calls = 1", "saw 2 calls, of which 1 were booked"),
+    ],
+)
+async def test_whatever_is_wrong_is_told(
+    model: Model, connection: Connection, statement: str, said: str
+) -> None:
+    await connection.execute(statement)
+
+    assert said in "\n".join(await invariants.broken(connection, model, list(model.last), SEEN))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "source broke", "level": "error"}',
+        '{"event": "odd", "level": "info", "exception": "Traceback (most recent call last): ..."}',
+        "Traceback (most recent call last):",
+    ],
+)
+def test_what_nobody_foresaw_is_found_in_a_log(line: str) -> None:
+    assert invariants.of_log([line])
+    assert not invariants.of_log(['{"event": "trying again", "level": "warning"}'])
