@@ -344,20 +344,20 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the next run tries again, and this one is none the worse
             self._log.warning("payloads not trimmed", reason=" ".join(str(error).split()))
 
-    async def _persistently(
-        self, call: Callable[[], Awaitable[T]], patience_s: float = DATABASE_PATIENCE_S
-    ) -> T:
+    async def _persistently(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
         """Do it, again and again while the database is out of reach, and only while the run is ours.
 
         Patience is the run's: when it is at its end, whatever is left to do is tried once.
         """
+
+        limit_s = DATABASE_PATIENCE_S if patience_s is None else patience_s
 
         def again(error: Exception) -> bool:
             if not isinstance(error, DatabaseUnavailable):
                 return False
             now = time.monotonic()
             self._away_since = self._away_since or now
-            return not self._stop.is_set() and now - self._away_since < patience_s
+            return not self._stop.is_set() and now - self._away_since < limit_s
 
         async for attempt in stamina.retry_context(
             on=again,
