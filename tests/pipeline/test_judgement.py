@@ -301,7 +301,7 @@ async def test_a_budget_that_rotates_through_the_list_is_neither_drift_nor_anoma
         simulator.add_fault(ListCut(api="coingecko", keep=300))
         cut = (await upstreams.run("coingecko"))["coingecko"]
 
-    assert min(fetched[:HISTORY]) > 1_500 > 1_000 >= max(fetched[HISTORY:])
+    assert (min(fetched[:HISTORY]) > 1_500, max(fetched[HISTORY:]) <= 1_000) == (True, True)
     assert drifted(null) == [("null", "ath")]
     assert [one.kind for one in cut.anomalies] == ["few-records"]
 
