@@ -97,6 +97,7 @@ class Database:
         readers: int = 8,
         wide_readers: int = 2,
         writers: int = 6,
+        queue_s: float = QUEUE_S,
     ) -> None:
         self._url = url
         self._read_url = read_url
@@ -104,6 +105,7 @@ class Database:
         self._readers = readers
         self._wide_readers = wide_readers
         self._writers = writers
+        self._queue_s = queue_s
 
     @property
     def one_server(self) -> bool:
@@ -143,7 +145,7 @@ class Database:
             # Readers leave nothing behind in a session, and cleaning it is as long a way as the query's.
             reset=_nothing_to_reset,
         )
-        return _Pool(pool, wait_s=QUEUE_S, queued=QUEUED)
+        return _Pool(pool, wait_s=self._queue_s, queued=QUEUED)
 
     @property
     def _readable(self) -> SessionAttribute:

@@ -90,13 +90,15 @@ class Answer:
 
     async def _make(self, coding: str) -> Variant:
         plain = self.variants[IDENTITY]
-        if len(plain.body) < SMALL_BYTES:
-            made = plain
-        else:
-            made = Variant(self, await asyncio.to_thread(compress, plain.body, coding), coding)
-            self.bytes += len(made.body)
-        self.variants[coding] = made
-        del self._coding[coding]
+        try:
+            if len(plain.body) < SMALL_BYTES:
+                made = plain
+            else:
+                made = Variant(self, await asyncio.to_thread(compress, plain.body, coding), coding)
+                self.bytes += len(made.body)
+            self.variants[coding] = made
+        finally:
+            del self._coding[coding]
         return made
 
 

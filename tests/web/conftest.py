@@ -33,13 +33,13 @@ async def serving(
     scheduler: SchedulerLike | None = None,
     *,
     http: type[LimitedProtocol] = LimitedProtocol,
-    readers: int = 8,
     read_url: str | None = None,
+    **pools: Any,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The service over a database, and a client whose requests go to it."""
     app = create_app(
         settings or Settings(),
-        database=Database(database_url, read_url, readers=readers),
+        database=Database(database_url, read_url, **pools),
         scheduler=scheduler,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import pytest
 
 from kasparro.store.database import QUEUED, Connection, Database
 from tests.web.conftest import Insert, serving
@@ -28,31 +29,38 @@ async def ask(client: aiohttp.ClientSession, path: str) -> tuple[int, str | None
         return answer.status, answer.headers.get("Retry-After"), await answer.read()
 
 
+@pytest.fixture
+async def patient(database_url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a service whose queues are as long as ever, but where nobody waits too long."""
+    async with serving(database_url, queue_s=60) as session:
+        yield session
+
+
 async def test_however_many_wide_questions_wait_short_ones_are_answered(
-    client: aiohttp.ClientSession, connection: Connection, database: Database
+    patient: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
     wide = ("q=a", "limit=1000", "page=500", "limit=300&sort=name")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         async with stuck(database):
             asked = [
-                asyncio.create_task(ask(client, f"/data?{wide[n % 4]}&symbol=s{n}")) for n in range(QUEUED)
+                asyncio.create_task(ask(patient, f"/data?{wide[n % 4]}&symbol=s{n}")) for n in range(QUEUED)
             ]
             while await connection.fetchval(WAITING) < 2:
                 pass
             for _ in range(20):
-                assert (await ask(client, "/runs"))[0] == 200
-                assert (await ask(client, "/data?source=csv&limit=0"))[0] == 400
+                assert (await ask(patient, "/runs"))[0] == 200
+                assert (await ask(patient, "/data?source=csv&limit=0"))[0] == 400
                 # Two connections are all that wide questions get.
                 assert await connection.fetchval(WAITING) == 2
         assert {status for status, *_ in await asyncio.gather(*asked)} == {200}
 
 
 async def test_a_queue_that_is_full_is_told_at_once_and_empties_by_itself(
-    client: aiohttp.ClientSession, connection: Connection, database: Database
+    patient: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
     beyond = 50
     connector = aiohttp.TCPConnector(limit=0)
-    async with asyncio.timeout(20), aiohttp.ClientSession(client._base_url, connector=connector) as crowd:
+    async with asyncio.timeout(30), aiohttp.ClientSession(patient._base_url, connector=connector) as crowd:
         async with stuck(database):
             waiting = {
                 asyncio.create_task(ask(crowd, f"/data?symbol=s{number}"))
@@ -65,7 +73,7 @@ async def test_a_queue_that_is_full_is_told_at_once_and_empties_by_itself(
             for status, retry_after, body in (task.result() for task in refused):
                 assert (status, retry_after) == (503, "1")
                 assert json.loads(body)["type"] == "urn:kasparro:problem:too-busy"
-            assert (await ask(client, "/health"))[0] == 200
+            assert (await ask(patient, "/health"))[0] == 200
         assert {(await task)[0] for task in waiting} == {200}
         assert len(waiting) == 8 + QUEUED
 
