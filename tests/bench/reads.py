@@ -40,8 +40,9 @@ HEARD_S = 0.02
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """A way to ask: the paths, one after the other, and the usual stack's for the same rows.
 
-    `anew`: the version of the data moves before each, so that no answer is kept from before. `once`: it
-    moves before each round, in which no path comes twice.
+    `long`: an answer takes so long that those underway count. `anew`: the version of the data moves before
+    each, so that no answer is kept from before. `once`: it moves before each round, in which no path comes
+    twice.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     paths: Sequence[str]
     usual: Sequence[str] = ()
     headers: Sequence[str] = ()
+    long: bool = False
     anew: bool = False
     once: bool = False
 
@@ -89,15 +91,20 @@ class Bench:
             file.flush()
             async with running("-m", "tests.bench.bare", file.name) as bare:
                 ports = self._ports | {"bare": bare}
+                sizes = {"kasparro": len(answer.body), "bare": len(answer.body)}
                 if not case.usual:
                     del ports["usual"]
+                elif case.long:
+                    sizes["usual"] = len((await self.get("usual", case.usual[0])).body)
                 for count in connections:
                     loads: dict[str, list[Load]] = {server: [] for server in SERVERS if server in ports}
                     for _ in range(rounds):
                         for server, taken in loads.items():
                             paths = case.usual if server == "usual" else case.paths
                             ask: Callable[..., Awaitable[Load]] = wrk.load
-                            if case.anew:
+                            if case.long:
+                                ask = partial(wrk.load, size=sizes[server])
+                            elif case.anew:
                                 ask = partial(_burst, self.move_version)
                             elif case.once:
                                 await self.move_version()
@@ -216,7 +223,7 @@ async def _unchanged(bench: Bench) -> Case:
 
 
 async def _export(bench: Bench) -> Case:
-    return Case(title=f"all {ROWS:,} rows as CSV", paths=[EXPORT], usual=[EXPORT], once=True)
+    return Case(title=f"all {ROWS:,} rows as CSV", paths=[EXPORT], usual=[EXPORT], long=True)
 
 
 CASES: dict[str, Callable[[Bench], Awaitable[Case]]] = {
@@ -298,12 +305,17 @@ def _told(case: Case, count: int, loads: dict[str, list[Load]]) -> None:
     for server, taken in loads.items():
         refused = statistics.median(one.refused for one in taken)
         print(
-            f"  {server:9} {measure.spread([one.rate for one in taken], 'answers/s')}, "
-            f"p50 {_median(taken, 'p50'):.2f} ms, p99 {_median(taken, 'p99'):.2f} ms"
+            f"  {server:9} {measure.spread([one.rate for one in taken], 'answers/s')}"
+            + (
+                ""
+                if case.long
+                else f", p50 {_median(taken, 'p50'):.2f} ms, p99 {_median(taken, 'p99'):.2f} ms"
+            )
             + (f"; {refused:.0%} refused" if refused else "")
         )
     print(
-        f"  kasparro / bare {_ratio(loads, 'bare', 'rate'):.2f} (p99 {_ratio(loads, 'bare', 'p99'):.2f})"
+        f"  kasparro / bare {_ratio(loads, 'bare', 'rate'):.2f}"
+        + ("" if case.long else f" (p99 {_ratio(loads, 'bare', 'p99'):.2f})")
         + (f", / usual {_ratio(loads, 'usual', 'rate'):.1f}" if "usual" in loads else ""),
         flush=True,
     )
@@ -322,12 +334,10 @@ def _row(case: Case, found: dict[int, dict[str, list[Load]]]) -> str:
     each = found.values()
     cells = [
         case.title,
-        " · ".join(f"{_median(one['kasparro'], 'rate'):,.0f}" for one in each),
+        " · ".join(f"{_median(one['kasparro'], 'rate'):,.{int(case.long)}f}" for one in each),
         " · ".join(f"{_ratio(one, 'bare', 'rate'):.2f}" for one in each),
-        " · ".join(f"{_ratio(one, 'bare', 'p99'):.1f}" for one in each),
-        " · ".join(f"{_ratio(one, 'usual', 'rate'):.1f}" if "usual" in one else "none has it" for one in each)
-        if case.usual
-        else "",
+        "" if case.long else " · ".join(f"{_ratio(one, 'bare', 'p99'):.1f}" for one in each),
+        " · ".join(f"{_ratio(one, 'usual', 'rate'):.1f}" for one in each if "usual" in one),
         case.target,
     ]
     return f"| {' | '.join(cells)} |"

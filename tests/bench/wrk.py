@@ -20,6 +20,7 @@ function request()
     return wrk.format("GET", paths[n])
 end
 """
+_BYTES = {b"B": 1, b"KB": 2**10, b"MB": 2**20, b"GB": 2**30}
 _MILLISECONDS = {b"us": 0.001, b"ms": 1.0, b"s": 1_000.0, b"m": 60_000.0}
 
 
@@ -41,9 +42,18 @@ def need() -> None:
 
 
 async def load(
-    port: int, paths: Sequence[str], *, connections: int, seconds: float, headers: Sequence[str] = ()
+    port: int,
+    paths: Sequence[str],
+    *,
+    connections: int,
+    seconds: float,
+    headers: Sequence[str] = (),
+    size: int | None = None,
 ) -> Load:
-    """Ask for the paths in turn. Raises RuntimeError where the server answers with errors alone."""
+    """Ask for the paths in turn. Raises RuntimeError where the server answers with errors alone.
+
+    Of answers that are long beside the time, those underway count by their bytes: `size` is that of one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "paths"
         listed.write_text("\n".join(paths))
@@ -55,18 +65,17 @@ async def load(
             *(part for header in headers for part in ("-H", header)),
             f"http://127.0.0.1:{port}",
         )
-    answered = re.search(rb"(\d+) requests in ([\d.]+)(\w+),", output)
+    answered = re.search(rb"(\d+) requests in ([\d.]+)(\w+), ([\d.]+)(\w+) read", output)
     failed = re.search(rb"Non-2xx or 3xx responses: (\d+)", output)
     broken = re.search(rb"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
     if answered is None or (broken is not None and any(map(int, broken.groups()))):
         raise RuntimeError(output.decode())
     total, refused = int(answered[1]), int(failed[1]) if failed else 0
-    if total == refused:
+    complete = total - refused if size is None else float(answered[4]) * _BYTES[answered[5]] / size
+    if not complete:
         raise RuntimeError(output.decode())
     elapsed = float(answered[2]) * _MILLISECONDS[answered[3]] / 1_000
-    return Load(
-        (total - refused) / elapsed, refused / total, _percentile(output, 50), _percentile(output, 99)
-    )
+    return Load(complete / elapsed, refused / max(1, total), _percentile(output, 50), _percentile(output, 99))
 
 
 def _percentile(output: bytes, percent: int) -> float:
