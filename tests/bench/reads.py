@@ -11,9 +11,8 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
 
 import aiohttp
 import asyncpg
@@ -84,6 +83,8 @@ class Bench:
     ) -> dict[int, dict[str, list[Load]]]:
         """What each server bore with so many connections, each alone for some seconds, by turns."""
         answer = await self.get("kasparro", case.paths[0], case.headers)
+        if answer.status >= 400:
+            raise RuntimeError(f"{case.paths[0]}: {answer.status}")
         found: dict[int, dict[str, list[Load]]] = {}
         with tempfile.NamedTemporaryFile() as file:
             kept = [pair for pair in answer.headers if pair[0].lower() not in OWN_HEADERS]
@@ -169,7 +170,7 @@ async def main(
     print("\n".join(lines))
 
 
-def serving(url: str, **environment: str) -> Any:
+def serving(url: str, **environment: str) -> AbstractAsyncContextManager[int]:
     """The service as people run it, but for its background runs; gives its port."""
     told = {"DATABASE_URL": url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG_LEVEL": "error"}
     return running("-m", "kasparro", "serve", "--port", **told, **environment)

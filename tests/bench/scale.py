@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import aiohttp
 import asyncpg
@@ -18,32 +19,29 @@ ASKED = 300
 
 
 async def rows_in_the_table() -> None:
-    """Page 1, a page deep inside and a symbol, each asked anew, over a small and over a large table."""
+    """Page 1, a page deep inside and a symbol, each asked anew, of a small and of a large table by turns."""
     taken: dict[str, dict[int, list[float]]] = {}
-    async with measure.server() as server:
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(measure.server())
+        asking: dict[int, tuple[aiohttp.ClientSession, Iterator[str]]] = {}
         for count in (SMALL, LARGE):
             url = await measure.fresh(server, f"bench_{count}")
             await rows.current(url, count)
-            # With no cache every answer is made anew.
-            async with (
-                reads.serving(url, KASPARRO_CACHE_MB="0") as port,
-                aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
-            ):
-                cursors = await _cursors(session, count)
-                chance = random.Random(1)
-                for _ in range(ASKED):
-                    symbol = f"c{chance.randrange(rows.SYMBOLS)}"
-                    for name, path in (
-                        ("page 1", reads.PATH),
-                        ("deep cursor", f"{reads.PATH}&cursor={next(cursors)}"),
-                        ("symbol", f"{reads.PATH}&symbol={symbol}"),
-                    ):
-                        times = taken.setdefault(name, {}).setdefault(count, [])
-                        times.append(await _asked(session, path))
-            await _drop(server, f"bench_{count}")
-    print(
-        f"\nmilliseconds of an answer made anew, medians of {ASKED}; target: within 1.5 times of each other\n"
-    )
+            port = await stack.enter_async_context(_uncached(url))
+            session = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}"))
+            asking[count] = session, await _cursors(session, count)
+        chance = random.Random(1)
+        for _ in range(ASKED):
+            symbol = f"c{chance.randrange(rows.SYMBOLS)}"
+            for count, (session, cursors) in asking.items():
+                for name, path in (
+                    ("page 1", reads.PATH),
+                    ("deep cursor", f"{reads.PATH}&cursor={next(cursors)}"),
+                    ("symbol", f"{reads.PATH}&symbol={symbol}"),
+                ):
+                    times = taken.setdefault(name, {}).setdefault(count, [])
+                    times.append(await _asked(session, path))
+    print(f"\nmilliseconds of an answer made anew, medians of {ASKED}; target: within 1.5 times\n")
     print(f"| `GET /data` | {SMALL:,} rows | {LARGE:,} rows | times |")
     print("|---|---|---|---|")
     for name, of in taken.items():
@@ -62,7 +60,7 @@ async def as_of() -> None:
         try:
             before = await _scans(connection)
             async with (
-                reads.serving(url, KASPARRO_CACHE_MB="0") as port,
+                _uncached(url) as port,
                 aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
             ):
                 chance = random.Random(1)
@@ -74,7 +72,6 @@ async def as_of() -> None:
             after = await _scans(connection)
         finally:
             await connection.close()
-            await _drop(server, "bench_as_of")
     median = {name: statistics.median(times) for name, times in taken.items()}
     print(f"\n{COINS * MOMENTS:,} records of history, medians of {ASKED}; target: under 20 times\n")
     print("| `GET /data` | ms | times |")
@@ -83,6 +80,11 @@ async def as_of() -> None:
     print(f"| …as of a moment | {1e3 * median['as_of']:.2f} | {median['as_of'] / median['plain']:.1f} |")
     scans, searches = (now - then for now, then in zip(after, before, strict=True))
     print(f"\nscans of the history's tables meanwhile: {scans}; of their indexes: {searches}")
+
+
+def _uncached(url: str) -> AbstractAsyncContextManager[int]:
+    # Every answer is made anew.
+    return reads.serving(url, KASPARRO_CACHE_MB="0")
 
 
 async def _cursors(session: aiohttp.ClientSession, count: int) -> Iterator[str]:
@@ -116,9 +118,3 @@ async def _scans(connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[int,
         "WHERE relname LIKE 'unified_history%'"
     ) or (0, 0)
     return scans, searches
-
-
-async def _drop(server: str, name: str) -> None:
-    connection = await asyncpg.connect(server)
-    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await connection.close()
