@@ -16,8 +16,7 @@ from kasparro.settings import SOURCES, Settings
 from kasparro.sources.base import utc_now
 from kasparro.store.database import Connection
 from kasparro.store.loader import known_pages
-from kasparro.store.reading import compose
-from kasparro.store.statements import statements
+from kasparro.store.statements import compose, statements
 
 _SQL = statements("read/runs.sql")
 

@@ -1,17 +1,15 @@
 """Reads unified_data, in pages and row by row, as JSON that PostgreSQL wrote."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from kasparro.store.database import Connection
-from kasparro.store.statements import statements
+from kasparro.store.statements import compose, statements
 
 _SQL = statements("read/data.sql")
 _INSTANCE = statements("read/instance.sql")
@@ -62,11 +60,40 @@ COUNTED_BYTES = 32 * 2**20
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows are asked for; an empty filter lets all through."""
+    """Which rows are asked for; an empty filter lets all through.
+
+    Bounds belong to the range. A row without a value lies in no range.
+    """
 
     sources: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    assets: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ()
     text: str | None = None
+    rank_min: int | None = None
+    rank_max: int | None = None
+    price_usd_min: Decimal | None = None
+    price_usd_max: Decimal | None = None
+    market_cap_usd_min: Decimal | None = None
+    market_cap_usd_max: Decimal | None = None
+    volume_24h_usd_min: Decimal | None = None
+    volume_24h_usd_max: Decimal | None = None
+    updated_since: datetime | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The filters that are not empty, each with the value that the statements compare with."""
+        found = {
+            name: value for name, value in msgspec.structs.asdict(self).items() if value not in ((), None)
+        }
+        if self.symbols:
+            found["symbols"] = _spellings(self.symbols)
+        if self.text is not None:
+            found["text"] = _pattern(self.text)
+        return found
+
+
+# Filters that few rows pass, so that it is best to begin with them.
+_SELECTIVE = frozenset({"ids", "assets", "symbols", "text"})
 
 
 class Key(msgspec.Struct, frozen=True, array_like=True):
@@ -96,39 +123,6 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     estimated: bool
 
 
-class Statement(msgspec.Struct, frozen=True):
-    """SQL with numbered parameters, and the names of the values in their order."""
-
-    text: str
-    names: tuple[str, ...]
-
-    def values(self, named: Mapping[str, Any]) -> list[Any]:
-        """The values in the order of the parameters."""
-        return [named[name] for name in self.names]
-
-
-_OPTIONAL = re.compile(r"^.*/\* if (\w+) \*/[ ]*\n", re.MULTILINE)
-_IDENTIFIER = re.compile(r':"(\w+)"')
-_VALUE = re.compile(r"(?<!:):([a-z_]+)\b")
-
-
-@cache
-def compose(
-    text: str, conditions: frozenset[str] = frozenset(), identifiers: tuple[tuple[str, str], ...] = ()
-) -> Statement:
-    """A statement for one case: without the lines whose `/* if x */` is not among `conditions`, with its
-    identifiers in place and its values numbered.
-
-    Identifiers and conditions come from fixed lists, so the cache is bounded; values never enter the text.
-    """
-    names: dict[str, int] = {}
-    chosen = dict(identifiers)
-    text = _OPTIONAL.sub(lambda line: line[0] if line[1] in conditions else "", text)
-    text = _IDENTIFIER.sub(lambda match: chosen[match[1]], text)
-    text = _VALUE.sub(lambda match: f"${names.setdefault(match[1], len(names) + 1)}", text)
-    return Statement(text, tuple(names))
-
-
 async def page(
     connection: Connection,
     *,
@@ -137,37 +131,36 @@ async def page(
     limit: int,
     offset: int = 0,
     after: Key | None = None,
+    fields: Sequence[str] = (),
 ) -> Rows:
     """The rows after an offset or after a key, in the order of `sort`: a field, with `-` from high to low.
 
     Rows without a value come last either way; ties are settled by source and source_id, so the order is
-    total.
+    total. `fields` are those that the rows have, all where none is named.
     """
     column = sort.removeprefix("-")
     down = sort.startswith("-")
-    conditions = {"down" if down else "up"}
-    if filters.sources:
-        conditions.add("sources")
-    if filters.symbols:
-        conditions.add("symbols")
-    if filters.text is not None:
-        conditions.add("pattern")
+    given = filters.given()
+    conditions = {"down" if down else "up", *given}
+    if not _SELECTIVE.isdisjoint(given):
+        conditions.add("selective")
     if after is None:
         conditions |= {"paged", "headed"}
     elif after.value is None:
         conditions.add("tail")
     else:
-        conditions.add("below" if down else "above")
+        # The order by source is that of the key.
+        conditions.add("by_key" if sort == "source" else "below" if down else "above")
         if column in _REQUIRED:
             conditions.add("headed")
-    statement = compose(_SQL["page"], frozenset(conditions), (("column", _column(column)),))
+    statement = compose(
+        _SQL["page"], frozenset(conditions), (("column", _column(column)), ("fields", _columns(fields)))
+    )
     (found,) = await connection.fetch(
         statement.text,
         *statement.values(
             {
-                "sources": filters.sources,
-                "symbols": _spellings(filters.symbols),
-                "pattern": _pattern(filters.text or ""),
+                **given,
                 "limit": limit,
                 "offset": offset,
                 "value": after and after.value,
@@ -190,9 +183,11 @@ def key(sort: str, told: Any) -> Key:
     return Key(msgspec.convert(found.value, kind | None), found.source, found.source_id)
 
 
-async def row(connection: Connection, source: str, source_id: str) -> str | None:
+async def row(
+    connection: Connection, source: str, source_id: str, *, fields: Sequence[str] = ()
+) -> str | None:
     """One row as a JSON object; None where there is no such row."""
-    statement = compose(_SQL["row"])
+    statement = compose(_SQL["row"], identifiers=(("fields", _columns(fields)),))
     found: str | None = await connection.fetchval(
         statement.text, *statement.values({"source": source, "source_id": source_id})
     )
@@ -221,6 +216,12 @@ def _column(name: str) -> str:
     if name not in FIELDS:
         raise ValueError(f"no field of a record: {name!r}")
     return name
+
+
+def _columns(names: Sequence[str]) -> str:
+    for name in names:
+        _column(name)
+    return ", ".join(name for name in FIELDS if not names or name in names)
 
 
 def _spellings(symbols: tuple[str, ...]) -> list[str]:

@@ -1,14 +1,16 @@
 """GET /data: the newest record of every coin of every source, in pages and one by one."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kasparro.pipeline.report import Moment, SourceName
+from kasparro.record import RANK_LIMIT
 from kasparro.settings import SOURCES
 from kasparro.store import reading
 from kasparro.store.reading import Filters
@@ -24,6 +26,26 @@ LARGE_LIMIT = 250
 
 _encode = msgspec.json.Encoder().encode
 
+Field = Literal[
+    "source",
+    "source_id",
+    "asset",
+    "symbol",
+    "name",
+    "rank",
+    "price_usd",
+    "market_cap_usd",
+    "volume_24h_usd",
+    "circulating_supply",
+    "total_supply",
+    "max_supply",
+    "percent_change_1h",
+    "percent_change_24h",
+    "percent_change_7d",
+    "observed_at",
+    "first_seen_at",
+    "updated_at",
+]
 Sort = Literal[
     "rank",
     "-rank",
@@ -64,8 +86,30 @@ Sort = Literal[
 ]
 
 
+Labels = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=200)], ...], msgspec.Meta(max_length=500)
+]
+Rank = Annotated[int, msgspec.Meta(ge=1, le=RANK_LIMIT)]
+
+
+Fields = Annotated[
+    Annotated[tuple[Field, ...], msgspec.Meta(max_length=50)],
+    msgspec.Meta(
+        description="The fields that a row has: these alone, in the order of the full row; a comma list, or "
+        "repeated. All where none is named.",
+        examples=[["source", "symbol", "price_usd"]],
+    ),
+]
+
+
+class RowQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The query of one row: what of it."""
+
+    fields: Fields = ()
+
+
 class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The query of /data."""
+    """The query of /data: which rows, in what order, and what of them."""
 
     source: Annotated[
         Annotated[tuple[SourceName, ...], msgspec.Meta(max_length=20)],
@@ -74,19 +118,57 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = ()
     symbol: Annotated[
-        Annotated[
-            tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=200)], ...],
-            msgspec.Meta(max_length=500),
-        ],
+        Labels,
         msgspec.Meta(
             description="Rows with these ticker symbols, in any case; a comma list, or repeated.",
             examples=[["btc", "eth"]],
         ),
     ] = ()
+    id: Annotated[
+        Labels,
+        msgspec.Meta(
+            description="Rows with these source_ids; a comma list, or repeated.", examples=[["bitcoin"]]
+        ),
+    ] = ()
+    asset: Annotated[
+        Labels,
+        msgspec.Meta(description="Rows of these coins across sources; a comma list, or repeated."),
+    ] = ()
     q: Annotated[
         Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None,
         msgspec.Meta(
             description="Rows whose name or symbol holds this text, in any case.", examples=["coin"]
+        ),
+    ] = None
+    rank_min: Annotated[
+        Rank | None, msgspec.Meta(description="Rows of this rank or a later one.", examples=[101])
+    ] = None
+    rank_max: Annotated[
+        Rank | None, msgspec.Meta(description="Rows of this rank or an earlier one.", examples=[100])
+    ] = None
+    price_usd_min: Annotated[
+        Decimal | None, msgspec.Meta(description="Rows of this price or more.", examples=[0.01])
+    ] = None
+    price_usd_max: Annotated[
+        Decimal | None, msgspec.Meta(description="Rows of this price or less.", examples=[1])
+    ] = None
+    market_cap_usd_min: Annotated[
+        Decimal | None,
+        msgspec.Meta(description="Rows of this market capitalisation or more.", examples=[1000000]),
+    ] = None
+    market_cap_usd_max: Annotated[
+        Decimal | None, msgspec.Meta(description="Rows of this market capitalisation or less.")
+    ] = None
+    volume_24h_usd_min: Annotated[
+        Decimal | None, msgspec.Meta(description="Rows of this volume in 24 hours or more.", examples=[1000])
+    ] = None
+    volume_24h_usd_max: Annotated[
+        Decimal | None, msgspec.Meta(description="Rows of this volume in 24 hours or less.")
+    ] = None
+    updated_since: Annotated[
+        Moment | None,
+        msgspec.Meta(
+            description="Rows that changed at this moment or later.", examples=["2024-06-01T12:00:00Z"]
         ),
     ] = None
     sort: Annotated[
@@ -97,29 +179,56 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             examples=["-market_cap_usd"],
         ),
     ] = "rank"
+    fields: Fields = ()
+
+    def filters(self) -> Filters:
+        """What the rows have to pass."""
+        return Filters(
+            # The key begins with the source: with all of them, an id is looked up in it.
+            sources=self.source or (SOURCES if self.id else ()),
+            ids=self.id,
+            assets=self.asset,
+            symbols=self.symbol,
+            text=self.q,
+            rank_min=self.rank_min,
+            rank_max=self.rank_max,
+            price_usd_min=self.price_usd_min,
+            price_usd_max=self.price_usd_max,
+            market_cap_usd_min=self.market_cap_usd_min,
+            market_cap_usd_max=self.market_cap_usd_max,
+            volume_24h_usd_min=self.volume_24h_usd_min,
+            volume_24h_usd_max=self.volume_24h_usd_max,
+            updated_since=self.updated_since,
+        )
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The newest record of one coin as one source reports it."""
+    """The newest record of one coin as one source reports it; with `fields`, what was asked for of it."""
 
-    source: SourceName
-    source_id: Annotated[str, msgspec.Meta(description="The id that the source gives the coin.")]
-    asset: Annotated[str | None, msgspec.Meta(description="The coin across sources.")]
-    symbol: str | None
-    name: str | None
-    rank: int | None
-    price_usd: Decimal | None
-    market_cap_usd: Decimal | None
-    volume_24h_usd: Decimal | None
-    circulating_supply: Decimal | None
-    total_supply: Decimal | None
-    max_supply: Decimal | None
-    percent_change_1h: Decimal | None
-    percent_change_24h: Decimal | None
-    percent_change_7d: Decimal | None
-    observed_at: Annotated[Moment, msgspec.Meta(description="The moment that the values are of.")]
-    first_seen_at: Annotated[Moment, msgspec.Meta(description="When this coin of this source came first.")]
-    updated_at: Annotated[Moment, msgspec.Meta(description="When the row last changed.")]
+    source: SourceName | UnsetType = UNSET
+    source_id: Annotated[
+        str | UnsetType, msgspec.Meta(description="The id that the source gives the coin.")
+    ] = UNSET
+    asset: Annotated[str | UnsetType | None, msgspec.Meta(description="The coin across sources.")] = UNSET
+    symbol: str | UnsetType | None = UNSET
+    name: str | UnsetType | None = UNSET
+    rank: int | UnsetType | None = UNSET
+    price_usd: Decimal | UnsetType | None = UNSET
+    market_cap_usd: Decimal | UnsetType | None = UNSET
+    volume_24h_usd: Decimal | UnsetType | None = UNSET
+    circulating_supply: Decimal | UnsetType | None = UNSET
+    total_supply: Decimal | UnsetType | None = UNSET
+    max_supply: Decimal | UnsetType | None = UNSET
+    percent_change_1h: Decimal | UnsetType | None = UNSET
+    percent_change_24h: Decimal | UnsetType | None = UNSET
+    percent_change_7d: Decimal | UnsetType | None = UNSET
+    observed_at: Annotated[
+        Moment | UnsetType, msgspec.Meta(description="The moment that the values are of.")
+    ] = UNSET
+    first_seen_at: Annotated[
+        Moment | UnsetType, msgspec.Meta(description="When this coin of this source came first.")
+    ] = UNSET
+    updated_at: Annotated[Moment | UnsetType, msgspec.Meta(description="When the row last changed.")] = UNSET
 
 
 class DataPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,7 +248,6 @@ class RecordPath(msgspec.Struct, frozen=True, kw_only=True):
 async def page(service: Service, request: Request, query: DataQuery) -> Response:
     """GET /data."""
     path = request.scope["path"]
-    filters = Filters(sources=query.source, symbols=query.symbol, text=query.q)
     async with service.reading(request) as connection:
         signing_key = await service.signing_key(connection)
         told = paging.start(query, path, signing_key)
@@ -149,18 +257,19 @@ async def page(service: Service, request: Request, query: DataQuery) -> Response
             raise paging.bad_cursor("cursor was made by another version of this service") from None
         rows = await reading.page(
             connection,
-            filters=filters,
+            filters=query.filters(),
             sort=query.sort,
             limit=query.limit,
             offset=paging.offset(query),
             after=after,
+            fields=query.fields,
         )
     pagination = paging.pagination(query, path, signing_key, total=rows.total, last=rows.last)
     body = b'{"data":[' + rows.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
-    return Response(body, media_type="application/json")
+    return Response(body, headers=paging.links(query, path, pagination), media_type="application/json")
 
 
-async def row(service: Service, request: Request, query: Any) -> Response:
+async def row(service: Service, request: Request, query: RowQuery) -> Response:
     """GET /data/{source}/{source_id}."""
     source, source_id = request.path_params["source"], request.path_params["source_id"]
     if source not in SOURCES:
@@ -174,7 +283,7 @@ async def row(service: Service, request: Request, query: Any) -> Response:
     found = None
     if "\x00" not in source_id:
         async with service.reading(request) as connection:
-            found = await reading.row(connection, source, source_id)
+            found = await reading.row(connection, source, source_id, fields=query.fields)
     if found is None:
         raise not_found(f"{source} has no record with this id.", parameter="source_id")
     return Response(found, media_type="application/json")
@@ -196,6 +305,7 @@ ENDPOINTS = (
         answer=DataPage,
         caching="version",
         wide=_wide,
+        headers=paging.LINK,
     ),
     Endpoint(
         path="/data/{source}/{source_id:path}",
@@ -204,6 +314,7 @@ ENDPOINTS = (
         description="The newest record of one coin of one source.",
         area="data",
         path_shape=RecordPath,
+        query=RowQuery,
         answer=Record,
         problems=(400, 404, 500, 503),
         caching="version",

@@ -125,7 +125,8 @@ async def runs(service: Service, request: Request, query: RunsQuery) -> Response
             status=query.status,
         )
     pagination = paging.pagination(query, path, signing_key, total=part.total, last=part.last)
-    return _json(RunsPage(data=part.items, pagination=pagination))
+    headers = paging.links(query, path, pagination)
+    return _json(RunsPage(data=part.items, pagination=pagination), headers=headers)
 
 
 async def run(service: Service, request: Request, query: Any) -> Response:
@@ -154,7 +155,8 @@ async def rejects(service: Service, request: Request, query: PageQuery) -> Respo
     if part is None:
         raise not_found("There is no such run.", parameter="id")
     pagination = paging.pagination(query, path, signing_key, total=part.total, last=part.last)
-    return _json(RejectsPage(data=part.items, pagination=pagination))
+    headers = paging.links(query, path, pagination)
+    return _json(RejectsPage(data=part.items, pagination=pagination), headers=headers)
 
 
 async def compare_runs(service: Service, request: Request, query: CompareQuery) -> Response:
@@ -254,6 +256,7 @@ ENDPOINTS = (
         area="operations",
         query=RunsQuery,
         answer=RunsPage,
+        headers=paging.LINK,
     ),
     Endpoint(
         path="/runs/{id}",
@@ -274,6 +277,7 @@ ENDPOINTS = (
         path_shape=RunPath,
         query=PageQuery,
         answer=RejectsPage,
+        headers=paging.LINK,
         problems=(400, 404, 500, 503),
     ),
     Endpoint(

@@ -4,6 +4,7 @@ import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2b
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -110,9 +111,28 @@ def pagination(
         page=(query.page or 1) if query.cursor is None else None,
         pages=-(-total // query.limit),
         total=total,
-        next=None if following is None else f"{path}?{following}",
+        next=None if following is None else _url(path, following),
         next_cursor=next_cursor,
     )
+
+
+# What `links` gives, for the description.
+LINK = {"Link": "The pages around this one (RFC 8288), relative URLs: `next`, `first`, `prev`."}
+
+
+def links(query: PageQuery, path: str, found: Pagination) -> dict[str, str]:
+    """The Link header (RFC 8288) of a page: where the first, the next and the previous one are.
+
+    A walk by cursor goes one way, so there is no `prev` on it.
+    """
+    told = {"next": found.next, "first": _url(path, parameters.write(query, page=None, cursor=None))}
+    if found.page is not None and (before := min(found.page - 1, found.pages)):
+        told["prev"] = _url(path, parameters.write(query, page=before))
+    return {"Link": ", ".join(f'<{url}>; rel="{name}"' for name, url in told.items() if url is not None)}
+
+
+def _url(path: str, query: str) -> str:
+    return f"{quote(path)}?{query}" if query else quote(path)
 
 
 def _digest(query: PageQuery, path: str) -> bytes:

@@ -1,12 +1,16 @@
 """Query strings into the structs that describe them: what a struct says is what is allowed and documented."""
 
 import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
+from kasparro.record import Refused, digits
 from kasparro.web.problems import Problem, bad_parameter
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -16,6 +20,9 @@ _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 # An item of a comma list: a comma would divide it, and blanks around it are left out.
 _ITEM = r"^[^,]*[^,\s][^,]*$"
 _PATH = re.compile(r"`\$\.(\w+)")
+_AWARE: Any = Annotated[datetime, msgspec.Meta(tz=True)]
+# A plus sign that was not percent-encoded is a space; before an offset it can be nothing else.
+_LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)", re.ASCII)
 
 
 class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,10 +31,11 @@ class NoParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Parameter(msgspec.Struct, frozen=True):
     many: bool
-    integer: bool
     choice: bool
     allowed: str
     required: bool
+    # What a value's text means. Raises ValueError where it means nothing.
+    read: Callable[[str], Any]
 
 
 def read(shape: type[T], query: bytes) -> T:
@@ -61,7 +69,7 @@ def write(told: msgspec.Struct, **changes: Any) -> str:
     for field in msgspec.structs.fields(told):
         value = changes.get(field.name, getattr(told, field.name))
         if value not in (field.default, None):
-            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            text = _written(value)
             pairs.append(f"{field.encode_name}={quote(text, safe=',')}")
     return "&".join(pairs)
 
@@ -80,6 +88,8 @@ def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
         for one in (schema, schema.get("items", {})):
             if "enum" in one:
                 one["type"] = "string"
+        if schema.get("format") == "decimal":
+            schema["type"] = "number"
         parameter: dict[str, Any] = {"name": name, "in": where, "schema": schema}
         if description:
             parameter["description"] = description
@@ -113,12 +123,44 @@ def _take(values: dict[str, Any], known: dict[str, _Parameter], pair: bytes) -> 
         values.setdefault(name, []).extend(items)
     elif name in values:
         raise bad_parameter(name, f"{name} is given more than once.", parameter.allowed + ", once")
-    elif parameter.integer:
-        if not _WHOLE_NUMBER.fullmatch(value):
-            raise _not_allowed(name, value, parameter)
-        values[name] = int(value)
     else:
-        values[name] = value
+        try:
+            values[name] = parameter.read(value)
+        except ValueError:
+            raise _not_allowed(name, value, parameter) from None
+
+
+def _whole_number(text: str) -> int:
+    if not _WHOLE_NUMBER.fullmatch(text):
+        raise ValueError("not a whole number")
+    return int(text)
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        return Decimal(digits(text, ""))
+    except Refused as refused:
+        raise ValueError(refused.reason) from None
+
+
+def _moment(text: str) -> datetime:
+    told: datetime = msgspec.convert(_LOST_PLUS.sub("+", text), _AWARE)
+    try:
+        return told.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of bounds") from None
+
+
+def _written(value: Any) -> str:
+    match value:
+        case tuple():
+            return ",".join(value)
+        case Decimal():
+            return f"{value:f}"
+        case datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case _:
+            return str(value)
 
 
 def _decoded(raw: bytes, where: str) -> str:
@@ -154,12 +196,19 @@ def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
         many = isinstance(kind, msgspec.inspect.VarTupleType)
         found[field.encode_name] = _Parameter(
             many,
-            isinstance(kind, msgspec.inspect.IntType),
             isinstance(kind, msgspec.inspect.LiteralType),
             _allowed(kind),
             field.required,
+            _READERS.get(type(kind), str),
         )
     return found
+
+
+_READERS: dict[type[msgspec.inspect.Type], Callable[[str], Any]] = {
+    msgspec.inspect.IntType: _whole_number,
+    msgspec.inspect.DecimalType: _decimal,
+    msgspec.inspect.DateTimeType: _moment,
+}
 
 
 def _present(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
@@ -177,6 +226,10 @@ def _allowed(kind: msgspec.inspect.Type) -> str:
     match _present(kind):
         case msgspec.inspect.IntType(ge=low, le=high):
             return f"a whole number from {low} to {high}"
+        case msgspec.inspect.DecimalType():
+            return "a decimal number"
+        case msgspec.inspect.DateTimeType():
+            return "an RFC 3339 time, such as 2024-06-01T12:00:00Z"
         case msgspec.inspect.LiteralType(values=values):
             # A value beside its opposite: price_usd, -price_usd.
             return ", ".join(sorted(map(str, values), key=lambda value: (value.lstrip("-"), len(value))))

@@ -1,5 +1,64 @@
--- What GET /data reads. How a statement comes out of these (kasparro/store/reading.py): a line that ends in
--- /* if x */ stands only where x is asked for, :name is a value, :"name" an identifier from a fixed list.
+-- What is read of the data. How a statement comes out of these (kasparro/store/reading.py): a line with
+-- /* include x */ stands for the lines under that name, a line that ends in /* if x */ stands only where x is
+-- asked for, :name is a value, :"name" an identifier from a fixed list, or a list of such.
+
+-- name: filters --
+-- Follows a WHERE.
+AND source = ANY(:sources) /* if sources */
+AND source_id = ANY(:ids) /* if ids */
+AND asset = ANY(:assets) /* if assets */
+AND lower(symbol) = ANY(:symbols) /* if symbols */
+AND (name COLLATE "default" ILIKE :text OR symbol COLLATE "default" ILIKE :text) /* if text */
+AND rank >= :rank_min /* if rank_min */
+AND rank <= :rank_max /* if rank_max */
+AND price_usd >= :price_usd_min /* if price_usd_min */
+AND price_usd <= :price_usd_max /* if price_usd_max */
+AND market_cap_usd >= :market_cap_usd_min /* if market_cap_usd_min */
+AND market_cap_usd <= :market_cap_usd_max /* if market_cap_usd_max */
+AND volume_24h_usd >= :volume_24h_usd_min /* if volume_24h_usd_min */
+AND volume_24h_usd <= :volume_24h_usd_max /* if volume_24h_usd_max */
+AND updated_at >= :updated_since /* if updated_since */
+
+-- name: filtered --
+-- The rows that the filters let through. OFFSET 0 keeps a filter that few rows pass out of the ordering, where
+-- it would be tried on every row of an index until enough have passed.
+FROM (
+    SELECT *
+    FROM unified_data
+    WHERE
+        true
+        /* include filters */
+    OFFSET 0 /* if selective */
+) AS record
+
+-- name: order --
+ORDER BY
+    :"column" ASC NULLS LAST, /* if up */
+    :"column" DESC NULLS LAST, /* if down */
+    source ASC,
+    source_id ASC
+
+-- name: record --
+-- A row as it is told, all fields in the order of the contract.
+SELECT
+    source,
+    source_id,
+    asset,
+    symbol,
+    name,
+    rank,
+    price_usd,
+    market_cap_usd,
+    volume_24h_usd,
+    circulating_supply,
+    total_supply,
+    max_supply,
+    percent_change_1h,
+    percent_change_24h,
+    percent_change_7d,
+    to_char(observed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS observed_at,
+    to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
+    to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
 
 -- name: page --
 -- A page of rows as ready JSON, with the total of the same snapshot. One row more than the page holds is
@@ -9,75 +68,41 @@ WITH reach AS MATERIALIZED (
     -- each, where their OR would have it walk all that lies before a cursor.
     (
         SELECT *
-        FROM unified_data
+        /* include filtered */
         WHERE
             true
+            AND (source, source_id) > (:last_source, :last_id) /* if by_key */
             AND (:"column", source, source_id) > (:value, :last_source, :last_id) /* if above */
             AND :"column" <= :value /* if below */
             AND (:"column" < :value OR (source, source_id) > (:last_source, :last_id)) /* if below */
             AND false /* if tail */
-            AND source = ANY(:sources) /* if sources */
-            AND lower(symbol) = ANY(:symbols) /* if symbols */
-            AND ( /* if pattern */
-                name COLLATE "default" ILIKE :pattern /* if pattern */
-                OR symbol COLLATE "default" ILIKE :pattern /* if pattern */
-            ) /* if pattern */
-        ORDER BY
-            :"column" ASC NULLS LAST, /* if up */
-            :"column" DESC NULLS LAST, /* if down */
-            source ASC,
-            source_id ASC
+        /* include order */
         LIMIT :limit + 1
         OFFSET :offset /* if paged */
     )
     UNION ALL
     (
         SELECT *
-        FROM unified_data
+        /* include filtered */
         WHERE
             :"column" IS NULL
             AND (source, source_id) > (:last_source, :last_id) /* if tail */
             AND false /* if headed */
-            AND source = ANY(:sources) /* if sources */
-            AND lower(symbol) = ANY(:symbols) /* if symbols */
-            AND ( /* if pattern */
-                name COLLATE "default" ILIKE :pattern /* if pattern */
-                OR symbol COLLATE "default" ILIKE :pattern /* if pattern */
-            ) /* if pattern */
         ORDER BY
             source ASC,
             source_id ASC
         LIMIT :limit + 1
     )
-    ORDER BY
-        :"column" ASC NULLS LAST, /* if up */
-        :"column" DESC NULLS LAST, /* if down */
-        source ASC,
-        source_id ASC
+    /* include order */
     LIMIT :limit + 1
 ),
 
 page AS (
-    SELECT
-        source,
-        source_id,
-        asset,
-        symbol,
-        name,
-        rank,
-        price_usd,
-        market_cap_usd,
-        volume_24h_usd,
-        circulating_supply,
-        total_supply,
-        max_supply,
-        percent_change_1h,
-        percent_change_24h,
-        percent_change_7d,
-        to_char(observed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS observed_at,
-        to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
-        to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
-    FROM reach
+    SELECT :"fields"
+    FROM (
+        /* include record */
+        FROM reach
+    ) AS record
     LIMIT :limit
 )
 
@@ -92,12 +117,7 @@ FROM (
     FROM unified_data
     WHERE
         true
-        AND source = ANY(:sources) /* if sources */
-        AND lower(symbol) = ANY(:symbols) /* if symbols */
-        AND ( /* if pattern */
-            name COLLATE "default" ILIKE :pattern /* if pattern */
-            OR symbol COLLATE "default" ILIKE :pattern /* if pattern */
-        ) /* if pattern */
+        /* include filters */
 ) AS counted
 CROSS JOIN (SELECT string_agg(row_to_json(page)::text, ',') AS lines FROM page) AS written
 LEFT JOIN (
@@ -111,27 +131,12 @@ LEFT JOIN (
 
 -- name: row --
 -- One row as ready JSON.
-SELECT row_to_json(record)::text
+SELECT row_to_json(asked)::text
 FROM (
-    SELECT
-        source,
-        source_id,
-        asset,
-        symbol,
-        name,
-        rank,
-        price_usd,
-        market_cap_usd,
-        volume_24h_usd,
-        circulating_supply,
-        total_supply,
-        max_supply,
-        percent_change_1h,
-        percent_change_24h,
-        percent_change_7d,
-        to_char(observed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS observed_at,
-        to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
-        to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
-    FROM unified_data
-    WHERE source = :source AND source_id = :source_id
-) AS record;
+    SELECT :"fields"
+    FROM (
+        /* include record */
+        FROM unified_data
+        WHERE source = :source AND source_id = :source_id
+    ) AS record
+) AS asked;

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import uuid
 
 import asyncpg
 import pytest
@@ -72,4 +73,35 @@ async def test_a_failing_migration_leaves_nothing_behind_and_the_earlier_ones_st
 
     connection = await asyncpg.connect(empty_database_url)
     assert await connection.fetchval("SELECT to_regclass('a') IS NOT NULL AND to_regclass('b') IS NULL")
+    await connection.close()
+
+
+async def test_a_database_that_refuses_the_extension_is_migrated_without_its_index(
+    empty_database_url: str,
+) -> None:
+    # A role may create an extension where it may create in the database; this one may in a schema alone.
+    owner = await asyncpg.connect(empty_database_url)
+    role = f"limited_{uuid.uuid4().hex[:12]}"
+    await owner.execute(f"CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")
+
+    async with Database(
+        f"{empty_database_url}{'&' if '?' in empty_database_url else '?'}role={role}"
+    ) as limited:
+        assert await migrate(limited) == [one.name for one in available()]
+
+    indexes = await owner.fetch("SELECT indexname FROM pg_indexes WHERE tablename = 'unified_data'")
+    assert "unified_data_by_rank" in {row[0] for row in indexes}
+    assert "unified_data_by_text" not in {row[0] for row in indexes}
+    await owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    await owner.close()
+
+
+async def test_an_extension_off_the_search_path_serves_too(empty_database_url: str) -> None:
+    connection = await asyncpg.connect(empty_database_url)
+    await connection.execute('CREATE SCHEMA "Tools"; CREATE EXTENSION pg_trgm SCHEMA "Tools"')
+
+    async with Database(empty_database_url) as database:
+        await migrate(database)
+
+    assert await connection.fetchval("SELECT to_regclass('unified_data_by_text') IS NOT NULL")
     await connection.close()

@@ -182,6 +182,145 @@ async def test_filters_choose_rows(client: aiohttp.ClientSession, insert: Insert
         assert page["pagination"]["total"] == len(rows), query
 
 
+async def test_ids_and_assets_choose_rows(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(
+        {"source_id": "bitcoin", "source": "coingecko", "asset": "btc"},
+        {"source_id": "btc-bitcoin", "source": "coinpaprika", "asset": "btc"},
+        {"source_id": "bitcoin", "source": "csv"},
+        {"source_id": "Bitcoin", "source": "csv", "asset": "BTC"},
+    )
+    expected = {
+        "id=bitcoin": ["coingecko bitcoin", "csv bitcoin"],
+        "id=bitcoin&source=csv": ["csv bitcoin"],
+        "id=Bitcoin,btc-bitcoin&id=nosuch": ["coinpaprika btc-bitcoin", "csv Bitcoin"],
+        "asset=btc": ["coingecko bitcoin", "coinpaprika btc-bitcoin"],
+        "asset=btc,BTC&id=bitcoin,Bitcoin": ["coingecko bitcoin", "csv Bitcoin"],
+        "asset=nosuch": [],
+    }
+    for query, rows in expected.items():
+        page = await get(client, f"/data?sort=source&{query}")
+        assert [f"{row['source']} {row['source_id']}" for row in page["data"]] == rows, query
+        assert page["pagination"]["total"] == len(rows), query
+
+
+async def test_ranges_hold_their_bounds_exactly_and_no_row_without_a_value(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(
+        {"source_id": "none"},
+        {
+            "source_id": "low",
+            "rank": 3,
+            "price_usd": Decimal("0.1000000000000000055511151231257827"),  # what 0.1 is as a float
+            "market_cap_usd": Decimal(-1),
+            "volume_24h_usd": Decimal(0),
+        },
+        {
+            "source_id": "high",
+            "rank": 1,
+            "price_usd": Decimal("12345678901234567890.000000000001"),
+            "market_cap_usd": Decimal("1e30"),
+            "volume_24h_usd": Decimal("1e-30"),
+        },
+    )
+    expected = {
+        "rank_max=1": ["high"],
+        "rank_min=2": ["low"],
+        "rank_min=1&rank_max=3": ["high", "low"],
+        "rank_min=3&rank_max=1": [],
+        "price_usd_max=0.1": [],
+        "price_usd_max=0.1000000000000000055511151231257827": ["low"],
+        "price_usd_min=12345678901234567890": ["high"],
+        "price_usd_min=12345678901234567890.000000000002": [],
+        "price_usd_min=1.2345678901234567890000000000001e19": ["high"],
+        "market_cap_usd_min=-1": ["high", "low"],
+        "market_cap_usd_max=1e30": ["high", "low"],
+        "market_cap_usd_max=9.99e29": ["low"],
+        "volume_24h_usd_min=0.0": ["high", "low"],
+        "volume_24h_usd_min=.000000000000000000000000000001": ["high"],
+        "volume_24h_usd_max=-0": ["low"],
+    }
+    for query, rows in expected.items():
+        page = await get(client, f"/data?{query}")
+        assert ids(page) == rows, query
+        assert page["pagination"]["total"] == len(rows), query
+
+
+async def test_updated_since_holds_its_moment(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(
+        {"source_id": "before", "updated_at": LONG_AGO - timedelta(microseconds=1)},
+        {"source_id": "then", "updated_at": LONG_AGO},
+    )
+    for moment, rows in {
+        "2024-06-01T12:00:00Z": ["then"],
+        "2024-06-01T12:00:00.000001Z": [],
+        "2024-06-01T11:59:59.999999Z": ["before", "then"],
+        "2024-06-01T13:00:00%2B01:00": ["then"],
+        "2024-06-01T13:00:00+01:00": ["then"],
+        "0001-01-01T00:00:00Z": ["before", "then"],
+        "9999-12-31T23:59:59.999999Z": [],
+    }.items():
+        assert ids(await get(client, f"/data?updated_since={moment}")) == rows, moment
+
+
+async def test_fields_are_those_asked_for_in_the_order_of_the_record(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert({"source_id": "a", "price_usd": Decimal("1.50"), "symbol": "A"})
+    for query, fields in {
+        "fields=price_usd,symbol": ["symbol", "price_usd"],
+        "fields=updated_at&fields=source,source": ["source", "updated_at"],
+        f"fields={','.join(FIELDS)}": list(FIELDS),
+    }.items():
+        (row,) = (await get(client, f"/data?{query}"))["data"]
+        assert list(row) == fields
+        assert list(await get(client, f"/data/coingecko/a?{query}")) == fields
+
+
+async def test_rows_are_sorted_by_fields_that_they_do_not_show(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n}", "rank": 9 - n, "symbol": f"S{n}"} for n in range(9)))
+    page = await get(client, "/data?fields=symbol&limit=4")
+    seen = page["data"]
+    while (url := page["pagination"]["next"]) is not None:
+        page = await get(client, url)
+        seen += page["data"]
+    assert seen == [{"symbol": f"S{8 - n}"} for n in range(9)]
+
+
+async def test_links_lead_to_the_pages_around(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(*({"source_id": f"c{n}", "name": "a>b"} for n in range(9)))
+
+    async def links(url: str) -> dict[str, str]:
+        async with client.get(URL(url, encoded=True)) as answer:
+            assert answer.status == 200
+            return {str(name): str(URL(link["url"]).relative()) for name, link in answer.links.items()}
+
+    query = "/data?limit=4&q=a%3Eb"
+    assert await links(query) == {"first": query, "next": "/data?limit=4&page=2&q=a%3Eb"}
+    assert await links(f"{query}&page=2") == {
+        "first": query,
+        "prev": "/data?limit=4&page=1&q=a%3Eb",
+        "next": "/data?limit=4&page=3&q=a%3Eb",
+    }
+    assert await links(f"{query}&page=99") == {"first": query, "prev": "/data?limit=4&page=3&q=a%3Eb"}
+    cursor = (await get(client, query))["pagination"]["next_cursor"]
+    on_a_walk = await links(f"{query}&cursor={cursor}")
+    assert set(on_a_walk) == {"first", "next"}
+    assert "&cursor=" in on_a_walk["next"]
+    assert ids(await get(client, on_a_walk["next"])) == ["c8"]
+
+
+async def test_text_is_found_by_an_index(connection: Connection) -> None:
+    await connection.execute("SET enable_seqscan = off")
+    plan = await connection.fetch(
+        "EXPLAIN SELECT FROM unified_data WHERE name COLLATE \"default\" ILIKE '%coin%' "
+        "OR symbol COLLATE \"default\" ILIKE '%coin%'"
+    )
+    assert sum("unified_data_by_text" in line[0] for line in plan) == 2
+
+
 @pytest.mark.parametrize("sort", ["price_usd", "-price_usd", "-observed_at", "name"])
 async def test_rows_without_a_value_come_last_and_ties_are_settled(
     client: aiohttp.ClientSession, insert: Insert, sort: str
@@ -206,6 +345,12 @@ async def test_rows_without_a_value_come_last_and_ties_are_settled(
     )
 
 
+PARAMETERS = (
+    "limit, page, cursor, source, symbol, id, asset, q, rank_min, rank_max, price_usd_min, price_usd_max, "
+    "market_cap_usd_min, market_cap_usd_max, volume_24h_usd_min, volume_24h_usd_max, updated_since, sort, "
+    "fields"
+)
+MOMENT = "an RFC 3339 time, such as 2024-06-01T12:00:00Z"
 SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
 
 
@@ -229,8 +374,25 @@ SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
         ("page=0", "page", "a whole number from 1 to 2147483647"),
         ("page=99999999999999999999999", "page", "a whole number from 1 to 2147483647"),
         ("page=1&cursor=x", "page, cursor", "page or cursor, not both"),
-        ("nosuch=1", "nosuch", "limit, page, cursor, source, symbol, q, sort"),
-        ("Limit=1", "Limit", "limit, page, cursor, source, symbol, q, sort"),
+        ("nosuch=1", "nosuch", PARAMETERS),
+        ("Limit=1", "Limit", PARAMETERS),
+        ("id=", "id", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("asset=a,,b", "asset", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("rank_max=0", "rank_max", "a whole number from 1 to 2147483647"),
+        ("rank_min=1.5", "rank_min", "a whole number from 1 to 2147483647"),
+        ("price_usd_min=", "price_usd_min", "a decimal number"),
+        ("price_usd_min=1,5", "price_usd_min", "a decimal number"),
+        ("price_usd_max=NaN", "price_usd_max", "a decimal number"),
+        ("market_cap_usd_min=Infinity", "market_cap_usd_min", "a decimal number"),
+        ("market_cap_usd_max=1e999999999", "market_cap_usd_max", "a decimal number"),
+        ("volume_24h_usd_min=0x10", "volume_24h_usd_min", "a decimal number"),
+        ("volume_24h_usd_max=1&volume_24h_usd_max=1", "volume_24h_usd_max", "a decimal number, once"),
+        ("updated_since=yesterday", "updated_since", MOMENT),
+        ("updated_since=2024-06-01", "updated_since", MOMENT),
+        ("updated_since=2024-06-01T12:00:00", "updated_since", MOMENT),
+        ("updated_since=0001-01-01T00:00:00%2B23:59", "updated_since", MOMENT),
+        ("updated_since=1717243200", "updated_since", MOMENT),
+        ("fields=price", "fields", f"up to 50, divided by commas, of: {', '.join(sorted(FIELDS))}"),
         ("source=binance", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
         ("source=", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
         ("symbol=btc,,eth", "symbol", "up to 500, divided by commas, of: 1 to 200 characters"),
@@ -285,11 +447,12 @@ async def test_nothing_in_a_parameter_gets_further_than_it(
     client: aiohttp.ClientSession, insert: Insert, text: str
 ) -> None:
     await insert({"source_id": "a"})
-    for name in ("limit", "page", "cursor", "source", "sort", text):
+    refusing = ("limit", "page", "cursor", "source", "rank_min", "price_usd_max", "updated_since", "sort")
+    for name in (*refusing, "fields", text):
         async with client.get("/data", params={name: text}) as answer:
             assert answer.status == 400
             assert "X-Injected" not in answer.headers
-    for name in ("symbol", "q"):
+    for name in ("symbol", "q", "id", "asset"):
         async with client.get("/data", params={name: text}) as answer:
             assert answer.status == 200
             assert (await answer.json())["data"] == []

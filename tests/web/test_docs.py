@@ -16,6 +16,7 @@ from yarl import URL
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.database import Connection
+from kasparro.web.data import DataQuery
 from kasparro.web.parameters import NoParameters, describe, read
 from kasparro.web.problems import Problem
 from tests.pipeline.test_report import add_run, add_source
@@ -135,7 +136,10 @@ async def test_answers_fit_their_schemas(
 
 async def test_parameters_are_described_by_the_structs_that_read_them(client: aiohttp.ClientSession) -> None:
     described = {p["name"]: p for p in (await description(client))["paths"]["/data"]["get"]["parameters"]}
-    assert list(described) == ["limit", "page", "cursor", "source", "symbol", "q", "sort", "If-None-Match"]
+    assert list(described) == [*DataQuery.__struct_fields__, "If-None-Match"]
+    assert all(one["description"] for one in described.values())
+    assert described["price_usd_min"]["schema"]["type"] == "number"
+    assert described["updated_since"]["schema"]["format"] == "date-time"
     assert described["limit"]["schema"] == {
         "type": "integer",
         "minimum": 1,

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +96,13 @@ def passes(row: dict[str, Any], filters: Filters) -> bool:
             )
         )
         and (filters.text is None or has(row["name"]) or has(row["symbol"]))
+        and (not filters.ids or row["source_id"] in filters.ids)
+        and (filters.rank_max is None or (row["rank"] is not None and row["rank"] <= filters.rank_max))
+        and (
+            filters.price_usd_min is None
+            or (row["price_usd"] is not None and row["price_usd"] >= filters.price_usd_min)
+        )
+        and (filters.updated_since is None or row["updated_at"] >= filters.updated_since)
     )
 
 
@@ -103,6 +111,10 @@ filter_values = st.builds(
     sources=st.sampled_from([(), ("csv",), ("csv", "coingecko")]),
     symbols=st.just(()) | st.lists(st.text("aB%é", min_size=1, max_size=2), max_size=3).map(tuple),
     text=st.none() | st.text("ab%_é漢", min_size=1, max_size=2),
+    ids=st.just(()) | st.lists(st.text("abA", min_size=1, max_size=2), max_size=3).map(tuple),
+    rank_max=st.none() | st.integers(1, 3),
+    price_usd_min=values,
+    updated_since=st.none() | times,
 )
 
 
@@ -117,7 +129,7 @@ def test_every_row_comes_exactly_once_and_in_order(
     limit: int,
 ) -> None:
     expected = in_order([row for row in rows if passes(row, filters)], sort)
-    query = DataQuery(limit=limit, sort=sort, source=filters.sources, symbol=filters.symbols, q=filters.text)  # type: ignore[arg-type]
+    query = DataQuery(limit=limit, sort=sort, symbol=filters.symbols, q=filters.text)
 
     async def walk() -> None:
         async with shared_database.writing() as connection, rolled_back(connection):
@@ -137,14 +149,7 @@ def test_every_row_comes_exactly_once_and_in_order(
                     break
                 # Through the text that a client carries.
                 told = paging.pagination(query, "/data", KEY, total=page.total, last=page.last).next_cursor
-                going_on = DataQuery(
-                    limit=limit,
-                    cursor=told,
-                    sort=sort,
-                    source=filters.sources,  # type: ignore[arg-type]
-                    symbol=filters.symbols,
-                    q=filters.text,
-                )
+                going_on = msgspec.structs.replace(query, cursor=told)
                 after = reading.key(sort, paging.start(going_on, "/data", KEY))
                 assert after == page.last
         assert by_page == expected
