@@ -163,8 +163,9 @@ class Loader:
             batch.valid - written.inserted - written.updated,
             written.corrected,
         )
+        if written.inserted:
+            await connection.execute(_SQL["count_inserted"], self._source, written.inserted)
         if written.inserted or written.updated:
-            # Last, since its one row is shared by all sources and stays locked until the commit.
             await connection.execute(_SQL["move_version"])
         return compared
 
@@ -191,7 +192,8 @@ class Loader:
         if fresh["corrected"]:
             told += await connection.fetchval(_SQL["correct"], self._source, told_at)
         if fresh["settled"]:
-            (newest,) = await connection.fetch(_SQL["newest"], self._source, now, self._told_at)
+            version = await connection.fetchval(_SQL["next_version"])
+            (newest,) = await connection.fetch(_SQL["newest"], self._source, now, self._told_at, version)
             inserted, settled = newest["inserted"], newest["inserted"] + newest["updated"]
         # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
         # History gains all of them, unless somebody emptied unified_data beside it.

@@ -1,13 +1,17 @@
 """Reads unified_data, in pages and row by row, as JSON that PostgreSQL wrote."""
 
+import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
+import asyncpg
 import msgspec
 
+from kasparro.errors import KasparroError
 from kasparro.store.database import Connection
 from kasparro.store.statements import compose, statements
 
@@ -39,10 +43,16 @@ FIELDS: Mapping[str, type] = MappingProxyType(
 )
 _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"})
 
+# How often the rows of whole sources are counted, at most while nobody moves the version by hand.
+COUNTED_AGAIN_S = 60.0
+FILTERS_REMEMBERED = 1_000
+
 # Tables of the service, as /tables lists them.
 TABLES = (
     "unified_data",
+    "unified_past",
     "unified_history",
+    "inserted_rows",
     "runs",
     "run_sources",
     "payloads",
@@ -96,22 +106,46 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 _SELECTIVE = frozenset({"ids", "assets", "symbols", "text"})
 
 
-class Key(msgspec.Struct, frozen=True, array_like=True):
-    """Where a row stands in an order: its value in the sorted column, then what makes it unique."""
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows, in what order, and which of their fields (all, where none is named).
 
+    `sort` is a field, with `-` from high to low. Rows without a value come last either way; ties are settled
+    by source and source_id, so the order is total.
+    """
+
+    filters: Filters = Filters()
+    sort: str = "rank"
+    fields: tuple[str, ...] = ()
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a walk stands: the version of the data that it shows, how many rows it has in all, and of the
+    last row the value in the sorted column and what makes it unique.
+    """
+
+    version: int
+    total: int
     value: Any
     source: str
     source_id: str
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """A page: its rows as JSON objects divided by commas, how many rows pass the filters in all, and the key
-    of the last row here, None where no row follows it.
+    """A page: its rows as JSON objects divided by commas, how many rows pass the filters in all, and the
+    place of the last row here, None where no row follows it.
     """
 
     json: str
     total: int
-    last: Key | None
+    last: Place | None
+
+
+class WalkEnded(KasparroError):
+    """The walk began too long ago: what its rows said then is not kept any more."""
+
+
+class ReplicaBehind(KasparroError):
+    """This replica has not yet come to the version of the data that the walk shows."""
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,64 +157,134 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     estimated: bool
 
 
+class Totals:
+    """How many rows pass a selection's filters, without counting them for every page.
+
+    Whole sources are counted now and then. In between, their rows grow by what the batches say that they
+    inserted; a version that no batch made has them counted again. What passes other filters is counted once
+    a version.
+    """
+
+    def __init__(self) -> None:
+        self._beyond: dict[str, int] = {}
+        self._by_hand = -1
+        self._expires = float("-inf")
+        self._filtered: OrderedDict[Filters, tuple[int, int]] = OrderedDict()
+
+    def condition(self, filters: Filters) -> str:
+        """What the page of a selection has to bring along for its total."""
+        if filters == Filters(sources=filters.sources):
+            return "summed"
+        return "remembered" if filters in self._filtered else "counted"
+
+    async def of(self, connection: Connection, filters: Filters, found: asyncpg.Record) -> int | None:
+        """The total of a page that brought along what `condition` told; None where the data has moved on
+        since, so that the page is to be read again.
+        """
+        if "inserted" in found:
+            if found["by_hand"] != self._by_hand or time.monotonic() > self._expires:
+                await self._count(connection)
+            if found["by_hand"] != self._by_hand:
+                return None
+            inserted = msgspec.json.decode(found["inserted"] or b"{}", type=dict[str, int])
+            sources = filters.sources or self._beyond | inserted
+            return sum(self._beyond.get(source, 0) + inserted.get(source, 0) for source in set(sources))
+        if "total" in found:
+            self._filtered[filters] = found["version"], found["total"]
+            if len(self._filtered) > FILTERS_REMEMBERED:
+                self._filtered.popitem(last=False)
+        version, total = self._filtered.get(filters, (None, 0))
+        if version != found["version"]:
+            self._filtered.pop(filters, None)
+            return None
+        return total
+
+    async def _count(self, connection: Connection) -> None:
+        rows = await connection.fetch(_SQL["rows"])
+        self._beyond = {row["source"]: row["beyond"] for row in rows if row["source"] is not None}
+        self._by_hand = rows[0]["by_hand"]
+        self._expires = time.monotonic() + COUNTED_AGAIN_S
+
+
 async def page(
     connection: Connection,
+    totals: Totals,
+    asked: Selection,
     *,
-    filters: Filters,
-    sort: str,
     limit: int,
     offset: int = 0,
-    after: Key | None = None,
-    fields: Sequence[str] = (),
+    after: Place | None = None,
 ) -> Rows:
-    """The rows after an offset or after a key, in the order of `sort`: a field, with `-` from high to low.
+    """The rows after an offset, as they are now, or after a place, as they were when its walk began.
 
-    Rows without a value come last either way; ties are settled by source and source_id, so the order is
-    total. `fields` are those that the rows have, all where none is named.
+    Raises WalkEnded and ReplicaBehind for a place whose version cannot be shown.
     """
-    column = sort.removeprefix("-")
-    down = sort.startswith("-")
-    given = filters.given()
-    conditions = {"down" if down else "up", *given}
-    if not _SELECTIVE.isdisjoint(given):
-        conditions.add("selective")
     if after is None:
-        conditions |= {"paged", "headed"}
-    elif after.value is None:
-        conditions.add("tail")
+        found, total = await _counted(connection, totals, asked, limit, offset)
+        version = found["version"]
+    else:
+        found = await _onward(connection, asked, limit, after)
+        version, total = after.version, after.total
+    last = None
+    if found["source"] is not None:
+        last = Place(version, total, found["value"], found["source"], found["source_id"])
+    return Rows(found["lines"] or "", total, last)
+
+
+async def _counted(
+    connection: Connection, totals: Totals, asked: Selection, limit: int, offset: int
+) -> tuple[asyncpg.Record, int]:
+    while True:
+        case = {"paged", "headed", totals.condition(asked.filters)}
+        found = await _read(connection, asked, case, limit=limit, offset=offset)
+        if (total := await totals.of(connection, asked.filters, found)) is not None:
+            return found, total
+
+
+async def _onward(connection: Connection, asked: Selection, limit: int, after: Place) -> asyncpg.Record:
+    case = set()
+    if after.value is None:
+        case.add("tail")
     else:
         # The order by source is that of the key.
-        conditions.add("by_key" if sort == "source" else "below" if down else "above")
-        if column in _REQUIRED:
-            conditions.add("headed")
-    statement = compose(
-        _SQL["page"], frozenset(conditions), (("column", _column(column)), ("fields", _columns(fields)))
-    )
-    (found,) = await connection.fetch(
-        statement.text,
-        *statement.values(
-            {
-                **given,
-                "limit": limit,
-                "offset": offset,
-                "value": after and after.value,
-                "last_source": after and after.source,
-                "last_id": after and after.source_id,
-            }
-        ),
-    )
-    last = None if found["source"] is None else Key(found["value"], found["source"], found["source_id"])
-    return Rows(found["lines"] or "", found["total"], last)
+        down = asked.sort.startswith("-")
+        case.add("by_key" if asked.sort == "source" else "below" if down else "above")
+        if asked.sort.removeprefix("-") in _REQUIRED:
+            case.add("headed")
+    place = msgspec.structs.asdict(after)
+    values = {**place, "last_source": after.source, "last_id": after.source_id, "limit": limit}
+    found = await _read(connection, asked, case, **values)
+    if found["version"] < after.version:
+        raise ReplicaBehind("this replica has not yet come to the version of the data that the walk shows")
+    if found["version"] != after.version:
+        case.add("walked")
+        if asked.sort == "rank" and after.value is not None:
+            case.add("bounded")
+        found = await _read(connection, asked, case, **values)
+        if after.version < found["walks_from"]:
+            raise WalkEnded("what the rows of this walk said when it began is not kept any more")
+    return found
 
 
-def key(sort: str, told: Any) -> Key:
-    """A key as a cursor carried it, with the type of its sorted column restored.
+async def _read(connection: Connection, asked: Selection, case: set[str], **values: Any) -> asyncpg.Record:
+    given = asked.filters.given()
+    case = {*case, *given, "down" if asked.sort.startswith("-") else "up"}
+    if not _SELECTIVE.isdisjoint(given):
+        case.add("selective")
+    identifiers = (("column", _column(asked.sort.removeprefix("-"))), ("fields", _columns(asked.fields)))
+    statement = compose(_SQL["page"], frozenset(case), identifiers)
+    (found,) = await connection.fetch(statement.text, *statement.values({**values, **given}))
+    return found
+
+
+def place(sort: str, told: Any) -> Place:
+    """A place as a cursor carried it, with the type of its sorted column restored.
 
     Raises msgspec.ValidationError where it does not fit.
     """
-    found = msgspec.convert(told, Key)
+    found = msgspec.convert(told, Place)
     kind: Any = FIELDS[sort.removeprefix("-")]
-    return Key(msgspec.convert(found.value, kind | None), found.source, found.source_id)
+    return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind | None))
 
 
 async def row(

@@ -13,7 +13,7 @@ from kasparro.pipeline.report import Moment, SourceName
 from kasparro.record import RANK_LIMIT
 from kasparro.settings import SOURCES
 from kasparro.store import reading
-from kasparro.store.reading import Filters
+from kasparro.store.reading import Filters, ReplicaBehind, Selection, WalkEnded
 from kasparro.web import paging
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.paging import PageQuery, Pagination
@@ -111,6 +111,16 @@ class RowQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of /data: which rows, in what order, and what of them."""
 
+    cursor: Annotated[
+        paging.Cursor | None,
+        msgspec.Meta(
+            description="Where to go on: `next_cursor` of an answer to the same query, whose other "
+            "parameters are repeated with it. A walk by cursor shows everything as it was when its first "
+            "page was read: each row exactly once, in its place and with its values of then, whatever is "
+            "loaded meanwhile. It can go on for an hour at least. Excludes `page`.",
+            examples=["ksQI8O3oAkq0kZCpY29pbmdlY2tvp2JpdGNvaW6xQ2n_6vY2PqTkRn1c8T7e"],
+        ),
+    ] = None
     source: Annotated[
         Annotated[tuple[SourceName, ...], msgspec.Meta(max_length=20)],
         msgspec.Meta(
@@ -181,9 +191,9 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = "rank"
     fields: Fields = ()
 
-    def filters(self) -> Filters:
-        """What the rows have to pass."""
-        return Filters(
+    def selection(self) -> Selection:
+        """What the query asks for, page by page."""
+        filters = Filters(
             # The key begins with the source: with all of them, an id is looked up in it.
             sources=self.source or (SOURCES if self.id else ()),
             ids=self.id,
@@ -200,6 +210,7 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             volume_24h_usd_max=self.volume_24h_usd_max,
             updated_since=self.updated_since,
         )
+        return Selection(filters=filters, sort=self.sort, fields=self.fields)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -248,22 +259,31 @@ class RecordPath(msgspec.Struct, frozen=True, kw_only=True):
 async def page(service: Service, request: Request, query: DataQuery) -> Response:
     """GET /data."""
     path = request.scope["path"]
+    asked = query.selection()
     async with service.reading(request) as connection:
         signing_key = await service.signing_key(connection)
         told = paging.start(query, path, signing_key)
         try:
-            after = None if told is None else reading.key(query.sort, told)
+            rows = await reading.page(
+                connection,
+                service.totals,
+                asked,
+                limit=query.limit,
+                offset=paging.offset(query),
+                after=None if told is None else reading.place(asked.sort, told),
+            )
         except msgspec.ValidationError:
             raise paging.bad_cursor("cursor was made by another version of this service") from None
-        rows = await reading.page(
-            connection,
-            filters=query.filters(),
-            sort=query.sort,
-            limit=query.limit,
-            offset=paging.offset(query),
-            after=after,
-            fields=query.fields,
-        )
+        except WalkEnded:
+            raise paging.bad_cursor("cursor is of a walk that began too long ago; begin a new one") from None
+        except ReplicaBehind:
+            raise Problem(
+                503,
+                "The replica that was asked is behind the walk of this cursor.",
+                kind="replica-behind",
+                title="Replica behind",
+                headers={"Retry-After": "1"},
+            ) from None
     pagination = paging.pagination(query, path, signing_key, total=rows.total, last=rows.last)
     body = b'{"data":[' + rows.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
     return Response(body, headers=paging.links(query, path, pagination), media_type="application/json")

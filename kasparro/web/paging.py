@@ -18,6 +18,9 @@ _DIGEST_BYTES = 8
 _encode = msgspec.msgpack.Encoder().encode
 
 
+Cursor = Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)]
+
+
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of a list: which part of it."""
 
@@ -29,11 +32,11 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         msgspec.Meta(description="Which page, from 1 (the default). Excludes `cursor`.", examples=[1]),
     ] = None
     cursor: Annotated[
-        Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)] | None,
+        Cursor | None,
         msgspec.Meta(
             description="Where to go on: `next_cursor` of an answer to the same query, whose other "
-            "parameters are repeated with it. A walk by cursor neither skips nor repeats a row whose "
-            "sort key stays meanwhile; the key of `sort=source_id` always does. Excludes `page`.",
+            "parameters are repeated with it. A walk by cursor neither skips nor repeats a row. Excludes "
+            "`page`.",
             examples=["ksQI8O3oAkq0kZCpY29pbmdlY2tvp2JpdGNvaW6xQ2n_6vY2PqTkRn1c8T7e"],
         ),
     ] = None
@@ -58,13 +61,13 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ]
 
 
-class _Cursor(msgspec.Struct, frozen=True, array_like=True):
+class _Sealed(msgspec.Struct, frozen=True, array_like=True):
     # `query` is a digest of the route and the query that the key belongs to.
     query: bytes
     key: Any
 
 
-_decode = msgspec.msgpack.Decoder(_Cursor).decode
+_decode = msgspec.msgpack.Decoder(_Sealed).decode
 
 
 def offset(query: PageQuery) -> int:
@@ -101,7 +104,7 @@ def pagination(
     """Where the page of this query stands; `last` is the key of its last row, None where no row follows."""
     next_cursor = following = None
     if last is not None:
-        next_cursor = _sealed(_Cursor(_digest(query, path), last), signing_key)
+        next_cursor = _sealed(_Sealed(_digest(query, path), last), signing_key)
         if query.cursor is None:
             following = parameters.write(query, page=(query.page or 1) + 1)
         else:
@@ -140,12 +143,12 @@ def _digest(query: PageQuery, path: str) -> bytes:
     return blake2b(_encode((path, bare)), digest_size=_DIGEST_BYTES).digest()
 
 
-def _sealed(cursor: _Cursor, signing_key: bytes) -> str:
+def _sealed(cursor: _Sealed, signing_key: bytes) -> str:
     body = _encode(cursor)
     return _text(body + _signature(body, signing_key))
 
 
-def _opened(text: str, signing_key: bytes) -> _Cursor:
+def _opened(text: str, signing_key: bytes) -> _Sealed:
     # Raises ValueError, of which the errors of base64 and msgspec are kinds.
     sealed = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     if _text(sealed) != text:

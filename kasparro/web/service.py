@@ -56,6 +56,7 @@ class Service:
         self.scheduler = scheduler
         self.caching = Caching(settings, database)
         self._began = time.monotonic()
+        self.totals = reading.Totals()
         self._signing_key: bytes | None = None
         self.access = Access(settings)
         self.meter = Meter(self._gauges, self.access.names, figures_folder)

@@ -338,9 +338,66 @@ WITH written AS (
 )
 SELECT count(*) FROM written;
 
+-- name: next_version --
+-- The version that this batch's commit makes. The lock, kept until then, puts the batches of all sources in
+-- one order, so that whoever sees a version sees every row of it and of those before.
+SELECT data_version + 1 FROM instance FOR UPDATE;
+
 -- name: newest --
--- The newest record of each coin. xmax is 0 on a row that was inserted.
-WITH written AS (
+-- The newest record of each coin. What its row said before is kept for walks that began then. xmax is 0 on a
+-- row that was inserted.
+WITH kept AS (
+    INSERT INTO unified_past (
+        source,
+        source_id,
+        asset,
+        symbol,
+        name,
+        rank,
+        price_usd,
+        market_cap_usd,
+        volume_24h_usd,
+        circulating_supply,
+        total_supply,
+        max_supply,
+        percent_change_1h,
+        percent_change_24h,
+        percent_change_7d,
+        observed_at,
+        first_seen_at,
+        updated_at,
+        version,
+        replaced,
+        replaced_at
+    )
+    SELECT
+        known.source,
+        known.source_id,
+        known.asset,
+        known.symbol,
+        known.name,
+        known.rank,
+        known.price_usd,
+        known.market_cap_usd,
+        known.volume_24h_usd,
+        known.circulating_supply,
+        known.total_supply,
+        known.max_supply,
+        known.percent_change_1h,
+        known.percent_change_24h,
+        known.percent_change_7d,
+        known.observed_at,
+        known.first_seen_at,
+        known.updated_at,
+        known.version,
+        $4,
+        $2
+    FROM fresh
+    INNER JOIN unified_data AS known ON known.source = $1 AND fresh.source_id = known.source_id
+    WHERE fresh.settles
+),
+
+written AS (
     INSERT INTO unified_data AS newest (
         source,
         source_id,
@@ -361,7 +418,8 @@ WITH written AS (
         updated_at,
         told_at,
         content_hash,
-        reported
+        reported,
+        version
     )
     SELECT
         $1,
@@ -383,7 +441,8 @@ WITH written AS (
         $2,
         coalesce($3::timestamptz, $2),
         fresh.content_hash,
-        fresh.reported
+        fresh.reported,
+        $4
     FROM fresh
     INNER JOIN staged_contents AS told ON fresh.position = told.position
     WHERE fresh.settles
@@ -404,7 +463,8 @@ WITH written AS (
         updated_at = excluded.updated_at,
         told_at = excluded.told_at,
         content_hash = excluded.content_hash,
-        reported = excluded.reported
+        reported = excluded.reported,
+        version = excluded.version
     RETURNING xmax = 0 AS inserted
 )
 SELECT
@@ -493,7 +553,15 @@ SET
     corrected = corrected + $9
 WHERE run_id = $1 AND source = $2;
 
+-- name: count_inserted --
+INSERT INTO inserted_rows AS counted (source, rows)
+VALUES ($1, $2)
+ON CONFLICT (source) DO UPDATE SET rows = counted.rows + excluded.rows;
+
 -- name: move_version --
 -- Tells every process that answers reads, here and on other hosts, that the data has moved on.
-UPDATE instance SET data_version = data_version + 1
+UPDATE instance
+SET
+    data_version = data_version + 1,
+    batches = batches + 1
 RETURNING pg_notify('kasparro_data', data_version::text);

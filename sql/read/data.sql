@@ -19,14 +19,37 @@ AND volume_24h_usd >= :volume_24h_usd_min /* if volume_24h_usd_min */
 AND volume_24h_usd <= :volume_24h_usd_max /* if volume_24h_usd_max */
 AND updated_at >= :updated_since /* if updated_since */
 
+-- name: columns --
+SELECT
+    source,
+    source_id,
+    asset,
+    symbol,
+    name,
+    rank,
+    price_usd,
+    market_cap_usd,
+    volume_24h_usd,
+    circulating_supply,
+    total_supply,
+    max_supply,
+    percent_change_1h,
+    percent_change_24h,
+    percent_change_7d,
+    observed_at,
+    first_seen_at,
+    updated_at
+
 -- name: filtered --
--- The rows that the filters let through. OFFSET 0 keeps a filter that few rows pass out of the ordering, where
--- it would be tried on every row of an index until enough have passed.
+-- The rows that the filters let through; of a walk, only those that have not changed since it began. OFFSET 0
+-- keeps a filter that few rows pass out of the ordering, where it would be tried on every row of an index until
+-- enough have passed.
 FROM (
-    SELECT *
+    /* include columns */
     FROM unified_data
     WHERE
         true
+        AND version <= :version /* if walked */
         /* include filters */
     OFFSET 0 /* if selective */
 ) AS record
@@ -60,12 +83,32 @@ SELECT
     to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
     to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
 
+-- name: earlier --
+-- Of a walk: rows that have changed since it began, as they were then and in the places that they had.
+earlier AS MATERIALIZED (
+    /* include columns */
+    FROM unified_past
+    WHERE
+        replaced > :version AND version <= :version
+        AND (source, source_id) > (:last_source, :last_id) /* if by_key */
+        AND ((:"column", source, source_id) > (:value, :last_source, :last_id) OR :"column" IS NULL) /* if above */
+        AND (:"column" <= :value OR :"column" IS NULL) /* if below */
+        AND ((:"column" = :value) IS NOT TRUE OR (source, source_id) > (:last_source, :last_id)) /* if below */
+        AND :"column" IS NULL AND (source, source_id) > (:last_source, :last_id) /* if tail */
+        /* include filters */
+    /* include order */
+    LIMIT :limit + 1
+),
+
 -- name: page --
--- A page of rows as ready JSON, with the total of the same snapshot. One row more than the page holds is
+-- A page of rows as ready JSON, and the version of the data that it shows. One row more than the page holds is
 -- read, to know whether another follows; the key of the page's last row comes along for the cursor.
-WITH reach AS MATERIALIZED (
+WITH
+/* include earlier */ /* if walked */
+reach AS MATERIALIZED (
     -- Rows with a value to sort by (paged: all rows), then rows without one: two reads that an index serves
-    -- each, where their OR would have it walk all that lies before a cursor.
+    -- each, where their OR would have it walk all that lies before a cursor. Bounded: no further along the
+    -- index than the page can reach, however many changed rows lie there.
     (
         SELECT *
         /* include filtered */
@@ -76,6 +119,7 @@ WITH reach AS MATERIALIZED (
             AND :"column" <= :value /* if below */
             AND (:"column" < :value OR (source, source_id) > (:last_source, :last_id)) /* if below */
             AND false /* if tail */
+            AND rank <= coalesce((SELECT rank FROM earlier OFFSET :limit), 2147483647) /* if bounded */
         /* include order */
         LIMIT :limit + 1
         OFFSET :offset /* if paged */
@@ -93,6 +137,8 @@ WITH reach AS MATERIALIZED (
             source_id ASC
         LIMIT :limit + 1
     )
+    UNION ALL /* if walked */
+    SELECT * FROM earlier /* if walked */
     /* include order */
     LIMIT :limit + 1
 ),
@@ -107,18 +153,16 @@ page AS (
 )
 
 SELECT
-    counted.total,
+    instance.data_version AS version,
+    instance.walks_from,
+    instance.data_version - instance.batches AS by_hand,
+    (SELECT json_object_agg(source, rows)::text FROM inserted_rows) AS inserted, /* if summed */
+    /* include total */ /* if counted */
     written.lines,
     last.value,
     last.source,
     last.source_id
-FROM (
-    SELECT count(*) AS total
-    FROM unified_data
-    WHERE
-        true
-        /* include filters */
-) AS counted
+FROM instance
 CROSS JOIN (SELECT string_agg(row_to_json(page)::text, ',') AS lines FROM page) AS written
 LEFT JOIN (
     SELECT
@@ -128,6 +172,37 @@ LEFT JOIN (
     FROM reach
     LIMIT 1 OFFSET :limit - 1
 ) AS last ON (SELECT count(*) > :limit FROM reach);
+
+-- name: total --
+(
+    SELECT count(*)
+    FROM unified_data
+    WHERE
+        true
+        /* include filters */
+) AS total,
+
+-- name: rows --
+-- How many rows each source has beyond those that its batches counted (fewer, where rows were taken out by
+-- hand): the same from batch to batch. Without any source, one line tells the rest.
+SELECT
+    counted.source,
+    counted.beyond,
+    instance.data_version - instance.batches AS by_hand
+FROM instance
+LEFT JOIN (
+    SELECT
+        source,
+        coalesce(found.rows, 0) - coalesce(inserted_rows.rows, 0) AS beyond
+    FROM inserted_rows
+    FULL JOIN (
+        SELECT
+            source,
+            count(*) AS rows
+        FROM unified_data
+        GROUP BY source
+    ) AS found USING (source)
+) AS counted ON true;
 
 -- name: row --
 -- One row as ready JSON.

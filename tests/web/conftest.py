@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 import uvicorn
 from yarl import URL
@@ -22,6 +24,7 @@ from kasparro.web.app import create_app
 from kasparro.web.protocol import LimitedProtocol
 from kasparro.web.server import configuration
 from kasparro.web.service import SchedulerLike
+from tests.conftest import on_server
 
 LONG_AGO = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -112,6 +115,7 @@ async def insert_rows(connection: Connection, rows: Iterable[dict[str, Any]]) ->
         f"({', '.join(f'${n}' for n in range(1, len(columns) + 1))}, gen_random_uuid())",
         [[(usual | row).get(column) for column in columns] for row in rows],
     )
+    await connection.execute("UPDATE instance SET data_version = data_version + 1")
 
 
 @pytest.fixture
@@ -122,3 +126,26 @@ def insert(connection: Connection) -> Insert:
         await insert_rows(connection, rows)
 
     return put
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shared_database(runner: asyncio.Runner, server_url: str, template: str) -> Iterator[Database]:
+    """One database for all examples, each in a transaction of its own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    stack = AsyncExitStack()
+
+    async def make() -> Database:
+        server = await asyncpg.connect(server_url)
+        stack.push_async_callback(server.close)
+        await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        stack.push_async_callback(server.execute, f"DROP DATABASE {name} WITH (FORCE)")
+        return await stack.enter_async_context(Database(on_server(server_url, name)))
+
+    yield runner.run(make())
+    runner.run(stack.aclose())

@@ -2,25 +2,21 @@
 
 import asyncio
 import json
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, get_args
 
-import asyncpg
 import msgspec
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kasparro.store import reading
 from kasparro.store.database import Connection, Database
-from kasparro.store.reading import Filters, Key
+from kasparro.store.reading import Filters, Place, Selection, Totals
 from kasparro.web import paging
 from kasparro.web.data import DataQuery, Sort
-from tests.conftest import on_server
 from tests.web.conftest import LONG_AGO, insert_rows
 
 KEY = b"a key"
@@ -43,29 +39,6 @@ row_values = st.fixed_dictionaries(
     | {field: values for field, kind in reading.FIELDS.items() if kind is Decimal}
 )
 tables = st.lists(row_values, max_size=12, unique_by=lambda row: (row["source"], row["source_id"]))
-
-
-@pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def shared_database(runner: asyncio.Runner, server_url: str, template: str) -> Iterator[Database]:
-    """One database for all examples, each in a transaction of its own."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    stack = AsyncExitStack()
-
-    async def make() -> Database:
-        server = await asyncpg.connect(server_url)
-        stack.push_async_callback(server.close)
-        await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        stack.push_async_callback(server.execute, f"DROP DATABASE {name} WITH (FORCE)")
-        return await stack.enter_async_context(Database(on_server(server_url, name)))
-
-    yield runner.run(make())
-    runner.run(stack.aclose())
 
 
 def in_order(rows: list[dict[str, Any]], sort: str) -> list[tuple[str, str]]:
@@ -134,23 +107,24 @@ def test_every_row_comes_exactly_once_and_in_order(
     async def walk() -> None:
         async with shared_database.writing() as connection, rolled_back(connection):
             await insert_rows(connection, rows)
+            totals, asked = Totals(), Selection(filters=filters, sort=sort)
             by_page = []
             for offset in range(0, len(expected) + limit, limit):
-                page = await reading.page(connection, filters=filters, sort=sort, limit=limit, offset=offset)
+                page = await reading.page(connection, totals, asked, limit=limit, offset=offset)
                 assert page.total == len(expected)
                 assert (page.last is not None) == (offset + limit < len(expected))
                 by_page += keys(page.json)
             by_cursor: list[tuple[str, str]] = []
-            after: Key | None = None
+            after: Place | None = None
             while True:
-                page = await reading.page(connection, filters=filters, sort=sort, limit=limit, after=after)
+                page = await reading.page(connection, totals, asked, limit=limit, after=after)
                 by_cursor += keys(page.json)
                 if page.last is None:
                     break
                 # Through the text that a client carries.
                 told = paging.pagination(query, "/data", KEY, total=page.total, last=page.last).next_cursor
                 going_on = msgspec.structs.replace(query, cursor=told)
-                after = reading.key(sort, paging.start(going_on, "/data", KEY))
+                after = reading.place(sort, paging.start(going_on, "/data", KEY))
                 assert after == page.last
         assert by_page == expected
         assert by_cursor == expected

@@ -1,0 +1,296 @@
+"""Walks by cursor while runs load: each shows the table as it was when it began."""
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, get_args
+
+import aiohttp
+import msgspec
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from kasparro.batch import BatchBuilder
+from kasparro.record import Record
+from kasparro.store import reading
+from kasparro.store.database import Connection, Database
+from kasparro.store.loader import Loader
+from kasparro.store.reading import FIELDS, Filters, Place, Selection, Totals
+from kasparro.store.runs import PAST_KEPT, RunRecord
+from kasparro.web.data import Sort
+from tests.web.conftest import LONG_AGO
+from tests.web.test_data import get, ids
+from tests.web.test_paging import in_order, passes
+
+values = st.none() | st.integers(0, 3).map(str)
+records = st.builds(
+    Record,
+    source_id=st.sampled_from("abcdefgh"),
+    symbol=st.none() | st.sampled_from("xyZ"),
+    name=st.none() | st.sampled_from("xyZ"),
+    observed_at=st.integers(0, 9).map(lambda hours: LONG_AGO + timedelta(hours=hours)),
+    reported=st.booleans(),
+    rank=st.none() | st.integers(1, 4),
+    price_usd=values,
+    market_cap_usd=values,
+)
+selections = st.builds(
+    Selection,
+    sort=st.sampled_from(["rank", "-rank", "price_usd", "-price_usd", "updated_at", "source"])
+    | st.sampled_from(get_args(Sort)),
+    filters=st.just(Filters())
+    | st.builds(
+        Filters,
+        sources=st.sampled_from([(), ("csv",)]),
+        symbols=st.sampled_from([(), ("x", "z")]),
+        rank_max=st.none() | st.integers(1, 4),
+        text=st.none() | st.just("z"),
+    ),
+)
+
+
+class Walk:
+    """A walk under way: what it is to show, and what it has shown."""
+
+    def __init__(self, asked: Selection, limit: int, expected: list[Any]) -> None:
+        self.asked = asked
+        self.limit = limit
+        self.expected = expected
+        self.seen: list[Any] = []
+        self.place: Place | None = None
+
+
+async def load(database: Database, source: str, *told: Record, now: datetime | None = None) -> None:
+    """A run that loads one batch of these records."""
+    builder = BatchBuilder()
+    for one in told:
+        builder.add(one)
+    now = now or datetime.now(UTC)
+    run = await RunRecord.start(database, "etl", (source,), now)
+    await Loader(database, run.id, source).load(builder.take(None), now)
+
+
+async def table(connection: Connection, asked: Selection) -> list[dict[str, Any]]:
+    """The rows that a selection shows of the table as it is now, found out without the statements of ours."""
+    rows = {
+        (row["source"], row["source_id"]): {field: row[field] for field in FIELDS}
+        for row in await connection.fetch("SELECT * FROM unified_data")
+    }
+    chosen = [row for row in rows.values() if passes(row, asked.filters)]
+    return [rows[key] for key in in_order(chosen, asked.sort)]
+
+
+def rows_of(page: str) -> list[dict[str, Any]]:
+    """The rows of a page with their values as the table has them."""
+    told = json.loads(f"[{page}]", parse_int=Decimal, parse_float=Decimal)
+    return [
+        {
+            field: datetime.fromisoformat(value) if FIELDS[field] is datetime else value
+            for field, value in row.items()
+        }
+        for row in told
+    ]
+
+
+def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMachine]:
+    """Walks and loads in any order, over one database that each example empties first."""
+
+    class Walks(RuleBasedStateMachine):
+        walks = Bundle("walks")
+
+        @initialize()
+        def empty(self) -> None:
+            self.totals = Totals()
+
+            async def work() -> None:
+                async with database.writing() as connection:
+                    await connection.execute(
+                        "TRUNCATE unified_data, unified_history, unified_past;"
+                        "UPDATE instance SET data_version = data_version + 1"
+                    )
+
+            runner.run(work())
+
+        @rule(source=st.sampled_from(["csv", "coingecko"]), told=st.lists(records, min_size=1, max_size=8))
+        def load(self, source: str, told: list[Record]) -> None:
+            runner.run(load(database, source, *told))
+
+        @rule(target=walks, asked=selections, limit=st.integers(1, 4))
+        def begin(self, asked: Selection, limit: int) -> Any:
+            async def work() -> Any:
+                async with database.reading() as connection:
+                    walk = Walk(asked, limit, await table(connection, asked))
+                    await self.step(connection, walk)
+                return walk if walk.place is not None else multiple()
+
+            return runner.run(work())
+
+        @rule(target=walks, walk=consumes(walks))
+        def go_on(self, walk: Walk) -> Any:
+            async def work() -> Any:
+                async with database.reading() as connection:
+                    await self.step(connection, walk)
+                return walk if walk.place is not None else multiple()
+
+            return runner.run(work())
+
+        @rule(walk=consumes(walks))
+        def finish(self, walk: Walk) -> None:
+            async def work() -> None:
+                async with database.reading() as connection:
+                    while walk.place is not None:
+                        await self.step(connection, walk)
+
+            runner.run(work())
+
+        async def step(self, connection: Connection, walk: Walk) -> None:
+            page = await reading.page(connection, self.totals, walk.asked, limit=walk.limit, after=walk.place)
+            walk.seen += rows_of(page.json)
+            assert page.total == len(walk.expected)
+            assert walk.seen == walk.expected[: len(walk.seen)]
+            assert (page.last is None) == (len(walk.seen) == len(walk.expected))
+            # Through the bytes that a cursor carries.
+            told = msgspec.msgpack.decode(msgspec.msgpack.encode(page.last))
+            walk.place = None if told is None else reading.place(walk.asked.sort, told)
+
+    return Walks
+
+
+def test_a_walk_shows_the_table_as_it_was_when_it_began(
+    runner: asyncio.Runner, shared_database: Database
+) -> None:
+    run_state_machine_as_test(
+        machine(runner, shared_database),
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]
+        ),
+    )
+
+
+@pytest.mark.parametrize("sort", ["rank", "-price_usd", "source"])
+async def test_a_walk_over_http_returns_each_row_once_while_every_row_moves(
+    client: aiohttp.ClientSession, database: Database, sort: str
+) -> None:
+    coins = [f"c{n:02}" for n in range(20)]
+
+    def told(hour: int) -> list[Record]:
+        # Every load turns the order round.
+        ranks = range(1, 21) if hour % 2 else range(20, 0, -1)
+        at = LONG_AGO + timedelta(hours=hour)
+        return [
+            Record(source_id=coin, symbol=None, name=None, observed_at=at, rank=rank, price_usd=str(rank))
+            for coin, rank in zip(coins, ranks, strict=True)
+        ]
+
+    await load(database, "csv", *told(0))
+    page = await get(client, f"/data?sort={sort}&limit=3")
+    whole = ids(await get(client, f"/data?sort={sort}&limit=1000"))
+    seen, hour = ids(page), 0
+    while (cursor := page["pagination"]["next_cursor"]) is not None:
+        hour += 1
+        await load(database, "csv", *told(hour))
+        await load(database, "coingecko", *told(hour)[: 2 * hour])
+        page = await get(client, f"/data?sort={sort}&limit=3&cursor={cursor}")
+        seen += ids(page)
+        assert page["pagination"]["total"] == 20
+    assert seen == whole
+    assert sorted(seen) == coins
+    assert (await get(client, "/data"))["pagination"]["total"] == 20 + 2 * hour
+
+
+async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_cannot(
+    client: aiohttp.ClientSession, database: Database, connection: Connection
+) -> None:
+    def told(hour: int) -> list[Record]:
+        at = LONG_AGO + timedelta(hours=hour)
+        return [Record(source_id=f"c{n}", symbol=None, name=None, observed_at=at) for n in range(4)]
+
+    began = datetime.now(UTC)
+    await load(database, "csv", *told(0), now=began)
+    cursor = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    await load(database, "csv", *told(1), now=began)
+
+    await RunRecord.start(database, "etl", ("csv",), began + PAST_KEPT)
+    assert ids(await get(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
+
+    await RunRecord.start(database, "etl", ("csv",), began + PAST_KEPT + timedelta(seconds=1))
+    problem = await get(client, f"/data?limit=2&cursor={cursor}", 400)
+    assert problem["parameter"] == "cursor"
+    assert "began too long ago" in problem["detail"]
+    assert await connection.fetchval("SELECT count(*) FROM unified_past") == 0
+    new = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    assert ids(await get(client, f"/data?limit=2&cursor={new}")) == ["c2", "c3"]
+
+
+async def test_a_walk_waits_for_a_replica_that_is_behind(
+    client: aiohttp.ClientSession, database: Database, connection: Connection
+) -> None:
+    await load(
+        database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "ab")
+    )
+    cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+
+    await connection.execute("UPDATE instance SET data_version = data_version - 1")
+    async with client.get(f"/data?limit=1&cursor={cursor}") as answer:
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == "1"
+
+    await connection.execute("UPDATE instance SET data_version = data_version + 1")
+    assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
+
+
+async def test_batches_of_sources_that_load_together_take_their_turns(
+    database: Database, connection: Connection
+) -> None:
+    def told(source: str) -> Record:
+        return Record(source_id=source, symbol=None, name=None, observed_at=LONG_AGO)
+
+    run = await RunRecord.start(database, "etl", ("csv", "coingecko"), LONG_AGO)
+
+    async def batch(source: str) -> None:
+        builder = BatchBuilder()
+        builder.add(told(source))
+        await Loader(database, run.id, source).load(builder.take(None), LONG_AGO)
+
+    await asyncio.gather(batch("csv"), batch("coingecko"))
+
+    versions = [row[0] for row in await connection.fetch("SELECT version FROM unified_data ORDER BY version")]
+    newest = await connection.fetchval("SELECT data_version FROM instance")
+    assert versions == [newest - 1, newest]
+
+
+async def test_totals_are_exact_however_the_rows_came(
+    client: aiohttp.ClientSession, database: Database, connection: Connection
+) -> None:
+    def told(*names: str) -> list[Record]:
+        return [Record(source_id=n, symbol=n, name=n, observed_at=LONG_AGO) for n in names]
+
+    async def totals() -> list[int]:
+        queries = ("", "?source=csv", "?source=csv,csv,coingecko", "?symbol=a", "?q=a&page=2", "?rank_min=1")
+        return [(await get(client, f"/data{query}"))["pagination"]["total"] for query in queries]
+
+    assert await totals() == [0, 0, 0, 0, 0, 0]
+    await load(database, "csv", *told("a", "b"))
+    assert await totals() == [2, 2, 2, 1, 1, 0]
+    await load(database, "coingecko", *told("a", "c", "d"))
+    assert await totals() == [5, 2, 5, 2, 2, 0]
+    await load(database, "csv", *told("a", "e"))
+    assert await totals() == [6, 3, 6, 2, 2, 0]
+    await connection.execute(
+        "DELETE FROM unified_data WHERE source_id = 'a' OR source = 'coingecko';"
+        "UPDATE instance SET data_version = data_version + 1"
+    )
+    assert await totals() == [2, 2, 2, 0, 0, 0]
+    await load(database, "csv", *told("a"))
+    assert await totals() == [3, 3, 3, 1, 1, 0]
