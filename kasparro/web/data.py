@@ -142,7 +142,10 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = ()
     asset: Annotated[
         Labels,
-        msgspec.Meta(description="Rows of these coins across sources; a comma list, or repeated."),
+        msgspec.Meta(
+            description="Rows of these coins across sources; a comma list, or repeated.",
+            examples=[["btc-bitcoin"]],
+        ),
     ] = ()
     q: Annotated[
         Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None,
@@ -167,13 +170,15 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
         msgspec.Meta(description="Rows of this market capitalisation or more.", examples=[1000000]),
     ] = None
     market_cap_usd_max: Annotated[
-        Decimal | None, msgspec.Meta(description="Rows of this market capitalisation or less.")
+        Decimal | None,
+        msgspec.Meta(description="Rows of this market capitalisation or less.", examples=[1000000000]),
     ] = None
     volume_24h_usd_min: Annotated[
         Decimal | None, msgspec.Meta(description="Rows of this volume in 24 hours or more.", examples=[1000])
     ] = None
     volume_24h_usd_max: Annotated[
-        Decimal | None, msgspec.Meta(description="Rows of this volume in 24 hours or less.")
+        Decimal | None,
+        msgspec.Meta(description="Rows of this volume in 24 hours or less.", examples=[1000000]),
     ] = None
     updated_since: Annotated[
         Moment | None,
