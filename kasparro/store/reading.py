@@ -107,41 +107,44 @@ _SELECTIVE = frozenset({"ids", "assets", "symbols", "text"})
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows, in what order, and which of their fields (all, where none is named).
+    """Which rows, in what order, which of their fields (all, where none is named), and of when.
 
     `sort` is a field, with `-` from high to low. Rows without a value come last either way; ties are settled
-    by source and source_id, so the order is total.
+    by source and source_id, so the order is total. `as_of` asks for the newest record of each coin at that
+    moment, in place of those of now; the order by source is the one that reads no more coins than it shows.
     """
 
     filters: Filters = Filters()
     sort: str = "rank"
     fields: tuple[str, ...] = ()
+    as_of: datetime | None = None
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """Where a walk stands: the version of the data that it shows, how many rows it has in all, and of the
-    last row the value in the sorted column and what makes it unique.
+    """Where a walk stands: the version of the data that it shows, how many rows it has in all (None with
+    `as_of`), and of the last row the value in the sorted column and what makes it unique.
     """
 
     version: int
-    total: int
+    total: int | None
     value: Any
     source: str
     source_id: str
 
 
 class Rows(msgspec.Struct, frozen=True):
-    """A page: its rows as JSON objects divided by commas, how many rows pass the filters in all, and the
-    place of the last row here, None where no row follows it.
+    """A page: its rows as JSON objects divided by commas, how many rows pass the filters in all (None with
+    `as_of`, where counting would read every coin's history), and the place of the last row here, None where
+    no row follows it.
     """
 
     json: str
-    total: int
+    total: int | None
     last: Place | None
 
 
 class WalkEnded(KasparroError):
-    """The walk began too long ago: what its rows said then is not kept any more."""
+    """What the rows of the walk said when it began cannot be told any more; the message says why."""
 
 
 class ReplicaBehind(KasparroError):
@@ -215,7 +218,8 @@ async def page(
     offset: int = 0,
     after: Place | None = None,
 ) -> Rows:
-    """The rows after an offset, as they are now, or after a place, as they were when its walk began.
+    """The rows after an offset, as they are now, or after a place, as they were when its walk began. A walk
+    `as_of` a moment goes on in the order by source whatever is loaded, in another until something is.
 
     Raises WalkEnded and ReplicaBehind for a place whose version cannot be shown.
     """
@@ -233,9 +237,12 @@ async def page(
 
 async def _counted(
     connection: Connection, totals: Totals, asked: Selection, limit: int, offset: int
-) -> tuple[asyncpg.Record, int]:
+) -> tuple[asyncpg.Record, int | None]:
     while True:
-        case = {"paged", "headed", totals.condition(asked.filters)}
+        case = {"paged", "headed"}
+        if asked.as_of is not None:
+            return await _read(connection, asked, case, limit=limit, offset=offset), None
+        case.add(totals.condition(asked.filters))
         found = await _read(connection, asked, case, limit=limit, offset=offset)
         if (total := await totals.of(connection, asked.filters, found)) is not None:
             return found, total
@@ -256,24 +263,30 @@ async def _onward(connection: Connection, asked: Selection, limit: int, after: P
     found = await _read(connection, asked, case, **values)
     if found["version"] < after.version:
         raise ReplicaBehind("this replica has not yet come to the version of the data that the walk shows")
-    if found["version"] != after.version:
+    if found["version"] != after.version and asked.as_of is not None:
+        if asked.sort != "source":
+            raise WalkEnded("the data has changed since, and as_of is walked through changes by source alone")
+    elif found["version"] != after.version:
         case.add("walked")
         if asked.sort == "rank" and after.value is not None:
             case.add("bounded")
         found = await _read(connection, asked, case, **values)
         if after.version < found["walks_from"]:
-            raise WalkEnded("what the rows of this walk said when it began is not kept any more")
+            raise WalkEnded("its walk began too long ago")
     return found
 
 
 async def _read(connection: Connection, asked: Selection, case: set[str], **values: Any) -> asyncpg.Record:
     given = asked.filters.given()
     case = {*case, *given, "down" if asked.sort.startswith("-") else "up"}
+    case.add("now" if asked.as_of is None else "as_of")
     if not _SELECTIVE.isdisjoint(given):
         case.add("selective")
     identifiers = (("column", _column(asked.sort.removeprefix("-"))), ("fields", _columns(asked.fields)))
     statement = compose(_SQL["page"], frozenset(case), identifiers)
-    (found,) = await connection.fetch(statement.text, *statement.values({**values, **given}))
+    (found,) = await connection.fetch(
+        statement.text, *statement.values({**values, **given, "as_of": asked.as_of})
+    )
     return found
 
 
@@ -288,12 +301,18 @@ def place(sort: str, told: Any) -> Place:
 
 
 async def row(
-    connection: Connection, source: str, source_id: str, *, fields: Sequence[str] = ()
+    connection: Connection,
+    source: str,
+    source_id: str,
+    *,
+    fields: Sequence[str] = (),
+    as_of: datetime | None = None,
 ) -> str | None:
-    """One row as a JSON object; None where there is no such row."""
-    statement = compose(_SQL["row"], identifiers=(("fields", _columns(fields)),))
+    """One row as a JSON object, as it is now or was at a moment; None where there is, or was, no such row."""
+    case = frozenset({"now" if as_of is None else "as_of"})
+    statement = compose(_SQL["row"], case, (("fields", _columns(fields)),))
     found: str | None = await connection.fetchval(
-        statement.text, *statement.values({"source": source, "source_id": source_id})
+        statement.text, *statement.values({"source": source, "source_id": source_id, "as_of": as_of})
     )
     return found
 

@@ -102,9 +102,20 @@ Fields = Annotated[
 ]
 
 
+AsOf = Annotated[
+    Moment | None,
+    msgspec.Meta(
+        description="What was newest at this moment, from history. Coins without a record until then are "
+        "left out; `asset` and `first_seen_at` are those of now.",
+        examples=["2024-06-01T12:00:00Z"],
+    ),
+]
+
+
 class RowQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of one row: what of it."""
 
+    as_of: AsOf = None
     fields: Fields = ()
 
 
@@ -117,7 +128,8 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Where to go on: `next_cursor` of an answer to the same query, whose other "
             "parameters are repeated with it. A walk by cursor shows everything as it was when its first "
             "page was read: each row exactly once, in its place and with its values of then, whatever is "
-            "loaded meanwhile. It can go on for an hour at least. Excludes `page`.",
+            "loaded meanwhile. It can go on for an hour at least; with `as_of`, sorted by `source`, always, "
+            "else until something is loaded. Excludes `page`.",
             examples=["ksQI8O3oAkq0kZCpY29pbmdlY2tvp2JpdGNvaW6xQ2n_6vY2PqTkRn1c8T7e"],
         ),
     ] = None
@@ -186,14 +198,16 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Rows that changed at this moment or later.", examples=["2024-06-01T12:00:00Z"]
         ),
     ] = None
+    as_of: AsOf = None
     sort: Annotated[
-        Sort,
+        Sort | None,
         msgspec.Meta(
             description="The field that orders the rows, `-` before it from high to low. Rows without "
-            "a value come last either way; ties are settled by source and source_id.",
+            "a value come last either way; ties are settled by source and source_id. Unset: `rank`; with "
+            "`as_of` `source`, since any other order has to look up every coin.",
             examples=["-market_cap_usd"],
         ),
-    ] = "rank"
+    ] = None
     fields: Fields = ()
 
     def selection(self) -> Selection:
@@ -215,7 +229,8 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             volume_24h_usd_max=self.volume_24h_usd_max,
             updated_since=self.updated_since,
         )
-        return Selection(filters=filters, sort=self.sort, fields=self.fields)
+        sort = self.sort or ("rank" if self.as_of is None else "source")
+        return Selection(filters=filters, sort=sort, fields=self.fields, as_of=self.as_of)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -279,8 +294,8 @@ async def page(service: Service, request: Request, query: DataQuery) -> Response
             )
         except msgspec.ValidationError:
             raise paging.bad_cursor("cursor was made by another version of this service") from None
-        except WalkEnded:
-            raise paging.bad_cursor("cursor is of a walk that began too long ago; begin a new one") from None
+        except WalkEnded as ended:
+            raise paging.bad_cursor(f"cursor cannot be gone on from, for {ended}; begin anew") from None
         except ReplicaBehind:
             raise Problem(
                 503,
@@ -308,15 +323,27 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
     found = None
     if "\x00" not in source_id:
         async with service.reading(request) as connection:
-            found = await reading.row(connection, source, source_id, fields=query.fields)
+            found = await reading.row(connection, source, source_id, fields=query.fields, as_of=query.as_of)
     if found is None:
         raise not_found(f"{source} has no record with this id.", parameter="source_id")
     return Response(found, media_type="application/json")
 
 
+def _by_key(query: DataQuery) -> bool:
+    # Whether a page reads no more coins than it shows, and those that its sources and ids leave out.
+    key = DataQuery(source=query.source, id=query.id).selection().filters
+    return query.sort in {None, "source"} and query.selection().filters == key
+
+
 def _wide(query: DataQuery) -> bool:
-    # A search, a page far down and a large one may each take long; those below it never wait for them.
-    return query.q is not None or paging.offset(query) > DEEP_OFFSET or query.limit > LARGE_LIMIT
+    # A search, a page far down, a large one and one that has to look up every coin's history may each take
+    # long; those below it never wait for them.
+    return (
+        query.q is not None
+        or paging.offset(query) > DEEP_OFFSET
+        or query.limit > LARGE_LIMIT
+        or (query.as_of is not None and not _by_key(query))
+    )
 
 
 ENDPOINTS = (

@@ -51,8 +51,16 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     limit: Annotated[int, msgspec.Meta(description="The most rows that a page holds.")]
     page: Annotated[int | None, msgspec.Meta(description="This page's number; null after a cursor.")]
-    pages: Annotated[int, msgspec.Meta(description="How many pages of this size there are.")]
-    total: Annotated[int, msgspec.Meta(description="How many rows the filters let through.")]
+    pages: Annotated[
+        int | None, msgspec.Meta(description="How many pages of this size there are; null with `as_of`.")
+    ]
+    total: Annotated[
+        int | None,
+        msgspec.Meta(
+            description="How many rows the filters let through; null with `as_of`, where counting them would "
+            "read every coin's history."
+        ),
+    ]
     next: Annotated[
         str | None, msgspec.Meta(description="The next page, as a relative URL; null on the last one.")
     ]
@@ -99,7 +107,7 @@ def bad_cursor(detail: str) -> Problem:
 
 
 def pagination(
-    query: PageQuery, path: str, signing_key: bytes, *, total: int, last: Any | None
+    query: PageQuery, path: str, signing_key: bytes, *, total: int | None, last: Any | None
 ) -> Pagination:
     """Where the page of this query stands; `last` is the key of its last row, None where no row follows."""
     next_cursor = following = None
@@ -112,7 +120,7 @@ def pagination(
     return Pagination(
         limit=query.limit,
         page=(query.page or 1) if query.cursor is None else None,
-        pages=-(-total // query.limit),
+        pages=None if total is None else -(-total // query.limit),
         total=total,
         next=None if following is None else _url(path, following),
         next_cursor=next_cursor,
@@ -129,7 +137,10 @@ def links(query: PageQuery, path: str, found: Pagination) -> dict[str, str]:
     A walk by cursor goes one way, so there is no `prev` on it.
     """
     told = {"next": found.next, "first": _url(path, parameters.write(query, page=None, cursor=None))}
-    if found.page is not None and (before := min(found.page - 1, found.pages)):
+    before = (found.page or 1) - 1
+    if found.pages is not None:
+        before = min(before, found.pages)
+    if before:
         told["prev"] = _url(path, parameters.write(query, page=before))
     return {"Link": ", ".join(f'<{url}>; rel="{name}"' for name, url in told.items() if url is not None)}
 

@@ -40,13 +40,84 @@ SELECT
     first_seen_at,
     updated_at
 
+-- name: rows_then --
+-- Of every coin the newest record at a moment: the one it has now, where that is not younger, else one that
+-- the key of the history leads to, in the latest month that has one.
+FROM (
+    SELECT
+        coin.source,
+        coin.source_id,
+        coin.asset,
+        told.symbol,
+        told.name,
+        told.rank,
+        told.price_usd,
+        told.market_cap_usd,
+        told.volume_24h_usd,
+        told.circulating_supply,
+        told.total_supply,
+        told.max_supply,
+        told.percent_change_1h,
+        told.percent_change_24h,
+        told.percent_change_7d,
+        told.observed_at,
+        coin.first_seen_at,
+        told.updated_at
+    FROM unified_data AS coin
+    CROSS JOIN LATERAL (
+        SELECT
+            coin.symbol,
+            coin.name,
+            coin.rank,
+            coin.price_usd,
+            coin.market_cap_usd,
+            coin.volume_24h_usd,
+            coin.circulating_supply,
+            coin.total_supply,
+            coin.max_supply,
+            coin.percent_change_1h,
+            coin.percent_change_24h,
+            coin.percent_change_7d,
+            coin.observed_at,
+            coin.updated_at
+        WHERE coin.observed_at <= :as_of
+        UNION ALL
+        (
+            SELECT
+                history.symbol,
+                history.name,
+                history.rank,
+                history.price_usd,
+                history.market_cap_usd,
+                history.volume_24h_usd,
+                history.circulating_supply,
+                history.total_supply,
+                history.max_supply,
+                history.percent_change_1h,
+                history.percent_change_24h,
+                history.percent_change_7d,
+                history.observed_at,
+                history.recorded_at
+            FROM unified_history AS history
+            WHERE
+                coin.observed_at > :as_of
+                AND history.source = coin.source
+                AND history.source_id = coin.source_id
+                AND history.observed_at <= :as_of
+            ORDER BY history.observed_at DESC
+            LIMIT 1
+        )
+    ) AS told
+) AS rows_then
+
 -- name: filtered --
 -- The rows that the filters let through; of a walk, only those that have not changed since it began. OFFSET 0
 -- keeps a filter that few rows pass out of the ordering, where it would be tried on every row of an index until
 -- enough have passed.
 FROM (
     /* include columns */
-    FROM unified_data
+    /* include rows_then */ /* if as_of */
+    FROM unified_data /* if now */
     WHERE
         true
         AND version <= :version /* if walked */
@@ -211,7 +282,8 @@ FROM (
     SELECT :"fields"
     FROM (
         /* include record */
-        FROM unified_data
+        /* include rows_then */ /* if as_of */
+        FROM unified_data /* if now */
         WHERE source = :source AND source_id = :source_id
     ) AS record
 ) AS asked;

@@ -1,0 +1,152 @@
+"""`as_of`: what was newest at a moment, from history."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import aiohttp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kasparro.record import Record
+from kasparro.store import reading
+from kasparro.store.database import Database
+from kasparro.store.reading import Filters, Place, Selection, Totals
+from tests.web.conftest import LONG_AGO, Insert
+from tests.web.test_data import get, ids
+from tests.web.test_paging import in_order, passes
+from tests.web.test_walks import load, rows_of
+
+HOUR = timedelta(hours=1)
+# Far enough apart to lie in several partitions.
+moments = st.integers(0, 9).map(lambda number: LONG_AGO + number * timedelta(days=20))
+records = st.builds(
+    Record,
+    source_id=st.sampled_from("abcd"),
+    symbol=st.sampled_from("xyZ"),
+    name=st.none(),
+    observed_at=moments,
+    rank=st.none() | st.integers(1, 4),
+    price_usd=st.none() | st.integers(0, 3).map(str),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    told=st.lists(st.tuples(st.sampled_from(["csv", "coingecko"]), records), max_size=12),
+    as_of=moments,
+    sort=st.sampled_from(["source", "rank", "-price_usd"]),
+    filters=st.builds(
+        Filters,
+        sources=st.sampled_from([(), ("csv",)]),
+        symbols=st.sampled_from([(), ("x", "z")]),
+        rank_max=st.none() | st.just(2),
+    ),
+    limit=st.integers(1, 3),
+)
+def test_the_newest_record_of_each_coin_until_then_comes_once(
+    runner: asyncio.Runner,
+    shared_database: Database,
+    told: list[tuple[str, Record]],
+    as_of: Any,
+    sort: str,
+    filters: Filters,
+    limit: int,
+) -> None:
+    expected: dict[tuple[str, str], dict[str, Any]] = {}
+    for source, record in told:
+        known = expected.get((source, record.source_id))
+        if record.observed_at <= as_of and (known is None or record.observed_at >= known["observed_at"]):
+            expected[source, record.source_id] = {
+                "source": source,
+                "source_id": record.source_id,
+                "symbol": record.symbol,
+                "rank": record.rank,
+                "price_usd": None if record.price_usd is None else int(record.price_usd),
+                "observed_at": record.observed_at,
+            }
+    chosen = [row for row in expected.values() if passes(row, filters)]
+    asked = Selection(
+        filters=filters,
+        sort=sort,
+        as_of=as_of,
+        fields=("source", "source_id", "symbol", "rank", "price_usd", "observed_at"),
+    )
+
+    async def walk() -> list[dict[str, Any]]:
+        async with shared_database.writing() as connection:
+            await connection.execute("TRUNCATE unified_data, unified_history, unified_past")
+        for source, record in told:
+            await load(shared_database, source, record)
+        seen: list[dict[str, Any]] = []
+        after: Place | None = None
+        async with shared_database.reading() as connection:
+            while True:
+                page = await reading.page(connection, Totals(), asked, limit=limit, after=after)
+                assert page.total is None
+                seen += rows_of(page.json)
+                if (after := page.last) is None:
+                    return seen
+
+    assert runner.run(walk()) == [expected[key] for key in in_order(chosen, sort)]
+
+
+async def test_a_moment_shows_every_coin_that_had_a_record_by_then(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    def told(coin: str, hours: int, price: str) -> Record:
+        at = LONG_AGO + hours * HOUR
+        return Record(source_id=coin, symbol=None, name=None, observed_at=at, price_usd=price, rank=9 - hours)
+
+    await load(database, "csv", told("a", 0, "1"), told("b", 1, "5"))
+    await load(database, "csv", told("a", 2, "3"))
+    # An older record that comes late belongs to its moment.
+    await load(database, "csv", told("a", 1, "2"))
+
+    async def prices(query: str) -> dict[str, Any]:
+        return {row["source_id"]: row["price_usd"] for row in (await get(client, f"/data?{query}"))["data"]}
+
+    assert await prices("as_of=2024-06-01T11:59:59.999999Z") == {}
+    assert await prices("as_of=2024-06-01T12:00:00Z") == {"a": 1}
+    assert await prices("as_of=2024-06-01T13:30:00Z") == {"a": 2, "b": 5}
+    assert await prices("as_of=2024-06-01T14:00:00Z&price_usd_max=4") == {"a": 3}
+    assert await prices("as_of=9999-01-01T00:00:00Z") == await prices("sort=source") == {"a": 3, "b": 5}
+    assert (await get(client, "/data/csv/a?as_of=2024-06-01T13:59:00Z&fields=price_usd")) == {"price_usd": 2}
+    assert (await get(client, "/data/csv/a?as_of=2024-06-01T11:59:00Z", 404))["parameter"] == "source_id"
+    page = (await get(client, "/data?as_of=2024-06-01T13:00:00Z&limit=1"))["pagination"]
+    assert (page["total"], page["pages"], page["page"]) == (None, None, 1)
+
+
+async def test_a_walk_through_a_moment_goes_on_while_history_grows(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    def told(hours: int) -> list[Record]:
+        at = LONG_AGO + hours * HOUR
+        return [Record(source_id=c, symbol=None, name=None, observed_at=at, rank=hours) for c in "abcde"]
+
+    await load(database, "csv", *told(5))
+    page = await get(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2")
+    ranked = (await get(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2&sort=rank"))["pagination"]
+    seen = ids(page)
+    for hours in (4, 6):
+        await load(database, "csv", *told(hours))
+        url = page["pagination"]["next_cursor"]
+        page = await get(client, f"/data?as_of=2024-06-01T17:00:00Z&limit=2&cursor={url}")
+        assert {row["rank"] for row in page["data"]} == {5}
+        seen += ids(page)
+    assert seen == list("abcde")
+    problem = await get(
+        client,
+        f"/data?as_of=2024-06-01T17:00:00Z&limit=2&sort=rank&cursor={ranked['next_cursor']}",
+        400,
+    )
+    assert problem["parameter"] == "cursor"
+    assert "by source alone" in problem["detail"]
+
+
+async def test_a_coin_s_place_across_sources_is_that_of_now(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert({"source_id": "a", "asset": "coin"}, {"source_id": "b"})
+    page = await get(client, "/data?as_of=2024-06-01T12:00:00Z&asset=coin")
+    assert [(row["source_id"], row["asset"]) for row in page["data"]] == [("a", "coin")]
