@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kasparro import cli, settings
 from kasparro.sources.archives.described import Description
-from kasparro.web import data, metrics, operations
+from kasparro.web import data, exports, metrics, operations
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,9 +60,15 @@ def test_every_command_is_documented() -> None:
 
 
 def test_the_table_of_routes_is_the_routes() -> None:
-    endpoints = [*data.ENDPOINTS, *operations.ENDPOINTS, metrics.ENDPOINT, operations.START_RUN]
+    endpoints = [
+        *data.ENDPOINTS,
+        *exports.ENDPOINTS,
+        *operations.ENDPOINTS,
+        metrics.ENDPOINT,
+        operations.START_RUN,
+    ]
     there = {f"{one.method} {re.sub(r':[a-z]+}', '}', one.path)}" for one in endpoints}
-    documented = {cell.strip("`") for cell, _ in rows(section("Routes"))}
+    documented = {path for cell, _ in rows(section("Routes")) for path in re.findall(r"`(.*?)`", cell)}
     assert documented == there | {"GET /docs", "GET /openapi.json"}
 
 

@@ -23,6 +23,10 @@ CONNECT_TIMEOUT_S = 5
 # A reader's query that takes longer is not worth its answer any more; a batch never takes that long.
 READ_TIMEOUT_S = 15
 WRITE_TIMEOUT_S = 300
+IDLE_TIMEOUT_S = 60
+# Of an export: what sorting all rows may take, and how long a piece may take to a client that reads slowly.
+EXPORT_TIMEOUT_S = 60
+EXPORT_IDLE_S = 600
 LOCK_TIMEOUT_S = 30
 # Readers that wait for a connection: by so many more the answer would come too late to be of use.
 QUEUED = 64
@@ -82,7 +86,8 @@ class Database:
     """The pools, for as long as the program works with its database.
 
     What may take long reads from a small pool of its own (`wide`), so that it cannot keep the short reads
-    from their connections. A pool whose queue is full raises DatabaseBusy at once.
+    from their connections; exports, which last as long as their readers, from another. A pool whose queue is
+    full raises DatabaseBusy at once.
 
     Opening needs no server: connections are made when they are asked for, so a service starts while its
     database is still down. Errors that pass are raised as DatabaseUnavailable, a URL that says nothing
@@ -96,6 +101,7 @@ class Database:
         *,
         readers: int = 8,
         wide_readers: int = 2,
+        exporters: int = 2,
         writers: int = 6,
         queue_s: float = QUEUE_S,
     ) -> None:
@@ -104,6 +110,7 @@ class Database:
         self._read_name = "DATABASE_READ_URL" if read_url else "DATABASE_URL"
         self._readers = readers
         self._wide_readers = wide_readers
+        self._exporters = exporters
         self._writers = writers
         self._queue_s = queue_s
 
@@ -128,20 +135,25 @@ class Database:
         )
         self._read = await self._readers_pool(self._readers)
         self._wide = await self._readers_pool(self._wide_readers)
+        self._export = await self._readers_pool(self._exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
         self._probe = await self._readers_pool(1)
-        self._pools = (self._probe, self._wide, self._read, self._write)
+        self._pools = (self._probe, self._export, self._wide, self._read, self._write)
         return self
 
-    async def _readers_pool(self, size: int) -> "_Pool":
+    async def _readers_pool(
+        self, size: int, timeout_s: int = READ_TIMEOUT_S, idle_s: int = IDLE_TIMEOUT_S
+    ) -> "_Pool":
         pool = await asyncpg.create_pool(
             self._read_url or self._url,
             connect=hosts.connect,
             min_size=0,
             max_size=size,
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=READ_TIMEOUT_S + LINE_TIMEOUT_S,
+            command_timeout=timeout_s + LINE_TIMEOUT_S,
             target_session_attrs=self._readable,
-            server_settings=_session(READ_TIMEOUT_S),
+            # The few statements of readers are planned once a connection: making a plan for one's values
+            # takes as long as a page, and ten times as long where it may reach all months of the history.
+            server_settings=_session(timeout_s, idle_s) | {"plan_cache_mode": "force_generic_plan"},
             # Readers leave nothing behind in a session, and cleaning it is as long a way as the query's.
             reset=_nothing_to_reset,
         )
@@ -177,6 +189,13 @@ class Database:
                 yield connection
 
     @asynccontextmanager
+    async def exporting(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        """A connection to read much with, piece by piece: it may wait long for whoever takes the pieces."""
+        with _told(self._read_name):
+            async with self._export.connection() as connection:
+                yield connection
+
+    @asynccontextmanager
     async def writing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         """A connection to the primary."""
         with _told("DATABASE_URL", WRITE_TIMEOUT_S):
@@ -201,7 +220,11 @@ class Database:
 
     def figures(self) -> dict[str, tuple[int, int, int]]:
         """Of each pool of readers: how many connections it may have, how many are at work, who waits."""
-        return {"short": self._read.figures(), "wide": self._wide.figures()}
+        return {
+            "short": self._read.figures(),
+            "wide": self._wide.figures(),
+            "export": self._export.figures(),
+        }
 
     async def session(self, name: str, lease_s: float) -> "asyncpg.Connection[asyncpg.Record]":
         """A connection to the primary outside the pool, for what lives as long as a session: advisory locks.
@@ -320,14 +343,14 @@ def _line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _session(timeout_s: int) -> dict[str, str]:
+def _session(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
     return {
         "application_name": "kasparro",
         "timezone": "UTC",
         "jit": "off",
         "statement_timeout": f"{timeout_s}s",
         "lock_timeout": f"{LOCK_TIMEOUT_S}s",
-        "idle_in_transaction_session_timeout": "60s",
+        "idle_in_transaction_session_timeout": f"{idle_s}s",
         # A host that vanished would hold its locks for two hours by TCP's own default.
         "tcp_keepalives_idle": "30",
         "tcp_keepalives_interval": "10",

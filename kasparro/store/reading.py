@@ -1,12 +1,12 @@
-"""Reads unified_data, in pages and row by row, as JSON that PostgreSQL wrote."""
+"""Reads the data in pages, row by row and whole, as text that PostgreSQL wrote."""
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import msgspec
@@ -46,6 +46,9 @@ _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "u
 # How often the rows of whole sources are counted, at most while nobody moves the version by hand.
 COUNTED_AGAIN_S = 60.0
 FILTERS_REMEMBERED = 1_000
+
+# Rows that an export holds at once.
+EXPORTED_AT_ONCE = 250
 
 # Tables of the service, as /tables lists them.
 TABLES = (
@@ -239,7 +242,7 @@ async def _counted(
     connection: Connection, totals: Totals, asked: Selection, limit: int, offset: int
 ) -> tuple[asyncpg.Record, int | None]:
     while True:
-        case = {"paged", "headed"}
+        case = {"headed"} | ({"offset"} if offset else set())
         if asked.as_of is not None:
             return await _read(connection, asked, case, limit=limit, offset=offset), None
         case.add(totals.condition(asked.filters))
@@ -276,18 +279,28 @@ async def _onward(connection: Connection, asked: Selection, limit: int, after: P
     return found
 
 
-async def _read(connection: Connection, asked: Selection, case: set[str], **values: Any) -> asyncpg.Record:
-    given = asked.filters.given()
-    case = {*case, *given, "down" if asked.sort.startswith("-") else "up"}
-    case.add("now" if asked.as_of is None else "as_of")
-    if not _SELECTIVE.isdisjoint(given):
-        case.add("selective")
-    identifiers = (("column", _column(asked.sort.removeprefix("-"))), ("fields", _columns(asked.fields)))
-    statement = compose(_SQL["page"], frozenset(case), identifiers)
-    (found,) = await connection.fetch(
-        statement.text, *statement.values({**values, **given, "as_of": asked.as_of})
-    )
+async def _read(
+    connection: Connection, asked: Selection, case: set[str], *, limit: int, **values: Any
+) -> asyncpg.Record:
+    conditions, identifiers, given = _case(asked)
+    # The limit stands in the text: where it is not known, plans are made for a tenth of the table.
+    statement = compose(_SQL["page"], conditions | case, (*identifiers, ("limit", str(limit))))
+    (found,) = await connection.fetch(statement.text, *statement.values({**values, **given}))
     return found
+
+
+def _case(asked: Selection) -> tuple[frozenset[str], tuple[tuple[str, str], ...], dict[str, Any]]:
+    # What makes a statement that of a selection: its conditions, identifiers and values.
+    given = asked.filters.given()
+    conditions = {
+        *given,
+        "down" if asked.sort.startswith("-") else "up",
+        "now" if asked.as_of is None else "as_of",
+    }
+    if not _SELECTIVE.isdisjoint(given):
+        conditions.add("selective")
+    identifiers = (("column", _column(asked.sort.removeprefix("-"))), ("fields", _columns(asked.fields)))
+    return frozenset(conditions), identifiers, {**given, "as_of": asked.as_of}
 
 
 def place(sort: str, told: Any) -> Place:
@@ -317,6 +330,21 @@ async def row(
     return found
 
 
+async def export(
+    connection: Connection, asked: Selection, form: Literal["csv", "ndjson"]
+) -> AsyncGenerator[list[str], None]:
+    """All rows of a selection as lines of text without their ends, `EXPORTED_AT_ONCE` at a time, all of one
+    moment. PostgreSQL makes no more of them than are asked for.
+    """
+    conditions, identifiers, given = _case(asked)
+    statement = compose(_SQL[form], conditions, identifiers)
+    # A cursor lives in a transaction; its one statement sees one moment of the data.
+    async with connection.transaction(readonly=True):
+        cursor = await connection.cursor(statement.text, *statement.values(given))
+        while rows := await cursor.fetch(EXPORTED_AT_ONCE):
+            yield [row[0] for row in rows]
+
+
 async def cursor_key(connection: Connection) -> bytes:
     """The key that signs this database's cursors."""
     found: str = await connection.fetchval(_INSTANCE["cursor_key"])
@@ -341,10 +369,15 @@ def _column(name: str) -> str:
     return name
 
 
+def in_order(names: Sequence[str]) -> list[str]:
+    """The fields among these, all where there is none, in the order of the contract."""
+    return [name for name in FIELDS if not names or name in names]
+
+
 def _columns(names: Sequence[str]) -> str:
     for name in names:
         _column(name)
-    return ", ".join(name for name in FIELDS if not names or name in names)
+    return ", ".join(in_order(names))
 
 
 def _spellings(symbols: tuple[str, ...]) -> list[str]:

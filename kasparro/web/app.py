@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
 from kasparro.store.database import Database
-from kasparro.web import data, docs, metrics, operations, problems
+from kasparro.web import data, docs, exports, metrics, operations, problems
 from kasparro.web.endpoint import route
 from kasparro.web.front import Front
 from kasparro.web.hangups import ClientGone, no_answer
@@ -28,7 +28,7 @@ def create_app(
     service only answers. In the folder, several workers leave each other their figures for /metrics.
     """
     service = Service(settings, database, scheduler, figures_folder)
-    endpoints = [*data.ENDPOINTS, *operations.ENDPOINTS, metrics.ENDPOINT]
+    endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *operations.ENDPOINTS, metrics.ENDPOINT]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(operations.START_RUN)
 

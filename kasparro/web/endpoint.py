@@ -19,7 +19,8 @@ from kasparro.web.service import Service
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path: what it takes, what it gives, and the problems it may answer with.
 
-    `query` and `path_shape` are structs whose fields are its parameters, `answer` is the struct of its body.
+    `query` and `path_shape` are structs whose fields are its parameters, `answer` is the struct of its body,
+    or str where that is text of another media type.
     `caching` says what its answers follow from: the version of the data alone, with path and query, so that
     they are kept; more than that, so that clients ask each time whether theirs is still good; or the moment.
     `wide` tells of a query that its answer may take long.

@@ -243,7 +243,7 @@ def _response(text: str, answer: Any, media_type: str, headers: dict[str, str]) 
     content: dict[str, Any] = {
         "schema": {"type": "string"} if answer is str else {"$ref": _REFERENCE.format(name=answer.__name__)}
     }
-    if (example := _EXAMPLES.get(answer.__name__)) is not None:
+    if (example := _EXAMPLES.get(media_type if answer is str else answer.__name__)) is not None:
         content["example"] = example
     return {"description": text, "headers": _named(headers), "content": {media_type: content}}
 
@@ -354,8 +354,10 @@ _PAGINATION = {
     "next_cursor": None,
 }
 _EXAMPLES: dict[str, Any] = {
-    # /metrics has the only answer that is text.
-    "str": "# TYPE kasparro_database_up gauge\nkasparro_database_up 1.0\n",
+    # Of answers that are text, by their media type.
+    "text/plain": "# TYPE kasparro_database_up gauge\nkasparro_database_up 1.0\n",
+    "text/csv": 'source,symbol,price_usd\r\n"coingecko","btc",64210.5\r\n',
+    "application/x-ndjson": '{"source":"coingecko","symbol":"btc","price_usd":64210.5}\n',
     "Record": _RECORD,
     "DataPage": {
         "data": [_RECORD],

@@ -66,7 +66,7 @@ def read(shape: type[T], query: bytes) -> T:
 def write(told: msgspec.Struct, **changes: Any) -> str:
     """The query string that gives this struct with these changes; what is at its default is left out."""
     pairs = []
-    for field in msgspec.structs.fields(told):
+    for field in _fields(type(told)):
         value = changes.get(field.name, getattr(told, field.name))
         if value not in (field.default, None):
             text = _written(value)
@@ -189,9 +189,15 @@ def _shown(text: str) -> str:
 
 
 @cache
+def _fields(shape: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    # Found out from the annotations each time that msgspec is asked, which takes longer than a page.
+    return msgspec.structs.fields(shape)
+
+
+@cache
 def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
     found = {}
-    for field in msgspec.structs.fields(shape):
+    for field in _fields(shape):
         kind = _present(msgspec.inspect.type_info(field.type))
         many = isinstance(kind, msgspec.inspect.VarTupleType)
         found[field.encode_name] = _Parameter(

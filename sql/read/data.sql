@@ -168,7 +168,7 @@ earlier AS MATERIALIZED (
         AND :"column" IS NULL AND (source, source_id) > (:last_source, :last_id) /* if tail */
         /* include filters */
     /* include order */
-    LIMIT :limit + 1
+    LIMIT (:"limit" + 1)
 ),
 
 -- name: page --
@@ -176,42 +176,43 @@ earlier AS MATERIALIZED (
 -- read, to know whether another follows; the key of the page's last row comes along for the cursor.
 WITH
 /* include earlier */ /* if walked */
+-- Rows with a value to sort by (paged: all rows), then, where they run out, rows without one: two reads that an
+-- index serves each, where their OR would have it walk all that lies before a cursor. Bounded: no further along
+-- the index than the page can reach, however many changed rows lie there.
+head AS MATERIALIZED (
+    SELECT *
+    /* include filtered */
+    WHERE
+        true
+        AND (source, source_id) > (:last_source, :last_id) /* if by_key */
+        AND (:"column", source, source_id) > (:value, :last_source, :last_id) /* if above */
+        AND :"column" <= :value /* if below */
+        AND (:"column" < :value OR (source, source_id) > (:last_source, :last_id)) /* if below */
+        AND false /* if tail */
+        AND rank <= coalesce((SELECT rank FROM earlier OFFSET :"limit"), 2147483647) /* if bounded */
+    /* include order */
+    LIMIT (:"limit" + 1)
+    OFFSET :offset /* if offset */
+),
+
 reach AS MATERIALIZED (
-    -- Rows with a value to sort by (paged: all rows), then rows without one: two reads that an index serves
-    -- each, where their OR would have it walk all that lies before a cursor. Bounded: no further along the
-    -- index than the page can reach, however many changed rows lie there.
-    (
-        SELECT *
-        /* include filtered */
-        WHERE
-            true
-            AND (source, source_id) > (:last_source, :last_id) /* if by_key */
-            AND (:"column", source, source_id) > (:value, :last_source, :last_id) /* if above */
-            AND :"column" <= :value /* if below */
-            AND (:"column" < :value OR (source, source_id) > (:last_source, :last_id)) /* if below */
-            AND false /* if tail */
-            AND rank <= coalesce((SELECT rank FROM earlier OFFSET :limit), 2147483647) /* if bounded */
-        /* include order */
-        LIMIT :limit + 1
-        OFFSET :offset /* if paged */
-    )
+    SELECT * FROM head
     UNION ALL
     (
         SELECT *
         /* include filtered */
         WHERE
             :"column" IS NULL
+            AND (SELECT count(*) <= :"limit" FROM head)
             AND (source, source_id) > (:last_source, :last_id) /* if tail */
             AND false /* if headed */
-        ORDER BY
-            source ASC,
-            source_id ASC
-        LIMIT :limit + 1
+        /* include order */
+        LIMIT (:"limit" + 1)
     )
     UNION ALL /* if walked */
     SELECT * FROM earlier /* if walked */
     /* include order */
-    LIMIT :limit + 1
+    LIMIT (:"limit" + 1)
 ),
 
 page AS (
@@ -220,7 +221,7 @@ page AS (
         /* include record */
         FROM reach
     ) AS record
-    LIMIT :limit
+    LIMIT :"limit"
 )
 
 SELECT
@@ -241,8 +242,8 @@ LEFT JOIN (
         source,
         source_id
     FROM reach
-    LIMIT 1 OFFSET :limit - 1
-) AS last ON (SELECT count(*) > :limit FROM reach);
+    LIMIT 1 OFFSET (:"limit" - 1)
+) AS last ON (SELECT count(*) > :"limit" FROM reach);
 
 -- name: total --
 (
@@ -287,3 +288,52 @@ FROM (
         WHERE source = :source AND source_id = :source_id
     ) AS record
 ) AS asked;
+
+-- name: all --
+-- All rows of a selection, in order.
+FROM (
+    SELECT *
+    /* include filtered */
+    /* include order */
+) AS record
+
+-- name: ndjson --
+-- A line of JSON a row.
+SELECT row_to_json(asked)::text
+FROM (
+    SELECT :"fields"
+    FROM (
+        /* include record */
+        /* include all */
+    ) AS told
+) AS asked;
+
+-- name: csv --
+-- A line of CSV (RFC 4180) a row: null is nothing, a text stands in quotes, with an apostrophe before what a
+-- spreadsheet would take for a formula (by OWASP's rule), and a number is its digits.
+SELECT array_to_string(ARRAY[:"fields"], ',', '')
+FROM (
+    SELECT
+        '"' || regexp_replace(replace(source, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS source,
+        '"' || regexp_replace(replace(source_id, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS source_id,
+        '"' || regexp_replace(replace(asset, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS asset,
+        '"' || regexp_replace(replace(symbol, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS symbol,
+        '"' || regexp_replace(replace(name, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS name,
+        rank::text AS rank,
+        price_usd::text AS price_usd,
+        market_cap_usd::text AS market_cap_usd,
+        volume_24h_usd::text AS volume_24h_usd,
+        circulating_supply::text AS circulating_supply,
+        total_supply::text AS total_supply,
+        max_supply::text AS max_supply,
+        percent_change_1h::text AS percent_change_1h,
+        percent_change_24h::text AS percent_change_24h,
+        percent_change_7d::text AS percent_change_7d,
+        observed_at,
+        first_seen_at,
+        updated_at
+    FROM (
+        /* include record */
+        /* include all */
+    ) AS told
+) AS cells;

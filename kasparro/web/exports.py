@@ -1,0 +1,135 @@
+"""GET /data.csv and /data.ndjson: everything that a query selects, streamed."""
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from kasparro.store import reading
+from kasparro.store.reading import Selection
+from kasparro.web.data import DataQuery
+from kasparro.web.endpoint import Endpoint
+from kasparro.web.paging import PageQuery
+from kasparro.web.service import Service
+
+# PostgreSQL keeps what was replaced since an export began until it ends: no longer than this.
+EXPORT_S = 3_600.0
+
+Form = Literal["csv", "ndjson"]
+_MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
+_LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
+
+# The query of /data, but for which part of it.
+ExportQuery = msgspec.defstruct(
+    "ExportQuery",
+    [
+        (field.name, field.type, field.default)
+        for field in msgspec.structs.fields(DataQuery)
+        if field.name not in PageQuery.__struct_fields__
+    ],
+    namespace={"__doc__": "The query of an export.", "selection": DataQuery.selection},
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+
+
+class _Export(StreamingResponse):
+    # Closes what it streams from, however it ends: the database's work ends with it.
+
+    def __init__(self, first: bytes, pieces: AsyncGenerator[bytes, None], form: Form) -> None:
+        async def body() -> AsyncIterator[bytes]:
+            yield first
+            async for piece in pieces:
+                yield piece
+
+        super().__init__(body(), headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._pieces):
+            await super().__call__(scope, receive, send)
+
+
+async def export_csv(service: Service, request: Request, query: DataQuery) -> Response:
+    """GET /data.csv."""
+    return await _export(service, request, query, "csv")
+
+
+async def export_ndjson(service: Service, request: Request, query: DataQuery) -> Response:
+    """GET /data.ndjson."""
+    return await _export(service, request, query, "ndjson")
+
+
+async def _export(service: Service, request: Request, query: DataQuery, form: Form) -> Response:
+    if request.method == "HEAD":
+        return Response(headers=_headers(form), media_type=_MEDIA_TYPES[form])
+    pieces = _pieces(service, query.selection(), form)
+    try:
+        # What goes wrong before there is anything to give is told as a problem.
+        first = await anext(pieces, b"")
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return _Export(first, pieces, form)
+
+
+async def _pieces(service: Service, asked: Selection, form: Form) -> AsyncGenerator[bytes, None]:
+    ends_at = time.monotonic() + EXPORT_S
+    end = _LINE_ENDS[form]
+    head = ",".join(reading.in_order(asked.fields)) + end if form == "csv" else ""
+    async with (
+        service.database.exporting() as connection,
+        aclosing(reading.export(connection, asked, form)) as parts,
+    ):
+        async for lines in parts:
+            if time.monotonic() > ends_at:
+                raise TimeoutError(f"an export may take {EXPORT_S:.0f} s")
+            yield (head + end.join(lines) + end).encode()
+            head = ""
+    if head:
+        yield head.encode()
+
+
+def _headers(form: Form) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="kasparro-data.{form}"'}
+
+
+_HEADERS = {"Content-Disposition": "A name for the file.", "Cache-Control": "Always `no-store`."}
+_DESCRIPTION = (
+    "Everything that the filters let through, of one moment, streamed. An answer that breaks off, without "
+    "the last chunk that HTTP has at its end, is not whole. "
+)
+ENDPOINTS = (
+    Endpoint(
+        path="/data.csv",
+        handler=export_csv,
+        summary="All rows as CSV",
+        description=_DESCRIPTION
+        + "Null is an empty cell without quotes. A text that a spreadsheet would take "
+        "for a formula has an apostrophe before it; /data.ndjson has it as it is.",
+        area="data",
+        query=ExportQuery,
+        answer=str,
+        media_type="text/csv",
+        headers=_HEADERS,
+        caching="never",
+    ),
+    Endpoint(
+        path="/data.ndjson",
+        handler=export_ndjson,
+        summary="All rows as lines of JSON",
+        description=_DESCRIPTION + "A line is a record as in /data.",
+        area="data",
+        query=ExportQuery,
+        answer=str,
+        media_type="application/x-ndjson",
+        headers=_HEADERS,
+        caching="never",
+    ),
+)

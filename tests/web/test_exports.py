@@ -1,0 +1,194 @@
+"""GET /data.csv and /data.ndjson, over HTTP against PostgreSQL."""
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import aiohttp
+import pytest
+
+from kasparro.store.database import Connection
+from kasparro.store.reading import FIELDS
+from kasparro.web.protocol import LimitedProtocol, Limits
+from tests.web.conftest import Insert, serving
+from tests.web.test_data import get
+
+# More than all the buffers between PostgreSQL and a client that does not read can hold.
+MANY = 60_000
+
+
+async def many(connection: Connection) -> None:
+    await connection.execute(
+        "INSERT INTO unified_data (source, source_id, name, rank, price_usd, observed_at, first_seen_at,"
+        " updated_at, content_hash) SELECT 'csv', 'coin-' || n, repeat('x', 200), n, n, now(), now(), now(),"
+        f" gen_random_uuid() FROM generate_series(1, {MANY}) AS n"
+    )
+
+
+async def text(client: aiohttp.ClientSession, url: str) -> str:
+    async with client.get(url) as answer:
+        assert answer.status == 200, await answer.text()
+        return (await answer.read()).decode()
+
+
+@asynccontextmanager
+async def begun(
+    client: aiohttp.ClientSession, path: str = "/data.ndjson"
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """An export whose client has read a little and no more yet."""
+    async with client.get(path) as answer:
+        assert answer.status == 200
+        assert await answer.content.readexactly(10)
+        yield answer
+
+
+async def exports(connection: Connection) -> list[int]:
+    """The PostgreSQL processes that have an export open."""
+    return [
+        row[0]
+        for row in await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
+            " AND application_name = 'kasparro'"
+        )
+    ]
+
+
+async def none_left(connection: Connection) -> None:
+    async with asyncio.timeout(20):
+        while await exports(connection):  # noqa: ASYNC110 - PostgreSQL has no event for it
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?sort=-price_usd",
+        "?source=csv&sort=name",
+        "?q=o&rank_max=3",
+        "?fields=price_usd,source_id&symbol=a",
+        "?as_of=2024-06-01T12:00:00Z",
+        "?id=nosuch",
+    ],
+)
+async def test_an_export_has_the_rows_of_all_pages(
+    client: aiohttp.ClientSession, insert: Insert, query: str
+) -> None:
+    await insert(
+        *(
+            {
+                "source_id": f"c{n}",
+                "source": "csv" if n % 2 else "coingecko",
+                "name": f'name "{n % 3}", 比特币\nand so on' if n % 4 else None,
+                "symbol": "A" if n % 5 else "",
+                "rank": n % 6 or None,
+                "price_usd": Decimal(n - 4) / 7,
+            }
+            for n in range(9)
+        )
+    )
+    rows = (await get(client, f"/data{query}{'&' if query else '?'}limit=1000"))["data"]
+
+    lines = (await text(client, f"/data.ndjson{query}")).splitlines()
+    table = list(csv.reader(io.StringIO(await text(client, f"/data.csv{query}"), newline="")))
+
+    assert [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in lines] == rows
+    fields = list(rows[0]) if rows else list(FIELDS)
+    assert table[0] == fields
+    assert table[1:] == [["" if value is None else str(value) for value in row.values()] for row in rows]
+
+
+async def test_a_text_is_no_formula_and_a_number_stays_one(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '="a"', "a=1", "'", "", None]
+    await insert(
+        *({"source_id": f"{n:02}", "name": name, "rank": n + 1} for n, name in enumerate(names)),
+        {"source_id": "-x", "percent_change_1h": Decimal("-1.5"), "symbol": "NULL"},
+    )
+    body = await text(client, "/data.csv?fields=source_id,symbol,name,rank,percent_change_1h")
+    assert body == (
+        "source_id,symbol,name,rank,percent_change_1h\r\n"
+        '"00",,"\'=1+1",1,\r\n"01",,"\'+1",2,\r\n"02",,"\'-1",3,\r\n"03",,"\'@SUM(A1)",4,\r\n'
+        '"04",,"\'\t=1",5,\r\n"05",,"\'\r=1",6,\r\n"06",,"\'=""a""",7,\r\n"07",,"a=1",8,\r\n"08",,"\'",9,\r\n'
+        '"09",,"",10,\r\n"10",,,11,\r\n'
+        '"\'-x","NULL",,,-1.5\r\n'
+    )
+
+
+async def test_a_file_gets_a_name_and_its_type(client: aiohttp.ClientSession) -> None:
+    for form, media_type in (("csv", "text/csv; charset=utf-8"), ("ndjson", "application/x-ndjson")):
+        for method in ("GET", "HEAD"):
+            async with client.request(method, f"/data.{form}") as answer:
+                assert answer.status == 200
+                assert answer.headers["Content-Type"] == media_type
+                assert answer.headers["Content-Disposition"] == f'attachment; filename="kasparro-data.{form}"'
+                assert answer.headers["Cache-Control"] == "no-store"
+                head = ",".join(FIELDS) + "\r\n" if form == "csv" and method == "GET" else ""
+                assert await answer.text() == head
+
+
+@pytest.mark.parametrize("parameter", ["limit=5", "page=1", "cursor=x", "nosuch=1"])
+async def test_an_export_is_whole(client: aiohttp.ClientSession, parameter: str) -> None:
+    assert (await get(client, f"/data.csv?{parameter}", 400))["parameter"] == parameter.partition("=")[0]
+
+
+async def test_an_export_is_of_one_moment(client: aiohttp.ClientSession, connection: Connection) -> None:
+    await many(connection)
+    async with begun(client, "/data.ndjson?fields=name,price_usd,source_id") as answer:
+        await connection.execute(
+            "UPDATE unified_data SET price_usd = -1; DELETE FROM unified_data WHERE rank = 9"
+        )
+        rest = await answer.read()
+    prices = [json.loads(line)["price_usd"] for line in rest.splitlines()[1:]]
+    assert prices == list(range(2, MANY + 1))
+
+
+async def test_a_client_that_hangs_up_ends_the_work_in_postgresql(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    await many(connection)
+    async with begun(client) as answer:
+        assert len(await exports(connection)) == 1
+        answer.close()
+    await none_left(connection)
+
+
+async def test_a_client_that_never_reads_is_cut(database_url: str, connection: Connection) -> None:
+    class Impatient(LimitedProtocol):
+        limits = Limits(drain_s=0.3)
+
+    await many(connection)
+    async with serving(database_url, http=Impatient) as client, begun(client) as answer:
+        await none_left(connection)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+
+
+async def test_an_export_that_fails_on_the_way_never_looks_complete(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    await many(connection)
+    async with begun(client) as answer:
+        (pid,) = await exports(connection)
+        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+
+
+async def test_exports_under_way_hold_up_no_page_and_only_so_many_begin(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    await many(connection)
+    async with begun(client), begun(client):
+        assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
+        async with client.get("/data.csv") as third:
+            assert third.status == 503
+            assert "Retry-After" in third.headers
+            problem: Any = await third.json(content_type="application/problem+json")
+            assert problem["status"] == 503
