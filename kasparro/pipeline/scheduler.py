@@ -11,7 +11,8 @@ from typing import Self
 import structlog
 
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost
-from kasparro.pipeline.run import STOP_GRACE_S, Run, Trigger
+from kasparro.pipeline.run import STOP_GRACE_S, Run
+from kasparro.pipeline.source_pass import Trigger
 from kasparro.settings import Settings
 from kasparro.sources.base import utc_now
 from kasparro.sources.registry import build

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from kasparro.batch import Batch, BatchBuilder
-from kasparro.pipeline import run as module
+from kasparro.pipeline import persistence
 from kasparro.pipeline.run import Run
 from kasparro.record import Record
 from kasparro.sources.base import Pass
@@ -184,7 +184,7 @@ async def test_a_lock_that_is_never_given_back_fails_the_source_and_is_named(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LOCK_TIMEOUT_S", 1)
-    monkeypatch.setattr(module, "DATABASE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(persistence, "DATABASE_PATIENCE_S", 0.5)
     async with Database(scene.server.url()) as database, scene.locked("unified_history"):
         assert await Scene(scene.server, database).run() == "failed"
 
@@ -249,7 +249,7 @@ async def test_a_deadlock_is_tried_again(scene: Scene) -> None:
 async def test_a_full_disk_fails_the_source_and_is_named_and_the_next_run_repairs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "DATABASE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(persistence, "DATABASE_PATIENCE_S", 0.5)
     async with small_disk(32) as disk, servers() as made:
         if disk.missing is not None:
             pytest.skip(disk.missing)

@@ -15,7 +15,8 @@ import stamina
 from aiohttp import web
 
 from kasparro.pipeline import report
-from kasparro.pipeline.run import Run, Trigger
+from kasparro.pipeline.run import Run
+from kasparro.pipeline.source_pass import Trigger
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
 from kasparro.simulator.calls import Call

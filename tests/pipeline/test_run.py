@@ -13,7 +13,8 @@ import pytest
 
 from kasparro.batch import Batch, BatchBuilder
 from kasparro.errors import RunInProgress, RunLost
-from kasparro.pipeline.run import Run, Trigger, judged
+from kasparro.pipeline.run import Run
+from kasparro.pipeline.source_pass import Trigger, judged
 from kasparro.record import Record
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import (

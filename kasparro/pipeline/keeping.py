@@ -1,0 +1,72 @@
+"""Keeps the raw payloads of one run within its bounds, and trims what is beyond them."""
+
+from collections import Counter
+from datetime import datetime
+
+import structlog
+
+from kasparro.errors import RunLost
+from kasparro.payload import Payload, Retention
+from kasparro.pipeline.persistence import Persistence
+from kasparro.store import payloads
+from kasparro.store.database import Database
+
+log = structlog.get_logger()
+
+# How long a run waits to keep a payload. The records in it matter more, and have the longer patience.
+PAYLOAD_PATIENCE_S = 10.0
+
+
+class Keeping:
+    """What one run keeps of what its sources are answered; nothing, where `retention` is None.
+
+    Records are worth more than their raw text: where a payload cannot be kept, the run goes on without.
+    """
+
+    def __init__(
+        self, database: Database, run_id: int, retention: Retention | None, persistently: Persistence
+    ) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._retention = retention
+        self._persistently = persistently
+        self._bytes = 0
+        self._unkept: Counter[str] = Counter()
+
+    async def keep(self, source: str, payload: Payload) -> None:
+        """Store what a call was answered, if there is room. Raises RunLost."""
+        if self._retention is None:
+            return
+        body = await payloads.compressed(payload.body)
+        if self._bytes + len(body) > self._retention.payload_bytes:
+            if self._retention.payload_bytes:
+                self._not_kept(source, "this run's payloads exceed KASPARRO_RAW_SIZE")
+            return
+        self._bytes += len(body)
+        try:
+            await self._persistently(
+                lambda: payloads.keep(self._database, self._run_id, source, payload, body),
+                0.0 if self._unkept[source] else PAYLOAD_PATIENCE_S,
+            )
+        except RunLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a full disk or a database in trouble may raise
+            self._not_kept(source, _line(error))
+
+    async def trim(self, now: datetime) -> None:
+        """Delete what is not to be kept any more, of all runs."""
+        if self._retention is None:
+            return
+        try:
+            await payloads.trim(self._database, self._retention, now)
+        except Exception as error:  # noqa: BLE001 - the next run tries again, and this one is none the worse
+            log.warning("payloads not trimmed", run=self._run_id, reason=_line(error))
+
+    def _not_kept(self, source: str, reason: str) -> None:
+        self._unkept[source] += 1
+        if self._unkept[source] == 1:
+            log.warning("payloads not kept", run=self._run_id, source=source, reason=reason)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

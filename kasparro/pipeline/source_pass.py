@@ -1,0 +1,257 @@
+"""One source's part in a run, from its first batch to its outcome."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+import msgspec
+import structlog
+from asyncpg import Record
+
+from kasparro.batch import Batch
+from kasparro.errors import DatabaseUnavailable, NothingDue, RunLost, SourceError, StatementTooLong
+from kasparro.pipeline import breaker
+from kasparro.pipeline.anomalies import LOOKED_BACK
+from kasparro.pipeline.breaker import Circuit
+from kasparro.pipeline.judgement import Verdict, judge
+from kasparro.pipeline.keeping import Keeping
+from kasparro.pipeline.persistence import Persistence
+from kasparro.profile import ENOUGH, Profile, merged
+from kasparro.sources.base import Pass, Source
+from kasparro.sources.http import UpstreamError
+from kasparro.sources.rotation import Month
+from kasparro.store.loader import Loader
+from kasparro.store.runs import RunRecord
+
+log = structlog.get_logger()
+
+Trigger = Literal["startup", "schedule", "api", "etl", "replay"]
+Status = Literal["succeeded", "partial", "failed", "interrupted"]
+Outcome = Literal[Status, "skipped"]
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the passes of one run have in common: what started it, the time between runs where that is known,
+    a source's calls a month (None: nothing limits them), who watches their progress, and the clock."""
+
+    trigger: Trigger
+    interval: timedelta | None
+    budget: Callable[[str], int | None]
+    watch: Callable[[str, float, float | None], None]
+    clock: Callable[[], datetime]
+
+
+class SourcePass:
+    """One pass over one source: its batches are loaded, its calls booked, its outcome judged and written."""
+
+    def __init__(
+        self,
+        source: Source,
+        terms: Terms,
+        *,
+        record: RunRecord,
+        loader: Loader,
+        keeping: Keeping,
+        persistently: Persistence,
+    ) -> None:
+        self._source = source
+        self._name = source.name
+        self._terms = terms
+        self._clock = terms.clock
+        self._record = record
+        self._loader = loader
+        self._keeping = keeping
+        self._persistently = persistently
+        self._calls = 0
+        self._refusals: Counter[str] = Counter()
+        self._profile: Profile | None = None
+        self._log = log.bind(run=record.id, source=source.name)
+
+    async def work(self, stop: asyncio.Event) -> Outcome:
+        """Work through the source and write its outcome; `stop` ends it at the next batch border.
+
+        Raises RunLost, and DatabaseUnavailable where the outcome could not be written.
+        """
+        circuit = await self._circuit()
+        if circuit.rests_until is not None and self._terms.trigger == "schedule":
+            return await self._skip(
+                f"its last {breaker.FAILURES} passes failed; it is asked again after "
+                f"{circuit.rests_until:%H:%M:%S} UTC"
+            )
+        passing = self._passing(circuit)
+        stopped, failure, dead = False, None, False
+        try:
+            stopped = await self._work_through(self._source.extract(passing), stop)
+        except NothingDue as nothing:
+            return await self._skip(str(nothing))
+        except SourceError as error:
+            failure, dead = str(error), isinstance(error, UpstreamError)
+        except RunLost:
+            raise
+        except (DatabaseUnavailable, StatementTooLong) as error:
+            # It may still take the outcome: a full disk has room for that, a locked table is another's.
+            stopped, failure = stop.is_set(), str(error)
+        except Exception as error:
+            log.exception("source broke", run=self._record.id, source=self._name)
+            failure = f"internal error ({type(error).__name__}); the log has the details"
+        counts = await self._persistently(lambda: self._record.counts(self._name))
+        if failure is None and counts["rejected"] * 2 > counts["fetched"]:
+            passing.problem(self._refused(counts["rejected"], counts["fetched"]))
+        verdict = None if stopped else await self._verdict(passing, counts, whole=failure is None)
+        status, line = judged(counts["valid"], stopped, failure, passing.problems)
+        if line and verdict and (cause := _cause(verdict)) and counts["rejected"]:
+            line = f"{line}; {cause}"
+        await self._persistently(
+            lambda: self._record.finish_source(
+                self._name,
+                status,
+                line,
+                self._clock(),
+                calls=self._calls,
+                note=passing.note,
+                dead=dead and status == "failed",
+                judgement=verdict.judgement if verdict else None,
+            )
+        )
+        say = self._log.info if status == "succeeded" else self._log.warning
+        say(
+            "source finished",
+            status=status,
+            **counts,
+            **({"note": passing.note} if passing.note else {}),
+            **({"error": line} if line else {}),
+        )
+        return status
+
+    async def _circuit(self) -> Circuit:
+        passes = await self._persistently(lambda: self._record.last_passes(self._name, breaker.FAILURES))
+        return breaker.circuit([breaker.Ended(*ended) for ended in passes], self._clock())
+
+    def _passing(self, circuit: Circuit) -> Pass:
+        return Pass(
+            clock=self._clock,
+            checkpoint=lambda key: self._persistently(lambda: self._loader.checkpoint(key)),
+            known_as=lambda name: self._persistently(lambda: self._loader.known_as(name)),
+            pages=lambda: self._persistently(self._loader.pages),
+            month=self._month,
+            interval=self._terms.interval,
+            probing=circuit.probing,
+            count_call=self._count_call,
+            keep=lambda payload: self._keeping.keep(self._name, payload),
+            progress=lambda done, total: self._terms.watch(self._name, done, total),
+        )
+
+    async def _skip(self, reason: str) -> Literal["skipped"]:
+        await self._persistently(
+            lambda: self._record.finish_source(self._name, "skipped", reason, self._clock())
+        )
+        self._log.warning("source skipped", reason=reason)
+        return "skipped"
+
+    async def _work_through(self, batches: AsyncGenerator[Batch, None], stop: asyncio.Event) -> bool:
+        """Load each batch while the next is made; True where `stop` came before the end."""
+
+        async def following() -> Batch | None:
+            return await anext(batches, None)
+
+        stopping = asyncio.create_task(stop.wait())
+        coming = asyncio.create_task(following())
+        try:
+            while True:
+                await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                batch = coming.result() if coming.done() else None
+                if coming.done() and batch is None:
+                    return False
+                if batch is None or stop.is_set():
+                    return True
+                coming = asyncio.create_task(following())
+                await self._load(batch)
+                if self._terms.trigger != "replay" and _is_unfit(batch):
+                    # What no record of an answer is fit for, those that follow will not be: its shape has
+                    # changed. What came before it was whole, and stands.
+                    raise SourceError(self._refused(batch.fetched, batch.fetched))
+        finally:
+            stopping.cancel()
+            coming.cancel()
+            await asyncio.wait({coming, stopping})
+            await batches.aclose()
+
+    async def _load(self, batch: Batch) -> None:
+        if batch.page is not None or batch.profile is not None:
+            # An API's, be it a page that has not changed and comes without a record.
+            self._profile = merged([self._profile or Profile(), batch.profile or Profile()])
+        self._refusals.update(
+            f"{reject.field}: {reject.kind}" if reject.field else reject.kind for reject in batch.rejects
+        )
+        await self._persistently(lambda: self._loader.load(batch, self._clock()))
+
+    async def _verdict(self, passing: Pass, counts: Record, *, whole: bool) -> Verdict | None:
+        # What is read again is of the past, which is no measure of what an upstream sends today.
+        profile = self._profile
+        if profile is None or self._terms.trigger == "replay":
+            return None
+        past = await self._persistently(lambda: self._record.past(self._name, LOOKED_BACK))
+        return judge(
+            *(self._name, past, profile, self._loader.compared),
+            run_id=self._record.id,
+            at=self._clock(),
+            fetched=counts["fetched"],
+            valid=counts["valid"],
+            whole=whole and not passing.problems,
+            planned=passing.planned,
+        )
+
+    def _refused(self, rejected: int, fetched: int) -> str:
+        most = self._refusals.most_common(1)
+        return f"{rejected:,} of {fetched:,} records were rejected" + "".join(
+            f", most often: {reason}" for reason, _ in most
+        )
+
+    async def _month(self) -> Month | None:
+        """The month's calls. Raises SourceError where none is left."""
+        limit, now = self._terms.budget(self._name), self._clock()
+        if limit is None:
+            return None
+        remaining = limit - await self._persistently(lambda: self._record.calls(self._name, now))
+        if remaining <= 0:
+            raise _spent(limit, now)
+        return Month(limit=limit, remaining=remaining)
+
+    async def _count_call(self) -> None:
+        limit, now = self._terms.budget(self._name), self._clock()
+        if not await self._persistently(lambda: self._record.count_call(self._name, now, limit)):
+            raise _spent(limit, now)
+        self._calls += 1
+
+
+def judged(
+    valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
+) -> tuple[Status, str | None]:
+    """A source's status, and its error in one line, from what its pass met."""
+    told = [*problems, *([failure] if failure else [])]
+    line = f"{told[-1]} (and {len(told) - 1} more before it)" if len(told) > 1 else "".join(told) or None
+    if stopped:
+        return "interrupted", line or "stopped before its end"
+    if told:
+        return ("partial" if valid else "failed"), line
+    return "succeeded", None
+
+
+def _spent(limit: int | None, now: datetime) -> SourceError:
+    return SourceError(f"the budget of {limit} calls for {now:%B %Y} is spent; it begins anew on the first")
+
+
+def _is_unfit(batch: Batch) -> bool:
+    """Whether an API's batch is of some size, and no record of it was fit to be taken."""
+    return batch.profile is not None and not batch.valid and batch.fetched >= ENOUGH
+
+
+def _cause(verdict: Verdict) -> str | None:
+    """The change of fields that is the likeliest reason why records were refused, in one line."""
+    changes = [one for one in verdict.drift if one.change in {"vanished", "type"}]
+    if not changes:
+        return None
+    more = f" (and {len(changes) - 1} more changes)" if len(changes) > 1 else ""
+    return f"{changes[0].line}{more}"
