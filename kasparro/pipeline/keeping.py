@@ -51,22 +51,14 @@ class Keeping:
         except RunLost:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a full disk or a database in trouble may raise
-            self._not_kept(source, _line(error))
+            self._not_kept(source, " ".join(str(error).split()))
 
     async def trim(self, now: datetime) -> None:
-        """Delete what is not to be kept any more, of all runs."""
-        if self._retention is None:
-            return
-        try:
+        """Delete what is not to be kept any more, of all runs. Raises DatabaseUnavailable."""
+        if self._retention is not None:
             await payloads.trim(self._database, self._retention, now)
-        except Exception as error:  # noqa: BLE001 - the next run tries again, and this one is none the worse
-            log.warning("payloads not trimmed", run=self._run_id, reason=_line(error))
 
     def _not_kept(self, source: str, reason: str) -> None:
         self._unkept[source] += 1
         if self._unkept[source] == 1:
             log.warning("payloads not kept", run=self._run_id, source=source, reason=reason)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -15,6 +15,7 @@ from kasparro.pipeline.keeping import Keeping
 from kasparro.pipeline.persistence import Persistence
 from kasparro.pipeline.source_pass import Outcome, SourcePass, Status, Terms, Trigger
 from kasparro.sources.base import Source, utc_now
+from kasparro.store import past
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord, SessionLock
@@ -111,7 +112,7 @@ class Run:
         persistently = Persistence(self.id, self._lock, stop)
         keeping = Keeping(self._database, self.id, self._retention, persistently)
         # Before as well as after, so that runs that die one after the other do not fill the disk.
-        await keeping.trim(self._clock())
+        await self._trim(keeping)
         passes = [
             SourcePass(
                 source,
@@ -137,8 +138,16 @@ class Run:
         await persistently(lambda: self._record.finish(status, error, self._clock()))
         self._log.info("run finished", status=status)
         if not stop.is_set():
-            await keeping.trim(self._clock())
+            await self._trim(keeping)
         return status
+
+    async def _trim(self, keeping: Keeping) -> None:
+        """Delete what nobody needs any more; where that cannot be, the next run tries again."""
+        try:
+            await keeping.trim(self._clock())
+            await past.forget(self._database, self._clock())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
+            self._log.warning("not trimmed", reason=" ".join(str(error).split()))
 
 
 def together(outcomes: Set[Outcome]) -> Status:

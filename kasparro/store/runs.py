@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -28,9 +28,6 @@ LEASE_S = 15.0
 BEAT_S = 5.0
 # How long a session has to end in good order.
 CLOSE_S = 1.0
-
-# How long a walk by cursor can go on after it began, at least.
-PAST_KEPT = timedelta(hours=1)
 
 
 class SessionLock:
@@ -166,7 +163,6 @@ class RunRecord:
         """
         async with (lock or database).writing() as connection, connection.transaction():
             await _interrupt(connection, now)
-            await connection.execute(_SQL["forget_past"], now - PAST_KEPT)
             run_id = await connection.fetchval(_SQL["start_run"], trigger, now)
             for source in sources:
                 await connection.execute(_SQL["start_source"], run_id, source, now)

@@ -64,18 +64,6 @@ RETURNING id;
 -- name: start_source --
 INSERT INTO run_sources (run_id, source, status, started_at) VALUES ($1, $2, 'running', $3);
 
--- name: forget_past --
--- What rows said before, replaced earlier than $1, and with it the walks that would still need it.
-WITH forgotten AS (
-    DELETE FROM unified_past
-    WHERE replaced_at < $1
-    RETURNING replaced
-)
-UPDATE instance
-SET walks_from = greatest(walks_from, latest.replaced)
-FROM (SELECT max(replaced) AS replaced FROM forgotten) AS latest
-WHERE latest.replaced IS NOT NULL;
-
 -- name: finish_source --
 UPDATE run_sources
 SET

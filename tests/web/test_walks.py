@@ -24,11 +24,12 @@ from hypothesis.stateful import (
 
 from kasparro.batch import BatchBuilder
 from kasparro.record import Record
-from kasparro.store import reading
+from kasparro.store import past, reading
 from kasparro.store.database import Connection, Database
 from kasparro.store.loader import Loader
+from kasparro.store.past import PAST_KEPT
 from kasparro.store.reading import FIELDS, Filters, Place, Selection, Totals
-from kasparro.store.runs import PAST_KEPT, RunRecord
+from kasparro.store.runs import RunRecord
 from kasparro.web.data import Sort
 from tests.web.conftest import LONG_AGO
 from tests.web.test_data import get, ids
@@ -222,10 +223,10 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
     cursor = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
     await load(database, "csv", *told(1), now=began)
 
-    await RunRecord.start(database, "etl", ("csv",), began + PAST_KEPT)
+    await past.forget(database, began + PAST_KEPT)
     assert ids(await get(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
 
-    await RunRecord.start(database, "etl", ("csv",), began + PAST_KEPT + timedelta(seconds=1))
+    await past.forget(database, began + PAST_KEPT + timedelta(seconds=1))
     problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "began too long ago" in problem["detail"]
