@@ -90,6 +90,8 @@ async def test_what_the_last_waiter_leaves_is_ended_and_made_anew_for_the_next()
     await asyncio.wait(waiters[:1])
     assert not ended.is_set()
     waiters[1].cancel()
+    # Until it has heard so it still waits, and whoever asks waits with it.
+    await asyncio.wait(waiters[1:])
     assert (await kept.render(key(1), rendering(3))).key == key(1)
     await ended.wait()
 
