@@ -42,8 +42,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     promised_age_s: Annotated[
         float | None,
         msgspec.Meta(
-            description="No coin goes longer than this without being asked for, even one that changed pages "
-            "between two runs, and though one run fails."
+            description="No coin goes longer than this without being asked for, though one run fails, and "
+            "though the rotation misses it once, for it changed pages between two runs."
         ),
     ] = None
 

@@ -59,8 +59,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     by: datetime
     oldest: timedelta
     unseen: timedelta
-    """How long no coin goes unseen, even one that moved over a border behind the rotation's back, and waits
-    for it to come round once more."""
+    """How long no coin goes unseen, even one that the rotation missed once, for it moved to a page behind it
+    between two runs."""
 
 
 class Course:

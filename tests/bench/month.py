@@ -24,8 +24,8 @@ HOURS = 31 * 24
 COINS = 18_900
 
 
-class Hour(msgspec.Struct, frozen=True):
-    """What stood after one hour's run: the calls of the month, the age of the coin that its upstream had
+class Lived(msgspec.Struct, frozen=True):
+    """What stood after one run: the calls of the month, the age of the coin that its upstream had
     served us longest ago, right before and after the run, and what /stats promised before and after.
     """
 
@@ -38,15 +38,22 @@ class Hour(msgspec.Struct, frozen=True):
     pages: int | None
 
 
-async def lived(database: Database, simulator: Simulator, limit: int, hours: int) -> list[Hour]:
-    """Run once an hour, as the loop would, over a simulator whose tick is an hour and whose time stands."""
-    settings = Settings(coingecko_plan="demo", coingecko_key=Secret("k"), coingecko_monthly_calls=limit)
+async def lived(
+    database: Database, simulator: Simulator, limit: int, interval: timedelta, runs: int
+) -> list[Lived]:
+    """Run at every interval, as the loop would, over a simulator whose time stands and whose tick it is."""
+    settings = Settings(
+        interval=interval,
+        coingecko_plan="demo",
+        coingecko_key=Secret("k"),
+        coingecko_monthly_calls=limit,
+    )
     source = CoinGecko(simulator.coingecko_url, "demo", Secret("k"))
     clock = simulator.clock.now
     seen: dict[str, datetime] = {}
-    told: list[Hour] = []
+    told: list[Lived] = []
     promised: timedelta | None = None
-    for _ in range(hours):
+    for _ in range(runs):
         now = clock()
         listed = [quote.id for quote in simulator.market.listing("coingecko")]
         before = max((now - seen[coin] for coin in listed if coin in seen), default=timedelta())
@@ -69,7 +76,7 @@ async def lived(database: Database, simulator: Simulator, limit: int, hours: int
         after = max(now - seen.get(coin, datetime.min.replace(tzinfo=UTC)) for coin in listed)
         before_promised = promised
         promised = None if budget.promised_age_s is None else timedelta(seconds=budget.promised_age_s)
-        told.append(Hour(budget.calls, status, before, after, before_promised, promised, budget.pages))
+        told.append(Lived(budget.calls, status, before, after, before_promised, promised, budget.pages))
         simulator.advance(1)
     return told
 
@@ -86,7 +93,7 @@ async def main() -> None:
         Database(await measure.fresh(url, "bench_month")) as database,
     ):
         await migrate(database)
-        hours = await lived(database, simulator, limit, HOURS)
+        hours = await lived(database, simulator, limit, timedelta(hours=1), HOURS)
     late = [hour for hour in hours if hour.promised_before is not None and hour.before > hour.promised_before]
     promises = [hour.promised for hour in hours if hour.promised is not None]
     print(f"{len(hours)} hourly runs over {hours[-1].pages} pages with {limit:,} calls a month")

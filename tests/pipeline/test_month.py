@@ -1,26 +1,32 @@
-"""A month of hourly runs lived through on a moved clock, at an eighth of the size of 2026; at full size it is
-`python -m tests.bench month`."""
+"""A month of runs lived through on a moved clock: eight pages, two runs a day. Of hourly runs over the
+72 pages of 2026 it is `python -m tests.bench month`."""
+
+from datetime import timedelta
 
 from kasparro.simulator import Account, Simulator
 from kasparro.store.database import Database
-from tests.bench.month import BEGIN, HOURS, lived
+from tests.bench.month import BEGIN, lived
 
-LIMIT = 1_100
+LIMIT = 400
+INTERVAL = timedelta(hours=12)
+RUNS = 31 * 2
 # Eight pages.
 COINS = 2_000
 
 
-async def test_a_month_of_hourly_runs_keeps_to_its_calls_and_shows_no_coin_older_than_promised(
+async def test_a_month_of_runs_keeps_to_its_calls_and_shows_no_coin_older_than_promised(
     database: Database,
 ) -> None:
     account = Account(key="k", per_month=LIMIT)
-    async with Simulator(coins=COINS, base=BEGIN, tick=3_600, manual=True, coingecko=account) as simulator:
-        hours = await lived(database, simulator, LIMIT, HOURS)
+    async with Simulator(
+        coins=COINS, base=BEGIN, tick=INTERVAL.total_seconds(), manual=True, coingecko=account
+    ) as simulator:
+        runs = await lived(database, simulator, LIMIT, INTERVAL, RUNS)
 
-    assert {hour.status for hour in hours} == {"succeeded"}
-    assert {hour.pages for hour in hours} == {8}
-    assert 1_000 < hours[-1].calls <= LIMIT
-    for hour in hours:
-        assert hour.promised is not None
-        assert hour.after <= hour.promised
-        assert hour.promised_before is None or hour.before <= hour.promised_before
+    assert {run.status for run in runs} == {"succeeded"}
+    assert {run.pages for run in runs} == {8}
+    assert 360 < runs[-1].calls <= LIMIT
+    for run in runs:
+        assert run.promised is not None
+        assert run.after <= run.promised
+        assert run.promised_before is None or run.before <= run.promised_before
