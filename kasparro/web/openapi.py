@@ -10,7 +10,7 @@ from kasparro import __version__
 from kasparro.pipeline.report import RunStatus, SourceName, SourceStatus
 from kasparro.web import parameters
 from kasparro.web.access import open_to_all
-from kasparro.web.data import Sort
+from kasparro.web.data import Field, Sort
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.problems import MEDIA_TYPE, ProblemDocument
 
@@ -111,7 +111,13 @@ _PROBLEM_HEADERS = {
 }
 
 # Choices with a name of their own, so that generated clients have one type for them.
-_CHOICES = {"RunStatus": RunStatus, "Sort": Sort, "Source": SourceName, "SourceStatus": SourceStatus}
+_CHOICES = {
+    "Field": Field,
+    "RunStatus": RunStatus,
+    "Sort": Sort,
+    "Source": SourceName,
+    "SourceStatus": SourceStatus,
+}
 
 _ADMIN = {"admin": {"type": "http", "scheme": "bearer", "description": "KASPARRO_ADMIN_TOKEN"}}
 _KEY = {
