@@ -1,13 +1,14 @@
 """GET /data.csv and /data.ndjson: everything that a query selects, streamed."""
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Literal
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kasparro.store import reading
@@ -39,21 +40,40 @@ ExportQuery = msgspec.defstruct(
 )
 
 
-class _Export(StreamingResponse):
-    # Closes what it streams from, however it ends: the database's work ends with it.
+class _Export(Response):
+    # Ends what it streams from, however it ends itself. Not Starlette's own: where a client hangs up, that
+    # cancels again and again, also what PostgreSQL is told at the end.
 
     def __init__(self, first: bytes, pieces: AsyncGenerator[bytes, None], form: Form) -> None:
-        async def body() -> AsyncIterator[bytes]:
-            yield first
-            async for piece in pieces:
-                yield piece
-
-        super().__init__(body(), headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        super().__init__(headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        del self.headers["Content-Length"]
+        self._first = first
         self._pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._pieces):
-            await super().__call__(scope, receive, send)
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(_hung_up(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            leaving.cancel()
+            await asyncio.wait({sending, leaving})
+            await self._pieces.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def export_csv(service: Service, request: Request, query: DataQuery) -> Response:

@@ -10,7 +10,6 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
-from kasparro.record import Refused, digits
 from kasparro.web.problems import Problem, bad_parameter
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -19,6 +18,9 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 # An item of a comma list: a comma would divide it, and blanks around it are left out.
 _ITEM = r"^[^,]*[^,\s][^,]*$"
+# Every number of JSON that a double can hold, and longer ones.
+DECIMAL_CHARACTERS = 400
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _PATH = re.compile(r"`\$\.(\w+)")
 _AWARE: Any = Annotated[datetime, msgspec.Meta(tz=True)]
 # A plus sign that was not percent-encoded is a space; before an offset it can be nothing else.
@@ -137,10 +139,12 @@ def _whole_number(text: str) -> int:
 
 
 def _decimal(text: str) -> Decimal:
-    try:
-        return Decimal(digits(text, ""))
-    except Refused as refused:
-        raise ValueError(refused.reason) from None
+    if len(text) > DECIMAL_CHARACTERS or not _DECIMAL.fullmatch(text):
+        raise ValueError("not a decimal number")
+    # One spelling for one value, as cursors are told by it.
+    plain = f"{Decimal(text):f}"
+    value = Decimal(plain.rstrip("0") if "." in plain else plain)
+    return value or Decimal(0)
 
 
 def _moment(text: str) -> datetime:

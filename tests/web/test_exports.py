@@ -15,6 +15,7 @@ import pytest
 from kasparro.store.database import Connection
 from kasparro.store.reading import FIELDS
 from kasparro.web.protocol import LimitedProtocol, Limits
+from tests.conftest import LogEvents
 from tests.web.conftest import Insert, serving
 from tests.web.test_data import get
 
@@ -150,13 +151,14 @@ async def test_an_export_is_of_one_moment(client: aiohttp.ClientSession, connect
 
 
 async def test_a_client_that_hangs_up_ends_the_work_in_postgresql(
-    client: aiohttp.ClientSession, connection: Connection
+    client: aiohttp.ClientSession, connection: Connection, logged: LogEvents
 ) -> None:
     await many(connection)
     async with begun(client) as answer:
         assert len(await exports(connection)) == 1
         answer.close()
     await none_left(connection)
+    assert [event for event in logged.seen if event["level"] in {"warning", "error", "exception"}] == []
 
 
 async def test_a_client_that_never_reads_is_cut(database_url: str, connection: Connection) -> None:
