@@ -75,7 +75,11 @@ async def test_a_generated_client_reads_with_names_and_types_that_make_sense(
     database_url: str, tmp_path: Path
 ) -> None:
     config = tmp_path / "client.yml"
-    config.write_text("package_name_override: kasparro_client\npost_hooks: []\n")
+    config.write_text(
+        "package_name_override: kasparro_client\npost_hooks: []\n"
+        # It knows text by this name alone.
+        "content_type_overrides: {application/x-ndjson: text/plain}\n"
+    )
     (tmp_path / "use.py").write_text(USE)
     place = ["--config", str(config), "--output-path", str(tmp_path / "kasparro_client")]
     async with stocked(database_url) as service:
