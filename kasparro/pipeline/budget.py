@@ -25,8 +25,15 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pages_every_run: Annotated[
         int | None, msgspec.Meta(description="Of these, the first so many are fetched by every run.")
     ] = None
-    pages_in_rotation: Annotated[
-        int | None, msgspec.Meta(description="And so many of the others by each run, in rotation.")
+    pages_in_rotation: Annotated[int | None, msgspec.Meta(description="The others, fetched in rotation.")] = (
+        None
+    )
+    rotation_runs: Annotated[
+        int | None,
+        msgspec.Meta(
+            description="Every run of this number fetches those, all together. Null: calls are too few for "
+            "that, or the interval is off, and they are fetched one by one as calls come up."
+        ),
     ] = None
     covered_by: Annotated[
         datetime | None,
@@ -43,7 +50,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         float | None,
         msgspec.Meta(
             description="No coin goes longer than this without being asked for, though one run fails, and "
-            "though the rotation misses it once, for it changed pages between two runs."
+            "though it is missed once, for it changed pages within a walk. Null: none is promised where "
+            "pages are fetched one by one."
         ),
     ] = None
 
@@ -81,8 +89,9 @@ def budget(
         told,
         pages=pages[-1].number,
         pages_every_run=plan.every_run,
-        pages_in_rotation=plan.rotating,
+        pages_in_rotation=pages[-1].number - plan.every_run,
+        rotation_runs=plan.turn,
         covered_by=covered.by if covered else None,
         age_s=max(round(oldest, 3), 0.0),
-        promised_age_s=round(covered.unseen.total_seconds(), 3) if covered else None,
+        promised_age_s=round(covered.unseen.total_seconds(), 3) if covered and covered.unseen else None,
     )

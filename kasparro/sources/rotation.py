@@ -1,7 +1,8 @@
 """Which pages of a long list a pass fetches, so that a month's calls last and no page grows too old."""
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -13,8 +14,6 @@ from kasparro.batch import Page
 RESERVE_PERCENT = 5
 # Of the pages that a run may fetch, every fourth is one of the first, which every run refreshes.
 FIRST_OF = 4
-# From so many pages on, the rotation fetches one again: coins that moved up over its border are there.
-OVERLAPPING = 4
 # A walk that stood still for longer starts over, or one that stood still for an interval; so does one that
 # began longer ago than that. Pages shift, and a walk that joins what lies hours apart is none.
 RESUME_WITHIN = timedelta(minutes=15)
@@ -44,8 +43,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     beyond: int = 0
     every_run: int
     """How many of the first pages each run fetches."""
-    rotating: int = 0
-    """How many of the others a run fetches by turns."""
+    turn: int | None = None
+    """Every run of this number fetches the others too, all together, so that no coin moves from a page that
+    is still to come to one that was fetched before. None: pages are fetched one by one as calls come up."""
     resumes: datetime | None = None
     """When the unfinished walk began that this pass goes on with."""
     next_at: datetime | None = None
@@ -58,9 +58,9 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 
     by: datetime
     oldest: timedelta
-    unseen: timedelta
-    """How long no coin goes unseen, even one that the rotation missed once, for it moved to a page behind it
-    between two runs."""
+    unseen: timedelta | None
+    """How long no coin goes unseen, even one that was missed once, for it changed pages within a walk; None
+    where pages are fetched one by one, and a coin may be missed again and again."""
 
 
 class Course:
@@ -134,7 +134,7 @@ class Course:
         note = f"page{'' if len(self.fetched) == 1 else 's'} {_ranges(self.fetched)} {ends}"
         if self._plan.resumes is not None:
             note += f", going on with the walk that began at {self._plan.resumes:%Y-%m-%d %H:%M:%S} UTC"
-        if self._plan.rotating:
+        if self._plan.turn != 1:
             note += ", as planned for the month's calls to last"
         return note
 
@@ -173,15 +173,17 @@ def coverage(
         return None
     waiting: dict[int, datetime | None] = dict.fromkeys(range(1, max(known) + 1))
     waiting |= {number: page.fetched_at for number, page in known.items()}
-    at, oldest = next_run_at, timedelta()
+    at, oldest, together = next_run_at, timedelta(), True
     for _ in range(_ROUNDS):
         coming = plan([*known.values()], at, month, interval, most=most)
+        together = together and coming.turn is not None
         for number in coming.pages:
             if number in waiting and (since := waiting.pop(number)) is not None:
                 oldest = max(oldest, at - since)
             known[number] = _fetched(number, at, last=number == max(known))
         if not waiting:
-            return Coverage(by=at, oldest=oldest + interval, unseen=2 * oldest + interval)
+            unseen = 2 * oldest + interval if together else None
+            return Coverage(by=at, oldest=oldest + interval, unseen=unseen)
         following = at + interval * max(-((at - (coming.next_at or at)) // interval), 1)
         if month is not None:
             spent = 0 if following >= month_of(at)[1] else month.limit - month.remaining + len(coming.pages)
@@ -215,50 +217,79 @@ def _fresh(
     top = max(known, default=0)
     ended = top > 0 and known[top].last
     if month is None:
-        return Plan(pages=tuple(range(1, max(top, 1) + 1)), beyond=most - max(top, 1), every_run=max(top, 1))
-    share, even, spend = _share(pages, now, month, interval)
+        return Plan(pages=tuple(range(1, max(top, 1) + 1)), beyond=most - max(top, 1), every_run=top, turn=1)
+    reserve = month.remaining * RESERVE_PERCENT // 100
+    spend = month.remaining - reserve
+    runs = -(-(month_of(now)[1] - now) // interval) if interval else 0
+    share = spend // runs if runs else 0
+    together = interval is not None and share >= 2
+    if not together:
+        # Nobody knows when the next run comes, or there are more runs than calls: this one has what has come
+        # up since the last, and what was saved before.
+        share = _come_up(pages, now, month, spend)
     if share < 1:
         return Plan(pages=(), every_run=0, next_at=_next_share(pages, now, month, spend))
-    if ended and share >= top:
-        return Plan(pages=tuple(range(1, top + 1)), beyond=min(share, most) - top, every_run=top)
-    every_run = share // FIRST_OF or share // 2
-    rotating = share - every_run
-    turned = _since([page for page in pages if page.number > every_run], now)
-    rounds = 1
-    if even and interval is not None and turned is not None:
-        # A run may be early by half an interval, and makes good for those that never came.
-        rounds = (turned + interval / 2) // interval
-    allowed = min(rotating * rounds, spend - every_run)
-    chosen: set[int] = set()
-    beyond = 0
-    if not ended and top < most:
-        allowed = min(max(allowed, month.remaining - spend), most - top)
-        chosen, beyond = ({top + 1}, allowed - 1) if allowed else (set(), 0)
-    elif allowed:
-        chosen = _oldest(known, range(every_run + 1, top + 1), allowed, now, overlap=rotating >= OVERLAPPING)
-    first = range(1, min(every_run, top) + 1)
+    every_run = min(share // FIRST_OF or share // 2, top)
+    others = range(every_run + 1, top + 1)
+    spare = most - top
+    turn = None
+    if not ended and spare:
+        allowed = min(max(share - every_run, reserve), spare)
+        chosen, beyond = {top + 1}, allowed - 1
+    elif interval is not None and together:
+        spread = spend - every_run * runs
+        turn = _turn(known, others, now, interval, calls=spread, runs=runs)
+        if turn is None:
+            chosen = _oldest(known, others, spread, now)
+        else:
+            chosen = {*others} if _is_due(known, others, now, interval, turn) else set()
+        beyond = min(spend - every_run - len(chosen), spare) if len(chosen) == len(others) else 0
+    else:
+        chosen = _oldest(known, others, share - every_run, now)
+        beyond = min(share - every_run - len(chosen), spare)
     return Plan(
-        pages=tuple(sorted({*first, *chosen})),
+        pages=tuple(sorted({*range(1, every_run + 1), *chosen})),
         beyond=beyond,
         every_run=every_run,
-        rotating=rotating,
-        next_at=None if first or chosen else now + (interval or timedelta()) - (turned or timedelta()),
+        turn=turn,
     )
 
 
-def _share(
-    pages: Sequence[Page], now: datetime, month: Month, interval: timedelta | None
-) -> tuple[int, bool, int]:
-    # The calls of this run, whether each coming run has as many, and how many there are for all.
-    spend = month.remaining - month.remaining * RESERVE_PERCENT // 100
-    left = month_of(now)[1] - now
-    if interval is not None and (share := spend // -(-left // interval)):
-        return share, True, spend
-    # Nobody knows when the next run comes, or there are more runs than calls: this one has what has come up
-    # since the last, and what was saved before.
+def _turn(
+    known: dict[int, Page], others: range, now: datetime, interval: timedelta, *, calls: int, runs: int
+) -> int | None:
+    # The fewest runs from one that fetches all the others to the next, for which so many calls last to the
+    # month's end, in which there are so many runs with this one; None where they do for none.
+    age = _age(known, others, now)
+
+    def lasts(turn: int) -> bool:
+        wait = max(-((age - turn * interval + interval / 2) // interval), 0) if age is not None else 0
+        return -(-max(runs - wait, 0) // turn) * len(others) <= calls
+
+    turns = range(1, runs + (age // interval if age is not None else 0) + 3)
+    found = bisect_left(turns, True, key=lasts)
+    return turns[found] if found < len(turns) else None
+
+
+def _is_due(known: dict[int, Page], others: range, now: datetime, interval: timedelta, turn: int) -> bool:
+    # A run may be early by half an interval.
+    age = _age(known, others, now)
+    return age is None or age + interval / 2 >= turn * interval
+
+
+def _age(known: dict[int, Page], numbers: range, now: datetime) -> timedelta | None:
+    # How long ago the walk began that fetched what is oldest of these; None for never, or where only a wrong
+    # clock knows.
+    walks = [known[number].walk if number in known else None for number in numbers]
+    begun = [walk for walk in walks if walk is not None and walk <= now + SKEW]
+    return max(now - min(begun), timedelta()) if begun and len(begun) == len(walks) else None
+
+
+def _come_up(pages: Sequence[Page], now: datetime, month: Month, spend: int) -> int:
+    # The calls of a run that nobody planned.
     since = _since(pages, now)
-    earned = 1 if since is None else spend * since // left
-    return min(max(earned, _saved(now, month)), spend), False, spend
+    earned = 1 if since is None else spend * since // (month_of(now)[1] - now)
+    return min(max(earned, _saved(now, month)), spend)
 
 
 def _saved(now: datetime, month: Month) -> int:
@@ -276,20 +307,14 @@ def _next_share(pages: Sequence[Page], now: datetime, month: Month, spend: int) 
     return now + max(min(earned, saved, ends - now), _SECOND)
 
 
-def _oldest(
-    known: dict[int, Page], numbers: Collection[int], count: int, now: datetime, *, overlap: bool
-) -> set[int]:
+def _oldest(known: dict[int, Page], numbers: range, count: int, now: datetime) -> set[int]:
     # What was never fetched comes first, as does what a wrong clock fetched in the future.
     def age(number: int) -> tuple[datetime, int]:
         page = known.get(number)
         right = page is not None and page.fetched_at <= now + SKEW
         return (page.fetched_at if page is not None and right else _LONG_AGO, number)
 
-    waiting = sorted(numbers, key=age)
-    before = waiting[0] - 1 if waiting else 0
-    if overlap and before in numbers and before not in waiting[:count]:
-        return {before, *waiting[: count - 1]}
-    return set(waiting[:count])
+    return set(sorted(numbers, key=age)[:count])
 
 
 def _since(pages: Iterable[Page], now: datetime) -> timedelta | None:

@@ -71,16 +71,15 @@ def test_without_a_limit_every_run_walks_the_whole_list_and_what_may_follow_it()
     assert told.beyond == MOST - 72
 
 
-def test_the_demo_plan_refreshes_the_first_pages_each_hour_and_the_tail_in_rotation() -> None:
-    life = Life(datetime(2026, 6, 1, tzinfo=UTC), 10_000, 72)
-    life.run(HOUR)
-    runs = []
-    for _ in range(9):
+def test_the_demo_plan_refreshes_the_first_pages_each_hour_and_with_them_the_others_every_eighth() -> None:
+    life = Life(datetime(2026, 10, 1, tzinfo=UTC), 10_000, 72)
+    runs = [life.run(HOUR)]
+    for _ in range(16):
         life.now += HOUR
         runs.append(life.run(HOUR))
 
-    assert all(run[:3] == [1, 2, 3] and len(run) == 13 for run in runs)
-    assert {page for run in runs for page in run} == set(range(1, 73))
+    assert runs[0] == runs[8] == runs[16] == list(range(1, 73))
+    assert all(run == [1, 2, 3] for number, run in enumerate(runs) if number % 8)
 
 
 def test_a_new_list_is_walked_to_its_end_by_the_reserve() -> None:
@@ -90,34 +89,27 @@ def test_a_new_list_is_walked_to_its_end_by_the_reserve() -> None:
     assert told.beyond >= 72
 
 
-def test_what_the_rotation_fetches_overlaps_what_it_fetched_before() -> None:
-    pages = [fetched(n, NOON - (2 * HOUR if n < 20 else 8 * HOUR), last=n == 72) for n in range(1, 73)]
-    pages[18] = fetched(19, NOON - HOUR)
-    turned = plan(pages, NOON, Month(limit=10_000, remaining=5_000), HOUR, most=MOST)
+def test_a_run_that_nobody_planned_refreshes_the_first_pages_and_puts_off_nothing() -> None:
+    life = Life(NOON, 10_000, 200)
+    whole_at = []
+    for hour in range(30):
+        if len(life.run(HOUR)) == 200:
+            whole_at.append(hour)
+        life.now += HOUR / 4
+        assert life.run(HOUR) == list(range(1, 7))
+        life.now += HOUR * 3 / 4
 
-    assert {19, 20, 21} <= set(turned.pages)
+    assert whole_at == [0, 11, 22]
 
 
-def test_a_run_that_nobody_planned_refreshes_the_first_pages_alone() -> None:
+def test_what_is_overdue_is_fetched_by_the_next_run() -> None:
     life = Life(NOON, 10_000, 200)
     life.run(HOUR)
-    life.now += HOUR
-    planned = life.run(HOUR)
-    life.now += 10 * MINUTE
-    unplanned = life.run(HOUR)
+    life.now += 3 * HOUR
+    assert len(life.run(HOUR)) < 200
+    life.now += 100 * HOUR
 
-    assert len(planned) > len(unplanned)
-    assert unplanned == list(range(1, len(unplanned) + 1))
-
-
-def test_runs_that_never_came_are_made_good_for() -> None:
-    life = Life(NOON, 10_000, 200)
-    life.run(HOUR)
-    life.now += HOUR
-    usual = len(life.run(HOUR))
-    life.now += 5 * HOUR
-
-    assert len(life.run(HOUR)) > 3 * usual
+    assert len(life.run(HOUR)) == 200
 
 
 def test_the_last_hour_of_a_month_spends_no_more_than_is_left() -> None:
@@ -174,15 +166,16 @@ def test_a_walk_that_died_goes_on_with_the_first_page_it_had_not_committed() -> 
 
 
 def test_a_walk_by_plan_that_died_goes_on_with_the_rest_of_its_plan() -> None:
-    life = Life(datetime(2026, 6, 1, tzinfo=UTC), 10_000, 72)
+    life = Life(datetime(2026, 10, 1, tzinfo=UTC), 10_000, 72)
     life.run(HOUR)
-    life.now += HOUR
+    life.now += 8 * HOUR
     died = life.run(HOUR, stop_after=5)
     life.now += MINUTE
     went_on = life.run(HOUR)
+    life.now += HOUR
 
-    assert died[:3] == [1, 2, 3]
-    assert len(died + went_on) == 13 == len({*died, *went_on})
+    assert [*died, *went_on] == list(range(1, 73))
+    assert life.run(HOUR) == [1, 2, 3]
 
 
 def test_a_walk_that_stood_still_too_long_starts_over() -> None:
