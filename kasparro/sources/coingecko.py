@@ -159,7 +159,7 @@ class CoinGecko:
                         ahead=course.ahead,
                         now=now,
                         last=last,
-                        sound=not builder.refused,
+                        sound=answer.items is None or not builder.incomplete,
                         told=told,
                     )
                 )

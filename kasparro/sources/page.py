@@ -39,8 +39,8 @@ def settled(
     sound: bool,
     told: str,
 ) -> Page:
-    """The page as its batch commits it. Where a record of it was refused, the whole of it is asked for again:
-    `sound` is whether none was.
+    """The page as its batch commits it. Where a record of it was refused, or gave way to what another page
+    had told of its coin, the whole of it is asked for again: `sound` is whether none was.
     """
     unchanged = answer.items is None and earlier is not None
     return Page(

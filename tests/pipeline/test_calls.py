@@ -483,6 +483,28 @@ async def test_a_page_of_which_something_was_refused_is_asked_for_whole_again(
     assert [one.sources[0].records.rejected for one in told] == [1, 1]
 
 
+async def test_a_coin_that_came_up_twice_in_a_walk_gets_the_word_of_the_page_that_keeps_it(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    clock: Clock,
+) -> None:
+    def coin(name: str, rank: int) -> dict[str, object]:
+        values = {"current_price": 1, "market_cap": 9, "total_volume": 1, "market_cap_rank": rank}
+        return {"id": name, "symbol": "c", "name": "C", "last_updated": "2026-05-31T00:00:00Z", **values}
+
+    full = [coin(f"coin-{number}", number) for number in range(1, 251)]
+    ends = json.dumps([coin("slides", 251)]).encode()
+    # The first page is of a moment in which the coin was one place higher.
+    simulator.replay("coingecko", [json.dumps([coin("slides", 250), *full[1:]]).encode(), ends])
+    await run(database, [gecko(simulator)], clock=clock)
+    simulator.replay("coingecko", [json.dumps(full).encode(), ends])
+    await run(database, [gecko(simulator)], clock=clock)
+
+    rank = await connection.fetchval("SELECT rank FROM unified_data WHERE source_id = 'slides'")
+    assert rank == 251
+
+
 async def test_what_another_program_read_is_asked_for_whole_again(
     database: Database, simulator: Simulator, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
