@@ -86,8 +86,9 @@ async def test_a_leader_that_stands_still_in_mid_batch_is_replaced_and_steps_bac
     pair: Pair,
 ) -> None:
     async with pair.world.server.admin() as connection, connection.transaction():
-        # Every batch ends with this row, so the leader's is open when it stops, and its rows are locked.
-        await connection.execute("LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
+        # Every batch locks this row, so the leader's is open when it stops, and its rows are locked. Who only
+        # reads it, as every process does to follow the version, waits for nothing.
+        await connection.execute("LOCK TABLE instance IN EXCLUSIVE MODE")
         await pair.world.control("POST", "advance")
         await pair.until(
             "SELECT EXISTS(SELECT FROM pg_locks WHERE relation = 'instance'::regclass AND NOT granted)"
