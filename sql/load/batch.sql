@@ -113,7 +113,8 @@ FROM compared;
 --
 -- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
 -- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
--- cost more with every month.
+-- cost more with every month. LIMIT does the same for unified_data, here and in `newest`: a join may be
+-- planned to read all rows of the source for every page of it.
 --
 -- An older record never overwrites a newer one, and an equal one writes nothing. A time that we put in is the
 -- time of fetching, which is later than any that a source tells, so it yields to the first that is told. Nor
@@ -189,11 +190,21 @@ judged AS (
             )
         ) AS settles
     FROM looked_up
-    LEFT JOIN unified_data AS newest
-        ON
+    LEFT JOIN LATERAL (
+        SELECT
+            source_id,
+            content_hash,
+            observed_at,
+            reported,
+            told_at,
+            updated_at
+        FROM unified_data
+        WHERE
             (looked_up.latest OR NOT looked_up.reported)
-            AND newest.source = $1
-            AND looked_up.source_id = newest.source_id
+            AND source = $1
+            AND source_id = looked_up.source_id
+        LIMIT 1
+    ) AS newest ON true
 ),
 written AS (
     INSERT INTO fresh (
@@ -393,7 +404,12 @@ WITH kept AS (
         $4,
         $2
     FROM fresh
-    INNER JOIN unified_data AS known ON known.source = $1 AND fresh.source_id = known.source_id
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM unified_data
+        WHERE source = $1 AND source_id = fresh.source_id
+        LIMIT 1
+    ) AS known
     WHERE fresh.settles
 ),
 
