@@ -130,9 +130,13 @@ def _network(client: tuple[str, int] | None) -> str:
     if ":" not in host:
         return host
     try:
-        return str(ipaddress.IPv6Network((host.partition("%")[0], 64), strict=False))
+        address = ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError:
         return host
+    if address.ipv4_mapped is not None:
+        # How a socket that takes both kinds tells of an IPv4 client: all of them are in one such network.
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 def _unknown() -> Problem:

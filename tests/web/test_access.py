@@ -161,11 +161,12 @@ def test_the_memory_of_clients_is_bounded_and_the_busy_stay_in_it() -> None:
         (("192.0.2.1", 5), "192.0.2.1"),
         (("2001:db8::1", 5), "2001:db8::/64"),
         (("fe80::1%eth0", 5), "fe80::/64"),
+        (("::ffff:192.0.2.1", 5), "192.0.2.1"),
         (("a:b", 5), "a:b"),
         (None, ""),
     ],
 )
-def test_an_ipv6_client_is_its_network(client: tuple[str, int] | None, counted: str) -> None:
+def test_an_address_stands_for_a_client(client: tuple[str, int] | None, counted: str) -> None:
     assert _network(client) == counted
 
 
