@@ -247,6 +247,8 @@ ENDPOINTS = (
         description="What it does, its newest run, what it holds, when it runs next, its call budget.",
         area="operations",
         answer=Stats,
+        # It counts rows.
+        wide=lambda query: True,
     ),
     Endpoint(
         path="/runs",
