@@ -129,12 +129,16 @@ def _found(memory: Memory, seen: Profile, run_id: int, *, nulls: bool) -> Iterat
     known, now = memory.profile.fields, seen.fields
     vanished = {path: known[path] for path in sorted(known) if _vanished(known[path], path, seen)}
     appeared = {path: now[path] for path in sorted(now) if _appeared(memory.profile, path, now[path])}
+    looked_for = 0
 
     def drift(path: str, change: Change, records: float, before: str, after: str) -> Drift:
         was, new = known.get(path), now.get(path)
         field = was if was and change in {"vanished", "null"} else new or Field(parent="")
+        nonlocal looked_for
         nearest = None
-        if change != "type":
+        if change != "type" and looked_for < FINDINGS_TOLD:
+            # Looking for all would take minutes, were a map with hundreds of keys to come or go.
+            looked_for += 1
             nearest = _nearest(path, field, vanished if change == "appeared" else appeared, known)
         of = new.filled if new and change == "type" else seen.objects[field.parent]
         return Drift(
@@ -249,11 +253,12 @@ def _nearest(
     the name alone speaks for it, and half as loud, since both are there side by side."""
     likeness = {other: _likeness(path, field, other, others[other]) for other in others if other != path}
     if not any(one >= WORTH_TELLING for one in likeness.values()):
-        likeness = {
-            other: 0.5 * _name_likeness(path, other)
+        names = {
+            other: _name_likeness(path, other, WORTH_TELLING / 0.8)
             for other in known
-            if other != path and other not in others and 0.8 * _name_likeness(path, other) >= WORTH_TELLING
+            if other != path and other not in others
         }
+        likeness = {other: 0.5 * name for other, name in names.items() if 0.8 * name >= WORTH_TELLING}
     if not likeness:
         return None
     best = max(likeness, key=lambda other: (likeness[other], other))
@@ -267,8 +272,12 @@ def _likeness(path: str, field: Field, other_path: str, other: Field) -> float:
     return 0.8 * name + 0.2 * kind if values is None else 0.4 * name + 0.1 * kind + 0.5 * values
 
 
-def _name_likeness(path: str, other: str) -> float:
-    return SequenceMatcher(None, path, other, autojunk=False).ratio()
+def _name_likeness(path: str, other: str, least: float = 0.0) -> float:
+    # 0 where it is less than `least`, which is sooner found than how much less.
+    matcher = SequenceMatcher(None, path, other, autojunk=False)
+    if matcher.real_quick_ratio() < least or matcher.quick_ratio() < least:
+        return 0.0
+    return matcher.ratio()
 
 
 def _overlap(samples: list[str], others: list[str]) -> float | None:
