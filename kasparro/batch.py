@@ -111,9 +111,14 @@ class BatchBuilder:
         return self._rows + len(self._rejects) >= BATCH_ROWS
 
     @property
-    def incomplete(self) -> bool:
-        """Whether a record since the last batch was refused, or gave way to one that was told already."""
-        return bool(self._rejects or self._repeated)
+    def refused(self) -> bool:
+        """Whether a record was refused since the last batch."""
+        return bool(self._rejects)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a record since the last batch gave way to one that was told already."""
+        return bool(self._repeated)
 
     def take(self, checkpoint: Checkpoint | None = None, page: Page | None = None) -> Batch:
         """What was collected, as a batch; the builder starts over."""

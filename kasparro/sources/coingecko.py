@@ -159,7 +159,7 @@ class CoinGecko:
                         ahead=course.ahead,
                         now=now,
                         last=last,
-                        sound=answer.items is None or not builder.incomplete,
+                        sound=answer.items is None or not (builder.refused or builder.repeated),
                         told=told,
                     )
                 )
