@@ -88,7 +88,10 @@ async def export_ndjson(service: Service, request: Request, query: DataQuery) ->
 
 async def _export(service: Service, request: Request, query: DataQuery, form: Form) -> Response:
     if request.method == "HEAD":
-        return Response(headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        response = Response(headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        # How long the export would be is not known, and a length told here is that of a GET (RFC 9110, 8.6).
+        del response.headers["Content-Length"]
+        return response
     pieces = _pieces(service, query.selection(), form)
     try:
         # What goes wrong before there is anything to give is told as a problem.
