@@ -80,13 +80,13 @@ class Variable(msgspec.Struct, frozen=True):
     secret: bool = False
 
 
-_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
 # A host, a bracketed address or nothing, and a port up to 65535.
 _HOST = re.compile(
     r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_SIZE = re.compile(r"(\d{1,6})(mb|gb)")
+_SIZE = re.compile(r"(\d{1,6})(mb|gb)", re.ASCII)
 _BYTES = {"mb": 10**6, "gb": 10**9}
 
 

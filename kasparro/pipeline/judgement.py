@@ -1,5 +1,6 @@
 """Judges a finished pass by its source's own past, and says once what began and what is over."""
 
+import asyncio
 from datetime import datetime
 
 import msgspec
@@ -32,7 +33,7 @@ class Verdict(msgspec.Struct, frozen=True):
     judgement: Judgement
 
 
-def judge(
+async def judge(
     source: str,
     past: Past,
     profile: Profile,
@@ -51,7 +52,10 @@ def judge(
     for others. `whole` tells that it brought the share of the list, `planned`, that it set out for.
     """
     sound = valid * 2 >= fetched
-    fields = drift.judge(_remembered(past.profile), profile, run_id, sound=sound, whole=whole)
+    # Names are compared with names, which takes seconds where hundreds of them came and went.
+    fields = await asyncio.to_thread(
+        drift.judge, _remembered(past.profile), profile, run_id, sound=sound, whole=whole
+    )
     _say_drift(source, run_id, fields)
     told, found = None, []
     if sound:

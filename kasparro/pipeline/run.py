@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -143,11 +144,12 @@ class Run:
 
     async def _trim(self, keeping: Keeping) -> None:
         """Delete what nobody needs any more; where that cannot be, the next run tries again."""
-        try:
-            await keeping.trim(self._clock())
-            await past.forget(self._database, self._clock())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
-            self._log.warning("not trimmed", reason=" ".join(str(error).split()))
+        now = self._clock()
+        for trim in (partial(keeping.trim, now), partial(past.forget, self._database, now)):
+            try:
+                await trim()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
+                self._log.warning("not trimmed", reason=" ".join(str(error).split()))
 
 
 def together(outcomes: Set[Outcome]) -> Status:

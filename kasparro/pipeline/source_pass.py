@@ -193,7 +193,7 @@ class SourcePass:
         if profile is None or self._terms.trigger == "replay":
             return None
         past = await self._persistently(lambda: self._record.past(self._name, LOOKED_BACK))
-        return judge(
+        return await judge(
             *(self._name, past, profile, self._loader.compared),
             run_id=self._record.id,
             at=self._clock(),

@@ -76,6 +76,7 @@ async def _apply_next(connection: Connection, migrations: list[Migration], done:
         # Waiting for another process's migrations may take longer than any other lock.
         await connection.execute(_SQL["patience"])
         await connection.execute(_SQL["lock"], timeout=PATIENCE_S)
+        await connection.execute(_SQL["impatience"])
         await connection.execute(_SQL["table"])
         missing = _missing(migrations, await connection.fetch(_SQL["applied"]))
         if not missing:

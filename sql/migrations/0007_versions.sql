@@ -36,6 +36,9 @@ COMMENT ON TABLE unified_past IS 'What rows of unified_data said before, for wal
 
 CREATE INDEX unified_past_by_replaced ON unified_past (replaced);
 
+-- Without a key, rows could not be deleted where all tables are published to logical replicas.
+ALTER TABLE unified_past REPLICA IDENTITY FULL;
+
 -- The earliest version that a walk may have begun at.
 ALTER TABLE instance ADD COLUMN walks_from bigint NOT NULL DEFAULT 0;
 

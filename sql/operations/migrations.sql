@@ -4,6 +4,10 @@ SELECT
     set_config('lock_timeout', '10min', true),
     set_config('statement_timeout', '30min', true);
 
+-- name: impatience --
+-- A migration that waits for a table has every reader of it wait behind: it gives up soon, and is tried again.
+SELECT set_config('lock_timeout', '5s', true);
+
 -- name: encoding --
 SELECT current_setting('server_encoding');
 

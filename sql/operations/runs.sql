@@ -73,7 +73,8 @@ SET
     calls = $6,
     note = $7,
     dead = $8
-WHERE run_id = $1 AND source = $2 AND status = 'running'
+-- Also where it is written already: a line that was cut in mid-commit may have hidden that it went through.
+WHERE run_id = $1 AND source = $2 AND status IN ('running', $3)
 RETURNING fetched, valid, rejected;
 
 -- name: finish_run --
@@ -82,7 +83,7 @@ SET
     status = $2,
     finished_at = $3,
     error = $4
-WHERE id = $1 AND status = 'running'
+WHERE id = $1 AND status IN ('running', $2)
 RETURNING id;
 
 -- name: abandon_sources --
