@@ -5,7 +5,7 @@ SELECT
     set_config('statement_timeout', '30min', true);
 
 -- name: impatience --
--- A migration that waits for a table has every reader of it wait behind: it gives up soon, and is tried again.
+-- A migration that waits for a table has every reader of it wait behind: it gives up soon and is tried again.
 SELECT set_config('lock_timeout', '5s', true);
 
 -- name: encoding --
