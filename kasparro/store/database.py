@@ -287,6 +287,9 @@ class _Pool:
                 yield connection
             finally:
                 self._working -= 1
+                if connection.is_in_transaction():
+                    # Cancelled just when it began: nobody is left to end it, and its session has no other use.
+                    connection.terminate()
                 await self._pool.release(connection)
         finally:
             self._asking -= 1
