@@ -117,7 +117,7 @@ class CoinPaprika:
             part = items[start : start + BATCH_ROWS]
             await walk.take(builder, part, partial(to_record, now=now))
             passing.progress(start + len(part), len(items))
-            sound = sound and (answer.items is None or not builder.incomplete)
+            sound = sound and not builder.refused
             # The list is known as a whole, so what stands for it is committed with its end.
             ended = start + BATCH_ROWS >= len(items)
             whole = page.settled(

@@ -288,7 +288,7 @@ class _Pool:
             finally:
                 self._working -= 1
                 if connection.is_in_transaction():
-                    # Cancelled just when it began: nobody is left to end it, and its session has no other use.
+                    # Cancelled just when it began: nobody is left to end it but its session.
                     connection.terminate()
                 await self._pool.release(connection)
         finally:
