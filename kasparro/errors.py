@@ -1,4 +1,4 @@
-"""The errors that Kasparro raises on purpose, told apart by what a caller can do about them."""
+"""The errors that Kasparro raises on purpose, told apart by what a caller can do, and how any is told."""
 
 
 class KasparroError(Exception):
@@ -39,3 +39,9 @@ class SourceError(KasparroError):
 
 class NothingDue(KasparroError):
     """A source has nothing to do in this run; the text says why."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of bounded length; its kind, where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import structlog
 
-from kasparro.errors import RunLost
+from kasparro.errors import RunLost, one_line
 from kasparro.payload import Payload, Retention
 from kasparro.pipeline.persistence import Persistence
 from kasparro.store import payloads
@@ -51,7 +51,7 @@ class Keeping:
         except RunLost:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a full disk or a database in trouble may raise
-            self._not_kept(source, " ".join(str(error).split()))
+            self._not_kept(source, one_line(error))
 
     async def trim(self, now: datetime) -> None:
         """Delete what is not to be kept any more, of all runs. Raises DatabaseUnavailable."""

@@ -10,7 +10,7 @@ from typing import Self
 
 import structlog
 
-from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost
+from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, one_line
 from kasparro.payload import Retention
 from kasparro.pipeline.keeping import Keeping
 from kasparro.pipeline.persistence import Persistence
@@ -149,7 +149,7 @@ class Run:
             try:
                 await trim()
             except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
-                self._log.warning("not trimmed", reason=" ".join(str(error).split()))
+                self._log.warning("not trimmed", reason=one_line(error))
 
 
 def together(outcomes: Set[Outcome]) -> Status:

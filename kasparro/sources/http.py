@@ -14,7 +14,7 @@ import msgspec
 import stamina
 
 from kasparro import __version__
-from kasparro.errors import SourceError
+from kasparro.errors import SourceError, one_line
 from kasparro.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
 from kasparro.sources.base import Pass
 from kasparro.sources.elements import elements
@@ -166,7 +166,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
                 await self._keep(path, parameters, response, bytes(body), complete=False)
                 late = isinstance(error, TimeoutError)
-                said = "did not answer in time" if late else f"could not be read: {_line(error)}"
+                said = "did not answer in time" if late else f"could not be read: {one_line(error)}"
                 raise self._error(said, passing=True) from error
         payload = await self._keep(path, parameters, response, bytes(body), complete=True)
         if response.status == 304 and known is not None:
@@ -243,7 +243,7 @@ async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise aiohttp.ClientConnectionError(_line(error)) from error
+        raise aiohttp.ClientConnectionError(one_line(error)) from error
 
 
 def _conditions(known: Validators | None) -> dict[str, str]:
@@ -314,11 +314,6 @@ def _said(body: bytes) -> str:
 def _storable(header: str) -> str:
     # Bytes that are not UTF-8 come as halves of surrogate pairs.
     return header.encode("utf-8", "backslashreplace").decode()
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:

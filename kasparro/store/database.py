@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTooLong
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTooLong, one_line
 from kasparro.store import hosts
 
 if TYPE_CHECKING:
@@ -323,27 +323,24 @@ def _told(setting: str, limit_s: float | None = None) -> Iterator[None]:
     try:
         yield
     except asyncpg.ClientConfigurationError as error:
-        raise SettingsError(f"{setting} has a value that cannot be used: {_line(error)}") from error
+        raise SettingsError(f"{setting} has a value that cannot be used: {one_line(error)}") from error
     except asyncpg.QueryCanceledError as error:
         if limit_s is None:
             raise
         # The server has one error for both, and tells them apart in a language of its own.
         if time.monotonic() - began >= limit_s:
             raise StatementTooLong(
-                f"PostgreSQL ended a statement that took too long: {_line(error)}"
+                f"PostgreSQL ended a statement that took too long: {one_line(error)}"
             ) from error
-        raise DatabaseUnavailable(f"somebody cancelled a statement in PostgreSQL: {_line(error)}") from error
+        raise DatabaseUnavailable(
+            f"somebody cancelled a statement in PostgreSQL: {one_line(error)}"
+        ) from error
     except Exception as error:
         if isinstance(error, DatabaseUnavailable) or not passes(error):
             raise
         meaning = next((text for kind, text in _MEANINGS if isinstance(error, kind)), None)
-        raise DatabaseUnavailable(f"{meaning or 'PostgreSQL is out of reach'}: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    # One line, and never the connection string: asyncpg's texts name hosts and roles, not passwords.
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"
+        # Never the connection string: asyncpg's texts name hosts and roles, not passwords.
+        raise DatabaseUnavailable(f"{meaning or 'PostgreSQL is out of reach'}: {one_line(error)}") from error
 
 
 def _session(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
