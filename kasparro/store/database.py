@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -287,9 +287,11 @@ class _Pool:
                 yield connection
             finally:
                 self._working -= 1
-                if connection.is_in_transaction():
-                    # Cancelled just when it began: nobody is left to end it but its session.
-                    connection.terminate()
+                # Where the line was cut there is nothing behind the proxy any more, and nothing to end.
+                with suppress(asyncpg.InterfaceError):
+                    if connection.is_in_transaction():
+                        # Cancelled just when it began: nobody is left to end it but its session.
+                        connection.terminate()
                 await self._pool.release(connection)
         finally:
             self._asking -= 1
@@ -338,9 +340,17 @@ def _told(setting: str, limit_s: float | None = None) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DatabaseUnavailable) or not passes(error):
             raise
-        meaning = next((text for kind, text in _MEANINGS if isinstance(error, kind)), None)
+        cause = _cause(error)
+        meaning = next((text for kind, text in _MEANINGS if isinstance(cause, kind)), None)
         # Never the connection string: asyncpg's texts name hosts and roles, not passwords.
-        raise DatabaseUnavailable(f"{meaning or 'PostgreSQL is out of reach'}: {one_line(error)}") from error
+        raise DatabaseUnavailable(f"{meaning or 'PostgreSQL is out of reach'}: {one_line(cause)}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    # asyncpg's own errors come after the server's, where a block ends on a connection that is gone.
+    while isinstance(error, asyncpg.InterfaceError) and error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _session(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
