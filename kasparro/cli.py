@@ -27,7 +27,8 @@ from kasparro.pipeline.drift import Drift
 from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.settings import SOURCES, Settings
-from kasparro.sources.archives.discover import archives
+from kasparro.sources.archives.discover import Archive, archives
+from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.explain import check as check_archive
 from kasparro.sources.base import Source
 from kasparro.sources.registry import build
@@ -162,13 +163,17 @@ def check(files: tuple[str, ...], explain: bool, as_json: bool) -> None:
     except SourceError as error:
         _fail(str(error), USAGE)
     now = datetime.now(UTC)
-    checked = [check_archive(archive, now) for archive in found]
+    checked = asyncio.run(_check(found, now))
     if as_json:
         # In ASCII, so that nothing in a file can steer the terminal that shows this.
         sys.stdout.write(json.dumps({"files": msgspec.to_builtins(checked)}) + "\n")
     else:
         checking.show(out, checked, explain=explain)
     sys.exit(0 if all(one.whole for one in checked) else FAILED)
+
+
+async def _check(found: list[Archive], now: datetime) -> list[Checked]:
+    return [await check_archive(archive, now) for archive in found]
 
 
 @main.command()

@@ -59,8 +59,7 @@ def worker(path: Path) -> dict[str, float]:
     )
     profiler = cProfile.Profile()
     with profiler:
-        for told in read_archive(job):
-            packed(told)
+        asyncio.run(_read(job))
     stats = pstats.Stats(profiler)
     by_function: dict[tuple[str, int, str], Any] = stats.stats  # type: ignore[attr-defined]
     spent = dict.fromkeys(STEPS, 0.0)
@@ -71,6 +70,11 @@ def worker(path: Path) -> dict[str, float]:
             if (Path(file).name, function) == place:
                 spent[step] += cumulative
     return {**spent, "split and the rest": total - sum(spent.values())}
+
+
+async def _read(job: Job) -> None:
+    async for told in read_archive(job):
+        packed(told)
 
 
 async def statements(url: str, path: Path) -> dict[str, float]:

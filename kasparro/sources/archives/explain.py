@@ -121,7 +121,7 @@ class _Reasons:
         )
 
 
-def check(archive: Archive, now: datetime) -> Checked:
+async def check(archive: Archive, now: datetime) -> Checked:
     """Read a file to its end as a run would, with no database."""
     rows = rejected = 0
     problem: str | None = None
@@ -134,7 +134,7 @@ def check(archive: Archive, now: datetime) -> Checked:
     except OSError as error:
         problem = f"{archive.name}: cannot be read ({error.strerror or error})"
         return Checked(name=archive.name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
-    for told in read_archive(job):
+    async for told in read_archive(job):
         if isinstance(told, Portion):
             rows += told.batch.rows
             rejected += len(told.batch.rejects)
@@ -150,7 +150,7 @@ def check(archive: Archive, now: datetime) -> Checked:
         rejected=rejected,
         problem=problem,
         reasons=reasons.most_first(),
-        recognition=_recognition(archive, job),
+        recognition=await _recognition(archive, job),
     )
 
 
@@ -169,9 +169,9 @@ def _job(archive: Archive, now: datetime) -> Job:
     )
 
 
-def _recognition(archive: Archive, job: Job) -> Recognition | None:
+async def _recognition(archive: Archive, job: Job) -> Recognition | None:
     try:
-        sample = sampled(archive.path, job.said)
+        sample = await sampled(archive.path, job.said)
         found = recognise(sample, job.name, job.now, job.said)
     except (FileRefused, csv.Error, OSError):
         return None

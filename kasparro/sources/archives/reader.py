@@ -4,9 +4,8 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,7 @@ from kasparro.record import Refused, Reject
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.described import NOTHING, Description
 from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
-from kasparro.sources.archives.text import ArchiveText, Damaged, opened, rows_of, shown
+from kasparro.sources.archives.text import ArchiveText, Damaged, holds, opened, rows_of, shown, told_rows
 
 # A row's raw text is kept to show what was wrong with it; no more than that.
 RAW_LIMIT = 2_000
@@ -95,12 +94,13 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def read_archive(job: Job) -> Iterator[Portion | Problem]:
+async def read_archive(job: Job) -> AsyncIterator[Portion | Problem]:
     """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
     path = Path(os.fsdecode(job.path))
     try:
-        recognised, judged = _admitted(path, job)
-        yield from _portions(path, job, recognised, judged)
+        recognised, judged = await _admitted(path, job)
+        async for portion in _portions(path, job, recognised, judged):
+            yield portion
     except FileRefused as refused:
         yield Problem(shown(f"{job.name}: {refused.said_of(job.name)}"))
     except csv.Error as error:
@@ -109,10 +109,10 @@ def read_archive(job: Job) -> Iterator[Portion | Problem]:
         yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
 
 
-def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
+async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
     # What the file is, unless over half of its rows would be refused: then it is not loaded at all. One that
     # makes a single batch is judged by that.
-    sample = sampled(path, job.said)
+    sample = await sampled(path, job.said)
     recognised = recognise(sample, job.name, job.now, job.said)
     if not job.judged:
         return recognised, True
@@ -121,7 +121,7 @@ def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
     tally = _tallied(sample, recognised, job.now)
     low, high = (share * tally.rows for share in DOUBTFUL)
     if not tally.whole and low <= tally.refused <= high:
-        tally = _tallied_whole(path, recognised, job.now)
+        tally = await _tallied_whole(path, recognised, job.now)
     if (verdict := tally.verdict) is not None:
         raise FileRefused(verdict)
     return recognised, True
@@ -136,23 +136,27 @@ def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
     return Tally(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
 
 
-def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
+async def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
     converter = Converter(recognised, now)
     reasons: Counter[str] = Counter()
-    rows = 0
+    held: list[list[str]] = []
+    # Those until the header count from below nought.
+    rows = -(recognised.header_row + 1)
     try:
         with opened(path) as (content, raw):
-            lines = ArchiveText(content, raw, recognised.encoding).lines()
-            told = filter(any, rows_of(lines, recognised.delimiter))
-            for _ in range(recognised.header_row + 1):
-                next(told, None)
-            while held := [*islice(told, TOGETHER)]:
-                rows += len(held)
-                reasons.update(_refusals(converter, held))
+            text = ArchiveText(content, raw, recognised.encoding, recognised.delimiter)
+            async for row in told_rows(text, recognised.delimiter):
+                rows += 1
+                if rows > 0:
+                    held.append(row)
+                if len(held) == TOGETHER:
+                    reasons.update(_refusals(converter, held))
+                    held.clear()
     except (Damaged, csv.Error):
         # The load will find the same and tell it; what was counted until here decides.
         pass
-    return Tally(rows=rows, refused=reasons.total(), reasons=dict(reasons), whole=True)
+    reasons.update(_refusals(converter, held))
+    return Tally(rows=max(rows, 0), refused=reasons.total(), reasons=dict(reasons), whole=True)
 
 
 def _refusals(converter: Converter, rows: Sequence[list[str]]) -> Iterator[str]:
@@ -174,7 +178,9 @@ def _counted_as(field: str | None, reason: str) -> str:
     return f"{field}: {generic(reason)}" if field else generic(reason)
 
 
-def _portions(path: Path, job: Job, recognised: Recognised, judged: bool) -> Iterator[Portion | Problem]:
+async def _portions(
+    path: Path, job: Job, recognised: Recognised, judged: bool
+) -> AsyncIterator[Portion | Problem]:
     converter = Converter(recognised, job.now)
     builder = BatchBuilder()
     # Rows on their way to the builder, and the lines they begin on.
@@ -229,17 +235,17 @@ def _portions(path: Path, job: Job, recognised: Recognised, judged: bool) -> Ite
         if (head := job.head) is not None and content is raw and head.reading == recognised.reading:
             content.seek(head.bytes)
             position, above, heading = head.position, head.line - 1, 0
-        text = ArchiveText(content, raw, recognised.encoding)
-        rows = rows_of(text.lines(), recognised.delimiter)
+        text = ArchiveText(content, raw, recognised.encoding, recognised.delimiter)
+        rows = rows_of(text, recognised.delimiter)
         line = above + 1
         try:
-            for row in rows:
+            async for row in rows:
                 began, line = line, above + rows.line_num + 1
                 if heading:
-                    heading -= any(row)
+                    heading -= holds(row)
                     continue
                 position += 1
-                if position <= job.position or not any(row):
+                if position <= job.position or not holds(row):
                     continue
                 held.append(row)
                 begun.append(began)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
-from io import StringIO
-from itertools import islice
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -19,12 +17,13 @@ from kasparro.sources.archives.naming import NO_PAIR, Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
 from kasparro.sources.archives.text import (
     Encoding,
-    all_rows,
     decoder,
     encoding_of,
     fitted,
+    holds,
     rows_of,
     shown,
+    told_rows,
     windows,
 )
 from kasparro.sources.archives.times import (
@@ -72,6 +71,7 @@ DIVIDERS = "/-_"
 DELIMITERS = (",", ";", "\t", "|")
 # A header stands at the top, below a title or a link at most.
 HEADER_WITHIN = 20
+TOP_CHARACTERS = 64 * 1024
 SAMPLES = 3
 STABLE = frozenset({"usdt", "usdc", "tether", "usd-coin", "usdt-tether", "usdc-usd-coin", "dai", "busd"})
 
@@ -207,7 +207,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     ticker: str | None
 
 
-def sampled(path: Path, said: Description = NOTHING) -> Sample:
+async def sampled(path: Path, said: Description = NOTHING) -> Sample:
     """Look at a file: its beginning, and windows further on. Raises FileRefused where it is no table."""
     looked = windows(path)
     head = next(looked, None)
@@ -220,7 +220,7 @@ def sampled(path: Path, said: Description = NOTHING) -> Sample:
     text = decoder(encoding).decode(head.content, final=head.last)
     if text.count("\x00") * 20 > len(text):
         raise FileRefused("it is not text")
-    delimiter, header_row, header, layout, rows, ticker = _header(text, said)
+    delimiter, header_row, header, layout, rows, ticker = await _header(text, said)
     if not head.last and rows:
         rows.pop()
     while not header[-1].strip() and _only_heads(len(header) - 1, rows):
@@ -231,7 +231,7 @@ def sampled(path: Path, said: Description = NOTHING) -> Sample:
         content = window.content[: len(window.content) // encoding.unit * encoding.unit]
         part = decoder(encoding if encoding.codec != "utf-16" else _marked(head.content)).decode(content)
         _, _, part = part.partition("\n")
-        further = [*all_rows(part, delimiter)]
+        further = [row async for row in told_rows(part, delimiter)]
         # A window may begin or end within a row or a quoted cell: only what has the header's width counts.
         rows += [row for row in (fitted(row, width) for row in further[:-1]) if len(row) == width]
     return Sample(
@@ -243,7 +243,7 @@ def sampled(path: Path, said: Description = NOTHING) -> Sample:
         rows=rows,
         whole=head.last,
         ticker=ticker,
-        header_line=_line_of(text, header_row, delimiter) if header_row >= 0 else None,
+        header_line=await _line_of(text, header_row, delimiter) if header_row >= 0 else None,
     )
 
 
@@ -257,7 +257,9 @@ def _marked(head: bytes) -> Encoding:
     return Encoding("utf-16-le" if head[:2] == b"\xff\xfe" else "utf-16-be")
 
 
-def _header(text: str, said: Description) -> tuple[str, int, list[str], Layout, list[list[str]], str | None]:
+async def _header(
+    text: str, said: Description
+) -> tuple[str, int, list[str], Layout, list[list[str]], str | None]:
     best: list[str] = []
     counts = {
         sign: sum(row.count(sign) for row in text[:8192].splitlines()[:HEADER_WITHIN]) for sign in DELIMITERS
@@ -267,17 +269,17 @@ def _header(text: str, said: Description) -> tuple[str, int, list[str], Layout, 
         layout = layout_of(headings_of(said.header, said))
         if layout is None:
             raise _no_header(said.header)
-        rows = [*all_rows(text, delimiters[0])]
+        rows = [row async for row in told_rows(text, delimiters[0])]
         return delimiters[0], -1, list(said.header), layout, rows, None
     for delimiter in delimiters:
-        top = [*islice(all_rows(text[: 64 * 1024], delimiter), HEADER_WITHIN)]
+        top = [row async for row in told_rows(text[:TOP_CHARACTERS], delimiter)][:HEADER_WITHIN]
         for position in range(len(top)):
             row, below, ticker = _unstacked(top, position)
             if len(row) <= 1 or not said.columns.keys() <= {cell_name(cell) for cell in row}:
                 continue
             told = [*headings_of(row, said), *([TICKER_ROW] if ticker else [])]
             if (layout := layout_of(told)) is not None:
-                rows = [*all_rows(text, delimiter)][position + below + 1 :]
+                rows = [row async for row in told_rows(text, delimiter)][position + below + 1 :]
                 return delimiter, position + below, row, layout, rows, ticker
         if top and len(top[0]) > len(best):
             best = top[0]
@@ -301,11 +303,11 @@ def _unstacked(top: Sequence[list[str]], position: int) -> tuple[list[str], int,
     return [stack[2][0], *row[1:]], 2, tickers.pop()
 
 
-def _line_of(text: str, header_row: int, delimiter: str) -> int | None:
+async def _line_of(text: str, header_row: int, delimiter: str) -> int | None:
     # The line that the header ends on; None where the file has none.
-    rows = rows_of(StringIO(text[: 64 * 1024], newline=""), delimiter)
-    for row in rows:
-        header_row -= any(row)
+    rows = rows_of(text[:TOP_CHARACTERS], delimiter)
+    async for row in rows:
+        header_row -= holds(row)
         if header_row < 0:
             return rows.line_num
     return None

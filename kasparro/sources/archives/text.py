@@ -1,18 +1,17 @@
 """The text of an archive: decompressed and decoded as it streams, in reads big enough to be quick."""
 
 import codecs
-import csv
 import gzip
-import io
+import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import msgspec
+from aiocsv import AsyncReader
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -30,7 +29,7 @@ LINE_LIMIT = 4 * 1024 * 1024
 
 
 if TYPE_CHECKING:
-    from _csv import Reader
+    import io
 
 
 class Damaged(Exception):
@@ -160,42 +159,74 @@ def decoder(encoding: Encoding) -> codecs.IncrementalDecoder:
 
 
 class ArchiveText:
-    """An open archive as lines; `position` is how far it has come in the file on disk."""
+    """An open archive as aiocsv reads it; `position` is how far it has come in the file on disk, `quoted`
+    whether what was read so far ends within quotes."""
 
-    def __init__(self, content: IO[bytes], raw: IO[bytes], encoding: Encoding) -> None:
+    def __init__(self, content: IO[bytes], raw: IO[bytes], encoding: Encoding, delimiter: str) -> None:
         self._content = content
         self._raw = raw
         self._decoder = decoder(encoding)
-        self._quotes = 0
+        self._delimiter = delimiter
+        self._texts = self._portions()
+        self.quoted = False
         self.position = 0
 
-    @property
-    def quoted(self) -> bool:
-        """Whether what was read so far ends within quotes."""
-        return self._quotes % 2 == 1
+    async def read(self, size: int) -> str:
+        """The next lines, a good deal more than the `size` that aiocsv asks for; "" at the end.
 
-    def lines(self) -> Iterator[str]:
-        """Its lines with whatever ends them. Raises Damaged after all lines that stand before the damage."""
-        return chain.from_iterable(self._portions())
+        Raises Damaged after all lines that stand before the damage. It waits for the disk as it is: who reads
+        an archive does nothing else.
+        """
+        del size
+        return next(self._texts, "")
 
-    def _portions(self) -> Iterator[list[str]]:
-        rest, damage = "", None
+    def _portions(self) -> Iterator[str]:
+        rest, last, damage = "", "", None
         while damage is None:
             chunk, damage = _gathered(self._content, READ_BYTES)
             self.position = self._raw.tell()
             ended = not chunk and damage is None
-            text = self._decoder.decode(chunk, final=ended)
-            self._quotes += text.count('"')
-            lines = io.StringIO(rest + text, newline="").readlines()
+            text = rest + self._decoder.decode(chunk, final=ended)
+            # Whole lines, as what follows may belong to the last one.
+            cut = len(text) if ended else max(text.rfind("\n"), text.rfind("\r")) + 1
+            lines, rest = text[:cut], text[cut:]
+            if lines:
+                last = lines[-1]
+                yield self._tight(lines)
             if ended:
-                yield lines
+                # aiocsv waits for what follows a bare carriage return, and with it keeps the last row.
+                if last == "\r":
+                    yield "\n"
                 return
-            # What follows may belong to the last line, or be the second half of its end.
-            rest = lines.pop() if lines and not lines[-1].endswith("\n") else ""
-            yield lines
             if len(rest) > LINE_LIMIT:
                 damage = Damaged(f"a line in it is longer than {LINE_LIMIT:,} characters")
         raise damage
+
+    def _tight(self, lines: str) -> str:
+        began_quoted = self.quoted
+        if '"' in lines:
+            self.quoted = _ends_quoted(lines, self._delimiter, quoted=began_quoted)
+        return _tight(lines, self._delimiter, quoted=began_quoted)
+
+
+def _ends_quoted(lines: str, delimiter: str, *, quoted: bool) -> bool:
+    # Whether lines end within quotes; `quoted`, they begin within them. A quote opens a cell, blanks or none
+    # before it, and is a character as any other within one. All cells match, up to one that nobody closes.
+    ends = rf"\r\n{re.escape(delimiter)}"
+    whole = f'"{lines}\n' if quoted else f"{lines}\n"
+    matched = re.match(rf'(?: *+(?:"(?:[^"]++|"")*+"|(?!"))[^{ends}]*+[{ends}])*+', whole)
+    return matched is None or matched.end() < len(whole)
+
+
+def _tight(lines: str, delimiter: str, *, quoted: bool = False) -> str:
+    # Lines without the blanks that stand between a delimiter and a quote: they mean nothing, but with them
+    # aiocsv takes the quote for a part of the cell (its `skipinitialspace` does too, and takes blanks out of
+    # quotes). `quoted`, the lines begin within quotes.
+    if ' "' not in lines:
+        return lines
+    quote = '"' if quoted else ""
+    ends = rf"\r\n{re.escape(delimiter)}"
+    return re.sub(rf'(\A|[{ends}]) *+("(?:[^"]++|"")*+"?)', r"\1\2", quote + lines)[len(quote) :]
 
 
 def shown(text: str) -> str:
@@ -209,15 +240,33 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
-def rows_of(lines: Iterable[str], delimiter: str) -> "Reader":
-    """The rows of lines, blank lines as empty ones."""
-    # Blanks after a delimiter mean nothing, and before a quote they would make it a part of the cell.
-    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+class _Held:
+    # Text at hand, as aiocsv reads it.
+    def __init__(self, text: str, delimiter: str) -> None:
+        self._text = _tight(text, delimiter) + ("\n" if text.endswith("\r") else "")
+
+    async def read(self, size: int) -> str:
+        del size
+        text, self._text = self._text, ""
+        return text
 
 
-def all_rows(text: str, delimiter: str) -> Iterator[list[str]]:
-    """The rows of a text at hand that hold anything."""
-    return filter(any, rows_of(io.StringIO(text, newline=""), delimiter))
+def rows_of(source: ArchiveText | str, delimiter: str) -> AsyncReader:
+    """The rows of a text, blank lines as empty ones."""
+    text = _Held(source, delimiter) if isinstance(source, str) else source
+    return AsyncReader(text, delimiter=delimiter)
+
+
+def holds(row: list[str]) -> bool:
+    """Whether anything but blanks stands in a row."""
+    return any(map(str.strip, row))
+
+
+async def told_rows(source: ArchiveText | str, delimiter: str) -> AsyncIterator[list[str]]:
+    """The rows of a text that hold anything."""
+    async for row in rows_of(source, delimiter):
+        if holds(row):
+            yield row
 
 
 def fitted(row: list[str], width: int) -> list[str]:

@@ -1,5 +1,6 @@
 """The process that reads archives, so that parsing takes neither the service's interpreter nor its loop."""
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -25,13 +26,13 @@ def die_with(parent: int) -> None:
         raise SystemExit(1)
 
 
-def _work(job: Job, out: IO[bytes]) -> None:
-    # Writing blocks while the pipe is full: that is what holds the worker back.
+async def _work(job: Job, out: IO[bytes]) -> None:
+    # Writing blocks while the pipe is full: that is what holds the worker back, and nothing else runs here.
     def tell(message: Message) -> None:
         out.write(packed(message))
         out.flush()
 
-    for told in read_archive(job):
+    async for told in read_archive(job):
         tell(told)
     tell(Finished())
 
@@ -46,9 +47,9 @@ def main() -> None:
     # Whatever is printed by accident must not get between the messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with suppress(BrokenPipeError):
+    with suppress(BrokenPipeError), asyncio.Runner() as runner:
         while (job := next_job(sys.stdin.buffer)) is not None:
-            _work(job, out)
+            runner.run(_work(job, out))
 
 
 if __name__ == "__main__":

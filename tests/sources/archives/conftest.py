@@ -1,7 +1,7 @@
 """What tests of archives share: files made on the spot, and one file read without the worker."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,13 +59,13 @@ def job_for(
 
 async def read(path: Path, *, position: int = 0, now: datetime = NOW) -> Outcome:
     """Read a file to its end."""
-    return collected(read_archive(job_for(path, position=position, now=now)))
+    return await collected(read_archive(job_for(path, position=position, now=now)))
 
 
-def collected(reading: Iterable[Portion | Problem]) -> Outcome:
+async def collected(reading: AsyncIterable[Portion | Problem]) -> Outcome:
     """All that a reading tells."""
     outcome = Outcome()
-    for told in reading:
+    async for told in reading:
         if isinstance(told, Portion):
             keys, contents = (
                 [dict(zip(columns, line.split("\t"), strict=True)) for line in text.decode().split("\n")[:-1]]

@@ -1,5 +1,6 @@
 """Rows converted together come to what each comes to by itself."""
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,7 +61,7 @@ rows = st.lists(
 def converter(folder: Path) -> Converter:
     path = folder / "dump.csv"
     path.write_text(f"{HEADER}\nBTC,Bitcoin,1,1.5,2,3,4,5,1517443200\n")
-    return Converter(recognise(sampled(path), path.name, NOW), NOW)
+    return Converter(recognise(asyncio.run(sampled(path)), path.name, NOW), NOW)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)

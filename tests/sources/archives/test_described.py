@@ -19,7 +19,7 @@ def described(tmp_path: Path) -> Read:
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         path.with_name(f"{name}.toml").write_text(said, encoding="utf-8")
-        return collected(read_archive(job_for(path, said=describe(path))))
+        return await collected(read_archive(job_for(path, said=describe(path))))
 
     return load
 

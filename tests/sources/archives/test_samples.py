@@ -112,7 +112,7 @@ async def test_every_sample_is_loaded_or_refused_for_the_right_reason(shared_dat
 
 
 async def _line(path: Path, label: str, outcome: Outcome) -> str:
-    found = (explained(path)).recognition
+    found = (await explained(path)).recognition
     reasons = Counter(f"{reject.field or 'row'}: {reject.reason}" for reject in outcome.rejects)
     told = outcome.problems or [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
     figures = f"{len(outcome.rows):6} {len(outcome.rejects):4}"
@@ -121,7 +121,7 @@ async def _line(path: Path, label: str, outcome: Outcome) -> str:
 
 async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path) -> None:
     (path,) = (shared_data / "csv").glob("*__data_bitcoin_eur.csv")
-    checked = explained(path)
+    checked = await explained(path)
     found = checked.recognition
     assert found is not None
     assert (checked.rows, checked.rejected, checked.problem) == (965, 0, None)
@@ -132,12 +132,12 @@ async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path
     assert dollar.cells[0] == Cell("44152,2269", "44152.2269")
 
 
-def explained(path: Path) -> Checked:
-    return check(Archive(path, path.name), NOW)
+async def explained(path: Path) -> Checked:
+    return await check(Archive(path, path.name), NOW)
 
 
 async def test_explaining_a_file_shows_the_line_of_what_it_refuses(shared_data: Path) -> None:
     (path,) = (shared_data / "csv").glob("*price_lists_bitcoin_prices.csv")
-    (reason,) = explained(path).reasons
+    (reason,) = (await explained(path)).reasons
     assert (reason.field, reason.rows, reason.first[0].line) == ("observed_at", 1, 666)
     assert reason.first[0].raw.startswith("2025-10-26;02:00;")

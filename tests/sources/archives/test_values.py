@@ -234,7 +234,7 @@ async def loaded(database: Database, path: Path, source: str) -> None:
     """Load a file as a source of its own, so that no two files meet."""
     run = await RunRecord.start(database, "etl", (source,), NOW)
     into = Loader(database, run.id, source)
-    for message in read_archive(job_for(path, now=NOW)):
+    async for message in read_archive(job_for(path, now=NOW)):
         assert isinstance(message, Portion), message.text
         await into.load(message.batch, NOW)
 

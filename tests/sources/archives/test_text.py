@@ -1,0 +1,59 @@
+"""The rows of an archive's text, wherever its reads end."""
+
+import csv
+import io
+from collections.abc import AsyncIterable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kasparro.sources.archives import text
+from kasparro.sources.archives.text import ArchiveText, Encoding, rows_of
+
+UTF_8 = Encoding("utf-8")
+cells = st.text(st.sampled_from('ab é" ,;\n\r'), max_size=5)
+ends = st.sampled_from(["\n", "\r\n", "\r"])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> str:
+    """Lines as tools write them, blanks around cells and all, and as no tool should."""
+    end = draw(ends)
+    blank = st.sampled_from(["", "", " ", "  "])
+    rows = []
+    for row in draw(st.lists(st.lists(cells, min_size=1, max_size=4), max_size=6)):
+        wild = draw(st.booleans())
+        rows.append(
+            ",".join(
+                draw(blank) + (cell if wild else '"{}"'.format(cell.replace('"', '""'))) + draw(blank)
+                for cell in row
+            )
+        )
+    return end.join(rows) + draw(st.sampled_from(["", end]))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
+@given(table=tables(), size=st.integers(1, 12))
+async def test_rows_are_what_the_csv_module_makes_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, table: str, size: int
+) -> None:
+    monkeypatch.setattr(text, "READ_BYTES", size)
+    content = io.BytesIO(table.encode())
+
+    read = await rows(rows_of(ArchiveText(content, content, UTF_8, ","), ","))
+
+    # A carriage return that ends a file ends its last line, whatever an open quote makes of it.
+    text_read = f"{table}\n" if table.endswith("\r") else table
+    whole = [bare(row) for row in csv.reader(io.StringIO(text_read, newline=""), skipinitialspace=True)]
+    assert read == whole
+    assert await rows(rows_of(table, ",")) == whole
+
+
+async def rows(reader: AsyncIterable[list[str]]) -> list[list[str]]:
+    return [bare(row) async for row in reader]
+
+
+def bare(row: list[str]) -> list[str]:
+    """A row without the blanks before its cells, which mean nothing."""
+    return [cell.lstrip(" ") for cell in row]
