@@ -34,7 +34,7 @@ STEPS = {
 async def show(server_url: str, path: Path, again: Path, rows: int) -> None:
     """Print what each step of a load costs, of rows that are all new and, `again`, all known."""
     print(f"where the time goes, in µs a row ({rows:,} rows)")
-    for step, seconds in worker(path).items():
+    for step, seconds in (await worker(path)).items():
         print(f"  worker      {step:20} {seconds / rows * 1e6:6.2f}")
     url = await measure.fresh(server_url, "bench_breakdown")
     async with Database(url) as database:
@@ -45,7 +45,7 @@ async def show(server_url: str, path: Path, again: Path, rows: int) -> None:
         print(f"  {step:32}  {new[step] / rows * 1e6:6.2f} {known[step] / rows * 1e6:6.2f}")
 
 
-def worker(path: Path) -> dict[str, float]:
+async def worker(path: Path) -> dict[str, float]:
     """Seconds that each step of reading a file takes, with the profiler's own share in them."""
     state = path.stat()
     job = Job(
@@ -59,7 +59,8 @@ def worker(path: Path) -> dict[str, float]:
     )
     profiler = cProfile.Profile()
     with profiler:
-        asyncio.run(_read(job))
+        async for told in read_archive(job):
+            packed(told)
     stats = pstats.Stats(profiler)
     by_function: dict[tuple[str, int, str], Any] = stats.stats  # type: ignore[attr-defined]
     spent = dict.fromkeys(STEPS, 0.0)
@@ -70,11 +71,6 @@ def worker(path: Path) -> dict[str, float]:
             if (Path(file).name, function) == place:
                 spent[step] += cumulative
     return {**spent, "split and the rest": total - sum(spent.values())}
-
-
-async def _read(job: Job) -> None:
-    async for told in read_archive(job):
-        packed(told)
 
 
 async def statements(url: str, path: Path) -> dict[str, float]:

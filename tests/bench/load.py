@@ -147,18 +147,18 @@ async def main() -> None:
                 rates["other bytes"].append(rows / await _etl(again, ours, 0))
                 again.write_bytes(path.read_bytes())
                 rates["other name"].append(rows / await _etl(again, ours, 0))
+            median = {name: statistics.median(values) for name, values in rates.items()}
+            print(f"load of {rows:,} rows, {ROUNDS} rounds by turns")
+            for name, values in rates.items():
+                print(f"  {name:12} {measure.spread(values, 'rows/s')}")
+            print(f"  kasparro / psql          {median['kasparro'] / median['psql']:.2f}")
+            print(f"  memory of etl and its worker, at most  {max(peaks):.0f} MB")
+            print(f"  other bytes / kasparro   {median['other bytes'] / median['kasparro']:.2f}")
+            print(f"  other name / kasparro    {median['other name'] / median['kasparro']:.2f}")
             part, twin = Path(folder) / "part.csv", Path(folder) / "twin.csv"
             profiled = write_dump(part, times=PROFILED_TIMES)
             twin.write_bytes(part.read_bytes() + b"\r\n")
             await breakdown.show(url, part, twin, profiled)
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"load of {rows:,} rows, {ROUNDS} rounds by turns")
-    for name, values in rates.items():
-        print(f"  {name:12} {measure.spread(values, 'rows/s')}")
-    print(f"  kasparro / psql          {median['kasparro'] / median['psql']:.2f}")
-    print(f"  memory of etl and its worker, at most  {max(peaks):.0f} MB")
-    print(f"  other bytes / kasparro   {median['other bytes'] / median['kasparro']:.2f}")
-    print(f"  other name / kasparro    {median['other name'] / median['kasparro']:.2f}")
 
 
 async def _etl(path: Path, url: str, written: int) -> float:
