@@ -1,0 +1,32 @@
+"""A database is for real figures or for invented ones, and says so without waiting for anybody."""
+
+import pytest
+
+from kasparro.pipeline.run import Run
+from kasparro.store.database import Connection, Database
+from kasparro.store.instance import WrongDatabase, claim
+
+
+async def test_a_database_without_runs_can_become_either(database: Database) -> None:
+    await claim(database, demo=True)
+    await claim(database, demo=False)
+    await claim(database, demo=True)
+
+
+@pytest.mark.parametrize("demo", [True, False])
+async def test_the_first_run_settles_what_a_database_is_for(database: Database, demo: bool) -> None:
+    await claim(database, demo=demo)
+    async with Run(database, [], "etl"):
+        pass
+
+    await claim(database, demo=demo)
+    with pytest.raises(WrongDatabase):
+        await claim(database, demo=not demo)
+
+
+async def test_a_start_beside_a_run_waits_for_no_batch(database: Database, connection: Connection) -> None:
+    await claim(database, demo=False)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM instance FOR UPDATE")
+
+        await claim(database, demo=False)
