@@ -65,8 +65,9 @@ WHERE
 -- name: movement --
 -- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
 -- record where the source told its time; and of the coins that it brings news of, the logarithm of new over
--- old price and the seconds between the two. A run is judged by these against the runs before it. LIMIT keeps
--- the look-up one descent of the key a row, as above.
+-- old price and the seconds between the two. Another rank alone is no news of a coin: most change place
+-- whenever one comes or goes. A run is judged by these against the runs before it. LIMIT keeps the look-up
+-- one descent of the key a row, as above.
 WITH told AS (
     SELECT DISTINCT ON (staged_keys.source_id)
         staged_keys.source_id,
@@ -84,7 +85,10 @@ compared AS (
         CASE
             WHEN
                 known.content_hash <> told.content_hash
-                AND known.observed_at <= told.observed_at
+                AND (
+                    known.observed_at < told.observed_at
+                    OR (known.observed_at = told.observed_at AND known.price_usd <> told.price_usd)
+                )
                 AND known.price_usd > 0
                 AND told.price_usd > 0
                 THEN ln(told.price_usd::float8) - ln(known.price_usd::float8)

@@ -95,6 +95,18 @@ async def test_a_healthy_feed_shows_no_drift_and_no_anomaly(upstreams: Upstreams
     assert not [event for event in logged.seen if event["level"] != "info"]
 
 
+async def test_coins_that_change_places_while_their_prices_rest_are_no_feed_that_stands_still(
+    database: Database,
+) -> None:
+    async with Simulator(seed=5, coins=300, base=BASE, manual=True) as simulator:
+        upstreams = Upstreams(simulator, database)
+        # Within a minute not even half of the coins have a new price; of this market more have a new rank.
+        for run in range(16):
+            simulator.advance(1)
+            found = await upstreams.run_at_once("coinpaprika")
+            assert found["coinpaprika"].anomalies == [], run
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -236,7 +236,7 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
         profile = Profile(objects={"": float(len(records))})
         return msgspec.structs.replace(batch(*records), profile=profile)
 
-    earlier = {"a": "2", "b": "0", "c": None, "d": "7", "e": "5"}
+    earlier = {"a": "2", "b": "0", "c": None, "d": "7", "e": "5", "ranked": "3", "corrected": "8"}
     await load(database, batch(*(record(coin, price_usd=price) for coin, price in earlier.items())))
     into = await loader(database)
     later = T0 + timedelta(minutes=1)
@@ -248,15 +248,18 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
             record("c", later, price_usd="1"),
             record("d", price_usd="7"),
             record("e", T0 - timedelta(days=1), price_usd="9"),
+            record("ranked", price_usd="3.0", rank=2),
+            record("corrected", price_usd="4"),
             record("new", later, price_usd="1"),
             record("untimed", later, reported=False, price_usd="1"),
         ),
         T0 + timedelta(minutes=2),
     )
 
-    assert list(into.compared.moves) == pytest.approx([math.log(2)])
-    assert list(into.compared.gaps) == [60.0]
-    assert sorted(into.compared.ages) == [60.0] * 4 + [120.0, 86_520.0]
+    moves = sorted(zip(into.compared.gaps, into.compared.moves, strict=True))
+    assert [gap for gap, _ in moves] == [0.0, 60.0]
+    assert [move for _, move in moves] == pytest.approx([-math.log(2), math.log(2)])
+    assert sorted(into.compared.ages) == [60.0] * 4 + [120.0] * 3 + [86_520.0]
 
 
 async def test_archives_are_compared_with_nothing(database: Database) -> None:
