@@ -167,10 +167,12 @@ async def test_status_and_migrate_say_where_a_database_stands(empty_database_url
     assert json.loads(after[1])["totals"]["records"] == 0
 
 
-async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(database_url: str) -> None:
-    async with running(
-        "serve", DATABASE_URL=database_url, PORT="0", KASPARRO_SOURCES="csv", KASPARRO_LOG="json"
-    ) as process:
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(
+    database_url: str, workers: str
+) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv", "KASPARRO_LOG": "json"}
+    async with running("serve", "--workers", workers, PORT="0", **environment) as process:
         async with aiohttp.ClientSession() as session:
             url = await listening(process)
             data = await answer(session, f"{url}/data", "data")
@@ -192,9 +194,10 @@ async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, worke
         await listening(process)
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
-            await process.communicate()
+            _, err = await process.communicate()
 
     assert process.returncode == 0
+    assert json.loads(err.splitlines()[-1])["event"] == "stopped"
 
 
 async def test_the_demo_shows_all_three_sources_without_a_network(tmp_path: Path) -> None:

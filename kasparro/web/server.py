@@ -113,23 +113,33 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            app = application(told, url, demo=demo)
-            serving = stop.serving = uvicorn.Server(configuration(app, workers, told.trusted_proxies))
-            if stop.requested:
-                return
-            await serving.serve([listener])
-            if not serving.started:
-                raise KasparroError("the service could not start; the log says why")
-            log.info("stopped")
+            await _serve_here(application(told, url, demo=demo), told, listener, stop)
         else:
-            # The workers are processes of their own, which read the environment again.
-            os.environ["DATABASE_URL"] = url
-            os.environ[FIGURES_FOLDER] = stack.enter_context(TemporaryDirectory(prefix="kasparro-"))
-            config = configuration("kasparro.web.server:worker", workers, told.trusted_proxies)
-            supervisor = Multiprocess(config, sockets=[listener])
-            if stop.requested:
-                return
-            await asyncio.to_thread(supervisor.run)
+            await _serve_by_workers(told, url, listener, stop, workers)
+        log.info("stopped")
+
+
+async def _serve_here(app: ASGIApp, told: Settings, listener: socket.socket, stop: _Stop) -> None:
+    serving = stop.serving = uvicorn.Server(configuration(app, 1, told.trusted_proxies))
+    if stop.requested:
+        return
+    await serving.serve([listener])
+    if not serving.started:
+        raise KasparroError("the service could not start; the log says why")
+
+
+async def _serve_by_workers(
+    told: Settings, url: str, listener: socket.socket, stop: _Stop, workers: int
+) -> None:
+    with TemporaryDirectory(prefix="kasparro-") as figures:
+        # The workers are processes of their own, which read the environment again.
+        os.environ["DATABASE_URL"] = url
+        os.environ[FIGURES_FOLDER] = figures
+        config = configuration("kasparro.web.server:worker", workers, told.trusted_proxies)
+        supervisor = Multiprocess(config, sockets=[listener])
+        if stop.requested:
+            return
+        await asyncio.to_thread(supervisor.run)
 
 
 def _simulated(told: Settings, simulator: Simulator) -> Settings:
