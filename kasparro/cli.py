@@ -208,7 +208,8 @@ def status(as_json: bool) -> None:
     table = Table("source", "records")
     for source, records in stats.totals.by_source.items():
         table.add_row(source, f"{records:,}")
-    out.print(f"{stats.status}; {stats.totals.records:,} records after {stats.totals.runs:,} runs")
+    held, runs = _counted(stats.totals.records, "record"), _counted(stats.totals.runs, "run")
+    out.print(f"{stats.status}; {held} after {runs}")
     out.print(table)
     shown: set[str] = set()
     if stats.last_run is not None:
@@ -315,8 +316,12 @@ def _judgement(source: report.SourceReport) -> list[str]:
 
 
 def _drift(found: Sequence[Drift]) -> str:
-    more = f" (and {len(found) - 1} more changes)" if len(found) > 1 else ""
+    more = f" (and {_counted(len(found) - 1, 'more change')})" if len(found) > 1 else ""
     return f"drift: {found[0].line}{more}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _print_rejects(run: report.RunReport) -> None:

@@ -78,6 +78,19 @@ async def test_etl_prints_its_report_alone_and_exits_with_0(database_url: str) -
     assert [source["source"] for source in report["sources"]] == ["csv"]
 
 
+async def test_status_counts_in_plain_english(database_url: str) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv"}
+
+    heads = []
+    for _ in range(2):
+        await ended("etl", **environment)
+        _, out, _ = await ended("status", **environment)
+        heads.append(out.splitlines()[0])
+
+    assert [head.partition(" after ")[2] for head in heads] == ["1 run", "2 runs"]
+    assert all(head.startswith("idle; ") for head in heads)
+
+
 async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str) -> None:
     async with Simulator(coins=5, manual=True) as simulator:
         simulator.add_fault(Status(api="coinpaprika", code=403))
@@ -110,7 +123,7 @@ async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str
     for told in (out, after):
         (line,) = [line for line in told.splitlines() if line.startswith("coinpaprika: drift: ")]
         assert line.startswith("coinpaprika: drift: beta_value vanished: missing in ")
-        assert line.endswith(" (and 1 more changes)")
+        assert line.endswith(" (and 1 more change)")
 
 
 @pytest.mark.parametrize(
