@@ -156,6 +156,23 @@ async def test_etl_exits_with_3_while_another_run_works(database_url: str) -> No
     assert "another run is at work on this database" in err
 
 
+@pytest.mark.parametrize("command", [("etl",), ("replay", "1")])
+async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_either_database(
+    database_url: str, command: tuple[str, ...]
+) -> None:
+    async with Database(database_url) as database:
+        await prepare(database, demo=True)
+        async with Run(database, [], "etl"):
+            pass
+    code, out, err = await ended(*command, DATABASE_URL=database_url)
+
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "kasparro: this database holds the demo's invented figures, and only kasparro demo works on it: real "
+        "ones need another, which DATABASE_URL names, or KASPARRO_HOME where that is unset"
+    )
+
+
 async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> None:
     code, _, err = await ended("etl", DATABASE_URL=f"postgresql://me:hunter2@/x?host={tmp_path}")
 

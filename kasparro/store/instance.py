@@ -23,5 +23,6 @@ async def claim(database: Database, *, demo: bool) -> None:
             "this database holds real figures, and the demo's are invented: unset DATABASE_URL, or set it to "
             "an empty database"
             if demo
-            else "this database holds the demo's invented figures: set DATABASE_URL to another one"
+            else "this database holds the demo's invented figures, and only kasparro demo works on it: real "
+            "ones need another, which DATABASE_URL names, or KASPARRO_HOME where that is unset"
         )
