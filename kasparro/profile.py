@@ -10,9 +10,14 @@ import msgspec
 
 Kind = Literal["number", "string", "boolean", "array", "object", "null"]
 
-# Bounds for an upstream that makes up names: far above what real records hold.
+# Bounds for an upstream that makes up names: far above what real records hold. Of an object and of a profile
+# so many fields are kept; a longer record is looked at no further; and while records come in, so many fields
+# and shapes of objects are told apart.
 FIELDS_KEPT = 300
 NAME_KEPT = 120
+RECORD_LIMIT = 256 << 10
+FIELDS_NOTED = 10 * FIELDS_KEPT
+SHAPES_NOTED = 500
 # A share of fewer objects says nothing.
 ENOUGH = 10
 # Of the first records of a pass, which are the same coins every time.
@@ -81,13 +86,16 @@ class Profiler:
 
     def _start_over(self) -> None:
         self._shapes: Counter[tuple[str, tuple[str, ...], tuple[type, ...]]] = Counter()
+        self._found = Profile()
         self._samples: dict[str, list[str]] = {}
         self._sampled = 0
 
     def note(self, item: bytes | msgspec.Raw) -> None:
-        """Take a record as its JSON. What is no object, holds a number of hundreds of digits or is nested
-        without end is none.
+        """Take a record as its JSON. What is no object, holds a number of hundreds of digits, is nested
+        without end or longer than any record is none.
         """
+        if len(memoryview(item)) > RECORD_LIMIT:
+            return
         try:
             told = _DECODE(item)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -99,32 +107,48 @@ class Profiler:
 
     def _note(self, path: str, told: Mapping[str, Any]) -> None:
         # Most records are of few shapes, so that counting shapes spares counting field by field.
+        told = _cut(told)
         kinds = tuple([type(value) if value != "" else NoneType for value in told.values()])
         self._shapes[path, tuple(told), kinds] += 1
+        if len(self._shapes) > SHAPES_NOTED:
+            self._count()
         if dict in kinds:
             for name, value in told.items():
                 if type(value) is dict and path.count(".") < 1:
                     self._note(_joined(path, name), value)
 
     def _sample(self, path: str, told: Mapping[str, Any]) -> None:
-        for name, value in told.items():
+        for name, value in _cut(told).items():
             if type(value) is dict and path.count(".") < 1:
                 self._sample(_joined(path, name), value)
-            elif type(value) in {float, str, bool} and value != "":
+            elif type(value) in {float, str, bool} and value != "" and len(self._samples) < FIELDS_NOTED:
                 text = msgspec.json.encode(value).decode()
                 self._samples.setdefault(_joined(path, name), []).append(_plain(text, SAMPLE_KEPT))
 
-    def take(self) -> Profile | None:
-        """The profile of what was noted, None where that is nothing; the profiler starts over."""
-        if not self._shapes:
-            return None
-        found = Profile()
+    def _count(self) -> None:
+        """Count the fields of the shapes that were noted, and forget these."""
+        objects, fields = self._found.objects, self._found.fields
         for (parent, names, kinds), count in self._shapes.items():
-            found.objects[parent] = found.objects.get(parent, 0.0) + count
+            if parent and parent not in fields:
+                continue
+            objects[parent] = objects.get(parent, 0.0) + count
             for name, kind in zip(names, kinds, strict=True):
-                field = found.fields.setdefault(_joined(parent, name), Field(parent=parent))
+                path = _joined(parent, name)
+                field = fields.get(path)
+                if field is None:
+                    if len(fields) == FIELDS_NOTED:
+                        continue
+                    field = fields[path] = Field(parent=parent)
                 told = _KINDS[kind]
                 field.kinds[told] = field.kinds.get(told, 0.0) + count
+        self._shapes.clear()
+
+    def take(self) -> Profile | None:
+        """The profile of what was noted, None where that is nothing; the profiler starts over."""
+        self._count()
+        found = self._found
+        if not found.objects:
+            return None
         for path, field in found.fields.items():
             field.of = found.objects[field.parent]
             field.samples = self._samples.get(path, [])
@@ -155,7 +179,13 @@ def bounded(profile: Profile) -> Profile:
     if len(profile.fields) > FIELDS_KEPT:
         ordered = sorted(profile.fields.items(), key=lambda item: (-item[1].present, item[0]))
         profile.fields = dict(itertools.islice(ordered, FIELDS_KEPT))
+        parents = {"", *(field.parent for field in profile.fields.values())}
+        profile.objects = {path: count for path, count in profile.objects.items() if path in parents}
     return profile
+
+
+def _cut(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    return told if len(told) <= FIELDS_KEPT else dict(itertools.islice(told.items(), FIELDS_KEPT))
 
 
 def _joined(path: str, name: str) -> str:

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,3 +106,32 @@ def test_an_upstream_that_makes_up_names_does_not_fill_the_memory() -> None:
     assert len(found.fields) == FIELDS_KEPT
     assert found.fields["id"].present == 1_000
     assert max(map(len, found.fields)) < 200
+
+
+def ever_new_names(record: int) -> dict[str, Any]:
+    return {f"{record}x{number}": 1 for number in range(250)}
+
+
+def ever_new_objects(record: int) -> dict[str, Any]:
+    return {f"{record}x": {f"{number}y": {} for number in range(50)}}
+
+
+def at_last_half_a_million_names(record: int) -> dict[str, Any]:
+    return {f"x{number}": 1 for number in range(500_000)} if record == 600 else {}
+
+
+@pytest.mark.parametrize("made_up", [ever_new_names, ever_new_objects, at_last_half_a_million_names])
+def test_made_up_names_are_bounded_while_they_come_in(made_up: Callable[[int], dict[str, Any]]) -> None:
+    records = [json.dumps({"id": "a", **made_up(record)}).encode() for record in range(601)]
+    profiler = Profiler()
+    tracemalloc.start()
+    for record in records:
+        profiler.note(record)
+    found = profiler.take() or Profile()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < 16 << 20
+    assert found.fields["id"].present >= 600
+    assert len(found.fields) <= FIELDS_KEPT
+    assert len(found.objects) <= FIELDS_KEPT + 1
