@@ -17,7 +17,7 @@ from kasparro import __version__
 from kasparro.errors import SourceError, one_line
 from kasparro.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
 from kasparro.sources.base import Pass
-from kasparro.sources.elements import elements
+from kasparro.sources.elements import TooMany, elements
 
 # CoinPaprika's whole list is 2 MB; what is far beyond any real answer is not read to its end.
 BODY_LIMIT = 64 << 20
@@ -274,9 +274,14 @@ _MEANINGS = {
 
 
 async def listed(name: str, body: bytes) -> list[msgspec.Raw]:
-    """The items of a list that the upstream of this name answered. Raises UpstreamError where it is none."""
+    """The items of a list that the upstream of this name answered. Raises UpstreamError where it is none, or
+    longer than any that there is."""
     try:
         return await asyncio.to_thread(elements, body)
+    except TooMany as error:
+        raise UpstreamError(
+            f"{name} answered a list longer than any there is: {error}", passing=True
+        ) from error
     except ValueError as error:
         kind = "an HTML page" if body.lstrip()[:1] == b"<" else f"no JSON list ({error})"
         raise UpstreamError(f"{name} answered {kind}", passing=True) from error

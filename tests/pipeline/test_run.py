@@ -232,6 +232,18 @@ async def test_a_source_that_tells_its_times_again_is_believed(
     assert ahead == 0
 
 
+async def test_a_page_longer_than_any_list_costs_that_page(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.put_payload("coingecko", b"[" + b"{}," * 3_000_000 + b"{}]", page=2)
+
+    assert await run(database, apis(simulator)[1:]) == "partial"
+
+    ended = (await outcomes(connection))["coingecko"]
+    assert (ended["valid"], ended["rejected"]) == (326, 0)
+    assert "page 2: CoinGecko answered a list longer than any there is: more than" in ended["error"]
+
+
 async def test_exact_values_come_to_rest(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:

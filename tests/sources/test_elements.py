@@ -2,12 +2,13 @@
 
 import json
 import string
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasparro.sources.elements import ELEMENTS_LIMIT, elements
+from kasparro.sources.elements import ELEMENTS_LIMIT, TooMany, elements
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.text(alphabet='\\"[]{},:\n\t '),
@@ -83,6 +84,22 @@ def test_other_bodies_are_refused_whole(body: bytes) -> None:
         elements(body)
 
 
-def test_more_elements_than_any_list_has_are_refused_before_they_fill_the_memory() -> None:
-    with pytest.raises(ValueError, match=f"more than {ELEMENTS_LIMIT:,} elements"):
-        elements(b"[NaN" + b",1" * ELEMENTS_LIMIT + b"]")
+@pytest.mark.parametrize("one", [b"{}", b"1", b'{"id":"a"}'])
+@pytest.mark.parametrize("first", [b"0", b"NaN"])
+@pytest.mark.parametrize("count", [ELEMENTS_LIMIT, 5_000_000])
+def test_more_elements_than_any_list_has_are_refused_before_they_fill_the_memory(
+    first: bytes, one: bytes, count: int
+) -> None:
+    body = b"[" + first + (b"," + one) * count + b"]"
+    tracemalloc.start()
+    with pytest.raises(TooMany, match=r"^more than \d+,000,?\d* (records|values)$"):
+        elements(body)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most < 32 << 20
+
+
+def test_a_list_of_as_many_as_there_may_be_is_cut() -> None:
+    assert len(elements(b"[0" + b",{}" * (ELEMENTS_LIMIT - 1) + b"]")) == ELEMENTS_LIMIT
+    assert len(elements(b"[NaN" + b",{}" * (ELEMENTS_LIMIT - 1) + b"]")) == ELEMENTS_LIMIT
