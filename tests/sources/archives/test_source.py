@@ -228,6 +228,17 @@ async def test_nothing_to_read_is_said_in_one_line(
         await work(make(tmp_path))
 
 
+async def test_a_folder_that_is_mounted_later_is_read_by_the_next_pass(tmp_path: Path) -> None:
+    folder = tmp_path / "mounted"
+    source = Archives(str(folder))
+    with pytest.raises(SourceError, match=f"there is no file or folder {folder}"):
+        await anext(source.extract(Pass(clock=lambda: NOW)))
+    folder.mkdir()
+    dump(folder / "a.csv", 5)
+
+    assert [batch.valid async for batch in source.extract(Pass(clock=lambda: NOW))] == [5]
+
+
 async def test_progress_ends_at_the_size_of_all_files(tmp_path: Path) -> None:
     dump(tmp_path / "a.csv", BATCH_ROWS + 5)
     dump(tmp_path / "b.csv", 10, first=7)
