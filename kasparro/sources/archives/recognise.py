@@ -268,7 +268,7 @@ async def _header(
     if said.header is not None:
         layout = layout_of(headings_of(said.header, said))
         if layout is None:
-            raise _no_header(said.header)
+            raise _no_header(said.header, said)
         rows = [row async for row in told_rows(text, delimiters[0])]
         return delimiters[0], -1, list(said.header), layout, rows, None
     for delimiter in delimiters:
@@ -286,7 +286,7 @@ async def _header(
     if missing := said.columns.keys() - {cell_name(cell) for cell in best}:
         some = shown(", ".join(cell_name(cell) for cell in best[:12]))
         raise FileRefused(f"no column {shown(min(missing))!r}, which its description names ({some[:120]})")
-    raise _no_header(best)
+    raise _no_header(best, said)
 
 
 def _unstacked(top: Sequence[list[str]], position: int) -> tuple[list[str], int, str | None]:
@@ -333,19 +333,26 @@ def headings_of(cells: Iterable[str], said: Description) -> list[Heading]:
     return headings
 
 
-def _no_header(cells: Sequence[str]) -> FileRefused:
+def _no_header(cells: Sequence[str], said: Description) -> FileRefused:
     some = ", ".join(cell.strip() for cell in cells[:8])
     if len(cells) <= 1:
         return FileRefused(f"its header is one cell ({some[:60]!r}), no table")
-    fields = {FIELD_OF.get(heading(cell).base) for cell in cells}
-    if not fields - {None}:
+    if any(_is_value(cell) for cell in cells):
         return FileRefused(
             f"no header was found; it begins with {some[:120]}", 'header = ["timestamp", "open", "high", …]'
         )
-    column = 'columns."HEADER" = "price_usd"'
+    fields = {FIELD_OF.get(told.base) for told in headings_of(cells, said)}
+    price, time = 'columns."HEADER" = "price_usd"', 'columns."HEADER" = "observed_at"'
+    if not fields - {None}:
+        return FileRefused(f"none of its columns is known ({some[:120]})", f"{price}, and {time}")
     if not fields & {"price", "close"}:
-        return FileRefused(f"none of its columns is known to hold a price ({some[:120]})", column)
-    return FileRefused(f"its columns fit no layout ({some[:120]})", column)
+        return FileRefused(f"none of its columns is known to hold a price ({some[:120]})", price)
+    return FileRefused(f"its columns fit no layout ({some[:120]})", time)
+
+
+def _is_value(cell: str) -> bool:
+    # No name has digits and not a letter.
+    return any(c.isdigit() for c in cell) and not any(c.isalpha() for c in cell)
 
 
 def recognise(sample: Sample, name: str, now: datetime, said: Description = NOTHING) -> Recognised:

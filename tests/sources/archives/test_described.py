@@ -114,6 +114,40 @@ async def test_what_is_left_open_names_the_setting_that_settles_it(
     assert f"{name}.toml beside it can tell: " in problem
 
 
+async def test_hint_after_hint_leads_from_unknown_names_to_a_file_that_loads(described: Read) -> None:
+    hints = {
+        'columns."HEADER" = "price_usd", and columns."HEADER" = "observed_at"': (
+            'columns."Wert" = "price_usd"\ncolumns."Tag" = "observed_at"'
+        ),
+        'currency = "USD"': 'currency = "USD"',
+        'day_order = "day-first" or day_order = "month-first"': 'day_order = "day-first"',
+        'coin.id = "bitcoin", or columns."HEADER" = "symbol"': 'coin.id = "bitcoin"',
+    }
+    said, told = "", list[str]()
+    while True:
+        outcome = await described("Tag;Wert;Umsatz\n01.02.2018;9.120,50;1.000\n", said, "kurse.csv")
+        if not outcome.problems:
+            break
+        hint = outcome.problem.partition(" beside it can tell: ")[2]
+        said += f"{hints[hint]}\n"
+        told.append(hint)
+
+    assert told == [*hints]
+    assert outcome.rows[0]["price_usd"] == "9120.5"
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("Tag,Close\n2018-01-01,5\n", 'columns."HEADER" = "observed_at"'),
+        ("date,Wert\n2018-01-01,5\n", 'columns."HEADER" = "price_usd"'),
+        ("2018-01-01,5\n2018-01-02,5\n", 'header = ["timestamp", "open", "high", …]'),
+    ],
+)
+async def test_what_a_header_lacks_is_what_the_hint_says(load: Read, content: str, hint: str) -> None:
+    assert (await load(content, "btc-usd.csv")).problem.endswith(f"can tell: {hint}")
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
