@@ -98,10 +98,10 @@ def digits(text: str, field: str) -> str:
         raise Refused(field, f"not a number: {_shown(text)}")
     sign, whole, fraction, exponent = match[1], match[2], match[3] or "", match[4]
     if exponent is not None:
-        # Long before an exponent of this size the value is out of bounds, unless it is zero anyway.
-        shift = int(exponent) if len(exponent) <= 5 else (10**5 if exponent[0] != "-" else -(10**5))
+        shift = int(exponent)
         if not (whole + fraction).strip("0"):
             return "0"
+        # Before so many digits are written out.
         if abs(shift) > 1_000:
             raise Refused(field, f"number out of bounds: {_shown(text)}")
         if shift >= 0:

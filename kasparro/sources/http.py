@@ -24,6 +24,10 @@ BODY_LIMIT = 64 << 20
 # How long all calls of one pass may take together: an upstream that drips holds up no run for hours. The
 # longest list at the slowest rate, 150 pages at 5 calls a minute, takes as long.
 TIME_LIMIT_S = 1_800.0
+# The same of one call, and in it of the connection and of each silence.
+CALL_S = 60.0
+CONNECT_S = 10.0
+SILENCE_S = 20.0
 # Longer is no validator that anybody sends.
 VALIDATOR_LIMIT = 500
 
@@ -94,7 +98,7 @@ class Client(AbstractAsyncContextManager["Client"]):
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers={"User-Agent": f"kasparro/{__version__}", "Accept": "application/json", **self._headers},
-            timeout=aiohttp.ClientTimeout(total=60, connect=10, sock_read=20),
+            timeout=aiohttp.ClientTimeout(total=CALL_S, connect=CONNECT_S, sock_read=SILENCE_S),
             raise_for_status=False,
             trust_env=True,
             middlewares=(_once,),
@@ -165,16 +169,14 @@ class Client(AbstractAsyncContextManager["Client"]):
                     await _read(response, body)
             except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
                 await self._keep(path, parameters, response, bytes(body), complete=False)
-                late = isinstance(error, TimeoutError)
-                said = "did not answer in time" if late else f"could not be read: {one_line(error)}"
-                raise self._error(said, passing=True) from error
+                raise self._error(_trouble(error), passing=True) from error
         payload = await self._keep(path, parameters, response, bytes(body), complete=True)
         if response.status == 304 and known is not None:
             return Answer(items=None, validators=known, received_at=payload.received_at)
         if response.status != 200:
             raise self._refusal(response, payload.body, patience)
         return Answer(
-            items=await listed(self._name, payload.body),
+            items=await self._items(payload.body),
             validators=_validators(response),
             received_at=payload.received_at,
         )
@@ -209,6 +211,15 @@ class Client(AbstractAsyncContextManager["Client"]):
         whole = complete and len(payload.body) <= EVIDENCE_BYTES
         await self._passing.keep(msgspec.structs.replace(payload, complete=whole, body=body))
         return payload
+
+    async def _items(self, body: bytes) -> list[msgspec.Raw]:
+        try:
+            return await listed(self._name, body)
+        except UpstreamError as error:
+            # Errors come under a 200 too.
+            said = self._redacted(_said(body))
+            text = f"{error}; it says: {said}" if said else str(error)
+            raise UpstreamError(text, passing=error.passing) from error
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, patience: Patience) -> UpstreamError:
         status = response.status
@@ -283,8 +294,20 @@ async def listed(name: str, body: bytes) -> list[msgspec.Raw]:
             f"{name} answered a list longer than any there is: {error}", passing=True
         ) from error
     except ValueError as error:
-        kind = "an HTML page" if body.lstrip()[:1] == b"<" else f"no JSON list ({error})"
+        kinds = {b"": "with an empty body", b"<": "an HTML page"}
+        kind = kinds.get(body.lstrip()[:1], f"no JSON list ({error})")
         raise UpstreamError(f"{name} answered {kind}", passing=True) from error
+
+
+def _trouble(error: Exception) -> str:
+    """What came in the way of an answer."""
+    if isinstance(error, TimeoutError):
+        return "did not answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot be reached: {one_line(error)}"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return f"sent an answer that breaks off or is damaged: {one_line(error)}"
+    return f"could not be read: {one_line(error)}"
 
 
 async def _read(response: aiohttp.ClientResponse, body: bytearray) -> None:

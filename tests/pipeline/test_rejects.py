@@ -64,7 +64,16 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
     "negative price": (price(b"-1.5"), "price", "below zero: '-1.5'"),
     "price of 400 digits": (price(b"7" * 400), "price", "number out of bounds: '777"),
     "price of a megabyte": (price(b"7" * 1_000_000), "price", "not a number: '777"),
-    "price with a huge exponent": (price(b"1e999999999"), "price", "number out of bounds: '1e999999999'"),
+    "price with a huge exponent": (
+        price(b"1e99999999999999999999"),
+        "price",
+        "number out of bounds: '1e99999999999999999999'",
+    ),
+    "price with a tiny exponent": (
+        price(b"1e-99999999999999999999"),
+        "price",
+        "number out of bounds: '1e-99999999999999999999'",
+    ),
     "price NaN": (price(b"NaN"), None, "JSON is malformed"),
     "price Infinity": (price(b"-Infinity"), None, "JSON is malformed"),
     "price in words": (price(b'"a lot"'), "price", "not a number: 'a lot'"),
@@ -78,6 +87,13 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
         "rank",
         "not a rank: 0.3",
     ),
+    "rank beyond an integer": (
+        lambda record, api: edited(
+            record, "market_cap_rank" if api == "coingecko" else "rank", b"2147483648"
+        ),
+        "rank",
+        "not a rank: 2147483648",
+    ),
     "time in the future": (field("last_updated", b'"2026-06-02T12:00:00Z"'), "last_updated", "in the future"),
     "time before any market": (
         field("last_updated", b'"1970-01-01T00:00:00Z"'),
@@ -88,6 +104,11 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
         field("last_updated", b'"9999-12-31T23:59:59Z"'),
         "last_updated",
         "in the",
+    ),
+    "time beyond the calendar's end": (
+        field("last_updated", b'"9999-12-31T23:59:59-01:00"'),
+        "last_updated",
+        "out of bounds: 9999-12-31T23:59:59-01:00",
     ),
     "time in words": (field("last_updated", b'"noon"'), "last_updated", "not an RFC 3339 time"),
     "time without a zone": (
@@ -185,6 +206,22 @@ async def test_every_reject_of_a_pass_is_counted_and_the_first_are_kept(
     assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
     counted = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
     assert [tuple(row) for row in counted] == [("quotes.USD.price", "below zero", REJECTS_KEPT + 300)]
+
+
+@pytest.mark.parametrize(("bad", "status"), [(5, "succeeded"), (6, "partial")])
+async def test_a_source_of_which_over_half_is_refused_did_not_succeed_and_says_what_was_wrong(
+    database: Database, connection: Connection, simulator: Simulator, bad: int, status: str
+) -> None:
+    records = [coin("coingecko", f"c-{number}", "1", LATER) for number in range(5)]
+    records += [coin("coingecko", f"bad-{number}", "-1", LATER) for number in range(bad)]
+    simulator.replay("coingecko", [b"[" + b",".join(records) + b"]"])
+
+    assert await run(database, apis(simulator)[1:], clock=lambda: NOW) == status
+
+    told = (await outcomes(connection))["coingecko"]
+    assert told["inserted"] == 5
+    line = f"{bad} of {5 + bad} records were rejected, most often: current_price: below zero"
+    assert told["error"] == (None if status == "succeeded" else line)
 
 
 async def test_rejects_of_old_runs_go_with_their_raw_text_and_their_counts_stay(

@@ -266,6 +266,38 @@ async def test_exact_values_come_to_rest(
     assert (b["price_usd"], b["market_cap_usd"], b["total_supply"]) == (0, None, None)
 
 
+async def test_a_zero_is_a_value_but_where_the_source_writes_it_for_unknown(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    simulator.put_payload(
+        "coinpaprika",
+        b"""[{"id":"p","name":"P","symbol":"P","rank":0,"circulating_supply":0,"total_supply":0,"max_supply":0,
+        "quotes":{"USD":{"price":0,"volume_24h":0,"market_cap":0,"percent_change_1h":0}}}]""",
+    )
+    shared = (
+        '"symbol":"g","name":"G","current_price":0,"market_cap":0,"total_volume":0,"circulating_supply":0,'
+    )
+    supplies = '"total_supply":0,"max_supply":0,"price_change_percentage_1h_in_currency":0'
+    gecko = ",".join(
+        f'{{"id":"g-{rank}","market_cap_rank":{rank},{shared}{supplies}}}' for rank in (0, 7, "null")
+    )
+    simulator.put_payload("coingecko", f"[{gecko}]".encode())
+
+    assert await run(database, apis(simulator)) == "succeeded"
+
+    rows = await connection.fetch("SELECT * FROM unified_data ORDER BY source_id")
+    columns = ("market_cap_usd", "circulating_supply", "max_supply", "rank")
+    assert {row["source_id"]: tuple(row[column] for column in columns) for row in rows} == {
+        "g-0": (None, 0, 0, None),
+        "g-7": (0, 0, 0, 7),
+        "g-null": (None, 0, 0, None),
+        "p": (None, None, None, None),
+    }
+    for row in rows:
+        zeros = ("price_usd", "volume_24h_usd", "total_supply", "percent_change_1h")
+        assert [row[column] for column in zeros] == [0] * 4
+
+
 async def test_every_call_that_an_upstream_sees_was_booked(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:

@@ -16,7 +16,7 @@ from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import load
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
-from kasparro.sources import coingecko
+from kasparro.sources import coingecko, coinpaprika
 from kasparro.sources.base import utc_now
 from kasparro.store.database import Database
 from kasparro.store.embedded import EmbeddedPostgres
@@ -190,17 +190,25 @@ async def test_a_set_back_clock_puts_off_no_run(
         await logged.reached(3, "run finished")
 
 
+@pytest.mark.parametrize(
+    ("source", "base_url"),
+    [
+        ("coingecko", "http://api.coingecko.com/coingecko/api/v3"),
+        ("coinpaprika", "http://api.coinpaprika.com/coinpaprika/v1"),
+    ],
+)
 async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(
-    database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+    database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, source: str, base_url: str
 ) -> None:
     # The rate holds for the vendor's host, which the simulator stands in for as a proxy does.
-    monkeypatch.setitem(coingecko.CALLS_A_MINUTE, "public", 40)
+    monkeypatch.setitem(coingecko.CALLS_A_MINUTE, "public", 60)
+    monkeypatch.setattr(coinpaprika, "CALLS_A_SECOND", 1)
     async with Simulator(seed=3, coins=40) as simulator:
         monkeypatch.setenv("HTTP_PROXY", simulator.url)
         told = load(
             {
-                "KASPARRO_COINGECKO_URL": "http://api.coingecko.com/coingecko/api/v3",
-                "KASPARRO_SOURCES": "coingecko",
+                f"KASPARRO_{source.upper()}_URL": base_url,
+                "KASPARRO_SOURCES": source,
                 "KASPARRO_INTERVAL": "off",
             }
         )
@@ -213,4 +221,4 @@ async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(
         times = [call.at for call in simulator.calls]
 
     assert len(times) == 3
-    assert times[2] - times[0] > timedelta(seconds=2.9)
+    assert times[2] - times[0] > timedelta(seconds=1.9)
