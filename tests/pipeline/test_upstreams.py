@@ -360,8 +360,12 @@ async def test_a_header_that_is_no_plain_text_is_kept_as_far_as_it_can_be_and_ne
 def retries() -> Iterator[list[RetryDetails]]:
     """What is tried again."""
     seen: list[RetryDetails] = []
+
+    def remember(details: RetryDetails) -> None:
+        seen.append(details)
+
     before = stamina.instrumentation.get_on_retry_hooks()
-    stamina.instrumentation.set_on_retry_hooks([seen.append])
+    stamina.instrumentation.set_on_retry_hooks([remember])
     yield seen
     stamina.instrumentation.set_on_retry_hooks(before)
 

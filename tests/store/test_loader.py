@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.batch import Batch, BatchBuilder, Checkpoint
+from kasparro.batch import Batch, BatchBuilder, Checkpoint, Page
 from kasparro.errors import RunLost
 from kasparro.profile import Profile
 from kasparro.record import Record, Reject
@@ -277,6 +277,38 @@ async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
     await into.load(batch(record(), checkpoint=point), T0)
 
     assert await into.checkpoint(point.key) == point
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        *("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"),
+        *("inserted_rows", "instance"),
+    ],
+)
+async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", table: str
+) -> None:
+    into = await loader(database)
+    walked = Page(
+        number=1, walk=T0, ahead=(2,), fetched_at=T0, read_at=T0, records=1, last=False, reading="r", etag="e"
+    )
+    told = msgspec.structs.replace(
+        batch(record(), rejects=2, checkpoint=Checkpoint(key="k", name="k", position=1, complete=True)),
+        page=walked,
+    )
+    await connection.execute(f"ALTER TABLE {table} RENAME TO hidden")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await into.load(told, T0)
+    await connection.execute(f"ALTER TABLE hidden RENAME TO {table}")
+
+    for one in ("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"):
+        assert await connection.fetchval(f"SELECT count(*) FROM {one}") == 0, one
+    assert await connection.fetchval("SELECT max(fetched + batches) FROM run_sources") == 0
+    await into.load(told, T0)
+    assert await into.checkpoint("k") == told.checkpoint
+    assert await into.pages() == [walked]
+    assert await connection.fetchval("SELECT max(fetched) FROM run_sources") == 3
 
 
 async def test_a_run_that_was_marked_interrupted_writes_nothing_more(
