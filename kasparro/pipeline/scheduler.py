@@ -132,6 +132,7 @@ class Scheduler:
                 try:
                     await self._run(trigger)
                 except RunInProgress:
+                    log.debug("loop waits for a run of another")
                     await self._pause(CHECK_S)
                     continue
                 trigger = "schedule"

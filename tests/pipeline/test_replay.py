@@ -426,6 +426,17 @@ async def test_payloads_that_cannot_be_kept_cost_no_record(
     assert "check constraint" in warned[0]["reason"]
 
 
+async def test_what_cannot_be_trimmed_is_told_and_costs_no_run(
+    database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
+) -> None:
+    await connection.execute("ALTER TABLE payloads RENAME TO hidden")
+
+    run_id = await fetched(database, apis(simulator)[1:])
+
+    assert await connection.fetchval("SELECT status FROM runs WHERE id = $1", run_id) == "succeeded"
+    assert 'relation "payloads"' in (await logged.reached(1, "not trimmed", run=run_id))[0]["reason"]
+
+
 async def test_payloads_off_keeps_none_and_trims_what_there_was(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:

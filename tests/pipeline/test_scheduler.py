@@ -21,7 +21,7 @@ from kasparro.sources.base import utc_now
 from kasparro.store.database import Database
 from kasparro.store.embedded import EmbeddedPostgres
 from kasparro.store.opening import prepare
-from kasparro.store.runs import RunRecord
+from kasparro.store.runs import RunRecord, SessionLock
 from tests.conftest import LogEvents
 
 
@@ -188,6 +188,58 @@ async def test_a_set_back_clock_puts_off_no_run(
 
     async with looped(simulator, database, "1s"):
         await logged.reached(3, "run finished")
+
+
+async def test_a_clock_that_was_set_back_puts_off_nobody_who_takes_over(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    ahead = timedelta(days=400)
+    async with looped(simulator, database, "2s", clock=lambda: datetime.now(UTC) + ahead):
+        await logged.reached(1, "run finished")
+        other = looped(simulator, database, "2s")
+        await other.__aenter__()
+        await logged.reached(1, "another process runs the loop")
+
+    runs = len([event for event in logged.seen if event["event"] == "run finished"])
+    await logged.reached(runs + 1, "run finished")
+    await other.__aexit__(None, None, None)
+
+
+async def test_a_clock_that_is_set_back_meanwhile_moves_no_run(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    behind = timedelta(0)
+    async with looped(simulator, database, "1s", clock=lambda: datetime.now(UTC) - behind):
+        await logged.reached(1, "run finished")
+        behind = timedelta(days=400)
+        await logged.reached(3, "run finished")
+
+
+async def test_the_loop_goes_on_after_an_error_of_its_own(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    logged: LogEvents,
+) -> None:
+    await connection.execute("ALTER TABLE runs RENAME TO hidden")
+    async with looped(simulator, database):
+        await logged.reached(1, "the loop met an error and goes on", level="error")
+        await connection.execute("ALTER TABLE hidden RENAME TO runs")
+        await logged.reached(1, "run finished", status="succeeded")
+
+
+async def test_a_run_that_is_due_while_another_works_is_made_after_it(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with SessionLock(database, "run") as lock:
+        await lock.acquire()
+        other = looped(simulator, database)
+        await other.__aenter__()
+        await logged.reached(1, "loop waits for a run of another")
+
+    await logged.reached(1, "run finished", status="succeeded")
+    await other.__aexit__(None, None, None)
+    assert {event["level"] for event in logged.seen} <= {"info", "debug"}
 
 
 @pytest.mark.parametrize(
