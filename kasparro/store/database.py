@@ -64,6 +64,7 @@ _MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.LockNotAvailableError, "another session holds a lock that we need"),
     (asyncpg.TransactionRollbackError, "PostgreSQL undid a transaction in favour of another"),
     (asyncpg.ReadOnlySQLTransactionError, "PostgreSQL takes no writes, as a standby or by its settings"),
+    (asyncpg.TargetServerAttributeNotMatched, "no host of PostgreSQL takes writes: standbys, or read-only"),
     (asyncpg.CannotConnectNowError, "PostgreSQL is starting, stopping or recovering"),
     (asyncpg.InvalidAuthorizationSpecificationError, "PostgreSQL refuses the login"),
     (asyncpg.InvalidCatalogNameError, "PostgreSQL has no such database"),
@@ -133,16 +134,14 @@ class Database:
             ),
             wait_s=CONNECT_TIMEOUT_S,
         )
-        self._read = await self._readers_pool(self._readers)
-        self._wide = await self._readers_pool(self._wide_readers)
+        self._read = await self._readers_pool(self._readers, READ_TIMEOUT_S)
+        self._wide = await self._readers_pool(self._wide_readers, READ_TIMEOUT_S)
         self._export = await self._readers_pool(self._exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
-        self._probe = await self._readers_pool(1)
+        self._probe = await self._readers_pool(1, READ_TIMEOUT_S)
         self._pools = (self._probe, self._export, self._wide, self._read, self._write)
         return self
 
-    async def _readers_pool(
-        self, size: int, timeout_s: int = READ_TIMEOUT_S, idle_s: int = IDLE_TIMEOUT_S
-    ) -> "_Pool":
+    async def _readers_pool(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Pool":
         pool = await asyncpg.create_pool(
             self._read_url or self._url,
             connect=hosts.connect,

@@ -11,13 +11,15 @@ import asyncpg
 import pytest
 
 from kasparro.batch import Batch, BatchBuilder
+from kasparro.errors import DatabaseUnavailable
 from kasparro.pipeline import persistence
 from kasparro.pipeline.run import Run
 from kasparro.record import Record
 from kasparro.sources.base import Pass
 from kasparro.store import database as limits
-from kasparro.store.database import Database
+from kasparro.store.database import Connection, Database
 from kasparro.store.opening import prepare
+from kasparro.store.runs import SessionLock
 from tests.postgres import USER, Server, servers, small_disk
 
 ROWS = 3
@@ -160,6 +162,9 @@ async def test_it_waits_for_a_connection_where_there_is_none_left(scene: Scene) 
         )
         scene.source.next.set()
         await scene.logged("too many connections for role")
+        with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL takes no more connections: "):
+            async with scene.database.reading():
+                pass
         await scene.ask(f"ALTER ROLE {USER} CONNECTION LIMIT -1")
 
     assert await running == "succeeded"
@@ -205,6 +210,46 @@ async def test_a_statement_that_takes_too_long_fails_the_source_and_is_named(
     assert (status, rows) == ("failed", 0)
     assert error is not None
     assert error.startswith("PostgreSQL ended a statement that took too long: ")
+
+
+async def test_no_session_waits_without_end(scene: Scene) -> None:
+    limits = {
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+    }
+    keepalives = {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
+
+    async def told(connection: Connection) -> tuple[list[str], list[str]]:
+        values = [
+            [await connection.fetchval("SELECT current_setting($1)", name) for name in sorted(names)]
+            for names in (limits, keepalives)
+        ]
+        return values[0], values[1]
+
+    database = scene.database
+    async with (
+        database.reading() as short,
+        database.reading(wide=True) as wide,
+        database.exporting() as export,
+        database.writing() as write,
+        database.following() as following,
+        SessionLock(database, "run") as lock,
+    ):
+        await lock.acquire()
+        async with lock.writing() as lease:
+            sessions = [await told(one) for one in (short, wide, export, write, following, lease)]
+
+    assert [limits for limits, _ in sessions] == [
+        ["1min", "0", "30s", "15s"],
+        ["1min", "0", "30s", "15s"],
+        ["10min", "0", "30s", "1min"],
+        ["1min", "0", "30s", "5min"],
+        ["1min", "0", "30s", "15s"],
+        ["15s", "15s", "30s", "5min"],
+    ]
+    assert {tuple(keepalives) for _, keepalives in sessions} == {("3", "30", "10")}
 
 
 async def test_a_statement_that_a_person_cancels_is_tried_again(scene: Scene) -> None:

@@ -228,6 +228,40 @@ async def test_the_loop_goes_on_after_an_error_of_its_own(
         await logged.reached(1, "run finished", status="succeeded")
 
 
+async def test_a_run_that_dies_elsewhere_is_marked_while_the_loop_waits(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    logged: LogEvents,
+) -> None:
+    async with looped(simulator, database):
+        await logged.reached(1, "loop waits")
+        dead = await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
+        await logged.reached(1, "run marked interrupted", run=dead.id)
+
+    assert await connection.fetchval("SELECT status FROM run_sources WHERE source = 'csv'") == "interrupted"
+
+
+async def test_a_batch_that_does_not_end_in_time_is_cut_off_and_told(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    logged: LogEvents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STOP_GRACE_S", 0.2)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE instance IN EXCLUSIVE MODE")
+        async with asyncio.timeout(10):
+            async with looped(simulator, database):
+                async for attempt in stamina.retry_context(on=AssertionError, attempts=None, wait_max=0.05):
+                    with attempt:
+                        assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    await logged.reached(1, "run cut off: its batch did not end in time")
+
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
+
+
 async def test_a_run_that_is_due_while_another_works_is_made_after_it(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
