@@ -44,8 +44,7 @@ _PASSING = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.TransactionRollbackError,
-    asyncpg.LockNotAvailableError,
-    # Somebody keeps connections out of the database for a while.
+    # A lock that another session holds; or somebody keeps connections out of the database for a while.
     asyncpg.ObjectNotInPrerequisiteStateError,
     # A wrong password or name: a person mends it, and the service goes on without a restart.
     asyncpg.InvalidAuthorizationSpecificationError,

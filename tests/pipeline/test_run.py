@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import asyncpg
 import pytest
+import stamina
 
 from kasparro.batch import Batch, BatchBuilder
 from kasparro.errors import RunInProgress, RunLost
@@ -33,6 +34,7 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import Patience
 from kasparro.store.database import Database
+from kasparro.store.runs import SessionLock
 
 QUICK = Patience(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
 
@@ -336,6 +338,25 @@ async def test_a_run_whose_process_died_is_marked_interrupted_by_the_next(
     ]
     with pytest.raises(RunLost):
         await dead.work(asyncio.Event())
+
+
+async def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+) -> None:
+    async with Run(database, apis(simulator), "etl") as one, SessionLock(database, "run") as other:
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'kasparro run%' AND datname = current_database()"
+        )
+        assert await other.acquire()
+        async for attempt in stamina.retry_context(on=AssertionError, attempts=None, wait_max=0.02):
+            with attempt:
+                assert not one._lock.held
+        with pytest.raises(RunLost, match=f"run {one.id} lost its lock to another run"):
+            await one.work(asyncio.Event())
+
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
+    assert len(simulator.calls) == 0
 
 
 async def test_a_stop_ends_the_run_at_a_batch_border(

@@ -222,17 +222,17 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
         return None
     failures = sorted((_failures(numeric, order, now), order) for order in ORDERS)
     (fewest, best), (second, other) = failures[0], failures[1]
+    if fewest * 2 > len(numeric):
+        raise Unsettled(
+            f"its days, such as {numeric[0]!r}, fit no order of day, month and year",
+            'day_order = "day-first", or another one,',
+        )
     if second == fewest or fewest * 10 > second:
         example = numeric[0]
         raise Unsettled(
             f"its rows do not tell the day from the month: {example!r} and all the others can be read as "
             f"{' and as '.join(sorted({best, other}))}",
             " or ".join(f'day_order = "{ORDER_NAMES[order]}"' for order in sorted((best, other))),
-        )
-    if fewest * 2 > len(numeric):
-        raise Unsettled(
-            f"its days, such as {numeric[0]!r}, fit no order of day, month and year",
-            'day_order = "day-first", or another one,',
         )
     return best
 

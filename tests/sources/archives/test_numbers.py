@@ -132,10 +132,13 @@ def test_the_rows_together_settle_the_decimal_sign(cells: list[str], sign: Sign)
     assert decimal_sign(cells, ",") == sign
 
 
-@pytest.mark.parametrize("cells", [["1,234", "2,345"], ["0.5", "0,5"]])
-def test_rows_that_do_not_tell_leave_it_unsettled(cells: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("cells", "delimiter"),
+    [(["1,234", "2,345"], ","), (["0.5", "0,5"], ","), (["14.748.800.659", "1.234"], ";")],
+)
+def test_rows_that_do_not_tell_leave_it_unsettled(cells: list[str], delimiter: str) -> None:
     with pytest.raises(Unsettled):
-        decimal_sign(cells, ",")
+        decimal_sign(cells, delimiter)
 
 
 whole_parts = st.integers(0, 10**15)

@@ -1,6 +1,7 @@
 """One archive at a time: what becomes of its rows, whatever its shape, packing and damage."""
 
 import gzip
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from backports import zstd
 
 from kasparro.record import Record, lines_of
-from tests.sources.archives.conftest import Read, read
+from kasparro.sources.archives.recognise import recognise, sampled
+from tests.sources.archives.conftest import NOW, Read, read
 
 TICKERS = """\
 id,name,symbol,rank,price_usd,24h_volume_usd,market_cap_usd,available_supply,total_supply,max_supply,\
@@ -70,6 +72,54 @@ async def test_a_period_that_is_not_over_is_no_close(load: Read) -> None:
     outcome = await load(content)
     assert [row["price_usd"] for row in outcome.rows] == ["1", "2"]
     assert outcome.rejects[0].reason.startswith("its period is not over yet")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+async def test_damage_within_compressed_data_is_told(load: Read, pack: Callable[[bytes], bytes]) -> None:
+    rows = "".join(
+        f"2018-01-01 {n // 3600:02}:{n // 60 % 60:02}:{n % 60:02} UTC,{n}.5,1,1\n" for n in range(20_000)
+    )
+    packed = bytearray(pack((EXPORT + rows).encode()))
+    for place in range(len(packed) // 2, len(packed) // 2 + 40):
+        packed[place] ^= 0xFF
+    outcome = await load(bytes(packed))
+    assert "its compressed data is damaged (" in outcome.problem
+    assert not outcome.complete
+
+
+@pytest.mark.parametrize("rank", ["0", "1.5", "-3", "2147483648"])
+async def test_a_rank_that_is_none_is_refused(load: Read, rank: str) -> None:
+    outcome = await load(
+        f"date,symbol,rank,price_usd\n2018-01-01,BTC,1,5\n2018-01-02,BTC,{rank},6\n", "coins.csv"
+    )
+    assert [row["rank"] for row in outcome.rows] == ["1"]
+    assert [(one.field, one.reason) for one in outcome.rejects] == [("rank", f"not a rank: '{rank}'")]
+
+
+async def test_a_time_to_come_is_refused(load: Read) -> None:
+    outcome = await load("date,symbol,price_usd\n2026-05-30 00:00:00,BTC,1\n2036-05-30 00:00:00,BTC,2\n")
+    assert [row["price_usd"] for row in outcome.rows] == ["1"]
+    (reject,) = outcome.rejects
+    assert (reject.field, reject.line) == ("observed_at", 3)
+    assert reject.reason == "in the future: 2036-05-30T00:00:00+00:00"
+
+
+async def test_rows_in_another_currency_than_dollars_are_refused_one_by_one(load: Read) -> None:
+    pairs = await load("date,symbol,close\n2018-01-01,BTC/USD,1\n2018-01-02,BTC/EUR,2\n", "prices.csv")
+    told = await load(
+        "date,symbol,price,currency\n2018-01-01,BTC,1,USD\n2018-01-02,BTC,2,GBP\n", "prices.csv"
+    )
+    for outcome, reason in ((pairs, "in EUR, not USD"), (told, "in GBP, not USD")):
+        assert [row["price_usd"] for row in outcome.rows] == ["1"]
+        assert [(reject.field, reject.reason) for reject in outcome.rejects] == [("currency", reason)]
+
+
+def test_of_two_columns_of_one_name_the_first_is_read_and_the_other_told(tmp_path: Path) -> None:
+    path = tmp_path / "prices.csv"
+    path.write_text("date,symbol,price_usd,Price_USD*\n2018-01-01,BTC,1,2\n")
+    columns = recognise(sampled(path), path.name, NOW).columns
+    assert [column.field for column in columns] == ["time", "symbol", "price_usd", None]
+    assert columns[3].note == "the same name as column 3, which is read"
 
 
 async def test_a_row_refused_keeps_field_reason_line_and_text(load: Read) -> None:

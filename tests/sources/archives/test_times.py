@@ -118,6 +118,11 @@ def test_rows_that_fit_two_orders_are_unsettled() -> None:
         day_order(["01/02/2018", "03/04/2018"], NOW)
 
 
+def test_days_that_fit_no_order_are_unsettled() -> None:
+    with pytest.raises(Unsettled, match="fit no order"):
+        day_order(["31/12/2018", "41/42/2018", "51/52/2018", "61/62/2018"], NOW)
+
+
 def test_one_broken_row_does_not_settle_the_order_against_the_others() -> None:
     assert day_order([*(f"{day}/01/2018" for day in range(1, 29)), "01/31/2018"], NOW) == "dmy"
 
