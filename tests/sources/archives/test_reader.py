@@ -114,10 +114,10 @@ async def test_rows_in_another_currency_than_dollars_are_refused_one_by_one(load
         assert [(reject.field, reject.reason) for reject in outcome.rejects] == [("currency", reason)]
 
 
-def test_of_two_columns_of_one_name_the_first_is_read_and_the_other_told(tmp_path: Path) -> None:
+async def test_of_two_columns_of_one_name_the_first_is_read_and_the_other_told(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text("date,symbol,price_usd,Price_USD*\n2018-01-01,BTC,1,2\n")
-    columns = recognise(sampled(path), path.name, NOW).columns
+    columns = recognise(await sampled(path), path.name, NOW).columns
     assert [column.field for column in columns] == ["time", "symbol", "price_usd", None]
     assert columns[3].note == "the same name as column 3, which is read"
 
@@ -216,7 +216,7 @@ async def test_a_truncated_archive_keeps_the_rows_before_the_cut(load: Read) -> 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 async def test_encodings_are_found(load: Read, encoding: str) -> None:
-    content = "symbol,name,price_usd,last_updated\nCAF,Café,1.5,2018-01-01T00:00:00Z\n"
+    content = '"price, usd",symbol,name,last_updated\n1.5,CAF,Café,2018-01-01T00:00:00Z\n'
     (row,) = (await load(content.encode(encoding), "x.csv")).rows
     assert row["name"] == "Café"
 

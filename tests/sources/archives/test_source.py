@@ -17,7 +17,7 @@ from kasparro.batch import BATCH_ROWS, Batch, Checkpoint
 from kasparro.errors import SourceError
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives.process import Worker
-from kasparro.sources.archives.reader import Job
+from kasparro.sources.archives.reader import Job, Problem
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.wire import next_job, packed
 from kasparro.sources.base import Pass
@@ -202,6 +202,31 @@ async def test_one_bad_file_costs_that_file(tmp_path: Path) -> None:
     assert rows == 5
     assert len(passing.problems) == 1
     assert passing.problems[0].startswith("bad.csv: ")
+
+
+async def test_a_file_that_goes_before_its_turn_costs_that_file(tmp_path: Path) -> None:
+    dump(tmp_path / "a.csv", 5)
+    gone = dump(tmp_path / "b.csv", 6)
+
+    async def known_as(name: str) -> None:
+        gone.unlink(missing_ok=True)
+
+    passing = Pass(clock=lambda: NOW, known_as=known_as)
+    rows = [batch.rows async for batch in Archives(str(tmp_path)).extract(passing)]
+
+    assert rows == [5]
+    assert passing.problems == ["b.csv: cannot be read (No such file or directory)"]
+
+
+async def test_a_file_that_goes_just_before_it_is_read_costs_that_file(tmp_path: Path) -> None:
+    job = job_for(dump(tmp_path / "a.csv", 5))
+    (tmp_path / "a.csv").unlink()
+    async with Worker() as worker:
+        told = [message async for message in worker.read(job)]
+        job = job_for(dump(tmp_path / "b.csv", 5))
+        assert [type(message).__name__ async for message in worker.read(job)] == ["Portion"]
+
+    assert told == [Problem("a.csv: cannot be read (No such file or directory)")]
 
 
 async def test_a_file_that_changes_while_it_is_read_is_not_marked_done(tmp_path: Path) -> None:
