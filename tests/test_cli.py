@@ -104,6 +104,21 @@ async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str
     assert "coinpaprika: CoinPaprika answered 403 (access denied" in out
 
 
+async def test_what_is_tried_again_is_a_line_in_the_log_with_its_reason(database_url: str) -> None:
+    async with Simulator(coins=5, manual=True) as simulator:
+        simulator.add_fault(Status(api="coinpaprika", code=503, body="html", times=1))
+        code, _, log = await ended(
+            *("etl", "--source", "coinpaprika", "--json"),
+            DATABASE_URL=database_url,
+            KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
+        )
+
+    (told,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "trying again"]
+    assert code == 0
+    assert (told["level"], told["reason"], told["attempt"]) == ("warning", "CoinPaprika answered 503", 1)
+    assert told["in_s"] > 0
+
+
 async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str) -> None:
     async with Simulator(coins=60, manual=True) as simulator:
         environment = {
