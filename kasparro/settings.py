@@ -29,6 +29,9 @@ COINGECKO_PRO_URL = "https://pro-api.coingecko.com/api/v3"
 COINPAPRIKA_FREE_CALLS = 20_000
 COINGECKO_DEMO_CALLS = 10_000
 
+# A secret of so many characters, if they are random, is found by no guessing.
+API_KEY_LENGTH = 16
+
 
 class Secret:
     """A value that shows itself in no log, answer or traceback; `reveal()` gives it where it is used."""
@@ -159,10 +162,12 @@ def _api_keys(value: str) -> tuple[ApiKey, ...]:
     keys = []
     for one in value.split(","):
         name, _, secret = one.strip().partition(":")
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name) or not re.fullmatch(r"[!-~]+", secret):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name) or not re.fullmatch(
+            rf"[!-~]{{{API_KEY_LENGTH},}}", secret
+        ):
             raise _NotAllowed(
-                "name:secret, …; a name of up to 40 letters, digits, dots, - and _, a secret of printable "
-                "ASCII characters without spaces and commas"
+                "name:secret, …; a name of up to 40 letters, digits, dots, - and _, a secret of "
+                f"{API_KEY_LENGTH} or more printable ASCII characters without spaces and commas"
             )
         keys.append(ApiKey(name, Secret(secret)))
     if len({key.name for key in keys}) < len(keys) or len({key.secret for key in keys}) < len(keys):

@@ -166,29 +166,42 @@ def test_every_setting_has_a_variable_with_a_meaning_and_a_default() -> None:
     assert all(variable.meaning and variable.default for variable in variables().values())
 
 
+LONG = "hunter2-hunter22"
+
+
 def test_api_keys_by_name() -> None:
-    told = load({"KASPARRO_API_KEYS": "alice:s3cret, bob:a:b"}).api_keys
-    assert told == (ApiKey("alice", Secret("s3cret")), ApiKey("bob", Secret("a:b")))
+    told = load({"KASPARRO_API_KEYS": "alice:s3cret-0123456789, bob:a:b:0123456789ab"}).api_keys
+    assert told == (
+        ApiKey("alice", Secret("s3cret-0123456789")),
+        ApiKey("bob", Secret("a:b:0123456789ab")),
+    )
     assert "s3cret" not in repr(told)
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        "hunter2",
-        ":hunter2",
+        LONG,
+        f":{LONG}",
         "a:",
-        "a b:hunter2",
-        "a:hunter 2",
-        "a:hunter2,",
-        "a:hunter2,a:x",
-        "a:hunter2,b:hunter2",
+        f"a b:{LONG}",
+        f"a:{LONG} 2",
+        f"a:{LONG},",
+        f"a:{LONG},a:{LONG}2",
+        f"a:{LONG},b:{LONG}",
+        f"a:{LONG[:15]}",
     ],
 )
 def test_a_wrong_api_key_is_never_shown(value: str) -> None:
     with pytest.raises(SettingsError, match="KASPARRO_API_KEYS") as error:
         load({"KASPARRO_API_KEYS": value})
     assert "hunter2" not in str(error.value)
+
+
+def test_a_secret_that_could_be_guessed_is_no_api_key() -> None:
+    assert load({"KASPARRO_API_KEYS": "a:0123456789abcdef"}).api_keys
+    with pytest.raises(SettingsError, match="16 or more"):
+        load({"KASPARRO_API_KEYS": "a:0123456789abcde"})
 
 
 @pytest.mark.parametrize(

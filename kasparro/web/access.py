@@ -29,7 +29,8 @@ def open_to_all(path: str) -> bool:
 class Access:
     """Admits requests: with keys set, those that bring one; with a limit set, so many of each client.
 
-    A client is its key's name, or else its address. Each process counts for itself.
+    A client is its key's name, or else its address, and the guesses of wrong keys from an address count by
+    themselves. Each process counts for itself.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,25 +60,24 @@ class Access:
         """
         if open_to_all(scope["path"]) or scope["method"] == "OPTIONS":
             return None, [], None
-        name = self._named(headers) if self._names else None
+        secret = _secret(headers) if self._names else None
+        name = None if secret is None else self._named(secret)
         told: HeaderList = []
         if self._limit is not None:
-            # Who guesses keys is counted by the address that the guesses come from.
-            client = f"key {name}" if name is not None else _network(scope["client"])
-            wait, told = self._limit.take(client, now)
+            guesses = f"guesses {_network(scope['client'])}"
+            if name is not None and self._limit.wait(guesses, now):
+                # Whoever guessed too often is not told which guess was right.
+                name = None
+            asker = guesses if secret is not None and name is None else client_of(name, scope)
+            wait, told = self._limit.take(asker, now)
             if wait:
                 return name, told, _too_many(self._limit.rate, wait)
         if self._names and name is None:
             return None, told, _unknown()
         return name, told, None
 
-    def _named(self, headers: dict[bytes, bytes]) -> str | None:
-        secret = headers.get(b"x-api-key")
-        if secret is None:
-            scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer":
-                return None
-        told = self._digest(secret.strip())
+    def _named(self, secret: bytes) -> str | None:
+        told = self._digest(secret)
         found = None
         for digest, name in self._names.items():
             if hmac.compare_digest(digest, told):
@@ -107,13 +107,10 @@ class Limit:
         """Take one request from a client's quota. Gives how many seconds it has to wait, 0 if it need not,
         and the headers that tell what is left (draft-ietf-httpapi-ratelimit-headers).
         """
-        whole_at = max(self._whole_at.get(client, now), now) + self._each_s
-        wait_s = whole_at - now - self.rate.seconds
-        # Sums of floats are off by a little; a request more or less is the quota's edge.
-        if wait_s > 1e-6:
-            whole_at -= self._each_s
-        else:
-            wait_s = 0.0
+        whole_at = max(self._whole_at.get(client, now), now)
+        wait = self.wait(client, now)
+        if not wait:
+            whole_at += self._each_s
             self._whole_at[client] = whole_at
             if len(self._whole_at) > self._clients:
                 self._whole_at.popitem(last=False)
@@ -121,7 +118,28 @@ class Limit:
             self._whole_at.move_to_end(client)
         left = int((self.rate.seconds - (whole_at - now)) / self._each_s + 1e-6)
         told = b'"default";r=%d;t=%d' % (max(left, 0), math.ceil(whole_at - now))
-        return math.ceil(wait_s), [self._policy, (b"ratelimit", told)]
+        return wait, [self._policy, (b"ratelimit", told)]
+
+    def wait(self, client: str, now: float) -> int:
+        """How many seconds a client has to wait for its next request, 0 if it need not; takes none."""
+        whole_at = max(self._whole_at.get(client, now), now) + self._each_s
+        wait_s = whole_at - now - self.rate.seconds
+        # Sums of floats are off by a little; a request more or less is the quota's edge.
+        return math.ceil(wait_s) if wait_s > 1e-6 else 0
+
+
+def client_of(key: str | None, scope: Scope) -> str:
+    """Who asks, as limits go by it: the name of its key, or else its address."""
+    return f"key {key}" if key is not None else _network(scope["client"])
+
+
+def _secret(headers: dict[bytes, bytes]) -> bytes | None:
+    secret = headers.get(b"x-api-key")
+    if secret is None:
+        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    return secret.strip()
 
 
 def _network(client: tuple[str, int] | None) -> str:

@@ -108,6 +108,22 @@ async def test_each_key_has_a_limit_of_its_own_and_guesses_share_one(database_ur
         assert [await status(client, X_API_Key=f"guess{n}") for n in range(3)] == [401, 401, 429]
 
 
+async def test_who_guesses_too_often_is_not_told_which_guess_was_right(database_url: str) -> None:
+    limit = Rate(2, 3600)
+    async with serving(
+        database_url, Settings(api_keys=KEYS, rate_limit=limit, trusted_proxies=("127.0.0.1",))
+    ) as client:
+
+        async def guess(secret: str, address: str) -> int:
+            return await status(client, X_API_Key=secret, X_Forwarded_For=address)
+
+        # Who brings no key at all guesses nothing.
+        assert [await status(client, X_Forwarded_For="192.0.2.1") for _ in range(3)] == [401, 401, 429]
+        assert [await guess(f"guess{n}", "192.0.2.1") for n in range(3)] == [401, 401, 429]
+        assert await guess("first-secret", "192.0.2.1") == 429
+        assert [await guess("first-secret", "192.0.2.2") for _ in range(3)] == [200, 200, 429]
+
+
 async def test_whom_a_proxy_speaks_for_counts_only_where_the_proxy_is_trusted(database_url: str) -> None:
     limit = Rate(1, 3600)
     for trusted, found in (((), [200, 429]), (("127.0.0.0/8",), [200, 200]), (("10.0.0.1",), [200, 429])):
