@@ -297,6 +297,9 @@ async def page(service: Service, request: Request, query: DataQuery) -> Response
         except WalkEnded as ended:
             raise paging.bad_cursor(f"cursor cannot be gone on from, for {ended}; begin anew") from None
         except ReplicaBehind:
+            if service.database.one_server:
+                # Nothing lags behind a server's own data: it was put back to what it said earlier.
+                raise paging.bad_cursor("cursor is of data that is gone; begin anew") from None
             raise Problem(
                 503,
                 "The replica that was asked is behind the walk of this cursor.",

@@ -31,7 +31,7 @@ from kasparro.store.past import PAST_KEPT
 from kasparro.store.reading import FIELDS, Filters, Place, Selection, Totals
 from kasparro.store.runs import RunRecord
 from kasparro.web.data import Sort
-from tests.web.conftest import LONG_AGO
+from tests.web.conftest import LONG_AGO, serving
 from tests.web.test_data import get, ids
 from tests.web.test_paging import in_order, passes
 
@@ -236,6 +236,24 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
 
 
 async def test_a_walk_waits_for_a_replica_that_is_behind(
+    database_url: str, database: Database, connection: Connection
+) -> None:
+    await load(
+        database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "ab")
+    )
+    async with serving(database_url, read_url=database_url) as client:
+        cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+
+        await connection.execute("UPDATE instance SET data_version = data_version - 1")
+        async with client.get(f"/data?limit=1&cursor={cursor}") as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "1"
+
+        await connection.execute("UPDATE instance SET data_version = data_version + 1")
+        assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
+
+
+async def test_a_walk_of_a_database_that_was_restored_since_begins_anew(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
     await load(
@@ -244,12 +262,9 @@ async def test_a_walk_waits_for_a_replica_that_is_behind(
     cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
 
     await connection.execute("UPDATE instance SET data_version = data_version - 1")
-    async with client.get(f"/data?limit=1&cursor={cursor}") as answer:
-        assert answer.status == 503
-        assert answer.headers["Retry-After"] == "1"
-
-    await connection.execute("UPDATE instance SET data_version = data_version + 1")
-    assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
+    problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
+    assert problem["parameter"] == "cursor"
+    assert "begin anew" in problem["detail"]
 
 
 async def test_batches_of_sources_that_load_together_take_their_turns(
