@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp
 from kasparro.settings import Settings
 from kasparro.store.database import Database
 from kasparro.web import data, docs, exports, metrics, operations, problems
-from kasparro.web.endpoint import route
+from kasparro.web.endpoint import route, route_of
 from kasparro.web.front import Front
 from kasparro.web.hangups import ClientGone, no_answer
 from kasparro.web.service import SchedulerLike, Service
@@ -51,4 +52,4 @@ def create_app(
         lifespan=lifespan,
     )
     handlers = {**problems.HANDLERS, ClientGone: no_answer}
-    return Front(ExceptionMiddleware(router, handlers), service)
+    return Front(ExceptionMiddleware(router, handlers), service, partial(route_of, router.routes))

@@ -1,16 +1,17 @@
 """An endpoint said once: the route that serves it and its description come from the same words."""
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Scope
 
 from kasparro.web import parameters
+from kasparro.web.exchange import OTHER
 from kasparro.web.hangups import while_connected
 from kasparro.web.parameters import NoParameters
 from kasparro.web.service import Service
@@ -47,7 +48,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def template(self) -> str:
         """The path as people write it, with the bare names of its parameters."""
-        return re.sub(r":\w+}", "}", self.path)
+        return _template(self.path)
+
+
+def _template(path: str) -> str:
+    return re.sub(r":\w+}", "}", path)
 
 
 def route(endpoint: Endpoint, service: Service) -> Route:
@@ -75,3 +80,11 @@ def route(endpoint: Endpoint, service: Service) -> Route:
         )
 
     return Route(endpoint.path, answer, methods=[endpoint.method], name=handler.__name__)
+
+
+def route_of(routes: Iterable[BaseRoute], scope: Scope) -> str:
+    """The path that a request is counted under, by whatever method it asks; `other` where no route has it."""
+    for one in routes:
+        if isinstance(one, Route) and one.matches(scope)[0] is not Match.NONE:
+            return _template(one.path)
+    return OTHER

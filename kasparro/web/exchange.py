@@ -24,6 +24,8 @@ def request_id(told: bytes | None = None) -> bytes:
 
 # How an answer came about: it was kept, it is kept from now on, or nothing like it is.
 HIT, MISS, NONE = "hit", "miss", "none"
+# The route of what none of the service's paths is.
+OTHER = "other"
 
 
 class Exchange:
@@ -55,7 +57,7 @@ class Exchange:
         self.encoding = IDENTITY if accepted is None else chosen(accepted)
         self.if_none_match = headers.get(b"if-none-match")
         self.database_s: float | None = None
-        self.route = "other"
+        self.route = OTHER
         self.cache = NONE
         self.current = True
         self.wide = False

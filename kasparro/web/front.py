@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import structlog
 from starlette.responses import Response
@@ -42,10 +43,12 @@ class Front:
     caught becomes a 500.
 
     A GET that was answered before, from data that is still the newest, gets the same bytes without more ado.
+    `route_of` names the route of what is refused before any route is asked.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, route_of: Callable[[Scope], str]) -> None:
         self._app = app
+        self._route_of = route_of
         self._kept = service.caching.kept
         self._version = service.caching.version
         self._meter = service.meter
@@ -80,6 +83,7 @@ class Front:
             preflight = self._cors.preflight(scope, headers)
             scope["kasparro.exchange"] = exchange
             if refusal is not None:
+                exchange.route = self._route_of(scope)
                 app: ASGIApp = problems.answer(scope, refusal)
             elif preflight is not None:
                 app = Response(status_code=204)

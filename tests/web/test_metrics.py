@@ -82,6 +82,27 @@ async def test_keys_are_told_by_name_and_never_by_value(database_url: str) -> No
     assert "hunter" not in str(samples)
 
 
+async def test_refusals_are_counted_under_the_route_that_was_asked(database_url: str) -> None:
+    settings = Settings(api_keys=(ApiKey("alice", Secret("hunter2")),), rate_limit=Rate(1, 3600))
+    async with serving(database_url, settings) as client:
+        assert await asked(client, "GET", "/data/csv/x") == 401
+        assert await asked(client, "GET", "/nosuch") == 429
+        assert await asked(client, "HEAD", "/data") == 429
+        assert await asked(client, "POST", "/data") == 429
+        samples = await scrape(client, **{"X-API-Key": "hunter2"})
+    told = {
+        (its["route"], its["method"], its["status"]): value
+        for (name, labels), value in samples.items()
+        if name == "kasparro_http_requests_total" and (its := dict(labels))
+    }
+    assert told == {
+        ("/data/{source}/{source_id}", "GET", "401"): 1,
+        ("other", "GET", "429"): 1,
+        ("/data", "HEAD", "429"): 1,
+        ("/data", "POST", "429"): 1,
+    }
+
+
 async def test_the_database_tells_of_records_runs_and_sources(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
