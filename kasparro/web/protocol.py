@@ -2,6 +2,8 @@
 
 import asyncio
 import heapq
+import socket
+import struct
 from http import HTTPStatus
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -10,7 +12,7 @@ import httptools
 import msgspec
 import structlog
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from kasparro.web import problems
@@ -95,7 +97,12 @@ class LimitedProtocol(HttpToolsProtocol):
         super().shutdown()
         grace = self.config.timeout_graceful_shutdown
         if grace is not None:
-            self.loop.call_later(max(0.0, grace - _BEFORE_CANCEL_S), self.transport.abort)
+            self.loop.call_later(max(0.0, grace - _BEFORE_CANCEL_S), self._cut)
+
+    def _cut(self) -> None:
+        # With a reset, since to a client of HTTP/1.0 an end looks like that of its answer.
+        _reset_at_close(self.transport, True)
+        self.transport.abort()
 
     def _make_room(self, most: int) -> None:
         now = self.loop.time()
@@ -183,6 +190,11 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.url) > self.limits.url_bytes:
             self._refusal = Problem(414, f"A URL has {self.limits.url_bytes} bytes at most.")
             raise _RefusedError
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _Unframed(self.cycle)  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
         self._receiving = False
@@ -292,7 +304,7 @@ class LimitedProtocol(HttpToolsProtocol):
         left = self.transport.get_write_buffer_size()
         if left > before - self.limits.drain_bytes:
             log.debug("cut: the client does not read", bytes=left)
-            self.transport.abort()
+            self._cut()
         else:
             self._watch()
 
@@ -300,6 +312,37 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._drain is not None:
             self._drain.cancel()
             self._drain = None
+
+
+class _Unframed:
+    # Sends a cycle's answers to a client of HTTP/1.0, which knows no chunks (RFC 9112, 6.1): a body whose
+    # length is not told ends with the connection, and one that breaks off ends with its reset.
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._open_ended = False
+
+    async def __call__(self, message: Any) -> None:
+        cycle = self._cycle
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", [])}
+            self._open_ended = b"content-length" not in names
+            if self._open_ended:
+                cycle.chunked_encoding = False
+                _reset_at_close(cycle.transport, True)
+        elif self._open_ended:
+            # What uvicorn holds a body of told length against.
+            cycle.expected_content_length = len(message.get("body", b""))
+            if not message.get("more_body", False):
+                _reset_at_close(cycle.transport, False)
+        await self._send(message)
+
+
+def _reset_at_close(transport: asyncio.Transport, reset: bool) -> None:
+    line = transport.get_extra_info("socket")
+    if line is not None and not transport.is_closing():
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", reset, 0))
 
 
 def _too_slow() -> Problem:
