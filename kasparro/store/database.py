@@ -28,8 +28,10 @@ IDLE_TIMEOUT_S = 60
 EXPORT_TIMEOUT_S = 60
 EXPORT_IDLE_S = 600
 LOCK_TIMEOUT_S = 30
-# Readers that wait for a connection: by so many more the answer would come too late to be of use.
-QUEUED = 64
+# Readers that wait for a connection: of pages that take a millisecond, so many wait for a fraction of a
+# second; where they take long, whoever has waited for so long is sent away. Connecting counts as waiting, for
+# which half of CONNECT_TIMEOUT_S may go by until a standby that is silent is given up.
+QUEUED = 512
 QUEUE_S = 3
 # The server ends what takes too long; where it cannot even say so, the line is dead.
 LINE_TIMEOUT_S = 5

@@ -40,10 +40,11 @@ async def test_however_many_wide_questions_wait_short_ones_are_answered(
     patient: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
     wide = ("q=a", "limit=1000", "page=500", "limit=300&sort=name")
-    async with asyncio.timeout(30):
+    connector = aiohttp.TCPConnector(limit=0)
+    async with asyncio.timeout(30), aiohttp.ClientSession(patient._base_url, connector=connector) as crowd:
         async with stuck(database):
             asked = [
-                asyncio.create_task(ask(patient, f"/data?{wide[n % 4]}&symbol=s{n}")) for n in range(QUEUED)
+                asyncio.create_task(ask(crowd, f"/data?{wide[n % 4]}&symbol=s{n}")) for n in range(QUEUED)
             ]
             while await connection.fetchval(WAITING) < 2:
                 pass
