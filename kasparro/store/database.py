@@ -103,7 +103,7 @@ class Database:
         *,
         readers: int = 8,
         wide_readers: int = 2,
-        exporters: int = 2,
+        exporters: int = 4,
         writers: int = 6,
         queue_s: float = QUEUE_S,
     ) -> None:
@@ -112,7 +112,7 @@ class Database:
         self._read_name = "DATABASE_READ_URL" if read_url else "DATABASE_URL"
         self._readers = readers
         self._wide_readers = wide_readers
-        self._exporters = exporters
+        self.exporters = exporters
         self._writers = writers
         self._queue_s = queue_s
 
@@ -137,7 +137,7 @@ class Database:
         )
         self._read = await self._readers_pool(self._readers, READ_TIMEOUT_S)
         self._wide = await self._readers_pool(self._wide_readers, READ_TIMEOUT_S)
-        self._export = await self._readers_pool(self._exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
+        self._export = await self._readers_pool(self.exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
         self._probe = await self._readers_pool(1, READ_TIMEOUT_S)
         self._pools = (self._probe, self._export, self._wide, self._read, self._write)
         return self

@@ -29,9 +29,10 @@ OTHER = "other"
 
 
 class Exchange:
-    """What handlers may know of a request and add to it: `database_s`, what they waited for the database;
-    `route`, which of the service's paths it was; `wide`, whether what it asks for may take long; `current`,
-    whether what was read is sure to be of the newest version; `added`, headers of whatever answer it gets.
+    """What handlers may know of a request and add to it: `key`, the name of its API key; `database_s`, what
+    they waited for the database; `route`, which of the service's paths it was; `wide`, whether what it asks
+    for may take long; `current`, whether what was read is sure to be of the newest version; `added`, headers
+    of whatever answer it gets.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Exchange:
         "database_s",
         "encoding",
         "if_none_match",
+        "key",
         "request_id",
         "route",
         "started",
@@ -56,6 +58,7 @@ class Exchange:
         accepted = headers.get(b"accept-encoding")
         self.encoding = IDENTITY if accepted is None else chosen(accepted)
         self.if_none_match = headers.get(b"if-none-match")
+        self.key: str | None = None
         self.database_s: float | None = None
         self.route = OTHER
         self.cache = NONE

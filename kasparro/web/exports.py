@@ -13,10 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from kasparro.store import reading
 from kasparro.store.reading import Selection
+from kasparro.web.access import client_of
 from kasparro.web.data import DataQuery
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.paging import PageQuery
 from kasparro.web.service import Service
+from kasparro.web.turns import Turns
 
 # PostgreSQL keeps what was replaced since an export began until it ends: no longer than this.
 EXPORT_S = 3_600.0
@@ -92,7 +94,7 @@ async def _export(service: Service, request: Request, query: DataQuery, form: Fo
         # How long the export would be is not known, and a length told here is that of a GET (RFC 9110, 8.6).
         del response.headers["Content-Length"]
         return response
-    pieces = _pieces(service, query.selection(), form)
+    pieces = _pieces(service, request, query.selection(), form)
     try:
         # What goes wrong before there is anything to give is told as a problem.
         first = await anext(pieces, b"")
@@ -102,19 +104,25 @@ async def _export(service: Service, request: Request, query: DataQuery, form: Fo
     return _Export(first, pieces, form)
 
 
-async def _pieces(service: Service, asked: Selection, form: Form) -> AsyncGenerator[bytes, None]:
-    ends_at = time.monotonic() + EXPORT_S
+async def _pieces(
+    service: Service, request: Request, asked: Selection, form: Form
+) -> AsyncGenerator[bytes, None]:
+    client = client_of(request.scope["kasparro.exchange"].key, request.scope)
     end = _LINE_ENDS[form]
     head = ",".join(reading.in_order(asked.fields)) + end if form == "csv" else ""
     async with (
+        service.turns.take(client, request.scope["kasparro.cut"]) as turn,
         service.database.exporting() as connection,
         aclosing(reading.export(connection, asked, form)) as parts,
     ):
+        ends_at = time.monotonic() + EXPORT_S
         async for lines in parts:
             if time.monotonic() > ends_at:
                 raise TimeoutError(f"an export may take {EXPORT_S:.0f} s")
-            yield (head + end.join(lines) + end).encode()
+            piece = (head + end.join(lines) + end).encode()
             head = ""
+            with turn.read(len(piece)):
+                yield piece
     if head:
         yield head.encode()
 
@@ -124,9 +132,14 @@ def _headers(form: Form) -> dict[str, str]:
 
 
 _HEADERS = {"Content-Disposition": "A name for the file.", "Cache-Control": "Always `no-store`."}
+_TERMS = Turns.terms
 _DESCRIPTION = (
     "Everything that the filters let through, of one moment, streamed. An answer that breaks off, without "
-    "the last chunk that HTTP has at its end, is not whole. "
+    "the last chunk that HTTP has at its end, is not whole. A client, which is a key or an address, has "
+    f"{_TERMS.each} exports at work at once; {_TERMS.each_waiting} more wait for their turn, for "
+    f"{_TERMS.patience_s:.0f} s at most. While others wait, one whose client takes less than "
+    f"{_TERMS.pace_bytes // 1024} KiB/s over {_TERMS.window_s:.0f} s is cut. No export takes longer than "
+    f"{EXPORT_S / 60:.0f} minutes. "
 )
 ENDPOINTS = (
     Endpoint(
@@ -139,6 +152,7 @@ ENDPOINTS = (
         area="data",
         query=ExportQuery,
         answer=str,
+        problems=(400, 429, 500, 503),
         media_type="text/csv",
         headers=_HEADERS,
         caching="never",
@@ -151,6 +165,7 @@ ENDPOINTS = (
         area="data",
         query=ExportQuery,
         answer=str,
+        problems=(400, 429, 500, 503),
         media_type="application/x-ndjson",
         headers=_HEADERS,
         caching="never",

@@ -69,7 +69,7 @@ class Front:
             if name in _READ:
                 headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
         added = self._always
-        refusal = None
+        key, refusal = None, None
         if self._access is not None:
             key, told, refusal = self._access.admit(scope, headers, started)
             added = [*added, *told]
@@ -79,6 +79,7 @@ class Front:
             added = [*added, *self._cors.headers(headers[b"origin"])]
         if refusal is not None or not await self._send_ready(scope, headers, added, started, send):
             exchange = Exchange(headers, added, started)
+            exchange.key = key
             refusal = refusal or _refusal(scope, headers)
             preflight = self._cors.preflight(scope, headers)
             scope["kasparro.exchange"] = exchange

@@ -46,7 +46,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
     413: ("The body is too large.", {"detail": "A body has 1024 bytes at most."}),
     414: ("The URL is too long.", {"detail": "A URL has 16384 bytes at most."}),
     429: (
-        "Too many requests of this key or address.",
+        "Too many requests, or exports at once, of this key or address.",
         {
             "type": "urn:kasparro:problem:rate-limit",
             "title": "Too many requests",

@@ -185,6 +185,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._received = 0
         super().on_message_begin()
 
+        # What `send` cannot: end an answer in its midst, as where its client hangs up.
+        self.scope["kasparro.cut"] = self._cut  # type: ignore[typeddict-unknown-key]
+
     def on_url(self, url: bytes) -> None:
         self.url += url
         if len(self.url) > self.limits.url_bytes:

@@ -20,6 +20,7 @@ from kasparro.store.database import Connection, Database
 from kasparro.web.access import Access
 from kasparro.web.caching import Caching
 from kasparro.web.meter import Meter
+from kasparro.web.turns import Turns
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Service:
         self.totals = reading.Totals()
         self._signing_key: bytes | None = None
         self.access = Access(settings)
+        self.turns = Turns(database.exporters)
         self.meter = Meter(self._gauges, self.access.names, figures_folder)
         self._probing: dict[str, asyncio.Task[Any]] = {}
 
@@ -136,6 +138,8 @@ class Service:
                 f"pool_connections_busy:{pool}": busy,
                 f"pool_waiting:{pool}": waiting,
             }
+        # Who exports has a connection as soon as it has its turn.
+        found["pool_waiting:export"] = self.turns.waiting
         return found
 
     @property

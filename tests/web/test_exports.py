@@ -4,20 +4,24 @@ import asyncio
 import csv
 import io
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
+from kasparro.settings import Settings
 from kasparro.store.database import Connection
 from kasparro.store.reading import FIELDS
 from kasparro.web.protocol import LimitedProtocol, Limits
+from kasparro.web.turns import Turns
 from tests.conftest import LogEvents
 from tests.web.conftest import Insert, service, serving
 from tests.web.test_data import get
+from tests.web.test_metrics import scrape, value
 from tests.web.test_protocol import line
 
 # More than all the buffers between PostgreSQL and a client that does not read can hold.
@@ -214,14 +218,90 @@ async def test_an_export_that_fails_on_the_way_ends_a_client_of_http_1_0_with_a_
             await one.ended()
 
 
-async def test_exports_under_way_hold_up_no_page_and_only_so_many_begin(
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the terms of exports; what is not named stays as it is."""
+
+    def put(**terms: Any) -> None:
+        monkeypatch.setattr(Turns, "terms", msgspec.structs.replace(Turns.terms, **terms))
+
+    return put
+
+
+async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_their_turn(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
     await many(connection)
-    async with begun(client), begun(client):
+    async with AsyncExitStack() as stack:
+        under_way = [await stack.enter_async_context(begun(client)) for _ in range(Turns.terms.each)]
+        third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
         assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
-        async with client.get("/data.csv") as third:
-            assert third.status == 503
-            assert "Retry-After" in third.headers
-            problem: Any = await third.json(content_type="application/problem+json")
-            assert problem["status"] == 503
+        assert len(await exports(connection)) == Turns.terms.each
+        assert not third.done()
+        under_way[0].close()
+        async with asyncio.timeout(20):
+            assert (await third).startswith("source,")
+
+
+async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_not(
+    database_url: str, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(each_waiting=1)
+    await many(connection)
+    settings = Settings(trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings) as client, begun(client), begun(client):
+        waiting = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
+        samples = await scrape(client)
+        while value(samples, "kasparro_pool_waiting", pool="export") != 1:
+            samples = await scrape(client)
+        async with client.get("/data.csv") as beyond:
+            problem: Any = await beyond.json(content_type="application/problem+json")
+            assert (beyond.status, problem["type"]) == (429, "urn:kasparro:problem:too-many-exports")
+            assert int(beyond.headers["Retry-After"]) > 0
+        other = {"X-Forwarded-For": "192.0.2.1"}
+        async with client.get("/data.csv?symbol=nosuch", headers=other) as answer:
+            assert answer.status == 200
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_whoever_waits_too_long_for_an_export_is_sent_away(
+    client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(patience_s=0.1)
+    await many(connection)
+    async with begun(client), begun(client), client.get("/data.csv") as third:
+        assert third.status == 503
+        assert "Retry-After" in third.headers
+        problem: Any = await third.json(content_type="application/problem+json")
+        assert problem["type"] == "urn:kasparro:problem:too-busy"
+    # What went away left its place to others.
+    await none_left(connection)
+    assert await text(client, "/data.csv?symbol=nosuch")
+
+
+async def test_while_others_wait_a_slow_reader_loses_its_place_and_sees_that_it_did(
+    database_url: str, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(window_s=0.2)
+    await many(connection)
+    settings = Settings(trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings, exporters=1) as client, begun(client) as slow:
+        headers = {"X-Forwarded-For": "192.0.2.1"}
+        async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as answer:
+            assert answer.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await slow.read()
+
+
+async def test_a_slow_reader_for_whom_nobody_waits_is_left_alone(
+    client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(window_s=0.01)
+    await many(connection)
+    async with begun(client), begun(client) as slow:
+        third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
+        # One more of a client is for itself to wait for.
+        assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
+        assert (await slow.read()).count(b"\n") == MANY
+        await third

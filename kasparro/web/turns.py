@@ -1,0 +1,161 @@
+"""Who may export when: each client in its turn, and an end to readers so slow that others wait for them."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import ClassVar
+
+import msgspec
+import structlog
+
+from kasparro.errors import DatabaseBusy
+from kasparro.web.problems import Problem
+
+log = structlog.get_logger()
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """What exports may take.
+
+    A client has `each` at work at once and `each_waiting` more in wait, which wait for `patience_s`. Of those
+    for which others wait, a client has to take `pace_bytes` a second, on the average of every `window_s` that
+    we waited for it.
+    """
+
+    each: int = 2
+    each_waiting: int = 126
+    patience_s: float = 30.0
+    pace_bytes: int = 262_144
+    window_s: float = 10.0
+
+
+class Turn:
+    """One export at work: how fast its client reads, and how to cut it."""
+
+    def __init__(self, client: str, cut: Callable[[], None], terms: Terms) -> None:
+        self.client = client
+        self.cut = cut
+        self._terms = terms
+        self._slow = False
+        self._bytes = 0
+        self._waited_s = 0.0
+        self._since: float | None = None
+
+    @contextmanager
+    def read(self, size: int) -> Iterator[None]:
+        """A block in which we wait for the client to take so many bytes."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._waited_s += time.monotonic() - self._since
+            self._since = None
+            self._bytes += size
+            if self._waited_s >= self._terms.window_s:
+                self._slow = self._lags(self._waited_s)
+                self._bytes, self._waited_s = 0, 0.0
+
+    def slow(self) -> bool:
+        """Whether its client falls behind the pace."""
+        waited_s = self._waited_s + (0.0 if self._since is None else time.monotonic() - self._since)
+        return self._lags(waited_s) if waited_s >= self._terms.window_s else self._slow
+
+    def _lags(self, waited_s: float) -> bool:
+        return self._bytes < self._terms.pace_bytes * waited_s
+
+
+class Turns:
+    """So many exports at once of all clients. A place that gets free goes to the client that has the fewest
+    at work, and among such to who waits longest.
+    """
+
+    terms: ClassVar[Terms] = Terms()
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._working: list[Turn] = []
+        self._waiting: dict[asyncio.Future[None], Turn] = {}
+        self._looking: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def take(self, client: str, cut: Callable[[], None]) -> AsyncIterator[Turn]:
+        """A block that has its turn; `cut` ends the connection of its client.
+
+        Raises Problem (429) where too many of this client wait already, DatabaseBusy where the wait is too
+        long.
+        """
+        turn = Turn(client, cut, self.terms)
+        await self._begin(turn)
+        try:
+            yield turn
+        finally:
+            self._working.remove(turn)
+            self._hand_out()
+
+    async def _begin(self, turn: Turn) -> None:
+        if sum(one.client == turn.client for one in self._waiting.values()) >= self.terms.each_waiting:
+            raise _too_many(self.terms)
+        given = asyncio.get_running_loop().create_future()
+        self._waiting[given] = turn
+        self._hand_out()
+        try:
+            async with asyncio.timeout(self.terms.patience_s):
+                await given
+        except BaseException as error:
+            if given.done() and not given.cancelled():
+                # It was given just when its taker went away.
+                self._working.remove(turn)
+                self._hand_out()
+            if isinstance(error, TimeoutError):
+                raise DatabaseBusy("no export ended within the time that others wait for one") from None
+            raise
+        finally:
+            self._waiting.pop(given, None)
+
+    def _hand_out(self) -> None:
+        while len(self._working) < self._places and (found := self._next()) is not None:
+            self._working.append(self._waiting.pop(found))
+            found.set_result(None)
+        if self._looking is None and self._next() is not None:
+            self._look_again()
+
+    def _next(self) -> asyncio.Future[None] | None:
+        working = Counter(turn.client for turn in self._working)
+        ready = [
+            (given, working[turn.client])
+            for given, turn in self._waiting.items()
+            if working[turn.client] < self.terms.each and not given.done()
+        ]
+        return min(ready, key=lambda one: one[1])[0] if ready else None
+
+    def _look_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(self.terms.window_s / 10, self._look)
+
+    def _look(self) -> None:
+        # One at a time, for one place is what somebody waits for.
+        self._looking = None
+        if self._next() is None:
+            return
+        slow = next((turn for turn in self._working if turn.slow()), None)
+        if slow is not None:
+            log.info("cut an export: its client reads slowly, and others wait", client=slow.client)
+            slow.cut()
+        self._look_again()
+
+
+def _too_many(terms: Terms) -> Problem:
+    return Problem(
+        429,
+        f"A client has {terms.each} exports at work and {terms.each_waiting} more in wait at once.",
+        kind="too-many-exports",
+        title="Too many exports",
+        headers={"Retry-After": f"{terms.patience_s:.0f}"},
+    )
