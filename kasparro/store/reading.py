@@ -47,6 +47,9 @@ _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "u
 COUNTED_AGAIN_S = 60.0
 FILTERS_REMEMBERED = 1_000
 
+# Where a limit is put into a statement that was composed for all limits.
+_LIMIT = "{limit}"
+
 # Rows that an export holds at once.
 EXPORTED_AT_ONCE = 250
 
@@ -283,9 +286,10 @@ async def _read(
     connection: Connection, asked: Selection, case: set[str], *, limit: int, **values: Any
 ) -> asyncpg.Record:
     conditions, identifiers, given = _case(asked)
+    statement = compose(_SQL["page"], conditions | case, (*identifiers, ("limit", _LIMIT)))
     # The limit stands in the text: where it is not known, plans are made for a tenth of the table.
-    statement = compose(_SQL["page"], conditions | case, (*identifiers, ("limit", str(limit))))
-    (found,) = await connection.fetch(statement.text, *statement.values({**values, **given}))
+    text = statement.text.replace(_LIMIT, str(limit))
+    (found,) = await connection.fetch(text, *statement.values({**values, **given}))
     return found
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from kasparro.store import reading
 from kasparro.store.database import Connection, Database
 from kasparro.store.reading import Filters, Place, Selection, Totals
+from kasparro.store.statements import compose
 from kasparro.web import paging
 from kasparro.web.data import DataQuery, Sort
-from tests.web.conftest import LONG_AGO, insert_rows
+from tests.web.conftest import LONG_AGO, Insert, insert_rows
 
 KEY = b"a key"
 
@@ -145,3 +146,16 @@ async def rolled_back(connection: Connection) -> AsyncIterator[None]:
 
 def keys(rows: str) -> list[tuple[str, str]]:
     return [(row["source"], row["source_id"]) for row in json.loads(f"[{rows}]")]
+
+
+async def test_pages_of_every_size_come_from_one_composed_statement(
+    database: Database, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n}"} for n in range(5)))
+    totals = Totals()
+    async with database.reading() as connection:
+        found = [await reading.page(connection, totals, Selection(), limit=1)]
+        before = compose.cache_info().misses
+        found += [await reading.page(connection, totals, Selection(), limit=limit) for limit in (2, 3, 4)]
+        assert compose.cache_info().misses == before
+    assert [page.json.count("source_id") for page in found] == [1, 2, 3, 4]
