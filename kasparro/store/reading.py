@@ -128,7 +128,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
     """Where a walk stands: the version of the data that it shows, how many rows it has in all (None with
-    `as_of`), and of the last row the value in the sorted column and what makes it unique.
+    `as_of`), of the last row the value in the sorted column and what makes it unique, and how many versions
+    were no batches, of which nobody kept what the rows said before.
     """
 
     version: int
@@ -136,6 +137,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     value: Any
     source: str
     source_id: str
+    by_hand: int
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -231,13 +233,13 @@ async def page(
     """
     if after is None:
         found, total = await _counted(connection, totals, asked, limit, offset)
-        version = found["version"]
+        version, by_hand = found["version"], found["by_hand"]
     else:
         found = await _onward(connection, asked, limit, after)
-        version, total = after.version, after.total
+        version, total, by_hand = after.version, after.total, after.by_hand
     last = None
     if found["source"] is not None:
-        last = Place(version, total, found["value"], found["source"], found["source_id"])
+        last = Place(version, total, found["value"], found["source"], found["source_id"], by_hand)
     return Rows(found["lines"] or "", total, last)
 
 
@@ -279,6 +281,8 @@ async def _onward(connection: Connection, asked: Selection, limit: int, after: P
         found = await _read(connection, asked, case, **values)
         if after.version < found["walks_from"]:
             raise WalkEnded("its walk began too long ago")
+        if after.by_hand != found["by_hand"]:
+            raise WalkEnded("rows were changed by hand since, or by an older version of this service")
     return found
 
 

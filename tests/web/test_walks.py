@@ -253,6 +253,31 @@ async def test_a_walk_waits_for_a_replica_that_is_behind(
         assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
+async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
+    client: aiohttp.ClientSession, database: Database, connection: Connection
+) -> None:
+    await load(
+        database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "abc")
+    )
+    cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+    then = "as_of=2025-01-01T00:00:00Z&limit=1"
+    cursor_then = (await get(client, f"/data?{then}"))["pagination"]["next_cursor"]
+
+    # As a person does, or the loader of a version of the service that is older than walks.
+    await connection.execute(
+        "UPDATE unified_data SET source_id = 'z', version = version + 1 WHERE source_id = 'b';"
+        "UPDATE instance SET data_version = data_version + 1"
+    )
+    problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
+    assert problem["parameter"] == "cursor"
+    assert "by hand" in problem["detail"]
+    assert ids(await get(client, f"/data?{then}&cursor={cursor_then}")) == ["c"]
+    # Of another size, for which no answer is kept.
+    begun_since = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    await load(database, "coingecko", Record(source_id="d", symbol=None, name=None, observed_at=LONG_AGO))
+    assert ids(await get(client, f"/data?limit=1&cursor={begun_since}")) == ["z"]
+
+
 async def test_a_walk_of_a_database_that_was_restored_since_begins_anew(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
