@@ -50,6 +50,9 @@ FILTERS_REMEMBERED = 1_000
 # Where a limit is put into a statement that was composed for all limits.
 _LIMIT = "{limit}"
 
+# Walks over more versions than this may have a hundred thousand changed rows to look through for a page.
+FAR_VERSIONS = 8
+
 # Rows that an export holds at once.
 EXPORTED_AT_ONCE = 250
 
@@ -155,6 +158,10 @@ class WalkEnded(KasparroError):
     """What the rows of the walk said when it began cannot be told any more; the message says why."""
 
 
+class WalkFar(KasparroError):
+    """So much was loaded since the walk began that its page may take long."""
+
+
 class ReplicaBehind(KasparroError):
     """This replica has not yet come to the version of the data that the walk shows."""
 
@@ -225,17 +232,19 @@ async def page(
     limit: int,
     offset: int = 0,
     after: Place | None = None,
+    wide: bool = True,
 ) -> Rows:
     """The rows after an offset, as they are now, or after a place, as they were when its walk began. A walk
     `as_of` a moment goes on in the order by source whatever is loaded, in another until something is.
 
-    Raises WalkEnded and ReplicaBehind for a place whose version cannot be shown.
+    Raises WalkEnded and ReplicaBehind for a place whose version cannot be shown, and WalkFar for one that may
+    take long to go on from, where the connection is not one for that (`wide`).
     """
     if after is None:
         found, total = await _counted(connection, totals, asked, limit, offset)
         version, by_hand = found["version"], found["by_hand"]
     else:
-        found = await _onward(connection, asked, limit, after)
+        found = await _onward(connection, asked, limit, after, wide=wide)
         version, total, by_hand = after.version, after.total, after.by_hand
     last = None
     if found["source"] is not None:
@@ -256,7 +265,9 @@ async def _counted(
             return found, total
 
 
-async def _onward(connection: Connection, asked: Selection, limit: int, after: Place) -> asyncpg.Record:
+async def _onward(
+    connection: Connection, asked: Selection, limit: int, after: Place, *, wide: bool
+) -> asyncpg.Record:
     case = set()
     if after.value is None:
         case.add("tail")
@@ -275,6 +286,8 @@ async def _onward(connection: Connection, asked: Selection, limit: int, after: P
         if asked.sort != "source":
             raise WalkEnded("the data has changed since, and as_of is walked through changes by source alone")
     elif found["version"] != after.version:
+        if not wide and found["version"] - after.version > FAR_VERSIONS:
+            raise WalkFar("so much was loaded since the walk began that its page may take long")
         case.add("walked")
         if asked.sort == "rank" and after.value is not None:
             case.add("bounded")

@@ -13,7 +13,7 @@ from kasparro.pipeline.report import Moment, SourceName
 from kasparro.record import RANK_LIMIT
 from kasparro.settings import SOURCES
 from kasparro.store import reading
-from kasparro.store.reading import Filters, ReplicaBehind, Selection, WalkEnded
+from kasparro.store.reading import Filters, ReplicaBehind, Selection, WalkEnded, WalkFar
 from kasparro.web import paging
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.paging import PageQuery, Pagination
@@ -278,6 +278,14 @@ class RecordPath(msgspec.Struct, frozen=True, kw_only=True):
 
 async def page(service: Service, request: Request, query: DataQuery) -> Response:
     """GET /data."""
+    try:
+        return await _page(service, request, query)
+    except WalkFar:
+        request.scope["kasparro.exchange"].wide = True
+        return await _page(service, request, query)
+
+
+async def _page(service: Service, request: Request, query: DataQuery) -> Response:
     path = request.scope["path"]
     asked = query.selection()
     async with service.reading(request) as connection:
@@ -291,6 +299,7 @@ async def page(service: Service, request: Request, query: DataQuery) -> Response
                 limit=query.limit,
                 offset=paging.offset(query),
                 after=None if told is None else reading.place(asked.sort, told),
+                wide=request.scope["kasparro.exchange"].wide,
             )
         except msgspec.ValidationError:
             raise paging.bad_cursor("cursor was made by another version of this service") from None
@@ -339,14 +348,23 @@ def _by_key(query: DataQuery) -> bool:
 
 
 def _wide(query: DataQuery) -> bool:
-    # A search, a page far down, a large one and one that has to look up every coin's history may each take
-    # long; those below it never wait for them.
+    # A search, a page far down, a large one, one in an order or of values that no index has, and one that has
+    # to look up every coin's history may each take long; those below it never wait for them.
     return (
         query.q is not None
         or paging.offset(query) > DEEP_OFFSET
         or query.limit > LARGE_LIMIT
         or (query.as_of is not None and not _by_key(query))
+        or not (query.id or query.asset or query.symbol or _indexed(query))
     )
+
+
+def _indexed(query: DataQuery) -> bool:
+    # Whether an index leads to the rows in their order, past few that the filters leave out.
+    key = DataQuery(
+        source=query.source, id=query.id, rank_min=query.rank_min, rank_max=query.rank_max
+    ).selection()
+    return query.sort in {None, "rank", "source"} and query.selection().filters == key.filters
 
 
 ENDPOINTS = (

@@ -39,12 +39,20 @@ async def patient(database_url: str) -> AsyncIterator[aiohttp.ClientSession]:
 async def test_however_many_wide_questions_wait_short_ones_are_answered(
     patient: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
-    wide = ("q=a", "limit=1000", "page=500", "limit=300&sort=name")
+    wide = (
+        "q=a&symbol=s{}",
+        "limit=1000&symbol=s{}",
+        "page=500&symbol=s{}",
+        "sort=-market_cap_usd&rank_min=1{}",
+        "price_usd_min={}",
+        "updated_since=2024-06-01T12:00:00Z&source=csv&price_usd_max=1{}",
+    )
     connector = aiohttp.TCPConnector(limit=0)
     async with asyncio.timeout(30), aiohttp.ClientSession(patient._base_url, connector=connector) as crowd:
         async with stuck(database):
             asked = [
-                asyncio.create_task(ask(crowd, f"/data?{wide[n % 4]}&symbol=s{n}")) for n in range(QUEUED)
+                asyncio.create_task(ask(crowd, "/data?" + wide[n % len(wide)].format(n)))
+                for n in range(QUEUED)
             ]
             while await connection.fetchval(WAITING) < 2:
                 pass

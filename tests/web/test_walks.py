@@ -28,7 +28,7 @@ from kasparro.store import past, reading
 from kasparro.store.database import Connection, Database
 from kasparro.store.loader import Loader
 from kasparro.store.past import PAST_KEPT
-from kasparro.store.reading import FIELDS, Filters, Place, Selection, Totals
+from kasparro.store.reading import FAR_VERSIONS, FIELDS, Filters, Place, Selection, Totals, WalkFar
 from kasparro.store.runs import RunRecord
 from kasparro.web.data import Sort
 from tests.web.conftest import LONG_AGO, serving
@@ -251,6 +251,27 @@ async def test_a_walk_waits_for_a_replica_that_is_behind(
 
         await connection.execute("UPDATE instance SET data_version = data_version + 1")
         assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
+
+
+async def test_a_page_after_a_great_load_is_left_to_the_connections_for_what_takes_long(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    def told(hour: int) -> list[Record]:
+        at = LONG_AGO + timedelta(hours=hour)
+        return [Record(source_id=c, symbol=None, name=None, observed_at=at) for c in "ab"]
+
+    await load(database, "csv", *told(0))
+    cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+    async with database.reading() as connection:
+        place = (await reading.page(connection, Totals(), Selection(), limit=1)).last
+    for hour in range(1, FAR_VERSIONS + 2):
+        async with database.reading() as connection:
+            await reading.page(connection, Totals(), Selection(), limit=1, after=place, wide=False)
+        await load(database, "csv", *told(hour))
+    async with database.reading() as connection:
+        with pytest.raises(WalkFar):
+            await reading.page(connection, Totals(), Selection(), limit=1, after=place, wide=False)
+    assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
 async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
