@@ -7,7 +7,7 @@ import resource
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,9 @@ async def test_what_drips_after_an_answer_keeps_no_connection(
         one.writer.write(b"POST /nosuch HTTP/1.1\r\nHost: x\r\n" + body + b"\r\n")
         assert (await one.answer())[0] == 404
         drip = asyncio.create_task(_drip(one, piece))
-        assert await one.ended() == b""
+        # By a reset, where a piece meets the connection just after its end.
+        with suppress(ConnectionResetError):
+            assert await one.ended() == b""
         drip.cancel()
 
 
