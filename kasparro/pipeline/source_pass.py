@@ -167,11 +167,14 @@ class SourcePass:
                 if batch is None or stop.is_set():
                     return True
                 coming = asyncio.create_task(following())
-                await self._load(batch)
-                if self._terms.trigger != "replay" and _is_unfit(batch):
-                    # What no record of an answer is fit for, those that follow will not be: its shape has
-                    # changed. What came before it was whole, and stands.
-                    raise SourceError(self._refused(batch.fetched, batch.fetched))
+                if self._terms.trigger == "replay" or not _is_unfit(batch):
+                    await self._load(batch)
+                    continue
+                # Where no record of an answer was fit, those of the answers that follow will not be: its
+                # shape has changed. What came before it was whole, and stands; who goes on with the walk
+                # later begins with this page.
+                await self._load(msgspec.structs.replace(batch, page=None))
+                raise SourceError(self._refused(batch.fetched, batch.fetched))
         finally:
             stopping.cancel()
             coming.cancel()

@@ -243,6 +243,26 @@ async def test_a_required_field_that_vanishes_in_mid_walk_ends_it_and_what_came_
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 250
 
 
+@pytest.mark.parametrize(("page", "note"), [(1, "pages 1 to 3 of 3"), (2, "pages 2 to 3 of 3, going on")])
+async def test_a_walk_goes_on_with_the_page_of_which_no_record_was_fit(
+    upstreams: Upstreams, page: int, note: str
+) -> None:
+    await upstreams.run("coingecko")
+    upstreams.simulator.add_fault(
+        SchemaDrift(api="coingecko", field="current_price", change="rename", page=page)
+    )
+    await upstreams.run("coingecko")
+    upstreams.simulator.clear_faults()
+
+    source = (await upstreams.run_at_once("coingecko"))["coingecko"]
+
+    assert source.status == "succeeded"
+    assert source.note is not None
+    assert source.note.startswith(note)
+    whole = (await upstreams.run_at_once("coingecko"))["coingecko"]
+    assert (whole.records.fetched, whole.records.unchanged) == (whole.records.valid, whole.records.valid)
+
+
 async def test_what_is_missing_with_a_page_or_among_bad_records_is_no_drift(upstreams: Upstreams) -> None:
     await upstreams.run()
     upstreams.simulator.add_fault(Status(api="coingecko", code=502, page=2))
