@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import assert_never
@@ -78,13 +79,13 @@ class Line:
         await self.start(answer, length=len(answer.body))
         step = -(-bytes_per_second // _DRIPS_PER_SECOND)
         for place in range(0, len(answer.body), step):
+            if place:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(step / bytes_per_second):
+                        await self.gone()
+                        return False
             await self.write(answer.body[place : place + step], more=True)
-            try:
-                async with asyncio.timeout(step / bytes_per_second):
-                    await self.gone()
-                    return False
-            except TimeoutError:
-                continue
+        # Who has the last piece may hang up at once.
         await self.write(b"", more=False)
         return True
 

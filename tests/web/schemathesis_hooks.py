@@ -15,5 +15,9 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
 
 @schemathesis.hook
 def filter_query(context: HookContext, query: Any) -> bool:
-    """An object is nothing or a text in a query string, neither of which is wrong where a text is right."""
-    return query is None or not any(isinstance(value, dict) for value in query.values())
+    """What a query string cannot tell is not asked: an object is nothing or a text there, and an item of a
+    comma list that holds a comma is two."""
+    values = [*(query or {}).values()]
+    items = [item for value in values if isinstance(value, list) for item in value]
+    divided = any(isinstance(item, str) and "," in item for item in items)
+    return not divided and not any(isinstance(one, dict) for one in (*values, *items))
