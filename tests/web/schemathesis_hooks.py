@@ -15,9 +15,15 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
 
 @schemathesis.hook
 def filter_query(context: HookContext, query: Any) -> bool:
-    """What a query string cannot tell is not asked: an object is nothing or a text there, and an item of a
-    comma list that holds a comma is two."""
-    values = [*(query or {}).values()]
-    items = [item for value in values if isinstance(value, list) for item in value]
-    divided = any(isinstance(item, str) and "," in item for item in items)
-    return not divided and not any(isinstance(one, dict) for one in (*values, *items))
+    """What a query string cannot tell is not asked: an object is nothing or a text there, a list of one is
+    its item, one item of a comma list is a list, and an item that holds a comma is two."""
+    assert context.operation is not None
+    lists = {one.name for one in context.operation.query if one.definition["schema"]["type"] == "array"}
+    return all(_is_plain(value, listed=name in lists) for name, value in (query or {}).items())
+
+
+def _is_plain(value: Any, *, listed: bool) -> bool:
+    if isinstance(value, list):
+        commas = any(isinstance(item, str) and "," in item for item in value)
+        return (listed or len(value) > 1) and not commas and not any(isinstance(item, dict) for item in value)
+    return not listed and not isinstance(value, dict)
