@@ -83,8 +83,9 @@ class DataVersion:
             await connection.add_listener(CHANNEL, self._notified)
         while not lost.is_set():
             asked = time.perf_counter()
-            self._see(await connection.fetchval(_SQL["version"]))
+            version = await connection.fetchval(_SQL["version"])
             self.vouched_until = asked + VOUCHED_S
+            self._see(version)
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await lost.wait()

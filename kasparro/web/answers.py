@@ -3,13 +3,19 @@
 import asyncio
 import re
 from hashlib import blake2b
+from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from kasparro.web.encodings import IDENTITY, SMALL_BYTES, compress
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
 HeaderList = list[tuple[bytes, bytes]]
+# Makes an answer, and says whether it may be kept.
+Render: TypeAlias = "Callable[[], Awaitable[tuple[Answer, bool]]]"
 
 # What an answer costs beside its bytes: about this much for headers and keys.
 OVERHEAD_BYTES = 2_000
@@ -43,10 +49,14 @@ class Variant:
 class Answer:
     """A 200 of one route to one query. Its tag is of its bytes: where a new version of the data leaves them
     as they are, clients need not fetch them again.
+
+    `again` renders what the same query is answered then, where that takes no longer than a page may.
     """
 
     __slots__ = (
         "_coding",
+        "again",
+        "asks",
         "bytes",
         "content_type",
         "headers",
@@ -58,8 +68,11 @@ class Answer:
         "variants",
     )
 
-    def __init__(self, response: Response, route: str, cache_control: str, vary: str) -> None:
+    def __init__(
+        self, response: Response, route: str, cache_control: str, vary: str, again: "Render | None" = None
+    ) -> None:
         headers = response.raw_headers
+        self.again = again
         self.route = route
         self.content_type = dict(headers)[b"content-type"]
         self.headers: HeaderList = [
@@ -74,6 +87,7 @@ class Answer:
         # Of the cache that keeps it.
         self.key = (b"", b"")
         self.spellings: list[tuple[bytes, bytes]] = []
+        self.asks = 0
         self.bytes = len(body) + OVERHEAD_BYTES
         self.kept_bytes = 0
 

@@ -71,7 +71,7 @@ def route(endpoint: Endpoint, service: Service) -> Route:
 
     async def made(request: Request, query: Any) -> ASGIApp:
         if endpoint.caching == "version":
-            return await caching.by_version(request, query, lambda: handler(service, request, query))
+            return await caching.by_version(request, query, lambda one: handler(service, one, query))
         response = await handler(service, request, query)
         return (
             caching.never(response)

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from itertools import islice
 
-from kasparro.web.answers import OVERHEAD_BYTES, Answer
+from kasparro.web.answers import OVERHEAD_BYTES, Answer, Render
 
 # One query may be spelt in many ways; of each so many are found without reading the query string.
 SPELLINGS = 8
@@ -12,7 +12,6 @@ SPELLINGS = 8
 # The raw path, with the query as it was sent or, for a key, as it was understood.
 Spelling = tuple[bytes, bytes]
 Key = tuple[bytes, bytes]
-Render = Callable[[], Awaitable[tuple[Answer, bool]]]
 
 
 class KeptAnswers:
@@ -38,6 +37,7 @@ class KeptAnswers:
         """The answer to a raw path and query string that `remember` was told of."""
         answer = self._spelt.get(spelling)
         if answer is not None:
+            answer.asks += 1
             self._kept.move_to_end(answer.key)
         return answer
 
@@ -102,6 +102,10 @@ class KeptAnswers:
         if not task.cancelled():
             # Nobody may be left to hear of it.
             task.exception()
+
+    def asked(self, most: int) -> list[Answer]:
+        """Among so many answers that were asked for last, those that were asked for at all."""
+        return [answer for answer in islice(reversed(self._kept.values()), most) if answer.asks]
 
     def drop(self) -> None:
         """The data moved: nothing that was rendered so far, or is being rendered, answers what comes now."""

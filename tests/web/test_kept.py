@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import Response
 
-from kasparro.web.answers import Answer
-from kasparro.web.kept import SPELLINGS, KeptAnswers, Render
+from kasparro.web.answers import Answer, Render
+from kasparro.web.kept import SPELLINGS, KeptAnswers
 
 Key = tuple[bytes, bytes]
 
