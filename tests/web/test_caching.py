@@ -68,6 +68,13 @@ async def until(client: aiohttp.ClientSession, wanted: list[float], seconds: flo
             pass
 
 
+async def gauge(client: aiohttp.ClientSession, name: str) -> float:
+    """A figure of /metrics."""
+    async with client.get("/metrics") as answer:
+        lines = (await answer.text()).splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"kasparro_{name}"))
+
+
 async def test_an_answer_is_kept_and_told_apart_from_one_that_was_read(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
@@ -286,16 +293,40 @@ async def test_who_has_the_answer_already_is_told_so(
 async def test_a_new_version_that_leaves_an_answer_as_it_was_leaves_its_tag(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
-    await insert({"source_id": "a"})
+    await insert({"source_id": "a", "price_usd": 1})
     tag = (await kept(client, "/data?symbol=btc")).headers["ETag"]
-    await insert({"source_id": "b", "symbol": "eth"})
+    await insert({"source_id": "b", "symbol": "eth", "price_usd": 2})
     await connection.execute(f"{MOVE}; {NOTIFY}")
+    await until(client, [1, 2], 5)
+    async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as answer:
+        assert answer.status == 304
+
+
+async def test_what_is_asked_for_often_is_ready_anew_before_anybody_asks(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    await load(database, batch(*(record(f"{n:03}", T0, name="x" * 50, price_usd=1) for n in range(50))))
+    for coding in ("identity", "gzip"):
+        await kept(client, "/data?sort=source", **{"Accept-Encoding": coding})
+    await kept(client, "/data/coinpaprika/000")
+    async with client.get("/data?symbol=once") as answer:
+        assert not hit(answer)
+    assert await gauge(client, "cache_answers") == 3
+    later = T0 + timedelta(hours=1)
+    await load(database, batch(record("000", later, name="x" * 50, price_usd=2)))
     async with asyncio.timeout(5):
-        while True:
-            async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as answer:
-                assert answer.status == 304
-                if not hit(answer):
-                    break
+        while await gauge(client, "cache_answers") != 2:
+            pass
+    for coding in ("identity", "gzip"):
+        async with client.get("/data?sort=source", headers={"Accept-Encoding": coding}) as answer:
+            assert hit(answer)
+            assert answer.headers.get("Content-Encoding", "identity") == coding
+            assert (await answer.json())["data"][0]["price_usd"] == 2
+    async with client.get("/data/coinpaprika/000") as answer:
+        assert hit(answer)
+        assert (await answer.json())["price_usd"] == 2
+    async with client.get("/data?symbol=once") as answer:
+        assert not hit(answer)
 
 
 async def test_each_route_says_how_long_its_answer_is_good(
