@@ -82,7 +82,7 @@ class Renewal:
                 log.exception("an answer was not renewed")
 
     async def _renew(self, key: Key, wanted: _Wanted) -> None:
-        answer = await self._kept.render(key, wanted.again)
+        answer = self._kept.find(key) or await self._kept.render(key, wanted.again)
         for coding in wanted.codings:
             await answer.variant(coding)
         for spelling in wanted.spellings:

@@ -175,6 +175,16 @@ async def test_who_asks_for_what_is_being_renewed_shares_it(readers: Readers) ->
     assert readers.rendered == [1]
 
 
+async def test_what_somebody_asked_for_since_is_not_made_again(readers: Readers) -> None:
+    await readers.ask(1, 3)
+    await readers.ask(2, 2)
+    await readers.begin_to_move()
+    readers.may_go_on.set()
+    await readers.ask(2)
+    await readers.settled()
+    assert readers.rendered == [1, 2]
+
+
 async def test_closing_ends_what_is_being_renewed(readers: Readers) -> None:
     await readers.ask(1, 2)
     await readers.begin_to_move()
