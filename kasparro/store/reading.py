@@ -105,14 +105,16 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
             name: value for name, value in msgspec.structs.asdict(self).items() if value not in ((), None)
         }
         if self.symbols:
-            found["symbols"] = _spellings(self.symbols)
+            spellings = _spellings(found.pop("symbols"))
+            # The index has the rows of one in the order by rank.
+            found |= {"symbol": spellings[0]} if len(spellings) == 1 else {"symbols": spellings}
         if self.text is not None:
             found["text"] = _pattern(self.text)
         return found
 
 
 # Filters that few rows pass, so that it is best to begin with them.
-_SELECTIVE = frozenset({"ids", "assets", "symbols", "text"})
+_SELECTIVE = frozenset({"ids", "assets", "symbol", "symbols", "text"})
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,7 +320,8 @@ def _case(asked: Selection) -> tuple[frozenset[str], tuple[tuple[str, str], ...]
         "down" if asked.sort.startswith("-") else "up",
         "now" if asked.as_of is None else "as_of",
     }
-    if not _SELECTIVE.isdisjoint(given):
+    ordered = {"symbol"} if asked.sort == "rank" and asked.as_of is None else set()
+    if not _SELECTIVE.isdisjoint(given.keys() - ordered):
         conditions.add("selective")
     identifiers = (("column", _column(asked.sort.removeprefix("-"))), ("fields", _columns(asked.fields)))
     return frozenset(conditions), identifiers, {**given, "as_of": asked.as_of}

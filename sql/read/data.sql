@@ -8,6 +8,7 @@ AND source = ANY(:sources) /* if sources */
 AND source_id = ANY(:ids) /* if ids */
 AND asset = ANY(:assets) /* if assets */
 AND lower(symbol) = ANY(:symbols) /* if symbols */
+AND lower(symbol) = :symbol /* if symbol */
 AND (name COLLATE "default" ILIKE :text OR symbol COLLATE "default" ILIKE :text) /* if text */
 AND rank >= :rank_min /* if rank_min */
 AND rank <= :rank_max /* if rank_max */

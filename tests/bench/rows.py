@@ -8,8 +8,8 @@ from kasparro.store.migrations import migrate
 SYMBOLS = 9973
 
 # A coin's digits are as many as the sources send; the multiplications scatter them.
-_VALUES = f"""
-    'c' || n % {SYMBOLS}, 'Coin number ' || n, n,
+_VALUES = """
+    'c' || n % $1::integer, 'Coin number ' || n, n,
     (n::bigint * 7919 % 1000003) / 9973.0, n::bigint * 104729 % 1000000007,
     (n::bigint * 15485863 % 1000000007) / 100.0, n::bigint * 1000, n::bigint * 1100,
     CASE WHEN n % 3 = 0 THEN n::bigint * 2100 END,
@@ -27,7 +27,7 @@ SELECT
     (ARRAY['coingecko', 'coinpaprika', 'csv'])[n % 3 + 1], 'coin-' || n, {_VALUES},
     timestamptz '2025-06-01 12:00Z', timestamptz '2025-05-01 12:00Z', timestamptz '2025-06-01 12:00Z',
     md5(n::text)::uuid
-FROM generate_series(1, $1::integer) AS n
+FROM generate_series(1, $2::integer) AS n
 """
 _PARTITIONS = """
 SELECT create_history_partition(month::date)
@@ -42,20 +42,20 @@ SELECT
     (ARRAY['coingecko', 'coinpaprika', 'csv'])[n % 3 + 1], 'coin-' || n, {_VALUES},
     timestamptz '2025-06-01 12:00Z' - age * interval '8 hours', timestamptz '2025-06-01 12:00Z',
     md5(n || ' ' || age)::uuid
-FROM generate_series(0, $1::integer - 1) AS age CROSS JOIN generate_series(1, $2::integer) AS n
+FROM generate_series(0, $2::integer - 1) AS age CROSS JOIN generate_series(1, $3::integer) AS n
 """
 
 
-async def current(url: str, rows: int) -> None:
-    """So many rows in unified_data of an empty database, which gets its tables first."""
+async def current(url: str, rows: int, symbols: int = SYMBOLS) -> None:
+    """So many rows of so many symbols in unified_data of an empty database, which gets its tables first."""
     async with Database(url) as database:
         await migrate(database)
-    await _run(url, (_CURRENT, rows))
+    await _run(url, (_CURRENT, symbols, rows))
 
 
 async def history(url: str, coins: int, moments: int) -> None:
     """Records of the first so many coins at so many moments, 8 hours apart."""
-    await _run(url, (_PARTITIONS, moments), (_HISTORY, moments, coins))
+    await _run(url, (_PARTITIONS, moments), (_HISTORY, SYMBOLS, moments, coins))
 
 
 async def _run(url: str, *statements: tuple[str | int, ...]) -> None:

@@ -7,13 +7,20 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any, cast
 
 import aiohttp
 import asyncpg
 
+from kasparro.store import reading
+from kasparro.store.database import Connection
+from kasparro.store.reading import Selection
 from tests.bench import measure, reads, rows
 
 SMALL, LARGE = 15_000, 1_500_000
+# Of each, so that a page of one shows as much of either table.
+ROWS_OF_A_SYMBOL = 150
 COINS, MOMENTS = 10_000, 1_000
 ASKED = 300
 
@@ -26,14 +33,14 @@ async def rows_in_the_table() -> None:
         asking: dict[int, tuple[aiohttp.ClientSession, Iterator[str]]] = {}
         for count in (SMALL, LARGE):
             url = await measure.fresh(server, f"bench_{count}")
-            await rows.current(url, count)
+            await rows.current(url, count, count // ROWS_OF_A_SYMBOL)
             port = await stack.enter_async_context(_uncached(url))
-            session = await stack.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}"))
+            session = await stack.enter_async_context(_client(port))
             asking[count] = session, await _cursors(session, count)
         chance = random.Random(1)
         for _ in range(ASKED):
-            symbol = f"c{chance.randrange(rows.SYMBOLS)}"
             for count, (session, cursors) in asking.items():
+                symbol = f"c{chance.randrange(count // ROWS_OF_A_SYMBOL)}"
                 for name, path in (
                     ("page 1", reads.PATH),
                     ("deep cursor", f"{reads.PATH}&cursor={next(cursors)}"),
@@ -59,10 +66,7 @@ async def as_of() -> None:
         connection = await asyncpg.connect(url)
         try:
             before = await _scans(connection)
-            async with (
-                _uncached(url) as port,
-                aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
-            ):
+            async with _uncached(url) as port, _client(port) as session:
                 chance = random.Random(1)
                 for _ in range(ASKED):
                     month, day, hour = chance.randint(1, 5), chance.randint(1, 28), chance.randrange(24)
@@ -70,6 +74,7 @@ async def as_of() -> None:
                     taken["plain"].append(await _asked(session, reads.PATH))
                     taken["as_of"].append(await _asked(session, path))
             after = await _scans(connection)
+            plan = await _plan(connection, datetime(2025, 3, 1, tzinfo=UTC))
         finally:
             await connection.close()
     median = {name: statistics.median(times) for name, times in taken.items()}
@@ -80,11 +85,37 @@ async def as_of() -> None:
     print(f"| …as of a moment | {1e3 * median['as_of']:.2f} | {median['as_of'] / median['plain']:.1f} |")
     scans, searches = (now - then for now, then in zip(after, before, strict=True))
     print(f"\nscans of the history's tables meanwhile: {scans}; of their indexes: {searches}")
+    print("the plan of one, made for its moment:\n")
+    print("\n".join(plan))
+
+
+class _Explained:
+    # A connection that has statements explained besides.
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self._connection = connection
+        self.plan: list[str] = []
+
+    async def fetch(self, text: str, *values: Any) -> Any:
+        explained = f"EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) {text}"
+        self.plan = [line for (line,) in await self._connection.fetch(explained, *values)]
+        return await self._connection.fetch(text, *values)
+
+
+async def _plan(connection: "asyncpg.Connection[asyncpg.Record]", moment: datetime) -> list[str]:
+    explained = _Explained(connection)
+    asked = Selection(sort="source", as_of=moment)
+    await reading.page(cast("Connection", explained), reading.Totals(), asked, limit=reads.LIMIT)
+    return explained.plan
 
 
 def _uncached(url: str) -> AbstractAsyncContextManager[int]:
     # Every answer is made anew.
     return reads.serving(url, KASPARRO_CACHE_MB="0")
+
+
+def _client(port: int) -> aiohttp.ClientSession:
+    # Packing takes its own time, once for an answer that is kept.
+    return aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers={"Accept-Encoding": "identity"})
 
 
 async def _cursors(session: aiohttp.ClientSession, count: int) -> Iterator[str]:

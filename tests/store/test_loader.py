@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from kasparro.batch import Batch, BatchBuilder, Checkpoint, Page
 from kasparro.errors import RunLost
 from kasparro.profile import Profile
-from kasparro.record import Record, Reject
+from kasparro.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record, Reject
 from kasparro.store.database import Database
 from kasparro.store.loader import REJECTS_KEPT, Loader
 from kasparro.store.runs import LEASE_S, RunRecord
@@ -102,6 +103,22 @@ async def test_values_come_to_rest_as_they_went_in(
     assert {key: history[key] for key in history if key in row} == {
         key: row[key] for key in history if key in row
     }
+
+
+async def test_the_longest_texts_fit_every_index(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    # Four bytes each, and no two alike, so that nothing packs them.
+    chance = random.Random(1)
+    symbol, source_id, name = (
+        "".join(chr(chance.randrange(0x1F300, 0x1FAFF)) for _ in range(limit))
+        for limit in (SYMBOL_LIMIT, ID_LIMIT, NAME_LIMIT)
+    )
+
+    assert await load(database, batch(record(source_id, symbol=symbol, name=name, rank=1))) == (1, 0, 0)
+
+    (row,) = await rows(connection, "unified_data")
+    assert (row["symbol"], row["source_id"], row["name"]) == (symbol, source_id, name)
 
 
 async def test_the_same_batch_again_writes_no_tuple(

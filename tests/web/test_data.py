@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from yarl import URL
 
+from kasparro.store import reading
 from kasparro.store.database import Connection
-from kasparro.store.reading import FIELDS
+from kasparro.store.reading import FIELDS, Filters, Selection, Totals
 from kasparro.web.data import DataPage, Record, Sort
 from tests.web.conftest import LONG_AGO, Insert, serving
 
@@ -305,6 +306,24 @@ async def test_text_is_found_by_an_index(connection: Connection) -> None:
         "OR symbol COLLATE \"default\" ILIKE '%coin%'"
     )
     assert sum("unified_data_by_text" in line[0] for line in plan) == 2
+
+
+async def test_pages_of_a_symbol_read_no_more_rows_than_they_show(
+    connection: Connection, insert: Insert
+) -> None:
+    ranked = ({"source_id": f"{n:04}", "rank": n, "symbol": "BTC" if n % 2 else None} for n in range(1, 4001))
+    await insert(*ranked)
+    await connection.execute("VACUUM (ANALYZE) unified_data")
+    asked = Selection(filters=Filters(symbols=("btc",)))
+    async with connection.transaction():
+        first = await reading.page(connection, Totals(), asked, limit=10)
+        second = await reading.page(connection, Totals(), asked, limit=10, after=first.last)
+        read = await connection.fetchval(
+            "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'unified_data'"
+        )
+    assert (first.total, second.total) == (2000, 2000)
+    assert [row["rank"] for row in json.loads(f"[{second.json}]")] == list(range(21, 41, 2))
+    assert read <= 2 * (10 + 1)
 
 
 @pytest.mark.parametrize("sort", ["price_usd", "-price_usd", "-observed_at", "name"])
