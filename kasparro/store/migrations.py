@@ -57,7 +57,12 @@ async def migrate(database: Database, migrations: list[Migration] | None = None)
         try:
             while await _apply_next(connection, migrations, done):
                 pass
-        except (asyncpg.SyntaxOrAccessError, asyncpg.IntegrityConstraintViolationError) as error:
+        except (
+            asyncpg.SyntaxOrAccessError,
+            asyncpg.IntegrityConstraintViolationError,
+            # Rows that somebody put in by hand, of longer texts than any index takes.
+            asyncpg.ProgramLimitExceededError,
+        ) as error:
             name = next((one.name for one in migrations if one.name not in done), "their own table")
             raise MigrationError(f"migrating stopped at {name}: {error}") from error
     return done

@@ -17,8 +17,8 @@ HeaderList = list[tuple[bytes, bytes]]
 # Makes an answer, and says whether it may be kept.
 Render: TypeAlias = "Callable[[], Awaitable[tuple[Answer, bool]]]"
 
-# What an answer costs beside its bytes: about this much for headers and keys.
-OVERHEAD_BYTES = 2_000
+# What an answer costs beside its bytes, those of its headers and of how it is asked for: about this much.
+OVERHEAD_BYTES = 2_500
 
 _TAGS = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _NOT_KEPT = frozenset({b"content-length", b"content-type"})
@@ -50,7 +50,7 @@ class Answer:
     """A 200 of one route to one query. Its tag is of its bytes: where a new version of the data leaves them
     as they are, clients need not fetch them again.
 
-    `again` renders what the same query is answered then, where that takes no longer than a page may.
+    `again` renders what the same query is answered later, of what may be rendered before anybody asks.
     """
 
     __slots__ = (
@@ -88,7 +88,8 @@ class Answer:
         self.key = (b"", b"")
         self.spellings: list[tuple[bytes, bytes]] = []
         self.asks = 0
-        self.bytes = len(body) + OVERHEAD_BYTES
+        told = sum(len(name) + len(value) for name, value in headers)
+        self.bytes = len(body) + told + OVERHEAD_BYTES
         self.kept_bytes = 0
 
     async def variant(self, coding: str) -> Variant:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from starlette.requests import Request
@@ -14,20 +14,21 @@ from starlette.types import ASGIApp, Scope
 from kasparro.settings import Settings
 from kasparro.store.database import Database
 from kasparro.store.version import DataVersion
+from kasparro.web import parameters
 from kasparro.web.answers import Answer, Prepared
 from kasparro.web.cors import Cors
 from kasparro.web.exchange import HIT, MISS, Exchange
 from kasparro.web.kept import KeptAnswers
 from kasparro.web.renewal import Renewal
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, Any], Awaitable[Response]]
 
 # A second is what a poll of the version takes at worst. A cache in front may show the last answer while it
 # fetches the next, and where we answer with an error: that choice is its user's, we never do.
 _BY_VERSION = "max-age=1, stale-while-revalidate=10, stale-if-error=300"
 
-# What an answer by version may follow from; nothing of who asked, when, and in which words.
-_LASTING = ("type", "method", "path", "raw_path", "query_string", "path_params")
+# An answer for which the database took longer is rendered for who asks alone.
+QUICK_S = 0.05
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -69,26 +70,22 @@ class Caching:
         answer = self.kept.find(key) if exchange.started < self.version.vouched_until else None
         exchange.cache = MISS if answer is None else HIT
         if answer is None:
-            answer = await self.kept.render(key, partial(self._render, request, handler))
+            answer = await self.kept.render(key, partial(self.render, request, query, handler))
         answer.asks += 1
         variant = await answer.variant(exchange.encoding)
         self.kept.remember(answer, (scope["raw_path"], scope["query_string"]))
         return Prepared(variant, exchange.if_none_match)
 
-    async def _render(self, request: Request, handler: Handler) -> tuple[Answer, bool]:
+    async def render(self, request: Request, query: msgspec.Struct, handler: Handler) -> tuple[Answer, bool]:
+        """The handler's answer, and whether it may be kept."""
         exchange = request.scope["kasparro.exchange"]
         # Of several servers the one that is read may lag behind; where it is only one, it never does.
         exchange.current = self._one_server
-        response = await handler(request)
-        lasting = {name: request.scope[name] for name in _LASTING}
-        again = None if exchange.wide else partial(self._render_again, lasting, exchange.route, handler)
+        response = await handler(request, query)
+        again = None
+        if not (exchange.wide or exchange.once) and (exchange.database_s or 0.0) < QUICK_S:
+            again = _Again(self, request.scope, type(query), handler)
         return Answer(response, exchange.route, self._by_version, self._vary, again), exchange.current
-
-    async def _render_again(self, scope: Scope, route: str, handler: Handler) -> tuple[Answer, bool]:
-        exchange = Exchange({})
-        exchange.route = route
-        request = Request({**scope, "headers": [], "kasparro.exchange": exchange})
-        return await self._render(request, handler)
 
     async def revalidated(self, request: Request, response: Response) -> ASGIApp:
         """The response with a tag, by which a client may ask whether it still holds."""
@@ -121,3 +118,46 @@ async def present(request: Request, answer: Answer) -> Prepared:
     """A fixed answer, in the coding that the request takes."""
     exchange = request.scope["kasparro.exchange"]
     return Prepared(await answer.variant(exchange.encoding), exchange.if_none_match)
+
+
+class _Again:
+    # Renders once more what a request asked for. The query is read anew, for it may take more memory than the
+    # answer; its text is there anyway, as the spelling that the answer is found by.
+    __slots__ = (
+        "_caching",
+        "_handler",
+        "_path",
+        "_path_params",
+        "_query_string",
+        "_raw_path",
+        "_route",
+        "_shape",
+    )
+
+    def __init__(self, caching: Caching, scope: Scope, shape: type[msgspec.Struct], handler: Handler) -> None:
+        self._caching = caching
+        self._handler = handler
+        self._shape = shape
+        self._route = scope["kasparro.exchange"].route
+        self._path = scope["path"]
+        self._raw_path = scope["raw_path"]
+        self._query_string = scope["query_string"]
+        self._path_params = scope["path_params"]
+
+    async def __call__(self) -> tuple[Answer, bool]:
+        exchange = Exchange({})
+        exchange.route = self._route
+        request = Request(
+            {
+                "type": "http",
+                "method": "GET",
+                "path": self._path,
+                "raw_path": self._raw_path,
+                "query_string": self._query_string,
+                "path_params": self._path_params,
+                "headers": [],
+                "kasparro.exchange": exchange,
+            }
+        )
+        query = parameters.read(self._shape, self._query_string)
+        return await self._caching.render(request, query, self._handler)

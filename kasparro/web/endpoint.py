@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -58,6 +59,7 @@ def _template(path: str) -> str:
 def route(endpoint: Endpoint, service: Service) -> Route:
     """The route that reads the endpoint's query before its handler does anything."""
     shape, handler, caching = endpoint.query, endpoint.handler, service.caching
+    render = partial(handler, service)
 
     async def answer(request: Request) -> ASGIApp:
         exchange = request.scope["kasparro.exchange"]
@@ -71,8 +73,8 @@ def route(endpoint: Endpoint, service: Service) -> Route:
 
     async def made(request: Request, query: Any) -> ASGIApp:
         if endpoint.caching == "version":
-            return await caching.by_version(request, query, lambda one: handler(service, one, query))
-        response = await handler(service, request, query)
+            return await caching.by_version(request, query, render)
+        response = await render(request, query)
         return (
             caching.never(response)
             if endpoint.caching == "never"

@@ -29,10 +29,12 @@ OTHER = "other"
 
 
 class Exchange:
-    """What handlers may know of a request and add to it: `key`, the name of its API key; `database_s`, what
-    they waited for the database; `route`, which of the service's paths it was; `wide`, whether what it asks
-    for may take long; `current`, whether what was read is sure to be of the newest version; `added`, headers
-    of whatever answer it gets.
+    """What handlers may know of a request and add to it.
+
+    `key` is the name of its API key; `database_s`, what they waited for the database; `route`, which of the
+    service's paths it was; `wide`, whether what it asks for may take long; `current`, whether what was read
+    is sure to be of the newest version; `once`, whether nobody asks for it again, as for a page in the midst
+    of a walk; `added`, headers of whatever answer it gets.
     """
 
     __slots__ = (
@@ -43,6 +45,7 @@ class Exchange:
         "encoding",
         "if_none_match",
         "key",
+        "once",
         "request_id",
         "route",
         "started",
@@ -63,6 +66,7 @@ class Exchange:
         self.route = OTHER
         self.cache = NONE
         self.current = True
+        self.once = False
         self.wide = False
 
     def server_timing(self) -> bytes:

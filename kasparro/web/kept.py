@@ -49,13 +49,17 @@ class KeptAnswers:
         return answer
 
     def remember(self, answer: Answer, spelling: Spelling) -> None:
-        """Find this answer by that spelling too, if it is kept; its size is taken anew, it may have grown."""
+        """Find this answer, if it is kept, by that spelling too, and by the latest before it; its size is
+        taken anew, for it may have grown.
+        """
         if self._kept.get(answer.key) is not answer:
             return
         self._forget(answer)
-        if len(answer.spellings) < SPELLINGS and spelling not in answer.spellings:
+        if spelling not in answer.spellings:
             answer.spellings.append(spelling)
-            answer.bytes += len(spelling[0]) + len(spelling[1]) + OVERHEAD_BYTES // 10
+            answer.bytes += _size(spelling)
+            if len(answer.spellings) > SPELLINGS:
+                answer.bytes -= _size(answer.spellings.pop(0))
         self._keep(answer)
 
     async def render(self, key: Key, render: Render) -> Answer:
@@ -139,3 +143,7 @@ class KeptAnswers:
         self.bytes -= answer.kept_bytes
         for spelling in answer.spellings:
             del self._spelt[spelling]
+
+
+def _size(spelling: Spelling) -> int:
+    return len(spelling[0]) + len(spelling[1]) + OVERHEAD_BYTES // 10

@@ -1,37 +1,42 @@
 """Renders what is asked for again and again anew as soon as the data moves, before anybody asks."""
 
 import asyncio
-import time
 from heapq import nlargest
+from time import monotonic
 
 import asyncpg
 import structlog
 
 from kasparro.errors import KasparroError
-from kasparro.web.answers import Render
-from kasparro.web.kept import KeptAnswers, Key, Spelling
+from kasparro.web.answers import Answer, Render
+from kasparro.web.kept import KeptAnswers, Key
 from kasparro.web.problems import Problem
 
 log = structlog.get_logger()
 
-# So many answers at most, one after the other: a few milliseconds' work for each version of the data.
+# So many answers at most, one after the other.
 RENEWED = 8
-# What counts is asked for twice within this time, or in the version that ends.
+# What was asked for half so long ago counts half, and what nobody asked for meanwhile is forgotten.
 WANTED_S = 60.0
-# The last asked for of a version, and the most wanted of all that time: among so many the choice is made.
-LOOKED_AT = 64
+# Of so many of a version, those asked for last, the most wanted are noted, in all so many.
+LOOKED_AT, NOTED = 1_000, 64
 
 
 class _Wanted:
-    # An answer that was asked for, as often, last in the version that ended `at`, in these ways.
+    # What is known of an answer that was asked for: how often lately, when last, how to render it, and how it
+    # was asked for in that version.
     __slots__ = ("again", "asks", "at", "codings", "spellings")
 
-    def __init__(self, again: Render) -> None:
+    def __init__(self) -> None:
+        self.asks = 0.0
+
+    def note(self, answer: Answer, again: Render, now: float) -> None:
+        """Its answer in the version that ends."""
         self.again = again
-        self.asks = 0
-        self.at = 0.0
-        self.codings: set[str] = set()
-        self.spellings: set[Spelling] = set()
+        self.asks += answer.asks
+        self.at = now
+        self.codings = tuple(answer.variants)
+        self.spellings = answer.spellings
 
 
 class Renewal:
@@ -43,6 +48,7 @@ class Renewal:
     def __init__(self, kept: KeptAnswers) -> None:
         self._kept = kept
         self._wanted: dict[Key, _Wanted] = {}
+        self._noted_at = 0.0
         self._due: dict[Key, _Wanted] = {}
         self._working: asyncio.Task[None] | None = None
 
@@ -50,23 +56,24 @@ class Renewal:
         """The data moved: drop what is kept; where the database is `known` to answer, begin to renew it."""
         self._note()
         self._kept.drop()
-        # The most wanted come first.
+        # The most wanted come first, and what was asked for but once is not wanted yet.
         often = [(key, wanted) for key, wanted in self._wanted.items() if wanted.asks > 1]
         self._due = dict(often[:RENEWED]) if known else {}
         if self._due and (self._working is None or self._working.done()):
             self._working = asyncio.create_task(self._work())
 
     def _note(self) -> None:
-        now = time.monotonic()
+        now = monotonic()
+        lately = {key: one for key, one in self._wanted.items() if now - one.at < WANTED_S}
+        for wanted in lately.values():
+            wanted.asks *= 0.5 ** (2 * (now - self._noted_at) / WANTED_S)
         for answer in self._kept.asked(LOOKED_AT):
-            if answer.again is not None:
-                wanted = self._wanted.setdefault(answer.key, _Wanted(answer.again))
-                wanted.asks += answer.asks
-                wanted.at = now
-                wanted.codings.update(answer.variants)
-                wanted.spellings.update(answer.spellings)
-        lately = [(key, one) for key, one in self._wanted.items() if now - one.at < WANTED_S]
-        self._wanted = dict(nlargest(LOOKED_AT, lately, key=lambda one: (one[1].asks, one[1].at)))
+            if answer.again is None:
+                lately.pop(answer.key, None)
+            else:
+                lately.setdefault(answer.key, _Wanted()).note(answer, answer.again, now)
+        self._noted_at = now
+        self._wanted = dict(nlargest(NOTED, lately.items(), key=lambda one: (one[1].asks, one[1].at)))
 
     async def _work(self) -> None:
         # Whoever asks meanwhile for what is under way gets that, and what comes later is rendered for them.
@@ -83,8 +90,13 @@ class Renewal:
 
     async def _renew(self, key: Key, wanted: _Wanted) -> None:
         answer = self._kept.find(key) or await self._kept.render(key, wanted.again)
+        if answer.again is None:
+            # It takes too long by now.
+            self._wanted.pop(key, None)
         for coding in wanted.codings:
-            await answer.variant(coding)
+            # Where it is not kept, nobody is going to get it.
+            if self._kept.find(key) is answer:
+                await answer.variant(coding)
         for spelling in wanted.spellings:
             self._kept.remember(answer, spelling)
 

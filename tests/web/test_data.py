@@ -314,6 +314,8 @@ async def test_pages_of_a_symbol_read_no_more_rows_than_they_show(
     ranked = ({"source_id": f"{n:04}", "rank": n, "symbol": "BTC" if n % 2 else None} for n in range(1, 4001))
     await insert(*ranked)
     await connection.execute("VACUUM (ANALYZE) unified_data")
+    # As the pools of readers have it.
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
     asked = Selection(filters=Filters(symbols=("btc",)))
     async with connection.transaction():
         first = await reading.page(connection, Totals(), asked, limit=10)

@@ -44,6 +44,14 @@ async def test_it_never_holds_more_than_it_may_and_forgets_whole_answers(
         assert sorted(spelt) == sorted(kept._spelt)
 
 
+async def test_of_many_ways_of_asking_the_latest_are_known() -> None:
+    kept = KeptAnswers(100_000)
+    answer = await kept.render(key(1), rendering())
+    for n in range(SPELLINGS + 2):
+        kept.remember(answer, key(n))
+    assert [kept.spelt(key(n)) is answer for n in range(SPELLINGS + 2)] == [False] * 2 + [True] * SPELLINGS
+
+
 async def test_what_was_asked_for_longest_ago_makes_room() -> None:
     kept = KeptAnswers(100_000)
     for number in range(3):
