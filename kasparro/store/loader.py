@@ -2,8 +2,9 @@
 
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -15,7 +16,6 @@ from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
 
 _SQL = statements("load/batch.sql")
-_CHUNK = 1 << 18
 # How many rejects of one file, or of one API's pass, are kept with their raw text; all are counted.
 REJECTS_KEPT = 1_000
 RAW_KEPT = 4_000
@@ -222,10 +222,8 @@ def storable(text: str) -> str:
 
 
 async def _copy(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:
-    await connection.copy_to_table(table, source=_chunks(lines), columns=columns, format="text")
-
-
-async def _chunks(lines: bytes) -> AsyncIterator[bytes]:
-    view = memoryview(lines)
-    for start in range(0, len(lines), _CHUNK):
-        yield bytes(view[start : start + _CHUNK])
+    # In one piece: if the connection ends between two pieces, asyncpg 0.32 waits for ever to write the next
+    # one, or raises uvloop's RuntimeError and drops the future that holds the cause.
+    # asyncpg takes any buffer; its stubs do not say so.
+    source: Any = memoryview(lines)
+    await connection.copy_to_table(table, source=source, columns=columns, format="text")

@@ -1,5 +1,7 @@
 """What a batch does to the tables."""
 
+import asyncio
+import gc
 import itertools
 import math
 import random
@@ -10,16 +12,18 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.batch import Batch, BatchBuilder, Checkpoint, Page
-from kasparro.errors import RunLost
+from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint, Page
+from kasparro.errors import DatabaseUnavailable, RunLost
 from kasparro.profile import Profile
 from kasparro.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record, Reject
 from kasparro.store.database import Database
 from kasparro.store.loader import REJECTS_KEPT, Loader
 from kasparro.store.runs import LEASE_S, RunRecord
+from tests.conftest import copied
 
 T0 = datetime(2026, 1, 31, 23, 59, tzinfo=UTC)
 Row = dict[str, Any]
@@ -351,3 +355,47 @@ async def test_a_batch_whose_commit_went_through_unheard_is_not_counted_twice(da
 
     counts = await run.counts("csv")
     assert (counts["fetched"], counts["inserted"], counts["unchanged"]) == (1, 1, 0)
+
+
+def test_a_connection_that_ends_during_copy_is_a_transient_error(server_url: str, template: str) -> None:
+    # On uvloop, as in the service: its transports raise where asyncio's ignore a write after the end.
+    reported: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+    full = batch(*(record(f"coin-{number}", name="n" * 200) for number in range(BATCH_ROWS)))
+
+    async def terminate_copies(url: str) -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            while True:
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND state = 'active' AND query LIKE 'COPY%'"
+                )
+        finally:
+            connection.terminate()
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        async with copied(server_url, template) as url, Database(url) as database:
+            into = await loader(database)
+            terminating = asyncio.create_task(terminate_copies(url))
+            try:
+                for _ in range(20):
+                    # A COPY that waits for its dead connection would wait for ever.
+                    try:
+                        async with asyncio.timeout(30):
+                            await into.load(full, datetime.now(UTC))
+                    except Exception as error:  # noqa: BLE001 - the assertion below tells which are allowed
+                        errors.append(error)
+            finally:
+                terminating.cancel()
+                await asyncio.wait({terminating})
+        gc.collect()
+        await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+    assert errors
+    assert {type(error) for error in errors} == {DatabaseUnavailable}
+    assert reported == []
