@@ -41,6 +41,10 @@ class NothingDue(KasparroError):
     """A source has nothing to do in this run; the text says why."""
 
 
+class AlreadyLogged(Exception):
+    """Raised into a library to end its work on something, after the reason was logged; not logged again."""
+
+
 def one_line(error: BaseException) -> str:
     """What an error says, in one line of bounded length; its kind, where it says nothing."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -35,20 +35,19 @@ class RateLimitedLog:
 
     def fault(self, event: str, error: BaseException, **fields: object) -> None:
         """Log a fault of ours as an error; of each kind of error only the first has its traceback."""
-
-        def write(suppressed: int) -> None:
-            if suppressed:
-                self._log.error(event, kind=type(error).__name__, **fields, suppressed=suppressed)
-            else:
-                self._log.error(event, exc_info=error, **fields)
-
-        self._rate.submit((event, type(error)), write)
+        kind = type(error).__name__
+        self._rate.submit(
+            (event, type(error)),
+            lambda: self._log.error(event, exc_info=error, **fields),
+            lambda suppressed: self._log.error(event, kind=kind, **fields, suppressed=suppressed),
+        )
 
     def _submit(self, say: Callable[..., None], event: str, fields: dict[str, object]) -> None:
-        def write(suppressed: int) -> None:
-            say(event, **fields, **({"suppressed": suppressed} if suppressed else {}))
-
-        self._rate.submit(event, write)
+        self._rate.submit(
+            event,
+            lambda: say(event, **fields),
+            lambda suppressed: say(event, **fields, suppressed=suppressed),
+        )
 
 
 class LibraryLogRate(logging.Filter):
@@ -68,34 +67,38 @@ class LibraryLogRate(logging.Filter):
         if isinstance(record.msg, dict) or not _on_event_loop():
             # A dict is an event of structlog: our own code says what it limits.
             return True
-        passed = False
+        first = False
 
-        def write(suppressed: int) -> None:
-            nonlocal passed
-            passed = True
-            if suppressed:
-                structlog.get_logger().warning(
-                    "library_messages_suppressed",
-                    logger=record.name,
-                    message=record.getMessage(),
-                    suppressed=suppressed,
-                )
+        def let_through() -> None:
+            nonlocal first
+            first = True
 
+        name, message = record.name, record.getMessage()
         kind = record.exc_info[0] if record.exc_info else None
-        self._rate.submit((record.name, record.levelno, record.pathname, record.lineno, kind), write)
-        return passed
+        self._rate.submit(
+            (name, record.levelno, record.pathname, record.lineno, kind),
+            let_through,
+            lambda suppressed: structlog.get_logger().warning(
+                "library_messages_suppressed", logger=name, message=message, suppressed=suppressed
+            ),
+        )
+        return first
 
 
 class EventRate:
-    """Decides which events are written: of each key the first of a period, then their number at its end."""
+    """Decides which events are written: of each key the first of a period, then a summary at its end."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._periods: dict[Hashable, _Period] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def submit(self, key: Hashable, write: Callable[[int], None]) -> None:
-        """Call `write` with 0 now; or, within a period of this key, keep the newest for the period's end."""
+    def submit(self, key: Hashable, first: Callable[[], None], summary: Callable[[int], None]) -> None:
+        """Call `first` now; or, within a period of this key, keep `summary` for the period's end.
+
+        The summary of the last event is called, with the number of events. It must hold no traceback, which
+        would hold what the request worked with.
+        """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # The timers of another loop, which has ended, would never end their periods.
@@ -104,10 +107,10 @@ class EventRate:
         period = self._periods.get(key)
         if period is None:
             self._begin(key, loop)
-            write(0)
+            first()
         else:
             period.suppressed += 1
-            period.write = write
+            period.summary = summary
 
     def _begin(self, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
         self._periods[key] = _Period()
@@ -115,9 +118,9 @@ class EventRate:
 
     def _end(self, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
         period = self._periods.pop(key)
-        if period.write is not None:
+        if period.summary is not None:
             self._begin(key, loop)
-            period.write(period.suppressed)
+            period.summary(period.suppressed)
 
 
 class _Period:
@@ -125,7 +128,7 @@ class _Period:
 
     def __init__(self) -> None:
         self.suppressed = 0
-        self.write: Callable[[int], None] | None = None
+        self.summary: Callable[[int], None] | None = None
 
 
 def _on_event_loop() -> bool:

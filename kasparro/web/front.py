@@ -9,6 +9,8 @@ import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kasparro.errors import AlreadyLogged, KasparroError, one_line
+from kasparro.log_rate import RateLimitedLog
 from kasparro.web import problems
 from kasparro.web.answers import NO_BODY, HeaderList, matches
 from kasparro.web.cors import Cors
@@ -18,6 +20,7 @@ from kasparro.web.problems import Problem
 from kasparro.web.service import Service
 
 log = structlog.get_logger()
+client_log = RateLimitedLog(log)
 
 # The bodies that this API takes are a token's worth of JSON at most.
 BODY_BYTES = 1_024
@@ -36,6 +39,9 @@ _READ = frozenset(
         b"x-request-id",
     }
 )
+
+# What ends a response that has begun, by no fault of the code: the database, or the time that it may take.
+_INTERRUPTIONS = (KasparroError, TimeoutError)
 
 
 class Front:
@@ -159,12 +165,18 @@ class Front:
             await app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
-            log.warning("cut off by the stop", path=scope["path"], request_id=exchange.request_id)
-        except Exception:
-            log.exception("error", path=scope["path"], request_id=exchange.request_id)
+            client_log.warning("request_cut_by_shutdown", path=scope["path"], request_id=exchange.request_id)
+        except Exception as error:
+            fields = {"path": scope["path"], "request_id": exchange.request_id}
+            # Starlette wraps what a handler would have answered before the response began.
+            cause = error.__cause__ or error
+            if status and isinstance(cause, _INTERRUPTIONS):
+                client_log.warning("response_interrupted", reason=one_line(cause), **fields)
+            else:
+                client_log.fault("request_failed", error, **fields)
             if status:
-                # The answer has begun: only cutting the line tells the client that it is not whole.
-                raise
+                # The response has begun: only a cut connection tells the client that it is incomplete.
+                raise AlreadyLogged("the response is cut") from None
             problem = Problem(500, "Something went wrong here; the log tells what, under this request_id.")
             await problems.answer(scope, problem)(scope, receive, send_with_headers)
         finally:

@@ -14,8 +14,10 @@ from starlette.routing import Match
 from starlette.types import ExceptionHandler
 
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable
+from kasparro.log_rate import RateLimitedLog
 
-log = structlog.get_logger()
+# Every request to a database that is away or busy leads here.
+client_log = RateLimitedLog(structlog.get_logger())
 
 MEDIA_TYPE = "application/problem+json"
 # A restart or a failover of PostgreSQL takes about so long, and a queue of readers so.
@@ -141,8 +143,8 @@ def _methods(request: Request) -> set[str]:
 
 def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_AFTER_S) -> ExceptionHandler:
     async def handler(request: Request, error: Exception) -> Response:
-        log.warning(
-            "no answer from the database",
+        client_log.warning(
+            kind.replace("-", "_"),
             path=request.scope["path"],
             request_id=request.scope["kasparro.exchange"].request_id,
             reason=f"{type(error).__name__}: {error}",

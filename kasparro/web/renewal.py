@@ -8,11 +8,13 @@ import asyncpg
 import structlog
 
 from kasparro.errors import KasparroError
+from kasparro.log_rate import RateLimitedLog
 from kasparro.web.answers import Answer, Render
 from kasparro.web.kept import KeptAnswers, Key
 from kasparro.web.problems import Problem
 
 log = structlog.get_logger()
+client_log = RateLimitedLog(log)
 
 # So many answers at most, one after the other.
 RENEWED = 8
@@ -85,8 +87,8 @@ class Renewal:
             except (Problem, KasparroError, asyncpg.PostgresError) as error:
                 # Whoever asks for it is told.
                 log.debug("an answer was not renewed", reason=str(error))
-            except Exception:
-                log.exception("an answer was not renewed")
+            except Exception as error:
+                client_log.fault("renewal_failed", error)
 
     async def _renew(self, key: Key, wanted: _Wanted) -> None:
         answer = self._kept.find(key) or await self._kept.render(key, wanted.again)

@@ -11,9 +11,10 @@ import msgspec
 import structlog
 
 from kasparro.errors import DatabaseBusy
+from kasparro.log_rate import RateLimitedLog
 from kasparro.web.problems import Problem
 
-log = structlog.get_logger()
+client_log = RateLimitedLog(structlog.get_logger())
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +147,7 @@ class Turns:
             return
         slow = next((turn for turn in self._working if turn.slow()), None)
         if slow is not None:
-            log.info("cut an export: its client reads slowly, and others wait", client=slow.client)
+            client_log.info("slow_export_cut", client=slow.client)
             slow.cut()
         self._look_again()
 
