@@ -1,12 +1,11 @@
-"""What `kasparro check` prints, in tables for people; nothing in a file can steer the terminal."""
+"""What `kasparro check` prints, in tables for people."""
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from kasparro.sources.archives.explain import Cell, Checked, Column, Recognition
+from kasparro.terminal import PrintableConsole
 
 CELL_SHOWN = 40
 RAW_SHOWN = 100
@@ -14,51 +13,51 @@ _DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 _SIGNS = {".": "point", ",": "comma"}
 
 
-def show(console: Console, checked: Sequence[Checked], *, explain: bool) -> None:
+def show(console: PrintableConsole, checked: Sequence[Checked], *, explain: bool) -> None:
     """Print what each file came to, then why rows were refused, and with `explain` how it was understood."""
     files = Table("file", "layout", "rows", "rejects")
     for column in files.columns[2:]:
         column.justify = "right"
     for one in checked:
         layout = one.recognition.layout if one.recognition else "-"
-        files.add_row(_text(one.name), _text(layout), f"{one.rows:,}", f"{one.rejected:,}")
+        files.add_row(one.name, layout, f"{one.rows:,}", f"{one.rejected:,}")
     console.print(files)
     for one in checked:
         if one.problem is not None:
-            console.print(_text(one.problem), soft_wrap=True)
+            console.print(one.problem, soft_wrap=True)
         if one.reasons:
             _show_rejects(console, one)
         if explain and one.recognition is not None:
             _show_recognition(console, one.name, one.recognition)
 
 
-def _show_rejects(console: Console, one: Checked) -> None:
+def _show_rejects(console: PrintableConsole, one: Checked) -> None:
     console.print()
-    console.print(_text(f"{one.name}: why rows are refused"), soft_wrap=True)
+    console.print(f"{one.name}: why rows are refused", soft_wrap=True)
     table = Table("rows", "field", "reason", "line", "raw")
     table.columns[0].justify = table.columns[3].justify = "right"
     for reason in one.reasons:
         for place, reject in enumerate(reason.first):
             table.add_row(
                 "" if place else f"{reason.rows:,}",
-                "" if place else _text(reason.field or "row"),
-                _text(reject.reason),
+                "" if place else reason.field or "row",
+                reject.reason,
                 f"{reject.line}",
-                _text(_short(reject.raw, RAW_SHOWN)),
+                _short(reject.raw, RAW_SHOWN),
             )
     console.print(table)
 
 
-def _show_recognition(console: Console, name: str, found: Recognition) -> None:
+def _show_recognition(console: PrintableConsole, name: str, found: Recognition) -> None:
     console.print()
-    console.print(_text(f"{name}: how it was understood"), soft_wrap=True)
+    console.print(f"{name}: how it was understood", soft_wrap=True)
     facts = Table(show_header=False)
     for what, value in _facts(found):
-        facts.add_row(what, _text(value))
+        facts.add_row(what, value)
     console.print(facts)
     table = Table("column", "field", "first values -> stored")
     for column in found.columns:
-        table.add_row(_text(column.header or "(blank)"), _field(column), _cells(column.cells, column.stored))
+        table.add_row(column.header or "(blank)", _field(column), _cells(column.cells, column.stored))
     console.print(table)
 
 
@@ -80,27 +79,20 @@ def _facts(found: Recognition) -> list[tuple[str, str]]:
     return [*facts, *(("note", note) for note in found.notes)]
 
 
-def _field(column: Column) -> Text:
+def _field(column: Column) -> str:
     if column.field:
-        return _text(column.field)
-    return _text(f"not read: {column.note}" if column.note else "not read")
+        return column.field
+    return f"not read: {column.note}" if column.note else "not read"
 
 
-def _cells(cells: Sequence[Cell], read: bool) -> Text:
+def _cells(cells: Sequence[Cell], read: bool) -> str:
     told = []
     for cell in cells:
         raw = _short(cell.raw.strip(), CELL_SHOWN) or "(empty)"
         stored = "null" if cell.stored is None else _short(cell.stored, CELL_SHOWN)
         told.append(f"{raw} -> {stored}" if read else raw)
-    return _text("; ".join(told))
+    return "; ".join(told)
 
 
 def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
-
-
-def _text(text: str) -> Text:
-    return Text(
-        "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text),
-        overflow="fold",
-    )

@@ -15,8 +15,6 @@ import asyncpg
 import click
 import msgspec
 import structlog
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -37,14 +35,12 @@ from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
 from kasparro.store.opening import database_url, pools, prepare
+from kasparro.terminal import err, out, write_json
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 FAILED, USAGE, BUSY = 1, 2, 3
-
-out = Console()
-err = Console(stderr=True)
 
 
 def _settings_help() -> str:
@@ -165,8 +161,7 @@ def check(files: tuple[str, ...], explain: bool, as_json: bool) -> None:
     now = datetime.now(UTC)
     checked = asyncio.run(_check(found, now))
     if as_json:
-        # In ASCII, so that nothing in a file can steer the terminal that shows this.
-        sys.stdout.write(json.dumps({"files": msgspec.to_builtins(checked)}) + "\n")
+        write_json(json.dumps({"files": msgspec.to_builtins(checked)}).encode())
     else:
         checking.show(out, checked, explain=explain)
     sys.exit(0 if all(one.whole for one in checked) else FAILED)
@@ -203,7 +198,7 @@ def status(as_json: bool) -> None:
 
     stats = _guarded(lambda: asyncio.run(_with_database(told, read)))
     if as_json:
-        sys.stdout.write(report.encode(stats).decode() + "\n")
+        write_json(report.encode(stats))
         return
     table = Table("source", "records")
     for source, records in stats.totals.by_source.items():
@@ -217,7 +212,7 @@ def status(as_json: bool) -> None:
         shown = {source.source for source in stats.last_run.sources if source.drift}
     for name, found in stats.drift.items():
         if found and name not in shown:
-            out.print(f"{name}: {_drift(found)}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{name}: {_drift(found)}", soft_wrap=True)
 
 
 # The sources of a run, and the run itself, given its database and who watches it.
@@ -228,7 +223,7 @@ def _run_once(told: Settings, plan: Callable[[Database], Awaitable[Plan]], *, as
     """One run in the foreground: its report on stdout, its outcome in the exit code."""
     done = _guarded(lambda: asyncio.run(_run(told, plan, watched=not as_json)))
     if as_json:
-        sys.stdout.write(report.encode(done).decode() + "\n")
+        write_json(report.encode(done))
     else:
         _print_run(done)
     sys.exit(0 if done.status == "succeeded" else FAILED)
@@ -306,7 +301,7 @@ def _print_run(run: report.RunReport) -> None:
         _print_rejects(run)
     for source in run.sources:
         for line in filter(None, [source.note, source.error, *_judgement(source)]):
-            out.print(f"{source.source}: {line}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{source.source}: {line}", soft_wrap=True)
 
 
 def _judgement(source: report.SourceReport) -> list[str]:
@@ -330,9 +325,9 @@ def _print_rejects(run: report.RunReport) -> None:
     for source in run.sources:
         for one in source.rejects:
             by = f"{source.source}: {one.place}" if one.place else source.source
-            table.add_row(f"{one.rejects:,}", *map(escape, (by, one.field or "", one.reason)))
+            table.add_row(f"{one.rejects:,}", by, one.field or "", one.reason)
     out.print(table)
-    out.print(f"GET /runs/{run.id}/rejects has them with their raw text", highlight=False)
+    out.print(f"GET /runs/{run.id}/rejects has them with their raw text")
 
 
 def _load(host: str | None = None, port: int | None = None) -> Settings:
@@ -365,5 +360,5 @@ def _guarded(work: Callable[[], T]) -> T:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    err.print(f"kasparro: {text}", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"kasparro: {text}", soft_wrap=True)
     sys.exit(code)

@@ -73,7 +73,8 @@ class LibraryLogRate(logging.Filter):
             nonlocal first
             first = True
 
-        name, message = record.name, record.getMessage()
+        # Not its arguments: formatting may fail, which is for the handler to report.
+        name, message = record.name, str(record.msg)
         kind = record.exc_info[0] if record.exc_info else None
         self._rate.submit(
             (name, record.levelno, record.pathname, record.lineno, kind),

@@ -13,6 +13,7 @@ import structlog
 
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunLost
 from kasparro.store.database import Connection, Database
+from kasparro.store.loader import storable
 from kasparro.store.statements import statements
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ class RunRecord:
         Raises RunLost, DatabaseUnavailable.
         """
         async with self._database.writing() as connection, connection.transaction():
+            # An upstream may say what PostgreSQL cannot hold.
+            error, note = (None if line is None else storable(line) for line in (error, note))
             await self._ours(
                 connection, _SQL["finish_source"], self.id, source, status, now, error, calls, note, dead
             )
@@ -224,8 +227,8 @@ class RunRecord:
     async def abandon(self, status: str, error: str, now: datetime) -> None:
         """End the run and its sources as they are. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection, connection.transaction():
-            await connection.execute(_SQL["abandon_sources"], self.id, now, error)
-            await connection.execute(_SQL["finish_run"], self.id, status, now, error)
+            await connection.execute(_SQL["abandon_sources"], self.id, now, storable(error))
+            await connection.execute(_SQL["finish_run"], self.id, status, now, storable(error))
 
     async def count_call(self, source: str, month: datetime, limit: int | None) -> bool:
         """Book a call upstream; False where the month's budget is spent. Raises DatabaseUnavailable."""

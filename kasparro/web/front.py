@@ -166,7 +166,7 @@ class Front:
         except asyncio.CancelledError:
             # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
             client_log.warning("request_cut_by_shutdown", path=scope["path"], request_id=exchange.request_id)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, this request ends and is logged
             fields = {"path": scope["path"], "request_id": exchange.request_id}
             # Starlette wraps what a handler would have answered before the response began.
             cause = error.__cause__ or error

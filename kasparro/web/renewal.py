@@ -87,7 +87,7 @@ class Renewal:
             except (Problem, KasparroError, asyncpg.PostgresError) as error:
                 # Whoever asks for it is told.
                 log.debug("an answer was not renewed", reason=str(error))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the others are rendered all the same
                 client_log.fault("renewal_failed", error)
 
     async def _renew(self, key: Key, wanted: _Wanted) -> None:

@@ -1,0 +1,82 @@
+"""Text from outside is printable wherever it leaves: no character in it controls a terminal."""
+
+import json
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kasparro.printable import printable, printable_json, printable_lines
+
+# What nobody may send to a terminal as it is: controls, surrogates, separators, and invisible format
+# characters, of which the joiners alone belong to ordinary words and emoji.
+UNSAFE = frozenset(
+    char
+    for char in map(chr, range(sys.maxunicode + 1))
+    if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and char not in "\u200c\u200d"
+)
+ORDINARY = (
+    "Bitcoin",
+    "1 234,5 €\u00a0\u202f$",
+    "ビットコイン\u3000比特币 비트코인",
+    "Ünïcödé e\u0301",
+    "🚀 👨\u200d👩\u200d👧 ❤\ufe0f 🇨🇭 👍🏽 \U0001fae8",
+    "می\u200cخواهم हिन्दी עברית العربية",
+    "back\\slash 'quotes' [bold]x[/bold] :smile:",
+)
+
+
+def test_every_unsafe_character_is_escaped() -> None:
+    for char in UNSAFE:
+        shown = printable(f"a{char}b")
+        assert shown.isascii()
+        assert shown.isprintable()
+
+
+def test_escapes_name_the_character() -> None:
+    shown = printable("\x1b]0;x\x07 \x9b2J \x7f \u202e\u2066\u200f\u061c \u2028 \ud800 \U000e0041\r\n\t")
+    assert shown == (r"\x1b]0;x\x07 \x9b2J \x7f \u202e\u2066\u200f\u061c \u2028 \ud800 \U000e0041\r\n\t")
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_text_stays(text: str) -> None:
+    assert printable(text) == text
+    assert printable_json(json.dumps(text, ensure_ascii=False)) == json.dumps(text, ensure_ascii=False)
+
+
+def test_letters_marks_numbers_and_symbols_of_all_scripts_stay() -> None:
+    text = "".join(
+        char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] in "LMNPS"
+    )
+    assert printable(text) == text
+
+
+@given(st.text(st.characters()))
+def test_no_text_has_anything_unsafe(text: str) -> None:
+    assert UNSAFE.isdisjoint(printable(text))
+    assert "\n".join(map(printable, text.split("\n"))) == printable_lines(text)
+
+
+@given(st.text(st.characters(), max_size=300), st.integers(1, 100))
+def test_long_text_is_cut_and_says_how_long_it_is(text: str, limit: int) -> None:
+    shown = printable(text, limit)
+    if printable(text) == text and len(text) <= limit:
+        assert shown == text
+    assert len(shown) <= limit + len(f"… ({len(text):,} characters)")
+
+
+def test_cut_text_states_its_length() -> None:
+    assert printable("x" * 3_000, 5) == "xxxxx… (3,000 characters)"
+
+
+def test_cutting_is_cheap_for_text_of_any_length() -> None:
+    assert printable("\x1b" * 10_000_000, 8) == r"\x1b\x1b… (10,000,000 characters)"
+
+
+@given(st.recursive(st.text(st.characters(exclude_categories=["Cs"])), st.lists))
+def test_json_keeps_its_values(value: object) -> None:
+    shown = printable_json(json.dumps(value, ensure_ascii=False))
+    assert json.loads(shown) == value
+    assert UNSAFE.isdisjoint(shown)

@@ -1,0 +1,96 @@
+"""What clients and upstreams send reaches neither a terminal nor a log as control characters."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from tests.test_cli import ended, running
+from tests.test_printable import UNSAFE
+
+HOSTILE = "\x1b]0;pwned\x07 \x9b2J \x00 \u202e\u2066\u2028\x7f"
+SHOWN = r"\x1b]0;pwned\x07 \x9b2J"
+
+
+def unsafe(*texts: str) -> set[str]:
+    return set("".join(texts).replace("\n", "")) & UNSAFE
+
+
+@asynccontextmanager
+async def upstream() -> AsyncIterator[str]:
+    """An API that refuses every call in hostile words; gives its base URL."""
+
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"error": HOSTILE}, status=403, reason="\x9b2J", headers={"X-Odd": "\x9b"})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_an_upstreams_error_is_printable_in_etl_and_status(database_url: str, form: str) -> None:
+    async with upstream() as url:
+        environment = {
+            "DATABASE_URL": database_url,
+            "KASPARRO_SOURCES": "coinpaprika",
+            "KASPARRO_COINPAPRIKA_URL": url,
+            "KASPARRO_LOG": form,
+        }
+        code, out, log = await ended("etl", **environment)
+        _, report, _ = await ended("etl", "--json", **environment)
+        _, status, _ = await ended("status", **environment)
+        _, stats, _ = await ended("status", "--json", **environment)
+
+    assert code == 1
+    assert unsafe(out, log, report, status, stats) == set()
+    assert SHOWN in out, log
+    assert SHOWN in status
+    assert SHOWN in log.replace("\\\\", "\\")
+    # Programs get what the upstream said.
+    assert "\x1b]0;pwned\x07 \x9b2J" in json.loads(report)["sources"][0]["error"]
+    assert "\x1b]0;pwned\x07 \x9b2J" in json.loads(stats)["last_run"]["sources"][0]["error"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+async def test_a_clients_path_is_printable_in_the_log(form: str) -> None:
+    environment = {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
+        "KASPARRO_INTERVAL": "off",
+        "KASPARRO_LOG": form,
+        "KASPARRO_LOG_LEVEL": "debug",
+        "PORT": "0",
+    }
+    async with running("serve", **environment) as process:
+        assert process.stderr is not None
+        log = ""
+        async with asyncio.timeout(30):
+            while "listening" not in log:
+                log += (await process.stderr.readline()).decode()
+        url = re.findall(r"http://[\d.:]+", log)[0]
+        async with aiohttp.ClientSession() as session:
+            for path in (HOSTILE.replace("\x00", ""), "\n2026-01-01T00:00:00Z [info] forged", "x" * 10_000):
+                async with session.get(URL(f"{url}/data/csv/{quote(path)}", encoded=True)) as answer:
+                    assert answer.status == 503
+        process.terminate()
+        log += (await process.stderr.read()).decode()
+
+    assert unsafe(log) == set()
+    assert SHOWN in log.replace("\\\\", "\\")
+    assert all(len(line) < 10_000 for line in log.splitlines())
+    assert not any(line.startswith("2026-01-01") for line in log.splitlines())
