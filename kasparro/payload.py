@@ -38,7 +38,8 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
     `path` and `parameters` are what was asked below the base URL; keys travel in request headers, of which
     none is kept. `status` is None where no answer began; `complete` tells whether `body` is all of it, as it
-    was once decompressed. `received_at` is the time that its records were read with.
+    was once decompressed. `received_at` is the time that its records were read with. Of its list the first
+    `items_limit` items belong to what is fetched, None for all.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     complete: bool = False
     body: bytes = b""
+    items_limit: int | None = None
 
     @property
     def good(self) -> bool:

@@ -113,6 +113,14 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _top(value: str) -> int | None:
+    if value.lower() == "all":
+        return None
+    if not re.fullmatch(r"\d{1,7}", value, re.ASCII) or not 1 <= int(value) <= 1_000_000:
+        raise _NotAllowed("a whole number from 1 to 1000000, or all")
+    return int(value)
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value.lower() not in allowed:
@@ -296,6 +304,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _choice("public", "demo", "pro"),
         ),
     ] = "public"
+    coingecko_top: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_COINGECKO_TOP", "how many coins by market cap are fetched: 1000; all", "all", _top
+        ),
+    ] = None
     coingecko_monthly_calls: Annotated[
         int | None,
         Variable(

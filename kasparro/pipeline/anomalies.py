@@ -16,7 +16,7 @@ Kind = Literal["few-records", "price-jump", "stuck"]
 # Passes looked back on, and how many it takes to know what is usual.
 LOOKED_BACK = 20
 HISTORY = 5
-# Passes are compared that set out to bring the same share of the list, within a tenth.
+# Passes are compared that set out to bring the same share of the list, within a tenth, under one bound.
 SAME_SHARE = 0.1
 # How many spreads (1.4826 MAD: a standard deviation, were it normal) from the median is far; and the least
 # that counts as far, so that a calm history makes no anomaly of an ordinary day.
@@ -45,6 +45,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it brought all that it set out for: no page was lost."""
     planned: float = 1.0
     """The share of the source's list that it set out to bring."""
+    bound: int | None = None
+    """How many records of the upstream's list it asked for at most; None for all."""
     compared: int = 0
     """Coins with news whose earlier price was known."""
     move: float | None = None
@@ -85,6 +87,7 @@ def figures(
     at: datetime,
     whole: bool,
     planned: float,
+    bound: int | None = None,
 ) -> Figures:
     """The figures of a pass from what the batches' comparison with the tables told.
 
@@ -101,6 +104,7 @@ def figures(
         fetched=fetched,
         whole=whole,
         planned=planned,
+        bound=bound,
         compared=len(moves),
         move=statistics.median(map(abs, moves)) if moves else None,
         shift=shift,
@@ -154,7 +158,9 @@ def _few(now: Figures, past: Sequence[Figures]) -> _Strange | None:
     alike = [
         one.fetched
         for one in past
-        if one.whole and abs(one.planned - now.planned) <= SAME_SHARE * max(one.planned, now.planned)
+        if one.whole
+        and one.bound == now.bound
+        and abs(one.planned - now.planned) <= SAME_SHARE * max(one.planned, now.planned)
     ]
     if not now.whole or len(alike) < HISTORY:
         return None

@@ -8,7 +8,6 @@ import msgspec
 
 from kasparro.batch import Page
 from kasparro.sources import rotation
-from kasparro.sources.coingecko import PAGES_LIMIT
 from kasparro.sources.rotation import Month
 
 
@@ -20,7 +19,10 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limit: Annotated[int | None, msgspec.Meta(description="Null: nothing limits them.")]
     remaining: int | None
     pages: Annotated[
-        int | None, msgspec.Meta(description="Pages of the source's list; null while its end is not known.")
+        int | None,
+        msgspec.Meta(
+            description="Pages of the source's list that are fetched; null while its end is not known."
+        ),
     ] = None
     pages_every_run: Annotated[
         int | None, msgspec.Meta(description="Of these, the first so many are fetched by every run.")
@@ -64,9 +66,10 @@ def budget(
     now: datetime,
     interval: timedelta | None,
     next_run_at: datetime | None,
+    most: int,
 ) -> Budget:
     """The month's calls at `now`, and how the coming runs use them; `next_run_at` is None where it is not
-    known, and is then an interval after the last walk.
+    known, and is then an interval after the last walk. `most` bounds the pages that are fetched.
     """
     told = Budget(
         month=f"{now:%Y-%m}",
@@ -74,6 +77,7 @@ def budget(
         limit=limit,
         remaining=None if limit is None else max(limit - calls, 0),
     )
+    pages = rotation.bounded(pages, most)
     if not pages or not pages[-1].last:
         return told
     last = max(page.walk for page in pages)
@@ -82,8 +86,8 @@ def budget(
     if limit is not None:
         turned = coming >= rotation.month_of(now)[1]
         month = Month(limit=limit, remaining=limit if turned else max(limit - calls, 0))
-    plan = rotation.plan(pages, coming, month, interval, most=PAGES_LIMIT)
-    covered = rotation.coverage(pages, coming, month, interval, most=PAGES_LIMIT)
+    plan = rotation.plan(pages, coming, month, interval, most=most)
+    covered = rotation.coverage(pages, coming, month, interval, most=most)
     oldest = (now - min(page.fetched_at for page in pages)).total_seconds()
     return msgspec.structs.replace(
         told,

@@ -45,11 +45,13 @@ async def judge(
     valid: int,
     whole: bool,
     planned: float,
+    bound: int | None,
 ) -> Verdict:
     """The verdict on one pass, logged as far as it is news.
 
     A pass of which most records were refused is judged by its fields alone: its figures would be no measure
-    for others. `whole` tells that it brought the share of the list, `planned`, that it set out for.
+    for others. `whole` tells that it brought the share of the list, `planned`, that it set out for; `bound`
+    is how many records of the list it asked for at most.
     """
     sound = valid * 2 >= fetched
     # Names are compared with names, which takes seconds where hundreds of them came and went.
@@ -60,7 +62,9 @@ async def judge(
     told, found = None, []
     if sound:
         history = [_FIGURES.decode(figures) for figures in past.figures]
-        told = anomalies.figures(fetched, compared, history[:1], at=at, whole=whole, planned=planned)
+        told = anomalies.figures(
+            fetched, compared, history[:1], at=at, whole=whole, planned=planned, bound=bound
+        )
         earlier = _ANOMALIES.decode(past.anomalies)
         found = anomalies.judge(told, history, earlier, run_id)
         _say_anomalies(source, run_id, earlier, found)

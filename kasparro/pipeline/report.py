@@ -14,6 +14,7 @@ from kasparro.pipeline.budget import Budget, budget
 from kasparro.pipeline.drift import Drift
 from kasparro.settings import SOURCES, Settings
 from kasparro.sources.base import utc_now
+from kasparro.sources.coingecko import page_limit
 from kasparro.store.database import Connection
 from kasparro.store.loader import known_pages
 from kasparro.store.statements import compose, statements
@@ -313,6 +314,7 @@ async def stats(
                 now=now,
                 interval=settings.interval,
                 next_run_at=next_run_at,
+                most=page_limit(settings.coingecko_top),
             )
             for source in apis
         },

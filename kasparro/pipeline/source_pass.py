@@ -204,6 +204,7 @@ class SourcePass:
             valid=counts["valid"],
             whole=whole and not passing.problems,
             planned=passing.planned,
+            bound=passing.bound,
         )
 
     def _refused(self, rejected: int, fetched: int) -> str:

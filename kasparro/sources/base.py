@@ -49,6 +49,7 @@ class Pass(msgspec.Struct, kw_only=True):
     and costs no pass its records where it cannot; `progress(done, total)` moves a bar, in the source's own
     unit, where `total` may be unknown.
     `planned` is the share of its list that a source sets out to bring, told where that is not all of it.
+    `bound` is how many records of its upstream's list it asks for at most, None for all.
     """
 
     clock: Callable[[], datetime] = utc_now
@@ -62,6 +63,7 @@ class Pass(msgspec.Struct, kw_only=True):
     keep: Callable[[Payload], Awaitable[None]] = _unkept
     progress: Callable[[float, float | None], None] = lambda done, total: None
     planned: float = 1.0
+    bound: int | None = None
     problems: list[str] = msgspec.field(default_factory=list)
     note: str | None = None
 

@@ -97,9 +97,16 @@ class CoinGecko:
     name = "coingecko"
 
     def __init__(
-        self, base_url: str, plan: Plan, key: Secret | None, patience: Patience | None = None
+        self,
+        base_url: str,
+        plan: Plan,
+        key: Secret | None,
+        patience: Patience | None = None,
+        *,
+        top: int | None = None,
     ) -> None:
         self._base_url = base_url
+        self._top = top
         self._headers = {KEY_HEADERS[plan]: key.reveal()} if key and plan in KEY_HEADERS else {}
         self._first = patience or Patience()
         self._later = patience or ON_THE_WAY
@@ -110,28 +117,36 @@ class CoinGecko:
         self._limiter = spaced if host.endswith("coingecko.com") else None
 
     async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
-        """The pages that are due, a batch a page: all up to a short one, where nothing limits the calls.
+        """The pages that are due, a batch a page: where nothing limits the calls, all to the end of the list
+        or the bound.
 
         A page that is lost costs that page; the first, or two in a row, end the walk. Raises SourceError,
         and NothingDue where the month's calls leave none for this pass.
         """
         began, month = passing.clock(), await passing.month()
-        known = {page.number: page for page in await passing.pages()}
-        plan = rotation.plan([*known.values()], began, month, passing.interval, most=PAGES_LIMIT)
+        most = page_limit(self._top)
+        known = {page.number: page for page in rotation.bounded(await passing.pages(), most)}
+        plan = rotation.plan([*known.values()], began, month, passing.interval, most=most)
         if month is not None and not plan.pages:
             raise NothingDue(
                 f"of the {month.limit:,} calls of {began:%B %Y} {month.remaining:,} are left, spread over "
                 f"the rest of it; the next is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         walk, builder, course = Walk(), BatchBuilder(), rotation.Course(plan, known.values())
-        passing.planned = course.planned
+        passing.planned, passing.bound = course.planned, self._top
         patience = msgspec.structs.replace(self._first, attempts=1) if passing.probing else self._first
         async with Client("CoinGecko", self._base_url, self._headers, passing, self._limiter) as client:
             while (number := course.next()) is not None:
                 earlier, now, parameters = known.get(number), passing.clock(), _parameters(number)
-                told = page.reading(self._base_url, PATH, parameters)
+                limit = self._items_limit(number)
+                # Part of a page is another answer to remember than all of it.
+                told = page.reading(
+                    self._base_url, PATH, parameters | ({"items": str(limit)} if limit is not None else {})
+                )
                 try:
-                    answer = await client.get(PATH, parameters, patience, page.validators(earlier, told, now))
+                    answer = await client.get(
+                        PATH, parameters, patience, page.validators(earlier, told, now), items_limit=limit
+                    )
                 except UpstreamError as error:
                     if not course.fetched or course.lost_last or not error.passing:
                         raise error.at(f"page {number}") from error
@@ -142,13 +157,13 @@ class CoinGecko:
                 records = page.records(answer, earlier)
                 if number == 1 and not records:
                     raise SourceError("page 1: CoinGecko answered an empty list")
-                last = records < PAGE_SIZE
-                course.take(number, last=last)
+                last = records < (PAGE_SIZE if limit is None else limit)
+                course.take(number, last=last or number == most)
                 if answer.items is None:
                     builder.repeat(records)
                 else:
                     await walk.take(builder, answer.items, partial(to_record, now=answer.received_at))
-                passing.note = course.note()
+                passing.note = course.note() + self._bound_note()
                 passing.progress(len(course.fetched), course.total)
                 yield builder.take(
                     page=page.settled(
@@ -163,8 +178,26 @@ class CoinGecko:
                         told=told,
                     )
                 )
-                if number == PAGES_LIMIT and not last:
+                if number == PAGES_LIMIT and not last and self._reaches_beyond(PAGES_LIMIT):
                     passing.problem(f"stopped after {number} pages: the upstream never sent a short one")
+
+    def _items_limit(self, number: int) -> int | None:
+        # How many items of a page are within the bound; None for all of them.
+        if self._top is None or self._reaches_beyond(number):
+            return None
+        left = self._top - (number - 1) * PAGE_SIZE
+        return left if left < PAGE_SIZE else None
+
+    def _reaches_beyond(self, number: int) -> bool:
+        return self._top is None or self._top > number * PAGE_SIZE
+
+    def _bound_note(self) -> str:
+        return "" if self._top is None else f"; the first {self._top:,} coins by market cap are fetched"
+
+
+def page_limit(top: int | None) -> int:
+    """How many pages hold the first `top` coins; None stands for all coins."""
+    return PAGES_LIMIT if top is None else min(-(-top // PAGE_SIZE), PAGES_LIMIT)
 
 
 def _parameters(page: int) -> dict[str, str]:

@@ -117,8 +117,10 @@ class Client(AbstractAsyncContextManager["Client"]):
         parameters: Mapping[str, str],
         patience: Patience,
         known: Validators | None = None,
+        *,
+        items_limit: int | None = None,
     ) -> Answer:
-        """What a path answers, unless it is what `known` stands for.
+        """What a path answers, unless it is what `known` stands for; of its items the first `items_limit`.
 
         Raises UpstreamError when patience or the whole pass's time limit is at its end or trying again is of
         no use, SourceError where the call budget is spent.
@@ -143,7 +145,7 @@ class Client(AbstractAsyncContextManager["Client"]):
                     wait_max=patience.longest_s,
                 ):
                     with attempt:
-                        return await self._call(path, parameters, known, patience)
+                        return await self._call(path, parameters, known, patience, items_limit)
         except TimeoutError:
             raise UpstreamError(
                 f"{self._name} took longer than the {TIME_LIMIT_S / 60:g} min that a run gives it",
@@ -152,7 +154,12 @@ class Client(AbstractAsyncContextManager["Client"]):
         raise AssertionError("unreachable: the last attempt raises")
 
     async def _call(
-        self, path: str, parameters: Mapping[str, str], known: Validators | None, patience: Patience
+        self,
+        path: str,
+        parameters: Mapping[str, str],
+        known: Validators | None,
+        patience: Patience,
+        items_limit: int | None,
     ) -> Answer:
         async with self._limiter:
             await self._passing.count_call()
@@ -170,13 +177,15 @@ class Client(AbstractAsyncContextManager["Client"]):
             except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
                 await self._keep(path, parameters, response, bytes(body), complete=False)
                 raise self._error(_trouble(error), passing=True) from error
-        payload = await self._keep(path, parameters, response, bytes(body), complete=True)
+        payload = await self._keep(
+            path, parameters, response, bytes(body), complete=True, items_limit=items_limit
+        )
         if response.status == 304 and known is not None:
             return Answer(items=None, validators=known, received_at=payload.received_at)
         if response.status != 200:
             raise self._refusal(response, payload.body, patience)
         return Answer(
-            items=await self._items(payload.body),
+            items=(await self._items(payload.body))[:items_limit],
             validators=_validators(response),
             received_at=payload.received_at,
         )
@@ -189,6 +198,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         body: bytes,
         *,
         complete: bool,
+        items_limit: int | None = None,
     ) -> Payload:
         payload = Payload(
             path=path,
@@ -202,6 +212,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             },
             complete=complete,
             body=body,
+            items_limit=items_limit,
         )
         if payload.good:
             await self._passing.keep(payload)

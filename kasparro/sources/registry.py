@@ -13,7 +13,9 @@ from kasparro.sources.replay import Reader
 
 _SOURCES: dict[str, Callable[[Settings], Source]] = {
     "coinpaprika": lambda told: CoinPaprika(told.coinpaprika_url, told.coinpaprika_key),
-    "coingecko": lambda told: CoinGecko(told.coingecko_url, told.coingecko_plan, told.coingecko_key),
+    "coingecko": lambda told: CoinGecko(
+        told.coingecko_url, told.coingecko_plan, told.coingecko_key, top=told.coingecko_top
+    ),
     "csv": lambda told: Archives(told.archives),
 }
 

@@ -67,7 +67,9 @@ class Replay:
                 continue
             # The walk had asked again for what it could not read, until it could.
             unreadable.pop(asked, None)
-            async for batch in walk.batches(items, partial(self._read, now=payload.received_at)):
+            async for batch in walk.batches(
+                items[: payload.items_limit], partial(self._read, now=payload.received_at)
+            ):
                 yield batch
             passing.progress(done, len(self._ids))
         for asked, said in unreadable.items():

@@ -157,6 +157,22 @@ def plan(
     return msgspec.structs.replace(fresh, pages=ahead, beyond=spare, resumes=left_over.walk, next_at=None)
 
 
+def bounded(pages: Iterable[Page], most: int) -> list[Page]:
+    """The known pages of a list of which the first `most` pages are fetched: where it goes on, it ends there.
+
+    Pages of a time when more were fetched are none of it. They stay known for a time when more are again.
+    """
+    return [
+        msgspec.structs.replace(
+            page,
+            ahead=tuple(ahead for ahead in page.ahead if ahead <= most),
+            last=page.last or page.number == most,
+        )
+        for page in pages
+        if page.number <= most
+    ]
+
+
 def coverage(
     pages: Sequence[Page],
     next_run_at: datetime,

@@ -56,6 +56,7 @@ async def keep(database: Database, run_id: int, source: str, payload: Payload, b
             len(payload.body),
             len(body),
             body,
+            payload.items_limit,
             timeout=KEEP_TIMEOUT_S,
         )
 

@@ -2,9 +2,20 @@
 
 -- name: keep --
 INSERT INTO payloads (
-    run_id, source, path, parameters, received_at, status, headers, complete, body_bytes, bytes, body
+    run_id,
+    source,
+    path,
+    parameters,
+    received_at,
+    status,
+    headers,
+    complete,
+    body_bytes,
+    bytes,
+    body,
+    items_limit
 )
-VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb, $8, $9, $10, $11);
+VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb, $8, $9, $10, $11, $12);
 
 -- name: run --
 -- A run's sources: how many calls each made, how many of these are kept, and which can be read again.
@@ -38,7 +49,8 @@ SELECT
     status,
     headers,
     complete,
-    body
+    body,
+    items_limit
 FROM payloads
 WHERE id = $1;
 

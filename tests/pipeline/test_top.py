@@ -1,0 +1,302 @@
+"""KASPARRO_COINGECKO_TOP: the first coins by market cap are fetched, and everything follows from that."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kasparro.payload import Retention
+from kasparro.pipeline import report
+from kasparro.pipeline.anomalies import HISTORY
+from kasparro.pipeline.replay import replayable
+from kasparro.pipeline.run import Run
+from kasparro.settings import Settings
+from kasparro.simulator import Simulator
+from kasparro.simulator.faults import Hang, ListCut, Status
+from kasparro.sources.coingecko import PAGES_LIMIT, CoinGecko, page_limit
+from kasparro.sources.http import Patience
+from kasparro.store.database import Connection, Database
+from tests.pipeline.test_calls import BEGIN, HOUR, QUICK, Clock, asked, run
+
+ONCE = Patience(attempts=1, total_s=5)
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    """Five pages of coins."""
+    async with Simulator(seed=7, coins=1_150, base=BEGIN, manual=True) as running:
+        yield running
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(BEGIN)
+
+
+def gecko(simulator: Simulator, top: int | None, patience: Patience = QUICK) -> CoinGecko:
+    return CoinGecko(simulator.coingecko_url, "public", None, patience, top=top)
+
+
+def first(simulator: Simulator, count: int) -> set[str]:
+    """The ids of the first coins by market cap."""
+    return {quote.id for quote in simulator.market.listing("coingecko")[:count]}
+
+
+async def stored(connection: Connection) -> set[str]:
+    rows = await connection.fetch("SELECT source_id FROM unified_data WHERE source = 'coingecko'")
+    return {row["source_id"] for row in rows}
+
+
+async def stats(database: Database, clock: Clock, top: int | None, limit: int | None) -> Any:
+    settings = Settings(coingecko_monthly_calls=limit, coingecko_top=top, interval=HOUR)
+    async with database.reading() as connection:
+        return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
+
+
+async def anomalies(database: Database) -> list[str]:
+    async with database.reading() as connection:
+        return [
+            reason
+            for reason in (await report.health(connection, ["coingecko"], None))["coingecko"].reasons
+            if not reason.startswith("overdue")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("top", "pages"),
+    [
+        (1, [1]),
+        (249, [1]),
+        (250, [1]),
+        (251, [1, 2]),
+        (600, [1, 2, 3]),
+        (1_000, [1, 2, 3, 4]),
+        (100_000, [1, 2, 3, 4, 5]),
+        (None, [1, 2, 3, 4, 5]),
+    ],
+)
+async def test_exactly_the_first_coins_are_fetched(
+    database: Database, connection: Connection, simulator: Simulator, top: int | None, pages: list[int]
+) -> None:
+    for _ in range(2):
+        simulator.calls.clear()
+        done = await run(database, [gecko(simulator, top)])
+        expected = first(simulator, top if top is not None else 100_000)
+
+        assert asked(simulator.calls) == pages
+        assert (done.status, done.sources[0].records.fetched) == ("succeeded", len(expected))
+        assert await stored(connection) == expected
+
+
+@pytest.mark.parametrize(
+    ("top", "pages"), [(1, 1), (250, 1), (251, 2), (1_000_000, PAGES_LIMIT), (None, PAGES_LIMIT)]
+)
+def test_a_bound_is_so_many_pages(top: int | None, pages: int) -> None:
+    assert page_limit(top) == pages
+
+
+async def test_the_run_says_what_bounds_it(database: Database, simulator: Simulator) -> None:
+    done = await run(database, [gecko(simulator, 600)])
+
+    assert done.sources[0].note == "pages 1 to 3 of 3; the first 600 coins by market cap are fetched"
+
+
+@pytest.mark.parametrize(
+    "change", [(600, 700), (700, 600), (600, 1_000), (None, 300), (300, None), (250, 251)]
+)
+async def test_a_changed_bound_holds_from_the_next_run_on(
+    database: Database,
+    connection: Connection,
+    simulator: Simulator,
+    clock: Clock,
+    change: tuple[int | None, int | None],
+) -> None:
+    before, after = (len(first(simulator, 100_000 if top is None else top)) for top in change)
+    await run(database, [gecko(simulator, change[0])], clock=clock)
+    clock.now += HOUR
+
+    # What has not changed is not sent again, but the part of a page that was left out before is.
+    for _ in range(2):
+        done = await run(database, [gecko(simulator, change[1])], clock=clock)
+
+        assert (done.status, done.sources[0].records.fetched) == ("succeeded", after)
+        # Rows of coins beyond a lower bound stay.
+        assert await stored(connection) == first(simulator, max(before, after))
+        assert done.sources[0].anomalies == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pages"),
+    [
+        (None, 600, [3]),
+        (None, 500, [1, 2]),
+        (600, None, [3, 4, 5]),
+        (600, 1_000, [3, 4]),
+        (600, 600, [3]),
+        (750, 10, [1]),
+    ],
+)
+async def test_an_interrupted_crawl_goes_on_under_the_bound_of_now(
+    database: Database,
+    connection: Connection,
+    simulator: Simulator,
+    clock: Clock,
+    before: int | None,
+    after: int | None,
+    pages: list[int],
+) -> None:
+    simulator.add_fault(Hang(api="coingecko", page=3))
+    stop = asyncio.Event()
+    async with Run(database, [gecko(simulator, before)], "etl", clock=clock) as interrupted:
+        working = asyncio.create_task(interrupted.work(stop))
+        await simulator.calls.reached(3)
+        stop.set()
+        assert await working == "interrupted"
+    simulator.clear_faults()
+    simulator.calls.clear()
+
+    done = await run(database, [gecko(simulator, after)], clock=clock)
+
+    assert asked(simulator.calls) == pages
+    assert done.status == "succeeded"
+    assert await stored(connection) == first(simulator, max(500, 100_000 if after is None else after))
+
+
+async def test_a_page_that_is_lost_costs_itself_under_a_bound(
+    database: Database, connection: Connection, simulator: Simulator
+) -> None:
+    simulator.add_fault(Status(api="coingecko", code=502, page=2))
+    done = await run(database, [gecko(simulator, 700, ONCE)])
+
+    assert done.status == "partial"
+    assert len(await stored(connection)) == 450
+    assert asked(simulator.calls) == [1, 2, 3]
+
+
+async def test_a_list_that_is_shorter_than_the_bound_is_fetched_whole(
+    database: Database, connection: Connection, simulator: Simulator, clock: Clock
+) -> None:
+    short = 560
+    simulator.add_fault(ListCut(api="coingecko", keep=short))
+    for _ in range(2):
+        done = await run(database, [gecko(simulator, 1_000)], clock=clock)
+        assert (done.status, done.sources[0].records.fetched) == ("succeeded", short)
+
+    simulator.clear_faults()
+    done = await run(database, [gecko(simulator, 1_000)], clock=clock)
+    assert done.sources[0].records.fetched == 1_000
+
+
+async def test_the_budget_and_its_promise_are_of_the_bounded_list(
+    database: Database, simulator: Simulator, clock: Clock
+) -> None:
+    plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
+    await run(database, [gecko(simulator, None)], **plan)
+    whole = await stats(database, clock, None, 2_400)
+    bounded = await stats(database, clock, 600, 2_400)
+    simulator.calls.clear()
+    for _ in range(3):
+        clock.now += HOUR
+        await run(database, [gecko(simulator, 600)], **plan)
+    later = await stats(database, clock, 600, 2_400)
+
+    # The same calls bring fewer pages in every run.
+    assert (whole.pages, whole.rotation_runs, whole.promised_age_s) == (5, 2, 5 * 3_600)
+    assert (bounded.pages, bounded.rotation_runs, bounded.promised_age_s) == (3, 1, 3 * 3_600)
+    assert asked(simulator.calls) == [1, 2, 3] * 3
+    assert (later.pages, later.calls, later.promised_age_s) == (3, 5 + 9, 3 * 3_600)
+    # Pages beyond the bound are promised by nobody, however old they get.
+    assert later.age_s == 0
+
+
+async def test_the_demo_plan_needs_no_rotation_for_a_thousand_coins(
+    database: Database, simulator: Simulator, clock: Clock
+) -> None:
+    plan: dict[str, Any] = {"budget": lambda _: 10_000, "interval": HOUR, "clock": clock}
+    for _ in range(3):
+        done = await run(database, [gecko(simulator, 1_000)], **plan)
+        assert (done.status, done.sources[0].calls) == ("succeeded", 4)
+        clock.now += HOUR
+
+
+async def test_a_bound_that_was_raised_is_reached_within_the_budget(
+    database: Database, connection: Connection, simulator: Simulator, clock: Clock
+) -> None:
+    plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
+    await run(database, [gecko(simulator, 250)], **plan)
+    for _ in range(3):
+        clock.now += HOUR
+        await run(database, [gecko(simulator, 1_000)], **plan)
+
+    assert await stored(connection) == first(simulator, 1_000)
+    found = await stats(database, clock, 1_000, 2_400)
+    assert found.pages == 4
+    assert found.promised_age_s is not None
+
+
+@pytest.mark.parametrize("tops", [(None, 300), (300, None), (1_000, 300), (300, 1_000)])
+async def test_another_bound_is_no_anomaly_and_no_drift(
+    database: Database, simulator: Simulator, clock: Clock, tops: tuple[int | None, int | None]
+) -> None:
+    before, after = tops
+    for _ in range(HISTORY + 1):
+        await run(database, [gecko(simulator, before)], clock=clock)
+        simulator.advance(60)
+        clock.now += HOUR
+    for _ in range(3):
+        done = await run(database, [gecko(simulator, after)], clock=clock)
+        simulator.advance(60)
+        clock.now += HOUR
+
+        assert (done.sources[0].anomalies, done.sources[0].drift) == ([], [])
+        assert await anomalies(database) == []
+
+
+async def test_a_list_that_shrinks_under_the_same_bound_is_an_anomaly(
+    database: Database, simulator: Simulator, clock: Clock
+) -> None:
+    for _ in range(HISTORY + 1):
+        await run(database, [gecko(simulator, 600)], clock=clock)
+        clock.now += HOUR
+    simulator.add_fault(ListCut(api="coingecko", keep=120))
+    done = await run(database, [gecko(simulator, 600)], clock=clock)
+
+    assert [found.kind for found in done.sources[0].anomalies] == ["few-records"]
+
+
+async def test_a_coin_that_drops_below_the_bound_keeps_its_row_and_alarms_nobody(
+    database: Database, connection: Connection, simulator: Simulator, clock: Clock
+) -> None:
+    seen = first(simulator, 300)
+    for _ in range(HISTORY + 3):
+        done = await run(database, [gecko(simulator, 300)], clock=clock)
+        seen |= first(simulator, 300)
+        assert (done.status, done.sources[0].anomalies) == ("succeeded", [])
+        simulator.advance(600)
+        clock.now += timedelta(hours=10)
+
+    # The market moves coins across the bound: else this shows nothing.
+    assert len(seen) > 300
+    assert await stored(connection) == seen
+    assert await anomalies(database) == []
+
+
+@pytest.mark.parametrize("top", [600, 250, None])
+async def test_a_replay_reads_what_the_run_stored_and_no_more(
+    database: Database, connection: Connection, simulator: Simulator, top: int | None
+) -> None:
+    original = await run(database, [gecko(simulator, top)], retention=Retention())
+    before = await stored(connection)
+    again = await replayable(database, original.id)
+    repeated = await run(database, again.sources, "replay", told_at=again.told_at)
+
+    assert repeated.status == "succeeded"
+    assert repeated.sources[0].records.fetched == original.sources[0].records.fetched
+    assert repeated.sources[0].records.unchanged == original.sources[0].records.fetched
+    assert await stored(connection) == before
+
+    await connection.execute("TRUNCATE unified_data, unified_history")
+    await run(database, again.sources, "replay", told_at=datetime.now(UTC))
+    assert await stored(connection) == before
