@@ -59,6 +59,11 @@ def test_raw_text_is_kept_for_a_week_or_as_told() -> None:
     assert load({"KASPARRO_RAW_AGE": "12h"}).retention.age == timedelta(hours=12)
 
 
+@pytest.mark.parametrize(("told", "top"), [("1", 1), ("1000", 1_000), ("all", None), ("ALL", None)])
+def test_coins_by_market_cap(told: str, top: int | None) -> None:
+    assert load({"KASPARRO_COINGECKO_TOP": told}).coingecko_top == top
+
+
 def test_the_interval_can_be_off() -> None:
     assert load({"KASPARRO_INTERVAL": "off"}).interval is None
 
@@ -77,6 +82,13 @@ def test_the_interval_can_be_off() -> None:
         ("KASPARRO_RAW_SIZE", "0MB"),
         ("KASPARRO_RAW_SIZE", "512"),
         ("KASPARRO_RAW_SIZE", "512KB"),
+        ("KASPARRO_COINGECKO_TOP", "0"),
+        ("KASPARRO_COINGECKO_TOP", "-5"),
+        ("KASPARRO_COINGECKO_TOP", "1.5"),
+        ("KASPARRO_COINGECKO_TOP", "1,000"),
+        ("KASPARRO_COINGECKO_TOP", "1000001"),
+        ("KASPARRO_COINGECKO_TOP", "none"),
+        ("KASPARRO_COINGECKO_TOP", "\u0661"),
         ("KASPARRO_SOURCES", "binance"),
         ("KASPARRO_SOURCES", ","),
         ("KASPARRO_COINGECKO_PLAN", "gold"),

@@ -114,7 +114,8 @@ class Course:
         if number < self._top:
             return
         self._top = number
-        if self._beyond:
+        # What the plan has beyond the known end comes first.
+        if self._beyond and not self._coming:
             self._coming.append(number + 1)
             self._beyond -= 1
 

@@ -19,6 +19,7 @@ from kasparro.sources.coingecko import PAGES_LIMIT, CoinGecko, page_limit
 from kasparro.sources.http import Patience
 from kasparro.store.database import Connection, Database
 from tests.pipeline.test_calls import BEGIN, HOUR, QUICK, Clock, asked, run
+from tests.test_cli import ended
 
 ONCE = Patience(attempts=1, total_s=5)
 
@@ -300,3 +301,19 @@ async def test_a_replay_reads_what_the_run_stored_and_no_more(
     await connection.execute("TRUNCATE unified_data, unified_history")
     await run(database, again.sources, "replay", told_at=datetime.now(UTC))
     assert await stored(connection) == before
+
+
+async def test_the_setting_bounds_what_etl_fetches(
+    database_url: str, connection: Connection, simulator: Simulator
+) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_COINGECKO_URL": simulator.coingecko_url}
+    code, _, _ = await ended("etl", "--source", "coingecko", KASPARRO_COINGECKO_TOP="300", **environment)
+    assert code == 0
+    assert len(await stored(connection)) == 300
+
+    code, _, message = await ended("etl", KASPARRO_COINGECKO_TOP="0", **environment)
+    assert code == 2
+    assert message == (
+        "kasparro: KASPARRO_COINGECKO_TOP is '0', which is not allowed; allowed: a whole number from 1 to "
+        "1000000, or all\n"
+    )

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kasparro.batch import Page
-from kasparro.sources.rotation import Course, Month, coverage, month_of, plan
+from kasparro.sources.rotation import Course, Month, bounded, coverage, month_of, plan
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -34,6 +34,7 @@ class Life:
         self.now = now
         self.limit = limit
         self.count = count
+        self.most = MOST
         self.pages: dict[int, Page] = {}
         self.calls: dict[tuple[int, int], int] = {}
 
@@ -46,11 +47,12 @@ class Life:
 
     def run(self, interval: timedelta | None, stop_after: int = 1_000) -> list[int]:
         """Walk as a source does, stopped after so many pages; gives what was fetched."""
-        planned = plan([*self.pages.values()], self.now, self.month, interval, most=MOST)
-        course = Course(planned, self.pages.values())
+        known = bounded(self.pages.values(), self.most)
+        planned = plan(known, self.now, self.month, interval, most=self.most)
+        course = Course(planned, known)
         while len(course.fetched) < stop_after and (number := course.next()) is not None:
             last = number >= self.count
-            course.take(number, last=last)
+            course.take(number, last=last or number == self.most)
             self.pages[number] = msgspec.structs.replace(
                 fetched(number, self.now, last=last, ahead=course.ahead), walk=planned.resumes or self.now
             )
@@ -60,8 +62,14 @@ class Life:
         self.calls[key] = self.calls.get(key, 0) + len(course.fetched)
         return course.fetched
 
+    def promised(self, interval: timedelta) -> tuple[datetime, timedelta] | None:
+        """Until when no page is older than what, as /stats would say."""
+        known = bounded(self.pages.values(), self.most)
+        found = coverage(known, self.now, self.month, interval, most=self.most)
+        return None if found is None else (found.by, found.oldest)
+
     def ages(self) -> list[timedelta]:
-        return [self.now - page.fetched_at for page in self.pages.values()]
+        return [self.now - page.fetched_at for page in bounded(self.pages.values(), self.most)]
 
 
 def test_without_a_limit_every_run_walks_the_whole_list_and_what_may_follow_it() -> None:
@@ -302,6 +310,69 @@ def test_every_page_is_fetched_within_what_was_promised_and_no_month_is_overdraw
             promised = None if coming is None else (coming.by, coming.oldest)
 
     assert all(calls <= limit for calls in life.calls.values())
+
+
+def test_a_page_beyond_the_known_ones_is_fetched_once() -> None:
+    for known in range(1, 6):
+        life = Life(datetime(2026, 6, 1, tzinfo=UTC), 10_000, 72)
+        life.run(HOUR, stop_after=known)
+        life.now += HOUR
+        found = life.run(HOUR)
+        assert found == sorted(set(found))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    moments,
+    st.integers(50, 15_000),
+    st.integers(1, 100),
+    st.integers(600, 12 * 3_600).map(lambda seconds: timedelta(seconds=seconds)),
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 120)), min_size=1, max_size=6),
+    st.integers(1, 200),
+)
+@example(datetime(2026, 6, 1, tzinfo=UTC), 10_000, 72, HOUR, [(20, 4), (20, 72), (20, 2)], 1)
+def test_no_page_beyond_the_bound_is_fetched_however_it_changes(
+    now: datetime,
+    limit: int,
+    count: int,
+    interval: timedelta,
+    bounds: list[tuple[int, int]],
+    stop_after: int,
+) -> None:
+    life = Life(now, limit, count)
+    for runs, most in bounds:
+        life.most = most
+        promised = None
+        # The first run under a new bound may be killed.
+        stops = [stop_after, *[1_000] * runs]
+        for stop in stops:
+            if promised is not None and life.now <= promised[0]:
+                assert max(life.ages()) <= promised[1]
+            found = life.run(interval, stop_after=stop)
+            life.now += interval
+            assert all(number <= most for number in found)
+            assert len(found) == len(set(found))
+            if promised is None or life.now > promised[0]:
+                promised = life.promised(interval)
+
+    assert all(calls <= limit for calls in life.calls.values())
+
+
+def test_a_bound_within_the_calls_of_a_run_is_fetched_whole_by_every_run() -> None:
+    life = Life(datetime(2026, 10, 1, tzinfo=UTC), 10_000, 72)
+    life.run(HOUR)
+    life.most = 4
+    for _ in range(30):
+        life.now += HOUR
+        assert life.run(HOUR) == [1, 2, 3, 4]
+    life.most = 72
+    grown = []
+    for _ in range(10):
+        life.now += HOUR
+        grown.append(life.run(HOUR))
+
+    assert list(range(1, 73)) in grown
+    assert life.promised(HOUR) is not None
 
 
 def test_the_promise_for_the_demo_plan_is_some_hours_and_never_looks_back() -> None:
