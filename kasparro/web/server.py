@@ -165,6 +165,7 @@ def worker() -> ASGIApp:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
     told = settings.load(os.environ)
     logs.configure(told)
+    logs.capture_crashes()
     url = told.database_url.reveal() if told.database_url else ""
     return application(told, url)
 
