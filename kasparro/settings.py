@@ -29,7 +29,7 @@ COINGECKO_PRO_URL = "https://pro-api.coingecko.com/api/v3"
 COINPAPRIKA_FREE_CALLS = 20_000
 COINGECKO_DEMO_CALLS = 10_000
 
-# A secret of so many characters, if they are random, is found by no guessing.
+# Nobody finds a random secret of this many characters by guessing.
 API_KEY_LENGTH = 16
 
 
@@ -226,6 +226,12 @@ def _secret(value: str) -> Secret:
     return Secret(value)
 
 
+def _admin_token(value: str) -> Secret:
+    if not re.fullmatch(rf"[!-~]{{{API_KEY_LENGTH},}}", value):
+        raise _NotAllowed(f"{API_KEY_LENGTH} or more printable ASCII characters without spaces")
+    return Secret(value)
+
+
 def _database_url(value: str) -> Secret:
     url = _split(value)
     hosts = url.netloc.rpartition("@")[2].split(",") if url else []
@@ -361,7 +367,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "KASPARRO_ADMIN_TOKEN",
             "bearer token for what changes state",
             "unset: those routes do not exist",
-            _secret,
+            _admin_token,
             secret=True,
         ),
     ] = None
@@ -385,7 +391,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Variable(
             "KASPARRO_TRUSTED_PROXIES",
-            "addresses and networks whose X-Forwarded-For is believed; * for all",
+            "addresses and networks whose X-Forwarded-For is believed; * believes any peer's last entry",
             "none",
             _proxies,
         ),

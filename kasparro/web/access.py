@@ -1,50 +1,66 @@
-"""Who may ask, and how often: API keys and rate limits, each by setting."""
+"""Who may ask, and how often: API keys, the admin token, and rate limits, each by setting."""
 
 import hmac
-import ipaddress
 import math
 import os
 from collections import OrderedDict
 from hashlib import blake2b
 
+import structlog
 from starlette.types import Scope
 
+from kasparro.log_rate import RateLimitedLog
 from kasparro.settings import Rate, Settings
+from kasparro.web.addresses import client_name
 from kasparro.web.answers import HeaderList
 from kasparro.web.problems import Problem
 
+client_log = RateLimitedLog(structlog.get_logger())
+
 # Clients whose use is remembered; of more than that, those that asked for nothing longest ago start anew.
 CLIENTS = 50_000
-# What orchestrators and people ask before they have a key, and what costs nothing.
-_OPEN = ("/health", "/health/live", "/openapi.json", "/docs", "/")
+# Wrong admin tokens of one address, where no rate limit is set. Wrong keys are not limited then: a limit also
+# shuts out the right ones from that address, which may be that of a proxy for everybody.
+GUESSES = Rate(60, 60)
+# What orchestrators ask. It is never refused.
+HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
+# What people ask before they have a key.
+_OPEN = frozenset({"/openapi.json", "/docs", "/"})
 _OPEN_FOLDER = "/docs/"
 ADMIN = "admin"
 
 
-def open_to_all(path: str) -> bool:
-    """Whether a path is answered without a key and without limit."""
-    return path in _OPEN or path.startswith(_OPEN_FOLDER)
+def open_to_all(scope: Scope) -> bool:
+    """Whether a request needs no key: the description, and the questions that browsers ask without one."""
+    path = scope["path"]
+    return path in _OPEN or path.startswith(_OPEN_FOLDER) or scope["method"] == "OPTIONS"
 
 
 class Access:
     """Admits requests: with keys set, those that bring one; with a limit set, so many of each client.
 
-    A client is its key's name, or else its address, and the guesses of wrong keys from an address count by
-    themselves. Each process counts for itself.
+    A client is its key's name, or else its address. Wrong secrets are counted separately, by address. Each
+    process counts for itself.
     """
 
     def __init__(self, settings: Settings) -> None:
-        # Compared are digests under a key that nobody knows, so how long it takes tells nothing of a secret.
+        # Digests under a random key are compared, and always all of them: the time that it takes depends
+        # neither on the secrets nor on which of them is right.
         self._salt = os.urandom(32)
         self._names = {self._digest(key.secret.reveal().encode()): key.name for key in settings.api_keys}
-        if self._names and settings.admin_token is not None:
-            self._names[self._digest(settings.admin_token.reveal().encode())] = ADMIN
+        self._keyed = bool(self._names)
+        self._admin = None
+        if settings.admin_token is not None:
+            self._admin = self._digest(settings.admin_token.reveal().encode())
+            if self._keyed:
+                self._names[self._admin] = ADMIN
         self._limit = Limit(settings.rate_limit) if settings.rate_limit is not None else None
+        self._guesses = Limit(settings.rate_limit or GUESSES)
 
     @property
     def guards(self) -> bool:
         """Whether there is anything to look at."""
-        return bool(self._names) or self._limit is not None
+        return self._keyed or self._limit is not None
 
     @property
     def names(self) -> list[str]:
@@ -58,29 +74,57 @@ class Access:
 
         `now` is in seconds on any steady clock.
         """
-        if open_to_all(scope["path"]) or scope["method"] == "OPTIONS":
+        if scope["path"] in HEALTH:
             return None, [], None
-        secret = _secret(headers) if self._names else None
-        name = None if secret is None else self._named(secret)
-        told: HeaderList = []
+        name = None
+        added: HeaderList = []
+        needs_key = self._keyed and not open_to_all(scope)
+        if needs_key:
+            secret = _secret(headers)
+            if secret is not None:
+                name = self._named(secret)
+                if name is None or (self._limit is not None and self._guessed_too_often(scope, now)):
+                    problem, added = self._wrong(scope, now, _unknown(), limited=self._limit is not None)
+                    return None, added, problem
         if self._limit is not None:
-            guesses = f"guesses {_network(scope['client'])}"
-            if name is not None and self._limit.wait(guesses, now):
-                # Whoever guessed too often is not told which guess was right.
-                name = None
-            asker = guesses if secret is not None and name is None else client_of(name, scope)
-            wait, told = self._limit.take(asker, now)
+            wait, added = self._limit.take(client_of(name, scope), now)
             if wait:
-                return name, told, _too_many(self._limit.rate, wait)
-        if self._names and name is None:
-            return None, told, _unknown()
-        return name, told, None
+                return name, added, _too_many(self._limit.rate, wait)
+        return name, added, _unknown() if needs_key and name is None else None
+
+    def admit_admin(self, scope: Scope, headers: dict[bytes, bytes], key: str | None, now: float) -> None:
+        """Admit a request that needs the admin token; `key` is the name of the key that it brought.
+
+        Raises Problem.
+        """
+        token = _bearer(headers)
+        if token is None or (key is not None and key != ADMIN):
+            # Nothing is guessed, by a request without a token or with a key that is right for other paths.
+            raise _not_admin()
+        right = self._admin is not None and hmac.compare_digest(self._digest(token), self._admin)
+        if not right or self._guessed_too_often(scope, now):
+            problem, _ = self._wrong(scope, now, _not_admin(), limited=True)
+            raise problem
+
+    def _guessed_too_often(self, scope: Scope, now: float) -> bool:
+        # Where it holds, a right secret is refused too: nobody learns which guess was right.
+        return self._guesses.wait(_address(scope), now) > 0
+
+    def _wrong(
+        self, scope: Scope, now: float, refusal: Problem, *, limited: bool
+    ) -> tuple[Problem, HeaderList]:
+        # Logs and counts a wrong secret: where it came from, and never what it was.
+        client_log.info("wrong_secret", address=_address(scope), path=scope["path"])
+        if limited:
+            wait, added = self._guesses.take(_address(scope), now)
+            return _too_many(self._guesses.rate, wait) if wait else refusal, added
+        return refusal, []
 
     def _named(self, secret: bytes) -> str | None:
-        told = self._digest(secret)
+        presented = self._digest(secret)
         found = None
         for digest, name in self._names.items():
-            if hmac.compare_digest(digest, told):
+            if hmac.compare_digest(digest, presented):
                 found = name
         return found
 
@@ -130,31 +174,30 @@ class Limit:
 
 def client_of(key: str | None, scope: Scope) -> str:
     """Who asks, as limits go by it: the name of its key, or else its address."""
-    return f"key {key}" if key is not None else _network(scope["client"])
+    return f"key {key}" if key is not None else _address(scope)
+
+
+def _address(scope: Scope) -> str:
+    client = scope["client"]
+    return client_name(client[0]) if client else ""
 
 
 def _secret(headers: dict[bytes, bytes]) -> bytes | None:
     secret = headers.get(b"x-api-key")
-    if secret is None:
-        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-    return secret.strip()
+    return _bearer(headers) if secret is None else secret.strip()
 
 
-def _network(client: tuple[str, int] | None) -> str:
-    # Who has one IPv6 address has the 2**64 of its network.
-    host = client[0] if client else ""
-    if ":" not in host:
-        return host
-    try:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if address.ipv4_mapped is not None:
-        # How a socket that takes both kinds tells of an IPv4 client: all of them are in one such network.
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((address, 64), strict=False))
+def _bearer(headers: dict[bytes, bytes]) -> bytes | None:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else None
+
+
+def _not_admin() -> Problem:
+    return Problem(
+        401,
+        "This needs the admin token: Authorization: Bearer KASPARRO_ADMIN_TOKEN.",
+        headers={"WWW-Authenticate": 'Bearer realm="kasparro"'},
+    )
 
 
 def _unknown() -> Problem:

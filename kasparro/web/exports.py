@@ -7,18 +7,23 @@ from contextlib import aclosing
 from typing import Literal
 
 import msgspec
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from kasparro.log_rate import RateLimitedLog
 from kasparro.store import reading
 from kasparro.store.reading import Selection
 from kasparro.web.access import client_of
 from kasparro.web.data import DataQuery
 from kasparro.web.endpoint import Endpoint
+from kasparro.web.hangups import AnswerCut
 from kasparro.web.paging import PageQuery
 from kasparro.web.service import Service
 from kasparro.web.turns import Turns
+
+client_log = RateLimitedLog(structlog.get_logger())
 
 # PostgreSQL keeps what was replaced since an export began until it ends: no longer than this.
 EXPORT_S = 3_600.0
@@ -46,23 +51,28 @@ class _Export(Response):
     # Ends what it streams from, however it ends itself. Not Starlette's own: where a client hangs up, that
     # cancels again and again, also what PostgreSQL is told at the end.
 
-    def __init__(self, first: bytes, pieces: AsyncGenerator[bytes, None], form: Form) -> None:
+    def __init__(
+        self, first: bytes, pieces: AsyncGenerator[bytes, None], form: Form, cut: asyncio.Event
+    ) -> None:
         super().__init__(headers=_headers(form), media_type=_MEDIA_TYPES[form])
         del self.headers["Content-Length"]
         self._first = first
         self._pieces = pieces
+        self._cut = cut
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
-        leaving = asyncio.create_task(_hung_up(receive))
+        others = {asyncio.create_task(_hung_up(receive)), asyncio.create_task(self._cut.wait())}
         try:
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sending, *others}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
+            elif self._cut.is_set():
+                raise AnswerCut
         finally:
-            sending.cancel()
-            leaving.cancel()
-            await asyncio.wait({sending, leaving})
+            for task in (sending, *others):
+                task.cancel()
+            await asyncio.wait({sending, *others})
             await self._pieces.aclose()
 
     async def _send(self, send: Send) -> None:
@@ -94,35 +104,37 @@ async def _export(service: Service, request: Request, query: DataQuery, form: Fo
         # How long the export would be is not known, and a length told here is that of a GET (RFC 9110, 8.6).
         del response.headers["Content-Length"]
         return response
-    pieces = _pieces(service, request, query.selection(), form)
+    cut = asyncio.Event()
+    pieces = _pieces(service, request, query.selection(), form, cut)
     try:
         # What goes wrong before there is anything to give is told as a problem.
         first = await anext(pieces, b"")
     except BaseException:
         await pieces.aclose()
         raise
-    return _Export(first, pieces, form)
+    return _Export(first, pieces, form, cut)
 
 
 async def _pieces(
-    service: Service, request: Request, asked: Selection, form: Form
+    service: Service, request: Request, asked: Selection, form: Form, cut: asyncio.Event
 ) -> AsyncGenerator[bytes, None]:
     client = client_of(request.scope["kasparro.exchange"].key, request.scope)
     end = _LINE_ENDS[form]
     head = ",".join(reading.in_order(asked.fields)) + end if form == "csv" else ""
     async with (
-        service.turns.take(client, request.scope["kasparro.cut"]) as turn,
+        service.turns.take(client, cut.set) as turn,
         service.database.exporting() as connection,
         aclosing(reading.export(connection, asked, form)) as parts,
     ):
         ends_at = time.monotonic() + EXPORT_S
         async for lines in parts:
-            if time.monotonic() > ends_at:
-                raise TimeoutError(f"an export may take {EXPORT_S:.0f} s")
             piece = (head + end.join(lines) + end).encode()
             head = ""
             with turn.read(len(piece)):
                 yield piece
+            if time.monotonic() > ends_at:
+                client_log.info("long_export_cut", address=client, limit_s=EXPORT_S)
+                raise AnswerCut
     if head:
         yield head.encode()
 

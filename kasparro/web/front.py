@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 
@@ -12,10 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kasparro.errors import AlreadyLogged, KasparroError, one_line
 from kasparro.log_rate import RateLimitedLog
 from kasparro.web import problems
+from kasparro.web.addresses import TrustedProxies
 from kasparro.web.answers import NO_BODY, HeaderList, matches
+from kasparro.web.connections import Connection
 from kasparro.web.cors import Cors
 from kasparro.web.encodings import IDENTITY, chosen
 from kasparro.web.exchange import HIT, Exchange, request_id
+from kasparro.web.hangups import AnswerCut
 from kasparro.web.problems import Problem
 from kasparro.web.service import Service
 
@@ -32,13 +36,18 @@ _READ = frozenset(
         b"access-control-request-method",
         b"authorization",
         b"content-length",
+        b"host",
         b"if-none-match",
         b"origin",
         b"transfer-encoding",
         b"x-api-key",
+        b"x-forwarded-for",
         b"x-request-id",
     }
 )
+
+# The value of Host: a name or address with an optional port, or nothing (RFC 9110, 7.2; RFC 3986, 3.2.2).
+_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 
 # What ends a response that has begun, by no fault of the code: the database, or the time that it may take.
 _INTERRUPTIONS = (KasparroError, TimeoutError)
@@ -59,6 +68,7 @@ class Front:
         self._version = service.caching.version
         self._meter = service.meter
         self._access = service.access if service.access.guards else None
+        self._proxies = TrustedProxies(service.settings.trusted_proxies)
         self._cors = Cors(service.settings.cors_origins)
         self._always = [(b"x-content-type-options", b"nosniff"), *self._cors.always]
         # Asked once: a call that logs nothing costs as much as the look-up of an answer.
@@ -74,9 +84,12 @@ class Front:
         for name, value in scope["headers"]:
             if name in _READ:
                 headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+        if self._proxies and b"x-forwarded-for" in headers and scope["client"]:
+            peer = scope["client"][0]
+            scope["client"] = self._proxies.client(peer, headers[b"x-forwarded-for"]), 0
         added = self._always
-        key, refusal = None, None
-        if self._access is not None:
+        key, refusal = None, _wrong_host(scope, headers)
+        if self._access is not None and refusal is None:
             key, told, refusal = self._access.admit(scope, headers, started)
             added = [*added, *told]
             if key is not None:
@@ -147,6 +160,7 @@ class Front:
     ) -> None:
         # Starlette's routes raise what they have no answer to only where there is an app to catch it.
         scope["app"] = self._app
+        connection: Connection | None = scope.get("kasparro.connection")
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -159,6 +173,9 @@ class Front:
                     (b"x-request-id", exchange.request_id.encode()),
                     (b"server-timing", exchange.server_timing()),
                 ]
+                if status >= 400 and connection is not None and connection.pipelining:
+                    # The requests behind a refused one would be refused in their turn: that work is saved.
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -166,6 +183,9 @@ class Front:
         except asyncio.CancelledError:
             # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
             client_log.warning("request_cut_by_shutdown", path=scope["path"], request_id=exchange.request_id)
+        except AnswerCut:
+            # Whoever decided it has logged it.
+            _end(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, this request ends and is logged
             fields = {"path": scope["path"], "request_id": exchange.request_id}
             # Starlette wraps what a handler would have answered before the response began.
@@ -175,10 +195,12 @@ class Front:
             else:
                 client_log.fault("request_failed", error, **fields)
             if status:
-                # The response has begun: only a cut connection tells the client that it is incomplete.
-                raise AlreadyLogged("the response is cut") from None
-            problem = Problem(500, "Something went wrong here; the log tells what, under this request_id.")
-            await problems.answer(scope, problem)(scope, receive, send_with_headers)
+                _end(connection)
+            else:
+                problem = Problem(
+                    500, "Something went wrong here; the log tells what, under this request_id."
+                )
+                await problems.answer(scope, problem)(scope, receive, send_with_headers)
         finally:
             label = (exchange.route, scope["method"], status, exchange.cache)
             self._meter.count(label, time.perf_counter() - exchange.started)
@@ -194,6 +216,29 @@ class Front:
             ms=round((time.perf_counter() - started) * 1e3, 2),
             request_id=told_id,
         )
+
+
+def _end(connection: Connection | None) -> None:
+    # The response has begun: only the end of the connection tells the client that it is incomplete. Any ASGI
+    # server ends it for an application that raises; ours needs no error in its log for it.
+    if connection is None:
+        raise AlreadyLogged("the response is cut")
+    connection.cut()
+
+
+def _wrong_host(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
+    # Proxies and servers that read such a request differently can be played off against each other
+    # (RFC 9112, 3.2). Several values have been joined by a comma and a space, which no value may hold.
+    host = headers.get(b"host")
+    if host is None:
+        if scope["http_version"] == "1.0":
+            return None
+        detail = "A request of HTTP/1.1 has a Host header."
+    elif _HOST.fullmatch(host):
+        return None
+    else:
+        detail = "A request has one Host header: a name or an address, with or without a port."
+    return Problem(400, detail, headers={"Connection": "close"})
 
 
 def _refusal(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:

@@ -12,6 +12,10 @@ class ClientGone(Exception):
     """The client has hung up: there is nobody to answer."""
 
 
+class AnswerCut(Exception):
+    """An answer that has begun must end incomplete, by a rule and not by a fault; the reason is logged."""
+
+
 @asynccontextmanager
 async def while_connected(request: Request) -> AsyncIterator[None]:
     """A block that is cancelled when the client hangs up, and then raises ClientGone.

@@ -9,7 +9,7 @@ import msgspec
 from kasparro import __version__
 from kasparro.pipeline.report import RunStatus, SourceName, SourceStatus
 from kasparro.web import parameters
-from kasparro.web.access import open_to_all
+from kasparro.web.access import HEALTH
 from kasparro.web.data import Field, Sort
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.problems import MEDIA_TYPE, ProblemDocument
@@ -53,7 +53,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
             "detail": "600 requests in 60 s are allowed; the next one in 3 s.",
         },
     ),
-    431: ("The headers are too large.", {"detail": "The headers of a request have 65536 bytes at most."}),
+    431: ("The headers are too large.", {"detail": "A request has 100 headers and 65536 bytes at most."}),
     500: (
         "Something went wrong here.",
         {"detail": "Something went wrong here; the log tells what, under this request_id."},
@@ -145,8 +145,8 @@ def document(endpoints: Sequence[Endpoint], *, keyed: bool = False, limited: boo
     for endpoint in endpoints:
         paths.setdefault(endpoint.template, {})[endpoint.method.lower()] = _operation(
             endpoint,
-            keyed=keyed and not open_to_all(endpoint.path),
-            limited=limited and not open_to_all(endpoint.path),
+            keyed=keyed and endpoint.path not in HEALTH,
+            limited=limited and endpoint.path not in HEALTH,
         )
     described = {"paths": paths, "schemas": schemas}
     _correct(described)

@@ -1,6 +1,5 @@
 """What operators ask: how the service fares, what its runs did, what its tables hold; and a run on demand."""
 
-import hmac
 import re
 import time
 from typing import Annotated, Any, Literal
@@ -14,7 +13,6 @@ from kasparro.errors import KasparroError, RunInProgress
 from kasparro.pipeline import report
 from kasparro.pipeline.comparison import Comparison, compare
 from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
-from kasparro.settings import Secret
 from kasparro.store import reading
 from kasparro.store.reading import Table
 from kasparro.web import paging
@@ -171,10 +169,14 @@ async def compare_runs(service: Service, request: Request, query: CompareQuery) 
 
 async def start_run(service: Service, request: Request, query: Any) -> Response:
     """POST /runs."""
-    scheduler, token = service.scheduler, service.settings.admin_token
-    if scheduler is None or token is None:
+    scheduler = service.scheduler
+    if scheduler is None or service.settings.admin_token is None:
         raise not_found("Runs cannot be started here.")
-    _admit(request, token)
+    exchange = request.scope["kasparro.exchange"]
+    authorization = request.headers.get("Authorization", "").encode("latin-1")
+    service.access.admit_admin(
+        request.scope, {b"authorization": authorization}, exchange.key, exchange.started
+    )
     try:
         run_id = await scheduler.trigger()
     except RunInProgress:
@@ -225,18 +227,6 @@ def _run_id(request: Request) -> int:
 
 def _json(answer: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(encode(answer), status, headers, "application/json")
-
-
-def _admit(request: Request, wanted: Secret) -> None:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    # Headers arrive as Latin-1; compare_digest takes no other text than ASCII, but any bytes.
-    right = hmac.compare_digest(token.strip().encode("latin-1"), wanted.reveal().encode())
-    if scheme.lower() != "bearer" or not right:
-        raise Problem(
-            401,
-            "This needs the admin token: Authorization: Bearer KASPARRO_ADMIN_TOKEN.",
-            headers={"WWW-Authenticate": 'Bearer realm="kasparro"'},
-        )
 
 
 ENDPOINTS = (
@@ -334,7 +324,7 @@ START_RUN = Endpoint(
     area="operations",
     status=202,
     answer=RunStarted,
-    problems=(400, 401, 409, 411, 413, 500, 503),
+    problems=(400, 401, 409, 411, 413, 429, 500, 503),
     headers={"Location": "Where the run reports."},
     guarded=True,
 )

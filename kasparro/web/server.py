@@ -38,7 +38,7 @@ log = structlog.get_logger()
 DEMO_INTERVAL = timedelta(seconds=20)
 # With the scheduler's own grace this keeps a stop within 10 s.
 DRAIN_S = 3
-# The most connections that a process has at once, and the file descriptors that are plenty for them.
+# The most connections that a process serves at once, and the file descriptors that are plenty for them.
 CONNECTIONS = 4_096
 DESCRIPTORS = 16_384
 
@@ -194,8 +194,8 @@ def configuration(
         access_log=False,
         log_config=None,
         server_header=False,
-        # Anybody can write the header; it counts where a proxy that is named wrote it.
-        proxy_headers=bool(trusted_proxies),
+        # The application reads X-Forwarded-For itself. Here the names say which clients are proxies.
+        proxy_headers=False,
         forwarded_allow_ips=",".join(trusted_proxies),
         timeout_graceful_shutdown=DRAIN_S,
         http=http,

@@ -12,7 +12,7 @@ import aiohttp
 from tests.bench import load, measure, reads
 
 TIMES, ROUNDS = 100, 3
-TOKEN = "bench"
+TOKEN = "token-of-the-benchmarks"
 
 
 async def main() -> None:

@@ -25,7 +25,7 @@ from tests.proxy import Proxy
 ROOT = Path(__file__).parents[2]
 COINS = 600
 SERVICES = 2
-TOKEN = "chaos"
+TOKEN = "token-of-the-chaos-suite"
 DISK_MB = 128
 # The market's hours are quick ones: months change, so history gets new partitions while things break.
 TICK_S = 6 * 3600

@@ -19,10 +19,9 @@ from kasparro.store.reading import FIELDS
 from kasparro.web.protocol import LimitedProtocol, Limits
 from kasparro.web.turns import Turns
 from tests.conftest import LogEvents
-from tests.web.conftest import Insert, service, serving
+from tests.web.conftest import Insert, serving
 from tests.web.test_data import get
 from tests.web.test_metrics import scrape, value
-from tests.web.test_protocol import line
 
 # More than all the buffers between PostgreSQL and a client that does not read can hold.
 MANY = 60_000
@@ -188,34 +187,6 @@ async def test_an_export_that_fails_on_the_way_never_looks_complete(
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
-
-
-@pytest.mark.parametrize("path", ["/data.csv", "/data.ndjson", "/data", "/metrics", "/nosuch", "/docs"])
-async def test_a_client_of_http_1_0_gets_no_chunks(
-    client: aiohttp.ClientSession, insert: Insert, path: str
-) -> None:
-    await insert({"source_id": "a"}, {"source_id": "b"})
-    async with line(client) as one:
-        one.writer.write(f"GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode())
-        head, _, body = (await one.ended()).partition(b"\r\n\r\n")
-    assert b"transfer-encoding" not in head.lower()
-    assert b"connection: close" in head.lower()
-    if path.startswith("/data"):
-        assert body.decode() == await text(client, path)
-
-
-async def test_an_export_that_fails_on_the_way_ends_a_client_of_http_1_0_with_a_reset(
-    database_url: str, connection: Connection
-) -> None:
-    await many(connection)
-    # As people run it, which is on uvloop.
-    async with service(database_url) as client, line(client) as one:
-        one.writer.write(b"GET /data.ndjson HTTP/1.0\r\n\r\n")
-        await one.reader.readuntil(b"\r\n\r\n{")
-        (pid,) = await exports(connection)
-        await connection.execute("SELECT pg_terminate_backend($1)", pid)
-        with pytest.raises(ConnectionResetError):
-            await one.ended()
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from kasparro.web import protocol, server
+from kasparro.settings import Settings
+from kasparro.web import server
 from kasparro.web.protocol import LimitedProtocol, Limits
 from kasparro.web.server import configuration
 from tests.conftest import LogEvents
@@ -79,9 +80,13 @@ class Line:
 
 
 @asynccontextmanager
-async def line(client: aiohttp.ClientSession, *, window: int | None = None) -> AsyncIterator[Line]:
+async def line(
+    client: aiohttp.ClientSession, *, window: int | None = None, address: str = "127.0.0.1"
+) -> AsyncIterator[Line]:
+    """A connection from an address of the loopback network, with a receive buffer of `window` bytes."""
     host, port = client._base_url.host, client._base_url.port  # type: ignore[union-attr]
     with socket.socket() as plain:
+        plain.bind((address, 0))
         if window is not None:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         plain.setblocking(False)
@@ -195,22 +200,111 @@ async def test_a_refusal_comes_after_the_answers_before_it() -> None:
 
 
 async def test_requests_ahead_of_their_answers_are_bounded() -> None:
+    """A client that sends more requests ahead than allowed gets the answers to those, and no others."""
     async with serving(NOWHERE) as client, line(client) as one:
         one.writer.write(LIVE * 500)
-        assert (await one.ended()).count(b"HTTP/1.1 200") == 1 + Limits().pipelined
+        assert (await one.ended()).count(b"HTTP/1.1 200") == 1 + Limits().ahead
     async with serving(NOWHERE) as client, line(client) as one:
-        one.writer.write(LIVE * 60)
-        assert [(await one.answer())[0] for _ in range(60)] == [200] * 60
+        for _ in range(10):
+            one.writer.write(LIVE * Limits().ahead)
+            assert [(await one.answer())[0] for _ in range(Limits().ahead)] == [200] * Limits().ahead
 
 
-async def test_an_upgrade_is_not_taken_up(caplog: pytest.LogCaptureFixture) -> None:
+async def test_bytes_of_requests_ahead_are_bounded() -> None:
+    """Requests that wait are few, and small together."""
+    large = LIVE[:-2] + b"X-A: " + b"x" * 6_000 + b"\r\n\r\n"
     async with serving(NOWHERE) as client, line(client) as one:
-        for protocol_name in (b"websocket", b"h2c"):
-            one.writer.write(
-                b"GET /health/live HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: " + protocol_name + b"\r\n\r\n"
-            )
-            assert (await one.answer())[0] == 200
+        one.writer.write(large * 6)
+        assert (await one.ended()).count(b"HTTP/1.1 200") == 3
+
+
+@pytest.mark.parametrize(
+    "path", [b"/nosuch", b"/data?limit=0", b"/data", b"/runs/x"], ids=["404", "400", "503", "404-id"]
+)
+async def test_a_refusal_of_a_pipelining_client_closes_its_connection(path: bytes) -> None:
+    """What waits behind a refused request is not worked on; one request at a time keeps its connection."""
+    request = b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serving(NOWHERE) as client, line(client) as one:
+        for _ in range(3):
+            one.writer.write(request)
+            assert (await one.answer())[0] >= 400
+        one.writer.write(request * 5)
+        status, headers, _ = await one.answer()
+        assert (status >= 400, headers["connection"]) == (True, "close")
+        assert await one.ended() == b""
+
+
+@pytest.mark.parametrize("kind", [b"websocket", b"h2c", b"TLS/1.2", b"\xff"])
+async def test_an_upgrade_is_answered_and_ends_the_connection(
+    kind: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is upgraded to, and what follows the request is not taken for another one."""
+    upgrade = LIVE[:-2] + b"Connection: Upgrade\r\nUpgrade: " + kind + b"\r\n\r\n"
+    async with serving(NOWHERE) as client:
+        for sent, answers in ((upgrade, 1), (upgrade + LIVE, 1), (LIVE + upgrade + LIVE * 3, 2)):
+            async with line(client) as one:
+                one.writer.write(sent)
+                found = [await one.answer() for _ in range(answers)]
+                assert [status for status, *_ in found] == [200] * answers
+                assert found[-1][1]["connection"] == "close"
+                assert await one.ended() == b""
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"",
+        b"Host: a\r\nHost: a\r\n",
+        b"Host: a\r\nhost: b\r\n",
+        b"Host: a b\r\n",
+        b"Host: a, b\r\n",
+        b"Host: a/b\r\n",
+        b"Host: user@a\r\n",
+        b"Host: a:80:80\r\n",
+        b"Host: a:http\r\n",
+        b"Host: [::1\r\n",
+        b"Host: \xff\r\n",
+        b"Host: a%zz\r\n",
+        b"Host: <script>\r\n",
+        b"X-A: b\r\nHost: a\r\nX-C: d\r\nHost:\r\n",
+    ],
+)
+async def test_a_request_without_one_valid_host_is_refused(headers: bytes) -> None:
+    """RFC 9112, 3.2; also where the answer is ready, and where the path is open to all."""
+    for path in (b"/health/live", b"/docs", b"/data"):
+        async with serving(NOWHERE) as client, line(client) as one:
+            one.writer.write(b"GET " + path + b" HTTP/1.1\r\n" + headers + b"\r\n" + LIVE)
+            problem = await one.refusal()
+            assert (problem["status"], problem["title"]) == (400, "Bad Request")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"a",
+        b"A.example.org:8000",
+        b"127.0.0.1",
+        b"[::1]:80",
+        b"[fe80::1%25eth0]",
+        b"",
+        b"a:",
+        b"x_y",
+        b"a%20b",
+    ],
+)
+async def test_valid_hosts_are_taken(host: bytes) -> None:
+    async with serving(NOWHERE) as client, line(client) as one:
+        one.writer.write(b"GET /health/live HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        assert (await one.answer())[0] == 200
+
+
+async def test_a_client_of_http_1_0_needs_no_host() -> None:
+    async with serving(NOWHERE) as client, line(client) as one:
+        one.writer.write(b"GET /health/live HTTP/1.0\r\n\r\n")
+        status, headers, _ = await one.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await one.ended() == b""
 
 
 async def test_what_strangers_send_makes_no_lines_in_the_log(logged: LogEvents) -> None:
@@ -318,23 +412,43 @@ async def _live(client: aiohttp.ClientSession) -> int:
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-async def test_half_open_connections_keep_nobody_else_out(loop: str, tmp_path: Path) -> None:
+async def test_half_open_connections_of_one_client_keep_nobody_else_out(loop: str, tmp_path: Path) -> None:
+    """A client holds its share; others are served, and health is answered to its own address too."""
     log = tmp_path / "log"
-    async with apart(loop, 128, log) as (client, _):
-        assert await _live(client) == 200
-        opened = []
-        for _ in range(300):
-            reader, writer = await asyncio.open_connection("127.0.0.1", client._base_url.port)  # type: ignore[union-attr]
-            writer.write(b"GET /health/live HTTP/1.1\r\n")
-            opened.append((reader, writer))
-        for _ in range(5):
-            assert await _live(client) == 200
-        # Those that had to make room heard why.
-        async with asyncio.timeout(20):
-            assert (await opened[0][0].readline()).startswith(b"HTTP/1.1 408")
-        for _, writer in opened:
-            writer.transport.abort()
+    async with apart(loop, 256, log) as (client, _), AsyncExitStack() as stack:
+        for number in range(300):
+            one = await stack.enter_async_context(line(client, address="127.0.0.2"))
+            # Bytes that come later do not lengthen its time.
+            one.writer.write(b"GET /health/live HTTP/1.1\r\n" if number % 2 else b"")
+        for address in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
+            for _ in range(5):
+                async with line(client, address=address) as other:
+                    other.writer.write(LIVE)
+                    assert (await other.answer())[0] == 200
+        async with line(client, address="127.0.0.3") as other:
+            other.writer.write(b"GET /nosuch HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await other.answer())[0] == 404
+        async with line(client, address="127.0.0.2") as own:
+            own.writer.write(b"GET /nosuch HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await own.refusal())["type"] == "urn:kasparro:problem:too-many-connections"
     assert log.stat().st_size < 10_000, log.read_text()[:2_000]
+
+
+async def test_health_is_answered_while_all_connections_are_held(tmp_path: Path) -> None:
+    """Clients of many addresses hold every connection and the whole reserve."""
+    async with apart("uvloop", 256, tmp_path / "log") as (client, _), AsyncExitStack() as stack:
+        for number in range(180):
+            await stack.enter_async_context(line(client, address=f"127.0.1.{1 + number % 20}"))
+        for path, statuses in (("/health/live", {200}), ("/health", {200, 503}), ("/health/ready", {404})):
+            async with line(client) as one:
+                one.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert (await one.answer())[0] in statuses
+                # Its place is for the next.
+                assert await one.ended() == b""
+        async with line(client) as one:
+            one.writer.write(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n")
+            problem = await one.refusal()
+            assert (problem["status"], problem["headers"]["retry-after"]) == (503, "5")
 
 
 async def test_giant_requests_take_no_memory(tmp_path: Path) -> None:
@@ -355,35 +469,86 @@ async def test_giant_requests_take_no_memory(tmp_path: Path) -> None:
         assert peak_kb() - before < 10_000
 
 
-async def test_where_every_connection_is_being_answered_a_new_one_hears_so(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("trusted", ["127.0.0.0/8", "*"])
+async def test_a_named_proxy_has_no_share_but_all_connections_are_bounded(
+    trusted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kasparro.web.server.CONNECTIONS", 2)
-    held, busy = asyncio.Event(), asyncio.Semaphore(0)
+    monkeypatch.setattr("kasparro.web.server.CONNECTIONS", 16)
+    settings = Settings(trusted_proxies=(trusted,))
+    async with serving(NOWHERE, settings) as client, AsyncExitStack() as stack:
+        for _ in range(16):
+            one = await stack.enter_async_context(line(client))
+            one.writer.write(LIVE)
+            assert (await one.answer())[0] == 200
+        async with line(client) as late:
+            late.writer.write(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await late.refusal())["type"] == "urn:kasparro:problem:too-many-connections"
+
+
+async def test_floods_beyond_the_limits_log_a_bounded_number_of_lines(
+    monkeypatch: pytest.MonkeyPatch, logged: LogEvents
+) -> None:
+    monkeypatch.setattr("kasparro.web.server.CONNECTIONS", 16)
+    async with serving(NOWHERE) as client, AsyncExitStack() as stack:
+        for _ in range(100):
+            await stack.enter_async_context(line(client))
+        for _ in range(5):
+            async with line(client) as one:
+                one.writer.write(LIVE)
+                assert (await one.answer())[0] == 200
+    lines = [event for event in logged.seen if event["level"] != "debug"]
+    assert [(event["event"], event["address"]) for event in lines] == [
+        ("connection_share_reached", "127.0.0.1")
+    ]
+
+
+async def test_a_client_that_hangs_up_with_requests_in_wait_ends_their_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, logged: LogEvents
+) -> None:
+    """The request being answered is told of it, those behind it never begin, and nothing is logged."""
+    begun = 0
+    busy, ended = asyncio.Event(), asyncio.Event()
 
     async def hold(*_: object) -> Any:
-        busy.release()
-        await held.wait()
-        raise RuntimeError("held")
+        nonlocal begun
+        begun += 1
+        busy.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
 
     monkeypatch.setattr("kasparro.store.reading.tables", hold)
     monkeypatch.setattr("kasparro.web.service.Service.reading", hold_connection)
-    async with serving(NOWHERE) as client, line(client) as a, line(client) as b:
-        for one in (a, b):
-            one.writer.write(b"GET /tables HTTP/1.1\r\nHost: x\r\n\r\n")
-            async with asyncio.timeout(20):
-                await busy.acquire()
-        async with line(client) as late:
-            late.writer.write(LIVE)
-            problem = await late.refusal()
-        assert (problem["status"], problem["headers"]["retry-after"]) == (503, "5")
-        assert problem["type"] == "urn:kasparro:problem:too-many-connections"
-        held.set()
-        assert [(await one.answer())[0] for one in (a, b)] == [500, 500]
-        # They wait for another request now, and make room.
-        async with line(client) as later:
-            later.writer.write(LIVE)
-            assert (await later.answer())[0] == 200
+    async with serving(NOWHERE) as client, asyncio.timeout(20):
+        async with line(client) as one:
+            one.writer.write(b"GET /tables HTTP/1.1\r\nHost: x\r\n\r\n" * 6)
+            await busy.wait()
+        await ended.wait()
+        assert await _live(client) == 200
+    assert begun == 1
+    assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+    assert {event["level"] for event in logged.seen} <= {"debug"}
+
+
+async def test_pipelining_clients_that_hang_up_are_no_errors(
+    client: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture, logged: LogEvents
+) -> None:
+    """At whatever moment: before, while and after answers are written."""
+    asking = b"".join(
+        b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+        for path in (b"/data", b"/docs/swagger-ui-bundle.js", b"/stats", b"/data?q=a", b"/health")
+    )
+    for number in range(60):
+        async with line(client, window=4_096) as one:
+            one.writer.write(asking)
+            if number % 3:
+                await one.reader.readexactly(12)
+            if number % 3 == 2:
+                one.writer.write_eof()
+    assert await _live(client) == 200
+    assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+    assert {event["level"] for event in logged.seen} <= {"debug"}
 
 
 @asynccontextmanager
@@ -401,7 +566,6 @@ async def test_names_of_uvicorn_that_the_protocol_builds_on_are_there() -> None:
         "timeout_keep_alive", "timeout_keep_alive_task", "transport",
     ):  # fmt: skip
         assert hasattr(one, name), name
-    assert set(protocol._TAKEN_OVER) >= {"data_received", "on_url", "timeout_keep_alive_handler"}
     assert config.limit_concurrency is not None
     assert one.limit_concurrency is None
 
