@@ -8,7 +8,7 @@ import uvloop
 
 from kasparro import logs
 from kasparro.settings import Settings
-from tests.bench import latency, load, month, reads, scale
+from tests.bench import hostile, latency, load, month, reads, scale
 
 # What no name asks for: these take minutes and gigabytes.
 BIG: dict[str, Callable[[], Awaitable[None]]] = {
@@ -16,7 +16,11 @@ BIG: dict[str, Callable[[], Awaitable[None]]] = {
     "as_of": scale.as_of,
     "month": month.main,
 }
-SMALL: dict[str, Callable[[], Awaitable[None]]] = {"load": load.main, "latency": latency.main}
+SMALL: dict[str, Callable[[], Awaitable[None]]] = {
+    "load": load.main,
+    "latency": latency.main,
+    "hostile": hostile.main,
+}
 
 
 def main() -> None:
