@@ -13,7 +13,10 @@ from rich.console import Console
 
 from kasparro import cli, settings
 from kasparro.sources.archives.described import Description
-from kasparro.web import data, exports, metrics, operations
+from kasparro.store import database
+from kasparro.web import access, addresses, data, exports, front, metrics, operations, server
+from kasparro.web.connections import Shares
+from kasparro.web.protocol import Limits
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +115,30 @@ def test_ci_runs_the_readme_s_test_command() -> None:
     for file in (".ci/run", ".github/workflows/ci.yml"):
         lines = [line.strip().removeprefix("run: ") for line in read(file).splitlines()]
         assert command in lines, file
+
+
+def test_the_limits_of_the_security_page_are_the_program_s() -> None:
+    limits, shares = Limits(), Shares.of(server.CONNECTIONS)
+    text = read("docs/security.md")
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    stated = {name.strip(): value for name, value, *_ in lines}
+    assert shares.each * 4 == shares.reserve * 16 == server.CONNECTIONS
+    numbers: dict[str, list[float]] = {
+        "connections": [server.CONNECTIONS],
+        "time for a request to arrive": [limits.request_s, limits.reserve_s],
+        "URL": [limits.url_bytes],
+        "headers": [limits.headers, limits.request_bytes],
+        "body": [front.BODY_BYTES],
+        "requests sent ahead": [limits.ahead, limits.ahead_bytes],
+        "pace of a client that reads slowly": [limits.drain_bytes, limits.drain_s],
+        "unread answers of all clients": [shares.waiting_bytes],
+        "clients remembered": [access.CLIENTS],
+        "wrong admin tokens without it": [access.GUESSES.requests, access.GUESSES.seconds],
+        "secrets": [settings.API_KEY_LENGTH],
+        "slow queries": [2, database.READ_TIMEOUT_S, database.QUEUED, database.QUEUE_S],
+    }
+    assert {name: [float(n) for n in re.findall(r"\d+", stated[name])] for name in numbers} == numbers
+    assert f"{addresses.HOPS} hops" in text
 
 
 @pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
