@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
+from kasparro.settings import Settings
 from kasparro.store.database import QUEUED, Connection, Database
 from tests.web.conftest import Insert, serving
 
@@ -31,8 +32,12 @@ async def ask(client: aiohttp.ClientSession, path: str) -> tuple[int, str | None
 
 @pytest.fixture
 async def patient(database_url: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a service whose queues are as long as ever, but where nobody waits too long."""
-    async with serving(database_url, queue_s=60) as session:
+    """A client of a service whose queues are as long as ever, but where nobody waits too long.
+
+    As a proxy it has no share of connections, which is smaller than a queue where few files may be open.
+    """
+    settings = Settings(trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings, queue_s=60) as session:
         yield session
 
 
