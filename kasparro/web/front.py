@@ -184,7 +184,7 @@ class Front:
             # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
             client_log.warning("request_cut_by_shutdown", path=scope["path"], request_id=exchange.request_id)
         except AnswerCut:
-            # Whoever decided it has logged it.
+            # The rule that ended it has logged it.
             _end(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, this request ends and is logged
             fields = {"path": scope["path"], "request_id": exchange.request_id}

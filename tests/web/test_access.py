@@ -188,8 +188,8 @@ TOKEN = "token-of-16-characters"
 
 
 async def start(client: aiohttp.ClientSession, token: str, **headers: str) -> int:
-    told = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with client.post("/runs", headers={"Authorization": f"Bearer {token}", **told}) as answer:
+    more = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with client.post("/runs", headers={"Authorization": f"Bearer {token}", **more}) as answer:
         return answer.status
 
 
@@ -202,7 +202,7 @@ async def test_wrong_admin_tokens_are_limited_also_without_a_rate_limit(
         assert await start(client, TOKEN) == 202
         found = [await start(client, f"guess {number}") for number in range(5)]
         assert found == [401, 401, 401, 429, 429]
-        # Whoever guessed too often is not told which guess was right; elsewhere it still is.
+        # Nobody learns which guess was right. From another address the token still is.
         assert await start(client, TOKEN) == 429
         assert await start(client, TOKEN, X_Forwarded_For="192.0.2.1") == 409
         # Everything else is answered as before.

@@ -507,7 +507,7 @@ async def test_floods_beyond_the_limits_log_a_bounded_number_of_lines(
 async def test_a_client_that_hangs_up_with_requests_in_wait_ends_their_work(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, logged: LogEvents
 ) -> None:
-    """The request being answered is told of it, those behind it never begin, and nothing is logged."""
+    """The request being answered hears of it, those behind it never begin, and nothing is logged."""
     begun = 0
     busy, ended = asyncio.Event(), asyncio.Event()
 
