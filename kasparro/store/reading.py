@@ -355,13 +355,13 @@ async def row(
 
 
 async def export(
-    connection: Connection, asked: Selection, form: Literal["csv", "ndjson"]
+    connection: Connection, asked: Selection, form: Literal["csv", "ndjson"], *, spreadsheet: bool = False
 ) -> AsyncGenerator[list[str], None]:
     """All rows of a selection as lines of text without their ends, `EXPORTED_AT_ONCE` at a time, all of one
-    moment. PostgreSQL makes no more of them than are asked for.
+    moment. PostgreSQL makes no more of them than are asked for. CSV for a spreadsheet has no formulas.
     """
     conditions, identifiers, given = _case(asked)
-    statement = compose(_SQL[form], conditions, identifiers)
+    statement = compose(_SQL[form], conditions | {"spreadsheet" if spreadsheet else "exact"}, identifiers)
     # A cursor lives in a transaction; its one statement sees one moment of the data.
     async with connection.transaction(readonly=True):
         cursor = await connection.cursor(statement.text, *statement.values(given))

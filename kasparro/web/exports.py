@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
@@ -31,20 +31,39 @@ EXPORT_S = 3_600.0
 Form = Literal["csv", "ndjson"]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 _LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
+_BYTE_ORDER_MARK = "\ufeff"
 
-# The query of /data, but for which part of it.
-ExportQuery = msgspec.defstruct(
-    "ExportQuery",
-    [
+Spreadsheet = Annotated[
+    bool,
+    msgspec.Meta(
+        description="For a spreadsheet program: the file begins with a byte order mark, by which it knows "
+        "UTF-8, and a text that it would read as a formula gets an apostrophe first. Programs leave it out, "
+        "and read back exactly what the source sent.",
+        examples=[True],
+        extra_json_schema={"example": True},
+    ),
+]
+
+
+def _query(name: str, *fields: tuple[str, Any, Any]) -> Any:
+    # The query of /data without its paging, and more fields.
+    of_data = [
         (field.name, field.type, field.default)
         for field in msgspec.structs.fields(DataQuery)
         if field.name not in PageQuery.__struct_fields__
-    ],
-    namespace={"__doc__": "The query of an export.", "selection": DataQuery.selection},
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-)
+    ]
+    return msgspec.defstruct(
+        name,
+        [*of_data, *fields],
+        namespace={"__doc__": "The query of an export.", "selection": DataQuery.selection},
+        frozen=True,
+        kw_only=True,
+        forbid_unknown_fields=True,
+    )
+
+
+CsvQuery = _query("CsvQuery", ("spreadsheet", Spreadsheet, False))
+NdjsonQuery = _query("NdjsonQuery")
 
 
 class _Export(Response):
@@ -88,24 +107,26 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-async def export_csv(service: Service, request: Request, query: DataQuery) -> Response:
+async def export_csv(service: Service, request: Request, query: Any) -> Response:
     """GET /data.csv."""
-    return await _export(service, request, query, "csv")
+    return await _export(service, request, query.selection(), "csv", spreadsheet=query.spreadsheet)
 
 
-async def export_ndjson(service: Service, request: Request, query: DataQuery) -> Response:
+async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
     """GET /data.ndjson."""
-    return await _export(service, request, query, "ndjson")
+    return await _export(service, request, query.selection(), "ndjson")
 
 
-async def _export(service: Service, request: Request, query: DataQuery, form: Form) -> Response:
+async def _export(
+    service: Service, request: Request, asked: Selection, form: Form, *, spreadsheet: bool = False
+) -> Response:
     if request.method == "HEAD":
         response = Response(headers=_headers(form), media_type=_MEDIA_TYPES[form])
         # How long the export would be is not known, and a length told here is that of a GET (RFC 9110, 8.6).
         del response.headers["Content-Length"]
         return response
     cut = asyncio.Event()
-    pieces = _pieces(service, request, query.selection(), form, cut)
+    pieces = _pieces(service, request, asked, form, cut, spreadsheet=spreadsheet)
     try:
         # What goes wrong before there is anything to give is told as a problem.
         first = await anext(pieces, b"")
@@ -116,15 +137,23 @@ async def _export(service: Service, request: Request, query: DataQuery, form: Fo
 
 
 async def _pieces(
-    service: Service, request: Request, asked: Selection, form: Form, cut: asyncio.Event
+    service: Service,
+    request: Request,
+    asked: Selection,
+    form: Form,
+    cut: asyncio.Event,
+    *,
+    spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
     client = client_of(request.scope["kasparro.exchange"].key, request.scope)
     end = _LINE_ENDS[form]
     head = ",".join(reading.in_order(asked.fields)) + end if form == "csv" else ""
+    if spreadsheet:
+        head = _BYTE_ORDER_MARK + head
     async with (
         service.turns.take(client, cut.set) as turn,
         service.database.exporting() as connection,
-        aclosing(reading.export(connection, asked, form)) as parts,
+        aclosing(reading.export(connection, asked, form, spreadsheet=spreadsheet)) as parts,
     ):
         ends_at = time.monotonic() + EXPORT_S
         async for lines in parts:
@@ -159,10 +188,10 @@ ENDPOINTS = (
         handler=export_csv,
         summary="All rows as CSV",
         description=_DESCRIPTION
-        + "Null is an empty cell without quotes. A text that a spreadsheet would take "
-        "for a formula has an apostrophe before it; /data.ndjson has it as it is.",
+        + "Null is an empty cell without quotes, an empty text is a quoted one. Values are exact; "
+        "`spreadsheet=true` makes a file that spreadsheet programs open safely.",
         area="data",
-        query=ExportQuery,
+        query=CsvQuery,
         answer=str,
         problems=(400, 429, 500, 503),
         media_type="text/csv",
@@ -175,7 +204,7 @@ ENDPOINTS = (
         summary="All rows as lines of JSON",
         description=_DESCRIPTION + "A line is a record as in /data.",
         area="data",
-        query=ExportQuery,
+        query=NdjsonQuery,
         answer=str,
         problems=(400, 429, 500, 503),
         media_type="application/x-ndjson",

@@ -105,6 +105,9 @@ def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
         if examples:
             # In the schema, not beside it: there, Swagger UI would fill every field in before the first try.
             schema["examples"] = examples
+        if "example" in schema:
+            # An example that Swagger UI is meant to fill in.
+            parameter["example"] = schema.pop("example")
         found.append(parameter)
     return found
 
@@ -138,6 +141,12 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
+def _boolean(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError("not a boolean")
+    return text == "true"
+
+
 def _decimal(text: str) -> Decimal:
     if len(text) > DECIMAL_CHARACTERS or not _DECIMAL.fullmatch(text):
         raise ValueError("not a decimal number")
@@ -157,6 +166,8 @@ def _moment(text: str) -> datetime:
 
 def _written(value: Any) -> str:
     match value:
+        case bool():
+            return "true" if value else "false"
         case tuple():
             return ",".join(value)
         case Decimal():
@@ -215,6 +226,7 @@ def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
 
 
 _READERS: dict[type[msgspec.inspect.Type], Callable[[str], Any]] = {
+    msgspec.inspect.BoolType: _boolean,
     msgspec.inspect.IntType: _whole_number,
     msgspec.inspect.DecimalType: _decimal,
     msgspec.inspect.DateTimeType: _moment,
@@ -234,6 +246,8 @@ def _present(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
 
 def _allowed(kind: msgspec.inspect.Type) -> str:
     match _present(kind):
+        case msgspec.inspect.BoolType():
+            return "true or false"
         case msgspec.inspect.IntType(ge=low, le=high):
             return f"a whole number from {low} to {high}"
         case msgspec.inspect.DecimalType():

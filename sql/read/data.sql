@@ -310,31 +310,37 @@ FROM (
 ) AS asked;
 
 -- name: csv --
--- A line of CSV (RFC 4180) a row: null is nothing, a text stands in quotes, with an apostrophe before what a
--- spreadsheet would take for a formula (by OWASP's rule), and a number is its digits.
-SELECT array_to_string(ARRAY[:"fields"], ',', '')
+-- A line of CSV (RFC 4180) a row: null is an empty cell, a text is in quotes, and a number is its digits. For a
+-- spreadsheet, a text that it would read as a formula (OWASP's list of first characters) starts with an
+-- apostrophe. A quote between a comma and such a character always opens a text: inside a text quotes are
+-- doubled, and a comma or the end follows a closing quote.
+SELECT line /* if exact */
+SELECT regexp_replace(line, '(^|,)"(?=[-=+@\t\r\n\uff0b\uff0d\uff1d\uff20])', '\1"''', 'g') /* if spreadsheet */
 FROM (
-    SELECT
-        '"' || regexp_replace(replace(source, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS source,
-        '"' || regexp_replace(replace(source_id, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS source_id,
-        '"' || regexp_replace(replace(asset, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS asset,
-        '"' || regexp_replace(replace(symbol, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS symbol,
-        '"' || regexp_replace(replace(name, '"', '""'), '^(?=[-=+@\t\r\n])', '''') || '"' AS name,
-        rank::text AS rank,
-        price_usd::text AS price_usd,
-        market_cap_usd::text AS market_cap_usd,
-        volume_24h_usd::text AS volume_24h_usd,
-        circulating_supply::text AS circulating_supply,
-        total_supply::text AS total_supply,
-        max_supply::text AS max_supply,
-        percent_change_1h::text AS percent_change_1h,
-        percent_change_24h::text AS percent_change_24h,
-        percent_change_7d::text AS percent_change_7d,
-        observed_at,
-        first_seen_at,
-        updated_at
+    SELECT array_to_string(ARRAY[:"fields"], ',', '') AS line
     FROM (
-        /* include record */
-        /* include all */
-    ) AS told
-) AS cells;
+        SELECT
+            '"' || replace(source, '"', '""') || '"' AS source,
+            '"' || replace(source_id, '"', '""') || '"' AS source_id,
+            '"' || replace(asset, '"', '""') || '"' AS asset,
+            '"' || replace(symbol, '"', '""') || '"' AS symbol,
+            '"' || replace(name, '"', '""') || '"' AS name,
+            rank::text AS rank,
+            price_usd::text AS price_usd,
+            market_cap_usd::text AS market_cap_usd,
+            volume_24h_usd::text AS volume_24h_usd,
+            circulating_supply::text AS circulating_supply,
+            total_supply::text AS total_supply,
+            max_supply::text AS max_supply,
+            percent_change_1h::text AS percent_change_1h,
+            percent_change_24h::text AS percent_change_24h,
+            percent_change_7d::text AS percent_change_7d,
+            observed_at,
+            first_seen_at,
+            updated_at
+        FROM (
+            /* include record */
+            /* include all */
+        ) AS told
+    ) AS cells
+) AS lines;

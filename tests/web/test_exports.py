@@ -108,22 +108,73 @@ async def test_an_export_has_the_rows_of_all_pages(
     assert table[1:] == [["" if value is None else str(value) for value in row.values()] for row in rows]
 
 
-async def test_a_text_is_no_formula_and_a_number_stays_one(
+# First characters that make a spreadsheet read a text as a formula, and texts that only look like such cells.
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠1",
+    '="a"',
+    '=",=1',
+]
+TEXTS = ["a=1", "'", "'=1", "", ",=1", ',"=1', '","=1","', '"', '"=1', ",", "a,\n=1", " =1", "é漢\U0001f680"]
+
+
+async def test_a_program_reads_back_every_text_exactly(client: aiohttp.ClientSession, insert: Insert) -> None:
+    names = [*FORMULAS, *TEXTS]
+    await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
+    for query in ("", "&spreadsheet=false"):
+        body = await text(client, f"/data.csv?fields=symbol,name&sort=source_id{query}")
+        assert list(csv.reader(io.StringIO(body, newline=""))) == [
+            ["symbol", "name"],
+            *([name, name] for name in names),
+        ]
+
+
+async def test_a_spreadsheet_sees_its_encoding_and_no_formula(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
-    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '="a"', "a=1", "'", "", None]
+    names = [*FORMULAS, *TEXTS]
+    await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
+    body = await text(client, "/data.csv?fields=symbol,name&sort=source_id&spreadsheet=true")
+    assert body.startswith("\ufeffsymbol,name\r\n")
+    shown = [*(f"'{name}" for name in FORMULAS), *TEXTS]
+    assert list(csv.reader(io.StringIO(body, newline="")))[1:] == [[name, name] for name in shown]
+    # Also where there is no row.
+    assert await text(client, "/data.csv?fields=name&id=nosuch&spreadsheet=true") == "\ufeffname\r\n"
+
+
+async def test_null_an_empty_text_and_numbers_differ_in_csv(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
     await insert(
-        *({"source_id": f"{n:02}", "name": name, "rank": n + 1} for n, name in enumerate(names)),
-        {"source_id": "-x", "percent_change_1h": Decimal("-1.5"), "symbol": "NULL"},
+        {"source_id": "a", "name": "", "rank": 1, "percent_change_1h": Decimal("-1.5")},
+        {"source_id": "b", "symbol": "NULL", "price_usd": Decimal("118142961.899676295445666961")},
     )
-    body = await text(client, "/data.csv?fields=source_id,symbol,name,rank,percent_change_1h")
-    assert body == (
-        "source_id,symbol,name,rank,percent_change_1h\r\n"
-        '"00",,"\'=1+1",1,\r\n"01",,"\'+1",2,\r\n"02",,"\'-1",3,\r\n"03",,"\'@SUM(A1)",4,\r\n'
-        '"04",,"\'\t=1",5,\r\n"05",,"\'\r=1",6,\r\n"06",,"\'=""a""",7,\r\n"07",,"a=1",8,\r\n"08",,"\'",9,\r\n'
-        '"09",,"",10,\r\n"10",,,11,\r\n'
-        '"\'-x","NULL",,,-1.5\r\n'
-    )
+    for query in ("", "&spreadsheet=true"):
+        body = await text(client, f"/data.csv?fields=symbol,name,rank,price_usd,percent_change_1h{query}")
+        assert body.removeprefix("\ufeff") == (
+            "symbol,name,rank,price_usd,percent_change_1h\r\n"
+            ',"",1,,-1.5\r\n'
+            '"NULL",,,118142961.899676295445666961,\r\n'
+        )
+
+
+@pytest.mark.parametrize("value", ["True", "1", "yes", "", "true,false"])
+async def test_a_boolean_is_true_or_false(client: aiohttp.ClientSession, value: str) -> None:
+    problem = await get(client, f"/data.csv?spreadsheet={value}", 400)
+    assert (problem["parameter"], problem["allowed"]) == ("spreadsheet", "true or false")
+
+
+async def test_only_csv_has_a_form_for_spreadsheets(client: aiohttp.ClientSession) -> None:
+    assert (await get(client, "/data.ndjson?spreadsheet=true", 400))["parameter"] == "spreadsheet"
 
 
 async def test_a_file_gets_a_name_and_its_type(client: aiohttp.ClientSession) -> None:
