@@ -45,7 +45,7 @@ class Caching:
         private = bool(settings.api_keys)
         self._by_version = f"{'private' if private else 'public'}, {_BY_VERSION}"
         self._revalidate = "private, no-cache" if private else "no-cache"
-        self._vary = "Accept-Encoding, Origin" if Cors(settings.cors_origins).named else "Accept-Encoding"
+        self.vary = "Accept-Encoding, Origin" if Cors(settings.cors_origins).named else "Accept-Encoding"
 
     async def __aenter__(self) -> Self:
         await self.version.__aenter__()
@@ -85,14 +85,14 @@ class Caching:
         again = None
         if not (exchange.wide or exchange.once) and (exchange.database_s or 0.0) < QUICK_S:
             again = _Again(self, request.scope, type(query), handler)
-        return Answer(response, exchange.route, self._by_version, self._vary, again), exchange.current
+        return Answer(response, exchange.route, self._by_version, self.vary, again), exchange.current
 
     async def revalidated(self, request: Request, response: Response) -> ASGIApp:
         """The response with a tag, by which a client may ask whether it still holds."""
         if response.status_code != 200 or isinstance(response, StreamingResponse):
             return self.never(response)
         exchange = request.scope["kasparro.exchange"]
-        answer = Answer(response, exchange.route, self._revalidate, self._vary)
+        answer = Answer(response, exchange.route, self._revalidate, self.vary)
         return Prepared(await answer.variant(exchange.encoding), exchange.if_none_match)
 
     def never(self, response: Response) -> ASGIApp:
@@ -111,7 +111,7 @@ class Caching:
 
     def fixed(self, response: Response, cache_control: str) -> Answer:
         """An answer that stays the same while the process lives."""
-        return Answer(response, "docs", cache_control, self._vary)
+        return Answer(response, "docs", cache_control, self.vary)
 
 
 async def present(request: Request, answer: Answer) -> Prepared:

@@ -17,6 +17,7 @@ from kasparro.store import reading
 from kasparro.store.reading import Selection
 from kasparro.web.access import client_of
 from kasparro.web.data import DataQuery
+from kasparro.web.encodings import IDENTITY, Encoder, new_encoder
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.hangups import AnswerCut
 from kasparro.web.paging import PageQuery
@@ -71,9 +72,15 @@ class _Export(Response):
     # cancels again and again, also what PostgreSQL is told at the end.
 
     def __init__(
-        self, first: bytes, pieces: AsyncGenerator[bytes, None], form: Form, cut: asyncio.Event
+        self,
+        headers: dict[str, str],
+        first: bytes,
+        pieces: AsyncGenerator[bytes, None],
+        *,
+        form: Form,
+        cut: asyncio.Event,
     ) -> None:
-        super().__init__(headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        super().__init__(headers=headers, media_type=_MEDIA_TYPES[form])
         del self.headers["Content-Length"]
         self._first = first
         self._pieces = pieces
@@ -120,20 +127,27 @@ async def export_ndjson(service: Service, request: Request, query: Any) -> Respo
 async def _export(
     service: Service, request: Request, asked: Selection, form: Form, *, spreadsheet: bool = False
 ) -> Response:
+    coding = request.scope["kasparro.exchange"].encoding
+    headers = {
+        "Content-Disposition": f'attachment; filename="kasparro-data.{form}"',
+        "Vary": service.caching.vary,
+        **({} if coding == IDENTITY else {"Content-Encoding": coding}),
+    }
     if request.method == "HEAD":
-        response = Response(headers=_headers(form), media_type=_MEDIA_TYPES[form])
+        response = Response(headers=headers, media_type=_MEDIA_TYPES[form])
         # How long the export would be is not known, and a length told here is that of a GET (RFC 9110, 8.6).
         del response.headers["Content-Length"]
         return response
     cut = asyncio.Event()
-    pieces = _pieces(service, request, asked, form, cut, spreadsheet=spreadsheet)
+    encoder = new_encoder(coding)
+    pieces = _pieces(service, request, asked, form, cut=cut, encoder=encoder, spreadsheet=spreadsheet)
     try:
         # What goes wrong before there is anything to give is told as a problem.
         first = await anext(pieces, b"")
     except BaseException:
         await pieces.aclose()
         raise
-    return _Export(first, pieces, form, cut)
+    return _Export(headers, first, pieces, form=form, cut=cut)
 
 
 async def _pieces(
@@ -141,8 +155,9 @@ async def _pieces(
     request: Request,
     asked: Selection,
     form: Form,
-    cut: asyncio.Event,
     *,
+    cut: asyncio.Event,
+    encoder: Encoder | None,
     spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
     client = client_of(request.scope["kasparro.exchange"].key, request.scope)
@@ -159,24 +174,31 @@ async def _pieces(
         async for lines in parts:
             piece = (head + end.join(lines) + end).encode()
             head = ""
+            # In a thread: compressing this many rows takes longer than other requests should wait.
+            coded = piece if encoder is None else await asyncio.to_thread(encoder.encode, piece)
+            # The pace is that of rows, however small they are on the wire.
             with turn.read(len(piece)):
-                yield piece
+                yield coded
             if time.monotonic() > ends_at:
                 client_log.info("long_export_cut", address=client, limit_s=EXPORT_S)
                 raise AnswerCut
-    if head:
-        yield head.encode()
+    rest = head.encode()
+    if encoder is not None:
+        # Only a whole export gets the end that a decoder looks for.
+        rest = (encoder.encode(rest) if rest else b"") + encoder.finish()
+    if rest:
+        yield rest
 
 
-def _headers(form: Form) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="kasparro-data.{form}"'}
-
-
-_HEADERS = {"Content-Disposition": "A name for the file.", "Cache-Control": "Always `no-store`."}
+_HEADERS = {
+    "Content-Disposition": "A name for the file.",
+    "Cache-Control": "Always `no-store`.",
+    "Vary": "What beside the URL the answer depends on.",
+}
 _TERMS = Turns.terms
 _DESCRIPTION = (
-    "Everything that the filters let through, of one moment, streamed. An answer that breaks off, without "
-    "the last chunk that HTTP has at its end, is not whole. A client, which is a key or an address, has "
+    "Everything that the filters let through, of one moment, streamed, compressed by Accept-Encoding (zstd, "
+    "gzip). An answer that breaks off, without the last chunk that HTTP has at its end, is not whole. A client, which is a key or an address, has "
     f"{_TERMS.each} exports at work at once; {_TERMS.each_waiting} more wait for their turn, for "
     f"{_TERMS.patience_s:.0f} s at most. While others wait, one whose client takes less than "
     f"{_TERMS.pace_bytes // 1024} KiB/s over {_TERMS.window_s:.0f} s is cut. No export takes longer than "

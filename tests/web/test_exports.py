@@ -4,6 +4,8 @@ import asyncio
 import csv
 import io
 import json
+import sys
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
@@ -15,7 +17,7 @@ import pytest
 
 from kasparro.settings import Settings
 from kasparro.store.database import Connection
-from kasparro.store.reading import FIELDS
+from kasparro.store.reading import EXPORTED_AT_ONCE, FIELDS
 from kasparro.web.protocol import LimitedProtocol, Limits
 from kasparro.web.turns import Turns
 from tests.conftest import LogEvents
@@ -23,16 +25,35 @@ from tests.web.conftest import Insert, serving
 from tests.web.test_data import get
 from tests.web.test_metrics import scrape, value
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 # More than all the buffers between PostgreSQL and a client that does not read can hold.
 MANY = 60_000
 
 
 async def many(connection: Connection) -> None:
+    # Digits of digests, which no coding makes much smaller.
+    digits = "('1.' || translate(encode(sha512(int8send({})), 'hex'), 'abcdef', '123456'))::numeric"
     await connection.execute(
-        "INSERT INTO unified_data (source, source_id, name, rank, price_usd, observed_at, first_seen_at,"
-        " updated_at, content_hash) SELECT 'csv', 'coin-' || n, repeat('x', 200), n, n, now(), now(), now(),"
-        f" gen_random_uuid() FROM generate_series(1, {MANY}) AS n"
+        "INSERT INTO unified_data (source, source_id, rank, price_usd, circulating_supply, total_supply,"
+        " max_supply, percent_change_7d, observed_at, first_seen_at, updated_at, content_hash)"
+        f" SELECT 'csv', 'coin-' || n, n, n, {', '.join(digits.format(f'4 * n + {k}') for k in range(4))},"
+        f" now(), now(), now(), gen_random_uuid() FROM generate_series(1, {MANY}) AS n"
     )
+
+
+CODINGS = ("identity", "gzip", "zstd")
+
+
+def decoded(body: bytes, coding: str) -> tuple[bytes, bool]:
+    """What can be decoded of a body, and whether it is whole."""
+    if coding == "identity":
+        return body, True
+    decoder = zlib.decompressobj(wbits=31) if coding == "gzip" else zstd.ZstdDecompressor()
+    return decoder.decompress(body), decoder.eof
 
 
 async def text(client: aiohttp.ClientSession, url: str) -> str:
@@ -43,11 +64,13 @@ async def text(client: aiohttp.ClientSession, url: str) -> str:
 
 @asynccontextmanager
 async def begun(
-    client: aiohttp.ClientSession, path: str = "/data.ndjson"
+    client: aiohttp.ClientSession, path: str = "/data.ndjson", coding: str = "identity"
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """An export whose client has read a little and no more yet."""
-    async with client.get(path) as answer:
+    headers = {"Accept-Encoding": coding}
+    async with client.get(path, headers=headers, auto_decompress=False) as answer:
         assert answer.status == 200
+        assert answer.headers.get("Content-Encoding", "identity") == coding
         assert await answer.content.readexactly(10)
         yield answer
 
@@ -191,6 +214,53 @@ async def test_a_file_gets_a_name_and_its_type(client: aiohttp.ClientSession) ->
                 assert await answer.text() == head
 
 
+async def test_an_export_is_compressed_as_its_client_asks(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n:03}", "rank": n, "name": "é" * 20} for n in range(1, 700)))
+    for path in ("/data.csv", "/data.ndjson", "/data.csv?id=nosuch", "/data.ndjson?id=nosuch"):
+        plain = await text(client, path)
+        for accepted, coding in {
+            "": "identity",
+            "gzip": "gzip",
+            "zstd": "zstd",
+            "gzip, deflate, br, zstd": "zstd",
+            "gzip, zstd;q=0.5": "gzip",
+            "gzip;q=0, zstd;q=0": "identity",
+            "br": "identity",
+        }.items():
+            headers = {"Accept-Encoding": accepted}
+            async with client.get(path, headers=headers, auto_decompress=False) as answer:
+                body = await answer.read()
+            async with client.head(path, headers=headers) as head:
+                pass
+            for given in (answer, head):
+                assert given.headers.get("Content-Encoding", "identity") == coding
+                assert given.headers["Vary"] == "Accept-Encoding"
+                assert "Content-Length" not in given.headers
+            assert decoded(body, coding) == (plain.encode(), True)
+            if coding != "identity" and "nosuch" not in path:
+                assert len(body) < len(plain) / 5
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_rows_can_be_read_as_they_arrive(
+    client: aiohttp.ClientSession, connection: Connection, coding: str
+) -> None:
+    await many(connection)
+    headers = {"Accept-Encoding": coding}
+    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
+        body, lines = b"", b""
+        # PostgreSQL still has most of the rows.
+        while lines.count(b"\n") < EXPORTED_AT_ONCE:
+            body += await answer.content.readany()
+            lines, _ = decoded(body, coding)
+        assert len(await exports(connection)) == 1
+    assert [json.loads(line)["rank"] for line in lines.splitlines()[:EXPORTED_AT_ONCE]] == list(
+        range(1, EXPORTED_AT_ONCE + 1)
+    )
+
+
 @pytest.mark.parametrize("parameter", ["limit=5", "page=1", "cursor=x", "nosuch=1"])
 async def test_an_export_is_whole(client: aiohttp.ClientSession, parameter: str) -> None:
     assert (await get(client, f"/data.csv?{parameter}", 400))["parameter"] == parameter.partition("=")[0]
@@ -207,37 +277,52 @@ async def test_an_export_is_of_one_moment(client: aiohttp.ClientSession, connect
     assert prices == list(range(2, MANY + 1))
 
 
+@pytest.mark.parametrize("coding", CODINGS)
 async def test_a_client_that_hangs_up_ends_the_work_in_postgresql(
-    client: aiohttp.ClientSession, connection: Connection, logged: LogEvents
+    client: aiohttp.ClientSession, connection: Connection, logged: LogEvents, coding: str
 ) -> None:
     await many(connection)
-    async with begun(client) as answer:
+    async with begun(client, coding=coding) as answer:
         assert len(await exports(connection)) == 1
         answer.close()
     await none_left(connection)
     assert [event for event in logged.seen if event["level"] in {"warning", "error", "exception"}] == []
 
 
-async def test_a_client_that_never_reads_is_cut(database_url: str, connection: Connection) -> None:
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_client_that_never_reads_is_cut(
+    database_url: str, connection: Connection, coding: str
+) -> None:
     class Impatient(LimitedProtocol):
         limits = Limits(drain_s=0.3)
 
     await many(connection)
-    async with serving(database_url, http=Impatient) as client, begun(client) as answer:
+    async with serving(database_url, http=Impatient) as client, begun(client, coding=coding) as answer:
         await none_left(connection)
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
 
 
+@pytest.mark.parametrize("coding", CODINGS)
 async def test_an_export_that_fails_on_the_way_never_looks_complete(
-    client: aiohttp.ClientSession, connection: Connection
+    client: aiohttp.ClientSession, connection: Connection, coding: str
 ) -> None:
     await many(connection)
-    async with begun(client) as answer:
+    headers = {"Accept-Encoding": coding}
+    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
+        body = await answer.content.readany()
+
+        async def read_on() -> None:
+            nonlocal body
+            async for part in answer.content.iter_any():
+                body += part
+
         (pid,) = await exports(connection)
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.read()
+            await read_on()
+    # Nor to a client that ignores the missing chunk: the coding has no end either.
+    assert coding == "identity" or not decoded(body, coding)[1]
 
 
 @pytest.fixture
