@@ -198,11 +198,11 @@ _HEADERS = {
 _TERMS = Turns.terms
 _DESCRIPTION = (
     "Everything that the filters let through, of one moment, streamed, compressed by Accept-Encoding (zstd, "
-    "gzip). An answer that breaks off, without the last chunk that HTTP has at its end, is not whole. A client, which is a key or an address, has "
-    f"{_TERMS.each} exports at work at once; {_TERMS.each_waiting} more wait for their turn, for "
-    f"{_TERMS.patience_s:.0f} s at most. While others wait, one whose client takes less than "
-    f"{_TERMS.pace_bytes // 1024} KiB/s over {_TERMS.window_s:.0f} s is cut. No export takes longer than "
-    f"{EXPORT_S / 60:.0f} minutes. "
+    "gzip). An answer that breaks off, without the last chunk that HTTP has at its end, is not whole. "
+    f"A client, which is a key or an address, has {_TERMS.each} exports at work at once; "
+    f"{_TERMS.each_waiting} more wait for their turn, for {_TERMS.patience_s:.0f} s at most. While others "
+    f"wait, one whose client takes less than {_TERMS.pace_bytes // 1024} KiB/s (before compression) over "
+    f"{_TERMS.window_s:.0f} s is cut. No export takes longer than {EXPORT_S / 60:.0f} minutes. "
 )
 ENDPOINTS = (
     Endpoint(

@@ -372,7 +372,7 @@ _EXAMPLES: dict[str, Any] = {
             "page": 1,
             "pages": 15000,
             "total": 15000,
-            "next": "/data?limit=1&page=2",
+            "next": "/data?limit=1&cursor=ksQIl1v0",
             "next_cursor": "ksQIl1v0",
         },
     },

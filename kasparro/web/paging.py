@@ -1,4 +1,4 @@
-"""Pages of a list: by number for people, by signed cursor for programs."""
+"""Pages of a list: by signed cursor, unless a page number is asked for."""
 
 import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -29,7 +29,12 @@ class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ] = 50
     page: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=PAGE_LIMIT)] | None,
-        msgspec.Meta(description="Which page, from 1 (the default). Excludes `cursor`.", examples=[1]),
+        msgspec.Meta(
+            description="Which page, from 1, of the rows as they are now: a row that moves between two "
+            "requests may come twice or not at all. Unset, the first page comes, and `next` leads on by "
+            "cursor. Excludes `cursor`.",
+            examples=[1],
+        ),
     ] = None
     cursor: Annotated[
         Cursor | None,
@@ -62,7 +67,11 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ]
     next: Annotated[
-        str | None, msgspec.Meta(description="The next page, as a relative URL; null on the last one.")
+        str | None,
+        msgspec.Meta(
+            description="The next page, as a relative URL: by `cursor`, or by `page` where that was given; "
+            "null on the last one."
+        ),
     ]
     next_cursor: Annotated[
         str | None, msgspec.Meta(description="The `cursor` of the next page; null on the last one.")
@@ -113,10 +122,10 @@ def pagination(
     next_cursor = following = None
     if last is not None:
         next_cursor = _sealed(_Sealed(_digest(query, path), last), signing_key)
-        if query.cursor is None:
-            following = parameters.write(query, page=(query.page or 1) + 1)
-        else:
+        if query.page is None:
             following = parameters.write(query, cursor=next_cursor)
+        else:
+            following = parameters.write(query, page=query.page + 1)
     return Pagination(
         limit=query.limit,
         page=(query.page or 1) if query.cursor is None else None,
@@ -128,21 +137,25 @@ def pagination(
 
 
 # What `links` gives, for the description.
-LINK = {"Link": "The pages around this one (RFC 8288), relative URLs: `next`, `first`, `prev`."}
+LINK = {
+    "Link": "The pages around this one (RFC 8288), relative URLs: `next` and `first`, by cursor; where "
+    "`page` was given by page, and `prev` too."
+}
 
 
 def links(query: PageQuery, path: str, found: Pagination) -> dict[str, str]:
     """The Link header (RFC 8288) of a page: where the first, the next and the previous one are.
 
-    A walk by cursor goes one way, so there is no `prev` on it.
+    A client that asked for a page by number stays with numbers. A cursor leads one way, so it has no `prev`.
     """
-    told = {"next": found.next, "first": _url(path, parameters.write(query, page=None, cursor=None))}
-    before = (found.page or 1) - 1
+    first = None if query.page is None else 1
+    related = {"next": found.next, "first": _url(path, parameters.write(query, page=first, cursor=None))}
+    before = (query.page or 1) - 1
     if found.pages is not None:
         before = min(before, found.pages)
     if before:
-        told["prev"] = _url(path, parameters.write(query, page=before))
-    return {"Link": ", ".join(f'<{url}>; rel="{name}"' for name, url in told.items() if url is not None)}
+        related["prev"] = _url(path, parameters.write(query, page=before))
+    return {"Link": ", ".join(f'<{url}>; rel="{name}"' for name, url in related.items() if url is not None)}
 
 
 def _url(path: str, query: str) -> str:

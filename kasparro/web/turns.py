@@ -21,8 +21,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What exports may take.
 
     A client has `each` at work at once and `each_waiting` more in wait, which wait for `patience_s`. Of those
-    for which others wait, a client has to take `pace_bytes` a second, on the average of every `window_s` that
-    we waited for it.
+    for which others wait, a client has to take `pace_bytes` (before compression) a second, on the average of
+    every `window_s` that we waited for it.
     """
 
     each: int = 2

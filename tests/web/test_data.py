@@ -114,26 +114,24 @@ async def test_a_page_beyond_the_end_is_empty_and_still_counts(
         }
 
 
-async def test_next_leads_through_all_pages_in_either_mode(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+@pytest.mark.parametrize("mode", ["cursor", "page"])
+async def test_next_leads_through_all_pages(client: aiohttp.ClientSession, insert: Insert, mode: str) -> None:
     await insert(*({"source_id": f"c{n:02}", "rank": n % 4 or None, "name": "a b&c,%"} for n in range(23)))
     start = "/data?limit=4&q=b%26C,%25&source=coingecko,csv&sort=-rank"
     whole = ids(await get(client, start.replace("limit=4", "limit=1000")))
-    first = await get(client, start)
-    cursor = first["pagination"]["next_cursor"]
-    for begin, mode in ((first, "page"), (await get(client, f"{start}&cursor={cursor}"), "cursor")):
-        page, seen, number = begin, ids(begin), 1
-        while (url := page["pagination"]["next"]) is not None:
-            assert url.startswith("/data?limit=4&")
-            assert "sort=-rank" in url
-            assert f"{mode}=" in url
-            page = await get(client, url)
-            seen, number = seen + ids(page), number + 1
-            assert page["pagination"]["total"] == 23
-            assert page["pagination"]["page"] == (number if mode == "page" else None)
-        assert page["pagination"]["next_cursor"] is None
-        assert seen == (whole if mode == "page" else whole[4:])
+    page = await get(client, start if mode == "cursor" else f"{start}&page=1")
+    seen, number = ids(page), 1
+    assert page["pagination"]["page"] == 1
+    while (url := page["pagination"]["next"]) is not None:
+        assert url.startswith("/data?limit=4&")
+        assert "sort=-rank" in url
+        assert ("cursor=" in url, "page=" in url) == (mode == "cursor", mode == "page")
+        page = await get(client, url)
+        seen, number = seen + ids(page), number + 1
+        assert page["pagination"]["total"] == 23
+        assert page["pagination"]["page"] == (number if mode == "page" else None)
+    assert page["pagination"]["next_cursor"] is None
+    assert seen == whole
 
 
 async def test_filters_choose_rows(client: aiohttp.ClientSession, insert: Insert) -> None:
@@ -285,18 +283,21 @@ async def test_links_lead_to_the_pages_around(client: aiohttp.ClientSession, ins
             return {str(name): str(URL(link["url"]).relative()) for name, link in answer.links.items()}
 
     query = "/data?limit=4&q=a%3Eb"
-    assert await links(query) == {"first": query, "next": "/data?limit=4&page=2&q=a%3Eb"}
-    assert await links(f"{query}&page=2") == {
-        "first": query,
-        "prev": "/data?limit=4&page=1&q=a%3Eb",
-        "next": "/data?limit=4&page=3&q=a%3Eb",
-    }
-    assert await links(f"{query}&page=99") == {"first": query, "prev": "/data?limit=4&page=3&q=a%3Eb"}
+    # By number from a page that was asked for by number,
+    numbered = [f"/data?limit=4&page={page}&q=a%3Eb" for page in range(5)]
+    assert await links(numbered[1]) == {"first": numbered[1], "next": numbered[2]}
+    assert await links(numbered[2]) == {"first": numbered[1], "prev": numbered[1], "next": numbered[3]}
+    assert await links(numbered[3]) == {"first": numbered[1], "prev": numbered[2]}
+    assert await links(f"{query}&page=99") == {"first": numbered[1], "prev": numbered[3]}
+    # else by cursor.
+    begun = await links(query)
     cursor = (await get(client, query))["pagination"]["next_cursor"]
-    on_a_walk = await links(f"{query}&cursor={cursor}")
-    assert set(on_a_walk) == {"first", "next"}
-    assert "&cursor=" in on_a_walk["next"]
-    assert ids(await get(client, on_a_walk["next"])) == ["c8"]
+    assert begun == {"first": query, "next": f"/data?limit=4&cursor={cursor}&q=a%3Eb"}
+    going_on = await links(begun["next"])
+    assert set(going_on) == {"first", "next"}
+    assert going_on["first"] == query
+    assert ids(await get(client, going_on["next"])) == ["c8"]
+    assert await links(going_on["next"]) == {"first": query}
 
 
 async def test_text_is_found_by_an_index(connection: Connection) -> None:

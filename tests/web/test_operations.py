@@ -39,6 +39,7 @@ async def test_runs_in_pages(client: aiohttp.ClientSession, connection: Connecti
         page = await get(client, url)
         assert [run["id"] for run in page["data"]] == ids[:3]
         assert (page["pagination"]["total"], page["pagination"]["pages"]) == (4, 2)
+        assert ("page=" in page["pagination"]["next"]) == ("page=" in url)
         assert [run["id"] for run in (await get(client, page["pagination"]["next"]))["data"]] == ids[3:]
     cursor = page["pagination"]["next_cursor"]
     assert [run["id"] for run in (await get(client, f"/runs?limit=3&cursor={cursor}"))["data"]] == ids[3:]
@@ -85,7 +86,9 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
         "raw": '漢,"x',
     }
     cursor = page["pagination"]["next_cursor"]
-    assert page["pagination"]["next"] == f"/runs/{run_id}/rejects?limit=2&page=2"
+    assert page["pagination"]["next"] == f"/runs/{run_id}/rejects?limit=2&cursor={cursor}"
+    numbered = await get(client, f"/runs/{run_id}/rejects?limit=2&page=1")
+    assert numbered["pagination"]["next"] == f"/runs/{run_id}/rejects?limit=2&page=2"
     rest = await get(client, f"/runs/{run_id}/rejects?cursor={cursor}")
     assert [reject["line"] for reject in rest["data"]] == [2]
     other = await add_run(connection, "succeeded")

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from yarl import URL
 
 from kasparro.batch import BatchBuilder
 from kasparro.record import Record
@@ -209,6 +210,33 @@ async def test_a_walk_over_http_returns_each_row_once_while_every_row_moves(
     assert seen == whole
     assert sorted(seen) == coins
     assert (await get(client, "/data?limit=7"))["pagination"]["total"] == 20 + 2 * hour
+
+
+async def test_following_links_misses_no_row_while_rows_move(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    def records(hour: int) -> list[Record]:
+        # Every load reverses the order.
+        ranks = range(6) if hour % 2 else range(6, 0, -1)
+        at = LONG_AGO + timedelta(hours=hour)
+        return [
+            Record(source_id=f"c{n}", symbol=None, name=None, observed_at=at, rank=rank)
+            for n, rank in enumerate(ranks)
+        ]
+
+    await load(database, "csv", *records(0))
+    url: str | None = "/data?limit=2"
+    seen, hour = [], 0
+    while url is not None:
+        async with client.get(URL(url, encoded=True)) as answer:
+            page = await answer.json()
+            link = answer.links.get("next")
+        url = page["pagination"]["next"]
+        assert url == (None if link is None else str(URL(link["url"]).relative()))
+        seen += ids(page)
+        hour += 1
+        await load(database, "csv", *records(hour))
+    assert seen == ["c5", "c4", "c3", "c2", "c1", "c0"]
 
 
 async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_cannot(
