@@ -344,14 +344,16 @@ async def row(
     *,
     fields: Sequence[str] = (),
     as_of: datetime | None = None,
-) -> str | None:
-    """One row as a JSON object, as it is now or was at a moment; None where there is, or was, no such row."""
+) -> str | datetime | None:
+    """One row as a JSON object, as it is now or was at a moment; for a moment before the first record of its
+    coin, the time of that record; None where there is no such coin.
+    """
     case = frozenset({"now" if as_of is None else "as_of"})
     statement = compose(_SQL["row"], case, (("fields", _columns(fields)),))
-    found: str | None = await connection.fetchval(
+    found = await connection.fetchrow(
         statement.text, *statement.values({"source": source, "source_id": source_id, "as_of": as_of})
     )
-    return found
+    return None if found is None else found["line"] or found["first_observed_at"]
 
 
 async def export(

@@ -1,5 +1,6 @@
 """GET /data: the newest record of every coin of every source, in pages and one by one."""
 
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Literal
 from urllib.parse import unquote_to_bytes
@@ -14,7 +15,7 @@ from kasparro.record import RANK_LIMIT
 from kasparro.settings import SOURCES
 from kasparro.store import reading
 from kasparro.store.reading import Filters, ReplicaBehind, Selection, WalkEnded, WalkFar
-from kasparro.web import paging
+from kasparro.web import paging, parameters
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.paging import PageQuery, Pagination
 from kasparro.web.problems import Problem, not_found
@@ -103,11 +104,11 @@ Fields = Annotated[
 
 
 AsOf = Annotated[
-    Moment | None,
+    parameters.MomentOrDay | None,
     msgspec.Meta(
-        description="What was newest at this moment, from history. Coins without a record until then are "
-        "left out; `asset` and `first_seen_at` are those of now.",
-        examples=["2024-06-01T12:00:00Z"],
+        description="What was newest at this moment, from history; a date means the end of that day in UTC. "
+        "Coins without a record until then are left out; `asset` and `first_seen_at` are those of now.",
+        examples=["2024-06-01", "2024-06-01T12:00:00Z"],
     ),
 ]
 
@@ -337,6 +338,14 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
     if "\x00" not in source_id:
         async with service.reading(request) as connection:
             found = await reading.row(connection, source, source_id, fields=query.fields, as_of=query.as_of)
+    if isinstance(found, datetime):
+        first = parameters.written(found)
+        raise not_found(
+            f"{source} has no record of this id until {parameters.written(query.as_of)}; "
+            f"its first record is of {first}.",
+            parameter="as_of",
+            allowed=f"a time from {first} on",
+        )
     if found is None:
         raise not_found(f"{source} has no record with this id.", parameter="source_id")
     return Response(found, media_type="application/json")

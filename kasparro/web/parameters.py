@@ -1,8 +1,8 @@
 """Query strings into the structs that describe them: what a struct says is what is allowed and documented."""
 
 import re
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -23,6 +23,8 @@ DECIMAL_CHARACTERS = 400
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _PATH = re.compile(r"`\$\.(\w+)")
 _AWARE: Any = Annotated[datetime, msgspec.Meta(tz=True)]
+# A moment that may also be given as a date, which stands for the last microsecond of that day in UTC.
+MomentOrDay = Annotated[datetime, msgspec.Meta(tz=True, extra={"date": True})]
 # A plus sign that was not percent-encoded is a space; before an offset it can be nothing else.
 _LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)", re.ASCII)
 
@@ -71,7 +73,7 @@ def write(told: msgspec.Struct, **changes: Any) -> str:
     for field in _fields(type(told)):
         value = changes.get(field.name, getattr(told, field.name))
         if value not in (field.default, None):
-            text = _written(value)
+            text = written(value)
             pairs.append(f"{field.encode_name}={quote(text, safe=',')}")
     return "&".join(pairs)
 
@@ -92,6 +94,8 @@ def describe(shape: type[msgspec.Struct], where: str) -> list[dict[str, Any]]:
                 one["type"] = "string"
         if schema.get("format") == "decimal":
             schema["type"] = "number"
+        if schema.get("format") == "date-time" and _takes_dates(_types(shape)[name]):
+            schema = {"anyOf": [schema, {"type": "string", "format": "date"}]}
         parameter: dict[str, Any] = {"name": name, "in": where, "schema": schema}
         if description:
             parameter["description"] = description
@@ -164,7 +168,16 @@ def _moment(text: str) -> datetime:
         raise ValueError("out of bounds") from None
 
 
-def _written(value: Any) -> str:
+def _moment_or_day(text: str) -> datetime:
+    try:
+        day = msgspec.convert(text, date)
+    except msgspec.ValidationError:
+        return _moment(text)
+    return datetime.combine(day, time.max, UTC)
+
+
+def written(value: Any) -> str:
+    """A value as a query string has it, before percent-encoding."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -213,16 +226,21 @@ def _fields(shape: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...
 def _parameters(shape: type[msgspec.Struct]) -> dict[str, _Parameter]:
     found = {}
     for field in _fields(shape):
-        kind = _present(msgspec.inspect.type_info(field.type))
-        many = isinstance(kind, msgspec.inspect.VarTupleType)
+        described = _types(shape)[field.encode_name]
+        kind = _present(described)
         found[field.encode_name] = _Parameter(
-            many,
+            isinstance(kind, msgspec.inspect.VarTupleType),
             isinstance(kind, msgspec.inspect.LiteralType),
-            _allowed(kind),
+            _allowed(described),
             field.required,
-            _READERS.get(type(kind), str),
+            _moment_or_day if _takes_dates(described) else _READERS.get(type(kind), str),
         )
     return found
+
+
+@cache
+def _types(shape: type[msgspec.Struct]) -> dict[str, msgspec.inspect.Type]:
+    return {field.encode_name: msgspec.inspect.type_info(field.type) for field in _fields(shape)}
 
 
 _READERS: dict[type[msgspec.inspect.Type], Callable[[str], Any]] = {
@@ -233,15 +251,28 @@ _READERS: dict[type[msgspec.inspect.Type], Callable[[str], Any]] = {
 }
 
 
-def _present(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+def _layers(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
     # A described type sits in a Metadata, and what may be left out in a Union with None.
     while True:
+        yield kind
         if isinstance(kind, msgspec.inspect.Metadata):
             kind = kind.type
         elif isinstance(kind, msgspec.inspect.UnionType):
-            kind = next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType))
+            kind = next(each for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
         else:
-            return kind
+            return
+
+
+def _present(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    *_, innermost = _layers(kind)
+    return innermost
+
+
+def _takes_dates(kind: msgspec.inspect.Type) -> bool:
+    return any(
+        isinstance(layer, msgspec.inspect.Metadata) and (layer.extra or {}).get("date", False)
+        for layer in _layers(kind)
+    )
 
 
 def _allowed(kind: msgspec.inspect.Type) -> str:
@@ -252,6 +283,11 @@ def _allowed(kind: msgspec.inspect.Type) -> str:
             return f"a whole number from {low} to {high}"
         case msgspec.inspect.DecimalType():
             return "a decimal number"
+        case msgspec.inspect.DateTimeType() if _takes_dates(kind):
+            return (
+                "an RFC 3339 time, such as 2024-06-01T12:00:00Z, or a date, such as 2024-06-01, "
+                "for the end of that day in UTC"
+            )
         case msgspec.inspect.DateTimeType():
             return "an RFC 3339 time, such as 2024-06-01T12:00:00Z"
         case msgspec.inspect.LiteralType(values=values):

@@ -278,17 +278,46 @@ LEFT JOIN (
 ) AS counted ON true;
 
 -- name: row --
--- One row as ready JSON.
-SELECT row_to_json(asked)::text
-FROM (
-    SELECT :"fields"
+-- One row as ready JSON; for a moment before its first record, the time of that record in its place.
+WITH asked AS (
+    SELECT row_to_json(chosen)::text AS line
     FROM (
-        /* include record */
-        /* include rows_then */ /* if as_of */
-        FROM unified_data /* if now */
-        WHERE source = :source AND source_id = :source_id
-    ) AS record
-) AS asked;
+        SELECT :"fields"
+        FROM (
+            /* include record */
+            /* include rows_then */ /* if as_of */
+            FROM unified_data /* if now */
+            WHERE source = :source AND source_id = :source_id
+        ) AS record
+    ) AS chosen
+)
+
+SELECT
+    line,
+    NULL::timestamptz AS first_observed_at
+FROM asked
+/* include first_observed */ /* if as_of */
+;
+
+-- name: first_observed --
+UNION ALL
+SELECT
+    NULL AS line,
+    least(
+        coin.observed_at,
+        (
+            SELECT history.observed_at
+            FROM unified_history AS history
+            WHERE history.source = coin.source AND history.source_id = coin.source_id
+            ORDER BY history.observed_at
+            LIMIT 1
+        )
+    ) AS first_observed_at
+FROM unified_data AS coin
+WHERE
+    coin.source = :source
+    AND coin.source_id = :source_id
+    AND NOT EXISTS (SELECT FROM asked)
 
 -- name: all --
 -- All rows of a selection, in order.

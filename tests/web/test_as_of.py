@@ -1,10 +1,12 @@
 """`as_of`: what was newest at a moment, from history."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -112,9 +114,93 @@ async def test_a_moment_shows_every_coin_that_had_a_record_by_then(
     assert await prices("as_of=2024-06-01T14:00:00Z&price_usd_max=4") == {"a": 3}
     assert await prices("as_of=9999-01-01T00:00:00Z") == await prices("sort=source") == {"a": 3, "b": 5}
     assert (await get(client, "/data/csv/a?as_of=2024-06-01T13:59:00Z&fields=price_usd")) == {"price_usd": 2}
-    assert (await get(client, "/data/csv/a?as_of=2024-06-01T11:59:00Z", 404))["parameter"] == "source_id"
+    assert (await get(client, "/data/csv/a?as_of=2024-06-01T11:59:00Z", 404))["parameter"] == "as_of"
     page = (await get(client, "/data?as_of=2024-06-01T13:00:00Z&limit=1"))["pagination"]
     assert (page["total"], page["pages"], page["page"]) == (None, None, 1)
+
+
+async def test_a_date_is_the_end_of_its_day_in_utc(client: aiohttp.ClientSession, database: Database) -> None:
+    midnight = datetime(2024, 6, 2, tzinfo=UTC)
+    for price_usd, at in (
+        ("1", midnight - timedelta(days=1)),
+        ("2", midnight - timedelta(microseconds=1)),
+        ("3", midnight),
+    ):
+        record = Record(source_id="a", symbol=None, name=None, observed_at=at, price_usd=price_usd)
+        await load(database, "csv", record)
+
+    async def price(as_of: str) -> Any:
+        (row,) = (await get(client, f"/data?as_of={as_of}"))["data"]
+        assert await get(client, f"/data/csv/a?as_of={as_of}") == row
+        async with client.get(f"/data.ndjson?as_of={as_of}") as answer:
+            assert msgspec.json.decode(await answer.read())["price_usd"] == row["price_usd"]
+        return row["price_usd"]
+
+    assert await price("2024-06-01") == await price("2024-06-01T23:59:59.999999Z") == 2
+    assert await price("2024-06-02") == await price("2024-06-02T00:00:00Z") == 3
+    assert await price("9999-12-31") == 3
+    assert (await get(client, "/data?as_of=2024-05-31"))["data"] == []
+
+
+async def test_a_date_and_its_last_moment_are_one_query(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    await load(
+        database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "abc")
+    )
+    page = await get(client, "/data?as_of=2024-06-01&limit=2")
+    assert "as_of=2024-06-01T23%3A59%3A59.999999Z" in page["pagination"]["next"]
+    assert ids(await get(client, page["pagination"]["next"])) == ["c"]
+    cursor = page["pagination"]["next_cursor"]
+    assert ids(await get(client, f"/data?as_of=2024-06-01&limit=2&cursor={cursor}")) == ["c"]
+    other = await get(client, f"/data?as_of=2024-06-02&limit=2&cursor={cursor}", 400)
+    assert other["parameter"] == "cursor"
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["2024-02-30", "20240601", "2024-W22-6", "2024-6-1", "0000-01-01", "2024-06", "today", "", "2024-06-01Z"],
+)
+async def test_what_is_neither_a_moment_nor_a_date_is_refused(
+    client: aiohttp.ClientSession, told: str
+) -> None:
+    for path in ("/data", "/data/csv/a", "/data.csv"):
+        problem = await get(client, f"{path}?as_of={told}", 400)
+        assert problem["parameter"] == "as_of"
+        assert problem["allowed"] == (
+            "an RFC 3339 time, such as 2024-06-01T12:00:00Z, or a date, such as 2024-06-01, for the end of "
+            "that day in UTC"
+        )
+    # Where a date could mean the start of the day as well as its end, only a moment will do.
+    assert (await get(client, "/data?updated_since=2024-06-01", 400))["parameter"] == "updated_since"
+
+
+async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
+    client: aiohttp.ClientSession, database: Database, insert: Insert
+) -> None:
+    for hours in (2, 5):
+        at = LONG_AGO + hours * HOUR
+        await load(database, "csv", Record(source_id="a", symbol=None, name=None, observed_at=at))
+    # One whose only record is the one it has now.
+    await insert({"source_id": "b"})
+
+    for path, as_of, until, first in (
+        ("csv/a", "2024-06-01T13:59:59.999999Z", "2024-06-01T13:59:59.999999Z", "2024-06-01T14:00:00Z"),
+        ("csv/a", "2024-05-31", "2024-05-31T23:59:59.999999Z", "2024-06-01T14:00:00Z"),
+        ("coingecko/b", "2020-01-01T00:00:00%2B01:00", "2019-12-31T23:00:00Z", "2024-06-01T12:00:00Z"),
+    ):
+        problem = await get(client, f"/data/{path}?as_of={as_of}&fields=price_usd", 404)
+        source = path.partition("/")[0]
+        assert problem["detail"] == (
+            f"{source} has no record of this id until {until}; its first record is of {first}."
+        )
+        assert (problem["parameter"], problem["allowed"]) == ("as_of", f"a time from {first} on")
+        assert await get(client, f"/data/{path}?as_of={first}&fields=price_usd") == {"price_usd": None}
+
+    # An id that never had a record is unknown at any time.
+    nosuch = await get(client, "/data/csv/nosuch?as_of=2024-06-01", 404)
+    assert (nosuch["parameter"], nosuch["detail"]) == ("source_id", "csv has no record with this id.")
+    assert (await get(client, "/data/coingecko/a?as_of=2020-01-01", 404))["parameter"] == "source_id"
 
 
 async def test_a_walk_through_a_moment_goes_on_while_history_grows(

@@ -143,6 +143,10 @@ async def test_parameters_are_described_by_the_structs_that_read_them(client: ai
     assert all(one["description"] for one in described.values())
     assert described["price_usd_min"]["schema"]["type"] == "number"
     assert described["updated_since"]["schema"]["format"] == "date-time"
+    assert described["as_of"]["schema"] == {
+        "anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}],
+        "examples": ["2024-06-01", "2024-06-01T12:00:00Z"],
+    }
     assert described["limit"]["schema"] == {
         "type": "integer",
         "minimum": 1,
