@@ -53,6 +53,10 @@ _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[
 _INTERRUPTIONS = (KasparroError, TimeoutError)
 
 
+# Clients of other APIs send their keys as parameters, such as x_cg_demo_api_key.
+_CREDENTIAL = re.compile(r"([^&=]*(?:key|token|secret|passw)[^&=]*=)[^&]+", re.IGNORECASE)
+
+
 class Front:
     """Admits every request or refuses it, counts it, and gives every answer its headers; an error nobody
     caught becomes a 500.
@@ -72,7 +76,7 @@ class Front:
         self._cors = Cors(service.settings.cors_origins)
         self._always = [(b"x-content-type-options", b"nosniff"), *self._cors.always]
         # Asked once: a call that logs nothing costs as much as the look-up of an answer.
-        self._tells = structlog.get_logger().is_enabled_for(logging.DEBUG)
+        self._logs_access = structlog.get_logger().is_enabled_for(logging.DEBUG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass the lifespan on."""
@@ -96,7 +100,7 @@ class Front:
                 self._meter.count_key(key)
         if b"origin" in headers:
             added = [*added, *self._cors.headers(headers[b"origin"])]
-        if refusal is not None or not await self._send_ready(scope, headers, added, started, send):
+        if refusal is not None or not await self._send_ready(scope, headers, added, started, send, key=key):
             exchange = Exchange(headers, added, started)
             exchange.key = key
             refusal = refusal or _refusal(scope, headers)
@@ -113,7 +117,14 @@ class Front:
             await self._answer(app, exchange, scope, receive, send)
 
     async def _send_ready(
-        self, scope: Scope, headers: dict[bytes, bytes], added: HeaderList, started: float, send: Send
+        self,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        added: HeaderList,
+        started: float,
+        send: Send,
+        *,
+        key: str | None,
     ) -> bool:
         # Sends the answer where it needs nothing but sending; otherwise does nothing, and says so.
         if (
@@ -151,8 +162,8 @@ class Front:
         )
         await send(body)
         self._meter.count((variant.route, scope["method"], status, HIT), time.perf_counter() - started)
-        if self._tells:
-            self._tell(scope, status, started, told_id.decode())
+        if self._logs_access:
+            _log_access(scope, key, status, started, told_id.decode())
         return True
 
     async def _answer(
@@ -204,18 +215,24 @@ class Front:
         finally:
             label = (exchange.route, scope["method"], status, exchange.cache)
             self._meter.count(label, time.perf_counter() - exchange.started)
-        if self._tells:
-            self._tell(scope, status, exchange.started, exchange.request_id)
+        if self._logs_access:
+            _log_access(scope, exchange.key, status, exchange.started, exchange.request_id)
 
-    def _tell(self, scope: Scope, status: int, started: float, told_id: str) -> None:
-        log.debug(
-            "answered",
-            method=scope["method"],
-            path=scope["path"],
-            status=status,
-            ms=round((time.perf_counter() - started) * 1e3, 2),
-            request_id=told_id,
-        )
+
+def _log_access(scope: Scope, key: str | None, status: int, started: float, request_id: str) -> None:
+    # The access log: who asked for what, and what became of it.
+    client = scope["client"]
+    log.debug(
+        "request_answered",
+        address=client[0] if client else None,
+        key=key,
+        method=scope["method"],
+        path=scope["path"],
+        query=_CREDENTIAL.sub(r"\1***", scope["query_string"].decode("latin-1")),
+        status=status,
+        ms=round((time.perf_counter() - started) * 1e3, 2),
+        request_id=request_id,
+    )
 
 
 def _end(connection: Connection | None) -> None:

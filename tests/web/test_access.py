@@ -289,3 +289,42 @@ async def test_many_keys_and_clients_at_once(database_url: str) -> None:
         )
     assert found.count(200) == 40
     assert found.count(429) == 20
+
+
+async def test_the_access_log_says_who_asked_for_what(database_url: str, logged: LogEvents) -> None:
+    settings = Settings(api_keys=KEYS, trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings) as client:
+        alice = {"X-API-Key": "first-secret", "X-Forwarded-For": "192.0.2.7"}
+        url = "/data?symbol=btc&q=%C3%A9%0A"
+        # Read from the database, then sent from the cache.
+        assert await status(client, url, **alice) == 200
+        await kept(client, url, **alice)
+        assert await status(client, "/data?nosuch=1", **alice) == 400
+        assert await status(client, "/data?limit=2") == 401
+        assert await status(client, "/health/live") == 200
+    seen = [event for event in logged.seen if event["event"] == "request_answered"]
+    assert {event["level"] for event in seen} == {"debug"}
+    fields = ("address", "key", "method", "path", "query", "status")
+    found = [tuple(event[field] for field in fields) for event in seen]
+    ready = ("192.0.2.7", "alice", "GET", "/data", "symbol=btc&q=%C3%A9%0A", 200)
+    count = found.count(ready)
+    assert count >= 2
+    assert found == [
+        *(ready for _ in range(count)),
+        ("192.0.2.7", "alice", "GET", "/data", "nosuch=1", 400),
+        ("127.0.0.1", None, "GET", "/data", "limit=2", 401),
+        ("127.0.0.1", None, "GET", "/health/live", "", 200),
+    ]
+    for event in seen:
+        assert event["ms"] >= 0
+        assert event["request_id"]
+
+
+async def test_the_access_log_has_no_secret(database_url: str, logged: LogEvents) -> None:
+    async with serving(database_url, LOCKED) as client:
+        query = "limit=2&x_cg_demo_api_key=first-secret&ACCESS-TOKEN=first-secret&client_secret=a%26b&q=key"
+        await status(client, f"/data?{query}", X_API_Key="first-secret")
+        await status(client, "/data?key=", Authorization="Bearer first-secret")
+    queries = [event["query"] for event in logged.seen if event["event"] == "request_answered"]
+    assert queries == ["limit=2&x_cg_demo_api_key=***&ACCESS-TOKEN=***&client_secret=***&q=key", "key="]
+    assert "first-secret" not in str(logged.seen)
