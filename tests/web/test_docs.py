@@ -1,10 +1,10 @@
 """The description of the API, and its page."""
 
-import asyncio
 import json
 import re
 import shutil
-from pathlib import Path
+from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
+from playwright.async_api import Locator, Page, async_playwright
 from yarl import URL
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
@@ -23,7 +24,7 @@ from tests.pipeline.test_report import add_run, add_source
 from tests.web.conftest import Insert, serving
 from tests.web.test_operations import Loop
 
-BROWSER = shutil.which("chromium")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # What HTTP itself needs; descriptions are of the rest.
 OWN_HEADERS = {"content-type", "content-length", "content-encoding", "date", "transfer-encoding"}
 
@@ -212,26 +213,89 @@ async def test_the_page_asks_no_other_host(client: aiohttp.ClientSession) -> Non
             assert await answer.read()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium on this machine")
-async def test_a_browser_without_a_network_shows_every_operation(
-    client: aiohttp.ClientSession, tmp_path: Path
+@pytest.fixture
+async def tab() -> AsyncIterator[Page]:
+    """A tab of a real browser."""
+    if BROWSER is None:
+        pytest.skip("Chromium is not installed; Debian's package is chromium")
+    async with async_playwright() as driver:
+        browser = await driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        try:
+            yield await browser.new_page()
+        finally:
+            await browser.close()
+
+
+async def execute(tab: Page, client: aiohttp.ClientSession, operation: str, **fields: str) -> Locator:
+    """Try an operation out on the page with these texts filled in; gives the part that shows the answer."""
+    # A new fragment alone loads nothing.
+    await tab.goto("about:blank")
+    await tab.goto(f"{client._base_url}/docs#/data/{operation}")
+    opened = tab.locator(".opblock.is-open")
+    for name, text in fields.items():
+        await opened.locator(f"tr[data-param-name={name}] input").fill(text)
+    await opened.get_by_role("button", name="Execute").click()
+    answer = opened.locator(".live-responses-table")
+    await answer.wait_for()
+    return answer
+
+
+async def saved(tab: Page, link: Locator) -> str:
+    """The text of the file that a click on this downloads."""
+    async with tab.expect_download() as download:
+        await link.click()
+    return (await (await download.value).path()).read_bytes().decode()
+
+
+async def test_a_browser_shows_every_operation_and_asks_no_other_host(
+    client: aiohttp.ClientSession, tab: Page
 ) -> None:
     document = await description(client)
-    browser = await asyncio.create_subprocess_exec(
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--virtual-time-budget=20000"),
-        *("--dump-dom", f"http://127.0.0.1:{client._base_url.port}/docs"),  # type: ignore[union-attr]
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        async with asyncio.timeout(60):
-            page, _ = await browser.communicate()
-    finally:
-        if browser.returncode is None:
-            browser.kill()
-    shown = re.findall(r'class="opblock-summary-path" data-path="([^"]+)"', page.decode())
-    assert shown == [path for path, operations in document["paths"].items() for _ in operations]
+    hosts = set()
+    tab.on("request", lambda request: hosts.add(URL(request.url).authority))
+    await tab.goto(f"{client._base_url}/docs")
+    expected = [path for path, operations in document["paths"].items() for _ in operations]
+    blocks = tab.locator(".opblock-summary-path")
+    await blocks.nth(len(expected) - 1).wait_for()
+    assert [await block.get_attribute("data-path") for block in await blocks.all()] == expected
+    assert hosts == {URL(str(client._base_url)).authority}
+
+
+async def test_a_browser_shows_every_digit(client: aiohttp.ClientSession, tab: Page, insert: Insert) -> None:
+    digits = {
+        "price_usd": Decimal("118142961.899676295445666961"),
+        "market_cap_usd": Decimal(123456789012345678901234567890),
+        "volume_24h_usd": Decimal("0.000000000000000000000000123"),
+        "percent_change_1h": Decimal("-1.10"),
+    }
+    await insert({"source_id": "a", "name": '"\\ 1.000000000000000000001 é', **digits})
+    async with client.get("/data") as answer:
+        sent = json.loads(await answer.text(), parse_float=str, parse_int=str)
+    shown = await execute(tab, client, "page")
+    code = shown.locator(".highlight-code code")
+    for text in (await code.inner_text(), await saved(tab, shown.locator(".download-contents"))):
+        assert json.loads(text, parse_float=str, parse_int=str) == sent
+        # For people: a value a line.
+        assert f'\n      "price_usd": {digits["price_usd"]},\n' in text
+
+    # An answer that is a problem, too.
+    shown = await execute(tab, client, "page", price_usd_min="118142961.899676295445666962")
+    assert json.loads(await shown.locator("code").inner_text())["data"] == []
+    shown = await execute(tab, client, "page", cursor="x")
+    assert json.loads(await shown.locator("code").inner_text())["parameter"] == "cursor"
+
+
+async def test_a_browser_downloads_csv_for_spreadsheets(
+    client: aiohttp.ClientSession, tab: Page, insert: Insert
+) -> None:
+    await insert({"source_id": "a", "name": "=1+1", "price_usd": Decimal("118142961.899676295445666961")})
+    for operation, query in (("export_csv", "/data.csv?spreadsheet=true"), ("export_ndjson", "/data.ndjson")):
+        async with client.get(query) as answer:
+            sent = (await answer.read()).decode()
+        shown = await execute(tab, client, operation)
+        assert await saved(tab, shown.get_by_text("Download file")) == sent
 
 
 async def test_the_pages_take_no_parameters_and_no_ranges(client: aiohttp.ClientSession) -> None:
