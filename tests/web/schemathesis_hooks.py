@@ -18,7 +18,7 @@ def filter_query(context: HookContext, query: Any) -> bool:
     """What a query string cannot tell is not asked: an object is nothing or a text there, a list of one is
     its item, one item of a comma list is a list, and an item that holds a comma is two."""
     assert context.operation is not None
-    lists = {one.name for one in context.operation.query if one.definition["schema"]["type"] == "array"}
+    lists = {one.name for one in context.operation.query if one.definition["schema"].get("type") == "array"}
     return all(_is_plain(value, listed=name in lists) for name, value in (query or {}).items())
 
 
