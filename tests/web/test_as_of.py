@@ -158,14 +158,14 @@ async def test_a_date_and_its_last_moment_are_one_query(
 
 
 @pytest.mark.parametrize(
-    "told",
+    "text",
     ["2024-02-30", "20240601", "2024-W22-6", "2024-6-1", "0000-01-01", "2024-06", "today", "", "2024-06-01Z"],
 )
 async def test_what_is_neither_a_moment_nor_a_date_is_refused(
-    client: aiohttp.ClientSession, told: str
+    client: aiohttp.ClientSession, text: str
 ) -> None:
     for path in ("/data", "/data/csv/a", "/data.csv"):
-        problem = await get(client, f"{path}?as_of={told}", 400)
+        problem = await get(client, f"{path}?as_of={text}", 400)
         assert problem["parameter"] == "as_of"
         assert problem["allowed"] == (
             "an RFC 3339 time, such as 2024-06-01T12:00:00Z, or a date, such as 2024-06-01, for the end of "

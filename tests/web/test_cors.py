@@ -50,6 +50,7 @@ async def test_named_origins_may_read_and_no_others(database_url: str, warm: boo
             async with client.options("/data", headers={"Origin": origin, **PREFLIGHT}) as answer:
                 assert allowed(answer) == told
                 assert ("Access-Control-Allow-Methods" in answer.headers) is (told is not None)
-        async with client.get("/data") as answer:
-            assert allowed(answer) is None
-            assert answer.headers["Vary"] == "Accept-Encoding, Origin"
+        for path in ("/data", "/data.csv"):
+            async with client.get(path) as answer:
+                assert allowed(answer) is None
+                assert answer.headers["Vary"] == "Accept-Encoding, Origin"
