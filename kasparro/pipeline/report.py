@@ -113,7 +113,7 @@ class RunReport(_Report, frozen=True, kw_only=True):
     """One pass over the sources: what each came to, and the sum."""
 
     id: int
-    trigger: Literal["startup", "schedule", "api", "etl", "replay"]
+    trigger: Literal["startup", "schedule", "retry", "api", "etl", "replay"]
     status: RunStatus
     started_at: Moment
     finished_at: Moment | None

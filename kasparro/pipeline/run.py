@@ -10,11 +10,19 @@ from typing import Self
 
 import structlog
 
+from kasparro.concurrency import run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, one_line
 from kasparro.payload import Retention
 from kasparro.pipeline.keeping import Keeping
 from kasparro.pipeline.persistence import Persistence
-from kasparro.pipeline.source_pass import Outcome, SourcePass, Status, Terms, Trigger
+from kasparro.pipeline.source_pass import (
+    Outcome,
+    SourcePass,
+    Status,
+    Terms,
+    TransientFailure,
+    Trigger,
+)
 from kasparro.sources.base import Source, utc_now
 from kasparro.store import past
 from kasparro.store.database import Database
@@ -25,6 +33,8 @@ log = structlog.get_logger()
 
 # A stopping service has 10 s: requests get the first few, the batch under way the rest.
 STOP_GRACE_S = 6.0
+# How long a run that broke off tries to write that it did.
+ABANDON_S = 2.0
 
 
 def no_limit(source: str) -> int | None:
@@ -68,6 +78,8 @@ class Run:
         self._retention = retention
         self._told_at = told_at
         self._lock = SessionLock(database, "run")
+        self.transient_failures: dict[str, TransientFailure | None] = {}
+        """Of each source that has ended: why trying again soon may work; None where it would not help."""
 
     async def __aenter__(self) -> Self:
         if not await self._lock.acquire():
@@ -87,17 +99,14 @@ class Run:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, RunLost):
-            stopped = isinstance(error, asyncio.CancelledError)
-            status: Status = "interrupted" if stopped else "failed"
-            reason = "cut off before its end" if stopped else f"internal error ({type(error).__name__})"
-            if isinstance(error, KasparroError):
-                reason = str(error)
-            # Best effort: where even this fails, the next run finds this one and marks it.
-            with suppress(KasparroError, TimeoutError):
-                async with asyncio.timeout(2):
-                    await self._record.abandon(status, reason, self._clock())
-        await self._lock.release()
+        try:
+            if error is not None and not isinstance(error, RunLost):
+                # Best effort: where even this fails, the next run finds this one and marks it.
+                with suppress(KasparroError, TimeoutError):
+                    async with timeout(ABANDON_S):
+                        await self._record.abandon(*_ended_by(error), self._clock())
+        finally:
+            await self._lock.release()
 
     @property
     def id(self) -> int:
@@ -126,11 +135,10 @@ class Run:
             for source in self._sources
         ]
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one.work(stop)) for one in passes]
+            outcomes = set(await run_together(*(each.work(stop) for each in passes)))
         except BaseExceptionGroup as errors:
             raise _most_telling(errors) from errors
-        outcomes = {task.result() for task in tasks}
+        self.transient_failures = {each.name: each.transient_failure for each in passes}
         if self._terms.trigger == "replay":
             # What has nothing to be read again is no shortcoming of it.
             outcomes.discard("skipped")
@@ -158,6 +166,16 @@ def together(outcomes: Set[Outcome]) -> Status:
         return "interrupted"
     (only, *others) = outcomes or {"partial"}
     return "partial" if others or only == "skipped" else only
+
+
+def _ended_by(error: BaseException) -> tuple[Status, str]:
+    """The status and the reason of a run that this error ended."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        return "interrupted", "cut off before its end"
+    if isinstance(error, KasparroError):
+        return "failed", str(error)
+    return "failed", f"internal error ({type(error).__name__})"
 
 
 def _most_telling(errors: BaseExceptionGroup) -> BaseException:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -10,14 +10,17 @@ from typing import Self
 
 import structlog
 
-from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost
+from kasparro.concurrency import failure, timeout
+from kasparro.errors import DatabaseUnavailable, RunInProgress, RunLost
+from kasparro.pipeline.retries import Retries
 from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.pipeline.source_pass import Trigger
 from kasparro.settings import Settings
 from kasparro.sources.base import utc_now
 from kasparro.sources.registry import build
 from kasparro.store.database import Database
-from kasparro.store.runs import SessionLock, bury_dead, last_start
+from kasparro.store.runs import SessionLock, bury_dead, dead_sources, last_start
+from kasparro.supervision import Supervisor
 
 log = structlog.get_logger()
 
@@ -31,7 +34,8 @@ class Scheduler:
     """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
     its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
 
-    A database that is out of reach is waited for, and `prepare` readies it once it answers.
+    A database that is out of reach is waited for, and `prepare` readies it once it answers. Between its runs,
+    sources that failed for a transient reason are tried again. `supervisor` keeps the loop going.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Scheduler:
         *,
         prepare: Callable[[], Awaitable[None]],
         clock: Callable[[], datetime] = utc_now,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -48,6 +53,8 @@ class Scheduler:
         self._clock = clock
         # For as long as the process: two runs within a minute share the limits that the upstreams set.
         self._sources = build(settings, settings.sources)
+        self._retries = Retries(settings.interval) if settings.interval else None
+        self._supervisor = supervisor or Supervisor()
         self._stop = asyncio.Event()
         self._lock = SessionLock(database, "lead")
         self._led = False
@@ -56,14 +63,14 @@ class Scheduler:
         """When the next run is due, as far as this process knows; None while one works or none will come."""
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.create_task(self._keep_running())
+        self._loop = self._supervisor.start("scheduler", self._keep_running)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        working = {self._loop, *self._runs}
+        working = {self._loop.task, *self._runs}
         _, late = await asyncio.wait(working, timeout=STOP_GRACE_S)
         if late:
             log.warning("run cut off: its batch did not end in time")
@@ -75,6 +82,12 @@ class Scheduler:
     def stop(self) -> None:
         """Begin to end: no further run starts, and the one at work ends at its next batch border."""
         self._stop.set()
+        self._loop.let_end()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that runs the loop."""
+        return self._lock.held
 
     async def trigger(self) -> int:
         """Start a run now and return its id. Raises RunInProgress, DatabaseUnavailable."""
@@ -92,16 +105,11 @@ class Scheduler:
                 await self._lead()
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", reason=str(error))
-            except KasparroError as error:
-                log.error("the loop cannot run", reason=str(error))
-            except Exception:
-                # Whatever it is, tomorrow's data matters more than today's exception.
-                log.exception("the loop met an error and goes on")
             await self._pause(CHECK_S)
 
     async def _lead(self) -> None:
-        interval = self._settings.interval
-        if interval is None:
+        interval, retries = self._settings.interval, self._retries
+        if interval is None or retries is None:
             while not self._stop.is_set():
                 await bury_dead(self._database, self._clock())
                 await self._pause(CHECK_S)
@@ -119,10 +127,13 @@ class Scheduler:
             await bury_dead(self._database, self._clock())
             trigger: Trigger = "startup" if first and not self._led else "schedule"
             due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
+            if trigger != "startup":
+                await self._take_over(retries)
             self._led = True
             while lead.held and not self._stop.is_set():
-                wait = due - time.monotonic()
-                self.next_run_at = self._clock() + timedelta(seconds=wait) if wait > 0 else None
+                left = due - time.monotonic()
+                self.next_run_at = self._clock() + timedelta(seconds=left) if left > 0 else None
+                wait = min(due, retries.next_at) - time.monotonic()
                 if wait > 0:
                     # In short steps, to notice soon that the lead is lost, or that a run elsewhere has died.
                     await self._pause(min(wait, CHECK_S))
@@ -130,6 +141,9 @@ class Scheduler:
                         due = min(due, time.monotonic() + await self._left(interval))
                     continue
                 try:
+                    if left > 0:
+                        await self._run("retry", only=retries.due())
+                        continue
                     await self._run(trigger)
                 except RunInProgress:
                     log.debug("loop waits for a run of another")
@@ -140,10 +154,22 @@ class Scheduler:
                     due += interval.total_seconds()
                 log.debug("loop waits", seconds=round(due - time.monotonic(), 1))
 
-    async def _run(self, trigger: Trigger, started: asyncio.Future[int] | None = None) -> None:
+    async def _take_over(self, retries: Retries) -> None:
+        # What the process that led before would have tried again; only it knew the pauses.
+        for source in await dead_sources(self._database, [source.name for source in self._sources]):
+            if not retries.known(source):
+                retries.failed(source)
+
+    async def _run(
+        self,
+        trigger: Trigger,
+        started: asyncio.Future[int] | None = None,
+        *,
+        only: Collection[str] | None = None,
+    ) -> None:
         run = Run(
             self._database,
-            self._sources,
+            [source for source in self._sources if only is None or source.name in only],
             trigger,
             budget=self._settings.monthly_calls,
             interval=self._settings.interval,
@@ -157,6 +183,13 @@ class Scheduler:
                 await run.work(self._stop)
             except RunLost as lost:
                 log.warning("run lost", run=run.id, reason=str(lost))
+                return
+        if self._retries is not None and not self._stop.is_set():
+            for source, transient in run.transient_failures.items():
+                if transient is None:
+                    self._retries.succeeded(source)
+                else:
+                    self._retries.failed(source, transient.not_before_s)
 
     async def _planned(self, interval: timedelta) -> datetime | None:
         last = await last_start(self._database)
@@ -171,17 +204,15 @@ class Scheduler:
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with timeout(seconds):
                 await self._stop.wait()
 
 
 def _pass_on(ended: asyncio.Task[None], started: asyncio.Future[int]) -> None:
     """Give the error of a run that never began to whoever waits for its id; log that of one that did."""
-    error = None if ended.cancelled() else ended.exception()
+    error = failure(ended)
     if started.done():
         if error is not None:
             log.error("run broke", exc_info=error)
     elif error is not None:
         started.set_exception(error)
-    else:
-        started.cancel()

@@ -11,6 +11,7 @@ import structlog
 from asyncpg import Record
 
 from kasparro.batch import Batch
+from kasparro.concurrency import failure
 from kasparro.errors import DatabaseUnavailable, NothingDue, RunLost, SourceError, StatementTooLong
 from kasparro.pipeline import breaker
 from kasparro.pipeline.anomalies import LOOKED_BACK
@@ -27,9 +28,15 @@ from kasparro.store.runs import RunRecord
 
 log = structlog.get_logger()
 
-Trigger = Literal["startup", "schedule", "api", "etl", "replay"]
+Trigger = Literal["startup", "schedule", "retry", "api", "etl", "replay"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
 Outcome = Literal[Status, "skipped"]
+
+
+class TransientFailure(msgspec.Struct, frozen=True):
+    """A pass failed in a way that may be over soon; before `not_before_s` it is no use to try again."""
+
+    not_before_s: float = 0.0
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +74,8 @@ class SourcePass:
         self._calls = 0
         self._refusals: Counter[str] = Counter()
         self._profile: Profile | None = None
+        self.name = source.name
+        self.transient_failure: TransientFailure | None = None
         self._log = log.bind(run=record.id, source=source.name)
 
     async def work(self, stop: asyncio.Event) -> Outcome:
@@ -75,7 +84,9 @@ class SourcePass:
         Raises RunLost, and DatabaseUnavailable where the outcome could not be written.
         """
         circuit = await self._circuit()
-        if circuit.rests_until is not None and self._terms.trigger == "schedule":
+        if circuit.rests_until is not None and self._terms.trigger in {"schedule", "retry"}:
+            rest_s = (circuit.rests_until - self._clock()).total_seconds()
+            self.transient_failure = TransientFailure(rest_s)
             return await self._skip(
                 f"its last {breaker.FAILURES} passes failed; it is asked again after "
                 f"{circuit.rests_until:%H:%M:%S} UTC"
@@ -88,11 +99,15 @@ class SourcePass:
             return await self._skip(str(nothing))
         except SourceError as error:
             failure, dead = str(error), isinstance(error, UpstreamError)
+            if isinstance(error, UpstreamError) and error.passing:
+                self.transient_failure = TransientFailure(error.retry_after_s or 0.0)
         except RunLost:
             raise
         except (DatabaseUnavailable, StatementTooLong) as error:
             # It may still take the outcome: a full disk has room for that, a locked table is another's.
             stopped, failure = stop.is_set(), str(error)
+            if isinstance(error, DatabaseUnavailable):
+                self.transient_failure = TransientFailure()
         except Exception as error:
             log.exception("source broke", run=self._record.id, source=self._name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
@@ -139,6 +154,7 @@ class SourcePass:
             interval=self._terms.interval,
             probing=circuit.probing,
             count_call=self._count_call,
+            uncount_call=self._uncount_call,
             keep=lambda payload: self._keeping.keep(self._name, payload),
             progress=lambda done, total: self._terms.watch(self._name, done, total),
         )
@@ -161,6 +177,8 @@ class SourcePass:
         try:
             while True:
                 await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done() and (error := failure(coming)) is not None:
+                    raise error
                 batch = coming.result() if coming.done() else None
                 if coming.done() and batch is None:
                     return False
@@ -228,6 +246,10 @@ class SourcePass:
         if not await self._persistently(lambda: self._record.count_call(self._name, now, limit)):
             raise _spent(limit, now)
         self._calls += 1
+
+    async def _uncount_call(self) -> None:
+        await self._persistently(lambda: self._record.uncount_call(self._name, self._clock()))
+        self._calls -= 1
 
 
 def judged(

@@ -1,20 +1,23 @@
 """Brings an answer to the caller, whole or the way a delivery fault says."""
 
-import asyncio
 import socket
 import struct
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
+from kasparro.concurrency import timeout
 from kasparro.simulator import faults
 from kasparro.simulator.calls import Call
 from kasparro.simulator.faults import Delivery
 from kasparro.simulator.upstream import HTML, JSON, PLAIN, Answer, Upstream
+
+if TYPE_CHECKING:
+    import asyncio
 
 _CHUNK = 65_536
 _DRIPS_PER_SECOND = 20
@@ -81,7 +84,7 @@ class Line:
         for place in range(0, len(answer.body), step):
             if place:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(step / bytes_per_second):
+                    async with timeout(step / bytes_per_second):
                         await self.gone()
                         return False
             await self.write(answer.body[place : place + step], more=True)

@@ -45,7 +45,8 @@ class Pass(msgspec.Struct, kw_only=True):
     them, `interval` is the time between runs, None where nobody knows it, and `probing` says that the
     source has failed again and again: its first call is not repeated. `note` is what a person should know
     of the pass that is no error. `count_call()` books a call upstream before it is made and, as `month()`,
-    raises SourceError where the month's budget is spent; `keep(payload)` stores what the call was answered,
+    raises SourceError where the month's budget is spent; `uncount_call()` takes the last booking back, where
+    nothing was sent; `keep(payload)` stores what the call was answered,
     and costs no pass its records where it cannot; `progress(done, total)` moves a bar, in the source's own
     unit, where `total` may be unknown.
     `planned` is the share of its list that a source sets out to bring, told where that is not all of it.
@@ -60,6 +61,7 @@ class Pass(msgspec.Struct, kw_only=True):
     interval: timedelta | None = None
     probing: bool = False
     count_call: Callable[[], Awaitable[None]] = _uncounted
+    uncount_call: Callable[[], Awaitable[None]] = _uncounted
     keep: Callable[[Payload], Awaitable[None]] = _unkept
     progress: Callable[[float, float | None], None] = lambda done, total: None
     planned: float = 1.0

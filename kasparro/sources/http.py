@@ -14,6 +14,7 @@ import msgspec
 import stamina
 
 from kasparro import __version__
+from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
 from kasparro.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
 from kasparro.sources.base import Pass
@@ -136,7 +137,7 @@ class Client(AbstractAsyncContextManager["Client"]):
             return error.retry_after_s if loop.time() + error.retry_after_s < deadline else False
 
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with timeout(self._deadline - loop.time()):
                 async for attempt in stamina.retry_context(
                     on=backoff,
                     attempts=patience.attempts,
@@ -175,6 +176,8 @@ class Client(AbstractAsyncContextManager["Client"]):
                 ) as response:
                     await _read(response, body)
             except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+                if isinstance(error, _NOTHING_SENT):
+                    await self._passing.uncount_call()
                 await self._keep(path, parameters, response, bytes(body), complete=False)
                 raise self._error(_trouble(error), passing=True) from error
         payload = await self._keep(
@@ -256,6 +259,10 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     def _error(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> UpstreamError:
         return UpstreamError(f"{self._name} {text}", passing=passing, retry_after_s=retry_after_s)
+
+
+# No connection came about, so the upstream was asked nothing: DNS, refused, unreachable, TLS, a proxy.
+_NOTHING_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 
 
 async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

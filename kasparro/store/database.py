@@ -1,6 +1,5 @@
 """Connections to PostgreSQL: pools for reading and writing, and which of their errors pass."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTooLong, one_line
 from kasparro.store import hosts
 
@@ -301,7 +301,7 @@ class _Pool:
 
     async def close(self) -> None:
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            async with timeout(CONNECT_TIMEOUT_S):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()

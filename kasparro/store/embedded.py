@@ -30,6 +30,7 @@ from urllib.parse import quote
 
 import asyncpg
 
+from kasparro.concurrency import timeout
 from kasparro.store import embedded_supervisor
 from kasparro.store.embedded_programs import EmbeddedPostgresError, Programs, find_programs, for_unprivileged
 
@@ -62,7 +63,7 @@ class EmbeddedPostgres:
             try:
                 # Free but for the moments in which a supervisor stops the server that everybody left.
                 async with (
-                    asyncio.timeout(STOP_PATIENCE),
+                    timeout(STOP_PATIENCE),
                     _locked(self._home / "users.lock", fcntl.LOCK_SH) as users,
                 ):
                     self._users = os.dup(users)
@@ -82,7 +83,7 @@ class EmbeddedPostgres:
     ) -> None:
         """Leave; the last one out waits until the server has stopped, so that the process may end at once."""
         try:
-            async with asyncio.timeout(STOP_PATIENCE), _locked(self._home / "start.lock", fcntl.LOCK_EX):
+            async with timeout(STOP_PATIENCE), _locked(self._home / "start.lock", fcntl.LOCK_EX):
                 self._release()
                 pause = FIRST_PAUSE
                 while self._server_lives() and not self._others_use_it():

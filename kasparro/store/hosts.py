@@ -7,6 +7,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from kasparro.concurrency import failure, timeout
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,7 +41,7 @@ async def _race(
     left = list(hosts)
     asked: set[asyncio.Task[Any]] = set()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with timeout(timeout_s):
             while True:
                 if left:
                     coming = asyncpg.connect(left.pop(0), target_session_attrs=wanted, **options)
@@ -49,9 +51,12 @@ async def _race(
                 )
                 for task in done:
                     asked.discard(task)
-                    if task.exception() is None or not (left or asked):
+                    error = failure(task)
+                    if error is None:
                         connection: asyncpg.Connection[asyncpg.Record] = task.result()
                         return connection
+                    if not (left or asked):
+                        raise error
     finally:
         for task in asked:
             task.cancel()

@@ -11,13 +11,14 @@ import asyncpg
 import msgspec
 import structlog
 
+from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, RunLost
 from kasparro.store.database import Connection, Database
 from kasparro.store.loader import storable
 from kasparro.store.statements import statements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 log = structlog.get_logger()
 _SQL = statements("operations/runs.sql")
@@ -102,7 +103,7 @@ class SessionLock:
                 await asyncio.sleep(BEAT_S)
                 async with self._turn:
                     with self._database.using(session):
-                        async with asyncio.timeout(LEASE_S - 2 * BEAT_S):
+                        async with timeout(LEASE_S - 2 * BEAT_S):
                             await session.fetchval(_SQL["beat"])
         except KasparroError as error:
             log.warning("lock lost", lock=self._name, reason=str(error))
@@ -116,7 +117,7 @@ class SessionLock:
 async def _close(session: "asyncpg.Connection[asyncpg.Record]") -> None:
     # In good order, so that the lock is free when this returns; ending the session in any way frees it soon.
     try:
-        async with asyncio.timeout(CLOSE_S):
+        async with timeout(CLOSE_S):
             await session.close()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         session.terminate()
@@ -236,6 +237,11 @@ class RunRecord:
             booked = await connection.fetchval(_SQL["count_call"], source, month.date().replace(day=1), limit)
         return booked is not None
 
+    async def uncount_call(self, source: str, month: datetime) -> None:
+        """Take a booked call back, for nothing was sent upstream. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            await connection.execute(_SQL["uncount_call"], source, month.date().replace(day=1))
+
     async def calls(self, source: str, month: datetime) -> int:
         """Calls upstream that were booked in this month. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
@@ -286,3 +292,12 @@ async def last_start(database: Database) -> datetime | None:
     async with database.writing() as connection:
         value: datetime | None = await connection.fetchval(_SQL["last_start"])
     return value
+
+
+async def dead_sources(database: Database, sources: "Sequence[str]") -> list[str]:
+    """Those of these sources whose newest pass failed because its upstream gave nothing to use.
+
+    Raises DatabaseUnavailable.
+    """
+    async with database.writing() as connection:
+        return [row["source"] for row in await connection.fetch(_SQL["dead_sources"], sources)]

@@ -10,6 +10,7 @@ from typing import Any, Self
 import asyncpg
 import structlog
 
+from kasparro.concurrency import timeout
 from kasparro.errors import KasparroError
 from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
@@ -87,7 +88,7 @@ class DataVersion:
             self.vouched_until = asked + VOUCHED_S
             self._see(version)
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
+                async with timeout(POLL_S):
                     await lost.wait()
 
     def _notified(self, connection: Any, process: int, channel: str, payload: object) -> None:

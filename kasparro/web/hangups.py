@@ -23,6 +23,7 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
     For requests without a body: what else the client sends is not read meanwhile.
     """
     task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
     gone = False
 
     async def watch() -> None:
@@ -38,7 +39,7 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         yield
     except asyncio.CancelledError:
         # Cancelled by the watch alone, and by nobody who stops the service too.
-        if gone and task is not None and task.uncancel() == 0:
+        if gone and task is not None and task.uncancel() <= before:
             raise ClientGone from None
         raise
     finally:

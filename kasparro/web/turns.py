@@ -10,6 +10,7 @@ from typing import ClassVar
 import msgspec
 import structlog
 
+from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseBusy
 from kasparro.log_rate import RateLimitedLog
 from kasparro.web.problems import Problem
@@ -107,7 +108,7 @@ class Turns:
         self._waiting[given] = turn
         self._hand_out()
         try:
-            async with asyncio.timeout(self.terms.patience_s):
+            async with timeout(self.terms.patience_s):
                 await given
         except BaseException as error:
             if given.done() and not given.cancelled():

@@ -100,8 +100,21 @@ FROM run_sources
 WHERE run_id = $1 AND source = $2;
 
 -- name: last_start --
--- Of the runs that worked through the sources; one cut short does not put off the next, nor does a replay.
-SELECT max(started_at) FROM runs WHERE status <> 'interrupted' AND trigger <> 'replay';
+-- Of the runs that worked through all sources; one cut short does not put off the next, nor does a replay or
+-- a retry.
+SELECT max(started_at) FROM runs WHERE status <> 'interrupted' AND trigger NOT IN ('replay', 'retry');
+
+-- name: dead_sources --
+-- Of these sources those whose newest pass failed because the upstream gave nothing to use.
+SELECT asked.source
+FROM unnest($1::text[]) AS asked (source)
+INNER JOIN LATERAL (
+    SELECT dead
+    FROM run_sources
+    WHERE source = asked.source AND status IN ('succeeded', 'partial', 'failed')
+    ORDER BY run_id DESC
+    LIMIT 1
+) AS newest ON newest.dead;
 
 -- name: count_call --
 -- Books one call upstream in its month, unless the month's budget ($3, null for none) is spent.
@@ -111,15 +124,20 @@ ON CONFLICT (source, month) DO UPDATE SET calls = booked.calls + 1
 WHERE $3::bigint IS NULL OR booked.calls < $3
 RETURNING calls;
 
+-- name: uncount_call --
+-- Takes a booked call back.
+UPDATE api_calls SET calls = calls - 1
+WHERE source = $1 AND month = $2 AND calls > 0;
+
 -- name: calls --
 SELECT coalesce(sum(calls), 0) FROM api_calls WHERE source = $1 AND month = $2;
 
 -- name: last_passes --
--- How the source fared in its newest passes that asked its upstream, the newest first.
+-- How the source fared in its newest passes that asked its upstream, or tried to, the newest first.
 SELECT
     finished_at,
     dead
 FROM run_sources
-WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND calls > 0
+WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND (calls > 0 OR dead)
 ORDER BY run_id DESC
 LIMIT $2;

@@ -76,7 +76,7 @@ async def test_a_real_service_and_a_demo_do_not_share_a_database(
         await prepare(database, demo=True)
         await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
         async with looped(simulator, database):
-            refused = await logged.reached(1, "the loop cannot run")
+            refused = await logged.reached(1, "background_task_failed", task="scheduler")
 
     assert "invented figures" in refused[0]["reason"]
 
@@ -223,7 +223,7 @@ async def test_the_loop_goes_on_after_an_error_of_its_own(
 ) -> None:
     await connection.execute("ALTER TABLE runs RENAME TO hidden")
     async with looped(simulator, database):
-        await logged.reached(1, "the loop met an error and goes on", level="error")
+        await logged.reached(1, "background_task_failed", task="scheduler", level="error")
         await connection.execute("ALTER TABLE hidden RENAME TO runs")
         await logged.reached(1, "run finished", status="succeeded")
 

@@ -1,0 +1,117 @@
+"""Sees that no background task of a process ends unnoticed: it is logged, shown and started again."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+import msgspec
+import structlog
+
+from kasparro.concurrency import cancel_all, failure
+from kasparro.errors import KasparroError, one_line
+
+log = structlog.get_logger()
+
+# Pauses before a task is started again: the first, doubled with each failure up to the longest.
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+# A task that has worked for so long since it was started again is sound.
+SOUND_AFTER_S = 60.0
+
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Trouble(msgspec.Struct):
+    """What is wrong with a task: how often it failed in a row, why, and until when that is worth showing."""
+
+    failures: int
+    reason: str
+    until: float
+
+
+class Supervisor:
+    """The background tasks of one process, by name, and which of them are in trouble."""
+
+    def __init__(self) -> None:
+        self._troubles: dict[str, Trouble] = {}
+
+    def start(self, name: str, work: Work) -> "BackgroundTask":
+        """Keep this work going until its task is stopped."""
+        return BackgroundTask(self, name, work)
+
+    def failed(self, name: str, error: BaseException | None) -> float:
+        """Log that a task ended before its time (None: it returned); gives the pause until its next start."""
+        known = self._troubles.get(name)
+        now = time.monotonic()
+        failures = known.failures + 1 if known is not None and now < known.until else 1
+        pause = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
+        expected = error is None or isinstance(error, KasparroError)
+        reason = "it returned before the stop" if error is None else one_line(error)
+        log.error(
+            "background_task_failed",
+            task=name,
+            reason=reason,
+            failures=failures,
+            again_in_s=pause,
+            exc_info=None if expected else error,
+        )
+        # Only our own errors have texts for everybody; others may hold SQL or addresses.
+        shown = reason if expected else f"{type(error).__name__}; the log has the details"
+        self._troubles[name] = Trouble(failures, shown, now + pause + SOUND_AFTER_S)
+        return pause
+
+    def problems(self) -> list[str]:
+        """The tasks that failed lately, a line each."""
+        now = time.monotonic()
+        return [
+            f"background task {name} failed and is started again: {trouble.reason}"
+            for name, trouble in self._troubles.copy().items()
+            if now < trouble.until
+        ]
+
+
+class BackgroundTask:
+    """Work that goes on until `stop`: however it ends before, it is started again after a pause.
+
+    Callbacks start it, not another task, which could end unnoticed itself.
+    """
+
+    def __init__(self, supervisor: Supervisor, name: str, work: Work) -> None:
+        self._supervisor = supervisor
+        self._name = name
+        self._work = work
+        self._may_end = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._start()
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """The task that works now, or worked last."""
+        return self._task
+
+    def let_end(self) -> None:
+        """From now on the work may end by itself, and is not started again."""
+        self._may_end = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def stop(self) -> None:
+        """Cancel the work and wait for its end."""
+        self.let_end()
+        await cancel_all({self._task})
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=self._name)
+        self._task.add_done_callback(self._ended)
+
+    async def _run(self) -> None:
+        await self._work()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = failure(task)
+        if self._may_end and (error is None or task.cancelled()):
+            return
+        pause = self._supervisor.failed(self._name, error)
+        if not self._may_end:
+            self._timer = asyncio.get_running_loop().call_later(pause, self._start)

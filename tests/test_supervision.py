@@ -1,0 +1,146 @@
+"""No background task ends unnoticed: it is logged, shown, and started again with growing pauses."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import pytest
+
+from kasparro import supervision
+from kasparro.errors import KasparroError
+from kasparro.supervision import Supervisor
+from tests.conftest import LogEvents
+
+Ending = Callable[[], Awaitable[None]]
+
+
+def raising(error: BaseException) -> Ending:
+    async def end() -> NoReturn:
+        raise error
+
+    return end
+
+
+async def returns() -> None:
+    pass
+
+
+async def is_cancelled() -> None:
+    asyncio.current_task().cancel()  # type: ignore[union-attr]
+    await asyncio.sleep(0)
+
+
+# How a task may end before its time, and what /health says of it.
+ENDINGS: dict[str, tuple[Ending, str]] = {
+    "exception": (raising(ValueError("hunter2")), "ValueError; the log has the details"),
+    "own error": (raising(KasparroError("do this")), "do this"),
+    "group": (
+        raising(BaseExceptionGroup("many", [asyncio.CancelledError()])),
+        "BaseExceptionGroup; the log has the details",
+    ),
+    "stray cancel": (raising(asyncio.CancelledError()), "UnexpectedCancel; the log has the details"),
+    "cancelled": (is_cancelled, "UnexpectedCancel; the log has the details"),
+    "return": (returns, "it returned before the stop"),
+}
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.001)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_a_task_that_ends_in_any_way_is_told_shown_and_started_again(
+    logged: LogEvents, ending: str
+) -> None:
+    end, shown = ENDINGS[ending]
+    starts = 0
+    works = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal starts
+        starts += 1
+        if starts < 3:
+            await end()
+            return
+        works.set()
+        await asyncio.Event().wait()
+
+    supervisor = Supervisor()
+    task = supervisor.start("ticker", work)
+    async with asyncio.timeout(10):
+        await works.wait()
+
+    events = await logged.reached(2, "background_task_failed", task="ticker", level="error")
+    assert [(event["failures"], event["again_in_s"]) for event in events] == [(1, 0.001), (2, 0.002)]
+    assert supervisor.problems() == [f"background task ticker failed and is started again: {shown}"]
+    await task.stop()
+    assert starts == 3
+    assert task.task.cancelled()
+
+
+async def test_pauses_grow_up_to_the_longest(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "LONGEST_PAUSE_S", 0.003)
+    task = Supervisor().start("ticker", returns)
+    events = await logged.reached(5, "background_task_failed")
+    await task.stop()
+
+    assert [event["again_in_s"] for event in events[:5]] == [0.001, 0.002, 0.003, 0.003, 0.003]
+
+
+async def test_a_task_that_has_worked_for_a_while_is_sound_again(
+    logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: now)
+    supervisor = Supervisor()
+
+    assert supervisor.failed("ticker", ValueError()) == 0.001
+    assert supervisor.failed("ticker", ValueError()) == 0.002
+    now += supervision.SOUND_AFTER_S
+    assert supervisor.problems()
+    now += 0.01
+    assert supervisor.problems() == []
+    assert supervisor.failed("ticker", ValueError()) == 0.001
+
+
+async def test_a_task_that_may_end_is_left_alone_when_it_does(logged: LogEvents) -> None:
+    supervisor = Supervisor()
+    stop = asyncio.Event()
+
+    async def work() -> None:
+        await stop.wait()
+
+    task = supervisor.start("ticker", work)
+    await asyncio.sleep(0)
+    task.let_end()
+    stop.set()
+    await task.task
+    await task.stop()
+
+    assert supervisor.problems() == []
+    assert logged.seen == []
+
+
+async def test_a_task_that_breaks_during_the_stop_is_logged(logged: LogEvents) -> None:
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("no")
+
+    task = Supervisor().start("ticker", work)
+    await asyncio.sleep(0)
+    await task.stop()
+
+    await logged.reached(1, "background_task_failed", task="ticker")
+
+
+async def test_a_stop_in_a_pause_starts_nothing(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 60.0)
+    task = Supervisor().start("ticker", returns)
+    await logged.reached(1, "background_task_failed")
+    first = task.task
+    await task.stop()
+
+    assert task.task is first
