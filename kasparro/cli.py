@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from kasparro.pipeline.drift import Drift
 from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.settings import SOURCES, Settings
+from kasparro.signals import stop_signals
 from kasparro.sources.archives.discover import Archive, archives
 from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.explain import check as check_archive
@@ -35,6 +35,7 @@ from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
 from kasparro.store.opening import database_url, pools, prepare
+from kasparro.supervision import Supervisor
 from kasparro.terminal import err, out, write_json
 
 log = structlog.get_logger()
@@ -248,7 +249,7 @@ async def _run(
         loop.call_later(0 if stop.is_set() else STOP_GRACE_S, cut_off)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         loop.add_signal_handler(number, end)
 
     async def run(database: Database) -> report.RunReport:
@@ -269,7 +270,7 @@ async def _run(
 
 
 async def _with_database(told: Settings, work: Callable[[Database], Coroutine[Any, Any, T]]) -> T:
-    async with database_url(told) as url, pools(told, url) as database:
+    async with database_url(told, Supervisor()) as url, pools(told, url) as database:
         return await work(database)
 
 

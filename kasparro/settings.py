@@ -268,6 +268,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None,
         Variable("DATABASE_READ_URL", "replicas for reads", "DATABASE_URL", _database_url, secret=True),
     ] = None
+    database_connections: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_DATABASE_CONNECTIONS",
+            "connections per process, from 8",
+            "a share of what the server allows",
+            _integer(8, 1_000),
+        ),
+    ] = None
     home: Annotated[
         Path,
         Variable(

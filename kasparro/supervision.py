@@ -40,7 +40,14 @@ class Supervisor:
         """Keep this work going until its task is stopped."""
         return BackgroundTask(self, name, work)
 
-    def failed(self, name: str, error: BaseException | None) -> float:
+    def failed(
+        self,
+        name: str,
+        error: BaseException | None,
+        *,
+        event: str = "background_task_failed",
+        **fields: object,
+    ) -> float:
         """Log that a task ended before its time (None: it returned); gives the pause until its next start."""
         known = self._troubles.get(name)
         now = time.monotonic()
@@ -49,12 +56,13 @@ class Supervisor:
         expected = error is None or isinstance(error, KasparroError)
         reason = "it returned before the stop" if error is None else one_line(error)
         log.error(
-            "background_task_failed",
+            event,
             task=name,
             reason=reason,
             failures=failures,
             again_in_s=pause,
             exc_info=None if expected else error,
+            **fields,
         )
         # Only our own errors have texts for everybody; others may hold SQL or addresses.
         shown = reason if expected else f"{type(error).__name__}; the log has the details"

@@ -53,11 +53,14 @@ async def test_a_cancel_within_a_timeout_stays_a_cancel() -> None:
 
 
 async def test_nested_timeouts_each_raise_their_own() -> None:
-    with pytest.raises(TimeoutError):
+    async def outer() -> None:
         async with timeout(0.02):
             with pytest.raises(TimeoutError):
                 await times_out()
             await waits()
+
+    with pytest.raises(TimeoutError):
+        await outer()
 
 
 async def test_work_side_by_side_gives_its_results_in_order() -> None:

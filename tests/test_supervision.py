@@ -92,7 +92,7 @@ async def test_a_task_that_has_worked_for_a_while_is_sound_again(
     logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_000.0
-    monkeypatch.setattr(supervision.time, "monotonic", lambda: now)
+    monkeypatch.setattr("kasparro.supervision.time.monotonic", lambda: now)
     supervisor = Supervisor()
 
     assert supervisor.failed("ticker", ValueError()) == 0.001

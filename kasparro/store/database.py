@@ -1,5 +1,6 @@
 """Connections to PostgreSQL: pools for reading and writing, and which of their errors pass."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -33,6 +34,10 @@ LOCK_TIMEOUT_S = 30
 # which half of CONNECT_TIMEOUT_S may go by until a standby that is silent is given up.
 QUEUED = 512
 QUEUE_S = 3
+# A batch waits longer for a connection: nobody waits for its answer, and other batches hold them for seconds.
+WRITE_QUEUE_S = 30
+# Between two attempts at a connection to a server that has no more of them.
+FULL_PAUSE_S = 0.25
 # The server ends what takes too long; where it cannot even say so, the line is dead.
 LINE_TIMEOUT_S = 5
 
@@ -133,14 +138,34 @@ class Database:
                 target_session_attrs=SessionAttribute.read_write,
                 server_settings=_session(WRITE_TIMEOUT_S),
             ),
-            wait_s=CONNECT_TIMEOUT_S,
+            wait_s=WRITE_QUEUE_S,
         )
         self._read = await self._readers_pool(self._readers, READ_TIMEOUT_S)
         self._wide = await self._readers_pool(self._wide_readers, READ_TIMEOUT_S)
         self._export = await self._readers_pool(self.exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
         self._probe = await self._readers_pool(1, READ_TIMEOUT_S)
-        self._pools = (self._probe, self._export, self._wide, self._read, self._write)
+        self._pools = [self._probe, self._export, self._wide, self._read, self._write]
+        if self._read_url is not None:
+            self._probe_primary = _Pool(
+                await asyncpg.create_pool(
+                    self._url,
+                    connect=hosts.connect,
+                    min_size=0,
+                    max_size=1,
+                    timeout=CONNECT_TIMEOUT_S,
+                    command_timeout=READ_TIMEOUT_S + LINE_TIMEOUT_S,
+                    target_session_attrs=SessionAttribute.read_write,
+                    server_settings=_session(READ_TIMEOUT_S),
+                ),
+                wait_s=self._queue_s,
+            )
+            self._pools.append(self._probe_primary)
         return self
+
+    @property
+    def replicas(self) -> bool:
+        """Whether reads have a database of their own, DATABASE_READ_URL."""
+        return self._read_url is not None
 
     async def _readers_pool(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Pool":
         pool = await asyncpg.create_pool(
@@ -179,6 +204,13 @@ class Database:
         """A connection to read with that is kept free for health checks, however busy the readers are."""
         with _told(self._read_name):
             async with self._probe.connection() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def probing_primary(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        """The same to the primary; only where `replicas`."""
+        with _told("DATABASE_URL"):
+            async with self._probe_primary.connection() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -232,19 +264,26 @@ class Database:
         The server knows it by `name`, and ends it when it was silent for `lease_s`. The caller closes it.
         """
         lease = f"{lease_s * 1000:.0f}ms"
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
         with _told("DATABASE_URL"):
-            return await hosts.connect(
-                self._url,
-                timeout=CONNECT_TIMEOUT_S,
-                command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
-                target_session_attrs=SessionAttribute.read_write,
-                server_settings=_session(WRITE_TIMEOUT_S)
-                | {
-                    "application_name": name,
-                    "idle_session_timeout": lease,
-                    "idle_in_transaction_session_timeout": lease,
-                },
-            )
+            while True:
+                try:
+                    return await hosts.connect(
+                        self._url,
+                        timeout=CONNECT_TIMEOUT_S,
+                        command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
+                        target_session_attrs=SessionAttribute.read_write,
+                        server_settings=_session(WRITE_TIMEOUT_S)
+                        | {
+                            "application_name": name,
+                            "idle_session_timeout": lease,
+                            "idle_in_transaction_session_timeout": lease,
+                        },
+                    )
+                except asyncpg.TooManyConnectionsError:
+                    if time.monotonic() + FULL_PAUSE_S > deadline:
+                        raise
+                    await asyncio.sleep(FULL_PAUSE_S)
 
     @contextmanager
     def using(self, session: "asyncpg.Connection[asyncpg.Record]") -> Iterator[None]:
@@ -260,6 +299,9 @@ class Database:
 
 class _Pool:
     # Connections, and how many may wait for one of them, and how long.
+    #
+    # A server that takes no more connections is waited for too, while those that are open serve all. A place in
+    # the pool stays empty for a moment after a refusal, so that few attempts are made meanwhile.
 
     def __init__(
         self, pool: "asyncpg.Pool[asyncpg.Record]", *, wait_s: float, queued: int | None = None
@@ -267,6 +309,7 @@ class _Pool:
         self._pool = pool
         self._wait_s = wait_s
         self._most = None if queued is None else pool.get_max_size() + queued
+        self._places = asyncio.Semaphore(pool.get_max_size())
         self._asking = 0
         self._working = 0
 
@@ -276,12 +319,7 @@ class _Pool:
             raise self._busy()
         self._asking += 1
         try:
-            try:
-                connection = await self._pool.acquire(timeout=self._wait_s)
-            except TimeoutError:
-                if self._pool.get_size() == self._pool.get_max_size() and not self._pool.get_idle_size():
-                    raise self._busy() from None
-                raise
+            connection = await self._acquire()
             self._working += 1
             try:
                 yield connection
@@ -292,9 +330,39 @@ class _Pool:
                     if connection.is_in_transaction():
                         # Cancelled just when it began: nobody is left to end it but its session.
                         connection.terminate()
-                await self._pool.release(connection)
+                try:
+                    await self._pool.release(connection)
+                finally:
+                    self._places.release()
         finally:
             self._asking -= 1
+
+    async def _acquire(self) -> "PoolConnectionProxy[asyncpg.Record]":
+        deadline = time.monotonic() + self._wait_s
+        refused: asyncpg.TooManyConnectionsError | None = None
+        while True:
+            try:
+                await self._take_place(deadline)
+            except TimeoutError:
+                raise refused or self._busy() from None
+            if refused is not None and time.monotonic() >= deadline:
+                self._places.release()
+                raise refused
+            try:
+                return await self._pool.acquire(timeout=deadline - time.monotonic())
+            except asyncpg.TooManyConnectionsError as error:
+                asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._places.release)
+                refused = error
+            except BaseException:
+                self._places.release()
+                raise
+
+    async def _take_place(self, deadline: float) -> None:
+        if self._places.locked():
+            async with timeout(deadline - time.monotonic()):
+                await self._places.acquire()
+        else:
+            await self._places.acquire()
 
     def figures(self) -> tuple[int, int, int]:
         return self._pool.get_max_size(), self._working, self._asking - self._working

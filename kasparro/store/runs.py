@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,8 +12,8 @@ import asyncpg
 import msgspec
 import structlog
 
-from kasparro.concurrency import timeout
-from kasparro.errors import DatabaseUnavailable, KasparroError, RunLost
+from kasparro.concurrency import failure, timeout
+from kasparro.errors import DatabaseUnavailable, KasparroError, RunLost, one_line
 from kasparro.store.database import Connection, Database
 from kasparro.store.loader import storable
 from kasparro.store.statements import statements
@@ -76,6 +77,7 @@ class SessionLock:
                 self._end_beat()
                 self._session = session
                 self._beating = asyncio.create_task(self._beat(session))
+                self._beating.add_done_callback(partial(self._beat_ended, session))
             else:
                 await _close(session)
             return taken
@@ -107,6 +109,13 @@ class SessionLock:
                             await session.fetchval(_SQL["beat"])
         except KasparroError as error:
             log.warning("lock lost", lock=self._name, reason=str(error))
+
+    def _beat_ended(self, session: "asyncpg.Connection[asyncpg.Record]", task: asyncio.Task[None]) -> None:
+        # The lease would run out unseen. Whoever needs the lock notices that the session is gone.
+        if self._beating is task:
+            session.terminate()
+            if (error := failure(task)) is not None:
+                log.error("lock_heartbeat_failed", lock=self._name, reason=one_line(error), exc_info=error)
 
     def _end_beat(self) -> None:
         if self._beating is not None:

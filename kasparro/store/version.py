@@ -14,6 +14,7 @@ from kasparro.concurrency import timeout
 from kasparro.errors import KasparroError
 from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
+from kasparro.supervision import BackgroundTask, Supervisor
 
 log = structlog.get_logger()
 _SQL = statements("read/version.sql")
@@ -28,38 +29,46 @@ KEPT_S = 60.0
 RETRY_S = 0.5
 
 
+async def version_of(connection: Connection) -> str:
+    """The version of the data that a server has."""
+    version: str = await connection.fetchval(_SQL["version"])
+    return version
+
+
 class DataVersion:
     """The version of the data that readers see, as a connection of its own tells while this is entered.
 
     `moved` is called as soon as there is a new version, and whenever there may be one that was missed.
     """
 
-    def __init__(self, database: Database, moved: Callable[[], None]) -> None:
+    def __init__(
+        self, database: Database, moved: Callable[[], None], supervisor: Supervisor | None = None
+    ) -> None:
         self._database = database
+        self._supervisor = supervisor or Supervisor()
         self._moved = moved
         self._seen: str | None = None
         self._moved_at = float("-inf")
-        self._following: asyncio.Task[None] | None = None
+        self._following: BackgroundTask | None = None
         # On the clock of time.perf_counter: until then `moved` was called for everything that moved.
         self.vouched_until = float("-inf")
 
     async def __aenter__(self) -> Self:
-        self._following = asyncio.create_task(self._follow())
+        self._following = self._supervisor.start("data_version", self._follow)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+            await self._following.stop()
 
     async def holds(self, connection: Connection) -> bool:
         """Whether the server of this connection has the version that was seen here last.
 
         Of several replicas one may lag behind the one that is followed.
         """
-        return self._seen is not None and await connection.fetchval(_SQL["version"]) == self._seen
+        return self._seen is not None and await version_of(connection) == self._seen
 
     async def _follow(self) -> None:
         while True:
@@ -69,10 +78,8 @@ class DataVersion:
             except (KasparroError, asyncpg.PostgresError) as error:
                 # Out of reach or being prepared, which the next request is told as well.
                 log.debug("the version of the data is not known", reason=str(error))
-            except Exception:
-                # Without it every answer is read anew, which is slow and right; so it goes on.
-                log.exception("the version of the data is not known")
             finally:
+                # Until it is known again every answer is read from the database, which is slow and right.
                 self._lose()
             await asyncio.sleep(RETRY_S)
 
@@ -84,7 +91,7 @@ class DataVersion:
             await connection.add_listener(CHANNEL, self._notified)
         while not lost.is_set():
             asked = time.perf_counter()
-            version = await connection.fetchval(_SQL["version"])
+            version = await version_of(connection)
             self.vouched_until = asked + VOUCHED_S
             self._see(version)
             with suppress(TimeoutError):

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
 from kasparro.store.database import Database
+from kasparro.supervision import Supervisor
 from kasparro.web import data, docs, exports, metrics, operations, problems
 from kasparro.web.endpoint import route, route_of
 from kasparro.web.front import Front
@@ -24,11 +25,13 @@ def create_app(
     database: Database,
     scheduler: SchedulerLike | None,
     figures_folder: Path | None = None,
+    supervisor: Supervisor | None = None,
 ) -> ASGIApp:
     """The application. Its lifespan opens the database's pools and starts the loop; without a loop the
-    service only answers. In the folder, several workers leave each other their figures for /metrics.
+    service only answers. In the folder, several workers leave each other their figures for /metrics; what
+    `supervisor` finds wrong is shown by /health.
     """
-    service = Service(settings, database, scheduler, figures_folder)
+    service = Service(settings, database, scheduler, figures_folder, supervisor)
     endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *operations.ENDPOINTS, metrics.ENDPOINT]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(operations.START_RUN)

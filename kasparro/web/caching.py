@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Scope
 from kasparro.settings import Settings
 from kasparro.store.database import Database
 from kasparro.store.version import DataVersion
+from kasparro.supervision import Supervisor
 from kasparro.web import parameters
 from kasparro.web.answers import Answer, Prepared
 from kasparro.web.cors import Cors
@@ -36,10 +37,10 @@ _encode = msgspec.msgpack.Encoder().encode
 class Caching:
     """The answers kept for the version of the data, and what all answers say of their reuse."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
         self.kept = KeptAnswers(settings.cache_mb * 2**20)
-        self.renewal = Renewal(self.kept)
-        self.version = DataVersion(database, self._moved)
+        self.renewal = Renewal(self.kept, supervisor)
+        self.version = DataVersion(database, self._moved, supervisor)
         self._one_server = database.one_server
         # What only key holders may have is none of a shared cache's business.
         private = bool(settings.api_keys)

@@ -5,15 +5,15 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
 import msgspec
-import structlog
 
-log = structlog.get_logger()
+from kasparro.supervision import BackgroundTask, Supervisor
 
 # Upper bounds of the latency histogram, in seconds; what takes longer is counted beyond the last.
 BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -29,11 +29,12 @@ Label = tuple[str, str, int, str]
 
 class Counts(msgspec.Struct):
     """What was counted: of each label the seconds spent, then how many fell under each bound and beyond; of
-    each key's name the requests.
+    each key's name the requests; and of each way in which a worker process ended how often it did.
     """
 
     requests: dict[Label, list[float]] = {}
     keys: dict[str, int] = {}
+    worker_exits: dict[str, int] = {}
 
     def add(self, other: "Counts") -> None:
         """Add what another process counted."""
@@ -42,14 +43,17 @@ class Counts(msgspec.Struct):
             mine[:] = map(sum, zip(mine, line, strict=True))
         for name, requests in other.keys.items():
             self.keys[name] = self.keys.get(name, 0) + requests
+        for how, times in other.worker_exits.items():
+            self.worker_exits[how] = self.worker_exits.get(how, 0) + times
 
 
 class Report(msgspec.Struct):
-    """What one worker tells: its name, what it counted, and its gauges by name."""
+    """What one process tells: its name, what it counted, its gauges by name, and what is wrong with it."""
 
     worker: str
     counts: Counts
-    gauges: dict[str, float]
+    gauges: dict[str, float] = {}
+    problems: list[str] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -62,25 +66,30 @@ class Meter:
     """
 
     def __init__(
-        self, gauges: Callable[[], dict[str, float]], keys: Sequence[str], folder: Path | None
+        self,
+        gauges: Callable[[], dict[str, float]],
+        keys: Sequence[str],
+        folder: Path | None,
+        supervisor: Supervisor,
     ) -> None:
         self.counts = Counts(keys=dict.fromkeys(keys, 0))
         self._gauges = gauges
         self._worker = str(os.getpid())
         self._folder = folder
-        self._telling: asyncio.Task[None] | None = None
+        self._supervisor = supervisor
+        self._telling: BackgroundTask | None = None
 
     async def __aenter__(self) -> Self:
         if self._folder is not None:
-            self._telling = asyncio.create_task(self._tell(self._folder / f"{self._worker}-{uuid4().hex}"))
+            file = self._folder / f"{self._worker}-{uuid4().hex}"
+            self._telling = self._supervisor.start("metrics_writer", partial(self._tell, file))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait({self._telling})
+            await self._telling.stop()
 
     def count(self, label: Label, seconds: float) -> None:
         """Count one request."""
@@ -97,25 +106,25 @@ class Meter:
         self.counts.keys[name] += 1
 
     async def reports(self) -> list[Report]:
-        """What this process and all others tell; of those that are gone the counts alone."""
-        own = Report(self._worker, self.counts, self._gauges())
+        """What this process and all others tell; of those that are gone the counts alone. Raises OSError."""
+        own = self._report()
         if self._folder is None:
             return [own]
         return [own, *await asyncio.to_thread(_others, self._folder, self._worker)]
 
     async def _tell(self, file: Path) -> None:
         while True:
-            try:
-                report = _encode(Report(self._worker, self.counts, self._gauges()))
-                await asyncio.to_thread(_replace, file, report)
-            except OSError as error:
-                log.warning("this worker's figures cannot be written for /metrics", reason=str(error))
+            await asyncio.to_thread(write, file, self._report())
             await asyncio.sleep(TOLD_EVERY_S)
 
+    def _report(self) -> Report:
+        return Report(self._worker, self.counts, self._gauges(), self._supervisor.problems())
 
-def _replace(file: Path, content: bytes) -> None:
+
+def write(file: Path, report: Report) -> None:
+    """Leave a report for the other processes of the service. Raises OSError."""
     draft = file.with_suffix(".new")
-    draft.write_bytes(content)
+    draft.write_bytes(_encode(report))
     draft.replace(file)
 
 
@@ -126,6 +135,6 @@ def _others(folder: Path, worker: str) -> list[Report]:
             continue
         report = _decode(file.read_bytes())
         if time.time() - file.stat().st_mtime > GONE_S:
-            report.gauges = {}
+            report.gauges, report.problems = {}, []
         found.append(report)
     return found

@@ -1,5 +1,6 @@
 """What operators ask: how the service fares, what its runs did, what its tables hold; and a run on demand."""
 
+import asyncio
 import re
 import time
 from typing import Annotated, Any, Literal
@@ -9,7 +10,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kasparro.errors import KasparroError, RunInProgress
+from kasparro.errors import KasparroError, RunInProgress, one_line
 from kasparro.pipeline import report
 from kasparro.pipeline.comparison import Comparison, compare
 from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
@@ -75,20 +76,34 @@ class RunStarted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether PostgreSQL answers, and how soon."""
+    """Whether the PostgreSQL that is read from answers, and how soon."""
 
     status: Literal["ok", "preparing", "unreachable"]
     latency_ms: float | None = None
     error: Annotated[str | None, msgspec.Meta(description="Why it is out of reach, in one line.")] = None
+    unreachable: Annotated[
+        list[Literal["primary", "read"]],
+        msgspec.Meta(
+            description="What is out of reach: `primary` is DATABASE_URL, `read` is DATABASE_READ_URL. Without "
+            "the primary runs store nothing, without the other nothing can be read."
+        ),
+    ] = []
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether the service can do its work. `degraded`: it answers, but a source failed, is overdue or brings
-    what is far from usual; its `reasons` say which."""
+    """Whether the service can do its work. `degraded`: it answers, but something is wrong; `reasons` say what
+    in the service itself, those of a source what there."""
 
     status: Literal["ok", "degraded", "unavailable"]
     database: DatabaseHealth
     sources: dict[str, SourceHealth]
+    reasons: Annotated[
+        list[str],
+        msgspec.Meta(
+            description="What is wrong in the service, a line each: the primary is out of reach, background "
+            "tasks failed or worker processes died in the last minute."
+        ),
+    ] = []
 
 
 class Alive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,19 +206,43 @@ async def start_run(service: Service, request: Request, query: Any) -> Response:
 
 async def health(service: Service, request: Request, query: Any) -> Response:
     """GET /health."""
+    (database, sources), primary_error, reasons = await asyncio.gather(
+        _read_health(service), _primary_error(service), service.problems()
+    )
+    if primary_error is not None:
+        database = msgspec.structs.replace(database, unreachable=["primary", *database.unreachable])
+        reasons = [f"the primary (DATABASE_URL) is out of reach: {primary_error}", *reasons]
+    if database.status != "ok":
+        return _json(Health(status="unavailable", database=database, sources={}, reasons=reasons), 503)
+    sound = not reasons and all(source.sound for source in sources.values())
+    status: Literal["ok", "degraded"] = "ok" if sound else "degraded"
+    return _json(Health(status=status, database=database, sources=sources, reasons=reasons))
+
+
+async def _read_health(service: Service) -> tuple[DatabaseHealth, dict[str, SourceHealth]]:
+    """How the database that is read from fares, and the sources by what it says."""
     began = time.perf_counter()
     try:
         sources = await service.probe(HEALTH_TIMEOUT_S)
     except asyncpg.UndefinedTableError:
-        down = DatabaseHealth(status="preparing", error="its tables are not all there yet")
+        return DatabaseHealth(status="preparing", error="its tables are not all there yet"), {}
     except (KasparroError, asyncpg.PostgresError) as error:
-        down = DatabaseHealth(status="unreachable", error=" ".join(str(error).split())[:300])
-    else:
-        latency_ms = round((time.perf_counter() - began) * 1e3, 2)
-        sound = all(source.sound for source in sources.values())
-        up = DatabaseHealth(status="ok", latency_ms=latency_ms)
-        return _json(Health(status="ok" if sound else "degraded", database=up, sources=sources))
-    return _json(Health(status="unavailable", database=down, sources={}), 503)
+        which: Literal["primary", "read"] = "read" if service.database.replicas else "primary"
+        return DatabaseHealth(status="unreachable", error=one_line(error), unreachable=[which]), {}
+    return DatabaseHealth(status="ok", latency_ms=round((time.perf_counter() - began) * 1e3, 2)), sources
+
+
+async def _primary_error(service: Service) -> str | None:
+    """Why the primary is out of reach, where reads have a database of their own."""
+    if not service.database.replicas:
+        return None
+    try:
+        await service.probe_primary(HEALTH_TIMEOUT_S)
+    except asyncpg.UndefinedTableError:
+        return None
+    except (KasparroError, asyncpg.PostgresError) as error:
+        return one_line(error)
+    return None
 
 
 async def live(service: Service, request: Request, query: Any) -> Response:

@@ -7,8 +7,10 @@ from time import monotonic
 import asyncpg
 import structlog
 
+from kasparro.concurrency import cancel_all, failure
 from kasparro.errors import KasparroError
 from kasparro.log_rate import RateLimitedLog
+from kasparro.supervision import Supervisor
 from kasparro.web.answers import Answer, Render
 from kasparro.web.kept import KeptAnswers, Key
 from kasparro.web.problems import Problem
@@ -47,8 +49,10 @@ class Renewal:
     A run commits batch after batch: without this, whoever asks first after each waits for the database.
     """
 
-    def __init__(self, kept: KeptAnswers) -> None:
+    def __init__(self, kept: KeptAnswers, supervisor: Supervisor | None = None) -> None:
         self._kept = kept
+        self._supervisor = supervisor or Supervisor()
+        self._closed = False
         self._wanted: dict[Key, _Wanted] = {}
         self._noted_at = 0.0
         self._due: dict[Key, _Wanted] = {}
@@ -63,6 +67,7 @@ class Renewal:
         self._due = dict(often[:RENEWED]) if known else {}
         if self._due and (self._working is None or self._working.done()):
             self._working = asyncio.create_task(self._work())
+            self._working.add_done_callback(self._ended)
 
     def _note(self) -> None:
         now = monotonic()
@@ -90,6 +95,11 @@ class Renewal:
             except Exception as error:  # noqa: BLE001 - the others are rendered all the same
                 client_log.fault("renewal_failed", error)
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # The next version of the data starts it again.
+        if not self._closed and (error := failure(task)) is not None:
+            self._supervisor.failed("cache_renewal", error)
+
     async def _renew(self, key: Key, wanted: _Wanted) -> None:
         answer = self._kept.find(key) or await self._kept.render(key, wanted.again)
         if answer.again is None:
@@ -104,6 +114,6 @@ class Renewal:
 
     async def close(self) -> None:
         """End what is being renewed."""
+        self._closed = True
         if self._working is not None:
-            self._working.cancel()
-            await asyncio.wait({self._working})
+            await cancel_all({self._working})

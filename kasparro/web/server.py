@@ -17,16 +17,18 @@ import msgspec
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.supervisors import Multiprocess
 
 from kasparro import logs, settings
 from kasparro.errors import DatabaseUnavailable, KasparroError
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings
+from kasparro.signals import stop_signals
 from kasparro.simulator import Simulator
-from kasparro.store.opening import database_url, pools, prepare
+from kasparro.store.opening import database_url, pools, prepare, with_connections
+from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.protocol import LimitedProtocol
+from kasparro.web.workers import Workers
 
 try:
     import resource
@@ -51,18 +53,24 @@ class ListenError(KasparroError):
     """The listen address cannot be had."""
 
 
-def application(told: Settings, url: str, *, demo: bool = False) -> ASGIApp:
+def application(told: Settings, url: str, supervisor: Supervisor, *, demo: bool = False) -> ASGIApp:
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
     database = pools(told, url)
-    scheduler = Scheduler(told, database, prepare=partial(prepare, database, demo=demo))
+    scheduler = Scheduler(
+        told, database, prepare=partial(prepare, database, demo=demo), supervisor=supervisor
+    )
     folder = os.environ.get(FIGURES_FOLDER)
     return create_app(
-        told, database=database, scheduler=scheduler, figures_folder=Path(folder) if folder else None
+        told,
+        database=database,
+        scheduler=scheduler,
+        figures_folder=Path(folder) if folder else None,
+        supervisor=supervisor,
     )
 
 
 def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; with `demo_seed`, over simulated upstreams.
+    """Serve until SIGTERM, SIGINT or SIGHUP; with `demo_seed`, over simulated upstreams.
 
     Raises KasparroError where the service cannot start.
     """
@@ -70,7 +78,7 @@ def serve(told: Settings, *, workers: int = 1, demo_seed: int | None = None) -> 
     stop = _Stop()
     # uvicorn takes these over while it serves and raises them again afterwards, where the default would end
     # the process before the embedded server was stopped.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in stop_signals():
         signal.signal(number, stop)
     with (
         _listening(told) as listener,
@@ -95,17 +103,19 @@ class _Stop:
 async def _serve(
     told: Settings, listener: socket.socket, stop: _Stop, workers: int, demo_seed: int | None
 ) -> None:
+    supervisor = Supervisor()
     async with AsyncExitStack() as stack:
         if demo_seed is not None:
             simulator = await stack.enter_async_context(Simulator(seed=demo_seed))
             told = _simulated(told, simulator)
-        url = await stack.enter_async_context(database_url(told))
+        url = await stack.enter_async_context(database_url(told, supervisor))
         demo = demo_seed is not None
         async with pools(told, url) as database:
             try:
                 await prepare(database, demo=demo)
             except DatabaseUnavailable as error:
                 log.warning("starting without the database", reason=str(error))
+            told = await with_connections(told, database, workers)
         if stop.requested:
             return
         # Whoever connects from here on waits for the first worker in place of being refused.
@@ -113,9 +123,9 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            await _serve_here(application(told, url, demo=demo), told, listener, stop)
+            await _serve_here(application(told, url, supervisor, demo=demo), told, listener, stop)
         else:
-            await _serve_by_workers(told, url, listener, stop, workers)
+            await _serve_by_workers(told, url, listener, stop, workers=workers, supervisor=supervisor)
         log.info("stopped")
 
 
@@ -129,17 +139,28 @@ async def _serve_here(app: ASGIApp, told: Settings, listener: socket.socket, sto
 
 
 async def _serve_by_workers(
-    told: Settings, url: str, listener: socket.socket, stop: _Stop, workers: int
+    told: Settings,
+    url: str,
+    listener: socket.socket,
+    stop: _Stop,
+    *,
+    workers: int,
+    supervisor: Supervisor,
 ) -> None:
     with TemporaryDirectory(prefix="kasparro-") as figures:
         # The workers are processes of their own, which read the environment again.
         os.environ["DATABASE_URL"] = url
+        os.environ["KASPARRO_DATABASE_CONNECTIONS"] = str(told.database_connections)
         os.environ[FIGURES_FOLDER] = figures
         config = configuration("kasparro.web.server:worker", workers, told.trusted_proxies)
-        supervisor = Multiprocess(config, sockets=[listener])
+        hangup = signal.getsignal(signal.SIGHUP)
+        processes = Workers(config, listener, Path(figures), supervisor)
+        if hangup is signal.SIG_IGN:
+            # uvicorn has taken it over, and nohup asked to ignore it.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if stop.requested:
             return
-        await asyncio.to_thread(supervisor.run)
+        await asyncio.to_thread(processes.run)
 
 
 def _simulated(told: Settings, simulator: Simulator) -> Settings:
@@ -163,11 +184,14 @@ def worker() -> ASGIApp:
     """The application of one worker process, made from the environment that its parent left it."""
     if (parent := multiprocessing.parent_process()) is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+    if signal.SIGHUP in stop_signals():
+        # A terminal that closes tells each process of its session.
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     told = settings.load(os.environ)
     logs.configure(told)
     logs.capture_crashes()
     url = told.database_url.reveal() if told.database_url else ""
-    return application(told, url)
+    return application(told, url, Supervisor())
 
 
 def _follow(parent: int) -> None:

@@ -17,6 +17,8 @@ from kasparro.pipeline.report import SourceHealth, Stats
 from kasparro.settings import Settings
 from kasparro.store import reading
 from kasparro.store.database import Connection, Database
+from kasparro.store.version import version_of
+from kasparro.supervision import Supervisor
 from kasparro.web.access import Access
 from kasparro.web.caching import Caching
 from kasparro.web.meter import Meter
@@ -51,17 +53,19 @@ class Service:
         database: Database,
         scheduler: SchedulerLike | None,
         figures_folder: Path | None = None,
+        supervisor: Supervisor | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.scheduler = scheduler
-        self.caching = Caching(settings, database)
+        supervisor = supervisor or Supervisor()
+        self.caching = Caching(settings, database, supervisor)
         self._began = time.monotonic()
         self.totals = reading.Totals()
         self._signing_key: bytes | None = None
         self.access = Access(settings)
         self.turns = Turns(database.exporters)
-        self.meter = Meter(self._gauges, self.access.names, figures_folder)
+        self.meter = Meter(self._gauges, self.access.names, figures_folder, supervisor)
         self._probing: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
@@ -97,6 +101,22 @@ class Service:
         if self._signing_key is None:
             self._signing_key = await reading.cursor_key(connection)
         return self._signing_key
+
+    async def problems(self) -> list[str]:
+        """What is wrong with the background tasks and worker processes of the service, a line each."""
+        try:
+            reports = await self.meter.reports()
+        except OSError as error:
+            return [f"the figures of the other processes cannot be read: {error.strerror}"]
+        return list(dict.fromkeys(line for report in reports for line in report.problems))
+
+    async def probe_primary(self, timeout_s: float) -> None:
+        """Return where the primary answers within this time; raises DatabaseUnavailable."""
+        await self._probe("primary", self._primary, timeout_s)
+
+    async def _primary(self) -> None:
+        async with self.database.probing_primary() as connection:
+            await version_of(connection)
 
     async def probe(self, timeout_s: float) -> dict[str, SourceHealth]:
         """How the sources fare, as the database tells within this time; raises DatabaseUnavailable."""

@@ -1,0 +1,14 @@
+-- How many connections PostgreSQL allows (kasparro/store/connections.py).
+
+-- name: allowed --
+-- To this role in this database, without what is kept back for others. PostgreSQL 15 keeps back less.
+SELECT least(
+    current_setting('max_connections')::integer
+    - current_setting('superuser_reserved_connections')::integer
+    - coalesce(current_setting('reserved_connections', true)::integer, 0),
+    nullif(pg_roles.rolconnlimit, -1),
+    nullif(pg_database.datconnlimit, -1)
+)
+FROM pg_roles
+CROSS JOIN pg_database
+WHERE pg_roles.rolname = current_user AND pg_database.datname = current_database();
