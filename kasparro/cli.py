@@ -21,6 +21,7 @@ from kasparro import __version__, checking, logs, settings
 from kasparro.errors import KasparroError, RunInProgress, RunLost, SettingsError, SourceError
 from kasparro.pipeline import report
 from kasparro.pipeline.drift import Drift
+from kasparro.pipeline.freshness import span
 from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.settings import SOURCES, Settings
@@ -35,6 +36,7 @@ from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
 from kasparro.store.opening import database_url, pools, prepare
+from kasparro.store.runs import last_start
 from kasparro.supervision import Supervisor
 from kasparro.terminal import err, out, write_json
 
@@ -189,15 +191,17 @@ def status(as_json: bool) -> None:
     """Say what the database holds and how the last run went."""
     told = _load()
 
-    async def read(database: Database) -> report.Stats:
+    async def read(database: Database) -> tuple[report.Stats, datetime | None]:
         if missing := await pending(database):
             raise KasparroError(
                 f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate"
             )
+        last = await last_start(database)
+        due = last + told.interval if last and told.interval else None
         async with database.reading() as connection:
-            return await report.stats(connection, told)
+            return await report.stats(connection, told, due), due
 
-    stats = _guarded(lambda: asyncio.run(_with_database(told, read)))
+    stats, due = _guarded(lambda: asyncio.run(_with_database(told, read)))
     if as_json:
         write_json(report.encode(stats))
         return
@@ -206,14 +210,38 @@ def status(as_json: bool) -> None:
         table.add_row(source, f"{records:,}")
     held, runs = _counted(stats.totals.records, "record"), _counted(stats.totals.runs, "run")
     out.print(f"{stats.status}; {held} after {runs}")
+    now = datetime.now(UTC)
+    for line in (*_last_run(stats.last_run, now), _next_run(told, due, now)):
+        out.print(line)
     out.print(table)
     shown: set[str] = set()
     if stats.last_run is not None:
-        _print_run(stats.last_run)
+        _print_run(stats.last_run, wrapped=True)
         shown = {source.source for source in stats.last_run.sources if source.drift}
     for name, found in stats.drift.items():
         if found and name not in shown:
-            out.print(f"{name}: {_drift(found)}", soft_wrap=True)
+            out.print(f"{name}: {_drift(found)}")
+
+
+def _last_run(run: report.RunReport | None, now: datetime) -> list[str]:
+    if run is None:
+        return ["last run: none so far"]
+    began = f"began {_moment(run.started_at)}, {span((now - run.started_at).total_seconds())} ago"
+    return [f"last run: {run.id} by {run.trigger}, {run.status}", f"          {began}"]
+
+
+def _next_run(told: Settings, due: datetime | None, now: datetime) -> str:
+    if told.interval is None:
+        return "next run: none by itself, for KASPARRO_INTERVAL is off"
+    if due is None:
+        return "next run: when kasparro serve starts"
+    left = (due - now).total_seconds()
+    when = f"in {span(left)}" if left > 0 else f"{span(-left)} ago; is kasparro serve running?"
+    return f"next run: due {_moment(due)}, {when}"
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 # The sources of a run, and the run itself, given its database and who watches it.
@@ -286,7 +314,7 @@ def _bars(names: Sequence[str], *, shown: bool) -> Iterator[Callable[[str, float
         yield lambda name, done, total: progress.update(bars[name], completed=done, total=total)
 
 
-def _print_run(run: report.RunReport) -> None:
+def _print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
     figures = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
     # Without a frame it fits 80 columns, which is also what a pipe gets.
     title = f"run {run.id}: {run.status}"
@@ -302,7 +330,7 @@ def _print_run(run: report.RunReport) -> None:
         _print_rejects(run)
     for source in run.sources:
         for line in filter(None, [source.note, source.error, *_judgement(source)]):
-            out.print(f"{source.source}: {line}", soft_wrap=True)
+            out.print(f"{source.source}: {line}", soft_wrap=not wrapped)
 
 
 def _judgement(source: report.SourceReport) -> list[str]:

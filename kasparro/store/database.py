@@ -300,8 +300,8 @@ class Database:
 class _Pool:
     # Connections, and how many may wait for one of them, and how long.
     #
-    # A server that takes no more connections is waited for too, while those that are open serve all. A place in
-    # the pool stays empty for a moment after a refusal, so that few attempts are made meanwhile.
+    # A server that takes no more connections is waited for too, while those that are open serve all. A place
+    # in the pool stays empty for a moment after a refusal, so that few attempts are made meanwhile.
 
     def __init__(
         self, pool: "asyncpg.Pool[asyncpg.Record]", *, wait_s: float, queued: int | None = None

@@ -84,7 +84,7 @@ async def with_connections(told: Settings, database: Database, processes: int) -
     if allowed is not None and count * processes > allowed:
         log.warning(
             "database_connections_scarce",
-            reason=f"PostgreSQL allows {allowed} connections, and each of {processes} processes may need {count}; "
+            reason=f"PostgreSQL allows {allowed} connections to {processes} processes with {count} each; "
             "raise max_connections or start fewer workers, else requests wait for each other",
         )
     return msgspec.structs.replace(told, database_connections=count)

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import (
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    SummaryMetricFamily,
 )
 from prometheus_client.registry import Collector
 from starlette.requests import Request
@@ -20,7 +21,8 @@ from starlette.responses import Response
 
 from kasparro import __version__
 from kasparro.errors import KasparroError
-from kasparro.pipeline.report import SourceHealth, Stats
+from kasparro.pipeline.report import FIGURES, SourceHealth, Stats
+from kasparro.pipeline.totals import RunTotals
 from kasparro.web.endpoint import Endpoint
 from kasparro.web.meter import BOUNDS_S, Counts, Report
 from kasparro.web.service import Service
@@ -38,6 +40,7 @@ _GAUGES = {
     "pool_connections_limit": "Connections for reading that a worker may have.",
     "pool_connections_busy": "Those that are at work.",
     "pool_waiting": "Requests that wait for one.",
+    "leader": "1 while this process runs the loop, of all that share the database.",
 }
 
 
@@ -45,11 +48,16 @@ class _Scrape(Collector):
     """The metrics of one moment."""
 
     def __init__(
-        self, reports: list[Report], health: dict[str, SourceHealth] | None, stats: Stats | None
+        self,
+        reports: list[Report],
+        health: dict[str, SourceHealth] | None,
+        stats: Stats | None,
+        totals: RunTotals | None,
     ) -> None:
         self._reports = reports
         self._health = health
         self._stats = stats
+        self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
         """All of them, family by family."""
@@ -90,6 +98,14 @@ class _Scrape(Collector):
         for name, used in counts.keys.items():
             keys.add_metric((name,), used)
         yield keys
+        exits = CounterMetricFamily(
+            "kasparro_worker_exits",
+            "Worker processes that ended before the stop, by signal or exit code.",
+            labels=("exit",),
+        )
+        for how, times in counts.worker_exits.items():
+            exits.add_metric((how,), times)
+        yield exits
 
     def _gauges(self) -> Iterator[Metric]:
         for name, text in _GAUGES.items():
@@ -110,7 +126,9 @@ class _Scrape(Collector):
         if self._health is not None:
             yield from self._sources(self._health)
         if self._stats is not None:
-            yield from self._totals(self._stats)
+            yield from self._now(self._stats)
+        if self._totals is not None:
+            yield from self._runs(self._totals)
 
     def _sources(self, health: dict[str, SourceHealth]) -> Iterator[Metric]:
         age = GaugeMetricFamily(
@@ -128,30 +146,63 @@ class _Scrape(Collector):
         yield age
         yield sound
 
-    def _totals(self, stats: Stats) -> Iterator[Metric]:
+    def _runs(self, totals: RunTotals) -> Iterator[Metric]:
+        runs = CounterMetricFamily("kasparro_runs", "Runs that ended, by status.", labels=("status",))
+        durations = SummaryMetricFamily(
+            "kasparro_run_duration_seconds", "From a run's start to its end.", labels=("status",)
+        )
+        for status, ended in totals.ended.items():
+            runs.add_metric((status,), ended.runs)
+            durations.add_metric((status,), ended.runs, ended.seconds)
+        yield runs
+        yield durations
+        records = CounterMetricFamily(
+            "kasparro_run_records",
+            "Records of all runs: fetched, of these valid or rejected, and what became of the valid ones.",
+            labels=("source", "outcome"),
+        )
+        for source, figures in totals.records.items():
+            for outcome in FIGURES:
+                records.add_metric((source, outcome), getattr(figures, outcome))
+        yield records
+
+    def _now(self, stats: Stats) -> Iterator[Metric]:
         records = GaugeMetricFamily("kasparro_records", "Rows of unified_data.", labels=("source",))
         for source, rows in stats.totals.by_source.items():
             records.add_metric((source,), rows)
         yield records
-        yield CounterMetricFamily("kasparro_runs", "Runs so far.", stats.totals.runs)
         yield GaugeMetricFamily(
             "kasparro_run_active", "1 while a run is at work.", int(stats.status == "running")
         )
         calls = GaugeMetricFamily(
             "kasparro_upstream_calls_this_month", "Calls booked with a source this month.", labels=("source",)
         )
+        limits = GaugeMetricFamily(
+            "kasparro_upstream_calls_limit",
+            "Calls that a source may be asked a month; none where nothing limits them.",
+            labels=("source",),
+        )
         for source, budget in stats.budget.items():
             calls.add_metric((source,), budget.calls)
+            if budget.limit is not None:
+                limits.add_metric((source,), budget.limit)
         yield calls
+        yield limits
+        if (due := stats.schedule.next_run_at) is not None:
+            yield GaugeMetricFamily(
+                "kasparro_next_run_timestamp_seconds", "When the next run is due.", due.timestamp()
+            )
 
 
 async def metrics(service: Service, request: Request, query: Any) -> Response:
     """GET /metrics."""
-    health, stats = await asyncio.gather(
-        _told(service.probe(DATABASE_TIMEOUT_S)), _told(service.stats(DATABASE_TIMEOUT_S))
+    health, stats, totals = await asyncio.gather(
+        _told(service.probe(DATABASE_TIMEOUT_S)),
+        _told(service.stats(DATABASE_TIMEOUT_S)),
+        _told(service.run_totals(DATABASE_TIMEOUT_S)),
     )
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(await service.meter.reports(), health, stats))
+    registry.register(_Scrape(await service.meter.reports(), health, stats, totals))
     write, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(write(registry), media_type=None, headers={"Content-Type": media_type})
 

@@ -84,7 +84,7 @@ class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     unreachable: Annotated[
         list[Literal["primary", "read"]],
         msgspec.Meta(
-            description="What is out of reach: `primary` is DATABASE_URL, `read` is DATABASE_READ_URL. Without "
+            description="What is out of reach: `primary` is DATABASE_URL, `read` DATABASE_READ_URL. Without "
             "the primary runs store nothing, without the other nothing can be read."
         ),
     ] = []

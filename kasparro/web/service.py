@@ -14,6 +14,7 @@ from starlette.requests import Request
 from kasparro.errors import DatabaseUnavailable
 from kasparro.pipeline import report
 from kasparro.pipeline.report import SourceHealth, Stats
+from kasparro.pipeline.totals import RunTotals, run_totals
 from kasparro.settings import Settings
 from kasparro.store import reading
 from kasparro.store.database import Connection, Database
@@ -33,6 +34,10 @@ class SchedulerLike(Protocol):
     @property
     def next_run_at(self) -> datetime | None:
         """When the next run is due; None where none is."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process runs the loop, of all that share the database."""
 
     async def trigger(self) -> int:
         """Start a run at once and give its id. Raises RunInProgress while another works."""
@@ -126,6 +131,14 @@ class Service:
         """The service at a glance, as the database tells within this time; raises DatabaseUnavailable."""
         return await self._probe("stats", self._stats, timeout_s)
 
+    async def run_totals(self, timeout_s: float) -> RunTotals:
+        """Sums over all runs, as the database tells within this time; raises DatabaseUnavailable."""
+        return await self._probe("run_totals", self._run_totals, timeout_s)
+
+    async def _run_totals(self) -> RunTotals:
+        async with self.database.reading(wide=True) as connection:
+            return await run_totals(connection)
+
     async def _probe(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         # A probe that hangs, for a dead line takes long to be seen as such, is waited for by later callers
         # in place of a connection each.
@@ -160,6 +173,8 @@ class Service:
             }
         # Who exports has a connection as soon as it has its turn.
         found["pool_waiting:export"] = self.turns.waiting
+        if self.scheduler is not None:
+            found["leader"] = int(self.scheduler.leads)
         return found
 
     @property

@@ -139,6 +139,29 @@ SELECT
 FROM unified_data
 GROUP BY source;
 
+-- name: ended_by_status --
+-- How many runs ended with each status, and how long they took together.
+SELECT
+    status,
+    count(*) AS runs,
+    coalesce(sum(extract(EPOCH FROM finished_at - started_at)), 0)::float8 AS seconds
+FROM runs
+WHERE status <> 'running'
+GROUP BY status;
+
+-- name: records_by_source --
+-- What became of each source's records, over all runs.
+SELECT
+    source,
+    sum(fetched)::bigint AS fetched,
+    sum(valid)::bigint AS valid,
+    sum(rejected)::bigint AS rejected,
+    sum(inserted)::bigint AS inserted,
+    sum(updated)::bigint AS updated,
+    sum(unchanged)::bigint AS unchanged
+FROM run_sources
+GROUP BY source;
+
 -- name: calls_in_month --
 SELECT
     source,

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ from yarl import URL
 from kasparro.settings import Settings
 from kasparro.store.database import Connection, Database
 from kasparro.store.reading import FIELDS
+from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.protocol import LimitedProtocol
 from kasparro.web.server import configuration
@@ -37,6 +39,8 @@ async def serving(
     *,
     http: type[LimitedProtocol] = LimitedProtocol,
     read_url: str | None = None,
+    figures_folder: Path | None = None,
+    supervisor: Supervisor | None = None,
     **pools: Any,
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """The service over a database, and a client whose requests go to it."""
@@ -44,6 +48,8 @@ async def serving(
         settings or Settings(),
         database=Database(database_url, read_url, **pools),
         scheduler=scheduler,
+        figures_folder=figures_folder,
+        supervisor=supervisor,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         trusted = settings.trusted_proxies if settings else ()

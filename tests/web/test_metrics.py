@@ -1,6 +1,7 @@
 """What /metrics tells, read as Prometheus reads it."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,6 +11,7 @@ from kasparro.store.database import Connection
 from tests.pipeline.test_report import add_run, add_source
 from tests.web.conftest import Insert, service, serving
 from tests.web.test_caching import kept
+from tests.web.test_operations import Loop
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -108,15 +110,31 @@ async def test_the_database_tells_of_records_runs_and_sources(
 ) -> None:
     await insert({"source_id": "a"}, {"source_id": "b"})
     run_id = await add_run(connection, "partial")
-    await add_source(connection, run_id, "coingecko", "succeeded")
+    await add_source(connection, run_id, "coingecko", "succeeded", fetched=7, rejected=2, valid=5)
     await add_source(connection, run_id, "csv", "failed", error="no")
     samples = await scrape(client)
     assert value(samples, "kasparro_database_up") == 1
     assert value(samples, "kasparro_records", source="coingecko") == 2
+    assert value(samples, "kasparro_runs_total", status="partial") == 1
     assert value(samples, "kasparro_runs_total") == 1
+    assert value(samples, "kasparro_run_duration_seconds_sum", status="partial") == 9.5
+    assert value(samples, "kasparro_run_duration_seconds_count", status="partial") == 1
+    assert value(samples, "kasparro_run_records_total", source="coingecko", outcome="fetched") == 7
+    assert value(samples, "kasparro_run_records_total", source="coingecko", outcome="rejected") == 2
+    assert value(samples, "kasparro_run_records_total", source="csv") == 0
+    assert value(samples, "kasparro_upstream_calls_limit", source="coinpaprika") == 20_000
+    assert value(samples, "kasparro_upstream_calls_limit", source="coingecko") is None
     assert value(samples, "kasparro_source_sound", source="csv") == 0
     assert (value(samples, "kasparro_source_age_seconds", source="coingecko") or 0) > 0
     assert value(samples, "kasparro_source_age_seconds", source="csv") is None
+
+
+async def test_the_loop_tells_whether_it_leads_and_when_it_runs(database_url: str) -> None:
+    async with serving(database_url, scheduler=Loop()) as client:
+        samples = await scrape(client)
+    assert value(samples, "kasparro_leader") == 1
+    due = datetime(2030, 1, 1, tzinfo=UTC)
+    assert value(samples, "kasparro_next_run_timestamp_seconds") == due.timestamp()
 
 
 async def test_without_the_database_the_rest_is_told_all_the_same() -> None:

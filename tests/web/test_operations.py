@@ -207,6 +207,36 @@ async def test_without_a_database_health_is_unavailable_and_data_a_problem() -> 
         assert (await get(client, "/data?limit=0", 400))["parameter"] == "limit"
 
 
+async def test_health_says_that_the_primary_is_out_of_reach_while_reads_are_answered(
+    database_url: str, insert: Insert
+) -> None:
+    await insert({"source_id": "a"})
+    async with serving("postgresql://x@127.0.0.1:1/x", read_url=database_url) as client:
+        health = await get(client, "/health")
+        assert (health["status"], health["database"]["status"]) == ("degraded", "ok")
+        assert health["database"]["unreachable"] == ["primary"]
+        (reason,) = health["reasons"]
+        assert reason.startswith("the primary (DATABASE_URL) is out of reach: PostgreSQL is out of reach: ")
+        assert (await get(client, "/data"))["data"]
+
+
+async def test_health_says_that_the_database_for_reads_is_out_of_reach(database_url: str) -> None:
+    async with serving(database_url, read_url="postgresql://x@127.0.0.1:1/x") as client:
+        health = await get(client, "/health", 503)
+        assert (health["status"], health["database"]["status"]) == ("unavailable", "unreachable")
+        assert health["database"]["unreachable"] == ["read"]
+        assert health["reasons"] == []
+
+
+async def test_health_names_both_databases_where_both_are_out_of_reach() -> None:
+    nowhere = "postgresql://x@127.0.0.1:1/x"
+    async with serving(nowhere, read_url=nowhere) as client:
+        health = await get(client, "/health", 503)
+        assert health["database"]["unreachable"] == ["primary", "read"]
+    async with serving(nowhere) as client:
+        assert (await get(client, "/health", 503))["database"]["unreachable"] == ["primary"]
+
+
 async def test_a_database_that_does_not_exist_or_lets_nobody_in_is_unavailable(server_url: str) -> None:
     for url in (server_url.rsplit("/", 1)[0] + "/nosuch", server_url.replace("//kasparro", "//stranger")):
         async with serving(url) as client:
@@ -295,6 +325,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.next_run_at = datetime(2030, 1, 1, tzinfo=UTC)
+        self.leads = True
         self.working = False
         self.entered = False
 

@@ -1,0 +1,67 @@
+"""What asks a service to stop: SIGTERM, SIGINT, and SIGHUP unless nohup has it ignored."""
+
+import asyncio
+import json
+import signal
+import sys
+
+import pytest
+
+from tests.test_cli import listening, running
+
+ENVIRONMENT = {"KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json", "PORT": "0"}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+async def test_a_service_stops_cleanly(database_url: str, workers: str, number: signal.Signals) -> None:
+    async with running("serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT) as process:
+        await listening(process)
+        process.send_signal(number)
+        async with asyncio.timeout(15):
+            _, err = await process.communicate()
+
+    assert process.returncode == 0
+    assert json.loads(err.splitlines()[-1])["event"] == "stopped"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_under_nohup_a_closing_terminal_stops_nothing(database_url: str, workers: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process_context = running("serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT)
+        process = await process_context.__aenter__()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        await listening(process)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        ended = asyncio.create_task(process.wait())
+        done, _ = await asyncio.wait({ended}, timeout=1.0)
+        assert not done
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            await process.communicate()
+        assert process.returncode == 0
+    finally:
+        await process_context.__aexit__(*sys.exc_info())
+
+
+async def test_etl_ends_at_a_batch_border_when_the_terminal_closes(database_url: str) -> None:
+    async with running(
+        *("etl", "--json"),
+        DATABASE_URL=database_url,
+        KASPARRO_COINPAPRIKA_URL="http://127.0.0.1:1",
+        KASPARRO_COINGECKO_URL="http://127.0.0.1:1",
+        KASPARRO_LOG="json",
+    ) as process:
+        assert process.stderr is not None
+        while json.loads(await process.stderr.readline())["event"] != "trying again":
+            pass
+        process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(30):
+            out, _ = await process.communicate()
+
+    assert process.returncode == 1
+    assert json.loads(out)["status"] == "interrupted"

@@ -1,0 +1,183 @@
+"""Whatever ends a background task of the service is logged, shown on /health, and over soon."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from kasparro import supervision
+from kasparro.pipeline.scheduler import Scheduler
+from kasparro.settings import Settings, load
+from kasparro.store import opening
+from kasparro.store.database import Database
+from kasparro.store.embedded import EmbeddedPostgres
+from kasparro.store.opening import database_url as opened
+from kasparro.store.opening import prepare
+from kasparro.store.runs import SessionLock
+from kasparro.store.version import DataVersion
+from kasparro.supervision import Supervisor
+from kasparro.web import meter
+from kasparro.web.kept import KeptAnswers
+from kasparro.web.renewal import Renewal
+from tests.conftest import LogEvents
+from tests.test_supervision import ENDINGS
+from tests.web.conftest import serving
+from tests.web.test_caching import kept
+from tests.web.test_operations import get
+
+Broken = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.01)
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, ending: str) -> asyncio.Event:
+    """Have a method fail twice in this way; gives what is set when it is called after that."""
+    real, calls, works = getattr(where, name), 0, asyncio.Event()
+
+    async def broken(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:
+            return await ENDINGS[ending][0]()
+        works.set()
+        return await real(*arguments, **named)
+
+    monkeypatch.setattr(where, name, broken)
+    return works
+
+
+@asynccontextmanager
+async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    """The service with its loop, as one worker of several."""
+    settings = load({"KASPARRO_SOURCES": "csv", "KASPARRO_INTERVAL": "1h"})
+    supervisor, database = Supervisor(), Database(database_url)
+    async with database:
+        scheduler = Scheduler(settings, database, prepare=partial(prepare, database), supervisor=supervisor)
+        async with serving(
+            database_url, settings, scheduler, figures_folder=folder, supervisor=supervisor
+        ) as client:
+            yield client
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    ("task", "where", "method"),
+    [
+        ("scheduler", Scheduler, "_keep_running"),
+        ("data_version", DataVersion, "_follow"),
+        ("metrics_writer", meter.Meter, "_tell"),
+    ],
+)
+async def test_a_task_that_ends_is_shown_on_health_and_works_again(
+    database_url: str,
+    tmp_path: Path,
+    logged: LogEvents,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    where: Any,
+    method: str,
+    ending: str,
+) -> None:
+    works = breaking(monkeypatch, where, method, ending)
+    async with service(database_url, tmp_path) as client:
+        await logged.reached(2, "background_task_failed", task=task, level="error")
+        async with asyncio.timeout(10):
+            await works.wait()
+        health = await get(client, "/health")
+
+        assert health["status"] == "degraded"
+        shown = f"background task {task} failed and is started again: {ENDINGS[ending][1]}"
+        assert health["reasons"] == [shown]
+        await logged.reached(1, "run finished", status="succeeded")
+        await kept(client)
+        assert [file.suffix for file in tmp_path.iterdir() if not file.suffix] == [""]
+
+
+@pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])
+async def test_what_ends_a_run_does_not_end_the_loop(
+    database_url: str, tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    works = breaking(monkeypatch, SessionLock, "acquire", ending)
+    async with service(database_url, tmp_path):
+        await logged.reached(1, "background_task_failed", task="scheduler")
+        async with asyncio.timeout(10):
+            await works.wait()
+        await logged.reached(1, "run finished", status="succeeded")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+async def test_the_watch_over_the_embedded_server_goes_on(
+    tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(opening, "WATCH_S", 0.01)
+    works = breaking(monkeypatch, opening, "_keep_alive", ending)
+    supervisor = Supervisor()
+    async with opened(Settings(home=tmp_path), supervisor):
+        await logged.reached(2, "background_task_failed", task="embedded_postgres")
+        async with asyncio.timeout(10):
+            await works.wait()
+        assert len(supervisor.problems()) == 1
+
+
+async def test_an_embedded_server_that_cannot_be_brought_back_is_shown_with_its_reason(
+    tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "WATCH_S", 0.01)
+    works = breaking(monkeypatch, EmbeddedPostgres, "ensure", "own error")
+    supervisor = Supervisor()
+    async with opened(Settings(home=tmp_path), supervisor), asyncio.timeout(10):
+        await works.wait()
+        assert supervisor.problems() == [
+            "background task embedded_postgres failed and is started again: do this"
+        ]
+
+
+@pytest.mark.parametrize("ending", ["group", "stray cancel", "cancelled"])
+async def test_a_renewal_that_breaks_off_is_shown_and_begins_again_with_the_next_version(
+    logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    works = breaking(monkeypatch, Renewal, "_work", ending)
+    supervisor = Supervisor()
+    renewal = Renewal(KeptAnswers(1_000), supervisor)
+    monkeypatch.setattr(renewal, "_note", lambda: None)
+    renewal._wanted = {(b"/data", b""): type("Wanted", (), {"asks": 2})()}
+    for count in (1, 2):
+        renewal.moved(known=True)
+        await logged.reached(count, "background_task_failed", task="cache_renewal")
+    assert len(supervisor.problems()) == 1
+    monkeypatch.setattr(Renewal, "_renew", lambda *_: asyncio.sleep(0))
+    renewal.moved(known=True)
+    async with asyncio.timeout(10):
+        await works.wait()
+    await renewal.close()
+
+
+@pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])
+async def test_a_heartbeat_that_ends_gives_the_lock_up_and_says_so(
+    database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    async def beat(self: SessionLock, session: Any) -> None:
+        del self, session
+        await ENDINGS[ending][0]()
+
+    monkeypatch.setattr(SessionLock, "_beat", beat)
+    async with SessionLock(database, "lead") as lock:
+        assert await lock.acquire()
+        await logged.reached(1, "lock_heartbeat_failed", level="error")
+        assert not lock.held
+
+
+async def test_the_problems_of_other_processes_are_shown_too(database_url: str, tmp_path: Path) -> None:
+    report = meter.Report("supervisor", meter.Counts(), problems=["worker 7 died"])
+    async with serving(database_url, figures_folder=tmp_path) as client:
+        meter.write(tmp_path / "supervisor", report)
+        health = await get(client, "/health")
+        assert (health["status"], health["reasons"]) == ("degraded", ["worker 7 died"])

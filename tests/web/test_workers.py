@@ -1,0 +1,150 @@
+"""Worker processes that die are logged, counted, shown and replaced; where none starts, the service ends."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+import uvicorn
+from uvicorn.supervisors.multiprocess import SIGNALS
+
+from kasparro.settings import Settings
+from kasparro.supervision import Supervisor
+from kasparro.web.server import _listening, configuration
+from kasparro.web.workers import Workers, WorkersFailed, exit_of
+from tests.test_cli import ended, listening, running
+from tests.web.test_metrics import scrape, value
+from tests.web.test_operations import get
+
+
+def broken() -> Any:
+    """An application that cannot be made."""
+    raise RuntimeError("no application today")
+
+
+def exits() -> Any:
+    """An application whose making ends the process."""
+    os._exit(7)
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """uvicorn's supervisor takes signals over for good."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("app", "how"), [("broken", "exit code 1"), ("exits", "exit code 7")])
+def test_where_no_worker_can_start_the_service_ends_with_one_line(
+    signals: None, tmp_path: Path, app: str, how: str
+) -> None:
+    config: uvicorn.Config = configuration(f"tests.web.test_workers:{app}", 2)
+    with _listening(Settings(port=0)) as listener, structlog.testing.capture_logs() as logged:
+        listener.listen()
+        workers = Workers(config, listener, tmp_path, Supervisor())
+        with pytest.raises(WorkersFailed) as failure:
+            workers.run()
+
+    assert str(failure.value) == f"none of the 2 worker processes could start ({how}); the log says why"
+    died = [event for event in logged if (event["event"], event["exit"]) == ("worker_died", how)]
+    assert len(died) == 2
+    assert {event["pid"] for event in died} == {process.pid for process in workers.processes}
+
+
+class Log:
+    """The log of a service in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        self._stderr = process.stderr
+
+    async def reached(self, event: str) -> dict[str, Any]:
+        """The next line of this event."""
+        async with asyncio.timeout(60):
+            while line := await self._stderr.readline():
+                told: dict[str, Any] = json.loads(line)
+                if told["event"] == event:
+                    return told
+        raise AssertionError(f"the service ended without {event}")
+
+
+@asynccontextmanager
+async def two_workers(database_url: str) -> AsyncIterator[tuple[Log, aiohttp.ClientSession]]:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
+    async with running("serve", "--workers", "2", PORT="0", **environment) as process:
+        url = await listening(process)
+        connector = aiohttp.TCPConnector(force_close=True)
+        async with aiohttp.ClientSession(url, connector=connector) as client:
+            yield Log(process), client
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(15):
+            await process.communicate()
+        assert process.returncode == 0
+
+
+async def pids(client: aiohttp.ClientSession, count: int) -> set[int]:
+    """The worker processes, once there are so many."""
+    async with asyncio.timeout(60):
+        while True:
+            samples = await scrape(client)
+            found = {dict(its)["worker"] for name, its in samples if name == "kasparro_cache_usable"}
+            if len(found) == count:
+                return {int(worker) for worker in found}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+async def test_a_worker_that_is_killed_is_logged_counted_shown_and_replaced(
+    database_url: str, number: signal.Signals
+) -> None:
+    async with two_workers(database_url) as (log, client):
+        victim = min(await pids(client, 2))
+        os.kill(victim, number)
+
+        died = await log.reached("worker_died")
+        assert (died["pid"], died["exit"], died["level"]) == (victim, number.name, "error")
+        await log.reached("worker_started")
+        async with asyncio.timeout(60):
+            while value(samples := await scrape(client), "kasparro_worker_exits_total") != 1:
+                pass
+            assert value(samples, "kasparro_worker_exits_total", exit=number.name) == 1
+            while victim in (await pids(client, 2)):
+                pass
+        health = await get(client, "/health")
+        assert health["status"] == "degraded"
+        assert health["reasons"] == [
+            f"background task worker failed and is started again: process {victim} ended: {number.name}"
+        ]
+
+
+def test_how_a_process_ended_is_told_in_words() -> None:
+    assert [exit_of(code) for code in (0, 3, -9, -64, -200)] == [
+        "exit code 0",
+        "exit code 3",
+        "SIGKILL",
+        "SIGRTMAX",
+        "signal 200",
+    ]
+
+
+async def test_workers_that_cannot_start_end_the_command(database_url: str, tmp_path: Path) -> None:
+    # What only worker processes do goes wrong: they unpickle the configuration and import the application.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    raise SystemExit(5)\n"
+    )
+    environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
+    async with asyncio.timeout(60):
+        code, _, err = await ended(
+            *("serve", "--workers", "2"), PORT="0", PYTHONPATH=str(tmp_path), **environment
+        )
+
+    assert code == 1
+    assert err.splitlines()[-1].startswith("kasparro: none of the 2 worker processes could start (exit code ")
