@@ -21,10 +21,11 @@ class Retries:
         self._failures: dict[str, int] = {}
         self._due: dict[str, float] = {}
 
-    def succeeded(self, source: str) -> None:
-        """A pass ended well, or in a way that no repetition cures."""
-        self._failures.pop(source, None)
+    def settled(self, source: str) -> None:
+        """A pass ended well, or in a way that no repetition cures: the next run is soon enough."""
         self._due.pop(source, None)
+        if failures := self._failures.pop(source, 0):
+            log.info("source_retries_ended", source=source, failures=failures)
 
     def failed(self, source: str, not_before_s: float = 0.0) -> None:
         """A pass failed for a transient reason; the upstream may have asked to wait for so long."""

@@ -187,7 +187,7 @@ class Scheduler:
         if self._retries is not None and not self._stop.is_set():
             for source, transient in run.transient_failures.items():
                 if transient is None:
-                    self._retries.succeeded(source)
+                    self._retries.settled(source)
                 else:
                     self._retries.failed(source, transient.not_before_s)
 

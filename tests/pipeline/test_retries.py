@@ -1,0 +1,223 @@
+"""A source that failed for a transient reason is tried again soon, alone, with growing pauses."""
+
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+
+from kasparro.pipeline import breaker, retries
+from kasparro.pipeline import scheduler as module
+from kasparro.pipeline.retries import Retries
+from kasparro.pipeline.scheduler import Scheduler
+from kasparro.settings import load
+from kasparro.simulator import Simulator
+from kasparro.simulator.faults import AnyFault, Hang, Html, Reset, Status, Truncated
+from kasparro.sources import http
+from kasparro.sources.base import Source
+from kasparro.sources.coingecko import CoinGecko
+from kasparro.sources.coinpaprika import CoinPaprika
+from kasparro.sources.http import Patience
+from kasparro.store.database import Connection, Database
+from kasparro.store.opening import prepare
+from kasparro.store.runs import RunRecord
+from tests.conftest import LogEvents
+from tests.postgres import free_port
+
+QUICK = Patience(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHECK_S", 0.02)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(breaker, "COOL_DOWN", timedelta())
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(seed=3, coins=40, manual=True) as running:
+        yield running
+
+
+def looped(
+    database: Database, paprika_url: str, gecko_url: str, interval: str = "1h", **environment: str
+) -> Scheduler:
+    settings = load(
+        {"KASPARRO_SOURCES": "coinpaprika,coingecko", "KASPARRO_INTERVAL": interval, **environment}
+    )
+    scheduler = Scheduler(settings, database, prepare=partial(prepare, database))
+    sources: list[Source] = [
+        CoinPaprika(paprika_url, None, QUICK),
+        CoinGecko(gecko_url, "public", None, QUICK),
+    ]
+    scheduler._sources = sources
+    return scheduler
+
+
+def over(database: Database, simulator: Simulator, interval: str = "1h", **environment: str) -> Scheduler:
+    return looped(database, simulator.coinpaprika_url, simulator.coingecko_url, interval, **environment)
+
+
+TRANSIENT: dict[str, AnyFault] = {
+    "503": Status(api="coinpaprika", code=503),
+    "429": Status(api="coinpaprika", code=429),
+    "500": Status(api="coinpaprika", code=500),
+    "hang": Hang(api="coinpaprika"),
+    "reset": Reset(api="coinpaprika"),
+    "cut": Truncated(api="coinpaprika"),
+    "html": Html(api="coinpaprika"),
+}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+async def test_it_is_tried_again_alone_until_it_succeeds(
+    database: Database,
+    connection: Connection,
+    simulator: Simulator,
+    logged: LogEvents,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    monkeypatch.setattr(http, "SILENCE_S", 0.1)
+    simulator.add_fault(TRANSIENT[fault])
+    async with over(database, simulator) as scheduler:
+        failed = await logged.reached(2, "source_retry_planned", source="coinpaprika")
+        simulator.clear_faults()
+        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "source_retries_ended", source="coinpaprika")
+        assert scheduler._retries is not None
+        assert scheduler._retries.next_at == math.inf
+        # The rhythm of the runs stays as it was.
+        assert scheduler.next_run_at is not None
+        assert scheduler.next_run_at - datetime.now(UTC) > timedelta(minutes=58)
+
+    assert [event["failures"] for event in failed[:2]] == [1, 2]
+    runs = await logged.reached(3, "run started")
+    assert (runs[0]["trigger"], {run["trigger"] for run in runs[1:]}) == ("startup", {"retry"})
+    assert {run["sources"] for run in runs[1:]} == {("coinpaprika",)}
+    assert await connection.fetchval("SELECT DISTINCT trigger FROM runs WHERE id > 1") == "retry"
+
+
+@pytest.mark.parametrize("code", [401, 403, 404])
+async def test_what_no_repetition_cures_is_left_to_the_next_run(
+    database: Database, simulator: Simulator, logged: LogEvents, code: int
+) -> None:
+    simulator.add_fault(Status(api="coinpaprika", code=code))
+    async with over(database, simulator) as scheduler:
+        await logged.reached(1, "loop waits")
+        assert scheduler._retries is not None
+        assert scheduler._retries.next_at == math.inf
+
+
+async def test_a_budget_that_is_spent_is_no_reason_to_try_again(
+    database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
+) -> None:
+    simulator.add_fault(Status(api="coinpaprika", code=503))
+    async with over(database, simulator, KASPARRO_COINPAPRIKA_MONTHLY_CALLS="5") as scheduler:
+        # Two calls a pass, and the third pass has one left.
+        await logged.reached(2, "source_retry_planned", source="coinpaprika")
+        await logged.reached(1, "source_retries_ended", source="coinpaprika", failures=2)
+        assert scheduler._retries is not None
+        assert scheduler._retries.next_at == math.inf
+
+    assert await connection.fetchval("SELECT calls FROM api_calls WHERE source = 'coinpaprika'") == 5
+    assert "is spent" in await connection.fetchval("SELECT error FROM run_sources WHERE run_id = 3")
+
+
+async def test_with_the_interval_off_nothing_is_tried_again(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    simulator.add_fault(Status(api="coinpaprika", code=503))
+    async with over(database, simulator, "off") as scheduler:
+        await scheduler.trigger()
+        await logged.reached(1, "run finished")
+
+    assert not [event for event in logged.seen if event["event"] == "source_retry_planned"]
+
+
+async def test_a_first_start_without_network_serves_data_once_there_is_one(
+    database: Database, connection: Connection, logged: LogEvents
+) -> None:
+    async with Simulator(seed=3, coins=40, manual=True) as simulator:
+        port = free_port()
+        paprika = simulator.coinpaprika_url.replace(simulator.url, f"http://127.0.0.1:{port}")
+        gecko = simulator.coingecko_url.replace(simulator.url, "http://nowhere.invalid")
+        async with looped(database, paprika, gecko) as scheduler:
+            # A dozen failed starts of a line, none of which is a call.
+            await logged.reached(3, "source_retry_planned", source="coinpaprika")
+            await logged.reached(3, "source_retry_planned", source="coingecko")
+            assert await connection.fetchval("SELECT coalesce(sum(calls), 0) FROM api_calls") == 0
+            assert await connection.fetchval("SELECT sum(calls) FROM run_sources") == 0
+            scheduler._sources[:] = [
+                CoinPaprika(simulator.coinpaprika_url, None, QUICK),
+                CoinGecko(simulator.coingecko_url, "public", None, QUICK),
+            ]
+            await logged.reached(1, "run finished", status="succeeded")
+
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") > 0
+    assert await connection.fetchval("SELECT count(DISTINCT source) FROM unified_data") == 2
+
+
+async def test_who_takes_over_tries_again_what_failed(
+    database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
+) -> None:
+    other = over(database, simulator)
+    async with over(database, simulator):
+        await logged.reached(1, "run finished", status="succeeded")
+        await other.__aenter__()
+        await logged.reached(1, "another process runs the loop")
+        died = await RunRecord.start(database, "schedule", ("coinpaprika", "coingecko"), datetime.now(UTC))
+        await died.finish_source("coinpaprika", "failed", "no", datetime.now(UTC), dead=True)
+        await died.finish_source("coingecko", "succeeded", None, datetime.now(UTC))
+        await died.finish("partial", None, datetime.now(UTC))
+    (planned,) = await logged.reached(1, "source_retry_planned")
+    runs = await logged.reached(1, "run started", trigger="retry")
+    await logged.reached(2, "run finished", status="succeeded")
+    await other.__aexit__(None, None, None)
+
+    assert planned["source"] == "coinpaprika"
+    assert [run["sources"] for run in runs] == [("coinpaprika",)]
+    del connection
+
+
+async def test_pauses_grow_up_to_the_interval(monkeypatch: pytest.MonkeyPatch, logged: LogEvents) -> None:
+    del logged
+    now = 1_000.0
+    monkeypatch.setattr("kasparro.pipeline.retries.time.monotonic", lambda: now)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 30.0)
+    planned = Retries(timedelta(minutes=10))
+    pauses = []
+    for _ in range(7):
+        planned.failed("coingecko")
+        pauses.append(planned.next_at - now)
+
+    assert pauses == [30, 60, 120, 240, 480, math.inf, math.inf]
+    planned.settled("coingecko")
+    planned.failed("coingecko", 300.0)
+    assert planned.next_at - now == 300
+    planned.failed("coinpaprika")
+    assert planned.due() == set()
+    now += 30
+    assert planned.due() == {"coinpaprika"}
+    now += 270
+    assert planned.due() == {"coinpaprika", "coingecko"}
+    # The next scheduled run comes first.
+    planned.failed("coingecko", 86_400.0)
+    assert planned.due() == {"coinpaprika"}
+
+
+async def test_a_source_that_rests_is_tried_again_after_its_rest(
+    database: Database, simulator: Simulator, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "COOL_DOWN", timedelta(minutes=1))
+    simulator.add_fault(Status(api="coinpaprika", code=500))
+    async with over(database, simulator):
+        (planned,) = await logged.reached(1, "source_retry_planned", failures=4)
+        skipped = await logged.reached(1, "source skipped")
+
+    assert 50 < planned["in_s"] <= 60
+    assert len(skipped) == 1
+    # The upstream was spared: two calls each of two passes, then one.
+    assert len([call for call in simulator.calls if call.api == "coinpaprika"]) == 6

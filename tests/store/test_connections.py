@@ -1,0 +1,192 @@
+"""How many connections a process takes, and that a server without more of them is waited for."""
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import aiohttp
+import asyncpg
+import pytest
+
+from kasparro.errors import DatabaseUnavailable
+from kasparro.settings import Settings
+from kasparro.store import connections
+from kasparro.store.connections import LEAST, MOST, RESERVED, Shares, per_process, shares
+from kasparro.store.database import Database
+from kasparro.store.opening import pools, prepare, with_connections
+from tests.conftest import LogEvents
+from tests.postgres import Server, servers
+from tests.test_cli import listening, running
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="these servers are for Linux")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "processes", "each"),
+    [(97, 1, 24), (97, 4, 12), (47, 1, 23), (17, 1, 8), (17, 2, 8), (5, 1, 8), (10_000, 1, 24)],
+)
+def test_a_service_takes_half_of_what_the_server_allows_within_bounds(
+    allowed: int, processes: int, each: int
+) -> None:
+    assert per_process(allowed, processes) == each
+
+
+@pytest.mark.parametrize("count", [LEAST, 9, 12, 17, MOST, 60])
+def test_the_pools_share_all_connections_and_each_has_one(count: int) -> None:
+    sizes = shares(count)
+    each = [sizes.read, sizes.wide, sizes.export, sizes.write]
+    assert sum(each) + RESERVED == count
+    assert min(each) >= 1
+    assert sizes.read == max(each)
+
+
+def test_the_full_share_is_what_the_pools_want() -> None:
+    assert shares(MOST) == Shares(read=8, wide=2, export=4, write=6)
+
+
+async def test_the_setting_decides_where_there_is_one(
+    database: Database, database_url: str, logged: LogEvents
+) -> None:
+    settings = await with_connections(Settings(database_connections=10), database, 1)
+    (told,) = await logged.reached(1, "database_connections", level="info")
+
+    assert settings.database_connections == told["per_process"] == 10
+    async with pools(settings, database_url) as sized:
+        assert {pool: most for pool, (most, _, _) in sized.figures().items()} == {
+            "short": told["pools"]["read"],
+            "wide": told["pools"]["wide"],
+            "export": told["pools"]["export"],
+        }
+
+
+async def test_by_default_the_server_is_asked(database: Database, logged: LogEvents) -> None:
+    settings = await with_connections(Settings(), database, 2)
+    (told,) = await logged.reached(1, "database_connections")
+
+    assert settings.database_connections == told["per_process"] == told["server_allows"] // 4
+    assert sum(told["pools"].values()) == told["per_process"] - RESERVED
+
+
+async def test_too_many_processes_are_told_with_what_to_do(database: Database, logged: LogEvents) -> None:
+    await with_connections(Settings(), database, 64)
+    (told,) = await logged.reached(1, "database_connections_scarce", level="warning")
+    assert "raise max_connections or start fewer workers" in told["reason"]
+
+
+async def test_where_the_server_cannot_be_asked_the_usual_is_assumed(logged: LogEvents) -> None:
+    async with Database("postgresql://x@127.0.0.1:1/x") as database:
+        settings = await with_connections(Settings(), database, 4)
+    assert settings.database_connections == per_process(connections.USUALLY_ALLOWED, 4)
+    await logged.reached(1, "database_connections_unknown", level="warning")
+
+
+@pytest.fixture
+async def small() -> AsyncIterator[Server]:
+    """A server that allows 20 connections, of which three are kept for superusers."""
+    async with servers() as place:
+        server = await place.primary()
+        await server.end()
+        with (server.folder / "postgresql.conf").open("a") as file:
+            file.write("max_connections = 20\n")
+        await server.start()
+        async with Database(server.url()) as database:
+            await prepare(database)
+        yield server
+
+
+@LINUX
+async def test_a_limit_of_the_role_counts_too(small: Server) -> None:
+    async with small.admin("postgres") as admin, Database(small.url()) as database:
+        async with database.writing() as connection:
+            assert await connections.allowed(connection) == 17
+        await admin.execute("ALTER ROLE kasparro CONNECTION LIMIT 12")
+        async with database.writing() as connection:
+            assert await connections.allowed(connection) == 12
+
+
+async def fill(
+    server: Server, stack: AsyncExitStack, leave: int
+) -> list["asyncpg.Connection[asyncpg.Record]"]:
+    """Take all connections but so many."""
+    taken: list[asyncpg.Connection[asyncpg.Record]] = []
+    for _ in range(17 - leave):
+        connection = await asyncpg.connect(server.url())
+        stack.push_async_callback(connection.close)
+        taken.append(connection)
+    return taken
+
+
+@LINUX
+@pytest.mark.parametrize("leave", [1, 2, 5])
+async def test_what_is_connected_serves_all_while_the_server_has_no_more(small: Server, leave: int) -> None:
+    async def read(database: Database) -> int:
+        async with database.reading() as connection:
+            value: int = await connection.fetchval("SELECT 1 FROM pg_sleep(0.002)")
+            return value
+
+    async with AsyncExitStack() as stack, Database(small.url()) as database:
+        await fill(small, stack, leave)
+        async with asyncio.timeout(30):
+            assert set(await asyncio.gather(*(read(database) for _ in range(200)))) == {1}
+
+
+@LINUX
+async def test_a_full_server_is_waited_for_by_pools_and_locks(small: Server) -> None:
+    async with AsyncExitStack() as stack, Database(small.url()) as database:
+        taken = await fill(small, stack, 0)
+        asked = asyncio.create_task(database.session("kasparro test", 15.0))
+
+        async def write() -> None:
+            async with database.writing() as connection:
+                await connection.execute("SELECT 1")
+
+        writing = asyncio.create_task(write())
+        done, _ = await asyncio.wait({asked, writing}, timeout=0.6)
+        assert not done
+        for connection in taken[:2]:
+            await connection.close()
+        async with asyncio.timeout(10):
+            await writing
+            (await asked).terminate()
+
+
+@LINUX
+async def test_a_server_that_stays_full_is_told_as_such(small: Server) -> None:
+    async with AsyncExitStack() as stack, Database(small.url(), queue_s=0.5) as database:
+        await fill(small, stack, 0)
+        with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL takes no more connections: "):
+            async with database.reading():
+                pass
+
+
+PATHS = ("/data?limit=50&page={}", "/data?q=coin{}", "/runs?limit={}", "/data?symbol=s{}")
+
+
+@LINUX
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_small_server_answers_every_request(small: Server, workers: str) -> None:
+    environment = {
+        "DATABASE_URL": small.url(),
+        "KASPARRO_SOURCES": "csv",
+        "KASPARRO_LOG": "json",
+        "KASPARRO_CACHE_MB": "0",
+        "PORT": "0",
+    }
+    async with running("serve", "--workers", workers, **environment) as process:
+        url = await listening(process)
+        drained = asyncio.create_task(process.communicate())
+        async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=64)) as client:
+
+            async def status(number: int) -> int:
+                path = PATHS[number % len(PATHS)].format(1 + number // len(PATHS))
+                async with client.get(path) as answer:
+                    await answer.read()
+                    return answer.status
+
+            found = Counter(await asyncio.gather(*(status(number) for number in range(400))))
+        process.terminate()
+        await drained
+
+    assert found == {200: 400}
