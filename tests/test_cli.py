@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -210,6 +211,30 @@ async def test_status_and_migrate_say_where_a_database_stands(empty_database_url
     assert "applied 0001_initial.sql" in migrated[1]
     assert again[1] == "the schema is up to date\n"
     assert json.loads(after[1])["totals"]["records"] == 0
+
+
+async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(database_url: str) -> None:
+    environment = {
+        "DATABASE_URL": database_url,
+        "KASPARRO_COINPAPRIKA_URL": f"http://127.0.0.1:1/{'long/' * 20}",
+        "KASPARRO_SOURCES": "coinpaprika,csv",
+    }
+    fresh = await ended("status", **environment)
+    await ended("etl", **environment)
+    code, out, _ = await ended("status", **environment)
+    off = await ended("status", KASPARRO_INTERVAL="off", **environment)
+    due = await ended("status", KASPARRO_INTERVAL="1s", **environment)
+
+    assert code == 0
+    assert "last run: none so far\nnext run: when kasparro serve starts\n" in fresh[1]
+    assert re.search(
+        r"^last run: 1 by etl, partial\n {10}began \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
+    )
+    assert re.search(r"^next run: due \S+ \S+ UTC, in 0:5\d:\d\d$", out, re.MULTILINE)
+    assert "next run: none by itself, for KASPARRO_INTERVAL is off\n" in off[1]
+    assert re.search(r"^next run: due .* 0:00:\d\d ago; is kasparro serve running\?$", due[1], re.MULTILINE)
+    for shown in (fresh[1], out, off[1], due[1]):
+        assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -161,11 +161,17 @@ async def test_a_server_that_stays_full_is_told_as_such(small: Server) -> None:
                 pass
 
 
-PATHS = ("/data?limit=50&page={}", "/data?q=coin{}", "/runs?limit={}", "/data?symbol=s{}")
+PATHS = (
+    "/data?limit=50&page={}",
+    "/data?q=coin{}",
+    "/runs?limit={}",
+    "/data?symbol=s{}",
+    "/data.csv?symbol=s{}",
+)
 
 
 @LINUX
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", "4"])
 async def test_a_small_server_answers_every_request(small: Server, workers: str) -> None:
     environment = {
         "DATABASE_URL": small.url(),
