@@ -73,7 +73,7 @@ class Supervisor:
         """The tasks that failed lately, a line each."""
         now = time.monotonic()
         return [
-            f"background task {name} failed and is started again: {trouble.reason}"
+            f"{name} failed and is started again: {trouble.reason}"
             for name, trouble in self._troubles.copy().items()
             if now < trouble.until
         ]

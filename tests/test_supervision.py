@@ -73,7 +73,7 @@ async def test_a_task_that_ends_in_any_way_is_told_shown_and_started_again(
 
     events = await logged.reached(2, "background_task_failed", task="ticker", level="error")
     assert [(event["failures"], event["again_in_s"]) for event in events] == [(1, 0.001), (2, 0.002)]
-    assert supervisor.problems() == [f"background task ticker failed and is started again: {shown}"]
+    assert supervisor.problems() == [f"ticker failed and is started again: {shown}"]
     await task.stop()
     assert starts == 3
     assert task.task.cancelled()

@@ -109,14 +109,17 @@ class EmbeddedPostgres:
         """The server's log; when it grows large the one before is kept beside it."""
         return self._home / "postgres.log"
 
-    async def ensure(self) -> None:
-        """Return when the server answers: at once if it lives (one connection), else after starting it."""
+    async def ensure(self) -> bool:
+        """Return when the server answers: at once if it lives (one connection), else after starting it, with
+        False.
+        """
         if self._users is None:
             raise RuntimeError("ensure() is for those who entered the context")
         if await self._answers():
-            return
+            return True
         async with _locked(self._home / "start.lock", fcntl.LOCK_EX):
             await self._bring_up()
+        return False
 
     async def _bring_up(self) -> None:
         """Wait until the server answers, starting it as soon as none is there. Called under `start.lock`."""

@@ -36,17 +36,19 @@ async def database_url(told: Settings, supervisor: Supervisor) -> AsyncIterator[
         return
     log.info("opening the embedded PostgreSQL", home=str(told.home))
     async with EmbeddedPostgres(told.home) as embedded:
-        watching = supervisor.start("embedded_postgres", partial(_keep_alive, embedded))
+        watching = supervisor.start("embedded_postgres", partial(_keep_alive, embedded, supervisor))
         try:
             yield embedded.dsn
         finally:
             await watching.stop()
 
 
-async def _keep_alive(embedded: EmbeddedPostgres) -> None:
+async def _keep_alive(embedded: EmbeddedPostgres, supervisor: Supervisor) -> None:
     while True:
         await asyncio.sleep(WATCH_S)
-        await embedded.ensure()
+        if not await embedded.ensure():
+            error = KasparroError("the server had ended, and was started again")
+            supervisor.failed("embedded_postgres", error, event="embedded_postgres_restarted")
 
 
 def pools(told: Settings, url: str) -> Database:

@@ -13,6 +13,7 @@ import pytest
 import stamina
 
 from kasparro.batch import Batch, BatchBuilder
+from kasparro.concurrency import UnexpectedCancel
 from kasparro.errors import RunInProgress, RunLost
 from kasparro.pipeline.run import Run
 from kasparro.pipeline.source_pass import Trigger, judged
@@ -34,6 +35,7 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import Patience
 from kasparro.store.database import Database
+from kasparro.store.loader import Loader
 from kasparro.store.runs import SessionLock
 
 QUICK = Patience(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
@@ -399,14 +401,43 @@ async def test_a_run_outlives_the_loss_of_every_connection(
     assert (source["fetched"], source["inserted"], source["batches"]) == (20, 20, 20)
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ZeroDivisionError(), "ZeroDivisionError"),
+        (ExceptionGroup("two", [ValueError()]), "ExceptionGroup"),
+        (asyncio.CancelledError(), "UnexpectedCancel"),
+    ],
+)
 async def test_a_source_that_breaks_is_a_failed_source_not_a_broken_run(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    error: BaseException,
+    kind: str,
 ) -> None:
-    assert await run(database, [Broken(), apis(simulator)[0]]) == "partial"
+    assert await run(database, [Broken(error), apis(simulator)[0]]) == "partial"
 
     source = (await outcomes(connection))["csv"]
     assert source["status"] == "failed"
-    assert source["error"] == "internal error (ZeroDivisionError); the log has the details"
+    assert source["error"] == f"internal error ({kind}); the log has the details"
+
+
+async def test_a_cancel_that_nobody_asked_for_is_a_failed_run(
+    database: Database,
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    simulator: Simulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def load(*arguments: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Loader, "load", load)
+    with pytest.raises(UnexpectedCancel):
+        await run(database, apis(simulator))
+
+    (ended,) = await connection.fetch("SELECT status, error FROM runs")
+    assert (ended["status"], ended["error"]) == ("failed", "internal error (UnexpectedCancel)")
 
 
 async def test_a_spent_budget_ends_the_walk_and_says_so(
@@ -477,7 +508,10 @@ class Broken:
 
     name = "csv"
 
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
     async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
         if passing is None:
             yield BatchBuilder().take()
-        raise ZeroDivisionError
+        raise self._error

@@ -1,6 +1,8 @@
 """Whatever ends a background task of the service is logged, shown on /health, and over soon."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 
 from kasparro import supervision
@@ -94,7 +97,7 @@ async def test_a_task_that_ends_is_shown_on_health_and_works_again(
         health = await get(client, "/health")
 
         assert health["status"] == "degraded"
-        shown = f"background task {task} failed and is started again: {ENDINGS[ending][1]}"
+        shown = f"{task} failed and is started again: {ENDINGS[ending][1]}"
         assert health["reasons"] == [shown]
         await logged.reached(1, "run finished", status="succeeded")
         await kept(client)
@@ -135,8 +138,22 @@ async def test_an_embedded_server_that_cannot_be_brought_back_is_shown_with_its_
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor), asyncio.timeout(10):
         await works.wait()
+        assert supervisor.problems() == ["embedded_postgres failed and is started again: do this"]
+
+
+async def test_an_embedded_server_that_was_killed_is_brought_back_and_shown(
+    tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "WATCH_S", 0.05)
+    supervisor = Supervisor()
+    async with opened(Settings(home=tmp_path), supervisor) as url:
+        postmaster = int((tmp_path / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGKILL)
+        await logged.reached(1, "embedded_postgres_restarted", level="error")
+        connection = await asyncpg.connect(url)
+        await connection.close()
         assert supervisor.problems() == [
-            "background task embedded_postgres failed and is started again: do this"
+            "embedded_postgres failed and is started again: the server had ended, and was started again"
         ]
 
 

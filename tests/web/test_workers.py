@@ -121,7 +121,7 @@ async def test_a_worker_that_is_killed_is_logged_counted_shown_and_replaced(
         health = await get(client, "/health")
         assert health["status"] == "degraded"
         assert health["reasons"] == [
-            f"background task worker failed and is started again: process {victim} ended: {number.name}"
+            f"worker failed and is started again: process {victim} ended: {number.name}"
         ]
 
 
