@@ -50,29 +50,29 @@ async def test_the_setting_decides_where_there_is_one(
     database: Database, database_url: str, logged: LogEvents
 ) -> None:
     settings = await with_connections(Settings(database_connections=10), database, 1)
-    (told,) = await logged.reached(1, "database_connections", level="info")
+    (event,) = await logged.reached(1, "database_connections", level="info")
 
-    assert settings.database_connections == told["per_process"] == 10
+    assert settings.database_connections == event["per_process"] == 10
     async with pools(settings, database_url) as sized:
         assert {pool: most for pool, (most, _, _) in sized.figures().items()} == {
-            "short": told["pools"]["read"],
-            "wide": told["pools"]["wide"],
-            "export": told["pools"]["export"],
+            "short": event["pools"]["read"],
+            "wide": event["pools"]["wide"],
+            "export": event["pools"]["export"],
         }
 
 
 async def test_by_default_the_server_is_asked(database: Database, logged: LogEvents) -> None:
     settings = await with_connections(Settings(), database, 2)
-    (told,) = await logged.reached(1, "database_connections")
+    (event,) = await logged.reached(1, "database_connections")
 
-    assert settings.database_connections == told["per_process"] == told["server_allows"] // 4
-    assert sum(told["pools"].values()) == told["per_process"] - RESERVED
+    assert settings.database_connections == event["per_process"] == event["server_allows"] // 4
+    assert sum(event["pools"].values()) == event["per_process"] - RESERVED
 
 
 async def test_too_many_processes_are_told_with_what_to_do(database: Database, logged: LogEvents) -> None:
     await with_connections(Settings(), database, 64)
-    (told,) = await logged.reached(1, "database_connections_scarce", level="warning")
-    assert "raise max_connections or start fewer workers" in told["reason"]
+    (event,) = await logged.reached(1, "database_connections_scarce", level="warning")
+    assert "raise max_connections or start fewer workers" in event["reason"]
 
 
 async def test_where_the_server_cannot_be_asked_the_usual_is_assumed(logged: LogEvents) -> None:

@@ -71,9 +71,9 @@ class Log:
         """The next line of this event."""
         async with asyncio.timeout(60):
             while line := await self._stderr.readline():
-                told: dict[str, Any] = json.loads(line)
-                if told["event"] == event:
-                    return told
+                fields: dict[str, Any] = json.loads(line)
+                if fields["event"] == event:
+                    return fields
         raise AssertionError(f"the service ended without {event}")
 
 
