@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import resource
+import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Generator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,42 @@ from kasparro.store.embedded import EmbeddedPostgres
 from kasparro.store.migrations import migrate
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+# A login on Debian has as many; some systems start with fewer and allow more.
+OPEN_FILES = 1_024
+
+# Of a test's log and output, a failure report shows so many characters from the end.
+REPORTED_CHARACTERS = 20_000
+
+# A test server's machine never crashes, and its write-ahead log need not grow: less to wait for and to store.
+SERVER_SETTINGS = ("fsync = off", "full_page_writes = off", "max_wal_size = '64MB'")
+
+
+def pytest_configure() -> None:
+    """Allow as many open files as the tests need, or say that the system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        raise pytest.UsageError(
+            f"the tests need {OPEN_FILES} open files, but the hard limit is {hard}: raise it"
+            f" (as root: ulimit -n {OPEN_FILES}, or nofile in /etc/security/limits.conf)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep a failure readable when an error repeats endlessly in the log."""
+    report = yield
+    report.sections = [(title, _shortened(text)) for title, text in report.sections]
+    return report
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= REPORTED_CHARACTERS:
+        return text
+    return f"[{len(text) - REPORTED_CHARACTERS} characters left out]\n{text[-REPORTED_CHARACTERS:]}"
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +84,23 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if told := os.environ.get("KASPARRO_TEST_SERVER"):
         yield told
         return
+    home = tmp_path_factory.mktemp("postgres")
     with asyncio.Runner() as runner:
-        server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+        server = EmbeddedPostgres(home)
         runner.run(server.__aenter__())
+        runner.run(_configure(server.dsn))
         yield server.dsn
         runner.run(server.__aexit__(None, None, None))
+    # pytest removes folders of single tests alone.
+    shutil.rmtree(home)
+
+
+async def _configure(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    for setting in SERVER_SETTINGS:
+        await connection.execute(f"ALTER SYSTEM SET {setting}")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
 
 
 @pytest.fixture(scope="session")

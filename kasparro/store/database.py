@@ -110,6 +110,7 @@ class Database:
         wide_readers: int = 2,
         exporters: int = 4,
         writers: int = 6,
+        queued: int = QUEUED,
         queue_s: float = QUEUE_S,
     ) -> None:
         self._url = url
@@ -119,6 +120,7 @@ class Database:
         self._wide_readers = wide_readers
         self.exporters = exporters
         self._writers = writers
+        self._queued = queued
         self._queue_s = queue_s
 
     @property
@@ -182,7 +184,7 @@ class Database:
             # Readers leave nothing behind in a session, and cleaning it is as long a way as the query's.
             reset=_nothing_to_reset,
         )
-        return _Pool(pool, wait_s=self._queue_s, queued=QUEUED)
+        return _Pool(pool, wait_s=self._queue_s, queued=self._queued)
 
     @property
     def _readable(self) -> SessionAttribute:

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -29,7 +31,7 @@ CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "told_at", "version"}
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file of more than one batch among small ones; some of their rows contradict earlier files' rows, and
     some are no rows at all."""
     folder = tmp_path_factory.mktemp("archives")
@@ -42,7 +44,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 coin, day = row % 500, chance.randrange(200)
                 price = "none at all" if chance.random() < 0.001 else f"{chance.random():.9f}"
                 out.write(f"coin-{coin},C{coin},Coin {coin},{price},{BEGIN + 86_400 * day}\n")
-    return folder
+    yield folder
+    # pytest removes folders of single tests alone.
+    shutil.rmtree(folder)
 
 
 async def etl(url: str, archives: Path, kill_after: float | None = None) -> int:

@@ -9,8 +9,11 @@ import aiohttp
 import pytest
 
 from kasparro.settings import Settings
-from kasparro.store.database import QUEUED, Connection, Database
+from kasparro.store.database import Connection, Database
 from tests.web.conftest import Insert, serving
+
+# Shorter than a service's queue, whose clients' and server's ends are more open files than a login has.
+QUEUED = 128
 
 WAITING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -32,12 +35,12 @@ async def ask(client: aiohttp.ClientSession, path: str) -> tuple[int, str | None
 
 @pytest.fixture
 async def patient(database_url: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a service whose queues are as long as ever, but where nobody waits too long.
+    """A client of a service whose queues are shorter than usual, and where nobody waits too long.
 
     As a proxy it has no share of connections, which is smaller than a queue where few files may be open.
     """
     settings = Settings(trusted_proxies=("127.0.0.1",))
-    async with serving(database_url, settings, queue_s=60) as session:
+    async with serving(database_url, settings, queued=QUEUED, queue_s=60) as session:
         yield session
 
 
