@@ -5,7 +5,7 @@ install := "python3 -m venv .venv && .venv/bin/pip install -q -r"
 editable := ".venv/bin/pip install -q --no-deps --no-build-isolation -e ."
 
 _list:
-    @{{just_executable()}} --list --unsorted
+    @{{quote(just_executable())}} --list --unsorted
 
 # Build and start the local stack, and wait until it is healthy
 up:
@@ -18,7 +18,7 @@ down:
 
 # One run over the sources: in the stack when it is up, else here with the embedded database
 etl *args:
-    @if {{compose}} exec -T kasparro true >/dev/null 2>&1; then {{compose}} exec $([ -t 0 ] && [ -t 1 ] || echo -T) kasparro kasparro etl {{args}}; else {{just_executable()}} _run && .venv/bin/kasparro etl {{args}}; fi
+    @if {{compose}} exec -T kasparro true >/dev/null 2>&1; then {{compose}} exec $([ -t 0 ] && [ -t 1 ] || echo -T) kasparro kasparro etl {{args}}; else {{quote(just_executable())}} _run && .venv/bin/kasparro etl {{args}}; fi
 
 # Run the tests
 test *args: _develop

@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -109,12 +112,30 @@ def test_the_table_of_recipes_is_the_justfile() -> None:
     assert set(re.findall(r"`just (\w+)", cells)) == recipes
 
 
-def test_ci_runs_the_readme_s_test_command() -> None:
-    command = commands()[1]
-    assert "\n" not in command
-    for file in (".ci/run", ".github/workflows/ci.yml"):
-        lines = [line.strip().removeprefix("run: ") for line in read(file).splitlines()]
-        assert command in lines, file
+def test_recipes_call_just_in_a_path_with_a_space(tmp_path: Path) -> None:
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    just = shutil.copy(Path(sys.executable).with_name("just"), folder)
+    shutil.copy(ROOT / "justfile", folder)
+    listed = subprocess.run([just], cwd=folder, capture_output=True, text=True, check=True)
+    assert "test *args" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "names"), [(".ci/run", ["run", "test"]), (".github/workflows/ci.yml", ["test"])]
+)
+def test_ci_runs_the_readme_s_commands(file: str, names: list[str]) -> None:
+    readme = dict(zip(("run", "test", "demo"), commands(), strict=True))
+    lines = [line.strip().removeprefix("run: ") for line in read(file).splitlines()]
+    for name in names:
+        assert readme[name] in lines
+
+
+def test_ci_calls_each_of_its_functions() -> None:
+    script = read(".ci/run")
+    for name in re.findall(r"^(\w+)\(\) \{", script, re.MULTILINE):
+        calls = re.findall(rf"(?<![\w-]){name}\b(?!\(\))", re.sub(r"(?m)^(#|export).*", "", script))
+        assert calls, f"{name} is defined in .ci/run, but nothing calls it"
 
 
 def test_the_limits_of_the_security_page_are_the_program_s() -> None:
