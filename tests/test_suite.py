@@ -1,6 +1,7 @@
 """The test suite keeps to what the README says that it needs, and cleans up after itself."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
             TMPDIR=folder,
         )
         yield Outcome(result.stdout, sorted(path.name for path in Path(folder).rglob("*") if path.is_file()))
-    sample.unlink()
+    shutil.rmtree(sample.parent)
 
 
 def test_only_files_of_failed_tests_stay(outcome: Outcome) -> None:
