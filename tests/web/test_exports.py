@@ -390,7 +390,8 @@ async def test_whoever_waits_too_long_for_an_export_is_sent_away(
 async def test_while_others_wait_a_slow_reader_loses_its_place_and_sees_that_it_did(
     database_url: str, connection: Connection, hasty: Callable[..., None]
 ) -> None:
-    hasty(window_s=0.2)
+    # Faster than anybody reads, so that it does not take long to fall behind.
+    hasty(window_s=0.2, pace_bytes=1 << 30)
     await many(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings, exporters=1) as client, begun(client) as slow:

@@ -98,7 +98,7 @@ async def test_a_queue_that_is_full_is_told_at_once_and_empties_by_itself(
 async def test_whoever_waits_too_long_for_a_connection_is_sent_away(
     database_url: str, database: Database
 ) -> None:
-    async with serving(database_url, readers=1) as client, asyncio.timeout(20):
+    async with serving(database_url, readers=1, queue_s=0.2) as client, asyncio.timeout(20):
         async with stuck(database):
             first = asyncio.create_task(ask(client, "/data?symbol=a"))
             found = await asyncio.gather(*(ask(client, f"/data?symbol={n}") for n in range(5)))
