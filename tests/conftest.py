@@ -91,6 +91,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         runner.run(_configure(server.dsn))
         yield server.dsn
         runner.run(server.__aexit__(None, None, None))
+    _remove_socket_folder(home)
     # pytest removes folders of single tests alone.
     shutil.rmtree(home)
 
@@ -101,6 +102,22 @@ async def _configure(url: str) -> None:
         await connection.execute(f"ALTER SYSTEM SET {setting}")
     await connection.execute("SELECT pg_reload_conf()")
     await connection.close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """The home of an embedded server of the test's own, or of the demo's."""
+    home = tmp_path / "home"
+    yield home
+    _remove_socket_folder(home)
+    _remove_socket_folder(home / "demo")
+
+
+def _remove_socket_folder(home: Path) -> None:
+    """Remove the folder that holds the socket of an embedded server whose home has a long path."""
+    record = home / "socket"
+    if record.exists() and (folder := Path(record.read_text())) != home / "data":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

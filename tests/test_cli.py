@@ -271,8 +271,8 @@ async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, worke
     assert json.loads(err.splitlines()[-1])["event"] == "stopped"
 
 
-async def test_the_demo_shows_all_three_sources_without_a_network(tmp_path: Path) -> None:
-    async with running("demo", KASPARRO_HOME=str(tmp_path), PORT="0", KASPARRO_LOG="json") as process:
+async def test_the_demo_shows_all_three_sources_without_a_network(home: Path) -> None:
+    async with running("demo", KASPARRO_HOME=str(home), PORT="0", KASPARRO_LOG="json") as process:
         async with aiohttp.ClientSession() as session:
             url = await listening(process)
             async with asyncio.timeout(60):
@@ -285,7 +285,7 @@ async def test_the_demo_shows_all_three_sources_without_a_network(tmp_path: Path
             await process.communicate()
 
     assert process.returncode == 0
-    assert (tmp_path / "demo" / "data").is_dir()
+    assert (home / "demo" / "data").is_dir()
 
 
 async def test_two_services_on_one_port_the_second_says_so(database_url: str) -> None:

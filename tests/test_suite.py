@@ -89,6 +89,10 @@ def test_the_soft_limit_of_open_files_is_raised(outcome: Outcome) -> None:
     assert "2 failed, 2 passed" in outcome.output
 
 
+def test_the_readme_names_the_open_files_that_are_needed() -> None:
+    assert f" {OPEN_FILES} open files" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_too_low_a_hard_limit_of_open_files_is_one_line() -> None:
     result = run_pytest("--collect-only", "tests/test_proxy.py", limits="ulimit -n 256")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR

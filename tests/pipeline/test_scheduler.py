@@ -169,13 +169,13 @@ async def test_the_loop_survives_what_it_cannot_foresee_with_a_line_and_an_entry
 
 
 async def test_a_database_that_is_down_at_the_start_is_waited_for(
-    tmp_path: Path, simulator: Simulator, logged: LogEvents
+    home: Path, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with EmbeddedPostgres(tmp_path) as server:
+    async with EmbeddedPostgres(home) as server:
         url = server.dsn
     async with Database(url) as database, looped(simulator, database):
         await logged.reached(1, "waiting for the database")
-        async with EmbeddedPostgres(tmp_path):
+        async with EmbeddedPostgres(home):
             await logged.reached(1, "run finished", status="succeeded")
 
 

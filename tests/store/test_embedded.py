@@ -50,11 +50,6 @@ asyncio.run(main())
 """
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
 class User:
     """A process that uses the server of a home."""
 
