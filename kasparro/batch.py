@@ -56,7 +56,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
     are new to this pass and the rest repeated a record that was told already: by an earlier page, or, of a
     page that has not changed, by itself. `profile` tells what fields an API's records had, refused ones too;
-    archives settle that file by file.
+    archives settle that file by file. `lacks` names the labels (`LABELS`) that the records do not have
+    because their layout has no place for them: unknown, which is not null.
     """
 
     lines: Lines
@@ -67,12 +68,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: Checkpoint | None = None
     page: Page | None = None
     profile: Profile | None = None
+    lacks: tuple[str, ...] = ()
 
 
 class BatchBuilder:
-    """Collects records and rejects until they make a batch."""
+    """Collects records and rejects until they make a batch; `lacks` holds for all its records."""
 
-    def __init__(self) -> None:
+    def __init__(self, lacks: tuple[str, ...] = ()) -> None:
+        self._lacks = lacks
         self._profiler = Profiler()
         self._start_over()
 
@@ -84,12 +87,12 @@ class BatchBuilder:
 
     def add(self, record: Record) -> None:
         """Take an accepted record."""
-        self._lines.append(lines_of(record, self._rows))
+        self._lines.append(lines_of(record, self._rows, self._lacks))
         self._rows += 1
 
     def add_told(self, keys: Sequence[str], contents: Sequence[str]) -> None:
         """Take accepted records that are written already, as `copy_lines` asks for them."""
-        self._lines.append(copy_lines(self._rows, keys, contents))
+        self._lines.append(copy_lines(self._rows, keys, contents, self._lacks))
         self._rows += len(keys)
 
     def note(self, item: msgspec.Raw) -> None:
@@ -135,6 +138,7 @@ class BatchBuilder:
             checkpoint=checkpoint,
             page=page,
             profile=self._profiler.take(),
+            lacks=self._lacks,
         )
         self._start_over()
         return batch

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from itertools import repeat
 
 import msgspec
 
@@ -55,6 +56,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     percent_change_1h: str | None = None
     percent_change_24h: str | None = None
     percent_change_7d: str | None = None
+
+
+# The fields that say which coin a record is of and where it stands in its source's list. A file may have no
+# column for them; the newest known value of the coin then stands.
+LABELS = ("symbol", "name", "rank")
 
 
 class Reject(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,23 +200,26 @@ def copy_cell(value: str | int | None) -> str:
     return "\\N" if value is None else str(value).translate(_ESCAPES)
 
 
-def copy_lines(position: int, keys: Sequence[str], contents: Sequence[str]) -> Lines:
+def copy_lines(
+    position: int, keys: Sequence[str], contents: Sequence[str], lacks: Sequence[str] = ()
+) -> Lines:
     """Records that tell their time as COPY text.
 
     `keys` holds the time and the id of each, `contents` the other values from the symbol on, as `copy_cell`
-    gives them, joined by tabs; `position` is the first one's place in its batch.
+    gives them, joined by tabs; `position` is the first one's place in its batch. `lacks` names the fields
+    that none of them has.
     """
     # Encoding them all at once takes half the time of as many short calls.
     told = "\n".join(map("\t".join, zip(keys, contents, strict=True))).encode().split(b"\n")
-    keyed = enumerate(zip(map(_digest, told), keys, strict=True), start=position)
+    keyed = enumerate(zip(map(_digest, told, repeat(_person(lacks))), keys, strict=True), start=position)
     return Lines(
         "".join([f"{place}\t{digest}\tt\t{key}\n" for place, (digest, key) in keyed]).encode(),
         "".join([f"{place}\t{content}\n" for place, content in enumerate(contents, start=position)]).encode(),
     )
 
 
-def lines_of(record: Record, position: int) -> Lines:
-    """A record as COPY text; `position` is its place in its batch.
+def lines_of(record: Record, position: int, lacks: Sequence[str] = ()) -> Lines:
+    """A record as COPY text; `position` is its place in its batch, `lacks` names the fields that it has not.
 
     Equal values give equal hashes, because their digits are written in one way only.
     """
@@ -233,14 +242,19 @@ def lines_of(record: Record, position: int) -> Lines:
     told = f"{when}\t{source_id}\t{content}" if record.reported else f"{source_id}\t{content}"
     reported = "t" if record.reported else "f"
     return Lines(
-        f"{position}\t{_digest(told.encode())}\t{reported}\t{when}\t{source_id}\n".encode(),
+        f"{position}\t{_digest(told.encode(), _person(lacks))}\t{reported}\t{when}\t{source_id}\n".encode(),
         f"{position}\t{content}\n".encode(),
     )
 
 
-def _digest(told: bytes) -> str:
+def _person(lacks: Sequence[str]) -> bytes:
+    # A field that a record lacks is not one that is null. Records that lack none hash as they always have.
+    return ",".join(lacks).encode()
+
+
+def _digest(told: bytes, person: bytes) -> str:
     # The content hash. It covers what the source reports and nothing else.
-    return blake2b(told, digest_size=16).hexdigest()
+    return blake2b(told, digest_size=16, person=person).hexdigest()
 
 
 def _shown(text: str) -> str:

@@ -32,7 +32,7 @@ def lists(file: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _column(line: str) -> str | None:
-    begins = r"\s+(?:\w+\.)?(\w+)(?:,|$| = excluded\.| [a-z]+)"
+    begins = r"\s+(?:\w+\.)?(\w+)(?:,|$| = (?:excluded\.|CASE )| [a-z]+)"
     named = re.search(r"\bAS (\w+),?$", line) or re.match(begins, line)
     return named[1] if named else None
 
@@ -62,5 +62,5 @@ def test_python_s_lists_have_every_field_of_a_record() -> None:
     assert {field.name for field in fields} == {"source_id", "observed_at", "reported", *CONTENT}
     assert ("position", *CONTENT) == record.CONTENT_COLUMNS
     assert tuple(reading.FIELDS) == told
-    assert get_args(data.Field) == told
-    assert data.Record.__struct_fields__ == told
+    assert get_args(data.Field) == (*told, *reading.ON_REQUEST)
+    assert data.Record.__struct_fields__ == (*told, *reading.ON_REQUEST)

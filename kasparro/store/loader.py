@@ -1,4 +1,4 @@
-"""Commits batches: COPY into a staging table, then the statements of `sql/load/batch.sql`, at once or not."""
+"""Commits batches: COPY into a staging table, then the statements of `sql/load/`, at once or not."""
 
 from array import array
 from collections import Counter
@@ -15,7 +15,7 @@ from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
 from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
 
-_SQL = statements("load/batch.sql")
+_SQL = statements("load/batch.sql") | statements("load/progress.sql")
 # How many rejects of one file, or of one API's pass, are kept with their raw text; all are counted.
 REJECTS_KEPT = 1_000
 RAW_KEPT = 4_000
@@ -181,20 +181,27 @@ class Loader:
             (compared,) = await connection.fetch(_SQL["movement"], self._source, now)
         if self._told_at is not None:
             await connection.execute(_SQL["later_words"], self._source, self._told_at)
-        (fresh,) = await connection.fetch(_SQL["compare"], self._source, self._told_at)
+        lacks = batch.lacks
+        (fresh,) = await connection.fetch(_SQL["compare"], self._source, self._told_at, lacks)
         if fresh["records"] and batch.profile is None:
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
         told_at = self._told_at or now
         told = inserted = settled = 0
         if fresh["appended"]:
             await connection.execute(_SQL["partitions"])
-            told += await connection.fetchval(_SQL["append"], self._source, told_at)
+            told += await connection.fetchval(_SQL["append"], self._source, told_at, lacks)
         if fresh["corrected"]:
-            told += await connection.fetchval(_SQL["correct"], self._source, told_at)
-        if fresh["settled"]:
+            told += await connection.fetchval(_SQL["correct"], self._source, told_at, lacks)
+        if fresh["settled"] or fresh["relabeled"]:
             version = await connection.fetchval(_SQL["next_version"])
-            (newest,) = await connection.fetch(_SQL["newest"], self._source, now, self._told_at, version)
+            await connection.execute(_SQL["keep_replaced"], self._source, now, version)
+        if fresh["settled"]:
+            (newest,) = await connection.fetch(
+                _SQL["newest"], self._source, now, self._told_at, version, lacks
+            )
             inserted, settled = newest["inserted"], newest["inserted"] + newest["updated"]
+        if fresh["relabeled"]:
+            settled += await connection.fetchval(_SQL["relabel"], self._source, now, version, lacks)
         # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
         # History gains all of them, unless somebody emptied unified_data beside it.
         return Written(inserted, max(told, settled) - inserted, fresh["corrected"]), compared

@@ -41,6 +41,8 @@ FIELDS: Mapping[str, type] = MappingProxyType(
         "updated_at": datetime,
     }
 )
+# Fields that a row has only where they are asked for.
+ON_REQUEST = ("rank_observed_at",)
 _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"})
 
 # How often the rows of whole sources are counted, at most while nobody moves the version by hand.
@@ -118,7 +120,7 @@ _SELECTIVE = frozenset({"ids", "assets", "symbol", "symbols", "text"})
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows, in what order, which of their fields (all, where none is named), and of when.
+    """Which rows, in what order, which of their fields (as `in_order`), and of when.
 
     `sort` is a field, with `-` from high to low. Rows without a value come last either way; ties are settled
     by source and source_id, so the order is total. `as_of` asks for the newest record of each coin at that
@@ -396,13 +398,13 @@ def _column(name: str) -> str:
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """The fields among these, all where there is none, in the order of the contract."""
-    return [name for name in FIELDS if not names or name in names]
+    """The fields among these in the order of the contract; where none is named, all but those on request."""
+    return [name for name in (*FIELDS, *ON_REQUEST) if name in (names or FIELDS)]
 
 
 def _columns(names: Sequence[str]) -> str:
-    for name in names:
-        _column(name)
+    if unknown := set(names).difference(FIELDS, ON_REQUEST):
+        raise ValueError(f"no field of a record: {min(unknown)!r}")
     return ", ".join(in_order(names))
 
 

@@ -46,6 +46,7 @@ Field = Literal[
     "observed_at",
     "first_seen_at",
     "updated_at",
+    "rank_observed_at",
 ]
 Sort = Literal[
     "rank",
@@ -97,7 +98,7 @@ Fields = Annotated[
     Annotated[tuple[Field, ...], msgspec.Meta(max_length=50)],
     msgspec.Meta(
         description="The fields that a row has: these alone, in the order of the full row; a comma list, or "
-        "repeated. All where none is named.",
+        "repeated. Where none is named, all but `rank_observed_at`.",
         examples=[["source", "symbol", "price_usd"]],
     ),
 ]
@@ -242,9 +243,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str | UnsetType, msgspec.Meta(description="The id that the source gives the coin.")
     ] = UNSET
     asset: Annotated[str | UnsetType | None, msgspec.Meta(description="The coin across sources.")] = UNSET
-    symbol: str | UnsetType | None = UNSET
-    name: str | UnsetType | None = UNSET
-    rank: int | UnsetType | None = UNSET
+    symbol: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(description="The newest that the source has given; a file may lack the column."),
+    ] = UNSET
+    name: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(description="The newest that the source has given; a file may lack the column."),
+    ] = UNSET
+    rank: Annotated[
+        int | UnsetType | None,
+        msgspec.Meta(
+            description="The newest that the source has given. Where the newest file has no ranks, it is "
+            "older than `observed_at`; `rank_observed_at` says how old."
+        ),
+    ] = UNSET
     price_usd: Decimal | UnsetType | None = UNSET
     market_cap_usd: Decimal | UnsetType | None = UNSET
     volume_24h_usd: Decimal | UnsetType | None = UNSET
@@ -261,6 +274,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Moment | UnsetType, msgspec.Meta(description="When this coin of this source came first.")
     ] = UNSET
     updated_at: Annotated[Moment | UnsetType, msgspec.Meta(description="When the row last changed.")] = UNSET
+    rank_observed_at: Annotated[
+        Moment | UnsetType | None,
+        msgspec.Meta(description="The moment that `rank` is of; only where `fields` names it."),
+    ] = UNSET
 
 
 class DataPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,18 +1,5 @@
 -- A batch's way into the tables, a statement a step, all in one transaction.
 
--- name: fence --
--- The run's right to write: none once another process has marked it interrupted. The lock makes whoever
--- wants to mark it wait for this batch, and `batches` tells a retry whether its commit had gone through.
-SELECT sources.batches
-FROM run_sources AS sources
-INNER JOIN runs ON sources.run_id = runs.id
-WHERE
-    sources.run_id = $1
-    AND sources.source = $2
-    AND sources.status = 'running'
-    AND runs.status = 'running'
-FOR UPDATE OF sources;
-
 -- name: staging --
 -- Where COPY puts a batch, and what `compare` finds new in it; they are the session's own and empty
 -- themselves at the commit.
@@ -48,7 +35,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS fresh (
     source_id text COLLATE "C" NOT NULL,
     appends boolean NOT NULL,
     corrects boolean NOT NULL,
-    settles boolean NOT NULL
+    settles boolean NOT NULL,
+    relabels boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
 
 -- name: later_words --
@@ -62,58 +50,11 @@ WHERE
     AND history.observed_at = staged_keys.observed_at
     AND history.recorded_at > $2;
 
--- name: movement --
--- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
--- record where the source told its time; and of the coins that it brings news of, the logarithm of new over
--- old price and the seconds between the two. Another rank alone is no news of a coin: most change place
--- whenever one comes or goes. A run is judged by these against the runs before it. LIMIT keeps the look-up
--- one descent of the key a row, as above.
-WITH told AS (
-    SELECT DISTINCT ON (staged_keys.source_id)
-        staged_keys.source_id,
-        staged_keys.observed_at,
-        staged_keys.reported,
-        staged_keys.content_hash,
-        staged_contents.price_usd
-    FROM staged_keys
-    INNER JOIN staged_contents ON staged_keys.position = staged_contents.position
-    ORDER BY staged_keys.source_id, staged_keys.observed_at DESC, staged_keys.position DESC
-),
-compared AS (
-    SELECT
-        CASE WHEN told.reported THEN extract(EPOCH FROM $2 - told.observed_at)::float8 END AS age,
-        CASE
-            WHEN
-                known.content_hash <> told.content_hash
-                AND (
-                    known.observed_at < told.observed_at
-                    OR (known.observed_at = told.observed_at AND known.price_usd <> told.price_usd)
-                )
-                AND known.price_usd > 0
-                AND told.price_usd > 0
-                THEN ln(told.price_usd::float8) - ln(known.price_usd::float8)
-        END AS move,
-        extract(EPOCH FROM told.observed_at - known.observed_at)::float8 AS gap
-    FROM told
-    LEFT JOIN LATERAL (
-        SELECT
-            content_hash,
-            observed_at,
-            price_usd
-        FROM unified_data
-        WHERE source = $1 AND source_id = told.source_id
-        LIMIT 1
-    ) AS known ON true
-)
-SELECT
-    array_agg(age) FILTER (WHERE age IS NOT NULL) AS ages,
-    array_agg(move) FILTER (WHERE move IS NOT NULL) AS moves,
-    array_agg(gap) FILTER (WHERE move IS NOT NULL) AS gaps
-FROM compared;
-
 -- name: compare --
 -- What the tables do not hold yet: moments that history has not (`appends`) or has otherwise (`corrects`),
--- and what is to stand in unified_data (`settles`).
+-- what is to stand in unified_data (`settles`), and older records that have a symbol, name or rank for a row
+-- whose own record lacks it (`relabels`). $3 names the fields that the batch's records lack. It is the same
+-- for all of them, so the latest record of each coin is the only one that can relabel.
 --
 -- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
 -- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
@@ -192,7 +133,36 @@ judged AS (
                 )
                 AND ($2::timestamptz IS NULL OR coalesce(newest.told_at, newest.updated_at) <= $2)
             )
-        ) AS settles
+        ) AS settles,
+        -- A known moment counts again only where it is corrected, so the same file again writes nothing.
+        looked_up.latest
+        AND coalesce(
+            (
+                'symbol' <> ALL($3::text[])
+                AND looked_up.observed_at >= newest.symbol_observed_at
+                AND (
+                    looked_up.observed_at > newest.symbol_observed_at
+                    OR looked_up.kept <> looked_up.content_hash
+                )
+            )
+            OR (
+                'name' <> ALL($3)
+                AND looked_up.observed_at >= newest.name_observed_at
+                AND (
+                    looked_up.observed_at > newest.name_observed_at
+                    OR looked_up.kept <> looked_up.content_hash
+                )
+            )
+            OR (
+                'rank' <> ALL($3)
+                AND looked_up.observed_at >= newest.rank_observed_at
+                AND (
+                    looked_up.observed_at > newest.rank_observed_at
+                    OR looked_up.kept <> looked_up.content_hash
+                )
+            ),
+            false
+        ) AS labels
     FROM looked_up
     LEFT JOIN LATERAL (
         SELECT
@@ -200,6 +170,9 @@ judged AS (
             content_hash,
             observed_at,
             reported,
+            symbol_observed_at,
+            name_observed_at,
+            rank_observed_at,
             told_at,
             updated_at
         FROM unified_data
@@ -212,7 +185,7 @@ judged AS (
 ),
 written AS (
     INSERT INTO fresh (
-        position, content_hash, reported, observed_at, source_id, appends, corrects, settles
+        position, content_hash, reported, observed_at, source_id, appends, corrects, settles, relabels
     )
     SELECT
         position,
@@ -222,16 +195,18 @@ written AS (
         source_id,
         appends,
         corrects,
-        settles
+        settles,
+        labels AND NOT settles
     FROM judged
-    WHERE appends OR corrects OR settles
-    RETURNING appends, corrects, settles
+    WHERE appends OR corrects OR settles OR labels
+    RETURNING appends, corrects, settles, relabels
 )
 SELECT
     count(*) AS records,
     count(*) FILTER (WHERE appends) AS appended,
     count(*) FILTER (WHERE corrects) AS corrected,
-    count(*) FILTER (WHERE settles) AS settled
+    count(*) FILTER (WHERE settles) AS settled,
+    count(*) FILTER (WHERE relabels) AS relabeled
 FROM written;
 
 -- name: partitions --
@@ -264,7 +239,10 @@ WITH written AS (
         percent_change_24h,
         percent_change_7d,
         recorded_at,
-        content_hash
+        content_hash,
+        lacks_symbol,
+        lacks_name,
+        lacks_rank
     )
     SELECT
         $1,
@@ -283,7 +261,10 @@ WITH written AS (
         told.percent_change_24h,
         told.percent_change_7d,
         $2,
-        fresh.content_hash
+        fresh.content_hash,
+        CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
+        CASE WHEN 'name' = ANY($3) THEN true END,
+        CASE WHEN 'rank' = ANY($3) THEN true END
     FROM fresh
     INNER JOIN staged_contents AS told ON fresh.position = told.position
     WHERE fresh.appends
@@ -292,9 +273,10 @@ WITH written AS (
 SELECT count(*) FROM written;
 
 -- name: correct --
--- What the source now tells otherwise of a moment that it had told before: the later word stands.
+-- What the source now tells otherwise of a moment that it had told before: the later word stands. A field
+-- that it lacks keeps what is known of that moment.
 WITH written AS (
-    INSERT INTO unified_history (
+    INSERT INTO unified_history AS history (
         source,
         source_id,
         observed_at,
@@ -311,7 +293,10 @@ WITH written AS (
         percent_change_24h,
         percent_change_7d,
         recorded_at,
-        content_hash
+        content_hash,
+        lacks_symbol,
+        lacks_name,
+        lacks_rank
     )
     SELECT
         $1,
@@ -330,14 +315,17 @@ WITH written AS (
         told.percent_change_24h,
         told.percent_change_7d,
         $2,
-        fresh.content_hash
+        fresh.content_hash,
+        CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
+        CASE WHEN 'name' = ANY($3) THEN true END,
+        CASE WHEN 'rank' = ANY($3) THEN true END
     FROM fresh
     INNER JOIN staged_contents AS told ON fresh.position = told.position
     WHERE fresh.corrects
     ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
-        symbol = excluded.symbol,
-        name = excluded.name,
-        rank = excluded.rank,
+        symbol = CASE WHEN excluded.lacks_symbol THEN history.symbol ELSE excluded.symbol END,
+        name = CASE WHEN excluded.lacks_name THEN history.name ELSE excluded.name END,
+        rank = CASE WHEN excluded.lacks_rank THEN history.rank ELSE excluded.rank END,
         price_usd = excluded.price_usd,
         market_cap_usd = excluded.market_cap_usd,
         volume_24h_usd = excluded.volume_24h_usd,
@@ -348,7 +336,10 @@ WITH written AS (
         percent_change_24h = excluded.percent_change_24h,
         percent_change_7d = excluded.percent_change_7d,
         recorded_at = excluded.recorded_at,
-        content_hash = excluded.content_hash
+        content_hash = excluded.content_hash,
+        lacks_symbol = CASE WHEN excluded.lacks_symbol AND history.symbol IS NULL THEN true END,
+        lacks_name = CASE WHEN excluded.lacks_name AND history.name IS NULL THEN true END,
+        lacks_rank = CASE WHEN excluded.lacks_rank AND history.rank IS NULL THEN true END
     RETURNING 1
 )
 SELECT count(*) FROM written;
@@ -358,66 +349,68 @@ SELECT count(*) FROM written;
 -- one order, so that whoever sees a version sees every row of it and of those before.
 SELECT data_version + 1 FROM instance FOR UPDATE;
 
--- name: newest --
--- The newest record of each coin. What its row said before is kept for walks that began then. xmax is 0 on a
--- row that was inserted.
-WITH kept AS (
-    INSERT INTO unified_past (
-        source,
-        source_id,
-        asset,
-        symbol,
-        name,
-        rank,
-        price_usd,
-        market_cap_usd,
-        volume_24h_usd,
-        circulating_supply,
-        total_supply,
-        max_supply,
-        percent_change_1h,
-        percent_change_24h,
-        percent_change_7d,
-        observed_at,
-        first_seen_at,
-        updated_at,
-        version,
-        replaced,
-        replaced_at
-    )
-    SELECT
-        known.source,
-        known.source_id,
-        known.asset,
-        known.symbol,
-        known.name,
-        known.rank,
-        known.price_usd,
-        known.market_cap_usd,
-        known.volume_24h_usd,
-        known.circulating_supply,
-        known.total_supply,
-        known.max_supply,
-        known.percent_change_1h,
-        known.percent_change_24h,
-        known.percent_change_7d,
-        known.observed_at,
-        known.first_seen_at,
-        known.updated_at,
-        known.version,
-        $4,
-        $2
-    FROM fresh
-    CROSS JOIN LATERAL (
-        SELECT *
-        FROM unified_data
-        WHERE source = $1 AND source_id = fresh.source_id
-        LIMIT 1
-    ) AS known
-    WHERE fresh.settles
-),
+-- name: keep_replaced --
+-- What rows say before they change is kept for walks that began then.
+INSERT INTO unified_past (
+    source,
+    source_id,
+    asset,
+    symbol,
+    name,
+    rank,
+    price_usd,
+    market_cap_usd,
+    volume_24h_usd,
+    circulating_supply,
+    total_supply,
+    max_supply,
+    percent_change_1h,
+    percent_change_24h,
+    percent_change_7d,
+    observed_at,
+    first_seen_at,
+    updated_at,
+    version,
+    rank_observed_at,
+    replaced,
+    replaced_at
+)
+SELECT
+    known.source,
+    known.source_id,
+    known.asset,
+    known.symbol,
+    known.name,
+    known.rank,
+    known.price_usd,
+    known.market_cap_usd,
+    known.volume_24h_usd,
+    known.circulating_supply,
+    known.total_supply,
+    known.max_supply,
+    known.percent_change_1h,
+    known.percent_change_24h,
+    known.percent_change_7d,
+    known.observed_at,
+    known.first_seen_at,
+    known.updated_at,
+    known.version,
+    known.rank_observed_at,
+    $3,
+    $2
+FROM fresh
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM unified_data
+    WHERE source = $1 AND source_id = fresh.source_id
+    LIMIT 1
+) AS known
+WHERE fresh.settles OR fresh.relabels;
 
-written AS (
+-- name: newest --
+-- The newest record of each coin. Of a field that it lacks ($5) the newest known value stands. xmax is 0 on a
+-- row that was inserted.
+WITH written AS (
     INSERT INTO unified_data AS newest (
         source,
         source_id,
@@ -439,7 +432,10 @@ written AS (
         told_at,
         content_hash,
         reported,
-        version
+        version,
+        symbol_observed_at,
+        name_observed_at,
+        rank_observed_at
     )
     SELECT
         $1,
@@ -462,14 +458,17 @@ written AS (
         coalesce($3::timestamptz, $2),
         fresh.content_hash,
         fresh.reported,
-        $4
+        $4,
+        CASE WHEN 'symbol' = ANY($5::text[]) THEN '-infinity'::timestamptz END,
+        CASE WHEN 'name' = ANY($5) THEN '-infinity'::timestamptz END,
+        CASE WHEN 'rank' = ANY($5) THEN '-infinity'::timestamptz END
     FROM fresh
     INNER JOIN staged_contents AS told ON fresh.position = told.position
     WHERE fresh.settles
     ON CONFLICT (source, source_id) DO UPDATE SET
-        symbol = excluded.symbol,
-        name = excluded.name,
-        rank = excluded.rank,
+        symbol = CASE WHEN 'symbol' = ANY($5) THEN newest.symbol ELSE excluded.symbol END,
+        name = CASE WHEN 'name' = ANY($5) THEN newest.name ELSE excluded.name END,
+        rank = CASE WHEN 'rank' = ANY($5) THEN newest.rank ELSE excluded.rank END,
         price_usd = excluded.price_usd,
         market_cap_usd = excluded.market_cap_usd,
         volume_24h_usd = excluded.volume_24h_usd,
@@ -484,7 +483,16 @@ written AS (
         told_at = excluded.told_at,
         content_hash = excluded.content_hash,
         reported = excluded.reported,
-        version = excluded.version
+        version = excluded.version,
+        symbol_observed_at = CASE
+            WHEN 'symbol' = ANY($5) THEN coalesce(newest.symbol_observed_at, newest.observed_at)
+        END,
+        name_observed_at = CASE
+            WHEN 'name' = ANY($5) THEN coalesce(newest.name_observed_at, newest.observed_at)
+        END,
+        rank_observed_at = CASE
+            WHEN 'rank' = ANY($5) THEN coalesce(newest.rank_observed_at, newest.observed_at)
+        END
     RETURNING xmax = 0 AS inserted
 )
 SELECT
@@ -492,96 +500,53 @@ SELECT
     count(*) FILTER (WHERE NOT inserted) AS updated
 FROM written;
 
--- name: rejects --
-INSERT INTO rejects (run_id, source, reason, field, place, line, raw)
-SELECT $1, $2, told.reason, told.field, told.place, told.line, told.raw
-FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
-    AS told (reason, field, place, line, raw);
+-- name: relabel --
+-- Symbol, name and rank for rows whose own record lacks them, from the newest record that has them. The
+-- figures stay: those of another moment do not mix.
+WITH offered AS (
+    SELECT
+        fresh.source_id,
+        fresh.observed_at,
+        staged.symbol,
+        staged.name,
+        staged.rank,
+        'symbol' <> ALL($4::text[]) AND fresh.observed_at >= known.symbol_observed_at AS has_symbol,
+        'name' <> ALL($4) AND fresh.observed_at >= known.name_observed_at AS has_name,
+        'rank' <> ALL($4) AND fresh.observed_at >= known.rank_observed_at AS has_rank
+    FROM fresh
+    INNER JOIN staged_contents AS staged ON fresh.position = staged.position
+    CROSS JOIN LATERAL (
+        SELECT
+            symbol_observed_at,
+            name_observed_at,
+            rank_observed_at
+        FROM unified_data
+        WHERE source = $1 AND source_id = fresh.source_id
+        LIMIT 1
+    ) AS known
+    WHERE fresh.relabels
+),
 
--- name: count_rejects --
-INSERT INTO reject_counts AS counted (run_id, source, place, field, reason, rejects)
-SELECT $1, $2, told.place, told.field, told.reason, told.rejects
-FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS told (place, field, reason, rejects)
-ON CONFLICT (run_id, source, place, field, reason) DO UPDATE
-SET rejects = counted.rejects + excluded.rejects;
-
--- name: checkpoint --
--- Other content that had the name is void from here on: were it put back, its values would have to be too.
-WITH superseded AS (
-    DELETE FROM checkpoints
-    WHERE source = $1 AND name = $3 AND key <> $2
+written AS (
+    UPDATE unified_data AS newest
+    SET
+        symbol = CASE WHEN offered.has_symbol THEN offered.symbol ELSE newest.symbol END,
+        name = CASE WHEN offered.has_name THEN offered.name ELSE newest.name END,
+        rank = CASE WHEN offered.has_rank THEN offered.rank ELSE newest.rank END,
+        symbol_observed_at = CASE
+            WHEN offered.has_symbol THEN offered.observed_at ELSE newest.symbol_observed_at
+        END,
+        name_observed_at = CASE
+            WHEN offered.has_name THEN offered.observed_at ELSE newest.name_observed_at
+        END,
+        rank_observed_at = CASE
+            WHEN offered.has_rank THEN offered.observed_at ELSE newest.rank_observed_at
+        END,
+        updated_at = $2,
+        version = $3
+    FROM offered
+    WHERE newest.source = $1 AND newest.source_id = offered.source_id
+    RETURNING 1
 )
-INSERT INTO checkpoints (source, key, name, position, complete, updated_at, bytes, reading)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (source, key) DO UPDATE SET
-    name = excluded.name,
-    position = excluded.position,
-    complete = excluded.complete,
-    updated_at = excluded.updated_at,
-    bytes = excluded.bytes,
-    reading = excluded.reading;
 
--- name: known_checkpoint --
-SELECT key, name, position, complete, bytes, reading
-FROM checkpoints
-WHERE source = $1 AND key = $2;
-
--- name: named_checkpoint --
-SELECT key, name, position, complete, bytes, reading
-FROM checkpoints
-WHERE source = $1 AND name = $2
-ORDER BY updated_at DESC
-LIMIT 1;
-
--- name: page --
--- What lies behind the list's end is no page of it any more.
-WITH gone AS (
-    DELETE FROM pages
-    WHERE source = $1 AND number > $2 AND $8
-)
-INSERT INTO pages (
-    source, number, walk, ahead, fetched_at, read_at, records, last, reading, etag, last_modified
-)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
-ON CONFLICT (source, number) DO UPDATE SET
-    walk = excluded.walk,
-    ahead = excluded.ahead,
-    fetched_at = excluded.fetched_at,
-    read_at = excluded.read_at,
-    records = excluded.records,
-    last = excluded.last,
-    reading = excluded.reading,
-    etag = excluded.etag,
-    last_modified = excluded.last_modified;
-
--- name: known_pages --
-SELECT number, walk, ahead, fetched_at, read_at, records, last, reading, etag, last_modified
-FROM pages
-WHERE source = $1
-ORDER BY number;
-
--- name: count --
-UPDATE run_sources
-SET
-    batches = batches + 1,
-    fetched = fetched + $3,
-    valid = valid + $4,
-    rejected = rejected + $5,
-    inserted = inserted + $6,
-    updated = updated + $7,
-    unchanged = unchanged + $8,
-    corrected = corrected + $9
-WHERE run_id = $1 AND source = $2;
-
--- name: count_inserted --
-INSERT INTO inserted_rows AS counted (source, rows)
-VALUES ($1, $2)
-ON CONFLICT (source) DO UPDATE SET rows = counted.rows + excluded.rows;
-
--- name: move_version --
--- Tells every process that answers reads, here and on other hosts, that the data has moved on.
-UPDATE instance
-SET
-    data_version = data_version + 1,
-    batches = batches + 1
-RETURNING pg_notify('kasparro_data', data_version::text);
+SELECT count(*) FROM written;

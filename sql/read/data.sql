@@ -39,11 +39,13 @@ SELECT
     percent_change_7d,
     observed_at,
     first_seen_at,
-    updated_at
+    updated_at,
+    rank_observed_at
 
 -- name: rows_then --
 -- Of every coin the newest record at a moment: the one it has now, where that is not younger, else one that
--- the key of the history leads to, in the latest month that has one.
+-- the key of the history leads to, in the latest month that has one. Where that record lacks the symbol or the
+-- name, the coin's newest known ones stand; where it lacks the rank, the newest known, if it was known then.
 FROM (
     SELECT
         coin.source,
@@ -63,7 +65,8 @@ FROM (
         told.percent_change_7d,
         told.observed_at,
         coin.first_seen_at,
-        told.updated_at
+        told.updated_at,
+        told.rank_observed_at
     FROM unified_data AS coin
     CROSS JOIN LATERAL (
         SELECT
@@ -80,14 +83,18 @@ FROM (
             coin.percent_change_24h,
             coin.percent_change_7d,
             coin.observed_at,
-            coin.updated_at
+            coin.updated_at,
+            coin.rank_observed_at
         WHERE coin.observed_at <= :as_of
         UNION ALL
         (
             SELECT
-                history.symbol,
-                history.name,
-                history.rank,
+                CASE WHEN history.lacks_symbol THEN coin.symbol ELSE history.symbol END AS symbol,
+                CASE WHEN history.lacks_name THEN coin.name ELSE history.name END AS name,
+                CASE
+                    WHEN history.lacks_rank IS NULL THEN history.rank
+                    WHEN coin.rank_observed_at <= :as_of THEN coin.rank
+                END AS rank,
                 history.price_usd,
                 history.market_cap_usd,
                 history.volume_24h_usd,
@@ -98,7 +105,8 @@ FROM (
                 history.percent_change_24h,
                 history.percent_change_7d,
                 history.observed_at,
-                history.recorded_at
+                history.recorded_at,
+                CASE WHEN history.lacks_rank THEN coin.rank_observed_at END
             FROM unified_history AS history
             WHERE
                 coin.observed_at > :as_of
@@ -153,7 +161,13 @@ SELECT
     percent_change_7d,
     to_char(observed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS observed_at,
     to_char(first_seen_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS first_seen_at,
-    to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at
+    to_char(updated_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS updated_at,
+    CASE
+        WHEN rank IS NOT NULL
+            THEN to_char(
+                coalesce(rank_observed_at, observed_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
+            )
+    END AS rank_observed_at
 
 -- name: earlier --
 -- Of a walk: rows that have changed since it began, as they were then and in the places that they had.
@@ -366,7 +380,8 @@ FROM (
             percent_change_7d::text AS percent_change_7d,
             observed_at,
             first_seen_at,
-            updated_at
+            updated_at,
+            rank_observed_at
         FROM (
             /* include record */
             /* include all */

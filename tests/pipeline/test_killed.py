@@ -33,17 +33,20 @@ CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "told_at", "version"}
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file of more than one batch among small ones; some of their rows contradict earlier files' rows, and
-    some are no rows at all."""
+    some are no rows at all. Some files have no symbols and no names."""
     folder = tmp_path_factory.mktemp("archives")
     chance = random.Random(7)
     for file in range(SMALL_FILES + 1):
         rows = BATCH_ROWS + 10_000 if file == 2 else SMALL_ROWS
         with (folder / f"{file}.csv").open("w") as out:
-            out.write("id,symbol,name,price_usd,last_updated\n")
+            labelled = file % 4 != 1
+            out.write(f"id,{'symbol,name,' if labelled else ''}price_usd,last_updated\n")
             for row in range(rows):
                 coin, day = row % 500, chance.randrange(200)
                 price = "none at all" if chance.random() < 0.001 else f"{chance.random():.9f}"
-                out.write(f"coin-{coin},C{coin},Coin {coin},{price},{BEGIN + 86_400 * day}\n")
+                labels = f"C{coin},Coin {coin}," if labelled else ""
+                out.write(f"coin-{coin},{labels}{price},{BEGIN + 86_400 * day}
+")
     yield folder
     # pytest removes folders of single tests alone.
     shutil.rmtree(folder)

@@ -105,3 +105,22 @@ async def test_an_extension_off_the_search_path_serves_too(empty_database_url: s
 
     assert await connection.fetchval("SELECT to_regclass('unified_data_by_text') IS NOT NULL")
     await connection.close()
+
+
+async def test_rows_of_before_unknown_fields_do_not_say_that_null_is_known(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        await migrate(database, [known for known in available() if known.version < 11])
+        connection = await asyncpg.connect(empty_database_url)
+        await connection.execute(
+            "INSERT INTO unified_data (source, source_id, symbol, observed_at, first_seen_at, updated_at,"
+            " content_hash) SELECT source, 'a', 'A', now(), now(), now(), gen_random_uuid()"
+            " FROM unnest('{csv,coingecko}'::text[]) AS source"
+        )
+        await migrate(database)
+
+        rows = await connection.fetch(
+            "SELECT source, symbol_observed_at IS NULL AS symbol, name_observed_at = '-infinity' AS name,"
+            " rank_observed_at = '-infinity' AS rank FROM unified_data ORDER BY source"
+        )
+        assert [tuple(row) for row in rows] == [("coingecko", True, None, None), ("csv", True, True, True)]
+        await connection.close()

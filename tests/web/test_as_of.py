@@ -236,3 +236,46 @@ async def test_a_coin_s_place_across_sources_is_that_of_now(
     await insert({"source_id": "a", "asset": "coin"}, {"source_id": "b"})
     page = await get(client, "/data?as_of=2024-06-01T12:00:00Z&asset=coin")
     assert [(row["source_id"], row["asset"]) for row in page["data"]] == [("a", "coin")]
+
+
+async def test_symbol_name_and_rank_of_a_moment_whose_record_lacks_them(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    def record(hours: int, symbol: str | None = None, rank: int | None = None) -> Record:
+        at = LONG_AGO + hours * HOUR
+        return Record(
+            source_id="a", symbol=symbol, name=symbol, observed_at=at, rank=rank, price_usd=str(hours)
+        )
+
+    labels = ("symbol", "name", "rank")
+    await load(database, "csv", record(1), record(3), record(5), lacks=labels)
+    await load(database, "csv", record(2, "A", 7))
+
+    async def row(hours: int) -> tuple[Any, ...]:
+        at = (LONG_AGO + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
+        fields = "symbol,name,rank,price_usd,rank_observed_at"
+        # A filter by symbol finds the coin at every moment.
+        (found,) = (await get(client, f"/data?symbol=a&as_of={at}&fields={fields}"))["data"]
+        assert await get(client, f"/data/csv/a?as_of={at}&fields={fields}") == found
+        return tuple(found.values())
+
+    then = "2024-06-01T14:00:00.000000Z"
+    # Symbol and name say which coin it is; a rank that was not known yet is none of that moment.
+    assert await row(1) == ("A", "A", None, 1, None)
+    assert await row(2) == ("A", "A", 7, 2, then)
+    assert await row(4) == ("A", "A", 7, 3, then)
+    assert await row(5) == ("A", "A", 7, 5, then)
+    (now,) = (await get(client, "/data?symbol=A&fields=rank,price_usd,rank_observed_at"))["data"]
+    assert now == {"rank": 7, "price_usd": 5, "rank_observed_at": then}
+
+
+async def test_a_null_of_a_moment_is_not_filled_from_another(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    first = Record(source_id="a", symbol=None, name="A", observed_at=LONG_AGO)
+    second = Record(source_id="a", symbol="A", name="A", observed_at=LONG_AGO + HOUR, rank=1)
+    await load(database, "csv", first, second)
+
+    found = await get(client, "/data/csv/a?as_of=2024-06-01T12:30:00Z&fields=symbol,rank,rank_observed_at")
+
+    assert found == {"symbol": None, "rank": None, "rank_observed_at": None}

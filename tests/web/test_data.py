@@ -13,7 +13,7 @@ from yarl import URL
 
 from kasparro.store import reading
 from kasparro.store.database import Connection
-from kasparro.store.reading import FIELDS, Filters, Selection, Totals
+from kasparro.store.reading import FIELDS, ON_REQUEST, Filters, Selection, Totals
 from kasparro.web.data import DataPage, Record, Sort
 from tests.web.conftest import LONG_AGO, Insert, serving
 
@@ -74,7 +74,8 @@ async def test_a_record_has_the_fields_of_the_contract_in_their_order(
     ]
     assert list((await get(client, "/data"))["data"][0]) == contract
     assert list(await get(client, "/data/coingecko/a")) == contract
-    assert list(Record.__struct_fields__) == list(FIELDS) == contract
+    assert list(FIELDS) == contract
+    assert list(Record.__struct_fields__) == [*contract, *ON_REQUEST]
 
 
 def test_every_field_sorts_both_ways() -> None:
@@ -400,7 +401,11 @@ SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
         ("updated_since=2024-06-01T12:00:00", "updated_since", MOMENT),
         ("updated_since=0001-01-01T00:00:00%2B23:59", "updated_since", MOMENT),
         ("updated_since=1717243200", "updated_since", MOMENT),
-        ("fields=price", "fields", f"up to 50, divided by commas, of: {', '.join(sorted(FIELDS))}"),
+        (
+            "fields=price",
+            "fields",
+            f"up to 50, divided by commas, of: {', '.join(sorted((*FIELDS, *ON_REQUEST)))}",
+        ),
         ("source=binance", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
         ("source=", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
         ("symbol=btc,,eth", "symbol", "up to 500, divided by commas, of: 1 to 200 characters"),

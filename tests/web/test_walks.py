@@ -74,9 +74,15 @@ class Walk:
         self.place: Place | None = None
 
 
-async def load(database: Database, source: str, *told: Record, now: datetime | None = None) -> None:
+async def load(
+    database: Database,
+    source: str,
+    *told: Record,
+    now: datetime | None = None,
+    lacks: tuple[str, ...] = (),
+) -> None:
     """A run that loads one batch of these records."""
-    builder = BatchBuilder()
+    builder = BatchBuilder(lacks)
     for one in told:
         builder.add(one)
     now = now or datetime.now(UTC)
@@ -390,3 +396,25 @@ async def test_totals_are_exact_however_the_rows_came(
     assert await totals() == [2, 2, 2, 0, 0, 0]
     await load(database, "csv", *told("a"))
     assert await totals() == [3, 3, 3, 1, 1, 0]
+
+
+async def test_a_walk_shows_labels_and_the_time_of_the_rank_as_they_were(
+    client: aiohttp.ClientSession, database: Database
+) -> None:
+    def record(coin: str, hours: int, rank: int | None) -> Record:
+        at = LONG_AGO + timedelta(hours=hours)
+        return Record(source_id=coin, symbol=coin, name=coin, observed_at=at, rank=rank)
+
+    await load(database, "csv", record("a", 0, 1), record("b", 0, 2), record("c", 0, 3))
+    await load(database, "csv", *(record(coin, 5, None) for coin in "abc"), lacks=("symbol", "name", "rank"))
+    fields = "fields=source_id,symbol,rank,rank_observed_at"
+    page = await get(client, f"/data?limit=1&{fields}")
+    await load(database, "csv", record("b", 2, 9))
+
+    cursor = page["pagination"]["next_cursor"]
+    page = await get(client, f"/data?limit=1&{fields}&cursor={cursor}")
+
+    then = "2024-06-01T12:00:00.000000Z"
+    assert page["data"] == [{"source_id": "b", "symbol": "b", "rank": 2, "rank_observed_at": then}]
+    now = await get(client, f"/data/csv/b?{fields}")
+    assert (now["rank"], now["rank_observed_at"]) == (9, "2024-06-01T14:00:00.000000Z")

@@ -182,7 +182,7 @@ async def _portions(
     path: Path, job: Job, recognised: Recognised, judged: bool
 ) -> AsyncIterator[Portion | Problem]:
     converter = Converter(recognised, job.now)
-    builder = BatchBuilder()
+    builder = BatchBuilder(recognised.lacks)
     # Rows on their way to the builder, and the lines they begin on.
     held: list[list[str]] = []
     begun: list[int] = []

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from kasparro.record import Refused, slug
+from kasparro.record import LABELS, Refused, slug
 from kasparro.sources.archives.described import NOTHING, SUFFIX, Coin, Description, Field
 from kasparro.sources.archives.naming import NO_PAIR, Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
@@ -167,6 +167,16 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
     def notation(self) -> Notation:
         """How its numbers are read."""
         return Notation(self.decimal)
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """The labels that no row of it has: no column holds them, and no description gives them."""
+        given = {*self.places}
+        if self.coin is not None:
+            # The one coin of a file outranks its columns.
+            given -= {"symbol", "name"}
+            given |= {field for field in ("symbol", "name") if getattr(self.coin, field) is not None}
+        return tuple(field for field in LABELS if field not in given)
 
     @property
     def reading(self) -> str:
