@@ -24,6 +24,7 @@ from kasparro.pipeline.drift import Drift
 from kasparro.pipeline.freshness import span
 from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
+from kasparro.record import FILE_REFUSED, Reject
 from kasparro.settings import SOURCES, Settings
 from kasparro.signals import stop_signals
 from kasparro.sources.archives.discover import Archive, archives
@@ -329,8 +330,21 @@ def _print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
     if any(source.rejects for source in run.sources):
         _print_rejects(run)
     for source in run.sources:
+        # The error has the only one in full already.
+        if len(source.refused_files) > 1:
+            _print_refused_files(source)
         for line in filter(None, [source.note, source.error, *_judgement(source)]):
             out.print(f"{source.source}: {line}", soft_wrap=not wrapped)
+
+
+def _print_refused_files(source: report.SourceReport) -> None:
+    """Every refused file on a line, with the line of its description that would settle it."""
+    total = sum(count.rejects for count in source.rejects if count.reason == FILE_REFUSED)
+    for file in source.refused_files:
+        refused = Reject(reason=file.reason, place=file.file, setting=file.setting)
+        out.print(f"{source.source}: {refused.summary}", soft_wrap=True)
+    if (more := total - len(source.refused_files)) > 0:
+        out.print(f"{source.source}: {_counted(more, 'more file')} refused")
 
 
 def _judgement(source: report.SourceReport) -> list[str]:

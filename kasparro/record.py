@@ -62,20 +62,41 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 # column for them; the newest known value of the coin then stands.
 LABELS = ("symbol", "name", "rank")
 
+# What counts of rejects call all refused files; their reasons are too many to count by.
+FILE_REFUSED = "file refused"
+
 
 class Reject(msgspec.Struct, frozen=True, kw_only=True):
-    """One record refused: why, which field, where it stood (file and line of an archive) and its raw text."""
+    """One record refused: why, which field, where it stood (file and line of an archive) and its raw text.
+
+    A file that is refused, whole or from some row on, is one reject: `place` names it, and `line` is None.
+    `setting` is the line of its description that would settle what it leaves open.
+    """
 
     reason: str
     field: str | None = None
     raw: str = ""
     place: str | None = None
     line: int | None = None
+    setting: str | None = None
+
+    @property
+    def of_file(self) -> bool:
+        """Whether a file was refused, and not a record."""
+        return self.place is not None and self.line is None
 
     @property
     def kind(self) -> str:
         """What this reject has in common with others like it: its reason without the value."""
-        return self.reason.partition(":")[0]
+        return FILE_REFUSED if self.of_file else self.reason.partition(":")[0]
+
+    @property
+    def summary(self) -> str:
+        """The reject of a file in one line: which, why, and what would settle it."""
+        why = f"{self.place}: {self.reason}"
+        if self.setting is None or self.place is None:
+            return why
+        return f"{why}; {self.place.rpartition('/')[2]}.toml beside it can tell: {self.setting}"
 
 
 class Refused(Exception):

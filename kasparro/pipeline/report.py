@@ -42,7 +42,9 @@ class _Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Records(_Report, frozen=True, kw_only=True):
     """What became of the records of a run or of one of its sources."""
 
-    fetched: Annotated[int, msgspec.Meta(description="Records that the sources told.")] = 0
+    fetched: Annotated[
+        int, msgspec.Meta(description="Records that the sources told; a refused file counts as one.")
+    ] = 0
     valid: Annotated[int, msgspec.Meta(description="Of these, accepted.")] = 0
     rejected: Annotated[int, msgspec.Meta(description="Of these, refused; GET /runs/{id}/rejects.")] = 0
     inserted: Annotated[int, msgspec.Meta(description="Rows of unified_data that were new.")] = 0
@@ -62,10 +64,23 @@ FIGURES = Records.__struct_fields__
 class RejectCount(_Report, frozen=True, kw_only=True):
     """How many records were refused for one reason."""
 
-    place: Annotated[str | None, msgspec.Meta(description="The archive's file; null for an API.")]
+    place: Annotated[
+        str | None,
+        msgspec.Meta(description="The archive's file; null for an API and for refused files together."),
+    ]
     field: str | None
     reason: str
     rejects: int
+
+
+class RefusedFile(_Report, frozen=True, kw_only=True):
+    """A file that was refused, whole or from some row on."""
+
+    file: str
+    reason: str
+    setting: Annotated[
+        str | None, msgspec.Meta(description="The line of its description that would settle it.")
+    ]
 
 
 class Prices(_Report, frozen=True, kw_only=True):
@@ -91,7 +106,17 @@ class SourceReport(_Report, frozen=True, kw_only=True):
         msgspec.Meta(description="Of the updated: moments that had been told before, with other values."),
     ]
     rejects: Annotated[
-        list[RejectCount], msgspec.Meta(description="What was refused most, by file and reason; 50 at most.")
+        list[RejectCount],
+        msgspec.Meta(
+            description="Refused files together, then what was refused most, by file and reason; 50 at most."
+        ),
+    ]
+    refused_files: Annotated[
+        list[RefusedFile],
+        msgspec.Meta(
+            description="The first 50 files that were refused, whole or from some row on, while their "
+            "rejects are kept. `rejects` counts them all as `file refused`."
+        ),
     ]
     calls: Annotated[int, msgspec.Meta(description="Calls made upstream.")]
     note: Annotated[
@@ -126,14 +151,21 @@ class RunReport(_Report, frozen=True, kw_only=True):
 
 
 class RejectReport(_Report, frozen=True, kw_only=True):
-    """One record refused."""
+    """One record refused, or one file."""
 
     id: int
     source: str
     reason: str
+    setting: Annotated[
+        str | None,
+        msgspec.Meta(description="Of a file: the line of its description that would settle it."),
+    ]
     field: str | None
     place: Annotated[str | None, msgspec.Meta(description="The file or page where it stood.")]
-    line: int | None
+    line: Annotated[
+        int | None,
+        msgspec.Meta(description="Where in the file; null with a `place`: the file itself was refused."),
+    ]
     raw: Annotated[str, msgspec.Meta(description="The record as the source wrote it.")]
 
 
@@ -261,6 +293,7 @@ async def rejects_of(
             id=row["id"],
             source=row["source"],
             reason=row["reason"],
+            setting=row["setting"],
             field=row["field"],
             place=row["place"],
             line=row["line"],
@@ -374,6 +407,7 @@ def _run(rows: list[asyncpg.Record]) -> RunReport:
 
 
 _REJECTS = msgspec.json.Decoder(list[RejectCount])
+_REFUSED_FILES = msgspec.json.Decoder(list[RefusedFile])
 _DRIFT = msgspec.json.Decoder(list[Drift])
 _ANOMALIES = msgspec.json.Decoder(list[Anomaly])
 _FIGURES = msgspec.json.Decoder(Figures)
@@ -396,6 +430,7 @@ def _source(row: asyncpg.Record) -> SourceReport:
         ),
         corrected=row["corrected"],
         rejects=_REJECTS.decode(row["rejects"]),
+        refused_files=_REFUSED_FILES.decode(row["refused_files"]),
         calls=row["calls"],
         note=row["note"],
         payloads=row["payloads"],

@@ -20,6 +20,7 @@ from kasparro.pipeline.judgement import Verdict, judge
 from kasparro.pipeline.keeping import Keeping
 from kasparro.pipeline.persistence import Persistence
 from kasparro.profile import ENOUGH, Profile, merged
+from kasparro.record import Reject
 from kasparro.sources.base import Pass, Source
 from kasparro.sources.http import UpstreamError
 from kasparro.sources.rotation import Month
@@ -27,6 +28,10 @@ from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord
 
 log = structlog.get_logger()
+
+# How many refused files a run logs, and how many its error names. The table of rejects has more.
+FILES_LOGGED = 50
+FILES_NAMED = 3
 
 Trigger = Literal["startup", "schedule", "retry", "api", "etl", "replay"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
@@ -73,6 +78,9 @@ class SourcePass:
         self._persistently = persistently
         self._calls = 0
         self._refusals: Counter[str] = Counter()
+        self._files_refused = 0
+        self._first_files: list[Reject] = []
+        self._loaded_whole = False
         self._profile: Profile | None = None
         self.name = source.name
         self.transient_failure: TransientFailure | None = None
@@ -112,10 +120,15 @@ class SourcePass:
             log.exception("source broke", run=self._record.id, source=self._name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._persistently(lambda: self._record.counts(self._name))
-        if failure is None and counts["rejected"] * 2 > counts["fetched"]:
-            passing.problem(self._refused(counts["rejected"], counts["fetched"]))
+        # A refused file counts as one record, but says nothing of the records that were read.
+        rejected, fetched = (counts[name] - self._files_refused for name in ("rejected", "fetched"))
+        if failure is None and rejected * 2 > fetched:
+            passing.problem(self._refused(rejected, fetched))
+        if self._files_refused:
+            passing.problem(_named(self._first_files, self._files_refused))
         verdict = None if stopped else await self._verdict(passing, counts, whole=failure is None)
-        status, line = judged(counts["valid"], stopped, failure, passing.problems)
+        loaded = bool(counts["valid"]) or self._loaded_whole or passing.loaded
+        status, line = judged(loaded, stopped, failure, passing.problems)
         if line and verdict and (cause := _cause(verdict)) and counts["rejected"]:
             line = f"{line}; {cause}"
         await self._persistently(
@@ -204,9 +217,26 @@ class SourcePass:
             # An API's, be it a page that has not changed and comes without a record.
             self._profile = merged([self._profile or Profile(), batch.profile or Profile()])
         self._refusals.update(
-            f"{reject.field}: {reject.kind}" if reject.field else reject.kind for reject in batch.rejects
+            f"{reject.field}: {reject.kind}" if reject.field else reject.kind
+            for reject in batch.rejects
+            if not reject.of_file
         )
         await self._persistently(lambda: self._loader.load(batch, self._clock()))
+        self._loaded_whole |= batch.checkpoint is not None and batch.checkpoint.complete
+        for reject in batch.rejects:
+            if reject.of_file:
+                self._note_file(reject)
+
+    def _note_file(self, reject: Reject) -> None:
+        """Log a refused file and keep the first of them for the outcome; a folder may hold thousands."""
+        self._files_refused += 1
+        if self._files_refused <= FILES_NAMED:
+            self._first_files.append(reject)
+        if self._files_refused <= FILES_LOGGED:
+            fields = {"setting": reject.setting} if reject.setting else {}
+            self._log.warning("file_refused", file=reject.place, reason=reject.reason, **fields)
+        elif self._files_refused == FILES_LOGGED + 1:
+            self._log.warning("more_files_refused", logged=FILES_LOGGED)
 
     async def _verdict(self, passing: Pass, counts: Record, *, whole: bool) -> Verdict | None:
         # What is read again is of the past, which is no measure of what an upstream sends today.
@@ -253,16 +283,29 @@ class SourcePass:
 
 
 def judged(
-    valid: int, stopped: bool, failure: str | None, problems: Sequence[str]
+    loaded: bool, stopped: bool, failure: str | None, problems: Sequence[str]
 ) -> tuple[Status, str | None]:
-    """A source's status, and its error in one line, from what its pass met."""
+    """A source's status, and its error in one line, from what its pass met.
+
+    What was lost makes it `partial` where something of it is loaded, by this pass or by an earlier one and
+    unchanged since, and `failed` where nothing is: the same input has the same outcome each time.
+    """
     told = [*problems, *([failure] if failure else [])]
     line = f"{told[-1]} (and {len(told) - 1} more before it)" if len(told) > 1 else "".join(told) or None
     if stopped:
         return "interrupted", line or "stopped before its end"
     if told:
-        return ("partial" if valid else "failed"), line
+        return ("partial" if loaded else "failed"), line
     return "succeeded", None
+
+
+def _named(files: Sequence[Reject], count: int) -> str:
+    """Refused files in one line: the names of the first, and why the first was refused."""
+    if count == 1:
+        return files[0].summary
+    names = ", ".join(reject.place or "" for reject in files)
+    more = f" and {count - len(files):,} more" if count > len(files) else ""
+    return f"{count:,} files were refused ({names}{more}); {files[0].summary}"
 
 
 def _spent(limit: int | None, now: datetime) -> SourceError:

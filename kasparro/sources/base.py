@@ -51,6 +51,8 @@ class Pass(msgspec.Struct, kw_only=True):
     unit, where `total` may be unknown.
     `planned` is the share of its list that a source sets out to bring, told where that is not all of it.
     `bound` is how many records of its upstream's list it asks for at most, None for all.
+    `loaded` says that an earlier pass has loaded a part of the source that has not changed since: what is
+    lost beside it makes the source `partial`, not `failed`.
     """
 
     clock: Callable[[], datetime] = utc_now
@@ -66,6 +68,7 @@ class Pass(msgspec.Struct, kw_only=True):
     progress: Callable[[float, float | None], None] = lambda done, total: None
     planned: float = 1.0
     bound: int | None = None
+    loaded: bool = False
     problems: list[str] = msgspec.field(default_factory=list)
     note: str | None = None
 

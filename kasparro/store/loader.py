@@ -16,7 +16,8 @@ from kasparro.store.database import Connection, Database
 from kasparro.store.statements import statements
 
 _SQL = statements("load/batch.sql") | statements("load/progress.sql")
-# How many rejects of one file, or of one API's pass, are kept with their raw text; all are counted.
+# How many rejects of one file's rows, or of one API's pass, are kept with their raw text, and how many
+# refused files; all are counted.
 REJECTS_KEPT = 1_000
 RAW_KEPT = 4_000
 
@@ -79,7 +80,7 @@ class Loader:
         self._committed += 1
         if compared is not None:
             self.compared.add(*(told or () for told in compared))
-        self._rejects.update(reject.place for reject in kept)
+        self._rejects.update(map(_kept_with, kept))
 
     async def checkpoint(self, key: str) -> Checkpoint | None:
         """What an earlier pass committed of the thing that `key` names. Raises DatabaseUnavailable."""
@@ -114,10 +115,16 @@ class Loader:
                 [None if reject.place is None else storable(reject.place) for reject in kept],
                 [reject.line for reject in kept],
                 [storable(reject.raw) for reject in kept],
+                [None if reject.setting is None else storable(reject.setting) for reject in kept],
             )
         if batch.rejects:
             kinds = Counter(
-                (storable(reject.place or ""), storable(reject.field or ""), storable(reject.kind))
+                (
+                    # Files differ from run to run without end; their names are kept with the rejects alone.
+                    "" if reject.of_file else storable(reject.place or ""),
+                    storable(reject.field or ""),
+                    storable(reject.kind),
+                )
                 for reject in batch.rejects
             )
             places, fields, reasons = zip(*kinds, strict=True)
@@ -210,10 +217,15 @@ class Loader:
         room = Counter(self._rejects)
         kept = []
         for reject in rejects:
-            if room[reject.place] < REJECTS_KEPT:
-                room[reject.place] += 1
+            if room[_kept_with(reject)] < REJECTS_KEPT:
+                room[_kept_with(reject)] += 1
                 kept.append(reject)
         return kept
+
+
+def _kept_with(reject: Reject) -> str | None:
+    # Which rejects share a bound: those of one file's rows, those of an API, and all refused files together.
+    return None if reject.of_file else reject.place
 
 
 async def known_pages(connection: Connection, source: str) -> list[Page]:

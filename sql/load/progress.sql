@@ -64,10 +64,10 @@ SELECT
 FROM compared;
 
 -- name: rejects --
-INSERT INTO rejects (run_id, source, reason, field, place, line, raw)
-SELECT $1, $2, told.reason, told.field, told.place, told.line, told.raw
-FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[])
-    AS told (reason, field, place, line, raw);
+INSERT INTO rejects (run_id, source, reason, field, place, line, raw, setting)
+SELECT $1, $2, told.reason, told.field, told.place, told.line, told.raw, told.setting
+FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[])
+    AS told (reason, field, place, line, raw, setting);
 
 -- name: count_rejects --
 INSERT INTO reject_counts AS counted (run_id, source, place, field, reason, rejects)

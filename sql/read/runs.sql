@@ -24,7 +24,8 @@ SELECT
     ) AS ids;
 
 -- name: runs --
--- Runs in full, a line for each of their sources. A running one lasts until now.
+-- Runs in full, a line for each of their sources. A running one lasts until now. Refused files come first
+-- among the counts (kasparro/record.py, FILE_REFUSED): one of them weighs more than a row.
 SELECT
     runs.id,
     runs.trigger,
@@ -71,13 +72,31 @@ SELECT
             FROM reject_counts
             WHERE reject_counts.run_id = run_sources.run_id AND reject_counts.source = run_sources.source
             ORDER BY
+                (reject_counts.reason = 'file refused') DESC,
                 reject_counts.rejects DESC,
                 reject_counts.place ASC,
                 reject_counts.field ASC,
                 reject_counts.reason ASC
             LIMIT 50
         ) AS most
-    ) AS rejects
+    ) AS rejects,
+    (
+        SELECT coalesce(json_agg(row_to_json(refused)), '[]'::json)::text
+        FROM (
+            SELECT
+                rejects.place AS file,
+                rejects.reason,
+                rejects.setting
+            FROM rejects
+            WHERE
+                rejects.run_id = run_sources.run_id
+                AND rejects.source = run_sources.source
+                AND rejects.place IS NOT NULL
+                AND rejects.line IS NULL
+            ORDER BY rejects.id
+            LIMIT 50
+        ) AS refused
+    ) AS refused_files
 FROM runs
 LEFT JOIN run_sources ON runs.id = run_sources.run_id
 LEFT JOIN LATERAL (
@@ -101,6 +120,7 @@ SELECT
     reject.id,
     reject.source,
     reject.reason,
+    reject.setting,
     reject.field,
     reject.place,
     reject.line,

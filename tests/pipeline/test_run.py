@@ -457,13 +457,13 @@ async def test_a_spent_budget_ends_the_walk_and_says_so(
 
 
 def test_outcomes_of_a_source() -> None:
-    assert judged(10, False, None, []) == ("succeeded", None)
-    assert judged(0, False, None, []) == ("succeeded", None)
-    assert judged(0, False, None, ["all were rejected"]) == ("failed", "all were rejected")
-    assert judged(10, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
-    assert judged(0, False, "dead", []) == ("failed", "dead")
-    assert judged(9, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
-    assert judged(9, True, None, []) == ("interrupted", "stopped before its end")
+    assert judged(True, False, None, []) == ("succeeded", None)
+    assert judged(False, False, None, []) == ("succeeded", None)
+    assert judged(False, False, None, ["all were rejected"]) == ("failed", "all were rejected")
+    assert judged(True, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
+    assert judged(False, False, "dead", []) == ("failed", "dead")
+    assert judged(True, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
+    assert judged(True, True, None, []) == ("interrupted", "stopped before its end")
 
 
 class Severed:

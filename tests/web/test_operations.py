@@ -80,6 +80,7 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
     assert first == {
         "source": "csv",
         "reason": "not a number",
+        "setting": None,
         "field": "price_usd",
         "place": "a.csv",
         "line": 0,

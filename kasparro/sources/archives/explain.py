@@ -141,7 +141,7 @@ async def check(archive: Archive, now: datetime) -> Checked:
             for reject in told.batch.rejects:
                 reasons.add(reject)
         else:
-            problem = told.text
+            problem = told.reject.summary
     if (verdict := reasons.verdict(rows + rejected)) is not None:
         rows, problem = 0, f"{archive.name}: {verdict}"
     return Checked(

@@ -68,9 +68,9 @@ class Portion(msgspec.Struct, frozen=True, tag=True):
 
 
 class Problem(msgspec.Struct, frozen=True, tag=True):
-    """The file, or the rest of it, is lost; `text` is for `Pass.problem`."""
+    """The file, or the rest of it, is refused."""
 
-    text: str
+    reject: Reject
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,11 +102,16 @@ async def read_archive(job: Job) -> AsyncIterator[Portion | Problem]:
         async for portion in _portions(path, job, recognised, judged):
             yield portion
     except FileRefused as refused:
-        yield Problem(shown(f"{job.name}: {refused.said_of(job.name)}"))
+        yield refusal(job.name, str(refused), refused.setting)
     except csv.Error as error:
-        yield Problem(f"{job.name}: not loaded, for it is no table ({error})")
+        yield refusal(job.name, f"not loaded, for it is no table ({error})")
     except OSError as error:
-        yield Problem(f"{job.name}: cannot be read ({error.strerror or error})")
+        yield refusal(job.name, f"cannot be read ({error.strerror or error})")
+
+
+def refusal(name: str, reason: str, setting: str | None = None) -> Problem:
+    """The file of this name is refused; the reason completes "FILE: "."""
+    return Problem(Reject(reason=shown(reason), place=name, setting=setting))
 
 
 async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
@@ -257,12 +262,12 @@ async def _portions(
                     count = 0
         except (Damaged, csv.Error) as damage:
             yield taken(complete=False)
-            yield Problem(f"{job.name}: read up to row {position:,} and no further: {damage}")
+            yield refusal(job.name, f"read up to row {position:,} and no further: {damage}")
             return
         state = os.fstat(raw.fileno())
         if (state.st_size, state.st_mtime_ns) != (job.size, job.changed_ns):
             yield taken(complete=False)
-            yield Problem(f"{job.name}: changed while it was read; the next run reads it again")
+            yield refusal(job.name, "changed while it was read; the next run reads it again")
             return
         yield taken(complete=True)
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from kasparro.record import LABELS, Refused, slug
-from kasparro.sources.archives.described import NOTHING, SUFFIX, Coin, Description, Field
+from kasparro.sources.archives.described import NOTHING, Coin, Description, Field
 from kasparro.sources.archives.naming import NO_PAIR, Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
 from kasparro.sources.archives.text import (
@@ -115,12 +115,6 @@ class FileRefused(Exception):
     def __init__(self, text: str, setting: str | None = None) -> None:
         super().__init__(text)
         self.setting = setting
-
-    def said_of(self, name: str) -> str:
-        """The text with the way out, for the file of this name."""
-        if self.setting is None:
-            return str(self)
-        return f"{self}; {name.rsplit('/', 1)[-1]}{SUFFIX} beside it can tell: {self.setting}"
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):

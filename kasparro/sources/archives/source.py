@@ -6,23 +6,27 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import IO
+from itertools import chain
+from typing import IO, NamedTuple
 
 import msgspec
 
-from kasparro.batch import Batch, Checkpoint
+from kasparro.batch import Batch, BatchBuilder, Checkpoint
 from kasparro.errors import SourceError
+from kasparro.record import Reject
 from kasparro.sources.archives.described import Description, DescriptionRefused, describe
 from kasparro.sources.archives.discover import Archive, archives
 from kasparro.sources.archives.process import Worker
-from kasparro.sources.archives.reader import Head, Job, Portion, Problem
+from kasparro.sources.archives.reader import Head, Job, Portion, Problem, refusal
 from kasparro.sources.base import Pass
 
 # Part of every key: a program that reads files in another way reads them again when this moves.
 READING = "4"
 READ_BYTES = 1024 * 1024
+# Refused files in one batch: a transaction for each would take a minute for 10,000 of them.
+REFUSED_AT_ONCE = 500
 # PostgreSQL takes a batch in about half the time that a worker takes to make it of small files, so two keep
 # it busy; one core is left to it. 250 files of 2,400 rows, on 2 cores: 23.4 and 27.7 s with one, 19.7 and
 # 23.6 s with two; 4 files of 200,000 rows: no difference beyond the spread.
@@ -41,57 +45,68 @@ class Archives:
     async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier pass has loaded to their end, file after file."""
         found = await asyncio.to_thread(archives, self._where)
-        sizes = [await asyncio.to_thread(_size, archive) for archive in found]
-        total, done = sum(sizes), 0
+        waiting = _Waiting([(archive, await asyncio.to_thread(_size, archive)) for archive in found])
+        total, done = waiting.bytes, 0
+        # By the key of the content, until it is known that no other name of the same content settles it.
+        refused: dict[str | None, list[Reject]] = {}
         passing.progress(done, total)
         async with AsyncExitStack() as stack:
 
             async def hire() -> Worker:
                 return await stack.enter_async_context(Worker())
 
-            readings = await stack.enter_async_context(aclosing(self._begun(found, passing, hire)))
-            for size in sizes:
-                reading = await anext(readings)
+            readings = await stack.enter_async_context(aclosing(self._begun(waiting, passing, hire)))
+            async for reading in readings:
+                problem = None
                 try:
-                    async for message in reading or _nothing():
+                    async for message in reading.messages:
                         if isinstance(message, Portion):
-                            passing.progress(done + min(message.position, size), total)
+                            passing.progress(done + min(message.position, reading.size), total)
                             yield message.batch
                         else:
-                            passing.problem(message.text)
+                            problem = message
                 except SourceError as error:
                     # Whatever ended the process that read this file, the others are read all the same.
-                    passing.problem(str(error))
-                done += size
+                    problem = refusal(reading.name, str(error).removeprefix(f"{reading.name}: "))
+                if problem is not None:
+                    refused.setdefault(reading.key, []).append(problem.reject)
+                    waiting.refused(reading.key)
+                elif reading.key is not None:
+                    refused.pop(reading.key, None)
+                done += reading.size
                 passing.progress(done, total)
+        for batch in _rejected([*chain.from_iterable(refused.values())]):
+            yield batch
 
     async def _begun(
-        self, found: Sequence[Archive], passing: Pass, hire: Callable[[], Awaitable[Worker]]
-    ) -> AsyncGenerator[AsyncGenerator[Portion | Problem, None] | None, None]:
-        # What is read of each file, None where that is nothing. While one is given, the next are begun by the
-        # other workers, which read ahead as far as their pipes hold and wait.
-        free, seen = deque([await hire() for _ in found[: self._workers]]), set[str]()
-        coming, begun = iter(found), deque[tuple[Job, Worker] | None]()
+        self, waiting: "_Waiting", passing: Pass, hire: Callable[[], Awaitable[Worker]]
+    ) -> AsyncGenerator["_Reading", None]:
+        # What is read of each file, in their order. While one is given, the next are begun by the other
+        # workers, which read ahead as far as their pipes hold and wait.
+        free = deque([await hire() for _ in range(min(self._workers, len(waiting)))])
+        begun = deque[tuple[Archive, int, tuple[Job, Worker] | Problem | None]]()
         while True:
-            while free and (archive := next(coming, None)) is not None:
-                job = await self._job(archive, passing, seen)
-                if job is None:
-                    begun.append(None)
-                else:
+            while free and waiting:
+                archive, size = waiting.next()
+                work = await self._job(archive, passing, waiting)
+                if isinstance(work, Job):
                     worker = free.popleft()
-                    worker.begin(job)
-                    begun.append((job, worker))
+                    worker.begin(work)
+                    begun.append((archive, size, (work, worker)))
+                else:
+                    begun.append((archive, size, work))
             if not begun:
                 return
-            if (reading := begun.popleft()) is None:
-                yield None
+            archive, size, reading = begun.popleft()
+            if not isinstance(reading, tuple):
+                yield _Reading(archive.name, size, None, _messages(reading))
                 continue
             job, worker = reading
-            async with aclosing(worker.told(job)) as told:
-                yield told
+            async with aclosing(worker.told(job)) as messages:
+                yield _Reading(archive.name, size, job.key, messages)
             free.append(worker if worker.alive else await hire())
 
-    async def _job(self, archive: Archive, passing: Pass, seen: set[str]) -> Job | None:
+    async def _job(self, archive: Archive, passing: Pass, waiting: "_Waiting") -> Job | Problem | None:
         # What there is to read of a file; None where that is nothing.
         earlier = await passing.known_as(archive.name)
         try:
@@ -103,15 +118,14 @@ class Archives:
                 # A thread cannot be cancelled, and the program would wait for it at its end.
                 given_up.set()
         except DescriptionRefused as refused:
-            passing.problem(f"{archive.name}: not loaded, for {refused}")
-            return None
+            return refusal(archive.name, f"not loaded, for {refused}")
         except OSError as error:
-            passing.problem(f"{archive.name}: cannot be read ({error.strerror or error})")
+            return refusal(archive.name, f"cannot be read ({error.strerror or error})")
+        if not waiting.first(known.key, archive):
             return None
-        if known.key in seen:
-            return None
-        seen.add(known.key)
         same = await passing.checkpoint(known.key)
+        if same is not None and (same.complete or same.position):
+            passing.loaded = True
         if same is not None and same.complete:
             return None
         return Job(
@@ -127,10 +141,60 @@ class Archives:
         )
 
 
-async def _nothing() -> AsyncGenerator[Portion | Problem, None]:
-    none: tuple[Portion, ...] = ()
-    for message in none:
-        yield message
+def _rejected(rejects: Sequence[Reject]) -> Iterator[Batch]:
+    # Refused files as batches that hold nothing else.
+    for start in range(0, len(rejects), REFUSED_AT_ONCE):
+        builder = BatchBuilder()
+        for reject in rejects[start : start + REFUSED_AT_ONCE]:
+            builder.refuse(reject)
+        yield builder.take()
+
+
+class _Reading(NamedTuple):
+    # What is read of one file. The key is that of its content, None where nothing of it is read by a worker.
+    name: str
+    size: int
+    key: str | None
+    messages: AsyncIterable[Portion | Problem]
+
+
+class _Waiting:
+    # The files that are still to be read, each content once. Where the first file of a content is refused,
+    # its copies are read one after the other: a name says something of what a file holds.
+    def __init__(self, files: Sequence[tuple[Archive, int]]) -> None:
+        self._files = deque(files)
+        self._copies: dict[str, deque[Archive]] = {}
+        self._tried: dict[str, deque[Archive]] = {}
+        self.bytes = sum(size for _, size in files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def next(self) -> tuple[Archive, int]:
+        """The next file, and its size as far as it counts."""
+        return self._files.popleft()
+
+    def first(self, key: str, archive: Archive) -> bool:
+        """Whether this file stands for its content; else it is kept as a copy."""
+        if key in self._copies:
+            self._copies[key].append(archive)
+            return False
+        self._copies[key] = self._tried.pop(key, deque())
+        return True
+
+    def refused(self, key: str | None) -> None:
+        """The file that stood for its content was refused: the next copy is read."""
+        copies = self._copies.pop(key, None) if key is not None else None
+        if key is not None and copies:
+            # Its size was counted when it was passed over.
+            self._files.appendleft((copies.popleft(), 0))
+            self._tried[key] = copies
+
+
+async def _messages(only: Problem | None) -> AsyncGenerator[Portion | Problem, None]:
+    # Of a file that no worker reads.
+    if only is not None:
+        yield only
 
 
 def _cores() -> int:

@@ -84,7 +84,7 @@ async def collected(reading: AsyncIterable[Portion | Problem]) -> Outcome:
                 told.batch.checkpoint.complete,
             )
         else:
-            outcome.problems.append(told.text)
+            outcome.problems.append(told.reject.summary)
     return outcome
 
 

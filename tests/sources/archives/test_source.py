@@ -15,6 +15,7 @@ import pytest
 
 from kasparro.batch import BATCH_ROWS, Batch, Checkpoint
 from kasparro.errors import SourceError
+from kasparro.record import Reject
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives.process import Worker
 from kasparro.sources.archives.reader import Job, Problem
@@ -48,21 +49,30 @@ class Memory:
 
     def commit(self, batch: Batch) -> None:
         point = batch.checkpoint
-        assert point is not None
+        if point is None:
+            assert batch.rows == 0
+            return
         self.checkpoints = {
             key: other for key, other in self.checkpoints.items() if other.name != point.name
         } | {point.key: point}
 
 
-async def work(where: Path | None, memory: Memory | None = None) -> tuple[int, Pass]:
-    """One whole pass: the rows it brought, and what it told."""
+async def work(where: Path | None, memory: Memory | None = None) -> tuple[int, list[str]]:
+    """One whole pass: the rows it brought, and the files it refused."""
     memory = memory or Memory()
     passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint, known_as=memory.known_as)
-    rows = 0
+    rows, refused = 0, list[str]()
     async for batch in Archives(None if where is None else str(where)).extract(passing):
         memory.commit(batch)
         rows += batch.rows
-    return rows, passing
+        refused += refused_files(batch)
+    assert passing.problems == []
+    return rows, refused
+
+
+def refused_files(batch: Batch) -> list[str]:
+    """The files that a batch refuses, each in one line."""
+    return [reject.summary for reject in batch.rejects if reject.of_file]
 
 
 def ended(pid: int) -> bool:
@@ -93,9 +103,9 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_the_sample_archive_shows_several_coins() -> None:
-    rows, passing = await work(None)
+    rows, refused = await work(None)
     assert rows > 300
-    assert passing.problems == []
+    assert refused == []
 
 
 async def test_a_folder_is_read_whole_in_order_and_an_unchanged_file_never_again(tmp_path: Path) -> None:
@@ -198,10 +208,10 @@ asyncio.run(main())
 async def test_one_bad_file_costs_that_file(tmp_path: Path) -> None:
     dump(tmp_path / "good.csv", 5)
     (tmp_path / "bad.csv").write_text("no,table\n1,2\n")
-    rows, passing = await work(tmp_path)
+    rows, refused = await work(tmp_path)
     assert rows == 5
-    assert len(passing.problems) == 1
-    assert passing.problems[0].startswith("bad.csv: ")
+    assert len(refused) == 1
+    assert refused[0].startswith("bad.csv: ")
 
 
 async def test_a_file_that_goes_before_its_turn_costs_that_file(tmp_path: Path) -> None:
@@ -212,10 +222,10 @@ async def test_a_file_that_goes_before_its_turn_costs_that_file(tmp_path: Path) 
         gone.unlink(missing_ok=True)
 
     passing = Pass(clock=lambda: NOW, known_as=known_as)
-    rows = [batch.rows async for batch in Archives(str(tmp_path)).extract(passing)]
+    batches = [batch async for batch in Archives(str(tmp_path)).extract(passing)]
 
-    assert rows == [5]
-    assert passing.problems == ["b.csv: cannot be read (No such file or directory)"]
+    assert [batch.rows for batch in batches] == [5, 0]
+    assert refused_files(batches[1]) == ["b.csv: cannot be read (No such file or directory)"]
 
 
 async def test_a_file_that_goes_just_before_it_is_read_costs_that_file(tmp_path: Path) -> None:
@@ -226,7 +236,7 @@ async def test_a_file_that_goes_just_before_it_is_read_costs_that_file(tmp_path:
         job = job_for(dump(tmp_path / "b.csv", 5))
         assert [type(message).__name__ async for message in worker.read(job)] == ["Portion"]
 
-    assert told == [Problem("a.csv: cannot be read (No such file or directory)")]
+    assert told == [Problem(Reject(reason="cannot be read (No such file or directory)", place="a.csv"))]
 
 
 async def test_a_file_that_changes_while_it_is_read_is_not_marked_done(tmp_path: Path) -> None:
@@ -306,20 +316,20 @@ async def test_names_and_headers_that_are_no_text_are_told_all_the_same(tmp_path
     (tmp_path / "some.csv").write_bytes(
         HEADER.encode() + b"a,A,\xff,1,1515230661\n" + b"b,B,B,2,1515230661\n" * 2
     )
-    rows, passing = await work(tmp_path)
+    rows, refused = await work(tmp_path)
     assert rows == 3
-    assert passing.problems[0].startswith("odd?.csv: ")
+    assert refused[0].startswith("odd?.csv: ")
 
 
-async def grown(path: Path, head: str, tail: str) -> tuple[int, int, Pass]:
+async def grown(path: Path, head: str, tail: str) -> tuple[int, int, list[str]]:
     """Rows that a file brought, and those it brought after it had grown."""
     memory = Memory()
     path.write_text(head, newline="")
     first, _ = await work(path, memory)
     path.write_text(head + tail, newline="")
-    second, passing = await work(path, memory)
+    second, refused = await work(path, memory)
     assert (await work(path, memory))[0] == 0
-    return first, second, passing
+    return first, second, refused
 
 
 ROWS = [f"coin-{n},C{n},Coin {n},{n}.5,1515230661" for n in range(6)]
@@ -335,8 +345,8 @@ ROWS = [f"coin-{n},C{n},Coin {n},{n}.5,1515230661" for n in range(6)]
     ],
 )
 async def test_of_a_file_that_grew_the_tail_alone_is_loaded(tmp_path: Path, head: str, tail: str) -> None:
-    first, second, passing = await grown(tmp_path / "a.csv", HEADER + head.format(*ROWS), tail.format(*ROWS))
-    assert (first, second, passing.problems) == (2, 2, [])
+    first, second, refused = await grown(tmp_path / "a.csv", HEADER + head.format(*ROWS), tail.format(*ROWS))
+    assert (first, second, refused) == (2, 2, [])
 
 
 @pytest.mark.parametrize(
@@ -398,9 +408,9 @@ async def test_a_changed_description_has_the_file_loaded_again(tmp_path: Path) -
     (tmp_path / "btc-usd.csv.toml").write_text('# the same\n[coin]\nid = "bitcoin"\n')
     assert (await work(path, memory))[0] == 0
     (tmp_path / "kasparro.toml").write_text("dezimal = 1\n")
-    rows, passing = await work(path, memory)
+    rows, refused = await work(path, memory)
     assert rows == 0
-    assert passing.problems == [
+    assert refused == [
         "btc-usd.csv: not loaded, for kasparro.toml: unknown key 'dezimal'; did you mean decimal?"
     ]
 
@@ -424,11 +434,10 @@ async def test_several_workers_bring_the_same_batches_in_the_order_of_the_files(
     told = []
     for workers in (1, 2, 3):
         passing = Pass(clock=lambda: NOW)
-        batches = [batch async for batch in Archives(str(tmp_path), workers).extract(passing)]
-        told.append((batches, passing.problems))
+        told.append([batch async for batch in Archives(str(tmp_path), workers).extract(passing)])
     assert told[0] == told[1] == told[2]
-    assert len(told[0][0]) == 6
-    assert len(told[0][1]) == 1
+    assert len(told[0]) == 7
+    assert len(refused_files(told[0][-1])) == 1
 
 
 async def test_a_pass_that_stops_ends_all_its_workers(tmp_path: Path, pids: list[int]) -> None:
@@ -446,16 +455,17 @@ async def test_a_file_that_ends_the_worker_costs_only_itself(
     dump(tmp_path / "a.csv", 3 * BATCH_ROWS)
     dump(tmp_path / "b.csv", 7, first=5)
     passing = Pass(clock=lambda: NOW)
-    rows = 0
+    rows, refused = 0, list[str]()
 
     async with aclosing(Archives(str(tmp_path), workers=1).extract(passing)) as batches:
         async for batch in batches:
             if not rows:
                 os.kill(pids[0], signal.SIGKILL)
             rows += batch.rows
+            refused += refused_files(batch)
 
     assert BATCH_ROWS < rows + 1 <= 3 * BATCH_ROWS + 7
-    assert passing.problems == ["a.csv: the process that read it ended early (signal 9)"]
+    assert refused == ["a.csv: the process that read it ended early (signal 9)"]
     assert rows % BATCH_ROWS == 7
 
 
@@ -471,11 +481,11 @@ async def test_a_cell_beyond_all_bounds_costs_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"id,price\n{'x' * 200_000},1\n")
     dump(tmp_path / "b.csv", 5)
 
-    rows, passing = await work(tmp_path)
+    rows, refused = await work(tmp_path)
 
     assert rows == 5
-    assert len(passing.problems) == 1
-    assert passing.problems[0].startswith("a.csv: not loaded")
+    assert len(refused) == 1
+    assert refused[0].startswith("a.csv: not loaded")
 
 
 async def test_a_worker_that_is_held_back_ends_at_once(tmp_path: Path) -> None:

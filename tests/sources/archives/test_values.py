@@ -235,7 +235,7 @@ async def loaded(database: Database, path: Path, source: str) -> None:
     run = await RunRecord.start(database, "etl", (source,), NOW)
     into = Loader(database, run.id, source)
     async for message in read_archive(job_for(path, now=NOW)):
-        assert isinstance(message, Portion), message.text
+        assert isinstance(message, Portion), message.reject
         await into.load(message.batch, NOW)
 
 

@@ -1,0 +1,306 @@
+"""Folders of archives in runs: what refused files cost, and how they are named."""
+
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import asyncpg
+import pytest
+
+from kasparro.pipeline import report, source_pass
+from kasparro.pipeline.report import RefusedFile, RunReport
+from kasparro.record import FILE_REFUSED
+from kasparro.simulator import Simulator
+from kasparro.simulator.faults import Status
+from kasparro.sources.archives.source import Archives
+from kasparro.store.database import Database
+from kasparro.store.loader import REJECTS_KEPT
+from tests.conftest import LogEvents
+from tests.pipeline.test_run import apis, outcomes, run
+from tests.test_cli import ended
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+GOOD = "id,symbol,name,price_usd,last_updated\nbitcoin,BTC,Bitcoin,1.5,1515230661\n"
+PRICELESS = "id,symbol,name\nbitcoin,BTC,Bitcoin\n"
+PRICE = 'columns."HEADER" = "price_usd"'
+
+
+def damaged() -> bytes:
+    """A compressed file whose first rows can be read."""
+    chance = random.Random(1)
+    rows = "".join(f"coin-{number},{chance.random()},1515230661\n" for number in range(5_000))
+    return gzip.compress(f"id,price_usd,last_updated\n{rows}".encode())[:-2_000]
+
+
+async def last_report(connection: Connection) -> RunReport:
+    """The newest run as /runs/{id} has it."""
+    found = await report.run_report(connection, await connection.fetchval("SELECT max(id) FROM runs"))
+    assert found is not None
+    return found
+
+
+async def again(database: Database, connection: Connection, folder: Path) -> list[str]:
+    """How the folder fares in three runs in which nothing changes."""
+    statuses = []
+    for _ in range(3):
+        status = await run(database, [Archives(str(folder))])
+        assert (await outcomes(connection))["csv"]["status"] == status
+        statuses.append(status)
+    return statuses
+
+
+def unreadable(folder: Path) -> None:
+    (folder / "list.csv").write_text(PRICELESS)
+
+
+def mostly_rejected(folder: Path) -> None:
+    (folder / "most.csv").write_text(GOOD + "a,A,A,x,1515230661\nb,B,B,y,1515230661\n")
+
+
+def badly_described(folder: Path) -> None:
+    (folder / "other.csv").write_text(GOOD.replace("1.5", "2.5"))
+    (folder / "other.csv.toml").write_text("dezimal = 1\n")
+
+
+def broken_off(folder: Path) -> None:
+    (folder / "prices.csv.gz").write_bytes(damaged())
+
+
+BAD = [unreadable, mostly_rejected, badly_described, broken_off]
+
+
+@pytest.mark.parametrize("spoil", BAD)
+@pytest.mark.parametrize("good", [GOOD, GOOD.partition("\n")[0] + "\n"], ids=["a row", "a header alone"])
+async def test_a_refused_file_beside_a_good_one_makes_every_run_partial(
+    database: Database, connection: Connection, tmp_path: Path, spoil: Callable[[Path], None], good: str
+) -> None:
+    (tmp_path / "good.csv").write_text(good)
+    spoil(tmp_path)
+
+    assert await again(database, connection, tmp_path) == ["partial"] * 3
+
+
+async def test_a_file_that_was_read_in_part_is_partial_in_every_run(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    broken_off(tmp_path)
+
+    assert await again(database, connection, tmp_path) == ["partial"] * 3
+
+
+@pytest.mark.parametrize("spoil", BAD[:3])
+async def test_where_nothing_could_be_loaded_every_run_fails(
+    database: Database, connection: Connection, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(tmp_path)
+
+    assert await again(database, connection, tmp_path) == ["failed"] * 3
+
+
+async def test_a_mended_folder_succeeds_in_every_run(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    unreadable(tmp_path)
+    await again(database, connection, tmp_path)
+    (tmp_path / "list.csv").unlink()
+
+    assert await again(database, connection, tmp_path) == ["succeeded"] * 3
+
+
+async def test_a_lost_page_beside_unchanged_ones_makes_every_run_partial(
+    database: Database, connection: Connection
+) -> None:
+    async with Simulator(seed=7, coins=600, manual=True) as simulator:
+        sources = apis(simulator)[1:]
+        assert await run(database, sources) == "succeeded"
+        simulator.add_fault(Status(api="coingecko", code=502, page=2))
+
+        for _ in range(2):
+            assert await run(database, sources) == "partial"
+            source = (await outcomes(connection))["coingecko"]
+            assert source["valid"] == source["unchanged"] > 0
+
+
+async def test_the_exit_code_is_the_same_each_time(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "good.csv").write_text(GOOD)
+    unreadable(tmp_path)
+    environment = {"DATABASE_URL": database_url, "KASPARRO_ARCHIVES": str(tmp_path)}
+
+    for _ in range(2):
+        code, out, _ = await ended("etl", "--source", "csv", "--json", **environment)
+        assert (code, json.loads(out)["status"]) == (1, "partial")
+    (tmp_path / "list.csv").unlink()
+    assert (await ended("etl", "--source", "csv", **environment))[0] == 0
+
+
+async def test_every_refused_file_is_named_with_what_would_settle_it(
+    database: Database, connection: Connection, tmp_path: Path, logged: LogEvents
+) -> None:
+    (tmp_path / "good.csv").write_text(GOOD + "a,A,A,x,1515230661\n")
+    for number in range(10):
+        (tmp_path / f"list-{number}.csv").write_text(f"{PRICELESS}eth-{number},ETH,Ethereum\n")
+    reason = "none of its columns is known to hold a price (id, symbol, name)"
+
+    assert await run(database, [Archives(str(tmp_path))]) == "partial"
+
+    (csv,) = (await last_report(connection)).sources
+    names = [f"list-{number}.csv" for number in range(10)]
+    assert csv.refused_files == [RefusedFile(file=name, reason=reason, setting=PRICE) for name in names]
+    assert csv.error == (
+        "10 files were refused (list-0.csv, list-1.csv, list-2.csv and 7 more); "
+        f"list-0.csv: {reason}; list-0.csv.toml beside it can tell: {PRICE}"
+    )
+    lines = await logged.reached(10, "file_refused", source="csv", reason=reason, setting=PRICE)
+    assert [line["file"] for line in lines] == names
+    # They are rejects among the others, and all sums add up.
+    part = await report.rejects_of(connection, 1, limit=100)
+    assert part is not None
+    assert part.total == 11
+    files = [reject for reject in part.items if reject.line is None]
+    assert [(reject.place, reject.reason, reject.setting) for reject in files] == [
+        (name, reason, PRICE) for name in names
+    ]
+    assert [(reject.place, reject.line) for reject in part.items if reject.line] == [("good.csv", 3)]
+    assert (csv.records.fetched, csv.records.valid, csv.records.rejected) == (12, 1, 11)
+    assert [(count.place, count.reason, count.rejects) for count in csv.rejects] == [
+        (None, FILE_REFUSED, 10),
+        ("good.csv", "not a number", 1),
+    ]
+
+
+async def test_one_refused_file_is_named_in_full(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "sub").mkdir()
+    unreadable(tmp_path / "sub")
+
+    await run(database, [Archives(str(tmp_path))])
+
+    (csv,) = (await last_report(connection)).sources
+    assert csv.error == (
+        "sub/list.csv: none of its columns is known to hold a price (id, symbol, name); "
+        f"list.csv.toml beside it can tell: {PRICE}"
+    )
+
+
+async def test_a_file_that_breaks_off_and_one_that_cannot_be_opened_are_rejects_too(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    broken_off(tmp_path)
+    badly_described(tmp_path)
+
+    await run(database, [Archives(str(tmp_path))])
+
+    (csv,) = (await last_report(connection)).sources
+    described, broken = sorted(csv.refused_files, key=lambda refused: refused.file)
+    assert described.file == "other.csv"
+    assert described.reason.startswith("not loaded, for other.csv.toml: unknown key 'dezimal'")
+    assert broken.file == "prices.csv.gz"
+    assert "read up to row" in broken.reason
+    assert csv.records.fetched == csv.records.valid + csv.records.rejected
+    assert csv.records.valid > 0
+    # That a file was refused says nothing of the records of others.
+    assert "records were rejected" not in (csv.error or "")
+
+
+async def test_copies_of_a_refused_file_are_named_as_well(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    for name in ("a.csv", "b.csv", "c.csv"):
+        (tmp_path / name).write_text(PRICELESS)
+
+    await run(database, [Archives(str(tmp_path))])
+
+    (csv,) = (await last_report(connection)).sources
+    assert [refused.file for refused in csv.refused_files] == ["a.csv", "b.csv", "c.csv"]
+
+
+async def test_a_copy_whose_name_says_what_a_refused_file_leaves_open_is_loaded(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    for name in ("a.csv", "bitcoin-usd.csv", "z.csv"):
+        (tmp_path / name).write_text("date,price\n2018-01-01,9\n")
+
+    assert await again(database, connection, tmp_path) == ["succeeded"] * 3
+
+    (row,) = await connection.fetch("SELECT source_id, price_usd FROM unified_data")
+    assert (row["source_id"], row["price_usd"]) == ("bitcoin", 9)
+
+
+async def test_thousands_of_refused_files_are_counted_and_the_first_are_kept(
+    database: Database,
+    connection: Connection,
+    tmp_path: Path,
+    logged: LogEvents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source_pass, "FILES_LOGGED", 5)
+    many = REJECTS_KEPT + 200
+    for number in range(many):
+        (tmp_path / f"{number:04}.csv").write_text(f"id,symbol\n{number},A\n")
+
+    assert await run(database, [Archives(str(tmp_path))]) == "failed"
+
+    (csv,) = (await last_report(connection)).sources
+    assert (csv.records.fetched, csv.records.rejected) == (many, many)
+    assert [(count.reason, count.rejects) for count in csv.rejects] == [(FILE_REFUSED, many)]
+    assert len(csv.refused_files) == 50
+    assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
+    assert await connection.fetchval("SELECT count(*) FROM reject_counts") == 1
+    # A transaction for each of them would take a minute for 10,000.
+    assert await connection.fetchval("SELECT batches FROM run_sources") < 10
+    await logged.reached(1, "more_files_refused", logged=5)
+    assert len(await logged.reached(5, "file_refused")) == 5
+
+
+async def test_etl_names_every_refused_file(database_url: str, tmp_path: Path) -> None:
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text(f"{PRICELESS}{name},A,A\n")
+
+    code, out, _ = await ended(
+        *("etl", "--source", "csv"), DATABASE_URL=database_url, KASPARRO_ARCHIVES=str(tmp_path)
+    )
+
+    assert code == 1
+    for name in ("one.csv", "two.csv"):
+        assert f"csv: {name}: none of its columns is known to hold a price" in out
+        assert f"{name}.toml beside it can tell: {PRICE}" in out
+
+
+MARKETS = "rank,id,symbol,name,price_usd,last_updated\n1,bitcoin,BTC,Bitcoin,5,2018-01-01T00:00:00Z\n"
+CLOSES = "snapped_at,price,market_cap,total_volume\n2018-02-01 00:00:00 UTC,9,100,\n"
+
+
+async def shown(connection: Connection) -> dict[str, Any]:
+    """The only row."""
+    (row,) = await connection.fetch(
+        "SELECT symbol, name, rank, price_usd::int AS price, market_cap_usd::int AS cap FROM unified_data"
+    )
+    return dict(row)
+
+
+@pytest.mark.parametrize("first", ["markets.csv", "bitcoin-usd-max.csv"])
+async def test_a_coin_keeps_symbol_name_and_rank_beside_a_file_that_has_none(
+    database: Database, connection: Connection, tmp_path: Path, first: str
+) -> None:
+    files = {"markets.csv": MARKETS, "bitcoin-usd-max.csv": CLOSES}
+    for name in sorted(files, key=lambda name: name != first):
+        (tmp_path / name).write_text(files[name])
+        assert await run(database, [Archives(str(tmp_path))]) == "succeeded"
+
+    expected = {"symbol": "BTC", "name": "Bitcoin", "rank": 1, "price": 9, "cap": 100}
+    assert await shown(connection) == expected
+    assert await run(database, [Archives(str(tmp_path))]) == "succeeded"
+    assert await shown(connection) == expected
+
+
+async def test_the_sample_lists_the_largest_coins_first(database: Database, connection: Connection) -> None:
+    assert await run(database, [Archives(None)]) == "succeeded"
+
+    rows = await connection.fetch("SELECT symbol FROM unified_data ORDER BY rank LIMIT 3")
+    assert [row["symbol"] for row in rows] == ["BTC", "XRP", "ETH"]
