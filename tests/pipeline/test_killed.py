@@ -45,8 +45,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 coin, day = row % 500, chance.randrange(200)
                 price = "none at all" if chance.random() < 0.001 else f"{chance.random():.9f}"
                 labels = f"C{coin},Coin {coin}," if labelled else ""
-                out.write(f"coin-{coin},{labels}{price},{BEGIN + 86_400 * day}
-")
+                out.write(f"coin-{coin},{labels}{price},{BEGIN + 86_400 * day}\n")
     yield folder
     # pytest removes folders of single tests alone.
     shutil.rmtree(folder)
