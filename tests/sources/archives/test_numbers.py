@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.record import Refused
-from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
+from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign, read_plain_all
 
 POINT = Notation(".")
 COMMA = Notation(",")
@@ -210,3 +210,8 @@ def _spelt(value: Decimal) -> str:
     text = f"{value:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text in {"-0", "0"} else text
+
+
+def test_a_bare_point_between_plain_numbers_is_not_plain() -> None:
+    """Possessive groups of Python 3.11.2 matched it, and `1.` was stored with a hash of its own."""
+    assert read_plain_all(["0", "1.", "0"]) is None
