@@ -27,9 +27,7 @@ from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
 from kasparro.record import FILE_REFUSED, Reject
 from kasparro.settings import SOURCES, Settings
 from kasparro.signals import stop_signals
-from kasparro.sources.archives.discover import Archive, archives
-from kasparro.sources.archives.explain import Checked
-from kasparro.sources.archives.explain import check as check_archive
+from kasparro.sources.archives.checks import check_all
 from kasparro.sources.base import Source
 from kasparro.sources.registry import build
 from kasparro.store.database import Database
@@ -159,20 +157,14 @@ def check(files: tuple[str, ...], explain: bool, as_json: bool) -> None:
     would be refused, 2 for wrong usage.
     """
     try:
-        found = [archive for where in files for archive in archives(where)]
+        checked = asyncio.run(check_all(files, datetime.now(UTC)))
     except SourceError as error:
         _fail(str(error), USAGE)
-    now = datetime.now(UTC)
-    checked = asyncio.run(_check(found, now))
     if as_json:
         write_json(json.dumps({"files": msgspec.to_builtins(checked)}).encode())
     else:
         checking.show(out, checked, explain=explain)
     sys.exit(0 if all(one.whole for one in checked) else FAILED)
-
-
-async def _check(found: list[Archive], now: datetime) -> list[Checked]:
-    return [await check_archive(archive, now) for archive in found]
 
 
 @main.command()

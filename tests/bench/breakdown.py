@@ -2,7 +2,6 @@
 
 import asyncio
 import cProfile
-import os
 import pstats
 import time
 from collections import defaultdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kasparro.pipeline.run import Run
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Job, read_archive
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.wire import packed
@@ -47,20 +47,11 @@ async def show(server_url: str, path: Path, again: Path, rows: int) -> None:
 
 async def worker(path: Path) -> dict[str, float]:
     """Seconds that each step of reading a file takes, with the profiler's own share in them."""
-    state = path.stat()
-    job = Job(
-        path=os.fsencode(path),
-        name=path.name,
-        key="",
-        size=state.st_size,
-        changed_ns=state.st_mtime_ns,
-        position=0,
-        now=datetime.now(UTC),
-    )
+    job = Job(name=path.name, key="", position=0, now=datetime.now(UTC))
     profiler = cProfile.Profile()
-    with profiler:
-        async for told in read_archive(job):
-            packed(told)
+    with profiler, ArchiveFile.at(path) as archive:
+        async for message in read_archive(archive, job):
+            packed(message)
     stats = pstats.Stats(profiler)
     by_function: dict[tuple[str, int, str], Any] = stats.stats  # type: ignore[attr-defined]
     spent = dict.fromkeys(STEPS, 0.0)

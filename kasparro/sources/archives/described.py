@@ -1,25 +1,42 @@
 """What a user says of an archive, in a small TOML file beside it; it outranks all that the file tells."""
 
-import codecs
 import difflib
 import hashlib
+import os
 import re
 import tomllib
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from kasparro.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Refused, composed_id, identifier
+from kasparro.sources.archives.files import Opened
 from kasparro.sources.archives.numbers import Sign
-from kasparro.sources.archives.text import shown
+from kasparro.sources.archives.text import shown, text_codec
 from kasparro.sources.archives.times import ORDER_NAMES, PERIODS, Epoch, Order, Stamp, read_time
 
 FOLDER_FILE = "kasparro.toml"
 SUFFIX = ".toml"
-SIZE_LIMIT = 256 * 1024
+SIZE_LIMIT = 64 * 1024
+# A key of a description has two parts at most, and a value two levels. The cost of a TOML parser grows with
+# the square of either.
+PARTS_LIMIT = 8
+DEPTH_LIMIT = 8
+# Strings and comments as a whole, since what stands in them is no structure; an open one reaches to the end.
+_TOKENS = re.compile(
+    r"""
+    "{3}[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*(?:"{3,5}|\\?\Z)
+    |'{3}[^']*+(?:'(?!'')[^']*+)*(?:'{3,5}|\Z)
+    |"[^"\\\n]*+(?:\\.[^"\\\n]*+)*"?
+    |'[^'\n]*+'?
+    |\#[^\n]*+
+    |[^"'\#.\n=,\[\]{}]++
+    |(?P<sign>.|\n)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 Field = Literal[
     "source_id",
@@ -111,51 +128,80 @@ _ALLOWED = {
     "epoch": '"s" or "ms"',
     "timezone": 'a name such as "Europe/Berlin"',
     "observed_at": "a date or a date and time",
-    "encoding": 'a name such as "cp1252"',
+    "encoding": 'an encoding of text such as "utf-8", "utf-16", "cp1252", "iso-8859-2" or "shift_jis"',
     "delimiter": '",", ";", "\\t" or "|"',
     "period": ", ".join(f'"{name}"' for name in PERIODS),
 }
 
 
-def describe(path: Path) -> Description:
-    """What is said of the archive at `path`: by `NAME.toml` beside it, else by its folder's kasparro.toml,
-    key by key. Raises DescriptionRefused.
+def describe(opened: Opened, name: str) -> Description:
+    """What is said of the archive `name`: in `NAME.toml` beside it, else in its folder's kasparro.toml, key
+    by key. Raises DescriptionRefused.
     """
-    folder = _read(path.with_name(FOLDER_FILE))
-    own = _read(path.with_name(path.name + SUFFIX))
-    told = {
-        name: getattr(own, name)
-        for name in Description.__struct_fields__
-        if getattr(own, name) != getattr(NOTHING, name)
+    general = _read(opened.folder, FOLDER_FILE)
+    special = _read(opened.own, shown(name) + SUFFIX)
+    said = {
+        field: getattr(special, field)
+        for field in Description.__struct_fields__
+        if getattr(special, field) != getattr(NOTHING, field)
     }
-    return msgspec.structs.replace(folder, **told)
+    return msgspec.structs.replace(general, **said)
 
 
-def _read(path: Path) -> Description:
-    name = shown(path.name)
-    try:
-        with path.open("rb") as file:
-            content = file.read(SIZE_LIMIT + 1)
-    except FileNotFoundError:
+def _read(file: int | OSError | None, name: str) -> Description:
+    if file is None:
         return NOTHING
+    try:
+        if isinstance(file, OSError):
+            raise file
+        content = os.pread(file, SIZE_LIMIT + 1, 0)
     except OSError as error:
         raise DescriptionRefused(f"{name}: cannot be read ({error.strerror or error})") from None
     if len(content) > SIZE_LIMIT:
         raise DescriptionRefused(f"{name}: longer than {SIZE_LIMIT // 1024} KiB")
     try:
-        told = tomllib.loads(content.decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DescriptionRefused(f"{name}: no TOML ({shown(str(error))})") from None
-    for key, value in told.items():
+        text = content.decode("utf-8-sig")
+        _require_shallow(text)
+        said = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DescriptionRefused(f"{name}: no TOML ({shown(str(error))[:200]})") from None
+    for key, value in said.items():
         if key not in _ALLOWED:
-            meant = difflib.get_close_matches(key, _ALLOWED, n=1)
+            meant = difflib.get_close_matches(key[:60], _ALLOWED, n=1)
             hint = f"did you mean {meant[0]}?" if meant else f"allowed: {', '.join(_ALLOWED)}"
-            raise DescriptionRefused(f"{name}: unknown key {shown(key)!r}; {hint}")
+            raise DescriptionRefused(f"{name}: unknown key {shown(key)[:60]!r}; {hint}")
         if not _allowed(key, value):
             raise DescriptionRefused(
-                f"{name}: {key} is {shown(repr(value))[:120]}, which is not allowed; allowed: {_ALLOWED[key]}"
+                f"{name}: {key} is {_shown_value(value)}, which is not allowed; allowed: {_ALLOWED[key]}"
             )
-    return msgspec.convert({key: _plain(value) for key, value in told.items()}, Description)
+    return msgspec.convert({key: _plain(value) for key, value in said.items()}, Description)
+
+
+def _require_shallow(text: str) -> None:
+    # Looks at each character once, before a parser takes more than that.
+    parts, depth = 1, 0
+    for token in _TOKENS.finditer(text):
+        match token["sign"]:
+            case ".":
+                parts += 1
+            case "[" | "{":
+                parts, depth = 1, depth + 1
+            case "]" | "}":
+                parts, depth = 1, depth - 1
+            case "\n" | "=" | ",":
+                parts = 1
+        if parts > PARTS_LIMIT:
+            raise ValueError(f"a key has more than {PARTS_LIMIT} parts")
+        if depth > DEPTH_LIMIT:
+            raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
+
+
+def _shown_value(value: Any) -> str:
+    # The beginning is enough; Python refuses to write out a number of thousands of digits.
+    try:
+        return shown(repr(value))[:120]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _plain(value: Any) -> Any:
@@ -170,16 +216,12 @@ def _allowed(key: str, value: Any) -> bool:
             PERIODS[said.period]
         if said.timezone:
             ZoneInfo(said.timezone)
-        if said.encoding:
-            return re.fullmatch(r"[\w.-]+", said.encoding) is not None and _is_text(said.encoding)
+        if said.encoding and text_codec(said.encoding) is None:
+            return False
         if said.coin is not None:
             _ = said.coin.source_id
         _ = said.moment
-    except (msgspec.ValidationError, Refused, LookupError, ValueError, OSError):
+    except (msgspec.ValidationError, Refused, LookupError, ValueError, OverflowError, OSError):
         return False
     fields = [field for field in said.columns.values() if field != "ignore"]
     return len(set(fields)) == len(fields) and said.header != () and value not in ("", {})
-
-
-def _is_text(encoding: str) -> bool:
-    return bool("a".encode(encoding)) and codecs.lookup(encoding).name not in {"idna", "punycode"}

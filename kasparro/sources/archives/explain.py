@@ -1,15 +1,14 @@
 """What an archive would load and how it was understood, for `kasparro check`; nothing is written."""
 
 import csv
-import os
 from datetime import datetime
 
 import msgspec
 
 from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Refused, Reject
 from kasparro.sources.archives.convert import Converter
-from kasparro.sources.archives.described import DescriptionRefused, describe
-from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.described import Description
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Job, Portion, Tally, generic, read_archive
 from kasparro.sources.archives.recognise import (
     SAMPLES,
@@ -121,57 +120,40 @@ class _Reasons:
         )
 
 
-async def check(archive: Archive, now: datetime) -> Checked:
+def refused(name: str, problem: str) -> Checked:
+    """What a file comes to of which nothing can be read; `problem` is the whole line."""
+    return Checked(name=name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
+
+
+async def check(file: ArchiveFile, name: str, said: Description, now: datetime) -> Checked:
     """Read a file to its end as a run would, with no database."""
     rows = rejected = 0
     problem: str | None = None
     reasons = _Reasons()
-    try:
-        job = _job(archive, now)
-    except DescriptionRefused as refused:
-        problem = f"{archive.name}: not loaded, for {refused}"
-        return Checked(name=archive.name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
-    except OSError as error:
-        problem = f"{archive.name}: cannot be read ({error.strerror or error})"
-        return Checked(name=archive.name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
-    async for told in read_archive(job):
-        if isinstance(told, Portion):
-            rows += told.batch.rows
-            rejected += len(told.batch.rejects)
-            for reject in told.batch.rejects:
+    job = Job(name=name, key="", position=0, now=now, said=said, judged=False)
+    async for message in read_archive(file, job):
+        if isinstance(message, Portion):
+            rows += message.batch.rows
+            rejected += len(message.batch.rejects)
+            for reject in message.batch.rejects:
                 reasons.add(reject)
         else:
-            problem = told.reject.summary
+            problem = message.reject.summary
     if (verdict := reasons.verdict(rows + rejected)) is not None:
-        rows, problem = 0, f"{archive.name}: {verdict}"
+        rows, problem = 0, f"{name}: {verdict}"
     return Checked(
-        name=archive.name,
+        name=name,
         rows=rows,
         rejected=rejected,
         problem=problem,
         reasons=reasons.most_first(),
-        recognition=await _recognition(archive, job),
+        recognition=await _recognition(file, job),
     )
 
 
-def _job(archive: Archive, now: datetime) -> Job:
-    state = archive.path.stat()
-    return Job(
-        path=os.fsencode(archive.path.absolute()),
-        name=archive.name,
-        key="",
-        size=state.st_size,
-        changed_ns=state.st_mtime_ns,
-        position=0,
-        now=now,
-        said=describe(archive.path),
-        judged=False,
-    )
-
-
-async def _recognition(archive: Archive, job: Job) -> Recognition | None:
+async def _recognition(file: ArchiveFile, job: Job) -> Recognition | None:
     try:
-        sample = await sampled(archive.path, job.said)
+        sample = await sampled(file, job.said)
         found = recognise(sample, job.name, job.now, job.said)
     except (FileRefused, csv.Error, OSError):
         return None
@@ -209,12 +191,17 @@ def _columns(sample: Sample, found: Recognised, job: Job) -> tuple[Column, ...]:
     for place, column in enumerate(found.columns):
         field = _STORED.get(column.field, column.field) if column.field else None
         if field in _READ:
-            cells = tuple(Cell(row[place], _plain(values[field])) for row, values in stored)
+            cells = tuple(Cell(_whole(row[place]), _plain(values[field])) for row, values in stored)
         else:
-            cells = tuple(Cell(raw, None) for raw in column.samples)
+            cells = tuple(Cell(_whole(raw), None) for raw in column.samples)
         columns.append(Column(header=column.header, field=field, note=column.note, cells=cells))
     return tuple(columns)
 
 
 def _plain(cell: str) -> str | None:
     return None if cell == "\\N" else cell
+
+
+def _whole(cell: str) -> str:
+    # Halves of characters, which stand for bytes that are not of the encoding, do not pass between processes.
+    return cell.encode("utf-8", "replace").decode()

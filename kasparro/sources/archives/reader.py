@@ -2,11 +2,9 @@
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
 
 import msgspec
 
@@ -14,6 +12,7 @@ from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.record import Refused, Reject
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.described import NOTHING, Description
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
 from kasparro.sources.archives.text import ArchiveText, Damaged, holds, opened, rows_of, shown, told_rows
 
@@ -26,6 +25,12 @@ DOUBTFUL = (0.05, 0.95)
 # Rows that are converted at once: few enough that they stay in the processor's cache. A 14-column file of
 # 200,000 rows, one by one: 108,000 rows/s; 250 at once: 144,000, 500: 137,000, 2,000: 111,000.
 TOGETHER = 250
+# Rows of more text than this are converted, and make a batch, before they are as many as others. The first is
+# far above 250 usual rows, the second above 20,000 of them.
+TOGETHER_CHARACTERS = 1024 * 1024
+BATCH_CHARACTERS = 16 * 1024 * 1024
+# A reason quotes names and cells, and those may be of any length.
+REASON_LIMIT = 1_000
 
 
 class Head(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,19 +45,15 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One file to read.
+    """How to read one file.
 
-    `path` is in the file system's own bytes, `name` is for people, `key` is its content's digest, `size` and
-    `changed_ns` what it had on disk when that was taken; the first `position` rows are loaded already, or
+    `name` is for people, `key` is its content's digest; the first `position` rows are loaded already, or
     `head` is. `said` is what its description says, `now` the pass's clock; not `judged`, a file of which over
     half is refused is read all the same.
     """
 
-    path: bytes
     name: str
     key: str
-    size: int
-    changed_ns: int
     position: int
     now: datetime
     said: Description = NOTHING
@@ -94,15 +95,16 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-async def read_archive(job: Job) -> AsyncIterator[Portion | Problem]:
+async def read_archive(file: ArchiveFile, job: Job) -> AsyncIterator[Portion | Problem]:
     """The batches of one file; a Problem is the last thing told of a file that is not read to its end."""
-    path = Path(os.fsdecode(job.path))
     try:
-        recognised, judged = await _admitted(path, job)
-        async for portion in _portions(path, job, recognised, judged):
+        recognised, judged = await _admitted(file, job)
+        async for portion in _portions(file, job, recognised, judged):
             yield portion
     except FileRefused as refused:
         yield refusal(job.name, str(refused), refused.setting)
+    except Damaged as damage:
+        yield refusal(job.name, f"not loaded, for {damage}")
     except csv.Error as error:
         yield refusal(job.name, f"not loaded, for it is no table ({error})")
     except OSError as error:
@@ -110,14 +112,14 @@ async def read_archive(job: Job) -> AsyncIterator[Portion | Problem]:
 
 
 def refusal(name: str, reason: str, setting: str | None = None) -> Problem:
-    """The file of this name is refused; the reason completes "FILE: "."""
-    return Problem(Reject(reason=shown(reason), place=name, setting=setting))
+    """The file of this name is refused; the reason completes "NAME: "."""
+    return Problem(Reject(reason=shown(reason)[:REASON_LIMIT], place=name, setting=setting))
 
 
-async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
+async def _admitted(file: ArchiveFile, job: Job) -> tuple[Recognised, bool]:
     # What the file is, unless over half of its rows would be refused: then it is not loaded at all. One that
     # makes a single batch is judged by that.
-    sample = await sampled(path, job.said)
+    sample = await sampled(file, job.said)
     recognised = recognise(sample, job.name, job.now, job.said)
     if not job.judged:
         return recognised, True
@@ -126,7 +128,7 @@ async def _admitted(path: Path, job: Job) -> tuple[Recognised, bool]:
     tally = _tallied(sample, recognised, job.now)
     low, high = (share * tally.rows for share in DOUBTFUL)
     if not tally.whole and low <= tally.refused <= high:
-        tally = await _tallied_whole(path, recognised, job.now)
+        tally = await _tallied_whole(file, recognised, job.now)
     if (verdict := tally.verdict) is not None:
         raise FileRefused(verdict)
     return recognised, True
@@ -141,14 +143,14 @@ def _tallied(sample: Sample, recognised: Recognised, now: datetime) -> Tally:
     return Tally(rows=len(sample.rows), refused=reasons.total(), reasons=dict(reasons), whole=sample.whole)
 
 
-async def _tallied_whole(path: Path, recognised: Recognised, now: datetime) -> Tally:
+async def _tallied_whole(file: ArchiveFile, recognised: Recognised, now: datetime) -> Tally:
     converter = Converter(recognised, now)
     reasons: Counter[str] = Counter()
     held: list[list[str]] = []
     # Those until the header count from below nought.
     rows = -(recognised.header_row + 1)
     try:
-        with opened(path) as (content, raw):
+        with opened(file) as (content, raw):
             text = ArchiveText(content, raw, recognised.encoding, recognised.delimiter)
             async for row in told_rows(text, recognised.delimiter):
                 rows += 1
@@ -184,7 +186,7 @@ def _counted_as(field: str | None, reason: str) -> str:
 
 
 async def _portions(
-    path: Path, job: Job, recognised: Recognised, judged: bool
+    file: ArchiveFile, job: Job, recognised: Recognised, judged: bool
 ) -> AsyncIterator[Portion | Problem]:
     converter = Converter(recognised, job.now)
     builder = BatchBuilder(recognised.lacks)
@@ -195,6 +197,8 @@ async def _portions(
     position = 0
     # Rows until the header is behind, with it; lines above where reading began; rows since the last batch.
     heading, above, count = recognised.header_row + 1, 0, 0
+    # The text that was read when rows were last converted, and when a batch was last made.
+    converted = batched = 0
     row: list[str] = []
 
     def settle() -> None:
@@ -220,7 +224,7 @@ async def _portions(
             name=job.name,
             position=max(position, job.position),
             complete=complete,
-            bytes=job.size if complete and continuable() else None,
+            bytes=file.size if complete and continuable() else None,
             reading=recognised.reading,
         )
         batch = builder.take(done)
@@ -236,7 +240,7 @@ async def _portions(
         ends_quoted = text.quoted or bool(row and row[-1].endswith(("\n", "\r")))
         return content is raw and recognised.encoding.unit == 1 and not ends_quoted
 
-    with opened(path) as (content, raw):
+    with opened(file) as (content, raw):
         if (head := job.head) is not None and content is raw and head.reading == recognised.reading:
             content.seek(head.bytes)
             position, above, heading = head.position, head.line - 1, 0
@@ -254,18 +258,18 @@ async def _portions(
                     continue
                 held.append(row)
                 begun.append(began)
-                if len(held) == TOGETHER:
+                if len(held) == TOGETHER or text.characters - converted > TOGETHER_CHARACTERS:
                     settle()
+                    converted = text.characters
                 count += 1
-                if count == BATCH_ROWS:
+                if count == BATCH_ROWS or text.characters - batched > BATCH_CHARACTERS:
                     yield taken(complete=False)
-                    count = 0
+                    count, batched = 0, text.characters
         except (Damaged, csv.Error) as damage:
             yield taken(complete=False)
             yield refusal(job.name, f"read up to row {position:,} and no further: {damage}")
             return
-        state = os.fstat(raw.fileno())
-        if (state.st_size, state.st_mtime_ns) != (job.size, job.changed_ns):
+        if file.changed:
             yield taken(complete=False)
             yield refusal(job.name, "changed while it was read; the next run reads it again")
             return
@@ -280,5 +284,11 @@ def _reject(
     # PostgreSQL's text holds neither a NUL nor half of a character; lines may stay what they are here.
     raw = text.getvalue()[:RAW_LIMIT].encode("utf-8", "replace").decode().replace("\x00", "�")
     if isinstance(error, Refused):
-        return Reject(reason=shown(error.reason), field=error.field or None, raw=raw, place=name, line=line)
+        return Reject(
+            reason=shown(error.reason)[:REASON_LIMIT],
+            field=error.field or None,
+            raw=raw,
+            place=name,
+            line=line,
+        )
     return Reject(reason="holds bytes that are not of the file's encoding", raw=raw, place=name, line=line)

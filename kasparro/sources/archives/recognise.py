@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from hashlib import blake2b
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from kasparro.record import LABELS, Refused, slug
 from kasparro.sources.archives.described import NOTHING, Coin, Description, Field
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.naming import NO_PAIR, Named, named
 from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
 from kasparro.sources.archives.text import (
@@ -23,6 +23,7 @@ from kasparro.sources.archives.text import (
     holds,
     rows_of,
     shown,
+    text_codec,
     told_rows,
     windows,
 )
@@ -211,24 +212,26 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     ticker: str | None
 
 
-async def sampled(path: Path, said: Description = NOTHING) -> Sample:
+async def sampled(file: ArchiveFile, said: Description = NOTHING) -> Sample:
     """Look at a file: its beginning, and windows further on. Raises FileRefused where it is no table."""
-    looked = windows(path)
+    looked = windows(file)
     head = next(looked, None)
     if head is None or not head.content:
         raise FileRefused("it is empty, or nothing of it can be read")
-    encoding = Encoding(codecs.lookup(said.encoding).name) if said.encoding else encoding_of(head.content)
     for magic, what in NO_TABLES:
         if head.content.startswith(magic):
             raise FileRefused(f"it is {what}")
-    text = decoder(encoding).decode(head.content, final=head.last)
+    encoding = _encoding(head.content, said)
+    try:
+        text = decoder(encoding).decode(head.content, final=head.last)
+    except UnicodeError as error:
+        raise FileRefused(f"its bytes do not decode as {encoding.codec} ({error})") from None
     if text.count("\x00") * 20 > len(text):
         raise FileRefused("it is not text")
     delimiter, header_row, header, layout, rows, ticker = await _header(text, said)
     if not head.last and rows:
         rows.pop()
-    while not header[-1].strip() and _only_heads(len(header) - 1, rows):
-        header.pop()
+    _drop_trailing_blanks(header, rows)
     width = len(header)
     rows = [fitted(row, width) for row in rows]
     for window in looked:
@@ -251,9 +254,32 @@ async def sampled(path: Path, said: Description = NOTHING) -> Sample:
     )
 
 
-def _only_heads(column: int, rows: Sequence[list[str]]) -> bool:
-    # Whether a blank header cell is a trailing delimiter and no more: rows end before it, or are blank there.
-    return any(len(row) <= column for row in rows) and not any(any(row[column:]) for row in rows)
+def _encoding(head: bytes, said: Description) -> Encoding:
+    # By its description, else by its beginning.
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise FileRefused("it is UTF-32 by its byte order mark: save it as UTF-8")
+    codec = text_codec(said.encoding) if said.encoding else None
+    if codec is None:
+        return encoding_of(head)
+    if codec == "utf-16" and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FileRefused(
+            "it has no byte order mark of UTF-16",
+            'encoding = "utf-16-le", or "utf-16-be", or the encoding that it really has',
+        )
+    return Encoding(codec)
+
+
+def _drop_trailing_blanks(header: list[str], rows: Sequence[list[str]]) -> None:
+    # A blank last header cell is a trailing delimiter and no more, if rows end before it or are blank there.
+    shortest = min(map(len, rows), default=len(header))
+    widest = max((_extent(row) for row in rows), default=0)
+    while not header[-1].strip() and shortest < len(header) and widest < len(header):
+        header.pop()
+
+
+def _extent(row: Sequence[str]) -> int:
+    # How many cells a row has up to the last one that is not empty.
+    return next((count for count in range(len(row), 0, -1) if row[count - 1]), 0)
 
 
 def _marked(head: bytes) -> Encoding:

@@ -7,11 +7,12 @@ import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import msgspec
 from aiocsv import AsyncReader
+
+from kasparro.sources.archives.files import ArchiveFile
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -26,7 +27,22 @@ WINDOW_BYTES = 64 * 1024
 WINDOWS = 16
 # A cell is bounded by the csv module, and a row by this.
 LINE_LIMIT = 4 * 1024 * 1024
+# No table packs this tightly: prices shrink to a third or a tenth, a constant column to a fiftieth.
+UNPACKED_LIMIT = 250
+# What a small file may unpack to, however tightly it is packed.
+UNPACKED_ALWAYS = 16 * 1024 * 1024
 
+# The encodings that a description may name. In each, ASCII stands for itself, or the unit is two bytes.
+ENCODINGS = frozenset(
+    {
+        *("ascii", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"),
+        *(f"iso8859-{part}" for part in (*range(1, 12), *range(13, 17))),
+        *(f"cp{page}" for page in (437, 737, 775, 850, 852, 855, 857, 858, 860, 861, 862, 863, 864, 865)),
+        *(f"cp{page}" for page in (866, 869, 874, 932, 949, 950, *range(1250, 1259))),
+        *("koi8-r", "koi8-u", "mac-roman", "mac-latin2", "mac-cyrillic", "mac-greek", "mac-turkish"),
+        *("gb2312", "gbk", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"),
+    }
+)
 
 if TYPE_CHECKING:
     import io
@@ -56,10 +72,19 @@ class Window(msgspec.Struct, frozen=True):
     last: bool
 
 
+def text_codec(name: str) -> str | None:
+    """The codec of a text encoding by any of its names; None for what is not a text encoding."""
+    try:
+        codec = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        return None
+    return codec if codec in ENCODINGS else None
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def opened(file: ArchiveFile) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """A file's content, and the file as it lies on disk; the first bytes tell the compression."""
-    with path.open("rb") as raw:
+    with file.content(READ_BYTES) as raw:
         magic = raw.read(4)
         raw.seek(0)
         if magic[:2] == b"\x1f\x8b":
@@ -98,14 +123,14 @@ def _gathered(content: IO[bytes], size: int) -> tuple[bytes, Damaged | None]:
     return b"".join(parts), None
 
 
-def windows(path: Path) -> Iterator[Window]:
+def windows(file: ArchiveFile) -> Iterator[Window]:
     """The beginning of a file and then windows at even distances of the file as it lies on disk.
 
     A file that is damaged further on gives the windows before that.
     """
-    size = path.stat().st_size
+    size = file.size
     try:
-        with _damage_told(), opened(path) as (content, raw):
+        with _damage_told(), opened(file) as (content, raw):
             head, damage = _gathered(content, HEAD_BYTES)
             following = b"" if damage else content.read(1)
             yield Window(head, first=True, last=not following)
@@ -118,12 +143,21 @@ def windows(path: Path) -> Iterator[Window]:
                     yield Window(raw.read(WINDOW_BYTES), first=False, last=False)
                 return
             due = raw.tell() + stride // 2
+            unpacked = len(head)
             while chunk := content.read(WINDOW_BYTES):
+                unpacked += len(chunk)
+                _require_plausible(unpacked, raw)
                 if raw.tell() >= due:
                     yield Window(chunk, first=False, last=False)
                     due = raw.tell() + stride
     except Damaged:
         return
+
+
+def _require_plausible(unpacked: int, raw: IO[bytes]) -> None:
+    # A bomb is refused by its own numbers, long before it has cost a minute.
+    if unpacked > max(UNPACKED_ALWAYS, UNPACKED_LIMIT * raw.tell()):
+        raise Damaged(f"it unpacks to more than {UNPACKED_LIMIT} times its size")
 
 
 def encoding_of(head: bytes) -> Encoding:
@@ -160,7 +194,7 @@ def decoder(encoding: Encoding) -> codecs.IncrementalDecoder:
 
 class ArchiveText:
     """An open archive as aiocsv reads it; `position` is how far it has come in the file on disk, `quoted`
-    whether what was read so far ends within quotes."""
+    whether what was read so far ends within quotes, `characters` counts the text."""
 
     def __init__(self, content: IO[bytes], raw: IO[bytes], encoding: Encoding, delimiter: str) -> None:
         self._content = content
@@ -168,8 +202,10 @@ class ArchiveText:
         self._decoder = decoder(encoding)
         self._delimiter = delimiter
         self._texts = self._portions()
+        self._unpacked = 0
         self.quoted = False
         self.position = 0
+        self.characters = 0
 
     async def read(self, size: int) -> str:
         """The next lines, a good deal more than the `size` that aiocsv asks for; "" at the end.
@@ -186,7 +222,14 @@ class ArchiveText:
             chunk, damage = _gathered(self._content, READ_BYTES)
             self.position = self._raw.tell()
             ended = not chunk and damage is None
-            text = rest + self._decoder.decode(chunk, final=ended)
+            if self._content is not self._raw:
+                self._unpacked += len(chunk)
+                _require_plausible(self._unpacked, self._raw)
+            try:
+                text = rest + self._decoder.decode(chunk, final=ended)
+            except UnicodeError as error:
+                raise Damaged(f"its bytes do not decode ({error})") from None
+            self.characters += len(text) - len(rest)
             # Whole lines, as what follows may belong to the last one.
             cut = len(text) if ended else max(text.rfind("\n"), text.rfind("\r")) + 1
             lines, rest = text[:cut], text[cut:]
@@ -212,9 +255,10 @@ class ArchiveText:
 def _ends_quoted(lines: str, delimiter: str, *, quoted: bool) -> bool:
     # Whether lines end within quotes; `quoted`, they begin within them. A quote opens a cell, blanks or none
     # before it, and is a character as any other within one. All cells match, up to one that nobody closes.
+    # The outer group is not possessive, as such groups of Python before 3.11.5 take what they do not match.
     ends = rf"\r\n{re.escape(delimiter)}"
     whole = f'"{lines}\n' if quoted else f"{lines}\n"
-    matched = re.match(rf'(?: *+(?:"(?:[^"]++|"")*+"|(?!"))[^{ends}]*+[{ends}])*+', whole)
+    matched = re.match(rf'(?: *+(?:"[^"]*+(?:""[^"]*+)*+"|(?!"))[^{ends}]*+[{ends}])*', whole)
     return matched is None or matched.end() < len(whole)
 
 
@@ -226,7 +270,7 @@ def _tight(lines: str, delimiter: str, *, quoted: bool = False) -> str:
         return lines
     quote = '"' if quoted else ""
     ends = rf"\r\n{re.escape(delimiter)}"
-    return re.sub(rf'(\A|[{ends}]) *+("(?:[^"]++|"")*+"?)', r"\1\2", quote + lines)[len(quote) :]
+    return re.sub(rf'(\A|[{ends}]) *+("[^"]*+(?:""[^"]*+)*+"?)', r"\1\2", quote + lines)[len(quote) :]
 
 
 def shown(text: str) -> str:

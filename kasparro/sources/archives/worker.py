@@ -1,45 +1,177 @@
-"""The process that reads archives, so that parsing takes neither the service's interpreter nor its loop."""
+"""The process that touches foreign files, so that none of them can hold, fill or end the service.
+
+It searches folders, opens files and reads them. As root it is two processes (`lending`).
+"""
 
 import asyncio
-import ctypes
+import codecs
 import os
 import signal
 import sys
+import time
+import traceback
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
-from kasparro.sources.archives.reader import Job, read_archive
-from kasparro.sources.archives.wire import Finished, Message, next_job, packed
+from kasparro.errors import SourceError
+from kasparro.sources.archives import lending, sandbox
+from kasparro.sources.archives.described import FOLDER_FILE, SUFFIX, DescriptionRefused, describe
+from kasparro.sources.archives.discover import archives
+from kasparro.sources.archives.explain import check, refused
+from kasparro.sources.archives.files import ArchiveFile, Opened, open_all
+from kasparro.sources.archives.identity import identify
+from kasparro.sources.archives.reader import Job, read_archive, refusal
+from kasparro.sources.archives.text import ENCODINGS
+from kasparro.sources.archives.wire import (
+    Alive,
+    Ask,
+    Find,
+    Finished,
+    Known,
+    Listed,
+    Message,
+    NothingFound,
+    Order,
+    Report,
+    Request,
+    next_request,
+    packed,
+)
 
-_PR_SET_PDEATHSIG = 1
 NICENESS = 15
+# How often the worker says that it reads on; far below what the service waits.
+BEAT_S = 5.0
+# Archives in one message.
+LISTED_AT_ONCE = 1_000
+
+Requests = Iterator[tuple[Request, Opened | None]]
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, and end it now where that was missed.
+class Teller:
+    """The way to the service. Writing blocks while the pipe is full, which holds the worker back."""
 
-    Only Linux can; elsewhere the pipes tell: no next job comes, and writing to nobody fails.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(1)
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out = out
+        self._last = time.monotonic()
+
+    def tell(self, message: Message) -> None:
+        """Send a message."""
+        self._out.write(packed(message))
+        self._out.flush()
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        """Say that the work goes on, if that was not said lately."""
+        if time.monotonic() - self._last > BEAT_S:
+            self.tell(Alive())
 
 
-async def _work(job: Job, out: IO[bytes]) -> None:
-    # Writing blocks while the pipe is full: that is what holds the worker back, and nothing else runs here.
-    def tell(message: Message) -> None:
-        out.write(packed(message))
-        out.flush()
+def _incoming(source: IO[bytes], teller: Teller) -> Requests:
+    # The requests with their files opened; a search is answered here.
+    while (request := next_request(source)) is not None:
+        if isinstance(request, Find):
+            _search(request, teller)
+        elif isinstance(request, Ask):
+            path = Path(os.fsdecode(request.path))
+            root = None if request.root is None else Path(os.fsdecode(request.root))
+            yield request, open_all(path, root, (path.name + SUFFIX, FOLDER_FILE))
+        else:
+            yield request, None
 
-    async for told in read_archive(job):
-        tell(told)
-    tell(Finished())
+
+def _search(request: Find, teller: Teller) -> None:
+    where = None if request.where is None else os.fsdecode(request.where)
+    try:
+        found = archives(where, teller.beat)
+    except SourceError as error:
+        teller.tell(NothingFound(str(error)))
+        return
+    listed = [
+        (
+            os.fsencode(archive.path.absolute()),
+            archive.name,
+            archive.size,
+            None if archive.root is None else os.fsencode(archive.root.absolute()),
+        )
+        for archive in found.archives
+    ]
+    for start in range(0, len(listed), LISTED_AT_ONCE):
+        teller.tell(Listed(listed[start : start + LISTED_AT_ONCE], [], last=False))
+    teller.tell(Listed([], found.unsearched, last=True))
+
+
+def _serve(requests: Requests, teller: Teller) -> None:
+    with asyncio.Runner() as runner:
+        for request, opened in requests:
+            if isinstance(request, Ask) and opened is not None:
+                try:
+                    spent = not runner.run(_answer(request, opened, requests, teller))
+                finally:
+                    opened.close()
+                teller.tell(Finished(spent))
+
+
+async def _answer(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> bool:
+    # Whatever a file does to this process costs that file; False where another one must not follow.
+    try:
+        await _read(ask, opened, requests, teller)
+    except BrokenPipeError:
+        raise
+    except MemoryError:
+        limit = sandbox.MEMORY_LIMIT // 1024**2
+        _refuse(ask, f"not loaded, for reading it takes more than {limit} MiB of memory", teller)
+        return False
+    except Exception as error:  # noqa: BLE001 - the service logs what stands on stderr
+        traceback.print_exc()
+        _refuse(
+            ask, f"not loaded, for reading it failed ({type(error).__name__}); the log tells more", teller
+        )
+        return False
+    return True
+
+
+async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> None:
+    try:
+        said = describe(opened, Path(os.fsdecode(ask.path)).name)
+        if isinstance(opened.archive, OSError):
+            raise opened.archive
+        file = ArchiveFile(opened.archive, teller.beat)
+        if ask.check:
+            teller.tell(Report(await check(file, ask.name, said, ask.now)))
+            return
+        identity = identify(file, said, ask.earlier)
+    except DescriptionRefused as error:
+        _refuse(ask, f"not loaded, for {error}", teller)
+        return
+    except OSError as error:
+        _refuse(ask, f"cannot be read ({error.strerror or error})", teller)
+        return
+    teller.tell(Known(identity.key))
+    order, _ = next(requests, (None, None))
+    if isinstance(order, Order):
+        fresh = order.position is None
+        job = Job(
+            name=ask.name,
+            key=identity.key,
+            position=order.position or 0,
+            now=ask.now,
+            said=said,
+            head=identity.head if fresh else None,
+        )
+        async for message in read_archive(file, job):
+            teller.tell(message)
+
+
+def _refuse(ask: Ask, reason: str, teller: Teller) -> None:
+    problem = refusal(ask.name, reason)
+    teller.tell(Report(refused(ask.name, problem.reject.summary)) if ask.check else problem)
 
 
 def main() -> None:
-    """Read the files that standard input names, until it ends; `argv[1]` is the parent's process id."""
-    die_with(int(sys.argv[1]))
+    """Answer what standard input asks, until it ends; `argv[1]` is the parent's process id."""
+    sandbox.end_with(int(sys.argv[1]))
     # Whoever waits for an answer of the service comes first.
     os.nice(NICENESS)
     # An interrupt of the terminal is for the service, which ends this process itself.
@@ -47,9 +179,17 @@ def main() -> None:
     # Whatever is printed by accident must not get between the messages.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    with suppress(BrokenPipeError), asyncio.Runner() as runner:
-        while (job := next_job(sys.stdin.buffer)) is not None:
-            runner.run(_work(job, out))
+    sandbox.limit_resources()
+    teller = Teller(out)
+    with suppress(BrokenPipeError):
+        requests = _incoming(sys.stdin.buffer, teller)
+        if sandbox.is_root():
+            # The child may be unable to reach the modules of the standard library.
+            for name in ENCODINGS:
+                codecs.lookup(name)
+            requests = lending.lend(requests)
+        sandbox.forbid_children()
+        _serve(requests, teller)
 
 
 if __name__ == "__main__":

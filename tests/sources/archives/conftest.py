@@ -1,7 +1,7 @@
 """What tests of archives share: files made on the spot, and one file read without the worker."""
 
-import os
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +9,10 @@ import msgspec
 import pytest
 
 from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
-from kasparro.sources.archives.described import NOTHING, Description
+from kasparro.sources.archives.described import FOLDER_FILE, NOTHING, SUFFIX, Description, describe
+from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.files import ArchiveFile, open_all
+from kasparro.sources.archives.process import Worker
 from kasparro.sources.archives.reader import Head, Job, Portion, Problem, read_archive
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -42,14 +45,10 @@ def job_for(
     said: Description = NOTHING,
     head: Head | None = None,
 ) -> Job:
-    """What the source would ask its worker for."""
-    state = path.stat()
+    """How the worker would read a file."""
     return Job(
-        path=os.fsencode(path),
         name=path.name,
         key="a-key",
-        size=state.st_size,
-        changed_ns=state.st_mtime_ns,
         position=position,
         now=now,
         said=said,
@@ -59,7 +58,30 @@ def job_for(
 
 async def read(path: Path, *, position: int = 0, now: datetime = NOW) -> Outcome:
     """Read a file to its end."""
-    return await collected(read_archive(job_for(path, position=position, now=now)))
+    with ArchiveFile.at(path) as file:
+        return await collected(read_archive(file, job_for(path, position=position, now=now)))
+
+
+def described(path: Path) -> Description:
+    """What is said of the archive at a path."""
+    opened = open_all(path, None, (path.name + SUFFIX, FOLDER_FILE))
+    try:
+        return describe(opened, path.name)
+    finally:
+        opened.close()
+
+
+async def read_by(worker: Worker, path: Path) -> AsyncGenerator[Portion | Problem, None]:
+    """All that a worker tells of a file."""
+    archive = Archive(path, path.name)
+    key = await worker.identify(archive, None, NOW)
+    if isinstance(key, Problem):
+        yield key
+        return
+    worker.begin(None)
+    async with aclosing(worker.messages(archive.name)) as messages:
+        async for message in messages:
+            yield message
 
 
 async def collected(reading: AsyncIterable[Portion | Problem]) -> Outcome:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kasparro.record import Refused
 from kasparro.sources.archives.convert import Converter
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.recognise import recognise, sampled
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -61,7 +62,8 @@ rows = st.lists(
 def converter(folder: Path) -> Converter:
     path = folder / "dump.csv"
     path.write_text(f"{HEADER}\nBTC,Bitcoin,1,1.5,2,3,4,5,1517443200\n")
-    return Converter(recognise(asyncio.run(sampled(path)), path.name, NOW), NOW)
+    with ArchiveFile.at(path) as file:
+        return Converter(recognise(asyncio.run(sampled(file)), path.name, NOW), NOW)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.sources.archives.described import NOTHING, Description, DescriptionRefused, describe
+from kasparro.sources.archives.described import NOTHING, Description, DescriptionRefused
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import read_archive
 from tests.sources.archives.conftest import Outcome, Read, collected, job_for
+from tests.sources.archives.conftest import described as describe
 
 N = r"\N"
 
@@ -19,7 +21,8 @@ def described(tmp_path: Path) -> Read:
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         path.with_name(f"{name}.toml").write_text(said, encoding="utf-8")
-        return await collected(read_archive(job_for(path, said=describe(path))))
+        with ArchiveFile.at(path) as file:
+            return await collected(read_archive(file, job_for(path, said=describe(path))))
 
     return load
 

@@ -9,6 +9,7 @@ import pytest
 from backports import zstd
 
 from kasparro.record import Record, lines_of
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.recognise import recognise, sampled
 from tests.sources.archives.conftest import NOW, Read, read
 
@@ -117,7 +118,8 @@ async def test_rows_in_another_currency_than_dollars_are_refused_one_by_one(load
 async def test_of_two_columns_of_one_name_the_first_is_read_and_the_other_told(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text("date,symbol,price_usd,Price_USD*\n2018-01-01,BTC,1,2\n")
-    columns = recognise(await sampled(path), path.name, NOW).columns
+    with ArchiveFile.at(path) as file:
+        columns = recognise(await sampled(file), path.name, NOW).columns
     assert [column.field for column in columns] == ["time", "symbol", "price_usd", None]
     assert columns[3].note == "the same name as column 3, which is read"
 

@@ -4,8 +4,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.described import NOTHING
 from kasparro.sources.archives.explain import Cell, Checked, check
+from kasparro.sources.archives.files import ArchiveFile
 from tests.sources.archives.conftest import Outcome, read
 
 # The samples hold rows until August 2026.
@@ -133,7 +134,8 @@ async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path
 
 
 async def explained(path: Path) -> Checked:
-    return await check(Archive(path, path.name), NOW)
+    with ArchiveFile.at(path) as file:
+        return await check(file, path.name, NOTHING, NOW)
 
 
 async def test_explaining_a_file_shows_the_line_of_what_it_refuses(shared_data: Path) -> None:

@@ -17,12 +17,13 @@ from kasparro.batch import BATCH_ROWS, Batch, Checkpoint
 from kasparro.errors import SourceError
 from kasparro.record import Reject
 from kasparro.sources.archives import source as source_module
+from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.process import Worker
-from kasparro.sources.archives.reader import Job, Problem
+from kasparro.sources.archives.reader import Problem
 from kasparro.sources.archives.source import Archives
-from kasparro.sources.archives.wire import next_job, packed
+from kasparro.sources.archives.wire import Ask, next_request, packed
 from kasparro.sources.base import Pass
-from tests.sources.archives.conftest import NOW, job_for
+from tests.sources.archives.conftest import NOW, read_by
 
 HEADER = "id,symbol,name,price_usd,last_updated\n"
 
@@ -163,9 +164,9 @@ async def test_a_cancelled_pass_ends_its_worker(tmp_path: Path, pids: list[int])
 
 
 async def test_a_worker_that_dies_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    job = job_for(dump(tmp_path / "big.csv", 4 * BATCH_ROWS))
+    path = dump(tmp_path / "big.csv", 4 * BATCH_ROWS)
     async with Worker() as worker:
-        told = worker.read(job)
+        told = read_by(worker, path)
         await anext(told)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(SourceError, match=r"big\.csv: the process that read it ended early \(signal 9\)"):
@@ -174,7 +175,7 @@ async def test_a_worker_that_dies_is_an_error_that_names_the_file(tmp_path: Path
 
 
 async def test_a_worker_never_outlives_its_parent(tmp_path: Path) -> None:
-    job = job_for(dump(tmp_path / "big.csv", 4 * BATCH_ROWS))
+    dump(tmp_path / "big.csv", 4 * BATCH_ROWS)
     parent = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -187,17 +188,16 @@ async def test_a_worker_never_outlives_its_parent(tmp_path: Path) -> None:
     parent.kill()
     await parent.wait()
     assert ended(worker)
-    assert job.size
 
 
 PARENT = """
 import asyncio, sys
 from pathlib import Path
 from kasparro.sources.archives.process import Worker
-from tests.sources.archives.conftest import job_for
+from tests.sources.archives.conftest import read_by
 async def main():
     async with Worker() as worker:
-        told = worker.read(job_for(Path(sys.argv[1])))
+        told = read_by(worker, Path(sys.argv[1]))
         await anext(told)
         print(worker.pid, flush=True)
         await asyncio.Event().wait()
@@ -229,22 +229,22 @@ async def test_a_file_that_goes_before_its_turn_costs_that_file(tmp_path: Path) 
 
 
 async def test_a_file_that_goes_just_before_it_is_read_costs_that_file(tmp_path: Path) -> None:
-    job = job_for(dump(tmp_path / "a.csv", 5))
-    (tmp_path / "a.csv").unlink()
     async with Worker() as worker:
-        told = [message async for message in worker.read(job)]
-        job = job_for(dump(tmp_path / "b.csv", 5))
-        assert [type(message).__name__ async for message in worker.read(job)] == ["Portion"]
+        told = [message async for message in read_by(worker, tmp_path / "a.csv")]
+        dump(tmp_path / "b.csv", 5)
+        after = [message async for message in read_by(worker, tmp_path / "b.csv")]
 
     assert told == [Problem(Reject(reason="cannot be read (No such file or directory)", place="a.csv"))]
+    assert [type(message).__name__ for message in after] == ["Portion"]
 
 
 async def test_a_file_that_changes_while_it_is_read_is_not_marked_done(tmp_path: Path) -> None:
     path = dump(tmp_path / "a.csv", 5)
-    job = job_for(path)
-    dump(path, 6)
     async with Worker() as worker:
-        told = [message async for message in worker.read(job)]
+        await worker.identify(Archive(path, path.name), None, NOW)
+        dump(path, 6)
+        worker.begin(None)
+        told = [message async for message in worker.messages(path.name)]
     assert "changed while it was read" in str(told[-1])
 
 
@@ -305,10 +305,10 @@ async def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path: Path
     assert kilobytes < 150 * 1024
 
 
-def test_a_job_survives_the_wire(tmp_path: Path) -> None:
-    job: Job = job_for(dump(tmp_path / "a.csv", 1))
-    assert next_job(BytesIO(packed(job))) == job
-    assert next_job(BytesIO()) is None
+def test_a_request_survives_the_wire() -> None:
+    request = Ask(path=b"/a/\xff.csv", root=None, name="a.csv", now=NOW)
+    assert next_request(BytesIO(packed(request))) == request
+    assert next_request(BytesIO()) is None
 
 
 async def test_names_and_headers_that_are_no_text_are_told_all_the_same(tmp_path: Path) -> None:
@@ -489,10 +489,11 @@ async def test_a_cell_beyond_all_bounds_costs_its_file(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_is_held_back_ends_at_once(tmp_path: Path) -> None:
-    job = job_for(dump(tmp_path / "big.csv", 8 * BATCH_ROWS))
+    path = dump(tmp_path / "big.csv", 8 * BATCH_ROWS)
     async with asyncio.timeout(10):
         async with Worker() as worker:
-            worker.begin(job)
+            await worker.identify(Archive(path, path.name), None, NOW)
+            worker.begin(None)
             stdout = worker._process.stdout
             assert stdout is not None
             # Nobody reads: what it tells fills the pipe, and the pipe is held back, which only polling sees.

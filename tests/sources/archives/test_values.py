@@ -18,6 +18,7 @@ import asyncpg
 import msgspec
 
 from kasparro.record import VALUE_FIELDS
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Portion, read_archive
 from kasparro.store.database import Database
 from kasparro.store.loader import Loader
@@ -234,9 +235,10 @@ async def loaded(database: Database, path: Path, source: str) -> None:
     """Load a file as a source of its own, so that no two files meet."""
     run = await RunRecord.start(database, "etl", (source,), NOW)
     into = Loader(database, run.id, source)
-    async for message in read_archive(job_for(path, now=NOW)):
-        assert isinstance(message, Portion), message.reject
-        await into.load(message.batch, NOW)
+    with ArchiveFile.at(path) as file:
+        async for message in read_archive(file, job_for(path, now=NOW)):
+            assert isinstance(message, Portion), message.reject
+            await into.load(message.batch, NOW)
 
 
 def newest(expected: Mapping[tuple[str, datetime], Values]) -> dict[str, datetime]:

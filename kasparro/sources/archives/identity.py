@@ -1,0 +1,62 @@
+"""What an archive is to the checkpoints: a key made of its content, and what of it an earlier run loaded."""
+
+import hashlib
+from typing import IO
+
+import msgspec
+
+from kasparro.batch import Checkpoint
+from kasparro.sources.archives.described import Description
+from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.reader import Head
+
+# Part of every key: a program that reads files in another way reads them again when this moves.
+READING = "4"
+READ_BYTES = 1024 * 1024
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's key, and the part of it that was loaded before it grew."""
+
+    key: str
+    head: Head | None
+
+
+def identify(file: ArchiveFile, said: Description, earlier: Checkpoint | None) -> Identity:
+    """Read a file once for its digest, and on the way for that of its beginning if `earlier` ended there."""
+    suffix = f":{said.digest}" if said.digest else ""
+    digest = hashlib.sha256()
+    head = None
+    with file.content(READ_BYTES) as content:
+        if earlier is not None and earlier.complete and earlier.bytes is not None:
+            lines, last = _digest(content, digest, earlier.bytes)
+            if f"{READING}:{digest.hexdigest()}{suffix}" == earlier.key:
+                head = _head(earlier, earlier.bytes, lines, last, content)
+        while chunk := content.read(READ_BYTES):
+            digest.update(chunk)
+    return Identity(key=f"{READING}:{digest.hexdigest()}{suffix}", head=head)
+
+
+def _digest(content: IO[bytes], digest: "hashlib._Hash", size: int) -> tuple[int, bytes]:
+    # Takes that many bytes. Gives the line ends in them and the last byte.
+    lines, last = 0, b""
+    while size and (chunk := content.read(min(size, READ_BYTES))):
+        digest.update(chunk)
+        size -= len(chunk)
+        lines += chunk.count(b"\n")
+        last = chunk[-1:]
+    return lines, last
+
+
+def _head(earlier: Checkpoint, size: int, lines: int, last: bytes, content: IO[bytes]) -> Head | None:
+    # Where the rows that were appended begin; None where the last line of the earlier content goes on.
+    if earlier.reading is None:
+        return None
+    following = content.read(2)
+    content.seek(size)
+    if last != b"\n":
+        ending = b"\r\n" if following == b"\r\n" else b"\n"
+        if not following.startswith(ending):
+            return None
+        size, lines = size + len(ending), lines + 1
+    return Head(position=earlier.position, bytes=size, line=lines + 1, reading=earlier.reading)
