@@ -204,7 +204,10 @@ class _Search:
             return False
         path = Path(entry.path)
         if not self._is_inside(path):
-            self._pass_over(path, f"not searched, for it is a link that leaves the folder {self._root.name}")
+            root = self._root.absolute()
+            self._pass_over(
+                path, f"not searched, for it is a link that leaves the folder {root.name or root}"
+            )
         return True
 
     def _is_inside(self, path: Path) -> bool:

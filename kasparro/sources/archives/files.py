@@ -22,7 +22,6 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
-    stat.S_IFLNK: "a link that leads to no file",
 }
 
 
@@ -72,6 +71,8 @@ def _open_regular(path: Path | str, folder: int | None, *, follow: bool) -> int:
 
 
 def _require_regular(state: os.stat_result) -> None:
+    if stat.S_ISLNK(state.st_mode):
+        raise OSError(errno.ELOOP, "it is a link that leads to no file")
     if not stat.S_ISREG(state.st_mode):
         kind = _KINDS.get(stat.S_IFMT(state.st_mode), "something else")
         raise OSError(errno.EINVAL, f"it is {kind}, not a file")
@@ -166,9 +167,9 @@ class ArchiveFile:
         now, then = os.fstat(self._descriptor), self._opened_as
         return (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
 
-    def content(self, buffer: int) -> io.BufferedReader:
+    def content(self) -> io.BufferedReader:
         """Its bytes from the beginning; to close this reader leaves the file open."""
-        return io.BufferedReader(_Content(self._descriptor, self.size, self._beat), buffer)
+        return io.BufferedReader(_Content(self._descriptor, self.size, self._beat))
 
 
 class _Content(io.RawIOBase):

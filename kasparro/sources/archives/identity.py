@@ -27,7 +27,7 @@ def identify(file: ArchiveFile, said: Description, earlier: Checkpoint | None) -
     suffix = f":{said.digest}" if said.digest else ""
     digest = hashlib.sha256()
     head = None
-    with file.content(READ_BYTES) as content:
+    with file.content() as content:
         if earlier is not None and earlier.complete and earlier.bytes is not None:
             lines, last = _digest(content, digest, earlier.bytes)
             if f"{READING}:{digest.hexdigest()}{suffix}" == earlier.key:

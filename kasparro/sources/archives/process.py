@@ -174,11 +174,9 @@ class Worker:
         """
         self._send(Order(position))
 
-    async def skip(self, name: str) -> None:
-        """Leave the file alone. Raises WorkerEnded."""
+    def skip(self) -> None:
+        """Leave the file alone."""
         self._send(Skip())
-        async for _ in self.messages(name):
-            pass
 
     async def messages(self, name: str) -> AsyncGenerator[Portion | Problem, None]:
         """All that is told of the file that the worker began with. Raises WorkerEnded."""

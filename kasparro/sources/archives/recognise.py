@@ -271,6 +271,8 @@ def _encoding(head: bytes, said: Description) -> Encoding:
 
 def _drop_trailing_blanks(header: list[str], rows: Sequence[list[str]]) -> None:
     # A blank last header cell is a trailing delimiter and no more, if rows end before it or are blank there.
+    if header[-1].strip():
+        return
     shortest = min(map(len, rows), default=len(header))
     widest = max((_extent(row) for row in rows), default=0)
     while not header[-1].strip() and shortest < len(header) and widest < len(header):

@@ -84,7 +84,7 @@ def text_codec(name: str) -> str | None:
 @contextmanager
 def opened(file: ArchiveFile) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """A file's content, and the file as it lies on disk; the first bytes tell the compression."""
-    with file.content(READ_BYTES) as raw:
+    with file.content() as raw:
         magic = raw.read(4)
         raw.seek(0)
         if magic[:2] == b"\x1f\x8b":

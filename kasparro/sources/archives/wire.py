@@ -44,7 +44,7 @@ class Order(msgspec.Struct, frozen=True, tag=True):
 
 
 class Skip(msgspec.Struct, frozen=True, tag=True):
-    """Leave the file of the last Ask alone."""
+    """Leave the file of the last Ask alone; this needs no answer."""
 
 
 class Listed(msgspec.Struct, frozen=True, tag=True):

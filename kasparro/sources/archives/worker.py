@@ -107,32 +107,30 @@ def _serve(requests: Requests, teller: Teller) -> None:
         for request, opened in requests:
             if isinstance(request, Ask) and opened is not None:
                 try:
-                    spent = not runner.run(_answer(request, opened, requests, teller))
+                    finished = runner.run(_answer(request, opened, requests, teller))
                 finally:
                     opened.close()
-                teller.tell(Finished(spent))
+                if finished is not None:
+                    teller.tell(finished)
 
 
-async def _answer(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> bool:
-    # Whatever a file does to this process costs that file; False where another one must not follow.
+async def _answer(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> Finished | None:
+    # Whatever a file does to this process costs that file.
     try:
-        await _read(ask, opened, requests, teller)
+        return await _read(ask, opened, requests, teller)
     except BrokenPipeError:
         raise
     except MemoryError:
         limit = sandbox.MEMORY_LIMIT // 1024**2
         _refuse(ask, f"not loaded, for reading it takes more than {limit} MiB of memory", teller)
-        return False
     except Exception as error:  # noqa: BLE001 - the service logs what stands on stderr
         traceback.print_exc()
-        _refuse(
-            ask, f"not loaded, for reading it failed ({type(error).__name__}); the log tells more", teller
-        )
-        return False
-    return True
+        reason = f"not loaded, for reading it failed ({type(error).__name__}); the log tells more"
+        _refuse(ask, reason, teller)
+    return Finished(spent=True)
 
 
-async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> None:
+async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> Finished | None:
     try:
         said = describe(opened, Path(os.fsdecode(ask.path)).name)
         if isinstance(opened.archive, OSError):
@@ -140,28 +138,29 @@ async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) ->
         file = ArchiveFile(opened.archive, teller.beat)
         if ask.check:
             teller.tell(Report(await check(file, ask.name, said, ask.now)))
-            return
+            return Finished()
         identity = identify(file, said, ask.earlier)
     except DescriptionRefused as error:
         _refuse(ask, f"not loaded, for {error}", teller)
-        return
+        return Finished()
     except OSError as error:
         _refuse(ask, f"cannot be read ({error.strerror or error})", teller)
-        return
+        return Finished()
     teller.tell(Known(identity.key))
     order, _ = next(requests, (None, None))
-    if isinstance(order, Order):
-        fresh = order.position is None
-        job = Job(
-            name=ask.name,
-            key=identity.key,
-            position=order.position or 0,
-            now=ask.now,
-            said=said,
-            head=identity.head if fresh else None,
-        )
-        async for message in read_archive(file, job):
-            teller.tell(message)
+    if not isinstance(order, Order):
+        return None
+    job = Job(
+        name=ask.name,
+        key=identity.key,
+        position=order.position or 0,
+        now=ask.now,
+        said=said,
+        head=identity.head if order.position is None else None,
+    )
+    async for message in read_archive(file, job):
+        teller.tell(message)
+    return Finished()
 
 
 def _refuse(ask: Ask, reason: str, teller: Teller) -> None:
