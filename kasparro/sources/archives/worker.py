@@ -132,9 +132,9 @@ async def _answer(ask: Ask, opened: Opened, requests: Requests, teller: Teller) 
 
 async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> Finished | None:
     try:
-        said = describe(opened, Path(os.fsdecode(ask.path)).name)
         if isinstance(opened.archive, OSError):
             raise opened.archive
+        said = describe(opened, Path(os.fsdecode(ask.path)).name)
         file = ArchiveFile(opened.archive, teller.beat)
         if ask.check:
             teller.tell(Report(await check(file, ask.name, said, ask.now)))

@@ -71,9 +71,9 @@ def described(path: Path) -> Description:
         opened.close()
 
 
-async def read_by(worker: Worker, path: Path) -> AsyncGenerator[Portion | Problem, None]:
+async def read_by(worker: Worker, file: Path | Archive) -> AsyncGenerator[Portion | Problem, None]:
     """All that a worker tells of a file."""
-    archive = Archive(path, path.name)
+    archive = Archive(file, file.name) if isinstance(file, Path) else file
     key = await worker.identify(archive, None, NOW)
     if isinstance(key, Problem):
         yield key

@@ -1,5 +1,6 @@
 """What a user says of an archive in a TOML file beside it: it settles what the file leaves open."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -200,3 +201,43 @@ async def test_a_column_that_is_not_there_is_told(described: Read) -> None:
 async def test_another_currency_than_dollars_is_refused_whoever_says_so(described: Read) -> None:
     outcome = await described("date,price\n2018-01-01,5\n", 'currency = "EUR"', "btc.csv")
     assert "in EUR, not USD (by its description)" in outcome.problem
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'columns."a.b.c.d.e.f.g.h.i.j.k" = "price_usd"',
+        "# a.b.c.d.e.f.g.h.i.j.k [[[[[[[[[[\ncurrency = 'USD' # [[[[[[[[[[ a.b.c.d.e.f.g.h.i.j",
+        'header = ["1.2.3.4.5.6.7.8.9.10", "[[[[[[[[[[", \'{{{{{{{{{{\', "\\"", "a.b.c.d.e.f.g.h.i.j"]',
+        'timezone = """\\\n  Europe/Berlin"""\nheader = ["""a.b.c.d.e.f.g.h.i.j"", [[[[[[[[[[""""]',
+        "header = ['''a.b.c.d.e.f.g.h.i.j'', [[[[[[[[[[''']",
+        "[columns]\n" + "".join(f'"{number}.1" = "ignore"\n' for number in range(2_000)),
+        "[coin]\nid = 'x'\n[columns]\na . b = 'ignore'\n".replace("a . b", '"a . b"'),
+    ],
+)
+def test_what_stands_in_texts_and_comments_is_no_structure(tmp_path: Path, said: str) -> None:
+    (tmp_path / "kasparro.toml").write_text(said)
+    assert describe(tmp_path / "btc.csv") != NOTHING
+
+
+@pytest.mark.parametrize(
+    "encoding", ["UTF8", "latin-1", "Windows-1251", "ISO-8859-15", "Shift_JIS", "koi8_r"]
+)
+def test_text_encodings_are_known_by_all_their_names(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "kasparro.toml").write_text(f'encoding = "{encoding}"')
+    assert describe(tmp_path / "btc.csv").encoding == encoding
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "'''", '"""', '"', "'", "#", '"""\\', "a = '''x''''", 'b = """x"""""\n']
+)
+def test_no_open_text_hides_a_key_of_many_parts(tmp_path: Path, prefix: str) -> None:
+    """What a scan takes for a text and the parser for a key would cost the square of its length."""
+    (tmp_path / "kasparro.toml").write_bytes(prefix.encode() + b"\n" + b"x." * 25_000 + b"a=1")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DescriptionRefused, match=r"no TOML"):
+            describe(tmp_path / "btc.csv")
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
