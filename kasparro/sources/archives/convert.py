@@ -22,7 +22,7 @@ from kasparro.sources.archives.numbers import Kind, read_plain, read_plain_all
 from kasparro.sources.archives.recognise import NUMBERS, Recognised, pair_of
 from kasparro.sources.archives.text import fitted
 from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
-from kasparro.sources.archives.vocabulary import PEGGED
+from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED
 
 # The fields of each kind, in the order of the columns; together they are all of `VALUE_FIELDS`.
 FIELDS = {kind: [field for field in NUMBERS if NUMBERS[field] == kind] for kind in NUMBERS.values()}
@@ -217,7 +217,10 @@ class Converter:
 
     def _expect_dollars(self, currency: str) -> None:
         if currency != "USD" and not (self._recognised.pegged and currency in PEGGED):
-            raise Refused("currency", f"in {currency[:20]}, not USD")
+            if currency.lower() in CURRENCIES:
+                raise Refused("currency", f"in {currency}, not USD")
+            # Rejects are counted by what stands before the colon, so no text of a file may stand there.
+            raise Refused("currency", f"not in USD: {currency[:20]!r}")
 
     def _read_when(self, text: str) -> str:
         recognised = self._recognised

@@ -74,7 +74,8 @@ def _found(named: Path, beat: Callable[[], None]) -> Found:
     if state is not None and stat.S_ISREG(state.st_mode):
         return Found([Archive(named, shown_path(named.name), state.st_size)], [])
     if state is not None and stat.S_ISDIR(state.st_mode):
-        search = _Search(named, beat)
+        # What installs the package may have made links of its files.
+        search = _Search(named, beat, confined=named != SAMPLE)
         search.whole_folder(named, _is_archive)
         missing = f"no archive in {named}: it holds no file ending in .csv, .tsv or .txt (.gz, .zst)"
     elif state is not None:
@@ -122,10 +123,11 @@ def shown_path(path: str) -> str:
 
 class _Search:
     # One pass over a folder, without a step through a link that leaves it.
-    def __init__(self, root: Path, beat: Callable[[], None]) -> None:
+    def __init__(self, root: Path, beat: Callable[[], None], *, confined: bool = True) -> None:
         self.archives: list[Archive] = []
         self.unsearched: list[Unsearched] = []
         self._root = root
+        self._confined = confined
         self._real_root = Path(os.path.realpath(root))
         self._beat = beat
         self._entries = 0
@@ -220,7 +222,7 @@ class _Search:
             size = state.st_size if stat.S_ISREG(state.st_mode) else 0
         except OSError:
             size = 0
-        self.archives.append(Archive(path, self._name(path), size, self._root))
+        self.archives.append(Archive(path, self._name(path), size, self._root if self._confined else None))
         self._require(len(self.archives), FILES_LIMIT, "files")
 
     def _pass_over(self, folder: Path, reason: str) -> None:

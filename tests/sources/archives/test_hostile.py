@@ -590,3 +590,31 @@ def test_a_file_is_opened_without_waiting_and_for_this_process_alone(tmp_path: P
         assert stat.S_ISREG(os.fstat(descriptor).st_mode)
     finally:
         os.close(descriptor)
+
+
+async def test_the_kinds_of_rejects_are_few_whatever_a_file_holds(tmp_path: Path) -> None:
+    """The service counts rejects by kind, and a file could make a million of them."""
+    # They stand where no sample is taken.
+    fine = "2021-12-31,BTC,1.5,USD\n"
+    strange = "".join(f"2021-12-31,BTC,1.5,X{number}\n" for number in range(500))
+    before = fine * (1_300 * 1024 // len(fine))
+    (tmp_path / "a.csv").write_text(f"date,symbol,price,currency\n{before}{strange}{fine * 200_000}")
+    async with Worker() as reader:
+        told = [message async for message in read_by(reader, tmp_path / "a.csv")]
+    rejects = [reject for message in told if isinstance(message, Portion) for reject in message.batch.rejects]
+    assert len(rejects) == 500
+    assert {reject.kind for reject in rejects} == {"not in USD"}
+
+
+async def test_a_batch_is_bounded_by_the_text_of_its_rows(tmp_path: Path) -> None:
+    """Rows that are refused are kept with their text, which the service has to hold."""
+    wide = "2021-12-31,BTC,x," + "y" * 100_000 + "\n"
+    narrow = "2021-12-31,BTC,1,\n"
+    (tmp_path / "a.csv").write_text("date,symbol,price_usd,note\n" + (wide + narrow) * 600)
+    async with Worker() as reader:
+        told = [message async for message in read_by(reader, tmp_path / "a.csv")]
+    batches = [message.batch for message in told if isinstance(message, Portion)]
+    assert sum(batch.fetched for batch in batches) == 1_200
+    assert len(batches) > 2
+    assert batches[-1].checkpoint is not None
+    assert batches[-1].checkpoint.complete
