@@ -40,11 +40,12 @@ HANG_S = 120
 async def work(where: Path | str, **options: object) -> tuple[int, list[str]]:
     """One pass over a folder: the rows that it brought, and what it refused."""
     context = Pass(clock=lambda: NOW, **options)  # type: ignore[arg-type]
-    rows = 0
+    rows, problems = 0, list[str]()
     async with asyncio.timeout(HANG_S):
         async for batch in Archives(str(where)).extract(context):
             rows += batch.rows
-    return rows, context.problems
+            problems += [reject.summary for reject in batch.rejects if reject.of_file]
+    return rows, sorted(problems)
 
 
 def processes(pid: int) -> list[int]:
@@ -78,7 +79,7 @@ async def test_a_hostile_file_is_refused_in_one_line_within_bounds(tmp_path: Pat
                 told[archive.name] = [message async for message in messages]
         used = peak(reader.pid)
 
-    problems = [message.text for message in told[path.name] if isinstance(message, Problem)]
+    problems = [message.reject.summary for message in told[path.name] if isinstance(message, Problem)]
     assert len(problems) == 1
     assert problems[0].startswith(f"{path.name}: ")
     assert HOSTILE[kind].refusal in problems[0]
@@ -126,9 +127,12 @@ from kasparro.sources.base import Pass
 async def main():
     context = Pass()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows = sum([batch.rows async for batch in Archives(sys.argv[1]).extract(context)])
+    rows, problems = 0, []
+    async for batch in Archives(sys.argv[1]).extract(context):
+        rows += batch.rows
+        problems += [reject.summary for reject in batch.rejects if reject.of_file]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"rows": rows, "problems": context.problems, "grown": grown}))
+    print(json.dumps({"rows": rows, "problems": problems, "grown": grown}))
 
 asyncio.run(main())
 """
@@ -437,8 +441,8 @@ async def test_what_may_not_be_read_is_told_and_the_rest_loads(tmp_path: Path) -
     else:
         assert rows == 2
         assert problems == [
-            "closed: cannot be listed (Permission denied)",
             "b.csv: cannot be read (Permission denied)",
+            "closed: cannot be listed (Permission denied)",
         ]
 
 
@@ -567,7 +571,7 @@ def test_an_error_that_nobody_foresaw_refuses_the_file_and_retires_the_process(
     worker._serve(iter([(ask, Opened(os.open(path, FLAGS), None, None))]), Teller(io.BytesIO()))
     problem, finished = told
     assert isinstance(problem, Problem)
-    assert refusal in problem.text
+    assert refusal in problem.reject.reason
     assert finished == Finished(spent=True)
 
 

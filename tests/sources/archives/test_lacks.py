@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.sources.archives.described import describe
+from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Portion, read_archive
-from tests.sources.archives.conftest import job_for
+from tests.sources.archives.conftest import described, job_for
 
 DESCRIBED = '[coin]\nid = "bitcoin"\nsymbol = "BTC"\n'
 
@@ -37,7 +37,9 @@ async def test_a_layout_says_what_it_has_no_place_for(
     if description:
         (tmp_path / f"{name}.toml").write_text(description)
 
-    (message,) = [message async for message in read_archive(job_for(path, said=describe(path)))]
+    with ArchiveFile.at(path) as file:
+        job = job_for(path, said=described(path))
+        (message,) = [message async for message in read_archive(file, job)]
 
     assert isinstance(message, Portion)
     assert (message.batch.rows, message.batch.lacks) == (1, lacks)
@@ -48,7 +50,8 @@ async def test_a_null_and_a_lacking_field_make_two_contents(tmp_path: Path) -> N
     hashes = set()
     for header, cells in (("rank,", ","), ("", "")):
         path.write_text(f"{header}id,price_usd,last_updated\n{cells}b,5,1515230661\n")
-        (message,) = [message async for message in read_archive(job_for(path))]
+        with ArchiveFile.at(path) as file:
+            (message,) = [message async for message in read_archive(file, job_for(path))]
         assert isinstance(message, Portion)
         hashes.add(message.batch.lines.keys.split(b"\t")[1])
 
