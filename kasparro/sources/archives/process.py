@@ -232,6 +232,8 @@ class Worker:
         self._spent = True
         if self._silent:
             return WorkerSilent(f"{name}: nothing came of reading it for {SILENCE_S:.0f} s")
+        # It ends by itself, and the way tells what happened.
+        await asyncio.wait({asyncio.create_task(self._process.wait())}, timeout=KILL_S)
         await self.end()
         code = self._process.returncode
         if code is None:
