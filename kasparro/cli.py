@@ -324,17 +324,17 @@ def _print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
     for source in run.sources:
         # The error has the only one in full already.
         if len(source.refused_files) > 1:
-            _print_refused_files(source)
+            _print_refused_files(source, wrapped=wrapped)
         for line in filter(None, [source.note, source.error, *_judgement(source)]):
             out.print(f"{source.source}: {line}", soft_wrap=not wrapped)
 
 
-def _print_refused_files(source: report.SourceReport) -> None:
+def _print_refused_files(source: report.SourceReport, *, wrapped: bool) -> None:
     """Every refused file on a line, with the line of its description that would settle it."""
     total = sum(count.rejects for count in source.rejects if count.reason == FILE_REFUSED)
     for file in source.refused_files:
         refused = Reject(reason=file.reason, place=file.file, setting=file.setting)
-        out.print(f"{source.source}: {refused.summary}", soft_wrap=True)
+        out.print(f"{source.source}: {refused.summary}", soft_wrap=not wrapped)
     if (more := total - len(source.refused_files)) > 0:
         out.print(f"{source.source}: {_counted(more, 'more file')} refused")
 

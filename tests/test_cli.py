@@ -214,8 +214,13 @@ async def test_status_and_migrate_say_where_a_database_stands(empty_database_url
     assert json.loads(after[1])["totals"]["records"] == 0
 
 
-async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(database_url: str) -> None:
+async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
+    database_url: str, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name * 90}.csv").write_text("id,symbol,name\nbitcoin,btc,Bitcoin\n")
     environment = {
+        "KASPARRO_ARCHIVES": str(tmp_path),
         "DATABASE_URL": database_url,
         "KASPARRO_COINPAPRIKA_URL": f"http://127.0.0.1:1/{'long/' * 20}",
         "KASPARRO_SOURCES": "coinpaprika,csv",
@@ -229,7 +234,7 @@ async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(datab
     assert code == 0
     assert "last run: none so far\nnext run: when kasparro serve starts\n" in fresh[1]
     assert re.search(
-        r"^last run: 1 by etl, partial\n {10}began \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
+        r"^last run: 1 by etl, failed\n {10}began \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
     )
     assert re.search(r"^next run: due \S+ \S+ UTC, in 0:5\d:\d\d$", out, re.MULTILINE)
     assert "next run: none by itself, for KASPARRO_INTERVAL is off\n" in off[1]
