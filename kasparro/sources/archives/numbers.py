@@ -48,7 +48,7 @@ _WRITTEN = re.compile(
 # Exactly what `digits` returns, but for zeros behind the point: most cells need one match and nothing else.
 _PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{1,100})?|-[1-9]\d{0,59}(?:\.\d{1,100})?", re.ASCII)
 # Many of them that are not below zero, or empty, a line each.
-# The groups of a line are not possessive: in Python before 3.11.5 such groups, one within the other, take what
+# The groups of a line are not possessive: in Python before 3.11.5 such groups, one in the other, take what
 # they do not match (`0`, `1.`, `0`).
 _PLAIN_LINE = r"(?:(?:0|[1-9][0-9]{0,59}+)(?:\.[0-9]{1,100}+)?)?"
 _PLAIN_LINES = re.compile(rf"(?:{_PLAIN_LINE}\n)*+{_PLAIN_LINE}")
