@@ -1,5 +1,6 @@
 """Makes text from outside safe to print: no character in it can control a terminal or forge a line."""
 
+import codecs
 import re
 import unicodedata
 from typing import Final
@@ -10,6 +11,10 @@ _JOINERS: Final = "\u200c\u200d"
 _PICTOGRAPHS: Final = range(0x1F000, 0x1FB00)
 # Everything outside of plain ASCII text: what JSON text may have to escape.
 _UNUSUAL: Final = re.compile("[^ -~]")
+
+
+# Looked up here, at the start: a process that has given up its rights may be unable to load the codec.
+_unicode_escape: Final = codecs.lookup("unicode_escape").encode
 
 
 def printable(text: str, limit: int | None = None) -> str:
@@ -38,7 +43,7 @@ def printable_json(text: str) -> str:
 
 def escape(char: str) -> str:
     """A character as Python writes it in a string."""
-    return char.encode("unicode_escape").decode("ascii")
+    return _unicode_escape(char)[0].decode("ascii")
 
 
 def _shows(char: str) -> bool:

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, cast
 import msgspec
 from aiocsv import AsyncReader
 
+from kasparro.printable import escape
 from kasparro.sources.archives.files import ArchiveFile
 
 if sys.version_info >= (3, 14):
@@ -281,7 +282,7 @@ def shown(text: str) -> str:
 
 
 def _visible(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    return character if character.isprintable() else escape(character)
 
 
 class _Held:
