@@ -355,6 +355,12 @@ class _Pool:
             except asyncpg.TooManyConnectionsError as error:
                 asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._places.release)
                 refused = error
+            except TimeoutError:
+                self._places.release()
+                if refused is not None:
+                    # The time ran out during an attempt: the refusal before it says why.
+                    raise refused from None
+                raise
             except BaseException:
                 self._places.release()
                 raise
