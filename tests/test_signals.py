@@ -4,12 +4,21 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from tests.test_cli import listening, running
 
 ENVIRONMENT = {"KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json", "PORT": "0"}
+
+
+@pytest.fixture(autouse=True)
+def hangups_act() -> Iterator[None]:
+    """Let SIGHUP act in the services of these tests, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
