@@ -12,6 +12,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTooLong, one_line
+from kasparro.places import Places
 from kasparro.store import hosts
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ LOCK_TIMEOUT_S = 30
 # second; where they take long, whoever has waited for so long is sent away. Connecting counts as waiting, for
 # which half of CONNECT_TIMEOUT_S may go by until a standby that is silent is given up.
 QUEUED = 512
+# One client may fill this part of a queue, so that others find room in it.
+QUEUE_PART = 4
 QUEUE_S = 3
 # A batch waits longer for a connection: nobody waits for its answer, and other batches hold them for seconds.
 WRITE_QUEUE_S = 30
@@ -216,10 +219,16 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def reading(self, *, wide: bool = False) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
-        """A connection to read with, from a replica where there is one; `wide` for what may take long."""
+    async def reading(
+        self, *, wide: bool = False, client: str = ""
+    ) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        """A connection to read with, from a replica where there is one; `wide` for what may take long.
+
+        Clients that wait get theirs by turns, and no client fills the queue alone. Without `client` it is for
+        the service itself.
+        """
         with _told(self._read_name):
-            async with (self._wide if wide else self._read).connection() as connection:
+            async with (self._wide if wide else self._read).connection(client) as connection:
                 yield connection
 
     @asynccontextmanager
@@ -311,17 +320,20 @@ class _Pool:
         self._pool = pool
         self._wait_s = wait_s
         self._most = None if queued is None else pool.get_max_size() + queued
-        self._places = asyncio.Semaphore(pool.get_max_size())
+        self._most_each = None if queued is None else max(1, queued // QUEUE_PART)
+        self._places = Places(pool.get_max_size())
         self._asking = 0
         self._working = 0
 
     @asynccontextmanager
-    async def connection(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    async def connection(self, client: str = "") -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         if self._asking == self._most:
             raise self._busy()
+        if client and self._places.waiting_of(client) == self._most_each:
+            raise DatabaseBusy(f"{self._most_each} requests of this client wait for PostgreSQL already")
         self._asking += 1
         try:
-            connection = await self._acquire()
+            connection = await self._acquire(client)
             self._working += 1
             try:
                 yield connection
@@ -335,42 +347,35 @@ class _Pool:
                 try:
                     await self._pool.release(connection)
                 finally:
-                    self._places.release()
+                    self._places.give_back(client)
         finally:
             self._asking -= 1
 
-    async def _acquire(self) -> "PoolConnectionProxy[asyncpg.Record]":
+    async def _acquire(self, client: str) -> "PoolConnectionProxy[asyncpg.Record]":
         deadline = time.monotonic() + self._wait_s
         refused: asyncpg.TooManyConnectionsError | None = None
         while True:
             try:
-                await self._take_place(deadline)
+                await self._places.take(client, deadline - time.monotonic())
             except TimeoutError:
                 raise refused or self._busy() from None
             if refused is not None and time.monotonic() >= deadline:
-                self._places.release()
+                self._places.give_back(client)
                 raise refused
             try:
                 return await self._pool.acquire(timeout=deadline - time.monotonic())
             except asyncpg.TooManyConnectionsError as error:
-                asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._places.release)
+                asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._places.give_back, client)
                 refused = error
             except TimeoutError:
-                self._places.release()
+                self._places.give_back(client)
                 if refused is not None:
                     # The time ran out during an attempt: the refusal before it says why.
                     raise refused from None
                 raise
             except BaseException:
-                self._places.release()
+                self._places.give_back(client)
                 raise
-
-    async def _take_place(self, deadline: float) -> None:
-        if self._places.locked():
-            async with timeout(deadline - time.monotonic()):
-                await self._places.acquire()
-        else:
-            await self._places.acquire()
 
     def figures(self) -> tuple[int, int, int]:
         return self._pool.get_max_size(), self._working, self._asking - self._working

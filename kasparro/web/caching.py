@@ -157,6 +157,7 @@ class _Again:
                 "query_string": self._query_string,
                 "path_params": self._path_params,
                 "headers": [],
+                "client": None,
                 "kasparro.exchange": exchange,
             }
         )

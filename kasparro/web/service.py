@@ -20,7 +20,7 @@ from kasparro.store import reading
 from kasparro.store.database import Connection, Database
 from kasparro.store.version import version_of
 from kasparro.supervision import Supervisor
-from kasparro.web.access import Access
+from kasparro.web.access import Access, client_of
 from kasparro.web.caching import Caching
 from kasparro.web.meter import Meter
 from kasparro.web.turns import Turns
@@ -92,9 +92,10 @@ class Service:
     async def reading(self, request: Request) -> AsyncIterator[Connection]:
         """A connection to read with; the time until it is given back is the request's `db`."""
         exchange = request.scope["kasparro.exchange"]
+        client = client_of(exchange.key, request.scope)
         began = time.perf_counter()
         try:
-            async with self.database.reading(wide=exchange.wide) as connection:
+            async with self.database.reading(wide=exchange.wide, client=client) as connection:
                 if not exchange.current:
                     exchange.current = await self.caching.version.holds(connection)
                 yield connection

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import ClassVar
@@ -10,9 +9,9 @@ from typing import ClassVar
 import msgspec
 import structlog
 
-from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseBusy
 from kasparro.log_rate import RateLimitedLog
+from kasparro.places import Places
 from kasparro.web.problems import Problem
 
 client_log = RateLimitedLog(structlog.get_logger())
@@ -69,22 +68,19 @@ class Turn:
 
 
 class Turns:
-    """So many exports at once of all clients. A place that gets free goes to the client that has the fewest
-    at work, and among such to who waits longest.
-    """
+    """So many exports at once of all clients, in the order of `Places`."""
 
     terms: ClassVar[Terms] = Terms()
 
     def __init__(self, places: int) -> None:
-        self._places = places
+        self._places = Places(places, self.terms.each)
         self._working: list[Turn] = []
-        self._waiting: dict[asyncio.Future[None], Turn] = {}
         self._looking: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._waiting)
+        return self._places.waiting
 
     @asynccontextmanager
     async def take(self, client: str, cut: Callable[[], None]) -> AsyncIterator[Turn]:
@@ -93,49 +89,21 @@ class Turns:
         Raises Problem (429) where too many of this client wait already, DatabaseBusy where the wait is too
         long.
         """
+        if self._places.waiting_of(client) >= self.terms.each_waiting:
+            raise _too_many(self.terms)
+        if self._looking is None:
+            self._look_again()
+        try:
+            await self._places.take(client, self.terms.patience_s)
+        except TimeoutError:
+            raise DatabaseBusy("no export ended within the time that others wait for one") from None
         turn = Turn(client, cut, self.terms)
-        await self._begin(turn)
+        self._working.append(turn)
         try:
             yield turn
         finally:
             self._working.remove(turn)
-            self._hand_out()
-
-    async def _begin(self, turn: Turn) -> None:
-        if sum(one.client == turn.client for one in self._waiting.values()) >= self.terms.each_waiting:
-            raise _too_many(self.terms)
-        given = asyncio.get_running_loop().create_future()
-        self._waiting[given] = turn
-        self._hand_out()
-        try:
-            async with timeout(self.terms.patience_s):
-                await given
-        except BaseException as error:
-            if given.done() and not given.cancelled():
-                # It was given just when its taker went away.
-                self._working.remove(turn)
-                self._hand_out()
-            if isinstance(error, TimeoutError):
-                raise DatabaseBusy("no export ended within the time that others wait for one") from None
-            raise
-        finally:
-            self._waiting.pop(given, None)
-
-    def _hand_out(self) -> None:
-        while len(self._working) < self._places and (found := self._next()) is not None:
-            self._working.append(self._waiting.pop(found))
-            found.set_result(None)
-        if self._looking is None and self._next() is not None:
-            self._look_again()
-
-    def _next(self) -> asyncio.Future[None] | None:
-        working = Counter(turn.client for turn in self._working)
-        ready = [
-            (given, working[turn.client])
-            for given, turn in self._waiting.items()
-            if working[turn.client] < self.terms.each and not given.done()
-        ]
-        return min(ready, key=lambda one: one[1])[0] if ready else None
+            self._places.give_back(client)
 
     def _look_again(self) -> None:
         loop = asyncio.get_running_loop()
@@ -144,7 +112,7 @@ class Turns:
     def _look(self) -> None:
         # One at a time, for one place is what somebody waits for.
         self._looking = None
-        if self._next() is None:
+        if not self._places.wanted:
             return
         slow = next((turn for turn in self._working if turn.slow()), None)
         if slow is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,7 +10,7 @@ import aiohttp
 import pytest
 
 from kasparro.settings import Settings
-from kasparro.store.database import Connection, Database
+from kasparro.store.database import QUEUE_PART, Connection, Database
 from tests.web.conftest import Insert, serving
 
 # Shorter than a service's queue, whose clients' and server's ends are more open files than a login has.
@@ -28,8 +29,10 @@ async def stuck(database: Database) -> AsyncIterator[None]:
         yield
 
 
-async def ask(client: aiohttp.ClientSession, path: str) -> tuple[int, str | None, bytes]:
-    async with client.get(path) as answer:
+async def ask(
+    client: aiohttp.ClientSession, path: str, of: str | None = None
+) -> tuple[int, str | None, bytes]:
+    async with client.get(path, headers={} if of is None else {"X-Forwarded-For": of}) as answer:
         return answer.status, answer.headers.get("Retry-After"), await answer.read()
 
 
@@ -59,7 +62,7 @@ async def test_however_many_wide_questions_wait_short_ones_are_answered(
     async with asyncio.timeout(30), aiohttp.ClientSession(patient._base_url, connector=connector) as crowd:
         async with stuck(database):
             asked = [
-                asyncio.create_task(ask(crowd, "/data?" + wide[n % len(wide)].format(n)))
+                asyncio.create_task(ask(crowd, "/data?" + wide[n % len(wide)].format(n), f"192.0.2.{n % 8}"))
                 for n in range(QUEUED)
             ]
             while await connection.fetchval(WAITING) < 2:
@@ -80,7 +83,7 @@ async def test_a_queue_that_is_full_is_told_at_once_and_empties_by_itself(
     async with asyncio.timeout(30), aiohttp.ClientSession(patient._base_url, connector=connector) as crowd:
         async with stuck(database):
             waiting = {
-                asyncio.create_task(ask(crowd, f"/data?symbol=s{number}"))
+                asyncio.create_task(ask(crowd, f"/data?symbol=s{number}", f"192.0.2.{number % 8}"))
                 for number in range(8 + QUEUED + beyond)
             }
             refused: set[asyncio.Task[tuple[int, str | None, bytes]]] = set()
@@ -93,6 +96,32 @@ async def test_a_queue_that_is_full_is_told_at_once_and_empties_by_itself(
             assert (await ask(patient, "/health"))[0] == 200
         assert {(await task)[0] for task in waiting} == {200}
         assert len(waiting) == 8 + QUEUED
+
+
+@pytest.mark.parametrize(("query", "most"), [("symbol=s{}", 8), ("q=s{}", 2)], ids=["short", "wide"])
+async def test_no_client_fills_a_queue_alone(
+    patient: aiohttp.ClientSession, database: Database, query: str, most: int
+) -> None:
+    beyond = 5
+    wait = most + QUEUED // QUEUE_PART
+    connector = aiohttp.TCPConnector(limit=0)
+    async with asyncio.timeout(30), aiohttp.ClientSession(patient._base_url, connector=connector) as crowd:
+        async with stuck(database):
+            greedy = [
+                asyncio.create_task(ask(crowd, f"/data?{query.format(n)}", "192.0.2.1"))
+                for n in range(wait + beyond)
+            ]
+            refused = asyncio.as_completed(greedy)
+            for _ in range(beyond):
+                status, retry_after, body = await next(refused)
+                assert (status, retry_after) == (503, "1")
+                assert json.loads(body)["type"] == "urn:kasparro:problem:too-busy"
+            other = asyncio.create_task(ask(crowd, f"/data?{query.format('other')}", "192.0.2.2"))
+            done, _ = await asyncio.wait({other}, timeout=0.3)
+            assert not done
+        found = Counter([(await task)[0] for task in greedy])
+        assert (await other)[0] == 200
+    assert found == {200: wait, 503: beyond}
 
 
 async def test_whoever_waits_too_long_for_a_connection_is_sent_away(
