@@ -19,8 +19,8 @@ client_log = RateLimitedLog(structlog.get_logger())
 
 # Clients whose use is remembered; of more than that, those that asked for nothing longest ago start anew.
 CLIENTS = 50_000
-# Wrong admin tokens of one address, where no rate limit is set. Wrong keys are not limited then: a limit also
-# shuts out the right ones from that address, which may be that of a proxy for everybody.
+# Wrong secrets of one address after which the admin token is refused from there, where no rate limit is set.
+# Keys are not refused then, for the address may be that of a proxy for everybody.
 GUESSES = Rate(60, 60)
 # What orchestrators ask. It is never refused.
 HEALTH = frozenset({"/health", "/health/live", "/health/ready"})
@@ -83,8 +83,9 @@ class Access:
             secret = _secret(headers)
             if secret is not None:
                 name = self._named(secret)
-                if name is None or (self._limit is not None and self._guessed_too_often(scope, now)):
-                    problem, added = self._wrong(scope, now, _unknown(), limited=self._limit is not None)
+                limited = self._limit is not None
+                if name is None or ((limited or name == ADMIN) and self._guessed_too_often(scope, now)):
+                    problem, added = self._wrong(scope, now, _unknown(), limited=limited)
                     return None, added, problem
         if self._limit is not None:
             wait, added = self._limit.take(client_of(name, scope), now)
@@ -115,10 +116,10 @@ class Access:
     ) -> tuple[Problem, HeaderList]:
         # Logs and counts a wrong secret: where it came from, and never what it was.
         client_log.info("wrong_secret", address=_address(scope), path=scope["path"])
-        if limited:
-            wait, added = self._guesses.take(_address(scope), now)
-            return _too_many(self._guesses.rate, wait) if wait else refusal, added
-        return refusal, []
+        wait, added = self._guesses.take(_address(scope), now)
+        if not limited:
+            return refusal, []
+        return _too_many(self._guesses.rate, wait) if wait else refusal, added
 
     def _named(self, secret: bytes) -> str | None:
         presented = self._digest(secret)

@@ -217,6 +217,23 @@ async def test_wrong_admin_tokens_share_the_limit_of_wrong_keys(database_url: st
         assert await start(client, TOKEN) == 429
 
 
+async def test_the_admin_token_is_not_guessed_as_a_key_either(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no rate limit is set, wrong secrets shut out the admin token from their address, and no key."""
+    monkeypatch.setattr(access, "GUESSES", Rate(3, 3600))
+    settings = Settings(api_keys=KEYS, admin_token=Secret(TOKEN), trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings, Loop()) as client:
+        assert await status(client, X_API_Key=TOKEN) == 200
+        assert [await start(client, f"guess {number}") for number in range(2)] == [401, 401]
+        assert await status(client, X_API_Key="guess") == 401
+        # Nobody learns which guess was right.
+        assert await start(client, TOKEN) == 401
+        assert await status(client, X_API_Key=TOKEN) == 401
+        assert await status(client, X_API_Key="first-secret") == 200
+        assert await start(client, TOKEN, X_Forwarded_For="192.0.2.1") == 202
+
+
 async def test_a_right_key_where_the_token_is_needed_is_no_guess(
     database_url: str, monkeypatch: pytest.MonkeyPatch, logged: LogEvents
 ) -> None:
