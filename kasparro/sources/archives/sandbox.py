@@ -60,7 +60,10 @@ def is_root() -> bool:
 
 def become_unprivileged() -> None:
     """Take a user id that owns nothing. A system that lacks that id leaves this process as it is."""
+    # Each by itself: a container may forbid to change groups, and allow to change the user.
     with suppress(OSError):
         os.setgroups([])
+    with suppress(OSError):
         os.setresgid(UNPRIVILEGED_ID, UNPRIVILEGED_ID, UNPRIVILEGED_ID)
+    with suppress(OSError):
         os.setresuid(UNPRIVILEGED_ID, UNPRIVILEGED_ID, UNPRIVILEGED_ID)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
@@ -476,6 +477,30 @@ async def test_the_process_that_parses_has_given_up_its_rights(
             assert state_of(parser, "Groups") == []
             # Its parent opens files, so it reads what only root may read.
             assert len(pids) == 2
+
+
+NO_GROUPS = """
+import ctypes, os, sys
+if len(sys.argv) == 1:
+    # PR_CAPBSET_DROP of CAP_SETGID, which takes effect with the next program.
+    ctypes.CDLL(None).prctl(24, 6, 0, 0, 0)
+    os.execv(sys.executable, [sys.executable, "-c", os.environ["PROGRAM"], "again"])
+from kasparro.sources.archives import sandbox
+sandbox.become_unprivileged()
+print(os.getuid(), *[line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root gives up rights")
+def test_who_may_not_change_groups_gives_up_the_rest_of_its_rights() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", NO_GROUPS],
+        env=os.environ | {"PROGRAM": NO_GROUPS},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert told.stdout.split() == [str(sandbox.UNPRIVILEGED_ID), "0000000000000000"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the two processes of root")
