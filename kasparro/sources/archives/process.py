@@ -200,7 +200,7 @@ class Worker:
 
     async def _next(self, name: str) -> Message:
         while True:
-            deadline = asyncio.get_running_loop().call_later(SILENCE_S, self._give_up)
+            self._deadline = asyncio.get_running_loop().call_later(SILENCE_S / 2, self._give_half_up)
             try:
                 size: int = HEAD.unpack(await self._stdout.readexactly(HEAD.size))[0]
                 if size > MESSAGE_LIMIT:
@@ -211,11 +211,15 @@ class Worker:
             except msgspec.DecodeError:
                 raise self._broken(name) from None
             finally:
-                deadline.cancel()
+                self._deadline.cancel()
             if isinstance(message, Finished):
                 self._spent = message.spent
             if not isinstance(message, Alive):
                 return message
+
+    def _give_half_up(self) -> None:
+        # In two halves: if it was this process that stood still, what came meanwhile is read in the second.
+        self._deadline = asyncio.get_running_loop().call_later(SILENCE_S / 2, self._give_up)
 
     def _give_up(self) -> None:
         # Whoever reads goes on at once, even where the kernel keeps the process.

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import aclosing
 from datetime import datetime
@@ -551,6 +552,18 @@ async def test_a_file_system_that_hangs_costs_a_file_and_then_the_source(
         good(tmp_path / f"held{number}.csv", 10 + number)
     with pytest.raises(SourceError, match="3 files did not answer"):
         await work(tmp_path)
+
+
+async def test_what_a_worker_said_while_the_service_stood_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SILENCE_S", 1.0)
+    path = good(tmp_path / "a.csv", 7)
+    async with asyncio.timeout(HANG_S), Worker() as reader:
+        asking = asyncio.create_task(reader.identify(Archive(path, path.name), None, NOW))
+        await asyncio.sleep(0.01)
+        time.sleep(2.5)  # noqa: ASYNC251 - it is what holds the event loop up
+        assert isinstance(await asking, str)
 
 
 async def test_a_worker_that_ends_during_check_costs_its_file_alone(
