@@ -39,6 +39,7 @@ class Archives:
         """The batches of all files that no earlier pass has loaded to their end, file after file."""
         # By the key of the content, until it is known that no other name of the same content settles it.
         refused: dict[str | None, list[Reject]] = {}
+        stalled = None
         async with AsyncExitStack() as stack:
 
             async def hire() -> Worker:
@@ -64,10 +65,6 @@ class Archives:
                     # Whatever ended the process that read this file, the others are read all the same.
                     problem = refusal(reading.name, str(error).removeprefix(f"{reading.name}: "))
                     silent += isinstance(error, WorkerSilent)
-                if silent == MOST_SILENT:
-                    raise SourceError(
-                        f"archives {self._where}: {silent} files did not answer; check their file system"
-                    )
                 if problem is not None:
                     refused.setdefault(reading.key, []).append(problem.reject)
                     waiting.refused(reading.key)
@@ -75,8 +72,15 @@ class Archives:
                     refused.pop(reading.key, None)
                 done += reading.size
                 passing.progress(done, total)
+                if silent == MOST_SILENT:
+                    stalled = (
+                        f"archives {self._where}: {silent} files did not answer; check their file system"
+                    )
+                    break
         for batch in _rejected([*chain.from_iterable(refused.values())]):
             yield batch
+        if stalled is not None:
+            raise SourceError(f"archives {self._where}: {stalled}")
 
     async def _begun(
         self, waiting: "_Waiting", passing: Pass, first: Worker, hire: Callable[[], Awaitable[Worker]]

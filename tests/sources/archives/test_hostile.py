@@ -550,8 +550,16 @@ async def test_a_file_system_that_hangs_costs_a_file_and_then_the_source(
 
     for number in range(4):
         good(tmp_path / f"held{number}.csv", 10 + number)
+    told: list[str | None] = []
+
+    async def work_through() -> None:
+        async for batch in Archives(str(tmp_path)).extract(Pass(clock=lambda: NOW)):
+            told.extend(reject.place for reject in batch.rejects if reject.of_file)
+
     with pytest.raises(SourceError, match="3 files did not answer"):
-        await work(tmp_path)
+        await work_through()
+    # They are named all the same.
+    assert len(told) == 3
 
 
 async def test_what_a_worker_said_while_the_service_stood_still_counts(
