@@ -177,6 +177,8 @@ def _api_keys(value: str) -> tuple[ApiKey, ...]:
                 "name:secret, …; a name of up to 40 letters, digits, dots, - and _, a secret of "
                 f"{API_KEY_LENGTH} or more printable ASCII characters without spaces and commas"
             )
+        if name == "admin":
+            raise _NotAllowed("any name but admin, which stands for KASPARRO_ADMIN_TOKEN")
         keys.append(ApiKey(name, Secret(secret)))
     if len({key.name for key in keys}) < len(keys) or len({key.secret for key in keys}) < len(keys):
         raise _NotAllowed("each name and each secret once")

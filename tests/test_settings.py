@@ -206,6 +206,7 @@ def test_api_keys_by_name() -> None:
         f"a:{LONG},a:{LONG}2",
         f"a:{LONG},b:{LONG}",
         f"a:{LONG[:15]}",
+        f"admin:{LONG}",
     ],
 )
 def test_a_wrong_api_key_is_never_shown(value: str) -> None:

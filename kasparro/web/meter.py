@@ -20,6 +20,8 @@ BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 TOLD_EVERY_S = 1.0
 # A worker that has told nothing for so long is gone; what it counted stays counted.
 GONE_S = 5.0
+# The file of the process that supervises the workers.
+SUPERVISOR = "supervisor"
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 
@@ -54,6 +56,8 @@ class Report(msgspec.Struct):
     counts: Counts
     gauges: dict[str, float] = {}
     problems: list[str] = []
+    merged: list[str] = []
+    """Files of processes that ended, whose counts are in these."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -128,13 +132,30 @@ def write(file: Path, report: Report) -> None:
     draft.replace(file)
 
 
+def counts_of(folder: Path, worker: str) -> tuple[Counts, list[Path]]:
+    """What a worker process that has ended counted, and the files that say so. Raises OSError."""
+    counts, files = Counts(), sorted(folder.glob(f"{worker}-*"))
+    for file in files:
+        if not file.suffix:
+            counts.add(_decode(file.read_bytes()).counts)
+    return counts, files
+
+
 def _others(folder: Path, worker: str) -> list[Report]:
-    found = []
-    for file in folder.iterdir():
+    found: dict[str, Report] = {}
+    # The supervisor's file last: what it has taken over from a file is in one of them, and counts once.
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == SUPERVISOR):
         if file.suffix or file.name.startswith(f"{worker}-"):
             continue
-        report = _decode(file.read_bytes())
-        if time.time() - file.stat().st_mtime > GONE_S:
+        try:
+            report = _decode(file.read_bytes())
+            age_s = time.time() - file.stat().st_mtime
+        except FileNotFoundError:
+            # The supervisor took it over just now.
+            continue
+        if age_s > GONE_S:
             report.gauges, report.problems = {}, []
-        found.append(report)
-    return found
+        for name in report.merged:
+            found.pop(name, None)
+        found[file.name] = report
+    return list(found.values())

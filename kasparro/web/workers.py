@@ -11,7 +11,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from kasparro.errors import KasparroError
 from kasparro.supervision import Supervisor
-from kasparro.web.meter import TOLD_EVERY_S, Counts, Report, write
+from kasparro.web.meter import SUPERVISOR, TOLD_EVERY_S, Counts, Report, counts_of, write
 
 log = structlog.get_logger()
 
@@ -38,8 +38,9 @@ class Workers(Multiprocess):
     ) -> None:
         super().__init__(config, [listener])
         self._supervisor = supervisor
-        self._file = folder / "supervisor"
-        self._exits: dict[str, int] = {}
+        self._folder = folder
+        # Of the workers that ended, and in which ways they did.
+        self._counts = Counts()
         self._misses: dict[Process, int] = {}
         self._due: dict[Process, float] = {}
         self._started: set[Process] = set()
@@ -83,7 +84,8 @@ class Workers(Multiprocess):
     def _bury(self, process: Process, how: str) -> None:
         process.kill()
         process.join()
-        self._exits[how] = self._exits.get(how, 0) + 1
+        self._counts.add(Counts(worker_exits={how: 1}))
+        self._take_over(str(process.pid))
         error = KasparroError(f"process {process.pid} ended: {how}")
         pause = self._supervisor.failed("worker", error, event="worker_died", pid=process.pid, exit=how)
         self._due[process] = time.monotonic() + pause
@@ -94,10 +96,21 @@ class Workers(Multiprocess):
         started.start()
         log.info("worker_started", pid=started.pid)
 
-    def _write(self) -> None:
-        report = Report("supervisor", Counts(worker_exits=self._exits), problems=self._supervisor.problems())
+    def _take_over(self, worker: str) -> None:
+        # Else every request for the figures would read a file of each worker that ever ended.
         try:
-            write(self._file, report)
+            counts, files = counts_of(self._folder, worker)
+            self._counts.add(counts)
+            self._write([file.name for file in files])
+            for file in files:
+                file.unlink()
+        except OSError as error:
+            log.warning("worker_figures_not_taken_over", worker=worker, reason=str(error))
+
+    def _write(self, merged: list[str] | None = None) -> None:
+        report = Report(SUPERVISOR, self._counts, problems=self._supervisor.problems(), merged=merged or [])
+        try:
+            write(self._folder / SUPERVISOR, report)
         except OSError as error:
             log.warning("worker_figures_not_written", reason=str(error))
 

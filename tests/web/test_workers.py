@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 
 from kasparro.settings import Settings
 from kasparro.supervision import Supervisor
+from kasparro.web.meter import Counts, Meter, Report, write
 from kasparro.web.server import _listening, configuration
 from kasparro.web.workers import Workers, WorkersFailed, exit_of
 from tests.test_cli import ended, listening, running
@@ -148,3 +150,24 @@ async def test_workers_that_cannot_start_end_the_command(database_url: str, tmp_
 
     assert code == 1
     assert err.splitlines()[-1].startswith("kasparro: none of the 2 worker processes could start (exit code ")
+
+
+async def test_counts_of_a_worker_that_ended_stay_and_its_file_goes(tmp_path: Path) -> None:
+    counts = Counts(requests={("/data", "GET", 200, "hit"): [0.5, 3.0]}, keys={"alice": 3})
+    write(tmp_path / "41-a", Report("41", counts))
+    write(tmp_path / "42-b", Report("42", counts))
+    workers = Workers(configuration("app", 1), socket.socket(), tmp_path, Supervisor())
+
+    workers._take_over("41")
+    reports = await meter(tmp_path).reports()
+
+    assert not (tmp_path / "41-a").exists()
+    assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
+    # As where a reader comes between the supervisor's two steps.
+    write(tmp_path / "41-a", Report("41", counts))
+    reports = await meter(tmp_path).reports()
+    assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
+
+
+def meter(folder: Path) -> Meter:
+    return Meter(dict, [], folder, Supervisor())
