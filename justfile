@@ -26,7 +26,7 @@ test *args: _develop
 
 # Hold the service against its description for ten minutes
 fuzz *args: _develop
-    KASPARRO_TEST_FUZZ=600 .venv/bin/pytest tests/web/test_described.py {{args}}
+    KASPARRO_TEST_FUZZ=600 .venv/bin/pytest tests/web/openapi/test_conformance.py {{args}}
 
 # Measure loading beside psql, and answering beside a bare app and the usual stack
 bench *args: _develop

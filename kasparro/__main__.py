@@ -1,6 +1,7 @@
 """The program: `kasparro`, and `python -m kasparro`."""
 
-from kasparro import cli, logs
+from kasparro import logs
+from kasparro.cli import commands
 from kasparro.settings import Settings
 
 
@@ -8,7 +9,7 @@ def run() -> None:
     """Run a command, with a log also for what happens before its settings are read."""
     logs.configure(Settings())
     logs.capture_crashes()
-    cli.main()
+    commands.main()
 
 
 if __name__ == "__main__":

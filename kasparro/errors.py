@@ -17,7 +17,7 @@ class DatabaseBusy(DatabaseUnavailable):
     """PostgreSQL is at work for others, and enough wait for it already; trying again soon may work."""
 
 
-class StatementTooLong(KasparroError):
+class StatementTimeout(KasparroError):
     """PostgreSQL ended a statement at its time limit; trying again would end the same way."""
 
 
@@ -29,7 +29,7 @@ class RunInProgress(KasparroError):
     """Another run is at work on this database; only one may be."""
 
 
-class RunLost(KasparroError):
+class LeaseLost(KasparroError):
     """This run is no longer the one that may write: another process marked it interrupted."""
 
 
@@ -37,7 +37,7 @@ class SourceError(KasparroError):
     """A source, one of its pages or one of its files could not be read; the text says why."""
 
 
-class NothingDue(KasparroError):
+class NothingToDo(KasparroError):
     """A source has nothing to do in this run; the text says why."""
 
 

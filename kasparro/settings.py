@@ -14,11 +14,11 @@ import msgspec
 import platformdirs
 
 from kasparro.errors import SettingsError
-from kasparro.payload import Retention
+from kasparro.model.payload import Retention
 
 SOURCES = ("coinpaprika", "coingecko", "csv")
 
-Plan = Literal["public", "demo", "pro"]
+CoinGeckoPlan = Literal["public", "demo", "pro"]
 
 COINPAPRIKA_URL = "https://api.coinpaprika.com/v1"
 COINPAPRIKA_PRO_URL = "https://api-pro.coinpaprika.com/v1"
@@ -313,7 +313,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None, Variable("KASPARRO_COINGECKO_KEY", "its API key", "none", _secret, secret=True)
     ] = None
     coingecko_plan: Annotated[
-        Plan,
+        CoinGeckoPlan,
         Variable(
             "KASPARRO_COINGECKO_PLAN",
             "public, demo or pro",
@@ -345,19 +345,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _integer(1, 1_000_000_000),
         ),
     ] = None
-    raw_age: Annotated[
+    payload_retention: Annotated[
         timedelta,
         Variable(
-            "KASPARRO_RAW_AGE",
+            "KASPARRO_PAYLOAD_RETENTION",
             "how long raw payloads and rejects are kept: 12h, 7d",
             "7d",
             _age,
         ),
     ] = Retention().age
-    raw_size: Annotated[
+    payload_max_size: Annotated[
         int,
         Variable(
-            "KASPARRO_RAW_SIZE",
+            "KASPARRO_PAYLOAD_MAX_SIZE",
             "how many bytes of raw payloads, compressed: 512MB, 2GB; off keeps none",
             "512MB",
             _size,
@@ -452,7 +452,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def retention(self) -> Retention:
         """What is kept of raw payloads and rejects."""
-        return Retention(self.raw_age, self.raw_size)
+        return Retention(self.payload_retention, self.payload_max_size)
 
     def monthly_calls(self, source: str) -> int | None:
         """The call budget a month of one API source; None where nothing limits it."""

@@ -16,9 +16,9 @@ import pytest
 import structlog
 
 from kasparro import settings
-from kasparro.store.database import Database
-from kasparro.store.embedded import EmbeddedPostgres
+from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.store.migrations import migrate
+from kasparro.store.pool import Database
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from kasparro.errors import SettingsError
-from kasparro.payload import Retention
+from kasparro.model.payload import Retention
 from kasparro.settings import ApiKey, Rate, Secret, Settings, load, unknown, variables
 
 
@@ -51,12 +51,12 @@ def test_intervals(told: str, seconds: int) -> None:
     ("told", "size"), [("1MB", 10**6), ("512mb", 512_000_000), ("2GB", 2 * 10**9), ("off", 0)]
 )
 def test_sizes(told: str, size: int) -> None:
-    assert load({"KASPARRO_RAW_SIZE": told}).retention == Retention(timedelta(days=7), size)
+    assert load({"KASPARRO_PAYLOAD_MAX_SIZE": told}).retention == Retention(timedelta(days=7), size)
 
 
 def test_raw_text_is_kept_for_a_week_or_as_told() -> None:
     assert load({}).retention == Retention(timedelta(days=7), 512_000_000)
-    assert load({"KASPARRO_RAW_AGE": "12h"}).retention.age == timedelta(hours=12)
+    assert load({"KASPARRO_PAYLOAD_RETENTION": "12h"}).retention.age == timedelta(hours=12)
 
 
 @pytest.mark.parametrize(("told", "top"), [("1", 1), ("1000", 1_000), ("all", None), ("ALL", None)])
@@ -77,11 +77,11 @@ def test_the_interval_can_be_off() -> None:
         ("KASPARRO_INTERVAL", "1w"),
         ("KASPARRO_INTERVAL", "0s"),
         ("KASPARRO_INTERVAL", "900"),
-        ("KASPARRO_RAW_AGE", "off"),
-        ("KASPARRO_RAW_AGE", "0d"),
-        ("KASPARRO_RAW_SIZE", "0MB"),
-        ("KASPARRO_RAW_SIZE", "512"),
-        ("KASPARRO_RAW_SIZE", "512KB"),
+        ("KASPARRO_PAYLOAD_RETENTION", "off"),
+        ("KASPARRO_PAYLOAD_RETENTION", "0d"),
+        ("KASPARRO_PAYLOAD_MAX_SIZE", "0MB"),
+        ("KASPARRO_PAYLOAD_MAX_SIZE", "512"),
+        ("KASPARRO_PAYLOAD_MAX_SIZE", "512KB"),
         ("KASPARRO_COINGECKO_TOP", "0"),
         ("KASPARRO_COINGECKO_TOP", "-5"),
         ("KASPARRO_COINGECKO_TOP", "1.5"),

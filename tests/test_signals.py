@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.test_cli import listening, running
+from tests.cli.test_commands import listening, running
 
 ENVIRONMENT = {"KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json", "PORT": "0"}
 

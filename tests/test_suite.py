@@ -94,7 +94,7 @@ def test_the_readme_names_the_open_files_that_are_needed() -> None:
 
 
 def test_too_low_a_hard_limit_of_open_files_is_one_line() -> None:
-    result = run_pytest("--collect-only", "tests/test_proxy.py", limits="ulimit -n 256")
+    result = run_pytest("--collect-only", "tests/support/test_proxy.py", limits="ulimit -n 256")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     (line,) = filter(None, result.stdout.splitlines())
     assert "the tests need 1024 open files, but the hard limit is 256" in line

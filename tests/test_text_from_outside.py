@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tests.test_cli import ended, running
+from tests.cli.test_commands import ended, running
 from tests.test_printable import UNSAFE
 
 # Without a space: structlog quotes values that have one, and escapes some of this by the way.

@@ -8,10 +8,10 @@ import msgspec
 from kasparro.errors import KasparroError
 from kasparro.sources.base import Source
 from kasparro.sources.registry import READERS
-from kasparro.sources.replay import Passed, Replay
+from kasparro.sources.replay import Replay, SkippedSource
 from kasparro.store import payloads
-from kasparro.store.database import Database
 from kasparro.store.payloads import Kept
+from kasparro.store.pool import Database
 
 
 class NothingToReplay(KasparroError):
@@ -33,16 +33,16 @@ async def replayable(database: Database, run_id: int) -> Replayable:
     if not any(one.good for one in found):
         raise NothingToReplay(
             f"run {run_id} has no payload that could be read again: only lists that the APIs answered are, "
-            "as long as KASPARRO_RAW_AGE and KASPARRO_RAW_SIZE keep them"
+            "as long as KASPARRO_PAYLOAD_RETENTION and KASPARRO_PAYLOAD_MAX_SIZE keep them"
         )
     return Replayable([_source(database, one) for one in found], max(one.ended_at for one in found))
 
 
 def _source(database: Database, kept: Kept) -> Source:
     if kept.source not in READERS:
-        return Passed(kept.source, "archives are read again from their files")
+        return SkippedSource(kept.source, "archives are read again from their files")
     if not kept.good:
-        return Passed(kept.source, "no good answer of this run is kept")
+        return SkippedSource(kept.source, "no good answer of this run is kept")
     fetch = partial(payloads.read, database)
     unkept = max(kept.calls - kept.kept, 0)
     return Replay(

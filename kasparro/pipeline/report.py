@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal
 import asyncpg
 import msgspec
 
-from kasparro.pipeline import freshness
-from kasparro.pipeline.anomalies import Anomaly, Figures
-from kasparro.pipeline.budget import Budget, budget
-from kasparro.pipeline.drift import Drift
+from kasparro.pipeline.call_budget import Budget, budget
+from kasparro.pipeline.quality import freshness
+from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics
+from kasparro.pipeline.quality.drift import Drift
 from kasparro.settings import SOURCES, Settings
 from kasparro.sources.base import utc_now
 from kasparro.sources.coingecko import page_limit
-from kasparro.store.database import Connection
 from kasparro.store.loader import known_pages
-from kasparro.store.statements import compose, statements
+from kasparro.store.pool import Connection
+from kasparro.store.sql import compose, statements
 
 _SQL = statements("read/runs.sql")
 
@@ -410,7 +410,7 @@ _REJECTS = msgspec.json.Decoder(list[RejectCount])
 _REFUSED_FILES = msgspec.json.Decoder(list[RefusedFile])
 _DRIFT = msgspec.json.Decoder(list[Drift])
 _ANOMALIES = msgspec.json.Decoder(list[Anomaly])
-_FIGURES = msgspec.json.Decoder(Figures)
+_FIGURES = msgspec.json.Decoder(RunMetrics)
 
 
 def _source(row: asyncpg.Record) -> SourceReport:

@@ -11,23 +11,16 @@ from typing import Self
 import structlog
 
 from kasparro.concurrency import run_together, timeout
-from kasparro.errors import DatabaseUnavailable, KasparroError, RunInProgress, RunLost, one_line
-from kasparro.payload import Retention
-from kasparro.pipeline.keeping import Keeping
-from kasparro.pipeline.persistence import Persistence
-from kasparro.pipeline.source_pass import (
-    Outcome,
-    SourcePass,
-    Status,
-    Terms,
-    TransientFailure,
-    Trigger,
-)
+from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
+from kasparro.model.payload import Retention
+from kasparro.pipeline.payloads import PayloadRecorder
+from kasparro.pipeline.retry import DatabaseRetry
+from kasparro.pipeline.source_run import Outcome, RunOptions, SourceRun, Status, TransientFailure, Trigger
 from kasparro.sources.base import Source, utc_now
-from kasparro.store import past
-from kasparro.store.database import Database
+from kasparro.store import row_versions
 from kasparro.store.loader import Loader
-from kasparro.store.runs import RunRecord, SessionLock
+from kasparro.store.pool import Database
+from kasparro.store.runs import AdvisoryLease, RunRecord
 
 log = structlog.get_logger()
 
@@ -73,18 +66,20 @@ class Run:
     ) -> None:
         self._database = database
         self._sources = sources
-        self._terms = Terms(trigger=trigger, interval=interval, budget=budget, watch=watch, clock=clock)
+        self._options = RunOptions(
+            trigger=trigger, interval=interval, budget=budget, watch=watch, clock=clock
+        )
         self._clock = clock
         self._retention = retention
         self._told_at = told_at
-        self._lock = SessionLock(database, "run")
+        self._lock = AdvisoryLease(database, "run")
         self.transient_failures: dict[str, TransientFailure | None] = {}
         """Of each source that has ended: why trying again soon may work; None where it would not help."""
 
     async def __aenter__(self) -> Self:
         if not await self._lock.acquire():
             raise RunInProgress("another run is at work on this database")
-        trigger, names = self._terms.trigger, tuple(source.name for source in self._sources)
+        trigger, names = self._options.trigger, tuple(source.name for source in self._sources)
         try:
             self._record = await RunRecord.start(
                 self._database, trigger, names, self._clock(), lock=self._lock
@@ -100,7 +95,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and not isinstance(error, RunLost):
+            if error is not None and not isinstance(error, LeaseLost):
                 # Best effort: where even this fails, the next run finds this one and marks it.
                 with suppress(KasparroError, TimeoutError):
                     async with timeout(ABANDON_S):
@@ -116,51 +111,51 @@ class Run:
     async def work(self, stop: asyncio.Event) -> Status:
         """Work through the sources, which fail apart; `stop` ends each at its next batch border.
 
-        Raises RunLost where another process has ended this run, and DatabaseUnavailable where its outcome
+        Raises LeaseLost where another process has ended this run, and DatabaseUnavailable where its outcome
         could not be written: the next run then marks it interrupted.
         """
-        persistently = Persistence(self.id, self._lock, stop)
-        keeping = Keeping(self._database, self.id, self._retention, persistently)
+        retry = DatabaseRetry(self.id, self._lock, stop)
+        keeping = PayloadRecorder(self._database, self.id, self._retention, retry)
         # Before as well as after, so that runs that die one after the other do not fill the disk.
         await self._trim(keeping)
         passes = [
-            SourcePass(
+            SourceRun(
                 source,
-                self._terms,
+                self._options,
                 record=self._record,
                 loader=Loader(self._database, self.id, source.name, self._told_at),
                 keeping=keeping,
-                persistently=persistently,
+                retry=retry,
             )
             for source in self._sources
         ]
         try:
             outcomes = set(await run_together(*(each.work(stop) for each in passes)))
         except BaseExceptionGroup as errors:
-            raise _most_telling(errors) from errors
+            raise _root_cause(errors) from errors
         self.transient_failures = {each.name: each.transient_failure for each in passes}
-        if self._terms.trigger == "replay":
+        if self._options.trigger == "replay":
             # What has nothing to be read again is no shortcoming of it.
             outcomes.discard("skipped")
-        status = together(outcomes)
+        status = combined_status(outcomes)
         error = "stopped before its end" if status == "interrupted" else None
-        await persistently(lambda: self._record.finish(status, error, self._clock()))
+        await retry(lambda: self._record.finish(status, error, self._clock()))
         self._log.info("run finished", status=status)
         if not stop.is_set():
             await self._trim(keeping)
         return status
 
-    async def _trim(self, keeping: Keeping) -> None:
+    async def _trim(self, keeping: PayloadRecorder) -> None:
         """Delete what nobody needs any more; where that cannot be, the next run tries again."""
         now = self._clock()
-        for trim in (partial(keeping.trim, now), partial(past.forget, self._database, now)):
+        for trim in (partial(keeping.trim, now), partial(row_versions.forget, self._database, now)):
             try:
                 await trim()
             except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
                 self._log.warning("not trimmed", reason=one_line(error))
 
 
-def together(outcomes: Set[Outcome]) -> Status:
+def combined_status(outcomes: Set[Outcome]) -> Status:
     """A run's status, from what its sources came to; one that was skipped did not succeed."""
     if "interrupted" in outcomes:
         return "interrupted"
@@ -178,14 +173,14 @@ def _ended_by(error: BaseException) -> tuple[Status, str]:
     return "failed", f"internal error ({type(error).__name__})"
 
 
-def _most_telling(errors: BaseExceptionGroup) -> BaseException:
+def _root_cause(errors: BaseExceptionGroup) -> BaseException:
     """Of the errors that ended a run together, the one that says most of what to do about it."""
-    for kind in (RunLost, DatabaseUnavailable):
+    for kind in (LeaseLost, DatabaseUnavailable):
         if found := errors.subgroup(kind):
             return (
-                _most_telling(found)
+                _root_cause(found)
                 if isinstance(found.exceptions[0], BaseExceptionGroup)
                 else found.exceptions[0]
             )
     first = errors.exceptions[0]
-    return _most_telling(first) if isinstance(first, BaseExceptionGroup) else first
+    return _root_cause(first) if isinstance(first, BaseExceptionGroup) else first

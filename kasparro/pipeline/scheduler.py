@@ -11,15 +11,15 @@ from typing import Self
 import structlog
 
 from kasparro.concurrency import failure, timeout
-from kasparro.errors import DatabaseUnavailable, RunInProgress, RunLost
+from kasparro.errors import DatabaseUnavailable, LeaseLost, RunInProgress
 from kasparro.pipeline.retries import Retries
 from kasparro.pipeline.run import STOP_GRACE_S, Run
-from kasparro.pipeline.source_pass import Trigger
+from kasparro.pipeline.source_run import Trigger
 from kasparro.settings import Settings
 from kasparro.sources.base import utc_now
 from kasparro.sources.registry import build
-from kasparro.store.database import Database
-from kasparro.store.runs import SessionLock, bury_dead, dead_sources, last_start
+from kasparro.store.pool import Database
+from kasparro.store.runs import AdvisoryLease, dead_sources, last_start, mark_abandoned_runs
 from kasparro.supervision import Supervisor
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ class Scheduler:
         self._retries = Retries(settings.interval) if settings.interval else None
         self._supervisor = supervisor or Supervisor()
         self._stop = asyncio.Event()
-        self._lock = SessionLock(database, "lead")
+        self._lock = AdvisoryLease(database, "lead")
         self._led = False
         self._runs: set[asyncio.Task[None]] = set()
         self.next_run_at: datetime | None = None
@@ -111,7 +111,7 @@ class Scheduler:
         interval, retries = self._settings.interval, self._retries
         if interval is None or retries is None:
             while not self._stop.is_set():
-                await bury_dead(self._database, self._clock())
+                await mark_abandoned_runs(self._database, self._clock())
                 await self._pause(CHECK_S)
             return
         first = True
@@ -124,7 +124,7 @@ class Scheduler:
                 await self._pause(CHECK_S)
                 if self._stop.is_set():
                     return
-            await bury_dead(self._database, self._clock())
+            await mark_abandoned_runs(self._database, self._clock())
             trigger: Trigger = "startup" if first and not self._led else "schedule"
             due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
             if trigger != "startup":
@@ -137,7 +137,7 @@ class Scheduler:
                 if wait > 0:
                     # In short steps, to notice soon that the lead is lost, or that a run elsewhere has died.
                     await self._pause(min(wait, CHECK_S))
-                    if await bury_dead(self._database, self._clock()):
+                    if await mark_abandoned_runs(self._database, self._clock()):
                         due = min(due, time.monotonic() + await self._left(interval))
                     continue
                 try:
@@ -181,7 +181,7 @@ class Scheduler:
                 started.set_result(run.id)
             try:
                 await run.work(self._stop)
-            except RunLost as lost:
+            except LeaseLost as lost:
                 log.warning("run lost", run=run.id, reason=str(lost))
                 return
         if self._retries is not None and not self._stop.is_set():

@@ -3,8 +3,8 @@
 import msgspec
 
 from kasparro.pipeline.report import FIGURES, Records
-from kasparro.store.database import Connection
-from kasparro.store.statements import statements
+from kasparro.store.pool import Connection
+from kasparro.store.sql import statements
 
 _SQL = statements("read/runs.sql")
 

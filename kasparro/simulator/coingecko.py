@@ -8,7 +8,7 @@ from hashlib import md5
 import msgspec
 
 from kasparro.simulator.market import DAY_MS, Decimal, Quote, percent
-from kasparro.simulator.numerals import RUBY, numeral, shortened
+from kasparro.simulator.number_format import RUBY, numeral, shortened
 from kasparro.simulator.upstream import JSON, Answer, Selection, Upstream, null_or, text
 
 _MOST_PER_PAGE = 250

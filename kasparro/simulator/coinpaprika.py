@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from kasparro.simulator.market import DAY_MS, HOUR_MS, MINUTE_MS, Quote, percent
-from kasparro.simulator.numerals import GO, numeral
+from kasparro.simulator.number_format import GO, numeral
 from kasparro.simulator.upstream import Answer, Selection, Upstream, null_or, text
 
 FREE_PLAN_ASSETS = 2_000

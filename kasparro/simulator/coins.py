@@ -6,7 +6,7 @@ from random import Random
 
 import msgspec
 
-from kasparro.simulator.dice import dice
+from kasparro.simulator.seeded_random import seeded_random
 
 SUPPLY_SCALE = 4
 """Supplies are whole numbers of 10**-SUPPLY_SCALE coins."""
@@ -15,7 +15,7 @@ MOST_COINS = 20_000
 _SUPPLY_UNIT: int = 10**SUPPLY_SCALE
 
 
-class Past(msgspec.Struct, frozen=True, kw_only=True):
+class CoinHistory(msgspec.Struct, frozen=True, kw_only=True):
     """What the APIs tell of a coin besides its market, drawn alike for every coin."""
 
     image: int
@@ -62,7 +62,7 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True):
     """Return on investment in hundredths, and its currency."""
     gaps: bool = False
     """CoinPaprika has nothing for its optional values: empty strings and nulls stand there."""
-    past: Past
+    past: CoinHistory
 
 
 # name, symbol, CoinGecko id, price, circulating, total, maximum (millions of coins), day's volume (millions)
@@ -150,7 +150,7 @@ class _Foundry:
         self._coingecko_ids: set[str] = set()
 
     def coin(self, index: int) -> Coin:
-        rng = dice(self._seed, "coin", index)
+        rng = seeded_random(self._seed, "coin", index)
         if index < len(_WELL_KNOWN):
             return self._well_known(index, rng)
         odd = index - len(_WELL_KNOWN)
@@ -258,9 +258,9 @@ def _lag_ms(odd: int, rng: Random) -> int:
     return rng.randrange(240_000)
 
 
-def _past(index: int, rng: Random, *, calm: bool = False, known: bool = False) -> Past:
+def _past(index: int, rng: Random, *, calm: bool = False, known: bool = False) -> CoinHistory:
     born = rng.randrange(2012, 2025)
-    return Past(
+    return CoinHistory(
         image=index + 1,
         skew=rng.choice((-1, 1)) * rng.randrange(20, 300 if calm else 3000),
         ath_percent=105 if calm else rng.randrange(120, 260) if known else int(150 * 10 ** rng.uniform(0, 2)),

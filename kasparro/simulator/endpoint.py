@@ -10,8 +10,8 @@ from kasparro.simulator.clock import Clock
 from kasparro.simulator.damage import damaged
 from kasparro.simulator.delivery import Line, deliver
 from kasparro.simulator.faults import Faults, Strike
-from kasparro.simulator.meter import Excess, Meter
 from kasparro.simulator.payloads import Payloads
+from kasparro.simulator.quota import Excess, Quota
 from kasparro.simulator.upstream import JSON, Answer, Selection, Upstream, array_of
 
 
@@ -23,7 +23,7 @@ class Endpoint:
         upstream: Upstream,
         *,
         clock: Clock,
-        meter: Meter,
+        meter: Quota,
         faults: Faults,
         payloads: Payloads,
         calls: Calls,

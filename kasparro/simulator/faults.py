@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from kasparro.simulator.dice import dice
 from kasparro.simulator.market import Api
+from kasparro.simulator.seeded_random import seeded_random
 
 if TYPE_CHECKING:
     from random import Random
@@ -202,7 +202,7 @@ class Faults:
     def add(self, fault: AnyFault) -> Armed:
         self._last_id += 1
         armed = self._armed[self._last_id] = Armed(id=self._last_id, fault=fault)
-        self._chances[armed.id] = dice(self._seed, "fault", armed.id)
+        self._chances[armed.id] = seeded_random(self._seed, "fault", armed.id)
         return armed
 
     def remove(self, fault_id: int) -> bool:

@@ -9,9 +9,9 @@ import msgspec
 
 from kasparro.simulator.clock import Clock
 from kasparro.simulator.coins import SUPPLY_SCALE, Coin, make_coins
-from kasparro.simulator.dice import dice
-from kasparro.simulator.numerals import GO, RUBY, Notation, numeral, shortened
-from kasparro.simulator.tides import MILLION, Tide, Tides
+from kasparro.simulator.number_format import GO, RUBY, Notation, numeral, shortened
+from kasparro.simulator.price_model import MILLION, PriceModel, PricePath
+from kasparro.simulator.seeded_random import seeded_random
 
 Api: TypeAlias = Literal["coinpaprika", "coingecko"]
 Decimal: TypeAlias = tuple[int, int]
@@ -60,7 +60,7 @@ class Market:
         self.clock = clock
         self.seed = seed
         self.coins = make_coins(seed, coins)
-        self._tides = Tides(seed, coins)
+        self._tides = PriceModel(seed, coins)
         self._tick: int | None = None
         self._moved = array("q", [0]) * coins  # the tick of each coin's last move
         self._prices: list[int] = [0] * coins
@@ -126,7 +126,7 @@ class Market:
         self._tick = tick
 
     def _draws(self, tick: int) -> list[float]:
-        rng = dice(self.seed, "tick", tick)
+        rng = seeded_random(self.seed, "tick", tick)
         return [rng.random() for _ in self.coins]
 
     def _move(self, index: int, tick: int) -> None:
@@ -246,5 +246,5 @@ def _ruby_supply(units: int) -> str:
     return written if "." in written or "e" in written else f"{written}.0"
 
 
-def _volume(coin: Coin, tide: Tide) -> int:
+def _volume(coin: Coin, tide: PricePath) -> int:
     return coin.volume * (MILLION + 6 * tide.level(coin.index, 100)) // MILLION

@@ -22,8 +22,8 @@ from kasparro.simulator.control import routes
 from kasparro.simulator.endpoint import Endpoint
 from kasparro.simulator.faults import AnyFault, Armed, Faults
 from kasparro.simulator.market import Api, Market
-from kasparro.simulator.meter import Meter
 from kasparro.simulator.payloads import Payloads
+from kasparro.simulator.quota import Quota
 from kasparro.simulator.upstream import Account
 
 
@@ -60,7 +60,7 @@ class Simulator:
             CoinPaprika(self.market, coinpaprika or Account()),
             CoinGecko(self.market, coingecko or Account()),
         )
-        self._meters = [Meter(upstream.account, self.clock) for upstream in upstreams]
+        self._meters = [Quota(upstream.account, self.clock) for upstream in upstreams]
         mounts = [
             Mount(
                 upstream.base,

@@ -6,9 +6,9 @@ from typing import Protocol
 
 import msgspec
 
-from kasparro.batch import Batch, Checkpoint, Page
-from kasparro.payload import Payload
-from kasparro.sources.rotation import Month
+from kasparro.model.batch import Batch, Checkpoint, CrawledPage
+from kasparro.model.payload import Payload
+from kasparro.sources.page_schedule import Month
 
 
 def utc_now() -> datetime:
@@ -21,7 +21,7 @@ async def _no_checkpoint(key: str) -> Checkpoint | None:
     return None
 
 
-async def _no_pages() -> list[Page]:
+async def _no_pages() -> list[CrawledPage]:
     return []
 
 
@@ -37,11 +37,11 @@ async def _unkept(payload: Payload) -> None:
     del payload
 
 
-class Pass(msgspec.Struct, kw_only=True):
+class SourceContext(msgspec.Struct, kw_only=True):
     """One pass over one source: what it may ask while it works, and what it has to tell.
 
-    `checkpoint(key)` gives what an earlier pass committed, `known_as(name)` the newest of that name, and
-    `pages()` each page of the source's list. `month()` gives the month's calls, None where nothing limits
+    `checkpoint(key)` gives what an earlier pass committed, `checkpoint_named(name)` the newest of that name,
+    and `pages()` each page of the source's list. `month()` gives the month's calls, None where nothing limits
     them, `interval` is the time between runs, None where nobody knows it, and `probing` says that the
     source has failed again and again: its first call is not repeated. `note` is what a person should know
     of the pass that is no error. `count_call()` books a call upstream before it is made and, as `month()`,
@@ -57,8 +57,8 @@ class Pass(msgspec.Struct, kw_only=True):
 
     clock: Callable[[], datetime] = utc_now
     checkpoint: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
-    known_as: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
-    pages: Callable[[], Awaitable[list[Page]]] = _no_pages
+    checkpoint_named: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
+    pages: Callable[[], Awaitable[list[CrawledPage]]] = _no_pages
     month: Callable[[], Awaitable[Month | None]] = _unlimited
     interval: timedelta | None = None
     probing: bool = False
@@ -80,7 +80,7 @@ class Pass(msgspec.Struct, kw_only=True):
 class Source(Protocol):
     """A source: its name, and a pass over all that it has now, batch by batch.
 
-    `extract` raises SourceError where it cannot go on, and NothingDue where it has nothing to do now; the
+    `extract` raises SourceError where it cannot go on, and NothingToDo where it has nothing to do now; the
     batches before that stand. It may be closed at any batch. A record that is not fit becomes a Reject in a
     batch, never an exception.
     """
@@ -88,4 +88,4 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
-    def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]: ...
+    def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]: ...

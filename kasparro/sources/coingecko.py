@@ -9,23 +9,23 @@ import msgspec
 from aiolimiter import AsyncLimiter
 from msgspec import Raw
 
-from kasparro.batch import Batch, BatchBuilder
-from kasparro.errors import NothingDue, SourceError
-from kasparro.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
-from kasparro.settings import Plan, Secret
-from kasparro.sources import page, rotation
-from kasparro.sources.base import Pass
-from kasparro.sources.http import Client, Patience, UpstreamError
-from kasparro.sources.wire import NULL, Walk, amount, number, rank, when, zero_is_unknown
+from kasparro.errors import NothingToDo, SourceError
+from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
+from kasparro.settings import CoinGeckoPlan, Secret
+from kasparro.sources import conditional_requests, page_schedule
+from kasparro.sources.base import SourceContext
+from kasparro.sources.http import RetryLimits, UpstreamClient, UpstreamError
+from kasparro.sources.json_values import NULL, Crawl, amount, number, rank, when, zero_is_unknown
 
 PATH = "/coins/markets"
 PAGE_SIZE = 250
 # Three times the list of 2026: a walk that goes on beyond is an upstream that never sends a short page.
 PAGES_LIMIT = 220
-KEY_HEADERS: dict[Plan, str] = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
-CALLS_A_MINUTE: dict[Plan, int] = {"public": 5, "demo": 30, "pro": 250}
+KEY_HEADERS: dict[CoinGeckoPlan, str] = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
+CALLS_A_MINUTE: dict[CoinGeckoPlan, int] = {"public": 5, "demo": 30, "pro": 250}
 # An upstream that has answered in this walk is worth waiting for: its 429s ask for up to two minutes.
-ON_THE_WAY = Patience(attempts=6, total_s=180, longest_s=30)
+ON_THE_WAY = RetryLimits(attempts=6, total_s=180, longest_s=30)
 
 
 class Market(msgspec.Struct, frozen=True):
@@ -53,7 +53,7 @@ _DECODE = msgspec.json.Decoder(Market).decode
 
 
 def to_record(item: Raw, now: datetime) -> Record:
-    """One market in the unified schema. Raises Refused, msgspec.DecodeError or ValueError.
+    """One market in the unified schema. Raises RejectedValue, msgspec.DecodeError or ValueError.
 
     A cap of 0 beside a null rank means unknown.
     """
@@ -99,16 +99,16 @@ class CoinGecko:
     def __init__(
         self,
         base_url: str,
-        plan: Plan,
+        plan: CoinGeckoPlan,
         key: Secret | None,
-        patience: Patience | None = None,
+        patience: RetryLimits | None = None,
         *,
         top: int | None = None,
     ) -> None:
         self._base_url = base_url
         self._top = top
         self._headers = {KEY_HEADERS[plan]: key.reveal()} if key and plan in KEY_HEADERS else {}
-        self._first = patience or Patience()
+        self._first = patience or RetryLimits()
         self._later = patience or ON_THE_WAY
         # The vendor's limit holds for the vendor's hosts only.
         host = urlsplit(base_url).hostname or ""
@@ -116,36 +116,42 @@ class CoinGecko:
         spaced = AsyncLimiter(1, 60 / CALLS_A_MINUTE[plan])
         self._limiter = spaced if host.endswith("coingecko.com") else None
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         """The pages that are due, a batch a page: where nothing limits the calls, all to the end of the list
         or the bound.
 
         A page that is lost costs that page; the first, or two in a row, end the walk. Raises SourceError,
-        and NothingDue where the month's calls leave none for this pass.
+        and NothingToDo where the month's calls leave none for this pass.
         """
         began, month = passing.clock(), await passing.month()
         most = page_limit(self._top)
-        known = {page.number: page for page in rotation.bounded(await passing.pages(), most)}
-        plan = rotation.plan([*known.values()], began, month, passing.interval, most=most)
+        known = {page.number: page for page in page_schedule.bounded(await passing.pages(), most)}
+        plan = page_schedule.plan([*known.values()], began, month, passing.interval, most=most)
         if month is not None and not plan.pages:
-            raise NothingDue(
+            raise NothingToDo(
                 f"of the {month.limit:,} calls of {began:%B %Y} {month.remaining:,} are left, spread over "
                 f"the rest of it; the next is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
             )
-        walk, builder, course = Walk(), BatchBuilder(), rotation.Course(plan, known.values())
+        walk, builder, course = Crawl(), BatchBuilder(), page_schedule.PageQueue(plan, known.values())
         passing.planned, passing.bound = course.planned, self._top
         patience = msgspec.structs.replace(self._first, attempts=1) if passing.probing else self._first
-        async with Client("CoinGecko", self._base_url, self._headers, passing, self._limiter) as client:
+        async with UpstreamClient(
+            "CoinGecko", self._base_url, self._headers, passing, self._limiter
+        ) as client:
             while (number := course.next()) is not None:
                 earlier, now, parameters = known.get(number), passing.clock(), _parameters(number)
                 limit = self._items_limit(number)
                 # Part of a page is another answer to remember than all of it.
-                told = page.reading(
+                told = conditional_requests.reading(
                     self._base_url, PATH, parameters | ({"items": str(limit)} if limit is not None else {})
                 )
                 try:
                     answer = await client.get(
-                        PATH, parameters, patience, page.validators(earlier, told, now), items_limit=limit
+                        PATH,
+                        parameters,
+                        patience,
+                        conditional_requests.validators(earlier, told, now),
+                        items_limit=limit,
                     )
                 except UpstreamError as error:
                     if not course.fetched or course.lost_last or not error.passing:
@@ -154,7 +160,7 @@ class CoinGecko:
                     course.lose(number)
                     continue
                 patience = self._later
-                records = page.records(answer, earlier)
+                records = conditional_requests.records(answer, earlier)
                 if number == 1 and not records:
                     raise SourceError("page 1: CoinGecko answered an empty list")
                 last = records < (PAGE_SIZE if limit is None else limit)
@@ -166,7 +172,7 @@ class CoinGecko:
                 passing.note = course.note() + self._bound_note()
                 passing.progress(len(course.fetched), course.total)
                 yield builder.take(
-                    page=page.settled(
+                    page=conditional_requests.settled(
                         answer,
                         earlier,
                         number=number,

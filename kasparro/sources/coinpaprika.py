@@ -9,14 +9,14 @@ import msgspec
 from aiolimiter import AsyncLimiter
 from msgspec import Raw
 
-from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder
 from kasparro.errors import SourceError
-from kasparro.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
+from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder
+from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
 from kasparro.settings import Secret
-from kasparro.sources import page
-from kasparro.sources.base import Pass
-from kasparro.sources.http import Client, Patience
-from kasparro.sources.wire import NULL, Walk, amount, number, rank, when, zero_is_unknown
+from kasparro.sources import conditional_requests
+from kasparro.sources.base import SourceContext
+from kasparro.sources.http import RetryLimits, UpstreamClient
+from kasparro.sources.json_values import NULL, Crawl, amount, number, rank, when, zero_is_unknown
 
 PATH = "/tickers"
 PARAMETERS = {"quotes": "USD"}
@@ -59,7 +59,7 @@ _DECODE = msgspec.json.Decoder(Ticker).decode
 
 
 def to_record(item: Raw, now: datetime) -> Record:
-    """One ticker in the unified schema. Raises Refused, msgspec.DecodeError or ValueError.
+    """One ticker in the unified schema. Raises RejectedValue, msgspec.DecodeError or ValueError.
 
     A cap, circulating or maximum supply of 0 means unknown here; a price of 0 is a price.
     """
@@ -90,26 +90,30 @@ class CoinPaprika:
 
     name = "coinpaprika"
 
-    def __init__(self, base_url: str, key: Secret | None, patience: Patience | None = None) -> None:
+    def __init__(self, base_url: str, key: Secret | None, patience: RetryLimits | None = None) -> None:
         self._base_url = base_url
         self._headers = {"Authorization": key.reveal()} if key else {}
-        self._patience = patience or Patience()
+        self._patience = patience or RetryLimits()
         # The vendor's limit holds for the vendor's hosts only.
         host = urlsplit(base_url).hostname or ""
         self._limiter = AsyncLimiter(CALLS_A_SECOND, 1) if host.endswith("coinpaprika.com") else None
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         """One call, cut into batches. Raises SourceError."""
         known = {page.number: page for page in await passing.pages()}
         earlier, now = known.get(1), passing.clock()
-        told = page.reading(self._base_url, PATH, PARAMETERS)
+        told = conditional_requests.reading(self._base_url, PATH, PARAMETERS)
         patience = msgspec.structs.replace(self._patience, attempts=1) if passing.probing else self._patience
-        async with Client("CoinPaprika", self._base_url, self._headers, passing, self._limiter) as client:
-            answer = await client.get(PATH, PARAMETERS, patience, page.validators(earlier, told, now))
-        walk, builder = Walk(), BatchBuilder()
+        async with UpstreamClient(
+            "CoinPaprika", self._base_url, self._headers, passing, self._limiter
+        ) as client:
+            answer = await client.get(
+                PATH, PARAMETERS, patience, conditional_requests.validators(earlier, told, now)
+            )
+        walk, builder = Crawl(), BatchBuilder()
         items = answer.items or []
         if answer.items is None:
-            builder.repeat(page.records(answer, earlier))
+            builder.repeat(conditional_requests.records(answer, earlier))
         elif not items:
             raise SourceError("CoinPaprika answered an empty list")
         now, sound = answer.received_at, True
@@ -120,7 +124,7 @@ class CoinPaprika:
             sound = sound and not builder.refused
             # The list is known as a whole, so what stands for it is committed with its end.
             ended = start + BATCH_ROWS >= len(items)
-            whole = page.settled(
+            whole = conditional_requests.settled(
                 answer,
                 earlier,
                 number=1,

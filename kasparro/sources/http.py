@@ -16,9 +16,9 @@ import stamina
 from kasparro import __version__
 from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
-from kasparro.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
-from kasparro.sources.base import Pass
-from kasparro.sources.elements import TooMany, elements
+from kasparro.model.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
+from kasparro.sources.base import SourceContext
+from kasparro.sources.json_array import TooMany, elements
 
 # CoinPaprika's whole list is 2 MB; what is far beyond any real answer is not read to its end.
 BODY_LIMIT = 64 << 20
@@ -47,7 +47,7 @@ class UpstreamError(SourceError):
         return UpstreamError(f"{place}: {self}", passing=self.passing, retry_after_s=self.retry_after_s)
 
 
-class Patience(msgspec.Struct, frozen=True, kw_only=True):
+class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long to try for one answer: at most `attempts` calls within `total_s`, waiting from `initial_s`
     up to `longest_s` between them, doubled each time with jitter; or as long as the upstream asks, where
     that fits in `total_s`."""
@@ -65,7 +65,7 @@ class Validators(msgspec.Struct, frozen=True, kw_only=True):
     last_modified: str | None = None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class UpstreamResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The items of a JSON array, each still undecoded; None where the upstream still has what the request's
     validators stand for. `received_at` is when it had come.
     """
@@ -75,7 +75,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     received_at: datetime
 
 
-class Client(AbstractAsyncContextManager["Client"]):
+class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
     """Gets JSON bodies from one upstream.
 
     `limiter` spaces out the calls. The pass books each one before it is made, failed ones too, and keeps what
@@ -87,7 +87,7 @@ class Client(AbstractAsyncContextManager["Client"]):
         name: str,
         base_url: str,
         headers: Mapping[str, str],
-        passing: Pass,
+        passing: SourceContext,
         limiter: AbstractAsyncContextManager[None] | None = None,
     ) -> None:
         self._name = name
@@ -116,11 +116,11 @@ class Client(AbstractAsyncContextManager["Client"]):
         self,
         path: str,
         parameters: Mapping[str, str],
-        patience: Patience,
+        patience: RetryLimits,
         known: Validators | None = None,
         *,
         items_limit: int | None = None,
-    ) -> Answer:
+    ) -> UpstreamResponse:
         """What a path answers, unless it is what `known` stands for; of its items the first `items_limit`.
 
         Raises UpstreamError when patience or the whole pass's time limit is at its end or trying again is of
@@ -159,9 +159,9 @@ class Client(AbstractAsyncContextManager["Client"]):
         path: str,
         parameters: Mapping[str, str],
         known: Validators | None,
-        patience: Patience,
+        patience: RetryLimits,
         items_limit: int | None,
-    ) -> Answer:
+    ) -> UpstreamResponse:
         async with self._limiter:
             await self._passing.count_call()
             body = bytearray()
@@ -184,10 +184,10 @@ class Client(AbstractAsyncContextManager["Client"]):
             path, parameters, response, bytes(body), complete=True, items_limit=items_limit
         )
         if response.status == 304 and known is not None:
-            return Answer(items=None, validators=known, received_at=payload.received_at)
+            return UpstreamResponse(items=None, validators=known, received_at=payload.received_at)
         if response.status != 200:
             raise self._refusal(response, payload.body, patience)
-        return Answer(
+        return UpstreamResponse(
             items=(await self._items(payload.body))[:items_limit],
             validators=_validators(response),
             received_at=payload.received_at,
@@ -228,14 +228,14 @@ class Client(AbstractAsyncContextManager["Client"]):
 
     async def _items(self, body: bytes) -> list[msgspec.Raw]:
         try:
-            return await listed(self._name, body)
+            return await parse_list(self._name, body)
         except UpstreamError as error:
             # Errors come under a 200 too.
             said = self._redacted(_said(body))
             text = f"{error}; it says: {said}" if said else str(error)
             raise UpstreamError(text, passing=error.passing) from error
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes, patience: Patience) -> UpstreamError:
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes, patience: RetryLimits) -> UpstreamError:
         status = response.status
         said = self._redacted(_said(body))
         meaning = _MEANINGS.get(status, "")
@@ -302,7 +302,7 @@ _MEANINGS = {
 }
 
 
-async def listed(name: str, body: bytes) -> list[msgspec.Raw]:
+async def parse_list(name: str, body: bytes) -> list[msgspec.Raw]:
     """The items of a list that the upstream of this name answered. Raises UpstreamError where it is none, or
     longer than any that there is."""
     try:

@@ -7,13 +7,13 @@ from typing import Protocol
 
 from msgspec import Raw
 
-from kasparro.batch import Batch
-from kasparro.errors import NothingDue
-from kasparro.payload import Payload
-from kasparro.record import Record
-from kasparro.sources.base import Pass
-from kasparro.sources.http import UpstreamError, listed
-from kasparro.sources.wire import Walk
+from kasparro.errors import NothingToDo
+from kasparro.model.batch import Batch
+from kasparro.model.payload import Payload
+from kasparro.model.record import Record
+from kasparro.sources.base import SourceContext
+from kasparro.sources.http import UpstreamError, parse_list
+from kasparro.sources.json_values import Crawl
 
 
 class Reader(Protocol):
@@ -47,9 +47,9 @@ class Replay:
         self._unkept = unkept
         self._unchanged = unchanged
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         """A batch a payload, as the records were told; a payload that cannot be read costs itself."""
-        walk, unreadable = Walk(), dict[str, str]()
+        walk, unreadable = Crawl(), dict[str, str]()
         if self._unchanged:
             passing.note = (
                 f"{self._unchanged} of the run's calls brought no news; an earlier run has the records"
@@ -61,7 +61,7 @@ class Replay:
                 continue
             asked = _asked(payload.path, payload.parameters)
             try:
-                items = await listed(self.name, payload.body)
+                items = await parse_list(self.name, payload.body)
             except UpstreamError as error:
                 unreadable[asked] = str(error)
                 continue
@@ -78,17 +78,17 @@ class Replay:
             passing.problem(f"{self._unkept} of the run's calls have no payload kept")
 
 
-class Passed:
+class SkippedSource:
     """A source's part in an earlier run of which there is nothing to read again, and why."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name = name
         self._reason = reason
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
-        """No batch. Raises NothingDue."""
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
+        """No batch. Raises NothingToDo."""
         del passing
-        raise NothingDue(self._reason)
+        raise NothingToDo(self._reason)
         yield  # an async generator, as every source's pass is
 
 

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from kasparro.store.database import Connection
-from kasparro.store.statements import statements
+from kasparro.store.pool import Connection
+from kasparro.store.sql import statements
 
 _SQL = statements("operations/connections.sql")
 
@@ -21,13 +21,13 @@ class Shares(msgspec.Struct, frozen=True):
     """The most connections of each pool."""
 
     read: int
-    wide: int
+    slow: int
     export: int
     write: int
 
 
 # The proportions of the pools, which are also their sizes with MOST connections.
-_FULL = Shares(read=8, wide=2, export=4, write=6)
+_FULL = Shares(read=8, slow=2, export=4, write=6)
 
 
 async def allowed(connection: Connection) -> int:

@@ -1,8 +1,8 @@
 """What a database is for: real figures, or the invented ones of the demo, never both."""
 
 from kasparro.errors import KasparroError
-from kasparro.store.database import Database
-from kasparro.store.statements import statements
+from kasparro.store.pool import Database
+from kasparro.store.sql import statements
 
 _SQL = statements("operations/instance.sql")
 

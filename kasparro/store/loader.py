@@ -9,11 +9,11 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from kasparro.batch import Batch, Checkpoint, Page
-from kasparro.errors import RunLost
-from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
-from kasparro.store.database import Connection, Database
-from kasparro.store.statements import statements
+from kasparro.errors import LeaseLost
+from kasparro.model.batch import Batch, Checkpoint, CrawledPage
+from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
+from kasparro.store.pool import Connection, Database
+from kasparro.store.sql import statements
 
 _SQL = statements("load/batch.sql") | statements("load/progress.sql")
 # How many rejects of one file's rows, or of one API's pass, are kept with their raw text, and how many
@@ -31,7 +31,7 @@ class Written(msgspec.Struct, frozen=True):
     corrected: int
 
 
-class Compared:
+class PriceMoves:
     """How what a pass brought compares with what was there: the age of each coin's record in seconds, where
     the source told a time; of those with news the natural logarithm of new over old price, and the seconds
     between the two."""
@@ -59,7 +59,7 @@ class Loader:
         self._source = source
         self._told_at = told_at
         self._committed = 0
-        self.compared = Compared()
+        self.compared = PriceMoves()
         """Of the batches that came with a profile: APIs' records; archives do not pay for it."""
         self._rejects: Counter[str | None] = Counter()
 
@@ -67,14 +67,14 @@ class Loader:
         """Commit one batch. May be called again with the batch that raised DatabaseUnavailable: where the
         line was cut during the commit, and the commit had gone through, the batch is not counted twice.
 
-        Raises RunLost where the run may no longer write, DatabaseUnavailable.
+        Raises LeaseLost where the run may no longer write, DatabaseUnavailable.
         """
         kept = self._kept(batch.rejects)
         compared: asyncpg.Record | None = None
         async with self._database.writing() as connection, connection.transaction():
             committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
             if committed is None:
-                raise RunLost(f"run {self._run_id} was ended by another process")
+                raise LeaseLost(f"run {self._run_id} was ended by another process")
             if committed == self._committed:
                 compared = await self._write(connection, batch, kept, now)
         self._committed += 1
@@ -88,13 +88,13 @@ class Loader:
             row = await connection.fetchrow(_SQL["known_checkpoint"], self._source, key)
         return Checkpoint(**row) if row else None
 
-    async def known_as(self, name: str) -> Checkpoint | None:
+    async def checkpoint_named(self, name: str) -> Checkpoint | None:
         """What was committed last under this name. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
-            row = await connection.fetchrow(_SQL["named_checkpoint"], self._source, storable(name))
+            row = await connection.fetchrow(_SQL["named_checkpoint"], self._source, sanitize(name))
         return Checkpoint(**row) if row else None
 
-    async def pages(self) -> list[Page]:
+    async def pages(self) -> list[CrawledPage]:
         """Each page of the source's list, as an earlier pass committed it. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
             return await known_pages(connection, self._source)
@@ -110,20 +110,20 @@ class Loader:
                 _SQL["rejects"],
                 self._run_id,
                 self._source,
-                [storable(reject.reason) for reject in kept],
+                [sanitize(reject.reason) for reject in kept],
                 [reject.field for reject in kept],
-                [None if reject.place is None else storable(reject.place) for reject in kept],
+                [None if reject.place is None else sanitize(reject.place) for reject in kept],
                 [reject.line for reject in kept],
-                [storable(reject.raw) for reject in kept],
-                [None if reject.setting is None else storable(reject.setting) for reject in kept],
+                [sanitize(reject.raw) for reject in kept],
+                [None if reject.setting is None else sanitize(reject.setting) for reject in kept],
             )
         if batch.rejects:
             kinds = Counter(
                 (
                     # Files differ from run to run without end; their names are kept with the rejects alone.
-                    "" if reject.of_file else storable(reject.place or ""),
-                    storable(reject.field or ""),
-                    storable(reject.kind),
+                    "" if reject.of_file else sanitize(reject.place or ""),
+                    sanitize(reject.field or ""),
+                    sanitize(reject.kind),
                 )
                 for reject in batch.rejects
             )
@@ -136,7 +136,7 @@ class Loader:
                 _SQL["checkpoint"],
                 self._source,
                 point.key,
-                storable(point.name),
+                sanitize(point.name),
                 point.position,
                 point.complete,
                 now,
@@ -228,13 +228,13 @@ def _kept_with(reject: Reject) -> str | None:
     return None if reject.of_file else reject.place
 
 
-async def known_pages(connection: Connection, source: str) -> list[Page]:
+async def known_pages(connection: Connection, source: str) -> list[CrawledPage]:
     """Each page of a source's list that was committed, by number."""
     rows = await connection.fetch(_SQL["known_pages"], source)
-    return [Page(**{**row, "ahead": tuple(row["ahead"])}) for row in rows]
+    return [CrawledPage(**{**row, "ahead": tuple(row["ahead"])}) for row in rows]
 
 
-def storable(text: str) -> str:
+def sanitize(text: str) -> str:
     """Text that PostgreSQL can hold, cut to a bound; what it cannot hold is shown escaped."""
     cut = text if len(text) <= RAW_KEPT else f"{text[:RAW_KEPT]}…"
     return cut.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -9,8 +9,8 @@ import msgspec
 import structlog
 
 from kasparro.errors import MigrationError
-from kasparro.store.database import Connection, Database
-from kasparro.store.statements import folder, statements
+from kasparro.store.pool import Connection, Database
+from kasparro.store.sql import folder, statements
 
 log = structlog.get_logger()
 _SQL = statements("operations/migrations.sql")

@@ -7,9 +7,9 @@ from datetime import datetime
 import msgspec
 import structlog
 
-from kasparro.payload import Payload, Retention
-from kasparro.store.database import Database
-from kasparro.store.statements import statements
+from kasparro.model.payload import Payload, Retention
+from kasparro.store.pool import Database
+from kasparro.store.sql import statements
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -13,10 +13,10 @@ import msgspec
 import structlog
 
 from kasparro.concurrency import failure, timeout
-from kasparro.errors import DatabaseUnavailable, KasparroError, RunLost, one_line
-from kasparro.store.database import Connection, Database
-from kasparro.store.loader import storable
-from kasparro.store.statements import statements
+from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, one_line
+from kasparro.store.loader import sanitize
+from kasparro.store.pool import Connection, Database
+from kasparro.store.sql import statements
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,7 +33,7 @@ BEAT_S = 5.0
 CLOSE_S = 1.0
 
 
-class SessionLock:
+class AdvisoryLease:
     """An advisory lock that a session of its own holds, which is a lease: the server ends a session that was
     silent for LEASE_S, and its holder says something every BEAT_S.
 
@@ -132,7 +132,7 @@ async def _close(session: "asyncpg.Connection[asyncpg.Record]") -> None:
         session.terminate()
 
 
-class Past(msgspec.Struct, frozen=True):
+class Baseline(msgspec.Struct, frozen=True):
     """What earlier passes of a source left, as the JSON that was written: the profile of its fields, and
     figures and anomalies of the passes that were judged, newest first."""
 
@@ -141,7 +141,7 @@ class Past(msgspec.Struct, frozen=True):
     anomalies: str
 
 
-class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+class StoredAssessment(msgspec.Struct, frozen=True, kw_only=True):
     """What a pass is found to be, as JSON; without a profile the one that is kept stays."""
 
     figures: str | None
@@ -165,7 +165,7 @@ class RunRecord:
         sources: tuple[str, ...],
         now: datetime,
         *,
-        lock: SessionLock | None = None,
+        lock: AdvisoryLease | None = None,
     ) -> Self:
         """Begin a run; the caller holds the run lock, so a run that is still `running` has died.
 
@@ -189,15 +189,15 @@ class RunRecord:
         calls: int = 0,
         note: str | None = None,
         dead: bool = False,
-        judgement: Judgement | None = None,
+        judgement: StoredAssessment | None = None,
     ) -> None:
         """Write a source's outcome, and together with it what it is judged to be.
 
-        Raises RunLost, DatabaseUnavailable.
+        Raises LeaseLost, DatabaseUnavailable.
         """
         async with self._database.writing() as connection, connection.transaction():
             # An upstream may say what PostgreSQL cannot hold.
-            error, note = (None if line is None else storable(line) for line in (error, note))
+            error, note = (None if line is None else sanitize(line) for line in (error, note))
             await self._ours(
                 connection, _SQL["finish_source"], self.id, source, status, now, error, calls, note, dead
             )
@@ -213,12 +213,12 @@ class RunRecord:
                 if judgement.profile is not None:
                     await connection.execute(_JUDGEMENT["remember"], source, self.id, judgement.profile, now)
 
-    async def past(self, source: str, passes: int) -> Past:
+    async def past(self, source: str, passes: int) -> Baseline:
         """What the source is judged against: at most so many passes. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
             profile = await connection.fetchval(_JUDGEMENT["profile"], source)
             rows = await connection.fetch(_JUDGEMENT["past"], source, self.id, passes)
-        return Past(profile, [row["figures"] for row in rows], rows[0]["anomalies"] if rows else "[]")
+        return Baseline(profile, [row["figures"] for row in rows], rows[0]["anomalies"] if rows else "[]")
 
     async def counts(self, source: str) -> asyncpg.Record:
         """The source's figures so far: fetched, valid, rejected, inserted, updated, unchanged.
@@ -230,15 +230,15 @@ class RunRecord:
         return row
 
     async def finish(self, status: str, error: str | None, now: datetime) -> None:
-        """Write the run's outcome. Raises RunLost, DatabaseUnavailable."""
+        """Write the run's outcome. Raises LeaseLost, DatabaseUnavailable."""
         async with self._database.writing() as connection:
             await self._ours(connection, _SQL["finish_run"], self.id, status, now, error)
 
     async def abandon(self, status: str, error: str, now: datetime) -> None:
         """End the run and its sources as they are. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection, connection.transaction():
-            await connection.execute(_SQL["abandon_sources"], self.id, now, storable(error))
-            await connection.execute(_SQL["finish_run"], self.id, status, now, storable(error))
+            await connection.execute(_SQL["abandon_sources"], self.id, now, sanitize(error))
+            await connection.execute(_SQL["finish_run"], self.id, status, now, sanitize(error))
 
     async def count_call(self, source: str, month: datetime, limit: int | None) -> bool:
         """Book a call upstream; False where the month's budget is spent. Raises DatabaseUnavailable."""
@@ -268,10 +268,10 @@ class RunRecord:
 
     async def _ours(self, connection: Connection, statement: str, *values: object) -> None:
         if await connection.fetchrow(statement, *values) is None:
-            raise RunLost(f"run {self.id} was ended by another process")
+            raise LeaseLost(f"run {self.id} was ended by another process")
 
 
-async def bury_dead(database: Database, now: datetime) -> bool:
+async def mark_abandoned_runs(database: Database, now: datetime) -> bool:
     """Mark what a process that died left `running`, unless a run is at work; True where there was something.
 
     Raises DatabaseUnavailable.
@@ -281,7 +281,7 @@ async def bury_dead(database: Database, now: datetime) -> bool:
     async with database.writing() as connection:
         if not await connection.fetchval(_SQL["any_running"]):
             return False
-    async with SessionLock(database, "run") as lock:
+    async with AdvisoryLease(database, "run") as lock:
         if not await lock.acquire():
             return False
         async with lock.writing() as session, session.transaction():

@@ -10,12 +10,13 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
-from kasparro.store.database import Database
+from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
-from kasparro.web import data, docs, exports, metrics, operations, problems
-from kasparro.web.endpoint import route, route_of
-from kasparro.web.front import Front
-from kasparro.web.hangups import ClientGone, no_answer
+from kasparro.web.http import problems
+from kasparro.web.http.disconnects import ClientGone, no_answer
+from kasparro.web.middleware import ServiceMiddleware
+from kasparro.web.openapi.endpoint import route, route_of
+from kasparro.web.routes import data, docs, exports, metrics, runs
 from kasparro.web.service import SchedulerLike, Service
 
 
@@ -32,9 +33,9 @@ def create_app(
     `supervisor` finds wrong is shown by /health.
     """
     service = Service(settings, database, scheduler, figures_folder, supervisor)
-    endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *operations.ENDPOINTS, metrics.ENDPOINT]
+    endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *runs.ENDPOINTS, metrics.ENDPOINT]
     if settings.admin_token is not None and scheduler is not None:
-        endpoints.append(operations.START_RUN)
+        endpoints.append(runs.START_RUN)
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
@@ -55,4 +56,4 @@ def create_app(
         lifespan=lifespan,
     )
     handlers = {**problems.HANDLERS, ClientGone: no_answer}
-    return Front(ExceptionMiddleware(router, handlers), service, partial(route_of, router.routes))
+    return ServiceMiddleware(ExceptionMiddleware(router, handlers), service, partial(route_of, router.routes))

@@ -11,9 +11,9 @@ from kasparro.concurrency import cancel_all, failure
 from kasparro.errors import KasparroError
 from kasparro.log_rate import RateLimitedLog
 from kasparro.supervision import Supervisor
-from kasparro.web.answers import Answer, Render
-from kasparro.web.kept import KeptAnswers, Key
-from kasparro.web.problems import Problem
+from kasparro.web.cache.response import CachedResponse, Render
+from kasparro.web.cache.store import Key, ResponseCache
+from kasparro.web.http.problems import Problem
 
 log = structlog.get_logger()
 client_log = RateLimitedLog(log)
@@ -34,7 +34,7 @@ class _Wanted:
     def __init__(self) -> None:
         self.asks = 0.0
 
-    def note(self, answer: Answer, again: Render, now: float) -> None:
+    def note(self, answer: CachedResponse, again: Render, now: float) -> None:
         """Its answer in the version that ends."""
         self.again = again
         self.asks += answer.asks
@@ -49,7 +49,7 @@ class Renewal:
     A run commits batch after batch: without this, whoever asks first after each waits for the database.
     """
 
-    def __init__(self, kept: KeptAnswers, supervisor: Supervisor | None = None) -> None:
+    def __init__(self, kept: ResponseCache, supervisor: Supervisor | None = None) -> None:
         self._kept = kept
         self._supervisor = supervisor or Supervisor()
         self._closed = False

@@ -24,10 +24,10 @@ from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings
 from kasparro.signals import stop_signals
 from kasparro.simulator import Simulator
-from kasparro.store.opening import database_url, pools, prepare, with_connections
+from kasparro.store.bootstrap import database_url, pools, prepare, with_connections
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
-from kasparro.web.protocol import LimitedProtocol
+from kasparro.web.http.protocol import LimitedProtocol
 from kasparro.web.workers import Workers
 
 try:

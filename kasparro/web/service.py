@@ -16,14 +16,14 @@ from kasparro.pipeline import report
 from kasparro.pipeline.report import SourceHealth, Stats
 from kasparro.pipeline.totals import RunTotals, run_totals
 from kasparro.settings import Settings
-from kasparro.store import reading
-from kasparro.store.database import Connection, Database
-from kasparro.store.version import version_of
+from kasparro.store import queries
+from kasparro.store.data_version import version_of
+from kasparro.store.pool import Connection, Database
 from kasparro.supervision import Supervisor
-from kasparro.web.access import Access, client_of
-from kasparro.web.caching import Caching
-from kasparro.web.meter import Meter
-from kasparro.web.turns import Turns
+from kasparro.web.cache.policy import CachePolicy
+from kasparro.web.http.auth import AccessControl, client_of
+from kasparro.web.http.export_queue import ExportQueue
+from kasparro.web.http.request_metrics import RequestMetrics
 
 T = TypeVar("T")
 
@@ -64,13 +64,13 @@ class Service:
         self.database = database
         self.scheduler = scheduler
         supervisor = supervisor or Supervisor()
-        self.caching = Caching(settings, database, supervisor)
+        self.caching = CachePolicy(settings, database, supervisor)
         self._began = time.monotonic()
-        self.totals = reading.Totals()
+        self.totals = queries.Totals()
         self._signing_key: bytes | None = None
-        self.access = Access(settings)
-        self.turns = Turns(database.exporters)
-        self.meter = Meter(self._gauges, self.access.names, figures_folder, supervisor)
+        self.access = AccessControl(settings)
+        self.turns = ExportQueue(database.exporters)
+        self.meter = RequestMetrics(self._gauges, self.access.names, figures_folder, supervisor)
         self._probing: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
@@ -95,7 +95,7 @@ class Service:
         client = client_of(exchange.key, request.scope)
         began = time.perf_counter()
         try:
-            async with self.database.reading(wide=exchange.wide, client=client) as connection:
+            async with self.database.reading(slow=exchange.slow, client=client) as connection:
                 if not exchange.current:
                     exchange.current = await self.caching.version.holds(connection)
                 yield connection
@@ -105,7 +105,7 @@ class Service:
     async def signing_key(self, connection: Connection) -> bytes:
         """The key of the database's cursors, read once."""
         if self._signing_key is None:
-            self._signing_key = await reading.cursor_key(connection)
+            self._signing_key = await queries.cursor_key(connection)
         return self._signing_key
 
     async def problems(self) -> list[str]:
@@ -137,7 +137,7 @@ class Service:
         return await self._probe("run_totals", self._run_totals, timeout_s)
 
     async def _run_totals(self) -> RunTotals:
-        async with self.database.reading(wide=True) as connection:
+        async with self.database.reading(slow=True) as connection:
             return await run_totals(connection)
 
     async def _probe(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -161,7 +161,7 @@ class Service:
 
     async def _stats(self) -> Stats:
         # It counts rows, which may take long: not on the connection that health checks need.
-        async with self.database.reading(wide=True) as connection:
+        async with self.database.reading(slow=True) as connection:
             return await report.stats(connection, self.settings, self.next_run_at)
 
     def _gauges(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from kasparro.errors import KasparroError
 from kasparro.supervision import Supervisor
-from kasparro.web.meter import SUPERVISOR, TOLD_EVERY_S, Counts, Report, counts_of, write
+from kasparro.web.http.request_metrics import SUPERVISOR, TOLD_EVERY_S, Counts, Report, counts_of, write
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
--- What rows said before (kasparro/store/past.py).
+-- What rows said before (kasparro/store/row_versions.py).
 
 -- name: forget --
 -- What was replaced earlier than $1; tells the latest version that replaced any of it.

@@ -1,4 +1,4 @@
--- What is read of the data. How a statement comes out of these (kasparro/store/reading.py): a line with
+-- What is read of the data. How a statement comes out of these (kasparro/store/queries.py): a line with
 -- /* include x */ stands for the lines under that name, a line that ends in /* if x */ stands only where x is
 -- asked for, :name is a value, :"name" an identifier from a fixed list, or a list of such.
 

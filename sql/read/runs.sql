@@ -25,7 +25,7 @@ SELECT
 
 -- name: runs --
 -- Runs in full, a line for each of their sources. A running one lasts until now. Refused files come first
--- among the counts (kasparro/record.py, FILE_REFUSED): one of them weighs more than a row.
+-- among the counts (kasparro/model/record.py, FILE_REFUSED): one of them weighs more than a row.
 SELECT
     runs.id,
     runs.trigger,

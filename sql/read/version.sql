@@ -1,4 +1,4 @@
--- Which version the data is of (kasparro/store/version.py).
+-- Which version the data is of (kasparro/store/data_version.py).
 
 -- name: version --
 -- As the text that a commit sends to the channel kasparro_data.

@@ -15,10 +15,10 @@ from kasparro.pipeline.run import Run
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Job, read_archive
 from kasparro.sources.archives.source import Archives
-from kasparro.sources.archives.wire import packed
-from kasparro.store.database import Database
+from kasparro.sources.archives.worker_messages import packed
 from kasparro.store.migrations import migrate
-from kasparro.store.statements import statements as named_statements
+from kasparro.store.pool import Database
+from kasparro.store.sql import statements as named_statements
 from tests.bench import measure
 
 # What the worker does, by the functions that do it: the file they stand in, their name.

@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 
 from tests.bench import measure, reads
-from tests.hostile import KINDS
+from tests.support.hostile_clients import KINDS
 
 EACH, SECONDS = 40, 20.0
 # The targets: of another client's answers, and of the service's memory.
@@ -24,7 +24,12 @@ async def main() -> None:
         async with measure.memory() as peak, reads.serving(database) as port:
             found = {"alone": await _asked(port, SECONDS / 4)}
             attacker = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "tests.hostile", str(port), str(EACH), cwd=Path(__file__).parents[2]
+                sys.executable,
+                "-m",
+                "tests.support.hostile_clients",
+                str(port),
+                str(EACH),
+                cwd=Path(__file__).parents[2],
             )
             try:
                 found["among them"] = await _asked(port, SECONDS)

@@ -10,9 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from kasparro.store.database import Database
-from kasparro.store.embedded import find_programs
+from kasparro.embedded.server import find_programs
 from kasparro.store.migrations import migrate
+from kasparro.store.pool import Database
 from tests.bench import breakdown, measure
 
 COINS, TIMES, ROUNDS = 5_000, 200, 3

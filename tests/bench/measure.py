@@ -11,8 +11,8 @@ from pathlib import Path
 
 import asyncpg
 
+from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.simulator import Simulator
-from kasparro.store.embedded import EmbeddedPostgres
 from tests.conftest import on_server
 
 

@@ -14,8 +14,8 @@ from kasparro.pipeline.run import Run
 from kasparro.settings import Secret, Settings
 from kasparro.simulator import Account, Simulator
 from kasparro.sources.coingecko import PAGE_SIZE, CoinGecko
-from kasparro.store.database import Database
 from kasparro.store.migrations import migrate
+from kasparro.store.pool import Database
 from tests.bench import measure
 
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)

@@ -19,7 +19,7 @@ import asyncpg
 import msgspec
 import stamina
 
-from kasparro.store.statements import statements
+from kasparro.store.sql import statements
 from tests.bench import measure, rows, wrk
 from tests.bench.wrk import Load
 
@@ -51,7 +51,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     headers: Sequence[str] = ()
     long: bool = False
     anew: bool = False
-    once: bool = False
+    one_off: bool = False
 
 
 class Bench:
@@ -66,7 +66,7 @@ class Bench:
         await self._database.execute(_MOVE_VERSION)
         await asyncio.sleep(HEARD_S)
 
-    async def get(self, server: str, path: str, headers: Sequence[str] = ()) -> "Answer":
+    async def get(self, server: str, path: str, headers: Sequence[str] = ()) -> "UpstreamResponse":
         """One answer."""
         url = f"http://127.0.0.1:{self._ports[server]}"
         # As wrk asks, which takes no coding.
@@ -76,7 +76,7 @@ class Bench:
             session.get(path, headers=dict(header.split(": ", 1) for header in asked)) as response,
         ):
             told = [(name, value) for name, value in response.headers.items()]
-            return Answer(response.status, told, await response.read())
+            return UpstreamResponse(response.status, told, await response.read())
 
     async def run(
         self, case: Case, connections: Sequence[int], rounds: int, seconds: float
@@ -107,7 +107,7 @@ class Bench:
                                 ask = partial(wrk.load, size=sizes[server])
                             elif case.anew:
                                 ask = partial(_burst, self.move_version)
-                            elif case.once:
+                            elif case.one_off:
                                 await self.move_version()
                             taken.append(
                                 await ask(
@@ -123,7 +123,7 @@ class Bench:
         return found
 
 
-class Answer(msgspec.Struct, frozen=True):
+class UpstreamResponse(msgspec.Struct, frozen=True):
     """Status, headers and body."""
 
     status: int
@@ -201,7 +201,7 @@ async def _cold(bench: Bench) -> Case:
 
 async def _filtered(bench: Bench) -> Case:
     paths = [f"{PATH}&symbol=c{n}" for n in range(rows.SYMBOLS)]
-    return Case(title="a symbol not asked for before", paths=paths, usual=paths, once=True)
+    return Case(title="a symbol not asked for before", paths=paths, usual=paths, one_off=True)
 
 
 async def _cursor(bench: Bench) -> Case:
@@ -215,7 +215,7 @@ async def _cursor(bench: Bench) -> Case:
         path = f"/data?limit=1&cursor={cursor}"
     first = ROWS // 2 // LIMIT
     usual = [f"{PATH}&page={number}" for number in range(first, first + DEEP_PAGES // LIMIT)]
-    return Case(title=f"{LIMIT} rows deep inside, by cursor", paths=paths, usual=usual, once=True)
+    return Case(title=f"{LIMIT} rows deep inside, by cursor", paths=paths, usual=usual, one_off=True)
 
 
 async def _unchanged(bench: Bench) -> Case:

@@ -89,7 +89,7 @@ class Pagination(BaseModel):
     total: int
 
 
-class Page(BaseModel):
+class CrawledPage(BaseModel):
     """A page of rows."""
 
     data: list[Record]
@@ -119,12 +119,12 @@ async def read_data(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     page: Annotated[int, Query(ge=1)] = 1,
     symbol: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
-) -> Page:
+) -> CrawledPage:
     """A page of rows by its number."""
     rows = ordered(symbol)
     total = await session.scalar(select(func.count()).select_from(rows.order_by(None).subquery())) or 0
     found = await session.scalars(rows.limit(limit).offset((page - 1) * limit))
-    return Page(
+    return CrawledPage(
         data=[Record.model_validate(row) for row in found],
         pagination=Pagination(limit=limit, page=page, pages=-(-total // limit), total=total),
     )

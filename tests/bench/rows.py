@@ -2,8 +2,8 @@
 
 import asyncpg
 
-from kasparro.store.database import Database
 from kasparro.store.migrations import migrate
+from kasparro.store.pool import Database
 
 SYMBOLS = 9973
 

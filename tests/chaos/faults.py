@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 
 from tests.chaos.world import FAKETIME, TOKEN, Process, Service, World
-from tests.postgres import USER
+from tests.support.postgres import USER
 
 Breaking = Callable[[World, random.Random], AbstractAsyncContextManager[None]]
 

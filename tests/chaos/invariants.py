@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from kasparro.store.database import Connection
+from kasparro.store.pool import Connection
 from tests.chaos.model import VALUES, Coin, Model, Told
 
 SOURCES = ("coinpaprika", "coingecko", "csv")

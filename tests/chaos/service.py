@@ -7,23 +7,23 @@ The rest of this module runs in each of its processes, those that `--workers` st
 
 from datetime import timedelta
 
-from kasparro.cli import main
-from kasparro.pipeline import breaker, scheduler
+from kasparro.cli.commands import main
+from kasparro.pipeline import circuit_breaker, scheduler
 from kasparro.sources import coingecko, registry
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.sources.http import Patience
-from kasparro.store import database, runs
+from kasparro.sources.http import RetryLimits
+from kasparro.store import pool, runs
 
 # In place of 5, 5 and 15 s.
 scheduler.CHECK_S = 0.5
 runs.BEAT_S = 0.5
 runs.LEASE_S = 5.0
 # In place of a minute.
-breaker.COOL_DOWN = timedelta(seconds=1)
+circuit_breaker.COOL_DOWN = timedelta(seconds=1)
 # In place of 30 s.
-database.LOCK_TIMEOUT_S = 1
+pool.LOCK_TIMEOUT_S = 1
 
-_QUICK = Patience(attempts=3, total_s=4, initial_s=0.1, longest_s=0.4)
+_QUICK = RetryLimits(attempts=3, total_s=4, initial_s=0.1, longest_s=0.4)
 registry._SOURCES["coinpaprika"] = lambda told: CoinPaprika(
     told.coinpaprika_url, told.coinpaprika_key, _QUICK
 )

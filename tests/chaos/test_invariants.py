@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from kasparro.batch import BatchBuilder
-from kasparro.record import Record
-from kasparro.store.database import Connection, Database
+from kasparro.model.batch import BatchBuilder
+from kasparro.model.record import Record
 from kasparro.store.loader import Loader
+from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 from tests.chaos import invariants
 from tests.chaos.model import VALUES, Coin, Model, Told

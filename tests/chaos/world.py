@@ -19,8 +19,8 @@ import msgspec
 from kasparro import settings
 from kasparro.simulator.answers import Given
 from tests.chaos.traffic import Ledger
-from tests.postgres import Disk, Server, free_port, servers, small_disk
-from tests.proxy import Proxy
+from tests.support.postgres import Disk, Server, free_port, servers, small_disk
+from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 COINS = 600

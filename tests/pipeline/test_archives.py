@@ -10,17 +10,17 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from kasparro.pipeline import report, source_pass
+from kasparro.model.record import FILE_REFUSED
+from kasparro.pipeline import report, source_run
 from kasparro.pipeline.report import RefusedFile, RunReport
-from kasparro.record import FILE_REFUSED
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Status
 from kasparro.sources.archives.source import Archives
-from kasparro.store.database import Database
 from kasparro.store.loader import REJECTS_KEPT
+from kasparro.store.pool import Database
+from tests.cli.test_commands import ended
 from tests.conftest import LogEvents
 from tests.pipeline.test_run import apis, outcomes, run
-from tests.test_cli import ended
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -239,7 +239,7 @@ async def test_thousands_of_refused_files_are_counted_and_the_first_are_kept(
     logged: LogEvents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(source_pass, "FILES_LOGGED", 5)
+    monkeypatch.setattr(source_run, "FILES_LOGGED", 5)
     many = REJECTS_KEPT + 200
     for number in range(many):
         (tmp_path / f"{number:04}.csv").write_text(f"id,symbol\n{number},A\n")

@@ -10,17 +10,17 @@ from typing import Any
 import asyncpg
 import pytest
 
-from kasparro.batch import Batch, BatchBuilder
 from kasparro.errors import DatabaseUnavailable
-from kasparro.pipeline import persistence
+from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.record import Record
+from kasparro.pipeline import retry
 from kasparro.pipeline.run import Run
-from kasparro.record import Record
-from kasparro.sources.base import Pass
-from kasparro.store import database as limits
-from kasparro.store.database import Connection, Database
-from kasparro.store.opening import prepare
-from kasparro.store.runs import SessionLock
-from tests.postgres import USER, Server, servers, small_disk
+from kasparro.sources.base import SourceContext
+from kasparro.store import pool as limits
+from kasparro.store.bootstrap import prepare
+from kasparro.store.pool import Connection, Database
+from kasparro.store.runs import AdvisoryLease
+from tests.support.postgres import USER, Server, servers, small_disk
 
 ROWS = 3
 
@@ -34,7 +34,7 @@ class Told:
         self.next = asyncio.Event()
         self.next.set()
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         builder = BatchBuilder()
         for number in range(ROWS):
             await self.next.wait()
@@ -189,7 +189,7 @@ async def test_a_lock_that_is_never_given_back_fails_the_source_and_is_named(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LOCK_TIMEOUT_S", 1)
-    monkeypatch.setattr(persistence, "DATABASE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "DATABASE_PATIENCE_S", 0.5)
     async with Database(scene.server.url()) as database, scene.locked("unified_history"):
         assert await Scene(scene.server, database).run() == "failed"
 
@@ -231,15 +231,15 @@ async def test_no_session_waits_without_end(scene: Scene) -> None:
     database = scene.database
     async with (
         database.reading() as short,
-        database.reading(wide=True) as wide,
+        database.reading(slow=True) as slow,
         database.exporting() as export,
         database.writing() as write,
         database.following() as following,
-        SessionLock(database, "run") as lock,
+        AdvisoryLease(database, "run") as lock,
     ):
         await lock.acquire()
         async with lock.writing() as lease:
-            sessions = [await told(one) for one in (short, wide, export, write, following, lease)]
+            sessions = [await told(one) for one in (short, slow, export, write, following, lease)]
 
     assert [limits for limits, _ in sessions] == [
         ["1min", "0", "30s", "15s"],
@@ -294,7 +294,7 @@ async def test_a_deadlock_is_tried_again(scene: Scene) -> None:
 async def test_a_full_disk_fails_the_source_and_is_named_and_the_next_run_repairs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(persistence, "DATABASE_PATIENCE_S", 0.5)
+    monkeypatch.setattr(retry, "DATABASE_PATIENCE_S", 0.5)
     async with small_disk(32) as disk, servers() as made:
         if disk.missing is not None:
             pytest.skip(disk.missing)

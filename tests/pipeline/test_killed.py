@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from kasparro.batch import BATCH_ROWS
+from kasparro.model.batch import BATCH_ROWS
 from tests.conftest import copied
 
 # Each round has its own seed; `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_killed.py` does twenty.

@@ -4,7 +4,7 @@
 from datetime import timedelta
 
 from kasparro.simulator import Account, Simulator
-from kasparro.store.database import Database
+from kasparro.store.pool import Database
 from tests.bench.month import BEGIN, lived
 
 LIMIT = 400

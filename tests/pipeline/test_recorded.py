@@ -14,7 +14,7 @@ from kasparro.simulator import Simulator
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.store.database import Database
+from kasparro.store.pool import Database
 
 COINGECKO = (
     "Shahar-Mamok__Crypto-ETL__markets_1758966220.json",

@@ -9,14 +9,14 @@ from typing import Literal, TypeAlias
 import asyncpg
 import pytest
 
-from kasparro.payload import Retention
+from kasparro.model.payload import Retention
 from kasparro.pipeline import report
 from kasparro.pipeline.run import Run
 from kasparro.simulator import Simulator
 from kasparro.simulator.damage import edited
 from kasparro.simulator.faults import BadRecords
-from kasparro.store.database import Database
 from kasparro.store.loader import RAW_KEPT, REJECTS_KEPT
+from kasparro.store.pool import Database
 from tests.pipeline.test_run import apis, outcomes, run
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

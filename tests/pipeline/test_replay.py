@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from kasparro.payload import Payload, Retention
+from kasparro.model.payload import Payload, Retention
 from kasparro.pipeline import report
 from kasparro.pipeline.replay import NothingToReplay, replayable
 from kasparro.pipeline.run import Run
@@ -26,7 +26,7 @@ from kasparro.simulator.faults import AnyFault, Html, Huge, NotAnArray, Reset, S
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.store import payloads
-from kasparro.store.database import Database
+from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord, last_start
 from tests.conftest import LogEvents
 from tests.pipeline.test_killed import contents
@@ -460,7 +460,9 @@ async def test_a_run_keeps_no_more_than_the_size_allows(
     left = await connection.fetch("SELECT run_id, bytes FROM payloads ORDER BY id")
     assert [row["run_id"] for row in left] == [second, second]
     assert [row["bytes"] for row in left] == sizes[:2]
-    await logged.reached(1, "payloads not kept", reason="this run's payloads exceed KASPARRO_RAW_SIZE")
+    await logged.reached(
+        1, "payloads not kept", reason="this run's payloads exceed KASPARRO_PAYLOAD_MAX_SIZE"
+    )
     with pytest.raises(NothingToReplay):
         await replayable(database, run_id)
 

@@ -8,7 +8,7 @@ import pytest
 from kasparro.pipeline import report
 from kasparro.pipeline.report import Records
 from kasparro.settings import Secret, Settings
-from kasparro.store.database import Connection
+from kasparro.store.pool import Connection
 
 NOON = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -293,12 +293,12 @@ async def test_what_a_sound_pass_met_stands_while_others_fail(connection: Connec
         '"since":"2026-06-01T12:00:00Z"}]'
     )
     now = datetime.now(UTC)
-    judged: dict[str, Any] = {
+    outcome_of: dict[str, Any] = {
         "drift": "[]",
         "anomalies": met,
         "figures": '{"at":"2024-06-01T12:00:00Z","fetched":1}',
     }
-    for status, values in (("succeeded", judged), ("failed", {"drift": "[]"}), ("failed", {})):
+    for status, values in (("succeeded", outcome_of), ("failed", {"drift": "[]"}), ("failed", {})):
         values = {"started_at": now, "finished_at": now, "error": "429"} | values  # noqa: PLW2901
         run_id = await add_run(connection, "partial")
         await add_source(connection, run_id, "coingecko", status, **values)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from kasparro.pipeline import breaker, retries
+from kasparro.pipeline import circuit_breaker, retries
 from kasparro.pipeline import scheduler as module
 from kasparro.pipeline.retries import Retries
 from kasparro.pipeline.scheduler import Scheduler
@@ -18,21 +18,21 @@ from kasparro.sources import http
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.sources.http import Patience
-from kasparro.store.database import Connection, Database
-from kasparro.store.opening import prepare
+from kasparro.sources.http import RetryLimits
+from kasparro.store.bootstrap import prepare
+from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 from tests.conftest import LogEvents
-from tests.postgres import free_port
+from tests.support.postgres import free_port
 
-QUICK = Patience(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
+QUICK = RetryLimits(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_S", 0.02)
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(breaker, "COOL_DOWN", timedelta())
+    monkeypatch.setattr(circuit_breaker, "COOL_DOWN", timedelta())
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ async def test_pauses_grow_up_to_the_interval(monkeypatch: pytest.MonkeyPatch, l
 async def test_a_source_that_rests_is_tried_again_after_its_rest(
     database: Database, simulator: Simulator, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(breaker, "COOL_DOWN", timedelta(minutes=1))
+    monkeypatch.setattr(circuit_breaker, "COOL_DOWN", timedelta(minutes=1))
     simulator.add_fault(Status(api="coinpaprika", code=500))
     async with over(database, simulator):
         (planned,) = await logged.reached(1, "source_retry_planned", failures=4)

@@ -12,12 +12,12 @@ import asyncpg
 import pytest
 import stamina
 
-from kasparro.batch import Batch, BatchBuilder
 from kasparro.concurrency import UnexpectedCancel
-from kasparro.errors import RunInProgress, RunLost
+from kasparro.errors import LeaseLost, RunInProgress
+from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.record import Record
 from kasparro.pipeline.run import Run
-from kasparro.pipeline.source_pass import Trigger, judged
-from kasparro.record import Record
+from kasparro.pipeline.source_run import Trigger, outcome_of
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import (
     AnyFault,
@@ -30,15 +30,15 @@ from kasparro.simulator.faults import (
     SchemaDrift,
     Status,
 )
-from kasparro.sources.base import Pass, Source
+from kasparro.sources.base import Source, SourceContext
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.sources.http import Patience
-from kasparro.store.database import Database
+from kasparro.sources.http import RetryLimits
 from kasparro.store.loader import Loader
-from kasparro.store.runs import SessionLock
+from kasparro.store.pool import Database
+from kasparro.store.runs import AdvisoryLease
 
-QUICK = Patience(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
+QUICK = RetryLimits(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
 
 
 @pytest.fixture
@@ -338,14 +338,14 @@ async def test_a_run_whose_process_died_is_marked_interrupted_by_the_next(
         "interrupted",
         "succeeded",
     ]
-    with pytest.raises(RunLost):
+    with pytest.raises(LeaseLost):
         await dead.work(asyncio.Event())
 
 
 async def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
-    async with Run(database, apis(simulator), "etl") as one, SessionLock(database, "run") as other:
+    async with Run(database, apis(simulator), "etl") as one, AdvisoryLease(database, "run") as other:
         await connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name LIKE 'kasparro run%' AND datname = current_database()"
@@ -354,7 +354,7 @@ async def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
         async for attempt in stamina.retry_context(on=AssertionError, attempts=None, wait_max=0.02):
             with attempt:
                 assert not one._lock.held
-        with pytest.raises(RunLost, match=f"run {one.id} lost its lock to another run"):
+        with pytest.raises(LeaseLost, match=f"run {one.id} lost its lock to another run"):
             await one.work(asyncio.Event())
 
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
@@ -457,13 +457,13 @@ async def test_a_spent_budget_ends_the_walk_and_says_so(
 
 
 def test_outcomes_of_a_source() -> None:
-    assert judged(True, False, None, []) == ("succeeded", None)
-    assert judged(False, False, None, []) == ("succeeded", None)
-    assert judged(False, False, None, ["all were rejected"]) == ("failed", "all were rejected")
-    assert judged(True, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
-    assert judged(False, False, "dead", []) == ("failed", "dead")
-    assert judged(True, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
-    assert judged(True, True, None, []) == ("interrupted", "stopped before its end")
+    assert outcome_of(True, False, None, []) == ("succeeded", None)
+    assert outcome_of(False, False, None, []) == ("succeeded", None)
+    assert outcome_of(False, False, None, ["all were rejected"]) == ("failed", "all were rejected")
+    assert outcome_of(True, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
+    assert outcome_of(False, False, "dead", []) == ("failed", "dead")
+    assert outcome_of(True, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
+    assert outcome_of(True, True, None, []) == ("interrupted", "stopped before its end")
 
 
 class Severed:
@@ -474,7 +474,7 @@ class Severed:
     def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         self._connection = connection
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         builder = BatchBuilder()
         for number in range(20):
             if number % 4 == 1:
@@ -494,7 +494,7 @@ class Endless:
     def __init__(self, stop: asyncio.Event) -> None:
         self._stop = stop
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         builder = BatchBuilder()
         for number in itertools.count():
             builder.add(Record(source_id=f"c-{number}", symbol=None, name=None, observed_at=passing.clock()))
@@ -511,7 +511,7 @@ class Broken:
     def __init__(self, error: BaseException) -> None:
         self._error = error
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         if passing is None:
             yield BatchBuilder().take()
         raise self._error

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 import stamina
 
+from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.errors import RunInProgress
 from kasparro.pipeline import scheduler as module
 from kasparro.pipeline.scheduler import Scheduler
@@ -18,10 +19,9 @@ from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
 from kasparro.sources import coingecko, coinpaprika
 from kasparro.sources.base import utc_now
-from kasparro.store.database import Database
-from kasparro.store.embedded import EmbeddedPostgres
-from kasparro.store.opening import prepare
-from kasparro.store.runs import RunRecord, SessionLock
+from kasparro.store.bootstrap import prepare
+from kasparro.store.pool import Database
+from kasparro.store.runs import AdvisoryLease, RunRecord
 from tests.conftest import LogEvents
 
 
@@ -265,7 +265,7 @@ async def test_a_batch_that_does_not_end_in_time_is_cut_off_and_told(
 async def test_a_run_that_is_due_while_another_works_is_made_after_it(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with SessionLock(database, "run") as lock:
+    async with AdvisoryLease(database, "run") as lock:
         await lock.acquire()
         other = looped(simulator, database)
         await other.__aenter__()

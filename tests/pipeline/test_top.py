@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from kasparro.payload import Retention
+from kasparro.model.payload import Retention
 from kasparro.pipeline import report
-from kasparro.pipeline.anomalies import HISTORY
+from kasparro.pipeline.quality.anomalies import HISTORY
 from kasparro.pipeline.replay import replayable
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang, ListCut, Status
 from kasparro.sources.coingecko import PAGES_LIMIT, CoinGecko, page_limit
-from kasparro.sources.http import Patience
-from kasparro.store.database import Connection, Database
-from tests.pipeline.test_calls import BEGIN, HOUR, QUICK, Clock, asked, run
-from tests.test_cli import ended
+from kasparro.sources.http import RetryLimits
+from kasparro.store.pool import Connection, Database
+from tests.cli.test_commands import ended
+from tests.pipeline.test_call_budget import BEGIN, HOUR, QUICK, Clock, asked, run
 
-ONCE = Patience(attempts=1, total_s=5)
+ONCE = RetryLimits(attempts=1, total_s=5)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def clock() -> Clock:
     return Clock(BEGIN)
 
 
-def gecko(simulator: Simulator, top: int | None, patience: Patience = QUICK) -> CoinGecko:
+def gecko(simulator: Simulator, top: int | None, patience: RetryLimits = QUICK) -> CoinGecko:
     return CoinGecko(simulator.coingecko_url, "public", None, patience, top=top)
 
 

@@ -11,7 +11,7 @@ import stamina.instrumentation
 from aiohttp import web
 from stamina.instrumentation import RetryDetails
 
-from kasparro.payload import Retention
+from kasparro.model.payload import Retention
 from kasparro.pipeline import report
 from kasparro.settings import Secret
 from kasparro.simulator import Simulator
@@ -36,8 +36,8 @@ from kasparro.sources import coingecko, http
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.sources.http import Patience
-from kasparro.store.database import Database
+from kasparro.sources.http import RetryLimits
+from kasparro.store.pool import Database
 from tests.pipeline.test_run import QUICK, apis, outcomes, run
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -374,7 +374,7 @@ async def test_waits_between_calls_begin_as_told_and_are_bounded(
     database: Database, simulator: Simulator, retries: list[RetryDetails]
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=500))
-    patience = Patience(attempts=3, total_s=9, initial_s=1.05, longest_s=1.1)
+    patience = RetryLimits(attempts=3, total_s=9, initial_s=1.05, longest_s=1.1)
 
     await run(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
 
@@ -388,7 +388,7 @@ async def test_waits_between_calls_are_not_of_one_length(
     database: Database, simulator: Simulator, retries: list[RetryDetails]
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=500))
-    patience = Patience(attempts=2, total_s=9, initial_s=0.01, longest_s=9)
+    patience = RetryLimits(attempts=2, total_s=9, initial_s=0.01, longest_s=9)
 
     await run(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
 

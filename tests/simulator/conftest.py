@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from kasparro.simulator import Simulator
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 
 BASE = datetime(2026, 6, 1, 12, tzinfo=UTC)
 

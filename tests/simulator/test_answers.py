@@ -9,7 +9,7 @@ import pytest
 
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import AnyFault, ContentType, Empty, Html, Slow, Status, Truncated
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 from tests.simulator.conftest import BASE
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from kasparro.simulator import Account, Simulator
 from kasparro.simulator.faults import PageShift
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 from tests.simulator.conftest import BASE
 
 FIELDS = (

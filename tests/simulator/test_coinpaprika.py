@@ -4,7 +4,7 @@ import aiohttp
 import pytest
 
 from kasparro.simulator import Account, Simulator
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 from tests.simulator.conftest import BASE
 
 FIELDS = "id name symbol rank total_supply max_supply beta_value first_data_at last_updated quotes"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kasparro.simulator import Simulator
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 
 EXACT = b'[{"id":"a","current_price":1.2e-11},{"id":"b","current_price":123456789012345678.123456789}]'
 

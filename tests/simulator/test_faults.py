@@ -33,7 +33,7 @@ from kasparro.simulator.faults import (
     Status,
     Truncated,
 )
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 
 
 async def test_a_fault_strikes_so_many_calls_and_is_gone(simulator: Simulator, client: Client) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang, Huge, Slow
-from tests.simulator.asking import Client
+from tests.simulator.client import Client
 from tests.simulator.conftest import BASE
 
 

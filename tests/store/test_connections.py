@@ -13,12 +13,12 @@ import pytest
 from kasparro.errors import DatabaseUnavailable
 from kasparro.settings import Settings
 from kasparro.store import connections
+from kasparro.store.bootstrap import pools, prepare, with_connections
 from kasparro.store.connections import LEAST, MOST, RESERVED, Shares, per_process, shares
-from kasparro.store.database import Database
-from kasparro.store.opening import pools, prepare, with_connections
+from kasparro.store.pool import Database
+from tests.cli.test_commands import listening, running
 from tests.conftest import LogEvents
-from tests.postgres import Server, servers
-from tests.test_cli import listening, running
+from tests.support.postgres import Server, servers
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="these servers are for Linux")
 
@@ -36,14 +36,14 @@ def test_a_service_takes_half_of_what_the_server_allows_within_bounds(
 @pytest.mark.parametrize("count", [LEAST, 9, 12, 17, MOST, 60])
 def test_the_pools_share_all_connections_and_each_has_one(count: int) -> None:
     sizes = shares(count)
-    each = [sizes.read, sizes.wide, sizes.export, sizes.write]
+    each = [sizes.read, sizes.slow, sizes.export, sizes.write]
     assert sum(each) + RESERVED == count
     assert min(each) >= 1
     assert sizes.read == max(each)
 
 
 def test_the_full_share_is_what_the_pools_want() -> None:
-    assert shares(MOST) == Shares(read=8, wide=2, export=4, write=6)
+    assert shares(MOST) == Shares(read=8, slow=2, export=4, write=6)
 
 
 async def test_the_setting_decides_where_there_is_one(
@@ -56,7 +56,7 @@ async def test_the_setting_decides_where_there_is_one(
     async with pools(settings, database_url) as sized:
         assert {pool: most for pool, (most, _, _) in sized.figures().items()} == {
             "short": event["pools"]["read"],
-            "wide": event["pools"]["wide"],
+            "slow": event["pools"]["slow"],
             "export": event["pools"]["export"],
         }
 

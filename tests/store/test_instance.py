@@ -3,8 +3,8 @@
 import pytest
 
 from kasparro.pipeline.run import Run
-from kasparro.store.database import Connection, Database
 from kasparro.store.instance import WrongDatabase, claim
+from kasparro.store.pool import Connection, Database
 
 
 async def test_a_database_without_runs_can_become_either(database: Database) -> None:

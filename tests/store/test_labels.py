@@ -8,9 +8,9 @@ import asyncpg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.batch import Batch, BatchBuilder
-from kasparro.record import LABELS, Record
-from kasparro.store.database import Database
+from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.record import LABELS, Record
+from kasparro.store.pool import Database
 from tests.store.test_loader import load, rows
 
 T0 = datetime(2026, 1, 20, tzinfo=UTC)
@@ -283,10 +283,10 @@ async def test_files_that_contradict_each_other_end_the_same_when_all_are_read_a
     files = [File(tuple(label for label in LABELS if label in lacks), tuple(some)) for lacks, some in drawn]
     await emptied(connection)
     await load(database, *(file.batch() for file in files))
-    once = await state(connection)
+    one_off = await state(connection)
 
     await load(database, *(file.batch() for file in files))
 
-    assert await state(connection) == once
+    assert await state(connection) == one_off
     newest = {row["source_id"]: row["observed_at"] for row in await rows(connection, "unified_history")}
     assert {coin: row["observed_at"] for coin, row in (await shown(connection)).items()} == newest

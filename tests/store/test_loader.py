@@ -16,12 +16,12 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint, Page
-from kasparro.errors import DatabaseUnavailable, RunLost
-from kasparro.profile import Profile
-from kasparro.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record, Reject
-from kasparro.store.database import Database
+from kasparro.errors import DatabaseUnavailable, LeaseLost
+from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint, CrawledPage
+from kasparro.model.profile import Profile
+from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record, Reject
 from kasparro.store.loader import REJECTS_KEPT, Loader
+from kasparro.store.pool import Database
 from kasparro.store.runs import LEASE_S, RunRecord
 from tests.conftest import copied
 
@@ -311,7 +311,7 @@ async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", table: str
 ) -> None:
     into = await loader(database)
-    walked = Page(
+    walked = CrawledPage(
         number=1, walk=T0, ahead=(2,), fetched_at=T0, read_at=T0, records=1, last=False, reading="r", etag="e"
     )
     told = msgspec.structs.replace(
@@ -338,7 +338,7 @@ async def test_a_run_that_was_marked_interrupted_writes_nothing_more(
     into = await loader(database)
     await RunRecord.start(database, "etl", ("csv",), T0)
 
-    with pytest.raises(RunLost):
+    with pytest.raises(LeaseLost):
         await into.load(batch(record()), T0)
 
     assert await rows(connection, "unified_data") == []

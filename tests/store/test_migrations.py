@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from kasparro.errors import MigrationError
-from kasparro.store.database import Database
 from kasparro.store.migrations import Migration, available, migrate, pending
+from kasparro.store.pool import Database
 
 
 def migration(version: int, text: str, checksum: str = "") -> Migration:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.payload import Payload, Retention
+from kasparro.model.payload import Payload, Retention
 from kasparro.store import payloads
-from kasparro.store.database import Database
+from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)

@@ -19,11 +19,11 @@ import uvicorn
 from yarl import URL
 
 from kasparro.settings import Settings
-from kasparro.store.database import Connection, Database
-from kasparro.store.reading import FIELDS
+from kasparro.store.pool import Connection, Database
+from kasparro.store.queries import FIELDS
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
-from kasparro.web.protocol import LimitedProtocol
+from kasparro.web.http.protocol import LimitedProtocol
 from kasparro.web.server import configuration
 from kasparro.web.service import SchedulerLike
 from tests.conftest import on_server

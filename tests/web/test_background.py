@@ -14,24 +14,24 @@ import asyncpg
 import pytest
 
 from kasparro import supervision
+from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings, load
-from kasparro.store import opening
-from kasparro.store.database import Database
-from kasparro.store.embedded import EmbeddedPostgres
-from kasparro.store.opening import database_url as opened
-from kasparro.store.opening import prepare
-from kasparro.store.runs import SessionLock
-from kasparro.store.version import DataVersion
+from kasparro.store import bootstrap
+from kasparro.store.bootstrap import database_url as opened
+from kasparro.store.bootstrap import prepare
+from kasparro.store.data_version import DataVersion
+from kasparro.store.pool import Database
+from kasparro.store.runs import AdvisoryLease
 from kasparro.supervision import Supervisor
-from kasparro.web import meter
-from kasparro.web.kept import KeptAnswers
+from kasparro.web.cache.store import ResponseCache
+from kasparro.web.http import request_metrics
 from kasparro.web.renewal import Renewal
 from tests.conftest import LogEvents
 from tests.test_supervision import ENDINGS
+from tests.web.cache.test_policy import kept
 from tests.web.conftest import serving
-from tests.web.test_caching import kept
-from tests.web.test_operations import get
+from tests.web.routes.test_runs import get
 
 Broken = Callable[..., Awaitable[Any]]
 
@@ -76,7 +76,7 @@ async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.Clie
     [
         ("scheduler", Scheduler, "_keep_running"),
         ("data_version", DataVersion, "_follow"),
-        ("metrics_writer", meter.Meter, "_tell"),
+        ("metrics_writer", request_metrics.RequestMetrics, "_tell"),
     ],
 )
 async def test_a_task_that_ends_is_shown_on_health_and_works_again(
@@ -108,7 +108,7 @@ async def test_a_task_that_ends_is_shown_on_health_and_works_again(
 async def test_what_ends_a_run_does_not_end_the_loop(
     database_url: str, tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    works = breaking(monkeypatch, SessionLock, "acquire", ending)
+    works = breaking(monkeypatch, AdvisoryLease, "acquire", ending)
     async with service(database_url, tmp_path):
         await logged.reached(1, "background_task_failed", task="scheduler")
         async with asyncio.timeout(10):
@@ -120,8 +120,8 @@ async def test_what_ends_a_run_does_not_end_the_loop(
 async def test_the_watch_over_the_embedded_server_goes_on(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    monkeypatch.setattr(opening, "WATCH_S", 0.01)
-    works = breaking(monkeypatch, opening, "_keep_alive", ending)
+    monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
+    works = breaking(monkeypatch, bootstrap, "_keep_alive", ending)
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor):
         await logged.reached(2, "background_task_failed", task="embedded_postgres")
@@ -133,7 +133,7 @@ async def test_the_watch_over_the_embedded_server_goes_on(
 async def test_an_embedded_server_that_cannot_be_brought_back_is_shown_with_its_reason(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "WATCH_S", 0.01)
+    monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
     works = breaking(monkeypatch, EmbeddedPostgres, "ensure", "own error")
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor), asyncio.timeout(10):
@@ -144,7 +144,7 @@ async def test_an_embedded_server_that_cannot_be_brought_back_is_shown_with_its_
 async def test_an_embedded_server_that_was_killed_is_brought_back_and_shown(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "WATCH_S", 0.05)
+    monkeypatch.setattr(bootstrap, "WATCH_S", 0.05)
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor) as url:
         postmaster = int((tmp_path / "data" / "postmaster.pid").read_text().split()[0])
@@ -163,7 +163,7 @@ async def test_a_renewal_that_breaks_off_is_shown_and_begins_again_with_the_next
 ) -> None:
     works = breaking(monkeypatch, Renewal, "_work", ending)
     supervisor = Supervisor()
-    renewal = Renewal(KeptAnswers(1_000), supervisor)
+    renewal = Renewal(ResponseCache(1_000), supervisor)
     monkeypatch.setattr(renewal, "_note", lambda: None)
     renewal._wanted = {(b"/data", b""): type("Wanted", (), {"asks": 2})()}
     for count in (1, 2):
@@ -181,20 +181,20 @@ async def test_a_renewal_that_breaks_off_is_shown_and_begins_again_with_the_next
 async def test_a_heartbeat_that_ends_gives_the_lock_up_and_says_so(
     database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    async def beat(self: SessionLock, session: Any) -> None:
+    async def beat(self: AdvisoryLease, session: Any) -> None:
         del self, session
         await ENDINGS[ending][0]()
 
-    monkeypatch.setattr(SessionLock, "_beat", beat)
-    async with SessionLock(database, "lead") as lock:
+    monkeypatch.setattr(AdvisoryLease, "_beat", beat)
+    async with AdvisoryLease(database, "lead") as lock:
         assert await lock.acquire()
         await logged.reached(1, "lock_heartbeat_failed", level="error")
         assert not lock.held
 
 
 async def test_the_problems_of_other_processes_are_shown_too(database_url: str, tmp_path: Path) -> None:
-    report = meter.Report("supervisor", meter.Counts(), problems=["worker 7 died"])
+    report = request_metrics.Report("supervisor", request_metrics.Counts(), problems=["worker 7 died"])
     async with serving(database_url, figures_folder=tmp_path) as client:
-        meter.write(tmp_path / "supervisor", report)
+        request_metrics.write(tmp_path / "supervisor", report)
         health = await get(client, "/health")
         assert (health["status"], health["reasons"]) == ("degraded", ["worker 7 died"])

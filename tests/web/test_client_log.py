@@ -5,11 +5,11 @@ import asyncio
 import aiohttp
 import pytest
 
-from kasparro.store.database import Connection
+from kasparro.store.pool import Connection
 from tests.conftest import LogEvents
 from tests.web.conftest import serving
-from tests.web.test_exports import begun, exports, many
-from tests.web.test_protocol import NOWHERE
+from tests.web.http.test_protocol import NOWHERE
+from tests.web.routes.test_exports import begun, exports, many
 
 REQUESTS = 300
 

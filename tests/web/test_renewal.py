@@ -7,8 +7,8 @@ import pytest
 from starlette.responses import Response
 
 from kasparro.errors import DatabaseUnavailable
-from kasparro.web.answers import Answer
-from kasparro.web.kept import SPELLINGS, KeptAnswers
+from kasparro.web.cache.response import CachedResponse
+from kasparro.web.cache.store import SPELLINGS, ResponseCache
 from kasparro.web.renewal import NOTED, RENEWED, Renewal
 
 Key = tuple[bytes, bytes]
@@ -22,7 +22,7 @@ class Readers:
     """Who asks: `rendered` are the numbers of the answers in the order in which they were made."""
 
     def __init__(self) -> None:
-        self.kept = KeptAnswers(10_000_000)
+        self.kept = ResponseCache(10_000_000)
         self.renewal = Renewal(self.kept)
         self.rendered: list[int] = []
         self.broken: dict[int, Exception] = {}
@@ -33,7 +33,7 @@ class Readers:
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
-    async def render(self, number: int) -> tuple[Answer, bool]:
+    async def render(self, number: int) -> tuple[CachedResponse, bool]:
         """What the service does to make an answer."""
         self.rendered.append(number)
         self.begun.set()
@@ -41,11 +41,13 @@ class Readers:
         if number in self.broken:
             raise self.broken[number]
 
-        async def again() -> tuple[Answer, bool]:
+        async def again() -> tuple[CachedResponse, bool]:
             return await self.render(number)
 
         response = Response(b"x" * 2_000, media_type="text/plain")
-        answer = Answer(response, "/data", "no-cache", "Accept", None if number in self.long else again)
+        answer = CachedResponse(
+            response, "/data", "no-cache", "Accept", None if number in self.long else again
+        )
         return answer, number not in self.lagging
 
     async def ask(

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from kasparro.store.database import Database
+from kasparro.store.data_version import POLL_S, DataVersion
 from kasparro.store.migrations import migrate
-from kasparro.store.version import POLL_S, DataVersion
-from tests.postgres import Server, Servers, servers
+from kasparro.store.pool import Database
 from tests.store.test_loader import batch, load, record
+from tests.support.postgres import Server, Servers, servers
+from tests.web.cache.test_policy import MOVE, kept, until
 from tests.web.conftest import serving
-from tests.web.test_caching import MOVE, kept, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these servers are for Linux")
 

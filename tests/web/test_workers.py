@@ -18,12 +18,12 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 
 from kasparro.settings import Settings
 from kasparro.supervision import Supervisor
-from kasparro.web.meter import Counts, Meter, Report, write
+from kasparro.web.http.request_metrics import Counts, Report, RequestMetrics, write
 from kasparro.web.server import _listening, configuration
 from kasparro.web.workers import Workers, WorkersFailed, exit_of
-from tests.test_cli import ended, listening, running
-from tests.web.test_metrics import scrape, value
-from tests.web.test_operations import get
+from tests.cli.test_commands import ended, listening, running
+from tests.web.routes.test_metrics import scrape, value
+from tests.web.routes.test_runs import get
 
 
 def broken() -> Any:
@@ -169,5 +169,5 @@ async def test_counts_of_a_worker_that_ended_stay_and_its_file_goes(tmp_path: Pa
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
 
 
-def meter(folder: Path) -> Meter:
-    return Meter(dict, [], folder, Supervisor())
+def meter(folder: Path) -> RequestMetrics:
+    return RequestMetrics(dict, [], folder, Supervisor())

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 
 from kasparro.sources.archives.explain import Checked, refused
-from kasparro.sources.archives.process import Worker, WorkerEnded
+from kasparro.sources.archives.worker_client import Worker, WorkerEnded
 
 
 async def check_all(names: Iterable[str], now: datetime) -> list[Checked]:

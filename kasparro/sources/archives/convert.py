@@ -6,11 +6,11 @@ from operator import itemgetter
 from typing import TypeVar
 from zoneinfo import ZoneInfo
 
-from kasparro.record import (
+from kasparro.model.record import (
     NAME_LIMIT,
     RANK_LIMIT,
     SYMBOL_LIMIT,
-    Refused,
+    RejectedValue,
     composed_id,
     copy_cell,
     identifier,
@@ -18,11 +18,11 @@ from kasparro.record import (
     moment,
     positive,
 )
+from kasparro.sources.archives.header_names import CURRENCIES, PEGGED
 from kasparro.sources.archives.numbers import Kind, read_plain, read_plain_all
 from kasparro.sources.archives.recognise import NUMBERS, Recognised, pair_of
 from kasparro.sources.archives.text import fitted
 from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
-from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED
 
 # The fields of each kind, in the order of the columns; together they are all of `VALUE_FIELDS`.
 FIELDS = {kind: [field for field in NUMBERS if NUMBERS[field] == kind] for kind in NUMBERS.values()}
@@ -102,7 +102,7 @@ class Converter:
             if len(row) != width:
                 row = fitted(row, width)
                 if len(row) != width:
-                    raise Refused(None, f"{len(row)} cells where the header has {width}")
+                    raise RejectedValue(None, f"{len(row)} cells where the header has {width}")
             row.append("")
             try:
                 when = times[row[day] if clock is None else f"{row[day]} {row[clock]}"]
@@ -111,7 +111,7 @@ class Converter:
                 values += map(money, money_cells(row))
                 values += map(supply, supply_cells(row))
                 values += map(percent, percent_cells(row))
-            except Refused as refused:
+            except RejectedValue as refused:
                 raise self._blamed(row, refused) from None
             if values[2] == NULL:
                 self._without_price(row, values[2:8])
@@ -137,7 +137,7 @@ class Converter:
                 figures = [self._amounts(column, money) for column in money_cells(columns)]
                 figures += ([*map(supply, column)] for column in supply_cells(columns))
                 figures += ([*map(percent, column)] for column in percent_cells(columns))
-            except Refused:
+            except RejectedValue:
                 return None
             if NULL in figures[0] and (
                 self._must is not None or any(set(row) == {NULL} for row in zip(*figures[:6], strict=True))
@@ -169,11 +169,11 @@ class Converter:
 
     def _without_price(self, row: Sequence[str], figures: Sequence[str]) -> None:
         if self._must is not None:
-            raise Refused("price_usd", f"no close: {row[self._must].strip()!r}")
+            raise RejectedValue("price_usd", f"no close: {row[self._must].strip()!r}")
         if all(figure == NULL for figure in figures):
-            raise Refused(None, "none of its cells holds a figure")
+            raise RejectedValue(None, "none of its cells holds a figure")
 
-    def _blamed(self, row: Sequence[str], refused: Refused) -> Refused:
+    def _blamed(self, row: Sequence[str], refused: RejectedValue) -> RejectedValue:
         # A number reader serves many columns; which of them it was is found out only when one failed.
         if refused.field:
             return refused
@@ -182,7 +182,7 @@ class Converter:
             if place is not None:
                 try:
                     self._read_number(kind, field, row[place])
-                except Refused as named:
+                except RejectedValue as named:
                     return named
         return refused
 
@@ -193,7 +193,7 @@ class Converter:
     def _read_rank(self, text: str) -> str:
         value = self._notation.read(text, "rank", "supply")
         if value is not None and (not value.isdigit() or not 0 < int(value) <= RANK_LIMIT):
-            raise Refused("rank", f"not a rank: {text[:60]!r}")
+            raise RejectedValue("rank", f"not a rank: {text[:60]!r}")
         return copy_cell(value)
 
     def _read_coin(self, cells: tuple[str, ...]) -> tuple[str, str]:
@@ -212,15 +212,15 @@ class Converter:
         elif symbol or name:
             source_id = composed_id(symbol, name)
         else:
-            raise Refused("id", "empty")
+            raise RejectedValue("id", "empty")
         return _coin_cells(source_id, symbol, name)
 
     def _expect_dollars(self, currency: str) -> None:
         if currency != "USD" and not (self._recognised.pegged and currency in PEGGED):
             if currency.lower() in CURRENCIES:
-                raise Refused("currency", f"in {currency}, not USD")
+                raise RejectedValue("currency", f"in {currency}, not USD")
             # Rejects are counted by what stands before the colon, so no text of a file may stand there.
-            raise Refused("currency", f"not in USD: {currency[:20]!r}")
+            raise RejectedValue("currency", f"not in USD: {currency[:20]!r}")
 
     def _read_when(self, text: str) -> str:
         recognised = self._recognised
@@ -242,7 +242,7 @@ class Converter:
         else:
             at = period_end(stamp, recognised.period)
         if at > self._now:
-            raise Refused("observed_at", f"its period is not over yet: {at.isoformat()}")
+            raise RejectedValue("observed_at", f"its period is not over yet: {at.isoformat()}")
         return at
 
 
@@ -260,5 +260,5 @@ def _encodable(text: str, field: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Refused(field, "holds bytes that are not of the file's encoding") from None
+        raise RejectedValue(field, "holds bytes that are not of the file's encoding") from None
     return text

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from kasparro.errors import SourceError
-from kasparro.sources.archives.described import SUFFIX
+from kasparro.sources.archives.overrides import SUFFIX
 from kasparro.sources.archives.text import shown
 
 PACKINGS = ("", ".gz", ".zst", ".zstd")

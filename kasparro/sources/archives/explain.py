@@ -5,14 +5,14 @@ from datetime import datetime
 
 import msgspec
 
-from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Refused, Reject
+from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject, RejectedValue
 from kasparro.sources.archives.convert import Converter
-from kasparro.sources.archives.described import Description
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.overrides import Overrides
 from kasparro.sources.archives.reader import Job, Portion, Tally, generic, read_archive
 from kasparro.sources.archives.recognise import (
     SAMPLES,
-    FileRefused,
+    FileRejected,
     Recognised,
     Sample,
     recognise,
@@ -125,7 +125,7 @@ def refused(name: str, problem: str) -> Checked:
     return Checked(name=name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
 
 
-async def check(file: ArchiveFile, name: str, said: Description, now: datetime) -> Checked:
+async def check(file: ArchiveFile, name: str, said: Overrides, now: datetime) -> Checked:
     """Read a file to its end as a run would, with no database."""
     rows = rejected = 0
     problem: str | None = None
@@ -155,7 +155,7 @@ async def _recognition(file: ArchiveFile, job: Job) -> Recognition | None:
     try:
         sample = await sampled(file, job.said)
         found = recognise(sample, job.name, job.now, job.said)
-    except (FileRefused, csv.Error, OSError):
+    except (FileRejected, csv.Error, OSError):
         return None
     period = found.period
     return Recognition(
@@ -182,7 +182,7 @@ def _columns(sample: Sample, found: Recognised, job: Job) -> tuple[Column, ...]:
     for row in sample.rows:
         try:
             key, content = convert(row.copy())
-        except Refused:
+        except RejectedValue:
             continue
         stored.append((row, dict(zip(_READ, [*key.split("\t"), *content.split("\t")], strict=True))))
         if len(stored) == SAMPLES:

@@ -5,9 +5,9 @@ from typing import IO
 
 import msgspec
 
-from kasparro.batch import Checkpoint
-from kasparro.sources.archives.described import Description
+from kasparro.model.batch import Checkpoint
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.overrides import Overrides
 from kasparro.sources.archives.reader import Head
 
 # Part of every key: a program that reads files in another way reads them again when this moves.
@@ -22,7 +22,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     head: Head | None
 
 
-def identify(file: ArchiveFile, said: Description, earlier: Checkpoint | None) -> Identity:
+def identify(file: ArchiveFile, said: Overrides, earlier: Checkpoint | None) -> Identity:
     """Read a file once for its digest, and on the way for that of its beginning if `earlier` ended there."""
     suffix = f":{said.digest}" if said.digest else ""
     digest = hashlib.sha256()

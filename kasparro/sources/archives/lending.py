@@ -14,7 +14,7 @@ import msgspec
 
 from kasparro.sources.archives import sandbox
 from kasparro.sources.archives.files import Opened
-from kasparro.sources.archives.wire import Request
+from kasparro.sources.archives.worker_messages import Request
 
 # A request holds two paths, each of 4 KiB at most, and a name.
 _REQUEST_BYTES = 64 * 1024

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from kasparro.record import Refused, digits
+from kasparro.model.record import RejectedValue, canonical_decimal
 
 Sign = Literal[".", ","]
 Kind = Literal["money", "supply", "percent"]
@@ -54,7 +54,7 @@ _PLAIN_LINE = r"(?:(?:0|[1-9][0-9]{0,59}+)(?:\.[0-9]{1,100}+)?)?"
 _PLAIN_LINES = re.compile(rf"(?:{_PLAIN_LINE}\n)*+{_PLAIN_LINE}")
 
 
-class Unsettled(Exception):
+class Ambiguous(Exception):
     """The rows of a file do not tell how something in it is meant; the text says what and why, `setting` is
     the line of a description that would settle it."""
 
@@ -72,7 +72,7 @@ class Notation(msgspec.Struct, frozen=True):
         """The exact value in plain digits, None where the cell tells none.
 
         A currency sign is taken with money, a percent sign with percents, a unit (`18,777,093 BTC`) with
-        supplies. Raises Refused for whatever has more than one meaning or none.
+        supplies. Raises RejectedValue for whatever has more than one meaning or none.
         """
         if self.decimal == "." and (plain := read_plain(text)) is not None:
             return plain
@@ -94,8 +94,8 @@ class Notation(msgspec.Struct, frozen=True):
             raise _not_a_number(text, field)
         exponent = f"e{shift}" if shift else match["exponent"] or ""
         try:
-            return digits(f"{match['sign'] or match['inner']}{body}{exponent}", field)
-        except Refused as refused:
+            return canonical_decimal(f"{match['sign'] or match['inner']}{body}{exponent}", field)
+        except RejectedValue as refused:
             bounds = refused.reason.startswith("number out of bounds")
             raise (refused if bounds else _not_a_number(text, field)) from None
 
@@ -132,9 +132,9 @@ def _affixes_fit(match: re.Match[str], kind: Kind) -> bool:
     return tail == "%" if kind == "percent" else tail != "%"
 
 
-def _not_a_number(text: str, field: str) -> Refused:
+def _not_a_number(text: str, field: str) -> RejectedValue:
     shown = repr(text if len(text) <= 60 else f"{text[:60]}…")
-    return Refused(field, f"not a number: {shown}")
+    return RejectedValue(field, f"not a number: {shown}")
 
 
 _POINT_SETTING, _COMMA_SETTING = 'decimal = "."', 'decimal = "," (or ".")'
@@ -181,12 +181,12 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
                 lone_comma += 1
     if point and comma:
         if max(point, comma) < 20 * min(point, comma):
-            raise Unsettled("its numbers use both the point and the comma before fractions", _POINT_SETTING)
+            raise Ambiguous("its numbers use both the point and the comma before fractions", _POINT_SETTING)
         return "." if point > comma else ","
     if comma or point:
         return "," if comma else "."
     if lone_comma:
-        raise Unsettled("nothing tells whether 1,234 in it means a thousand or a fraction", _COMMA_SETTING)
+        raise Ambiguous("nothing tells whether 1,234 in it means a thousand or a fraction", _COMMA_SETTING)
     if dotted and delimiter != ",":
-        raise Unsettled("nothing tells whether the points in its numbers group or divide", _COMMA_SETTING)
+        raise Ambiguous("nothing tells whether the points in its numbers group or divide", _COMMA_SETTING)
     return "."

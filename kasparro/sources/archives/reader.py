@@ -8,12 +8,12 @@ from datetime import datetime
 
 import msgspec
 
-from kasparro.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
-from kasparro.record import Refused, Reject
+from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
+from kasparro.model.record import Reject, RejectedValue
 from kasparro.sources.archives.convert import Converter
-from kasparro.sources.archives.described import NOTHING, Description
 from kasparro.sources.archives.files import ArchiveFile
-from kasparro.sources.archives.recognise import FileRefused, Recognised, Sample, recognise, sampled
+from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
+from kasparro.sources.archives.recognise import FileRejected, Recognised, Sample, recognise, sampled
 from kasparro.sources.archives.text import ArchiveText, Damaged, holds, opened, rows_of, shown, told_rows
 
 # A row's raw text is kept to show what was wrong with it; no more than that.
@@ -56,7 +56,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     position: int
     now: datetime
-    said: Description = NOTHING
+    said: Overrides = NO_OVERRIDES
     head: Head | None = None
     judged: bool = True
 
@@ -101,7 +101,7 @@ async def read_archive(file: ArchiveFile, job: Job) -> AsyncIterator[Portion | P
         recognised, judged = await _admitted(file, job)
         async for portion in _portions(file, job, recognised, judged):
             yield portion
-    except FileRefused as refused:
+    except FileRejected as refused:
         yield refusal(job.name, str(refused), refused.setting)
     except Damaged as damage:
         yield refusal(job.name, f"not loaded, for {damage}")
@@ -130,7 +130,7 @@ async def _admitted(file: ArchiveFile, job: Job) -> tuple[Recognised, bool]:
     if not tally.whole and low <= tally.refused <= high:
         tally = await _tallied_whole(file, recognised, job.now)
     if (verdict := tally.verdict) is not None:
-        raise FileRefused(verdict)
+        raise FileRejected(verdict)
     return recognised, True
 
 
@@ -172,7 +172,7 @@ def _refusals(converter: Converter, rows: Sequence[list[str]]) -> Iterator[str]:
         for row in rows:
             try:
                 converter.convert(row.copy())
-            except Refused as refused:
+            except RejectedValue as refused:
                 yield _counted_as(refused.field, refused.reason)
 
 
@@ -206,13 +206,13 @@ async def _portions(
             return
         told = converter.convert_all(held)
         if told is not None:
-            builder.add_told(*told)
+            builder.add_lines(*told)
         else:
             for began, each in zip(begun, held, strict=True):
                 try:
                     key, content = converter.convert(each)
-                    builder.add_told([key], [content])
-                except (Refused, UnicodeEncodeError) as error:
+                    builder.add_lines([key], [content])
+                except (RejectedValue, UnicodeEncodeError) as error:
                     builder.refuse(_reject(error, each[: recognised.width], recognised, job.name, began))
         held.clear()
         begun.clear()
@@ -232,7 +232,7 @@ async def _portions(
             reasons = Counter(_counted_as(reject.field, reject.reason) for reject in batch.rejects)
             tally = Tally(rows=batch.fetched, refused=len(batch.rejects), reasons=dict(reasons), whole=True)
             if (verdict := tally.verdict) is not None:
-                raise FileRefused(verdict)
+                raise FileRejected(verdict)
         return Portion(batch, text.position)
 
     def continuable() -> bool:
@@ -277,13 +277,13 @@ async def _portions(
 
 
 def _reject(
-    error: Refused | UnicodeEncodeError, row: list[str], recognised: Recognised, name: str, line: int
+    error: RejectedValue | UnicodeEncodeError, row: list[str], recognised: Recognised, name: str, line: int
 ) -> Reject:
     text = io.StringIO()
     csv.writer(text, delimiter=recognised.delimiter, lineterminator="").writerow(row)
     # PostgreSQL's text holds neither a NUL nor half of a character; lines may stay what they are here.
     raw = text.getvalue()[:RAW_LIMIT].encode("utf-8", "replace").decode().replace("\x00", "�")
-    if isinstance(error, Refused):
+    if isinstance(error, RejectedValue):
         return Reject(
             reason=shown(error.reason)[:REASON_LIMIT],
             field=error.field or None,

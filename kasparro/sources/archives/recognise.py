@@ -10,11 +10,26 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from kasparro.record import LABELS, Refused, slug
-from kasparro.sources.archives.described import NOTHING, Coin, Description, Field
+from kasparro.model.record import LABELS, RejectedValue, slug
+from kasparro.sources.archives.filename_hints import NO_PAIR, Named, named
 from kasparro.sources.archives.files import ArchiveFile
-from kasparro.sources.archives.naming import NO_PAIR, Named, named
-from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign
+from kasparro.sources.archives.header_names import (
+    CLOCKS,
+    COINS,
+    CURRENCIES,
+    FIAT,
+    FIELD_OF,
+    NAMES,
+    PEGGED,
+    SIGNS,
+    TICKER_ROW,
+    Heading,
+    Layout,
+    heading,
+    layout_of,
+)
+from kasparro.sources.archives.numbers import Ambiguous, Kind, Notation, Sign, decimal_sign
+from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Field, Overrides
 from kasparro.sources.archives.text import (
     Encoding,
     decoder,
@@ -36,21 +51,6 @@ from kasparro.sources.archives.times import (
     epoch_unit,
     period,
     read_time,
-)
-from kasparro.sources.archives.vocabulary import (
-    CLOCKS,
-    COINS,
-    CURRENCIES,
-    FIAT,
-    FIELD_OF,
-    NAMES,
-    PEGGED,
-    SIGNS,
-    TICKER_ROW,
-    Heading,
-    Layout,
-    heading,
-    layout_of,
 )
 
 # The fields that a description may name, as the vocabulary calls them.
@@ -109,7 +109,7 @@ NO_TABLES = (
 )
 
 
-class FileRefused(Exception):
+class FileRejected(Exception):
     """A file is not loaded at all; the text completes "FILE: ", `setting` is the line of a description that
     would settle what it left open."""
 
@@ -212,22 +212,22 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     ticker: str | None
 
 
-async def sampled(file: ArchiveFile, said: Description = NOTHING) -> Sample:
-    """Look at a file: its beginning, and windows further on. Raises FileRefused where it is no table."""
+async def sampled(file: ArchiveFile, said: Overrides = NO_OVERRIDES) -> Sample:
+    """Look at a file: its beginning, and windows further on. Raises FileRejected where it is no table."""
     looked = windows(file)
     head = next(looked, None)
     if head is None or not head.content:
-        raise FileRefused("it is empty, or nothing of it can be read")
+        raise FileRejected("it is empty, or nothing of it can be read")
     for magic, what in NO_TABLES:
         if head.content.startswith(magic):
-            raise FileRefused(f"it is {what}")
+            raise FileRejected(f"it is {what}")
     encoding = _encoding(head.content, said)
     try:
         text = decoder(encoding).decode(head.content, final=head.last)
     except UnicodeError as error:
-        raise FileRefused(f"its bytes do not decode as {encoding.codec} ({error})") from None
+        raise FileRejected(f"its bytes do not decode as {encoding.codec} ({error})") from None
     if text.count("\x00") * 20 > len(text):
-        raise FileRefused("it is not text")
+        raise FileRejected("it is not text")
     delimiter, header_row, header, layout, rows, ticker = await _header(text, said)
     if not head.last and rows:
         rows.pop()
@@ -254,15 +254,15 @@ async def sampled(file: ArchiveFile, said: Description = NOTHING) -> Sample:
     )
 
 
-def _encoding(head: bytes, said: Description) -> Encoding:
+def _encoding(head: bytes, said: Overrides) -> Encoding:
     # By its description, else by its beginning.
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        raise FileRefused("it is UTF-32 by its byte order mark: save it as UTF-8")
+        raise FileRejected("it is UTF-32 by its byte order mark: save it as UTF-8")
     codec = text_codec(said.encoding) if said.encoding else None
     if codec is None:
         return encoding_of(head)
     if codec == "utf-16" and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise FileRefused(
+        raise FileRejected(
             "it has no byte order mark of UTF-16",
             'encoding = "utf-16-le", or "utf-16-be", or the encoding that it really has',
         )
@@ -290,7 +290,7 @@ def _marked(head: bytes) -> Encoding:
 
 
 async def _header(
-    text: str, said: Description
+    text: str, said: Overrides
 ) -> tuple[str, int, list[str], Layout, list[list[str]], str | None]:
     best: list[str] = []
     counts = {
@@ -317,7 +317,7 @@ async def _header(
             best = top[0]
     if missing := said.columns.keys() - {cell_name(cell) for cell in best}:
         some = shown(", ".join(cell_name(cell) for cell in best[:12]))
-        raise FileRefused(f"no column {shown(min(missing))!r}, which its description names ({some[:120]})")
+        raise FileRejected(f"no column {shown(min(missing))!r}, which its description names ({some[:120]})")
     raise _no_header(best, said)
 
 
@@ -331,7 +331,7 @@ def _unstacked(top: Sequence[list[str]], position: int) -> tuple[list[str], int,
     tickers = {cell.strip() for cell in stack[1][1:]} - {""}
     if len(tickers) != 1 or any(stack[2][1:]):
         some = shown(", ".join(sorted(tickers)))
-        raise FileRefused(f"it holds several tickers side by side ({some[:60]}): write a file for each")
+        raise FileRejected(f"it holds several tickers side by side ({some[:60]}): write a file for each")
     return [stack[2][0], *row[1:]], 2, tickers.pop()
 
 
@@ -350,7 +350,7 @@ def cell_name(cell: str) -> str:
     return cell.replace("\ufeff", "").strip()
 
 
-def headings_of(cells: Iterable[str], said: Description) -> list[Heading]:
+def headings_of(cells: Iterable[str], said: Overrides) -> list[Heading]:
     """What header cells say, where a description does not say it."""
     headings = []
     for cell in cells:
@@ -365,21 +365,21 @@ def headings_of(cells: Iterable[str], said: Description) -> list[Heading]:
     return headings
 
 
-def _no_header(cells: Sequence[str], said: Description) -> FileRefused:
+def _no_header(cells: Sequence[str], said: Overrides) -> FileRejected:
     some = ", ".join(cell.strip() for cell in cells[:8])
     if len(cells) <= 1:
-        return FileRefused(f"its header is one cell ({some[:60]!r}), no table")
+        return FileRejected(f"its header is one cell ({some[:60]!r}), no table")
     if any(_is_value(cell) for cell in cells):
-        return FileRefused(
+        return FileRejected(
             f"no header was found; it begins with {some[:120]}", 'header = ["timestamp", "open", "high", …]'
         )
     fields = {FIELD_OF.get(told.base) for told in headings_of(cells, said)}
     price, time = 'columns."HEADER" = "price_usd"', 'columns."HEADER" = "observed_at"'
     if not fields - {None}:
-        return FileRefused(f"none of its columns is known ({some[:120]})", f"{price}, and {time}")
+        return FileRejected(f"none of its columns is known ({some[:120]})", f"{price}, and {time}")
     if not fields & {"price", "close"}:
-        return FileRefused(f"none of its columns is known to hold a price ({some[:120]})", price)
-    return FileRefused(f"its columns fit no layout ({some[:120]})", time)
+        return FileRejected(f"none of its columns is known to hold a price ({some[:120]})", price)
+    return FileRejected(f"its columns fit no layout ({some[:120]})", time)
 
 
 def _is_value(cell: str) -> bool:
@@ -387,17 +387,17 @@ def _is_value(cell: str) -> bool:
     return any(c.isdigit() for c in cell) and not any(c.isalpha() for c in cell)
 
 
-def recognise(sample: Sample, name: str, now: datetime, said: Description = NOTHING) -> Recognised:
-    """Settle everything about a file. Raises FileRefused with the reason where something cannot be."""
+def recognise(sample: Sample, name: str, now: datetime, said: Overrides = NO_OVERRIDES) -> Recognised:
+    """Settle everything about a file. Raises FileRejected with the reason where something cannot be."""
     try:
         return _Recogniser(sample, named(name), now, said).settle()
-    except Unsettled as unsettled:
-        raise FileRefused(str(unsettled), unsettled.setting) from None
+    except Ambiguous as unsettled:
+        raise FileRejected(str(unsettled), unsettled.setting) from None
 
 
 class _Recogniser:
     # One file on its way to being understood.
-    def __init__(self, sample: Sample, told: Named, now: datetime, said: Description) -> None:
+    def __init__(self, sample: Sample, told: Named, now: datetime, said: Overrides) -> None:
         self.sample = sample
         self.told = told
         self.now = now
@@ -585,7 +585,7 @@ class _Recogniser:
             by["price_usd"] = _SAID
         if not candidates["price_usd"]:
             reasons = [self.why_not[column] for column in prices if column in self.why_not]
-            raise FileRefused(
+            raise FileRejected(
                 f"its prices are {reasons[0]}"
                 if reasons and reasons[0].startswith("in ")
                 else "".join(reasons[:1]),
@@ -643,7 +643,7 @@ class _Recogniser:
             if len(row) > max(*who, *price) and any(row[column].strip().lower() in STABLE for column in who):
                 try:
                     value = Notation().read(row[price[0]], "price_usd", "money")
-                except Refused:
+                except RejectedValue:
                     continue
                 if value is not None:
                     values.append(Decimal(value))
@@ -703,13 +703,13 @@ class _Recogniser:
             numbers = [cell.strip() for cell in self.cells(column)]
             if 1 < len(set(numbers)) <= len(numbers) // 2:
                 header = shown(self.sample.header[column])
-                raise FileRefused(f"its column {header!r} tells coins by bare numbers only", setting)
+                raise FileRejected(f"its column {header!r} tells coins by bare numbers only", setting)
         if self.sample.ticker is not None:
             symbol, _ = pair_of(self.sample.ticker)
             return Coin(id=slug(symbol), symbol=symbol)
         coin = self.told.coin or self._coin_by_volume()
         if coin is None:
-            raise FileRefused("neither a column nor its name tells which coin it is about", setting)
+            raise FileRejected("neither a column nor its name tells which coin it is about", setting)
         self._expect_one_coin(places, stamps, setting)
         return Coin(id=coin)
 
@@ -737,7 +737,7 @@ class _Recogniser:
                 prices.setdefault(when, set()).add(row[places["price_usd"]].strip())
         repeated = sum(len(told) - 1 for told in prices.values())
         if stamps and repeated * 5 > rows:
-            raise FileRefused(
+            raise FileRejected(
                 "many of its rows tell another price for the same time, so it is about several coins, "
                 "and no column is known to tell which",
                 setting,
@@ -763,7 +763,7 @@ class _Recogniser:
                 zone = self.said.timezone or CLOCKS[self.headings[clocks[0]].full]
         if "time" not in places and "closed_at" not in places:
             if self._day() is None:
-                raise FileRefused(
+                raise FileRejected(
                     "neither a column nor its name tells the time of its figures",
                     "observed_at = 2018-01-31T12:00:00Z, or its own",
                 )
@@ -777,17 +777,17 @@ class _Recogniser:
         for cell in self.cells(place):
             try:
                 stamps.append(read_time(cell, order, epoch=self.said.epoch))
-            except Refused as refused:
+            except RejectedValue as refused:
                 refusals.append(refused.reason)
         if not stamps and self.sample.rows:
             some = next(iter(self.cells(place)), "")
             why = refusals[0].removeprefix("not a date: ") if refusals else repr(some)
             if self._all(place, lambda cell: _DAY_NUMBER.fullmatch(cell.strip()) is not None):
-                raise FileRefused(
+                raise FileRejected(
                     f"its column {self.sample.header[place].strip()!r} holds a spreadsheet's day numbers "
                     f"({some[:60]!r}), which count from 1900 or from 1904: write them as dates"
                 )
-            raise FileRefused(
+            raise FileRejected(
                 f"its column {self.sample.header[place].strip()!r} holds no times ({why})",
                 'columns."HEADER" = "observed_at"',
             )
@@ -814,7 +814,7 @@ class _Recogniser:
             or (PERIODS["1d"] if layout.daily else None)
         )
         if length is None and "closed_at" not in places and stamps:
-            raise FileRefused("neither its rows nor its name tell how long its candles are", 'period = "1d"')
+            raise FileRejected("neither its rows nor its name tell how long its candles are", 'period = "1d"')
         return length
 
 

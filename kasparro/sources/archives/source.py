@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack, aclosing
 from itertools import chain
 from typing import NamedTuple
 
-from kasparro.batch import Batch, BatchBuilder
 from kasparro.errors import SourceError
-from kasparro.record import Reject
+from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.record import Reject
 from kasparro.sources.archives.discover import Archive
-from kasparro.sources.archives.process import Worker, WorkerEnded, WorkerSilent
 from kasparro.sources.archives.reader import Portion, Problem, refusal
-from kasparro.sources.base import Pass
+from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
+from kasparro.sources.base import SourceContext
 
 # Refused files in one batch: a transaction for each would take a minute for 10,000 of them.
 REFUSED_AT_ONCE = 500
@@ -35,23 +35,23 @@ class Archives:
         self._where = where
         self._workers = workers or min(MOST_WORKERS, max(1, _cores() - 1))
 
-    async def extract(self, passing: Pass) -> AsyncGenerator[Batch, None]:
+    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier pass has loaded to their end, file after file."""
         # By the key of the content, until it is known that no other name of the same content settles it.
         refused: dict[str | None, list[Reject]] = {}
         stalled = None
         async with AsyncExitStack() as stack:
 
-            async def hire() -> Worker:
+            async def start_worker() -> Worker:
                 return await stack.enter_async_context(Worker())
 
-            first = await hire()
+            first = await start_worker()
             found = await first.find(self._where)
             refused[None] = [refusal(folder.name, folder.reason).reject for folder in found.unsearched]
             waiting = _Waiting(found.archives)
             total, done, silent = waiting.bytes, 0, 0
             passing.progress(done, total)
-            begun = self._begun(waiting, passing, first, hire)
+            begun = self._begun(waiting, passing, first, start_worker)
             async for reading in await stack.enter_async_context(aclosing(begun)):
                 problem = None
                 try:
@@ -83,7 +83,11 @@ class Archives:
             raise SourceError(f"archives {self._where}: {stalled}")
 
     async def _begun(
-        self, waiting: "_Waiting", passing: Pass, first: Worker, hire: Callable[[], Awaitable[Worker]]
+        self,
+        waiting: "_Waiting",
+        passing: SourceContext,
+        first: Worker,
+        start_worker: Callable[[], Awaitable[Worker]],
     ) -> AsyncGenerator["_Reading", None]:
         # What is read of each file, in their order. While one is given, the next are begun by the other
         # workers, which read ahead as far as their pipes hold and wait.
@@ -93,14 +97,14 @@ class Archives:
             if worker.alive:
                 return worker
             await worker.end()
-            return await hire()
+            return await start_worker()
 
         while True:
             while waiting and (free or workers < self._workers):
                 if free:
                     worker = free.pop()
                 else:
-                    worker, workers = await hire(), workers + 1
+                    worker, workers = await start_worker(), workers + 1
                 reading = await self._begin(*waiting.next(), worker, passing, waiting)
                 if reading.worker is None:
                     free.append(await replaced(worker))
@@ -114,10 +118,10 @@ class Archives:
                 free.append(await replaced(reading.worker))
 
     async def _begin(
-        self, archive: Archive, size: int, worker: Worker, passing: Pass, waiting: "_Waiting"
+        self, archive: Archive, size: int, worker: Worker, passing: SourceContext, waiting: "_Waiting"
     ) -> "_Reading":
         # What is read of a file: nothing if it cannot be read, or was loaded to its end.
-        earlier = await passing.known_as(archive.name)
+        earlier = await passing.checkpoint_named(archive.name)
         try:
             key = await worker.identify(archive, earlier, passing.clock())
         except WorkerEnded as error:

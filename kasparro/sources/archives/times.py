@@ -9,8 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from kasparro.record import AHEAD, EARLIEST, Refused
-from kasparro.sources.archives.numbers import Unsettled
+from kasparro.model.record import AHEAD, EARLIEST, RejectedValue
+from kasparro.sources.archives.numbers import Ambiguous
 
 Order = Literal["dmy", "mdy", "ymd"]
 Epoch = Literal["s", "ms"]
@@ -90,7 +90,7 @@ def read_time(
     """The time that a cell tells, aware; one without a zone is in `zone`.
 
     `order` is the file's, and only all-numeric days need it; `epoch` is the unit of epoch times where it was
-    told, else their length tells it. Raises Refused for what is no time, and for
+    told, else their length tells it. Raises RejectedValue for what is no time, and for
     local times that a zone's change of clocks repeats or leaves out.
     """
     text = text.strip()
@@ -132,7 +132,7 @@ def _unrolled(match: re.Match[str], text: str, field: str) -> str:
     if not 0 <= zeros <= 18:
         raise _no_time(text, field)
     if len(match[2]) + 1 < EXACT_DIGITS:
-        raise Refused(field, f"an epoch time rounded to {len(match[2]) + 1} digits: {text!r}")
+        raise RejectedValue(field, f"an epoch time rounded to {len(match[2]) + 1} digits: {text!r}")
     return f"{match[1]}{match[2]}{'0' * zeros}"
 
 
@@ -141,7 +141,7 @@ def epoch_unit(text: str) -> str | None:
     if power := _EPOCH_POWER.fullmatch(text):
         try:
             text = _unrolled(power, text, "observed_at")
-        except Refused:
+        except RejectedValue:
             return None
     match = _EPOCH_TEXT.fullmatch(text)
     return {10: "s", 13: "ms", 16: "us", 19: "ns"}[len(match[1])] if match else None
@@ -192,9 +192,9 @@ def _with_clock(day: date, match: re.Match[str], text: str, field: str, zone: tz
     aware = at.replace(tzinfo=zone)
     if zone is not UTC:
         if aware.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != at:
-            raise Refused(field, f"left out when the clocks changed: {text!r}")
+            raise RejectedValue(field, f"left out when the clocks changed: {text!r}")
         if aware.replace(fold=1).utcoffset() != aware.utcoffset():
-            raise Refused(field, f"told twice when the clocks changed: {text!r}")
+            raise RejectedValue(field, f"told twice when the clocks changed: {text!r}")
     return Stamp(aware.astimezone(UTC), bare=bare)
 
 
@@ -206,16 +206,16 @@ def _zone(text: str) -> tzinfo:
     return timezone(sign * timedelta(hours=int(text[1:3]), minutes=int(text[3:].removeprefix(":") or "0")))
 
 
-def _no_time(text: str, field: str) -> Refused:
+def _no_time(text: str, field: str) -> RejectedValue:
     shown = repr(text if len(text) <= 60 else f"{text[:60]}…")
-    return Refused(field, f"not a date: {shown}")
+    return RejectedValue(field, f"not a date: {shown}")
 
 
 def day_order(texts: Iterable[str], now: datetime) -> Order | None:
     """The order of day, month and year in a file's all-numeric days; None where it has none.
 
     Every order is tried on all the cells given: one under which they are days that exist, not before 2009 and
-    not to come, is the file's. Raises Unsettled where more than one fits, or none does.
+    not to come, is the file's. Raises Ambiguous where more than one fits, or none does.
     """
     numeric = [text.strip() for text in texts if _NUMERIC.fullmatch(text.strip())]
     if not numeric:
@@ -223,13 +223,13 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
     failures = sorted((_failures(numeric, order, now), order) for order in ORDERS)
     (fewest, best), (second, other) = failures[0], failures[1]
     if fewest * 2 > len(numeric):
-        raise Unsettled(
+        raise Ambiguous(
             f"its days, such as {numeric[0]!r}, fit no order of day, month and year",
             'day_order = "day-first", or another one,',
         )
     if second == fewest or fewest * 10 > second:
         example = numeric[0]
-        raise Unsettled(
+        raise Ambiguous(
             f"its rows do not tell the day from the month: {example!r} and all the others can be read as "
             f"{' and as '.join(sorted({best, other}))}",
             " or ".join(f'day_order = "{ORDER_NAMES[order]}"' for order in sorted((best, other))),
@@ -242,7 +242,7 @@ def _failures(texts: Sequence[str], order: Order, now: datetime) -> int:
     for text in texts:
         try:
             at = read_time(text, order).at
-        except Refused:
+        except RejectedValue:
             failed += 1
         else:
             failed += not EARLIEST <= at <= now + AHEAD + _DAY

@@ -17,14 +17,14 @@ from typing import IO
 
 from kasparro.errors import SourceError
 from kasparro.sources.archives import lending, sandbox
-from kasparro.sources.archives.described import FOLDER_FILE, SUFFIX, DescriptionRefused, describe
 from kasparro.sources.archives.discover import archives
 from kasparro.sources.archives.explain import check, refused
 from kasparro.sources.archives.files import ArchiveFile, Opened, open_all
 from kasparro.sources.archives.identity import identify
+from kasparro.sources.archives.overrides import FOLDER_FILE, SUFFIX, OverridesRejected, describe
 from kasparro.sources.archives.reader import Job, read_archive, refusal
 from kasparro.sources.archives.text import ENCODINGS
-from kasparro.sources.archives.wire import (
+from kasparro.sources.archives.worker_messages import (
     Alive,
     Ask,
     Find,
@@ -140,7 +140,7 @@ async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) ->
             teller.tell(Report(await check(file, ask.name, said, ask.now)))
             return Finished()
         identity = identify(file, said, ask.earlier)
-    except DescriptionRefused as error:
+    except OverridesRejected as error:
         _refuse(ask, f"not loaded, for {error}", teller)
         return Finished()
     except OSError as error:

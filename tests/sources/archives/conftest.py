@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kasparro.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
-from kasparro.sources.archives.described import FOLDER_FILE, NOTHING, SUFFIX, Description, describe
+from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.files import ArchiveFile, open_all
-from kasparro.sources.archives.process import Worker
+from kasparro.sources.archives.overrides import FOLDER_FILE, NO_OVERRIDES, SUFFIX, Overrides, describe
 from kasparro.sources.archives.reader import Head, Job, Portion, Problem, read_archive
+from kasparro.sources.archives.worker_client import Worker
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
@@ -42,7 +42,7 @@ def job_for(
     *,
     position: int = 0,
     now: datetime = NOW,
-    said: Description = NOTHING,
+    said: Overrides = NO_OVERRIDES,
     head: Head | None = None,
 ) -> Job:
     """How the worker would read a file."""
@@ -62,7 +62,7 @@ async def read(path: Path, *, position: int = 0, now: datetime = NOW) -> Outcome
         return await collected(read_archive(file, job_for(path, position=position, now=now)))
 
 
-def described(path: Path) -> Description:
+def described(path: Path) -> Overrides:
     """What is said of the archive at a path."""
     opened = open_all(path, None, (path.name + SUFFIX, FOLDER_FILE))
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from kasparro.sources.archives.described import SUFFIX
+from kasparro.sources.archives.overrides import SUFFIX
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -174,7 +174,7 @@ HOSTILE: dict[str, Hostile] = {
     "long-line": Hostile(holding(ROWS + "x," * 3 * MIB), "a line in it is longer than"),
     "long-cell": Hostile(holding(ROWS + "x" * 200_000 + ",1\n"), "field larger than field limit"),
     "columns": Hostile(holding("date,symbol,price_usd" + ",x" * MIB + "\n" + ROWS), "would be refused"),
-    "wide": Hostile(
+    "slow": Hostile(
         holding("date,symbol,price_usd" + ",x" * MIB + ("\n2021-12-31,BTC,1.5" + ",1" * MIB) * 20),
         "not loaded",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.record import Refused
+from kasparro.model.record import RejectedValue
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.recognise import recognise, sampled
@@ -77,7 +77,7 @@ def test_rows_together_come_to_what_each_comes_to_by_itself(
     for row in told:
         try:
             apart.append(reading.convert(row.copy()))
-        except Refused:
+        except RejectedValue:
             apart.append(None)
 
     together = reading.convert_all(told)

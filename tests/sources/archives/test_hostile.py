@@ -18,17 +18,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kasparro import cli
+from kasparro.cli import commands
 from kasparro.errors import SourceError
-from kasparro.sources.archives import checks, process, sandbox, worker
+from kasparro.sources.archives import checks, sandbox, worker, worker_client
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives.discover import Archive, archives
 from kasparro.sources.archives.files import FLAGS, ArchiveFile, Opened, open_file
-from kasparro.sources.archives.process import Worker
 from kasparro.sources.archives.reader import Portion, Problem
 from kasparro.sources.archives.source import Archives
-from kasparro.sources.archives.wire import Ask, Finished, Message
-from kasparro.sources.base import Pass
+from kasparro.sources.archives.worker_client import Worker
+from kasparro.sources.archives.worker_messages import Ask, Finished, Message
+from kasparro.sources.base import SourceContext
 from tests.sources.archives import hostile
 from tests.sources.archives.conftest import NOW, read_by
 from tests.sources.archives.hostile import HOSTILE, beside, good
@@ -38,13 +38,13 @@ MEMORY = 300 * 1024 * 1024
 # Only a hang reaches this.
 HANG_S = 120
 # Those that are refused within a moment, and how often they are in the large folder.
-CHEAP = [kind for kind in HOSTILE if not kind.endswith(("-lines", "-rows")) and kind != "wide"]
+CHEAP = [kind for kind in HOSTILE if not kind.endswith(("-lines", "-rows")) and kind != "slow"]
 COPIES = 3
 
 
 async def work(where: Path | str, **options: object) -> tuple[int, list[str]]:
     """One pass over a folder: the rows that it brought, and what it refused."""
-    context = Pass(clock=lambda: NOW, **options)  # type: ignore[arg-type]
+    context = SourceContext(clock=lambda: NOW, **options)  # type: ignore[arg-type]
     rows, problems = 0, list[str]()
     async with asyncio.timeout(HANG_S):
         async for batch in Archives(str(where)).extract(context):
@@ -99,7 +99,7 @@ def test_check_reports_all_files_beside_hostile_ones(tmp_path: Path) -> None:
         HOSTILE[kind].make(tmp_path / f"{kind}.csv")
     good(tmp_path / "zz.csv", 7)
 
-    result = CliRunner().invoke(cli.main, ["check", "--json", str(tmp_path)])
+    result = CliRunner().invoke(commands.main, ["check", "--json", str(tmp_path)])
 
     assert result.exit_code == 1
     files = {file["name"]: file for file in json.loads(result.stdout)["files"]}
@@ -114,7 +114,7 @@ def test_check_survives_an_encoding_that_does_not_fit(tmp_path: Path, said: str)
     beside(tmp_path / "a.csv").write_text(f'encoding = "{said}"')
     good(tmp_path / "b.csv", 8)
 
-    result = CliRunner().invoke(cli.main, ["check", "--json", str(tmp_path)])
+    result = CliRunner().invoke(commands.main, ["check", "--json", str(tmp_path)])
 
     refused, loaded = json.loads(result.stdout)["files"]
     assert (refused["rows"], loaded["rows"]) == (0, 2)
@@ -222,12 +222,12 @@ async def test_a_file_that_is_swapped_after_it_was_found_is_refused(
     path = good(tmp_path / "a.csv", 7)
     good(tmp_path / "b.csv", 8)
 
-    async def known_as(name: str) -> None:
+    async def checkpoint_named(name: str) -> None:
         if name == "a.csv":
             path.unlink()
             swap(path)
 
-    rows, problems = await work(tmp_path, known_as=known_as)
+    rows, problems = await work(tmp_path, checkpoint_named=checkpoint_named)
     assert rows == 2
     assert len(problems) == 1
     assert refusal in problems[0]
@@ -241,12 +241,12 @@ async def test_a_folder_that_is_swapped_for_a_link_leads_nowhere(tmp_path: Path)
     (root / "in").mkdir(parents=True)
     path = good(root / "in" / "a.csv", 8)
 
-    async def known_as(name: str) -> None:
+    async def checkpoint_named(name: str) -> None:
         path.unlink()
         path.parent.rmdir()
         path.parent.symlink_to(outside)
 
-    rows, problems = await work(root, known_as=known_as)
+    rows, problems = await work(root, checkpoint_named=checkpoint_named)
     assert rows == 0
     assert problems == ["in/a.csv: cannot be read (it is a link that leaves the folder root)"]
 
@@ -410,10 +410,10 @@ async def test_a_good_file_of_any_name_loads(tmp_path: Path, name: str) -> None:
     good(tmp_path / name, 7)
     shown: list[str] = []
 
-    async def known_as(name: str) -> None:
+    async def checkpoint_named(name: str) -> None:
         shown.append(name)
 
-    assert await work(tmp_path, known_as=known_as) == (2, [])
+    assert await work(tmp_path, checkpoint_named=checkpoint_named) == (2, [])
     assert shown[0].isprintable()
     assert await work(tmp_path / name) == (2, [])
 
@@ -534,11 +534,11 @@ async def test_a_file_system_that_hangs_costs_a_file_and_then_the_source(
             if archive.name.startswith("held"):
                 for pid in processes(self.pid):
                     os.kill(pid, signal.SIGSTOP)
-                monkeypatch.setattr(process, "SILENCE_S", 0.1)
+                monkeypatch.setattr(worker_client, "SILENCE_S", 0.1)
             try:
                 return await super().identify(archive, *arguments)  # type: ignore[arg-type]
             finally:
-                monkeypatch.setattr(process, "SILENCE_S", HANG_S)
+                monkeypatch.setattr(worker_client, "SILENCE_S", HANG_S)
 
     monkeypatch.setattr(source_module, "Worker", Stopped)
     good(tmp_path / "a.csv", 7)
@@ -553,7 +553,7 @@ async def test_a_file_system_that_hangs_costs_a_file_and_then_the_source(
     told: list[str | None] = []
 
     async def work_through() -> None:
-        async for batch in Archives(str(tmp_path)).extract(Pass(clock=lambda: NOW)):
+        async for batch in Archives(str(tmp_path)).extract(SourceContext(clock=lambda: NOW)):
             told.extend(reject.place for reject in batch.rejects if reject.of_file)
 
     with pytest.raises(SourceError, match="3 files did not answer"):
@@ -565,7 +565,7 @@ async def test_a_file_system_that_hangs_costs_a_file_and_then_the_source(
 async def test_what_a_worker_said_while_the_service_stood_still_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "SILENCE_S", 1.0)
+    monkeypatch.setattr(worker_client, "SILENCE_S", 1.0)
     path = good(tmp_path / "a.csv", 7)
     async with asyncio.timeout(HANG_S), Worker() as reader:
         asking = asyncio.create_task(reader.identify(Archive(path, path.name), None, NOW))
@@ -658,9 +658,9 @@ async def test_the_kinds_of_rejects_are_few_whatever_a_file_holds(tmp_path: Path
 
 async def test_a_batch_is_bounded_by_the_text_of_its_rows(tmp_path: Path) -> None:
     """Rows that are refused are kept with their text, which the service has to hold."""
-    wide = "2021-12-31,BTC,x," + "y" * 100_000 + "\n"
+    slow = "2021-12-31,BTC,x," + "y" * 100_000 + "\n"
     narrow = "2021-12-31,BTC,1,\n"
-    (tmp_path / "a.csv").write_text("date,symbol,price_usd,note\n" + (wide + narrow) * 600)
+    (tmp_path / "a.csv").write_text("date,symbol,price_usd,note\n" + (slow + narrow) * 600)
     async with Worker() as reader:
         told = [message async for message in read_by(reader, tmp_path / "a.csv")]
     batches = [message.batch for message in told if isinstance(message, Portion)]

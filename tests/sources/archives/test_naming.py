@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kasparro.sources.archives.naming import named
+from kasparro.sources.archives.filename_hints import named
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasparro.record import Refused
-from kasparro.sources.archives.numbers import Kind, Notation, Sign, Unsettled, decimal_sign, read_plain_all
+from kasparro.model.record import RejectedValue
+from kasparro.sources.archives.numbers import Ambiguous, Kind, Notation, Sign, decimal_sign, read_plain_all
 
 POINT = Notation(".")
 COMMA = Notation(",")
@@ -82,13 +82,13 @@ def test_words_for_no_value_are_null_and_zero_is_not(text: str) -> None:
     ],
 )
 def test_damaged_numbers_are_refused_and_never_guessed(text: str) -> None:
-    with pytest.raises(Refused, match="not a number"):
+    with pytest.raises(RejectedValue, match="not a number"):
         POINT.read(text, "price_usd", "money")
 
 
 def test_a_currency_in_a_supply_or_percent_is_refused() -> None:
     for kind in ("supply", "percent"):
-        with pytest.raises(Refused):
+        with pytest.raises(RejectedValue):
             POINT.read("$5", "max_supply", kind)
 
 
@@ -107,7 +107,7 @@ def test_what_decimal_writes_is_read_as_decimal_means_it(value: Decimal) -> None
 def test_whatever_is_accepted_is_a_decimal_in_one_spelling(text: str) -> None:
     try:
         read = POINT.read(text, "x", "money")
-    except Refused:
+    except RejectedValue:
         return
     if read is not None:
         value = Decimal(read)
@@ -137,7 +137,7 @@ def test_the_rows_together_settle_the_decimal_sign(cells: list[str], sign: Sign)
     [(["1,234", "2,345"], ","), (["0.5", "0,5"], ","), (["14.748.800.659", "1.234"], ";")],
 )
 def test_rows_that_do_not_tell_leave_it_unsettled(cells: list[str], delimiter: str) -> None:
-    with pytest.raises(Unsettled):
+    with pytest.raises(Ambiguous):
         decimal_sign(cells, delimiter)
 
 
@@ -162,10 +162,10 @@ def test_every_dollar_sign_is_left_out_of_money(value: Decimal, written: str) ->
     text = written.format(f"{value:f}")
     try:
         assert POINT.read(text, "x", "money") == _spelt(value)
-    except Refused:
+    except RejectedValue:
         # A blank after the sign is no notation of ours.
         assert written == "$ {}"
-    with pytest.raises(Refused):
+    with pytest.raises(RejectedValue):
         POINT.read(text, "x", "percent")
 
 
@@ -174,7 +174,7 @@ def test_every_percent_sign_is_left_out_of_percents(value: Decimal, written: str
     value = abs(value)
     assert POINT.read(written.format(f"{value:f}"), "x", "percent") == _spelt(value)
     assert POINT.read(f"-{value:f}%", "x", "percent") == _spelt(-value)
-    with pytest.raises(Refused):
+    with pytest.raises(RejectedValue):
         POINT.read(written.format(f"{value:f}"), "x", "money")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from kasparro.record import Record, lines_of
+from kasparro.model.record import Record, lines_of
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.recognise import recognise, sampled
 from tests.sources.archives.conftest import NOW, Read, read

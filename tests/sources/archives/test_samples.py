@@ -4,9 +4,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kasparro.sources.archives.described import NOTHING
 from kasparro.sources.archives.explain import Cell, Checked, check
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.overrides import NO_OVERRIDES
 from tests.sources.archives.conftest import Outcome, read
 
 # The samples hold rows until August 2026.
@@ -135,7 +135,7 @@ async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path
 
 async def explained(path: Path) -> Checked:
     with ArchiveFile.at(path) as file:
-        return await check(file, path.name, NOTHING, NOW)
+        return await check(file, path.name, NO_OVERRIDES, NOW)
 
 
 async def test_explaining_a_file_shows_the_line_of_what_it_refuses(shared_data: Path) -> None:

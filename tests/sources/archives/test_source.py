@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.batch import BATCH_ROWS, Batch, Checkpoint
 from kasparro.errors import SourceError
-from kasparro.record import Reject
+from kasparro.model.batch import BATCH_ROWS, Batch, Checkpoint
+from kasparro.model.record import Reject
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives.discover import Archive
-from kasparro.sources.archives.process import Worker
 from kasparro.sources.archives.reader import Problem
 from kasparro.sources.archives.source import Archives
-from kasparro.sources.archives.wire import Ask, next_request, packed
-from kasparro.sources.base import Pass
+from kasparro.sources.archives.worker_client import Worker
+from kasparro.sources.archives.worker_messages import Ask, next_request, packed
+from kasparro.sources.base import SourceContext
 from tests.sources.archives.conftest import NOW, read_by
 
 HEADER = "id,symbol,name,price_usd,last_updated\n"
@@ -45,7 +45,7 @@ class Memory:
     async def checkpoint(self, key: str) -> Checkpoint | None:
         return self.checkpoints.get(key)
 
-    async def known_as(self, name: str) -> Checkpoint | None:
+    async def checkpoint_named(self, name: str) -> Checkpoint | None:
         return next((point for point in self.checkpoints.values() if point.name == name), None)
 
     def commit(self, batch: Batch) -> None:
@@ -61,7 +61,9 @@ class Memory:
 async def work(where: Path | None, memory: Memory | None = None) -> tuple[int, list[str]]:
     """One whole pass: the rows it brought, and the files it refused."""
     memory = memory or Memory()
-    passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint, known_as=memory.known_as)
+    passing = SourceContext(
+        clock=lambda: NOW, checkpoint=memory.checkpoint, checkpoint_named=memory.checkpoint_named
+    )
     rows, refused = 0, list[str]()
     async for batch in Archives(None if where is None else str(where)).extract(passing):
         memory.commit(batch)
@@ -136,7 +138,7 @@ async def test_a_stopped_pass_ends_its_worker_and_the_next_goes_on(tmp_path: Pat
     path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
     memory = Memory()
     async with aclosing(
-        Archives(str(path)).extract(Pass(clock=lambda: NOW, checkpoint=memory.checkpoint))
+        Archives(str(path)).extract(SourceContext(clock=lambda: NOW, checkpoint=memory.checkpoint))
     ) as batches:
         async for batch in batches:
             memory.commit(batch)
@@ -150,7 +152,7 @@ async def test_a_cancelled_pass_ends_its_worker(tmp_path: Path, pids: list[int])
     begun = asyncio.Event()
 
     async def consume() -> None:
-        async with aclosing(Archives(str(path)).extract(Pass(clock=lambda: NOW))) as batches:
+        async with aclosing(Archives(str(path)).extract(SourceContext(clock=lambda: NOW))) as batches:
             async for _ in batches:
                 begun.set()
                 await asyncio.Event().wait()
@@ -193,7 +195,7 @@ async def test_a_worker_never_outlives_its_parent(tmp_path: Path) -> None:
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from kasparro.sources.archives.process import Worker
+from kasparro.sources.archives.worker_client import Worker
 from tests.sources.archives.conftest import read_by
 async def main():
     async with Worker() as worker:
@@ -218,10 +220,10 @@ async def test_a_file_that_goes_before_its_turn_costs_that_file(tmp_path: Path) 
     dump(tmp_path / "a.csv", 5)
     gone = dump(tmp_path / "b.csv", 6)
 
-    async def known_as(name: str) -> None:
+    async def checkpoint_named(name: str) -> None:
         gone.unlink(missing_ok=True)
 
-    passing = Pass(clock=lambda: NOW, known_as=known_as)
+    passing = SourceContext(clock=lambda: NOW, checkpoint_named=checkpoint_named)
     batches = [batch async for batch in Archives(str(tmp_path)).extract(passing)]
 
     assert [batch.rows for batch in batches] == [5, 0]
@@ -267,18 +269,18 @@ async def test_a_folder_that_is_mounted_later_is_read_by_the_next_pass(tmp_path:
     folder = tmp_path / "mounted"
     source = Archives(str(folder))
     with pytest.raises(SourceError, match=f"there is no file or folder {folder}"):
-        await anext(source.extract(Pass(clock=lambda: NOW)))
+        await anext(source.extract(SourceContext(clock=lambda: NOW)))
     folder.mkdir()
     dump(folder / "a.csv", 5)
 
-    assert [batch.valid async for batch in source.extract(Pass(clock=lambda: NOW))] == [5]
+    assert [batch.valid async for batch in source.extract(SourceContext(clock=lambda: NOW))] == [5]
 
 
 async def test_progress_ends_at_the_size_of_all_files(tmp_path: Path) -> None:
     dump(tmp_path / "a.csv", BATCH_ROWS + 5)
     dump(tmp_path / "b.csv", 10, first=7)
     seen: list[tuple[float, float | None]] = []
-    passing = Pass(clock=lambda: NOW, progress=lambda done, total: seen.append((done, total)))
+    passing = SourceContext(clock=lambda: NOW, progress=lambda done, total: seen.append((done, total)))
     async for _ in Archives(str(tmp_path)).extract(passing):
         pass
     total = sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -380,7 +382,9 @@ async def test_rejects_in_a_tail_tell_their_physical_line(tmp_path: Path) -> Non
     path.write_text(HEADER + "".join(f"{row}\n" for row in ROWS[:3]))
     await work(path, memory)
     path.write_text(path.read_text() + f"{ROWS[3]}\ncoin-9,C,C,x,1515230661\n")
-    passing = Pass(clock=lambda: NOW, checkpoint=memory.checkpoint, known_as=memory.known_as)
+    passing = SourceContext(
+        clock=lambda: NOW, checkpoint=memory.checkpoint, checkpoint_named=memory.checkpoint_named
+    )
     batches = [batch async for batch in Archives(str(path)).extract(passing)]
     assert [batch.rows for batch in batches] == [1]
     assert [reject.line for reject in batches[0].rejects] == [6]
@@ -433,7 +437,7 @@ async def test_several_workers_bring_the_same_batches_in_the_order_of_the_files(
     (tmp_path / "5.csv").write_bytes((tmp_path / "4.csv").read_bytes())
     told = []
     for workers in (1, 2, 3):
-        passing = Pass(clock=lambda: NOW)
+        passing = SourceContext(clock=lambda: NOW)
         told.append([batch async for batch in Archives(str(tmp_path), workers).extract(passing)])
     assert told[0] == told[1] == told[2]
     assert len(told[0]) == 7
@@ -443,7 +447,7 @@ async def test_several_workers_bring_the_same_batches_in_the_order_of_the_files(
 async def test_a_pass_that_stops_ends_all_its_workers(tmp_path: Path, pids: list[int]) -> None:
     for file in range(3):
         dump(tmp_path / f"{file}.csv", BATCH_ROWS + 20, first=file)
-    async with aclosing(Archives(str(tmp_path), 2).extract(Pass(clock=lambda: NOW))) as batches:
+    async with aclosing(Archives(str(tmp_path), 2).extract(SourceContext(clock=lambda: NOW))) as batches:
         await anext(batches)
     assert len(pids) == 2
     assert all(ended(pid) for pid in pids)
@@ -454,7 +458,7 @@ async def test_a_file_that_ends_the_worker_costs_only_itself(
 ) -> None:
     dump(tmp_path / "a.csv", 3 * BATCH_ROWS)
     dump(tmp_path / "b.csv", 7, first=5)
-    passing = Pass(clock=lambda: NOW)
+    passing = SourceContext(clock=lambda: NOW)
     rows, refused = 0, list[str]()
 
     async with aclosing(Archives(str(tmp_path), workers=1).extract(passing)) as batches:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from kasparro.record import Refused
-from kasparro.sources.archives.numbers import Unsettled
+from kasparro.model.record import RejectedValue
+from kasparro.sources.archives.numbers import Ambiguous
 from kasparro.sources.archives.times import (
     Epoch,
     Order,
@@ -66,12 +66,12 @@ def test_notations_give_the_time_in_utc(text: str, order: Order | None, told: st
     ],
 )
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(Refused, match="not a date"):
+    with pytest.raises(RejectedValue, match="not a date"):
         read_time(text, "dmy")
 
 
 def test_an_all_numeric_day_is_refused_without_an_order() -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(RejectedValue):
         read_time("01/02/2018", None)
 
 
@@ -95,7 +95,7 @@ def test_what_datetime_writes_is_read_as_datetime_means_it(at: datetime) -> None
 def test_whatever_is_accepted_is_an_aware_time_in_utc(text: str) -> None:
     try:
         at = read_time(text, "dmy").at
-    except Refused:
+    except RejectedValue:
         return
     assert at.utcoffset() == timedelta(0)
 
@@ -114,12 +114,12 @@ def test_a_files_own_rows_settle_the_order_of_days(cells: list[str], order: Orde
 
 
 def test_rows_that_fit_two_orders_are_unsettled() -> None:
-    with pytest.raises(Unsettled, match="day from the month"):
+    with pytest.raises(Ambiguous, match="day from the month"):
         day_order(["01/02/2018", "03/04/2018"], NOW)
 
 
 def test_days_that_fit_no_order_are_unsettled() -> None:
-    with pytest.raises(Unsettled, match="fit no order"):
+    with pytest.raises(Ambiguous, match="fit no order"):
         day_order(["31/12/2018", "41/42/2018", "51/52/2018", "61/62/2018"], NOW)
 
 
@@ -130,9 +130,9 @@ def test_one_broken_row_does_not_settle_the_order_against_the_others() -> None:
 def test_a_local_time_that_the_clock_change_repeats_or_leaves_out_is_refused() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     assert read_time("2024-01-02 01:00", None, zone=berlin).at == datetime(2024, 1, 2, tzinfo=UTC)
-    with pytest.raises(Refused, match="told twice"):
+    with pytest.raises(RejectedValue, match="told twice"):
         read_time("2025-10-26 02:00", None, zone=berlin)
-    with pytest.raises(Refused, match="left out"):
+    with pytest.raises(RejectedValue, match="left out"):
         read_time("2025-03-30 02:30", None, zone=berlin)
 
 
@@ -197,7 +197,7 @@ def test_every_notation_is_read_as_datetime_wrote_it(written: str, order: Order 
 def test_an_hour_alone_is_a_time_with_its_half_of_the_day_only(at: datetime) -> None:
     whole = at.replace(tzinfo=UTC, minute=0, second=0, microsecond=0)
     assert read_time(whole.strftime("%Y-%m-%d %I-%p"), None).at == whole
-    with pytest.raises(Refused):
+    with pytest.raises(RejectedValue):
         read_time(whole.strftime("%Y-%m-%d %H"), None)
 
 
@@ -225,6 +225,6 @@ def test_an_order_of_days_that_is_found_is_the_one_they_were_written_in(
     cells = [day.strftime(written) for day in days]
     try:
         assert day_order(cells, NOW) == order
-    except Unsettled:
+    except Ambiguous:
         # Then one day alone might be read so; a day beyond the twelfth in a year of four digits tells.
         event("unsettled")

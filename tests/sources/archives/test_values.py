@@ -17,11 +17,11 @@ from zoneinfo import ZoneInfo
 import asyncpg
 import msgspec
 
-from kasparro.record import VALUE_FIELDS
+from kasparro.model.record import VALUE_FIELDS
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Portion, read_archive
-from kasparro.store.database import Database
 from kasparro.store.loader import Loader
+from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
 from tests.sources.archives.conftest import job_for
 

@@ -1,0 +1,1 @@
+"""Data that several layers share: records, batches, payloads, field profiles."""

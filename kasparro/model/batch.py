@@ -1,0 +1,144 @@
+"""Records on their way from a source to the store: a bounded number of them, ready for COPY."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from kasparro.model.profile import Profile, Profiler
+from kasparro.model.record import Lines, Record, Reject, copy_lines, lines_of
+
+# Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
+BATCH_ROWS = 20_000
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a source has come; committed together with the batch that carries it.
+
+    `key` names what is worked through (an archive by its content's digest), `name` is for people,
+    `position` counts what of it is done, `complete` tells that nothing is left of it. Where more may be
+    appended to it, `bytes` is how long it was, and `reading` how it was read, so that only the rest need be.
+    """
+
+    key: str
+    name: str
+    position: int
+    complete: bool
+    bytes: int | None = None
+    reading: str | None = None
+
+
+class CrawledPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list that a source walks, and where the walk stood; committed together with the page's
+    batch.
+
+    `walk` is when the walk began, `ahead` the pages that it had still to fetch, empty at its end. `records`
+    counts what the page told, `last` says that the list ends with it. `read_at` is when the page was last
+    sent in full: a `fetched_at` after it means that nothing had changed since, as the upstream knew by
+    `etag` or `last_modified`, which are good for what `reading` stands for.
+    """
+
+    number: int
+    walk: datetime
+    ahead: tuple[int, ...]
+    fetched_at: datetime
+    read_at: datetime
+    records: int
+    last: bool
+    reading: str
+    etag: str | None = None
+    last_modified: str | None = None
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of a source's records: `rows` of them as COPY text in `lines`, beside the rejects met on the way.
+
+    `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
+    are new to this pass and the rest repeated a record that was told already: by an earlier page, or, of a
+    page that has not changed, by itself. `profile` tells what fields an API's records had, refused ones too;
+    archives settle that file by file. `lacks` names the labels (`LABELS`) that the records do not have
+    because their layout has no place for them: unknown, which is not null.
+    """
+
+    lines: Lines
+    rows: int
+    fetched: int
+    valid: int
+    rejects: tuple[Reject, ...] = ()
+    checkpoint: Checkpoint | None = None
+    page: CrawledPage | None = None
+    profile: Profile | None = None
+    lacks: tuple[str, ...] = ()
+
+
+class BatchBuilder:
+    """Collects records and rejects until they make a batch; `lacks` holds for all its records."""
+
+    def __init__(self, lacks: tuple[str, ...] = ()) -> None:
+        self._lacks = lacks
+        self._profiler = Profiler()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._lines: list[Lines] = []
+        self._rows = 0
+        self._rejects: list[Reject] = []
+        self._repeated = 0
+
+    def add(self, record: Record) -> None:
+        """Take an accepted record."""
+        self._lines.append(lines_of(record, self._rows, self._lacks))
+        self._rows += 1
+
+    def add_lines(self, keys: Sequence[str], contents: Sequence[str]) -> None:
+        """Take accepted records that are written already, as `copy_lines` asks for them."""
+        self._lines.append(copy_lines(self._rows, keys, contents, self._lacks))
+        self._rows += len(keys)
+
+    def note(self, item: msgspec.Raw) -> None:
+        """Take a record's fields into the batch's profile, whatever becomes of the record."""
+        self._profiler.note(item)
+
+    def refuse(self, reject: Reject) -> None:
+        """Take a refused record."""
+        self._rejects.append(reject)
+
+    def repeat(self, records: int = 1) -> None:
+        """Count accepted records for which earlier ones stand: of the same pass, or of one whose page the
+        upstream says has not changed."""
+        self._repeated += records
+
+    @property
+    def full(self) -> bool:
+        """Whether the batch has reached its bound."""
+        return self._rows + len(self._rejects) >= BATCH_ROWS
+
+    @property
+    def refused(self) -> bool:
+        """Whether a record was refused since the last batch."""
+        return bool(self._rejects)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a record since the last batch gave way to one that was told already."""
+        return bool(self._repeated)
+
+    def take(self, checkpoint: Checkpoint | None = None, page: CrawledPage | None = None) -> Batch:
+        """What was collected, as a batch; the builder starts over."""
+        valid = self._rows + self._repeated
+        batch = Batch(
+            lines=Lines(
+                b"".join([lines.keys for lines in self._lines]),
+                b"".join([lines.contents for lines in self._lines]),
+            ),
+            rows=self._rows,
+            fetched=valid + len(self._rejects),
+            valid=valid,
+            rejects=tuple(self._rejects),
+            checkpoint=checkpoint,
+            page=page,
+            profile=self._profiler.take(),
+            lacks=self._lacks,
+        )
+        self._start_over()
+        return batch

@@ -1,0 +1,1 @@
+"""Judges what a source run brought: drift, anomalies, freshness."""

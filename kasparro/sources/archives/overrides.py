@@ -1,0 +1,227 @@
+"""What a user says of an archive, in a small TOML file beside it; it outranks all that the file tells."""
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from datetime import date, timedelta
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, RejectedValue, composed_id, identifier
+from kasparro.sources.archives.files import Opened
+from kasparro.sources.archives.numbers import Sign
+from kasparro.sources.archives.text import shown, text_codec
+from kasparro.sources.archives.times import ORDER_NAMES, PERIODS, Epoch, Order, Stamp, read_time
+
+FOLDER_FILE = "kasparro.toml"
+SUFFIX = ".toml"
+SIZE_LIMIT = 64 * 1024
+# A key of a description has two parts at most, and a value two levels. The cost of a TOML parser grows with
+# the square of either.
+PARTS_LIMIT = 8
+DEPTH_LIMIT = 8
+# Strings and comments as a whole, since what stands in them is no structure; an open one reaches to the end.
+_TOKENS = re.compile(
+    r"""
+    "{3}[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*(?:"{3,5}|\\?\Z)
+    |'{3}[^']*+(?:'(?!'')[^']*+)*(?:'{3,5}|\Z)
+    |"[^"\\\n]*+(?:\\.[^"\\\n]*+)*"?
+    |'[^'\n]*+'?
+    |\#[^\n]*+
+    |[^"'\#.\n=,\[\]{}]++
+    |(?P<sign>.|\n)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+Field = Literal[
+    "source_id",
+    "symbol",
+    "name",
+    "rank",
+    "price_usd",
+    "market_cap_usd",
+    "volume_24h_usd",
+    "circulating_supply",
+    "total_supply",
+    "max_supply",
+    "percent_change_1h",
+    "percent_change_24h",
+    "percent_change_7d",
+    "observed_at",
+    "currency",
+    "ignore",
+]
+_ORDERS: dict[str, Order] = {name: order for order, name in ORDER_NAMES.items()}
+
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class OverridesRejected(Exception):
+    """A TOML file beside an archive cannot be taken; the text names the file, the key and what is allowed."""
+
+
+class Coin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The one coin that a file is about."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_LIMIT)] | None = None
+    symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=SYMBOL_LIMIT)] | None = None
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LIMIT)] | None = None
+
+    @property
+    def source_id(self) -> str:
+        """Its id, else one made of symbol and name. Raises RejectedValue where neither gives one."""
+        return identifier(self.id) if self.id else composed_id(self.symbol or "", self.name or "")
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Everything that may be said of an archive; what is None is found in the archive itself."""
+
+    columns: dict[_Text, Field] = {}
+    header: tuple[str, ...] | None = None
+    coin: Coin | None = None
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3,5}$")] | None = None
+    decimal: Sign | None = None
+    day_order: Literal["day-first", "month-first", "year-first"] | None = None
+    epoch: Epoch | None = None
+    timezone: _Text | None = None
+    observed_at: str | None = None
+    encoding: _Text | None = None
+    delimiter: Literal[",", ";", "\t", "|"] | None = None
+    period: _Text | None = None
+
+    @property
+    def order(self) -> Order | None:
+        """The order of days, as `times` names it."""
+        return _ORDERS[self.day_order] if self.day_order else None
+
+    @property
+    def length(self) -> timedelta | None:
+        """How long its candles are."""
+        return PERIODS[self.period] if self.period else None
+
+    @property
+    def moment(self) -> Stamp | None:
+        """The time of all its figures."""
+        return read_time(self.observed_at, None) if self.observed_at else None
+
+    @property
+    def digest(self) -> str:
+        """The same for the same words, however they are laid out; empty where nothing is said."""
+        said = msgspec.json.encode(self, order="deterministic")
+        return "" if said == b"{}" else hashlib.sha256(said).hexdigest()
+
+
+NO_OVERRIDES = Overrides()
+
+_ALLOWED = {
+    "columns": f'"HEADER" = one of {", ".join(Field.__args__)}',  # type: ignore[attr-defined]
+    "header": "a list of texts, the names of the columns of a file that has none",
+    "coin": "id, symbol and name, each a text",
+    "currency": 'an upper-case code such as "USD"',
+    "decimal": '"." or ","',
+    "day_order": ", ".join(f'"{name}"' for name in _ORDERS),
+    "epoch": '"s" or "ms"',
+    "timezone": 'a name such as "Europe/Berlin"',
+    "observed_at": "a date or a date and time",
+    "encoding": 'an encoding of text such as "utf-8", "utf-16", "cp1252", "iso-8859-2" or "shift_jis"',
+    "delimiter": '",", ";", "\\t" or "|"',
+    "period": ", ".join(f'"{name}"' for name in PERIODS),
+}
+
+
+def describe(opened: Opened, name: str) -> Overrides:
+    """What is said of the archive `name`: in `NAME.toml` beside it, else in its folder's kasparro.toml, key
+    by key. Raises OverridesRejected.
+    """
+    general = _read(opened.folder, FOLDER_FILE)
+    special = _read(opened.own, shown(name) + SUFFIX)
+    said = {
+        field: getattr(special, field)
+        for field in Overrides.__struct_fields__
+        if getattr(special, field) != getattr(NO_OVERRIDES, field)
+    }
+    return msgspec.structs.replace(general, **said)
+
+
+def _read(file: int | OSError | None, name: str) -> Overrides:
+    if file is None:
+        return NO_OVERRIDES
+    try:
+        if isinstance(file, OSError):
+            raise file
+        content = os.pread(file, SIZE_LIMIT + 1, 0)
+    except OSError as error:
+        raise OverridesRejected(f"{name}: cannot be read ({error.strerror or error})") from None
+    if len(content) > SIZE_LIMIT:
+        raise OverridesRejected(f"{name}: longer than {SIZE_LIMIT // 1024} KiB")
+    try:
+        text = content.decode("utf-8-sig")
+        _require_shallow(text)
+        said = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OverridesRejected(f"{name}: no TOML ({shown(str(error))[:200]})") from None
+    for key, value in said.items():
+        if key not in _ALLOWED:
+            meant = difflib.get_close_matches(key[:60], _ALLOWED, n=1)
+            hint = f"did you mean {meant[0]}?" if meant else f"allowed: {', '.join(_ALLOWED)}"
+            raise OverridesRejected(f"{name}: unknown key {shown(key)[:60]!r}; {hint}")
+        if not _allowed(key, value):
+            raise OverridesRejected(
+                f"{name}: {key} is {_shown_value(value)}, which is not allowed; allowed: {_ALLOWED[key]}"
+            )
+    return msgspec.convert({key: _plain(value) for key, value in said.items()}, Overrides)
+
+
+def _require_shallow(text: str) -> None:
+    # Looks at each character once, before a parser takes more than that.
+    parts, depth = 1, 0
+    for token in _TOKENS.finditer(text):
+        match token["sign"]:
+            case ".":
+                parts += 1
+            case "[" | "{":
+                parts, depth = 1, depth + 1
+            case "]" | "}":
+                parts, depth = 1, depth - 1
+            case "\n" | "=" | ",":
+                parts = 1
+        if parts > PARTS_LIMIT:
+            raise ValueError(f"a key has more than {PARTS_LIMIT} parts")
+        if depth > DEPTH_LIMIT:
+            raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
+
+
+def _shown_value(value: Any) -> str:
+    # The beginning is enough; Python refuses to write out a number of thousands of digits.
+    try:
+        return shown(repr(value))[:120]
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def _plain(value: Any) -> Any:
+    # TOML has times of its own.
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _allowed(key: str, value: Any) -> bool:
+    try:
+        said = msgspec.convert({key: _plain(value)}, Overrides)
+        if said.period:
+            PERIODS[said.period]
+        if said.timezone:
+            ZoneInfo(said.timezone)
+        if said.encoding and text_codec(said.encoding) is None:
+            return False
+        if said.coin is not None:
+            _ = said.coin.source_id
+        _ = said.moment
+    except (msgspec.ValidationError, RejectedValue, LookupError, ValueError, OverflowError, OSError):
+        return False
+    fields = [field for field in said.columns.values() if field != "ignore"]
+    return len(set(fields)) == len(fields) and said.header != () and value not in ("", {})

@@ -1,0 +1,1 @@
+"""Rendered responses, kept per data version."""

@@ -1,0 +1,1 @@
+"""Endpoints described once: their parameters, pages, and OpenAPI document."""

@@ -1,0 +1,303 @@
+"""The commands, as processes: what they print, how they end, and what they leave behind."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import stamina
+
+from kasparro.pipeline.run import Run
+from kasparro.simulator import Simulator
+from kasparro.simulator.faults import SchemaDrift, Status
+from kasparro.store.bootstrap import prepare
+from kasparro.store.pool import Database
+
+
+@asynccontextmanager
+async def running(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kasparro", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def ended(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
+    """A command run to its end: its exit code, stdout and stderr."""
+    async with running(*arguments, **environment) as process:
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+
+async def listening(process: asyncio.subprocess.Process) -> str:
+    """The URL that a service logs once it listens."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while line := await process.stderr.readline():
+            event = json.loads(line)
+            if event["event"] == "listening":
+                return str(event["url"])
+    raise AssertionError("the service ended before it listened")
+
+
+async def answer(session: aiohttp.ClientSession, url: str, ready: str) -> dict[str, Any]:
+    """The JSON at a URL, once it has a value under the key that says it is ready."""
+    async for attempt in stamina.retry_context(
+        on=(KeyError, aiohttp.ClientError), attempts=None, timeout=30, wait_initial=0.05, wait_max=0.2
+    ):
+        with attempt:
+            async with session.get(url) as response:
+                body: dict[str, Any] = await response.json()
+                if not body[ready]:
+                    raise KeyError(ready)
+                return body
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+async def test_etl_prints_its_report_alone_and_exits_with_0(database_url: str) -> None:
+    code, out, _ = await ended("etl", "--source", "csv", "--json", DATABASE_URL=database_url)
+
+    report = json.loads(out)
+    assert (code, report["status"], report["trigger"]) == (0, "succeeded", "etl")
+    assert report["records"]["inserted"] > 3
+    assert [source["source"] for source in report["sources"]] == ["csv"]
+
+
+async def test_status_counts_in_plain_english(database_url: str) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv"}
+
+    heads = []
+    for _ in range(2):
+        await ended("etl", **environment)
+        _, out, _ = await ended("status", **environment)
+        heads.append(out.splitlines()[0])
+
+    assert [head.partition(" after ")[2] for head in heads] == ["1 run", "2 runs"]
+    assert all(head.startswith("idle; ") for head in heads)
+
+
+async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str) -> None:
+    async with Simulator(coins=5, manual=True) as simulator:
+        simulator.add_fault(Status(api="coinpaprika", code=403))
+        code, out, _ = await ended(
+            *("etl", "--source", "coinpaprika"),
+            DATABASE_URL=database_url,
+            KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
+        )
+
+    assert code == 1
+    assert "coinpaprika: CoinPaprika answered 403 (access denied" in out
+
+
+async def test_what_is_tried_again_is_a_line_in_the_log_with_its_reason(database_url: str) -> None:
+    async with Simulator(coins=5, manual=True) as simulator:
+        simulator.add_fault(Status(api="coinpaprika", code=503, body="html", times=1))
+        code, _, log = await ended(
+            *("etl", "--source", "coinpaprika", "--json"),
+            DATABASE_URL=database_url,
+            KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
+        )
+
+    (told,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "trying again"]
+    assert code == 0
+    assert (told["level"], told["reason"], told["attempt"]) == ("warning", "CoinPaprika answered 503", 1)
+    assert told["in_s"] > 0
+
+
+async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str) -> None:
+    async with Simulator(coins=60, manual=True) as simulator:
+        environment = {
+            "DATABASE_URL": database_url,
+            "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
+            "KASPARRO_SOURCES": "coinpaprika",
+        }
+        await ended("etl", **environment)
+        simulator.add_fault(SchemaDrift(api="coinpaprika", field="beta_value", change="drop"))
+        simulator.add_fault(SchemaDrift(api="coinpaprika", field="first_data_at", change="drop"))
+        code, out, _ = await ended("etl", **environment)
+        simulator.add_fault(Status(api="coinpaprika", code=403))
+        await ended("etl", **environment)
+        _, after, _ = await ended("status", **environment)
+
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("coinpaprika: drift: ")]
+    assert line.startswith("coinpaprika: drift: beta_value vanished: missing in ")
+    assert line.endswith(" (and 1 more change)")
+    # It stands in lines of 80 columns there.
+    assert line in " ".join(after.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["etl", "--source", "binance"], {}, "'binance' is not one of"),
+        (["etl"], {"KASPARRO_INTERVAL": "soon"}, "KASPARRO_INTERVAL is 'soon'"),
+        (["serve", "--port", "99999"], {}, "99999 is not in the range"),
+        (["etl"], {"DATABASE_URL": "mysql://a:hunter2@b/c"}, "DATABASE_URL has a value that is not allowed"),
+    ],
+)
+async def test_wrong_usage_and_settings_exit_with_2_in_one_line(
+    arguments: list[str], environment: dict[str, str], said: str
+) -> None:
+    code, out, err = await ended(*arguments, **environment)
+
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.split())
+    assert "hunter2" not in err
+    assert "Traceback" not in err
+
+
+async def test_etl_exits_with_3_while_another_run_works(database_url: str) -> None:
+    async with Database(database_url) as database:
+        await prepare(database)
+        async with Run(database, [], "etl"):
+            code, out, err = await ended("etl", "--source", "csv", DATABASE_URL=database_url)
+
+    assert (code, out) == (3, "")
+    assert "another run is at work on this database" in err
+
+
+@pytest.mark.parametrize("command", [("etl",), ("replay", "1")])
+async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_either_database(
+    database_url: str, command: tuple[str, ...]
+) -> None:
+    async with Database(database_url) as database:
+        await prepare(database, demo=True)
+        async with Run(database, [], "etl"):
+            pass
+    code, out, err = await ended(*command, DATABASE_URL=database_url)
+
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1] == (
+        "kasparro: this database holds the demo's invented figures, and only kasparro demo works on it: real "
+        "ones need another, which DATABASE_URL names, or KASPARRO_HOME where that is unset"
+    )
+
+
+async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> None:
+    code, _, err = await ended("etl", DATABASE_URL=f"postgresql://me:hunter2@/x?host={tmp_path}")
+
+    assert code == 1
+    assert err.splitlines()[-1].startswith("kasparro: PostgreSQL is out of reach: ")
+    assert "hunter2" not in err
+    assert "Traceback" not in err
+
+
+async def test_status_and_migrate_say_where_a_database_stands(empty_database_url: str) -> None:
+    environment = {"DATABASE_URL": empty_database_url}
+
+    before = await ended("status", **environment)
+    migrated = await ended("migrate", **environment)
+    again = await ended("migrate", **environment)
+    after = await ended("status", "--json", **environment)
+
+    assert before[0] == 1
+    assert "run kasparro migrate" in before[2]
+    assert "applied 0001_initial.sql" in migrated[1]
+    assert again[1] == "the schema is up to date\n"
+    assert json.loads(after[1])["totals"]["records"] == 0
+
+
+async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
+    database_url: str, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name * 90}.csv").write_text("id,symbol,name\nbitcoin,btc,Bitcoin\n")
+    environment = {
+        "KASPARRO_ARCHIVES": str(tmp_path),
+        "DATABASE_URL": database_url,
+        "KASPARRO_COINPAPRIKA_URL": f"http://127.0.0.1:1/{'long/' * 20}",
+        "KASPARRO_SOURCES": "coinpaprika,csv",
+    }
+    fresh = await ended("status", **environment)
+    await ended("etl", **environment)
+    code, out, _ = await ended("status", **environment)
+    off = await ended("status", KASPARRO_INTERVAL="off", **environment)
+    due = await ended("status", KASPARRO_INTERVAL="1s", **environment)
+
+    assert code == 0
+    assert "last run: none so far\nnext run: when kasparro serve starts\n" in fresh[1]
+    assert re.search(
+        r"^last run: 1 by etl, failed\n {10}began \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
+    )
+    assert re.search(r"^next run: due \S+ \S+ UTC, in 0:5\d:\d\d$", out, re.MULTILINE)
+    assert "next run: none by itself, for KASPARRO_INTERVAL is off\n" in off[1]
+    assert re.search(r"^next run: due .* 0:00:\d\d ago; is kasparro serve running\?$", due[1], re.MULTILINE)
+    for shown in (fresh[1], out, off[1], due[1]):
+        assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(
+    database_url: str, workers: str
+) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv", "KASPARRO_LOG": "json"}
+    async with running("serve", "--workers", workers, PORT="0", **environment) as process:
+        async with aiohttp.ClientSession() as session:
+            url = await listening(process)
+            data = await answer(session, f"{url}/data", "data")
+            stats = await answer(session, f"{url}/stats", "last_run")
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            _, err = await process.communicate()
+
+    assert process.returncode == 0
+    assert {row["source"] for row in data["data"]} == {"csv"}
+    assert stats["last_run"]["trigger"] == "startup"
+    assert [json.loads(line)["event"] for line in err.decode().splitlines()][-1] == "stopped"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, workers: str) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
+    async with running("serve", "--workers", workers, PORT="0", **environment) as process:
+        await listening(process)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            _, err = await process.communicate()
+
+    assert process.returncode == 0
+    assert json.loads(err.splitlines()[-1])["event"] == "stopped"
+
+
+async def test_the_demo_shows_all_three_sources_without_a_network(home: Path) -> None:
+    async with running("demo", KASPARRO_HOME=str(home), PORT="0", KASPARRO_LOG="json") as process:
+        async with aiohttp.ClientSession() as session:
+            url = await listening(process)
+            async with asyncio.timeout(60):
+                while True:
+                    stats = await answer(session, f"{url}/stats", "totals")
+                    if all(stats["totals"]["by_source"].values()):
+                        break
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(10):
+            await process.communicate()
+
+    assert process.returncode == 0
+    assert (home / "demo" / "data").is_dir()
+
+
+async def test_two_services_on_one_port_the_second_says_so(database_url: str) -> None:
+    environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
+    async with running("serve", PORT="0", **environment) as process:
+        port = (await listening(process)).rpartition(":")[2]
+        code, _, err = await ended("serve", PORT=port, **environment)
+
+    assert code == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in err

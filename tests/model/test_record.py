@@ -1,0 +1,180 @@
+"""The readers accept exactly what their docstrings say, and change no value."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from kasparro.model.record import (
+    EARLIEST,
+    Lines,
+    Record,
+    RejectedValue,
+    canonical_decimal,
+    composed_id,
+    copy_lines,
+    identifier,
+    label,
+    lines_of,
+    moment,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PLAIN = Record(source_id="btc-bitcoin", symbol="BTC", name="Bitcoin", observed_at=NOW, price_usd="1.5")
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=None, min_value=-(10**50), max_value=10**50))
+def test_digits_keep_the_value_of_every_decimal(value: Decimal) -> None:
+    for text in (str(value), f"{value:e}", f"{value:E}"):
+        try:
+            read = canonical_decimal(text, "price_usd")
+        except RejectedValue:
+            assert value.adjusted() < -30
+        else:
+            assert Decimal(read) == value
+            assert "e" not in read.lower()
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20, places=12))
+def test_equal_values_are_written_in_one_way(value: Decimal) -> None:
+    assert (
+        canonical_decimal(f"{value:f}", "x")
+        == canonical_decimal(f"{value:f}000", "x")
+        == canonical_decimal(f"{value:.40e}", "x")
+    )
+
+
+@given(st.text(alphabet="0123456789+-.eE ,_xX٣", max_size=12))
+def test_digits_accept_nothing_that_decimal_does_not(text: str) -> None:
+    try:
+        read = canonical_decimal(text, "x")
+    except RejectedValue:
+        return
+    assert Decimal(read) == Decimal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("1.2e-11", "0.000000000012"),
+        ("0", "0"),
+        ("-0.0", "0"),
+        ("0e99999999999", "0"),
+        ("123456789012345678.123456789", "123456789012345678.123456789"),
+        ("16723525.0", "16723525"),
+        ("2e-8", "0.00000002"),
+        ("007", "7"),
+        ("+.5", "0.5"),
+        ("-1.5E+2", "-150"),
+    ],
+)
+def test_notations_of_a_number(text: str, plain: str) -> None:
+    assert canonical_decimal(text, "x") == plain
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "abc", "1,5", "1e", ".", "--1", "NaN", "Infinity", "0x1f", "１２", "1_000", " 1", "1\n"]
+)
+def test_what_is_no_number_is_refused_with_its_field(text: str) -> None:
+    with pytest.raises(RejectedValue, match="not a number") as refused:
+        canonical_decimal(text, "price_usd")
+    assert refused.value.field == "price_usd"
+
+
+@pytest.mark.parametrize("text", ["1" * 400, "1e400", "1e-400", "9" * 61, "1e9999999999999999999999"])
+def test_absurd_numbers_are_refused(text: str) -> None:
+    with pytest.raises(RejectedValue):
+        canonical_decimal(text, "x")
+
+
+def hashed(record: Record, position: int) -> bytes:
+    """The content hash that goes into its line."""
+    return lines_of(record, position).keys.split(b"\t")[1]
+
+
+def test_a_line_is_hashed_by_what_the_source_told() -> None:
+    told = hashed(PLAIN, 0)
+
+    elsewhere_in_a_batch = hashed(PLAIN, 7)
+    another_price = hashed(replace(PLAIN, price_usd="1.6"), 0)
+    another_time = hashed(replace(PLAIN, observed_at=NOW - timedelta(days=1)), 0)
+
+    assert told == elsewhere_in_a_batch
+    assert len({told, another_price, another_time}) == 3
+
+
+def test_a_time_that_the_source_did_not_tell_is_not_hashed() -> None:
+    unreported = replace(PLAIN, reported=False)
+
+    first = hashed(unreported, 0)
+    later = hashed(replace(unreported, observed_at=NOW + timedelta(hours=1)), 0)
+
+    assert first == later
+
+
+def test_null_and_empty_and_zero_are_three_things() -> None:
+    hashes = {
+        hashed(replace(PLAIN, **change), 0)
+        for change in (
+            {"symbol": None},
+            {"symbol": ""},
+            {"symbol": "\\N"},
+            {"price_usd": None},
+            {"price_usd": "0"},
+        )
+    }
+    assert len(hashes) == 5
+
+
+def test_times_are_bounded_by_the_first_block_and_by_now() -> None:
+    assert moment(NOW + timedelta(minutes=9), "t", NOW) == NOW + timedelta(minutes=9)
+    for bad in (
+        EARLIEST - timedelta(seconds=1),
+        NOW + timedelta(minutes=11),
+        datetime.max.replace(tzinfo=UTC),
+    ):
+        with pytest.raises(RejectedValue):
+            moment(bad, "t", NOW)
+
+
+def test_ids_are_composed_as_coinpaprika_does() -> None:
+    assert composed_id("BTC", "Bitcoin") == "btc-bitcoin"
+    assert composed_id("B@", "Wrapped  Token (v2)") == "b-wrapped-token-v2"
+    assert composed_id("柴犬", "柴犬") == "柴犬-柴犬"
+    with pytest.raises(RejectedValue):
+        composed_id("$$", "---")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a\nb", "a\x00", "x" * 201])
+def test_ids_that_cannot_identify_are_refused(text: str) -> None:
+    with pytest.raises(RejectedValue):
+        identifier(text)
+
+
+def test_names_stay_as_they_are_unless_postgresql_cannot_hold_them() -> None:
+    odd = "=HYPERLINK(1)\u200b<b>比特币</b>\t\n\\N"
+    assert label(odd, "name", 100) == odd
+    for bad in ("a\x00b", "x" * 101):
+        with pytest.raises(RejectedValue):
+            label(bad, "name", 100)
+
+
+@given(st.lists(st.tuples(st.datetimes(timezones=st.just(UTC)), st.text(), st.text()), min_size=1))
+def test_records_written_together_are_written_as_each_by_itself(
+    told: list[tuple[datetime, str, str]],
+) -> None:
+    records = [replace(PLAIN, observed_at=at, source_id=source_id, name=name) for at, source_id, name in told]
+    apart = [lines_of(record, place) for place, record in enumerate(records, start=3)]
+
+    together = copy_lines(
+        3,
+        [lines.keys.decode()[:-1].split("\t", 3)[3] for lines in apart],
+        [lines.contents.decode()[:-1].split("\t", 1)[1] for lines in apart],
+    )
+
+    assert together == Lines(
+        b"".join(lines.keys for lines in apart), b"".join(lines.contents for lines in apart)
+    )

@@ -1,0 +1,47 @@
+"""A URL with several hosts finds the one that will do, while others are down, silent or of the wrong kind."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from kasparro.store.pool import Database
+from tests.support.postgres import USER, Server, free_port, servers
+from tests.support.proxy import Proxy
+
+STANDBY = "SELECT pg_is_in_recovery()"
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[Server, Server]]:
+    """A primary and its standby."""
+    async with servers() as made:
+        primary = await made.primary()
+        yield primary, await made.standby(primary)
+
+
+def url(*ports: int) -> str:
+    return f"postgresql://{USER}@{','.join(f'127.0.0.1:{port}' for port in ports)}/{USER}"
+
+
+async def test_writing_finds_the_primary_and_reading_prefers_a_standby(pair: tuple[Server, Server]) -> None:
+    primary, standby = pair
+    both = url(standby.port, free_port(), primary.port)
+
+    async with Database(both, both) as database:
+        async with database.writing() as connection:
+            assert await connection.fetchval(STANDBY) is False
+        async with database.reading() as connection:
+            assert await connection.fetchval(STANDBY) is True
+
+
+async def test_a_host_that_is_silent_takes_no_time_from_the_others(pair: tuple[Server, Server]) -> None:
+    primary, _ = pair
+    async with Proxy(primary.port) as silent:
+        silent.swallow()
+        both = url(silent.port, primary.port)
+
+        async with Database(both, both) as database:
+            async with database.writing() as connection:
+                assert await connection.fetchval(STANDBY) is False
+            async with database.reading() as connection:
+                assert await connection.fetchval(STANDBY) is False

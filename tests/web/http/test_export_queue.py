@@ -1,0 +1,81 @@
+"""The export queue by itself: no export is lost, and the client with the fewest exports goes first."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kasparro.web.http.export_queue import ExportQueue
+
+
+@pytest.fixture(scope="module")
+def turns_runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+steps = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30), st.booleans()), max_size=40)
+
+
+@given(steps, st.integers(1, 4))
+def test_however_exports_come_end_and_give_up_every_place_is_used_and_none_twice(
+    turns_runner: asyncio.Runner, told: list[tuple[str, int, bool]], places: int
+) -> None:
+    async def work() -> None:
+        turns = ExportQueue(places)
+        working: Counter[str] = Counter()
+        done: list[str] = []
+
+        async def export(client: str, ended: asyncio.Event) -> None:
+            async with turns.take(client, lambda: None):
+                working[client] += 1
+                assert max(working.values()) <= turns.terms.each
+                assert working.total() <= places
+                try:
+                    await ended.wait()
+                finally:
+                    working[client] -= 1
+            done.append(client)
+
+        tasks: list[tuple[asyncio.Task[None], asyncio.Event]] = []
+        for client, which, cancelled in told:
+            ended = asyncio.Event()
+            tasks.append((asyncio.create_task(export(client, ended)), ended))
+            await asyncio.sleep(0)
+            task, its_end = tasks[which % len(tasks)]
+            if cancelled:
+                task.cancel()
+            else:
+                its_end.set()
+        for _, ended in tasks:
+            ended.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
+        assert turns.waiting == 0
+        assert len(done) == sum(not task.cancelled() for task, _ in tasks)
+
+    turns_runner.run(work())
+
+
+async def test_a_free_place_goes_to_the_client_that_has_the_fewest() -> None:
+    turns = ExportQueue(2)
+    order: list[str] = []
+
+    async def export(name: str, ended: asyncio.Event) -> None:
+        async with turns.take(name[0], lambda: None):
+            order.append(name)
+            await ended.wait()
+
+    ends = [asyncio.Event() for _ in range(5)]
+    tasks = []
+    for name, ended in zip(("a1", "a2", "a3", "a4", "b1"), ends, strict=True):
+        tasks.append(asyncio.create_task(export(name, ended)))
+        await asyncio.sleep(0)
+    for ended in ends:
+        ended.set()
+        await asyncio.sleep(0.001)
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "a2", "b1", "a3", "a4"]

@@ -1,0 +1,241 @@
+"""Clients that misbehave: what each stream of requests comes to, and how other clients fare meanwhile."""
+
+import asyncio
+import itertools
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from kasparro.settings import Settings
+from kasparro.store import pool as database_limits
+from kasparro.store.pool import Connection, Database
+from kasparro.web.http.connections import Shares
+from kasparro.web.http.protocol import LimitedProtocol, Limits
+from tests.cli.test_commands import listening, running
+from tests.conftest import LogEvents
+from tests.web.conftest import Insert, serving
+from tests.web.http.test_overload import ask, stuck
+from tests.web.http.test_protocol import LIVE, NOWHERE, Hasty, line
+from tests.web.routes.test_metrics import scrape, value
+
+ROOT = Path(__file__).parents[2]
+# A service at rest has about 60 MB. This is what the issue on hostile neighbours allows it.
+MEMORY_MB = 300
+
+
+@asynccontextmanager
+async def apart(database_url: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int]]:
+    """The service as people run it, in a process of its own; its pid too."""
+    environment = {
+        "DATABASE_URL": database_url,
+        "PORT": "0",
+        "KASPARRO_INTERVAL": "off",
+        "KASPARRO_LOG": "json",
+    }
+    async with running("serve", "--port", "0", **environment) as process:
+        url = await listening(process)
+        assert process.stderr is not None
+        # Read all along, for a full pipe would hold the service up.
+        log = asyncio.create_task(process.stderr.read())
+        try:
+            async with aiohttp.ClientSession(url) as client:
+                yield client, process.pid
+        finally:
+            process.terminate()
+            lines = (await log).decode()
+        assert '"level": "error"' not in lines
+        # A line of each event per period, whatever the clients did.
+        assert lines.count("\n") < 100, lines
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process has had."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        pytest.skip("this system does not tell a process's memory")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1_024
+
+
+async def live(client: aiohttp.ClientSession) -> int:
+    """The status of /health/live on a new connection."""
+    async with client.get("/health/live", headers={"Connection": "close"}) as answer:
+        return answer.status
+
+
+async def test_good_clients_are_served_among_hostile_ones(database_url: str, insert: Insert) -> None:
+    """Two hundred clients of five kinds attack; another one gets every answer, and health is answered."""
+    await insert(*({"source_id": f"{n:05}", "name": f"Coin {n}", "rank": n + 1} for n in range(3_000)))
+    async with apart(database_url) as (client, pid), asyncio.timeout(120):
+        assert await live(client) == 200
+        attacker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.support.hostile_clients", str(client._base_url.port), "40"),  # type: ignore[union-attr]
+            cwd=ROOT,
+        )
+        try:
+            for number in range(300):
+                async with client.get("/data?limit=50") as answer:
+                    assert answer.status == 200
+                    assert len((await answer.json())["data"]) == 50
+                if number % 3 == 0:
+                    assert await live(client) == 200
+                await asyncio.sleep(0.01)
+        finally:
+            attacker.terminate()
+            await attacker.wait()
+        assert peak_mb(pid) < MEMORY_MB
+
+
+@pytest.mark.parametrize(
+    ("stream", "statuses"),
+    [
+        (b"GET /health/live\r\n\r\n", [400]),
+        (b"GET /health/live HTTP/0.9\r\n\r\n", [400]),
+        (b"GET http://elsewhere.example/health/live HTTP/1.1\r\nHost: x\r\n\r\n", [200]),
+        (b"GET HTTP://[::1]:80/health/live HTTP/1.1\r\nHost: x\r\n\r\n", [200]),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", [404]),
+        (b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", [404]),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", [400]),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
+        (b"GET /health/live HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n", [200]),
+        (
+            b"POST /nosuch HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: X-API-Key\r\n\r\n"
+            b"1\r\nx\r\n0\r\nX-API-Key: first\r\nAuthorization: Bearer x\r\n\r\n",
+            [411],
+        ),
+        (LIVE[:-2] + b"X-A: b\r\n" * 96 + b"\r\n", [200]),
+        (LIVE[:-2] + b"X-A: b\r\n" * 101 + b"\r\n", [431]),
+        (LIVE + LIVE[:-2] + b"X-A: b\r\n" * 101 + b"\r\n" + LIVE, [200]),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500, [400]),
+        (b"\x00" * 100_000, [400]),
+        (b"\r\n" * 50_000 + LIVE, [200]),
+        (b"A" * 200_000, [400]),
+    ],
+)
+async def test_odd_streams_are_answered_or_refused(
+    stream: bytes, statuses: list[int], logged: LogEvents, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each gets its answers, then the end of its connection where it is refused; nothing is logged of it."""
+    async with serving(NOWHERE) as client, line(client) as one:
+        one.writer.write(stream)
+        for status in statuses:
+            assert (await one.answer())[0] == status
+        one.writer.write_eof()
+        assert b"HTTP/1.1 2" not in await one.ended()
+        assert await live(client) == 200
+    assert {event["level"] for event in logged.seen} <= {"debug"}
+    assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+
+async def test_expect_is_answered_without_waiting_for_a_body(database_url: str) -> None:
+    """Nobody here reads a body, so a client that waits for 100 (Continue) gets its answer in its place."""
+    async with serving(database_url) as client, line(client) as one:
+        one.writer.write(
+            b"POST /nosuch HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        )
+        assert (await one.answer())[0] == 404
+        one.writer.write(b"abc" + LIVE)
+        assert (await one.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"G",
+        b"GET /health/live?",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\n",
+        LIVE + b"GET /health/live HTTP/1.1\r\nX-Slow: ",
+        b"POST /runs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+        b"POST /runs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ],
+)
+async def test_byte_by_byte_at_every_stage_ends_in_time(start: bytes) -> None:
+    async with serving(NOWHERE, http=Hasty) as client, line(client) as one:
+        one.writer.write(start)
+
+        async def drip() -> None:
+            for number in itertools.count():
+                one.writer.write(b"X-A: b\r\n"[number % 8 : number % 8 + 1])
+                await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    if not await one.reader.read(65_536):
+                        break
+                except ConnectionError:
+                    break
+        dripping.cancel()
+        assert await live(client) == 200
+
+
+async def test_unread_answers_are_bounded_for_all_clients_together(
+    monkeypatch: pytest.MonkeyPatch, logged: LogEvents
+) -> None:
+    """Clients that do not read are cut long before their time is up, and those of the greediest address."""
+
+    class Patient(LimitedProtocol):
+        limits = Limits(drain_s=600)
+
+    shares = Shares(most=64, each=32, reserve=8, reserve_each=2, waiting_bytes=4_000_000)
+    monkeypatch.setattr(Shares, "of", lambda most: shares)
+    asking = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8
+    async with serving(NOWHERE, http=Patient) as client, AsyncExitStack() as stack:
+        modest = await stack.enter_async_context(line(client, window=4_096, address="127.0.0.3"))
+        modest.writer.write(asking)
+        greedy = []
+        for _ in range(30):
+            one = await stack.enter_async_context(line(client, window=4_096, address="127.0.0.2"))
+            one.writer.write(asking)
+            greedy.append(one)
+        (cut, *_) = await logged.reached(1, "unread_answers_cut")
+        assert cut["address"] == "127.0.0.2"
+        await greedy[0].closed_for_writing()
+        # The other address keeps its connection, and reads on.
+        for _ in range(2):
+            head = await modest.reader.readuntil(b"\r\n\r\n")
+            await modest.reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        assert await live(client) == 200
+    assert {event["level"] for event in logged.seen} <= {"debug", "info"}
+
+
+async def test_a_thousand_new_queries_keep_the_cache_within_its_memory(
+    database_url: str, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"{n:05}", "name": f"Coin {n}", "rank": n + 1} for n in range(300)))
+    connector = aiohttp.TCPConnector(limit=32)
+    async with serving(database_url, Settings(cache_mb=1)) as client:
+        async with aiohttp.ClientSession(client._base_url, connector=connector) as flood:
+            paths = [f"/data?limit=100&rank_min={n % 150 + 1}&page={1 + n // 150}" for n in range(1_050)]
+            found = await asyncio.gather(*(ask(flood, path) for path in paths))
+        assert {status for status, *_ in found} == {200}
+        samples = await scrape(client)
+        assert 0 < (value(samples, "kasparro_cache_bytes") or 0) <= 2**20
+
+
+async def test_wide_queries_end_by_their_time_and_leave_short_ones_alone(
+    database_url: str,
+    database: Database,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`statement_timeout` ends them in PostgreSQL, and their connections serve the next."""
+    monkeypatch.setattr(database_limits, "READ_TIMEOUT_S", 1)
+    async with serving(database_url, queue_s=60) as client:
+        async with stuck(database):
+            slow = [asyncio.create_task(ask(client, f"/data?q=a{n}")) for n in range(4)]
+            while not all(task.done() for task in slow):
+                assert (await ask(client, "/runs"))[0] == 200
+                await asyncio.sleep(0.05)
+        for status, retry_after, body in (task.result() for task in slow):
+            assert (status, retry_after) == (503, "5")
+            assert b"query-took-too-long" in body
+        assert (await ask(client, "/data?q=a"))[0] == 200
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
+    assert await connection.fetchval(waiting) == 1

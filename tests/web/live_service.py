@@ -1,0 +1,79 @@
+"""The service as people run it, in a process of its own, with the rows of all sources and an admin token."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import stamina
+
+from kasparro.simulator import Simulator
+from tests.cli.test_commands import listening, running
+
+TOKEN = "a-token-of-the-tests"
+
+
+class Stocked:
+    """A service at `url`. Its log lines, as it wrote them, are there once it has stopped."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.log: list[dict[str, Any]] = []
+
+
+@asynccontextmanager
+async def stocked(database_url: str) -> AsyncIterator[Stocked]:
+    """A service that has done its first run, over the simulator and the sample archive, and no other."""
+    environment = {
+        "DATABASE_URL": database_url,
+        "PORT": "0",
+        "KASPARRO_INTERVAL": "24h",
+        "KASPARRO_LOG": "json",
+        "KASPARRO_ADMIN_TOKEN": TOKEN,
+    }
+    async with Simulator(seed=1, coins=300, manual=True) as simulator:
+        environment["KASPARRO_COINPAPRIKA_URL"] = simulator.coinpaprika_url
+        environment["KASPARRO_COINGECKO_URL"] = simulator.coingecko_url
+        async with running("serve", **environment) as process:
+            service = Stocked(await listening(process))
+            assert process.stderr is not None
+            # Read all along, for a full pipe would hold the service up.
+            rest = asyncio.create_task(process.stderr.read())
+            try:
+                await _first_run(service.url)
+                yield service
+            finally:
+                process.terminate()
+                service.log = [json.loads(line) for line in (await rest).splitlines()]
+
+
+async def _first_run(url: str) -> None:
+    async with aiohttp.ClientSession(url) as session:
+        async for attempt in stamina.retry_context(
+            on=(AssertionError, aiohttp.ClientError),
+            attempts=None,
+            timeout=30,
+            wait_initial=0.05,
+            wait_max=0.2,
+        ):
+            with attempt:
+                async with session.get("/stats") as answer:
+                    run = (await answer.json())["last_run"]
+                    assert run is not None
+                    assert run["status"] == "succeeded", run
+
+
+async def command(*arguments: str, **environment: str) -> tuple[int | None, str]:
+    """A program of the virtual environment run to its end: its exit code, and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **environment},
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output.decode()

@@ -1,0 +1,97 @@
+"""The description and the service agree: schemathesis finds no difference, and a generated client works."""
+
+import os
+from pathlib import Path
+
+from tests.web.live_service import TOKEN, command, stocked
+
+# `just fuzz` goes on for ten minutes, each time with other requests.
+SECONDS = int(os.environ.get("KASPARRO_TEST_FUZZ", "0"))
+HERE = Path(__file__).parent
+
+
+async def test_schemathesis_finds_nothing(database_url: str) -> None:
+    amount = ["--max-time", str(SECONDS)] if SECONDS else ["--max-examples", "100", "--seed", "1"]
+    async with stocked(database_url) as service:
+        code, output = await command(
+            *("schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml"), "run"),
+            f"{service.url}/openapi.json",
+            *("--header", f"Authorization: Bearer {TOKEN}", "--generation-database", "none", "--no-color"),
+            *amount,
+            SCHEMATHESIS_HOOKS="tests.web.schemathesis_hooks",
+        )
+    assert code == 0, output
+    assert [event for event in service.log if event["level"] in {"error", "critical"}] == []
+
+
+# What somebody writes who has the generated client alone.
+USE = """
+import decimal
+import json
+import sys
+from datetime import datetime
+from kasparro_client import Client
+from kasparro_client.api.data import page, row
+from kasparro_client.api.operations import run
+from kasparro_client.models import DataPage, ProblemDocument, Record, RunReport, RunStatus, Sort, Source
+
+client = Client(base_url=sys.argv[1])
+
+found = page.sync(client=client, limit=2, source=[Source.COINGECKO, Source.CSV], sort=Sort.RANK_DESC)
+assert isinstance(found, DataPage)
+first, second = found.data
+assert first.source in {Source.COINGECKO, Source.CSV}
+assert isinstance(first.rank, int) and isinstance(second.rank, int) and first.rank >= second.rank
+assert isinstance(first.observed_at, datetime) and first.observed_at.tzinfo is not None
+
+cursor = found.pagination.next_cursor
+assert cursor is not None
+after = page.sync(
+    client=client, limit=2, source=[Source.COINGECKO, Source.CSV], sort=Sort.RANK_DESC, cursor=cursor
+)
+assert isinstance(after, DataPage) and after.pagination.page is None
+assert {one.source_id for one in after.data}.isdisjoint({first.source_id, second.source_id})
+
+answer = row.sync_detailed(Source.COINGECKO, "bitcoin", client=client)
+assert isinstance(answer.parsed, Record)
+price, most = answer.parsed.price_usd, answer.parsed.max_supply
+assert most is None or isinstance(most, int | float)
+# A parsed number is a float; who needs each digit has the bytes.
+exact = json.loads(answer.content, parse_float=decimal.Decimal)["price_usd"]
+assert price == float(exact)
+
+refused = page.sync(client=client, page=1, cursor=cursor)
+assert isinstance(refused, ProblemDocument) and refused.parameter == "page, cursor"
+
+missing = run.sync(10**9, client=client)
+assert isinstance(missing, ProblemDocument) and missing.status == 404
+
+done = run.sync(1, client=client)
+assert isinstance(done, RunReport) and done.status is RunStatus.SUCCEEDED
+"""
+
+
+async def test_a_generated_client_reads_with_names_and_types_that_make_sense(
+    database_url: str, tmp_path: Path
+) -> None:
+    config = tmp_path / "client.yml"
+    config.write_text(
+        "package_name_override: kasparro_client\npost_hooks: []\n"
+        # It knows text by this name alone.
+        "content_type_overrides: {application/x-ndjson: text/plain}\n"
+    )
+    (tmp_path / "use.py").write_text(USE)
+    place = ["--config", str(config), "--output-path", str(tmp_path / "kasparro_client")]
+    async with stocked(database_url) as service:
+        generated, told = await command(
+            *("openapi_python_client", "generate", "--url", f"{service.url}/openapi.json"),
+            *("--meta", "none", "--fail-on-warning", *place),
+        )
+        assert generated == 0, told
+        checked, errors = await command(
+            *("mypy", "--strict", "--config-file", "", "--cache-dir", os.devnull, str(tmp_path / "use.py")),
+            MYPYPATH=str(tmp_path),
+        )
+        assert checked == 0, errors
+        code, said = await command("use", service.url, PYTHONPATH=str(tmp_path))
+    assert (code, said) == (0, "")

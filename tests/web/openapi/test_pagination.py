@@ -1,0 +1,163 @@
+"""Walking pages and cursors over any rows, in any order, through any filter: each row once, in order."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, get_args
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kasparro.store import queries
+from kasparro.store.pool import Connection, Database
+from kasparro.store.queries import CursorPosition, Filters, Selection, Totals
+from kasparro.store.sql import compose
+from kasparro.web.openapi import pagination
+from kasparro.web.routes.data import DataQuery, Sort
+from tests.web.conftest import LONG_AGO, Insert, insert_rows
+
+KEY = b"a key"
+
+values = st.none() | st.decimals("-3", "3", places=1) | st.just(Decimal("1e-30")) | st.just(Decimal("1e30"))
+names = st.none() | st.text("aB%_é漢\U0001f680", max_size=3)
+times = st.integers(0, 3).map(lambda days: LONG_AGO + timedelta(days=days, microseconds=days))
+row_values = st.fixed_dictionaries(
+    {
+        "source": st.sampled_from(["coinpaprika", "coingecko", "csv"]),
+        "source_id": st.text("abAé/漢\U0001f680", min_size=1, max_size=3),
+        "asset": names,
+        "symbol": names,
+        "name": names,
+        "rank": st.none() | st.integers(1, 3),
+        "observed_at": times,
+        "first_seen_at": times,
+        "updated_at": times,
+    }
+    | {field: values for field, kind in queries.FIELDS.items() if kind is Decimal}
+)
+tables = st.lists(row_values, max_size=12, unique_by=lambda row: (row["source"], row["source_id"]))
+
+
+def in_order(rows: list[dict[str, Any]], sort: str) -> list[tuple[str, str]]:
+    """The keys of rows as Python sorts them: by value, nulls last, ties by source and source_id.
+
+    Texts compare by code point, as their bytes in UTF-8 do.
+    """
+    column = sort.removeprefix("-")
+    ordered = sorted(rows, key=lambda row: (row["source"], row["source_id"]))
+    present = [row for row in ordered if row[column] is not None]
+    # Equal rows keep their order, reversed or not.
+    present.sort(key=lambda row: row[column], reverse=sort.startswith("-"))
+    absent = [row for row in ordered if row[column] is None]
+    return [(row["source"], row["source_id"]) for row in present + absent]
+
+
+def passes(row: dict[str, Any], filters: Filters) -> bool:
+    def has(text: str | None) -> bool:
+        return text is not None and filters.text is not None and filters.text.lower() in text.lower()
+
+    return (
+        (not filters.sources or row["source"] in filters.sources)
+        and (
+            not filters.symbols
+            or (
+                (row["symbol"] or "").lower() in {s.lower() for s in filters.symbols}
+                and row["symbol"] is not None
+            )
+        )
+        and (filters.text is None or has(row["name"]) or has(row["symbol"]))
+        and (not filters.ids or row["source_id"] in filters.ids)
+        and (filters.rank_max is None or (row["rank"] is not None and row["rank"] <= filters.rank_max))
+        and (
+            filters.price_usd_min is None
+            or (row["price_usd"] is not None and row["price_usd"] >= filters.price_usd_min)
+        )
+        and (filters.updated_since is None or row["updated_at"] >= filters.updated_since)
+    )
+
+
+filter_values = st.builds(
+    Filters,
+    sources=st.sampled_from([(), ("csv",), ("csv", "coingecko")]),
+    symbols=st.just(()) | st.lists(st.text("aB%é", min_size=1, max_size=2), max_size=3).map(tuple),
+    text=st.none() | st.text("ab%_é漢", min_size=1, max_size=2),
+    ids=st.just(()) | st.lists(st.text("abA", min_size=1, max_size=2), max_size=3).map(tuple),
+    rank_max=st.none() | st.integers(1, 3),
+    price_usd_min=values,
+    updated_since=st.none() | times,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=tables, sort=st.sampled_from(get_args(Sort)), filters=filter_values, limit=st.integers(1, 5))
+def test_every_row_comes_exactly_once_and_in_order(
+    runner: asyncio.Runner,
+    shared_database: Database,
+    rows: list[dict[str, Any]],
+    sort: Any,
+    filters: Filters,
+    limit: int,
+) -> None:
+    expected = in_order([row for row in rows if passes(row, filters)], sort)
+    query = DataQuery(limit=limit, sort=sort, symbol=filters.symbols, q=filters.text)
+
+    async def walk() -> None:
+        async with shared_database.writing() as connection, rolled_back(connection):
+            await insert_rows(connection, rows)
+            totals, asked = Totals(), Selection(filters=filters, sort=sort)
+            by_page = []
+            for offset in range(0, len(expected) + limit, limit):
+                page = await queries.page(connection, totals, asked, limit=limit, offset=offset)
+                assert page.total == len(expected)
+                assert (page.last is not None) == (offset + limit < len(expected))
+                by_page += keys(page.json)
+            by_cursor: list[tuple[str, str]] = []
+            after: CursorPosition | None = None
+            while True:
+                page = await queries.page(connection, totals, asked, limit=limit, after=after)
+                by_cursor += keys(page.json)
+                if page.last is None:
+                    break
+                # Through the text that a client carries.
+                told = pagination.pagination(
+                    query, "/data", KEY, total=page.total, last=page.last
+                ).next_cursor
+                going_on = msgspec.structs.replace(query, cursor=told)
+                after = queries.place(sort, pagination.start(going_on, "/data", KEY))
+                assert after == page.last
+        assert by_page == expected
+        assert by_cursor == expected
+
+    runner.run(walk())
+
+
+@asynccontextmanager
+async def rolled_back(connection: Connection) -> AsyncIterator[None]:
+    """A transaction that leaves nothing behind."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+
+
+def keys(rows: str) -> list[tuple[str, str]]:
+    return [(row["source"], row["source_id"]) for row in json.loads(f"[{rows}]")]
+
+
+async def test_pages_of_every_size_come_from_one_composed_statement(
+    database: Database, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n}"} for n in range(5)))
+    totals = Totals()
+    async with database.reading() as connection:
+        found = [await queries.page(connection, totals, Selection(), limit=1)]
+        before = compose.cache_info().misses
+        found += [await queries.page(connection, totals, Selection(), limit=limit) for limit in (2, 3, 4)]
+        assert compose.cache_info().misses == before
+    assert [page.json.count("source_id") for page in found] == [1, 2, 3, 4]

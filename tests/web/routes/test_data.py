@@ -1,0 +1,537 @@
+"""GET /data and GET /data/{source}/{source_id}, over HTTP against PostgreSQL."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, get_args
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+import pytest
+from yarl import URL
+
+from kasparro.store import queries
+from kasparro.store.pool import Connection
+from kasparro.store.queries import FIELDS, ON_REQUEST, Filters, Selection, Totals
+from kasparro.web.routes.data import DataPage, Record, Sort
+from tests.web.conftest import LONG_AGO, Insert, serving
+
+
+async def get(client: aiohttp.ClientSession, url: str, status: int = 200) -> Any:
+    """The JSON of an answer with its numbers exact, once its status is the expected one."""
+    async with client.get(URL(url, encoded=True)) as answer:
+        body = await answer.text()
+        assert answer.status == status, body
+        return json.loads(body, parse_float=Decimal, parse_int=Decimal)
+
+
+def ids(page: Any) -> list[str]:
+    return [row["source_id"] for row in page["data"]]
+
+
+async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession, insert: Insert) -> None:
+    name = '比特币 "quoted" \\ <b>\u2028\U0001f680'
+    await insert(
+        {
+            "source": "coinpaprika",
+            "source_id": "btc-bitcoin",
+            "symbol": "null",
+            "name": name,
+            "rank": 1,
+            "price_usd": Decimal("0.000000000012"),
+            "market_cap_usd": Decimal("123456789012345678.123456789"),
+            "volume_24h_usd": Decimal(0),
+            "circulating_supply": Decimal(10) ** 33,
+            "percent_change_1h": Decimal("-1.5"),
+            "observed_at": datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=UTC),
+        }
+    )
+    async with client.get("/data") as answer:
+        text = await answer.text()
+    assert '"price_usd":0.000000000012,"market_cap_usd":123456789012345678.123456789' in text
+    assert '"volume_24h_usd":0,"circulating_supply":1000000000000000000000000000000000,' in text
+    assert '"total_supply":null' in text
+    (row,) = json.loads(text)["data"]
+    assert (row["name"], row["symbol"], row["asset"]) == (name, "null", None)
+    assert row["observed_at"] == "2024-06-01T12:00:00.123456Z"
+    assert row["first_seen_at"] == "2024-06-01T12:00:00.000000Z"
+    assert (
+        await get(client, "/data/coinpaprika/btc-bitcoin") == json.loads(text, parse_float=Decimal)["data"][0]
+    )
+
+
+async def test_a_record_has_the_fields_of_the_contract_in_their_order(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert({"source_id": "a"})
+    contract = [
+        *("source", "source_id", "asset", "symbol", "name", "rank"),
+        *("price_usd", "market_cap_usd", "volume_24h_usd"),
+        *("circulating_supply", "total_supply", "max_supply"),
+        *("percent_change_1h", "percent_change_24h", "percent_change_7d"),
+        *("observed_at", "first_seen_at", "updated_at"),
+    ]
+    assert list((await get(client, "/data"))["data"][0]) == contract
+    assert list(await get(client, "/data/coingecko/a")) == contract
+    assert list(FIELDS) == contract
+    assert list(Record.__struct_fields__) == [*contract, *ON_REQUEST]
+
+
+def test_every_field_sorts_both_ways() -> None:
+    assert set(get_args(Sort)) == {sign + field for field in FIELDS for sign in ("", "-")}
+
+
+async def test_an_answer_is_what_its_description_says(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(*({"source_id": f"c{n}", "price_usd": Decimal(n) / 7} for n in range(5)))
+    async with client.get("/data?limit=2") as answer:
+        page = msgspec.json.decode(await answer.read(), type=DataPage)
+    assert page.data[1].price_usd == Decimal(1) / 7
+    assert (page.pagination.total, page.pagination.pages, page.pagination.page) == (5, 3, 1)
+
+
+async def test_an_empty_table_is_an_empty_page(client: aiohttp.ClientSession) -> None:
+    assert await get(client, "/data") == {
+        "data": [],
+        "pagination": {"limit": 50, "page": 1, "pages": 0, "total": 0, "next": None, "next_cursor": None},
+    }
+
+
+async def test_a_page_beyond_the_end_is_empty_and_still_counts(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n}"} for n in range(7)))
+    for page in (1_000_000, 2**31 - 1):
+        assert await get(client, f"/data?limit=3&page={page}") == {
+            "data": [],
+            "pagination": {
+                "limit": 3,
+                "page": page,
+                "pages": 3,
+                "total": 7,
+                "next": None,
+                "next_cursor": None,
+            },
+        }
+
+
+@pytest.mark.parametrize("mode", ["cursor", "page"])
+async def test_next_leads_through_all_pages(client: aiohttp.ClientSession, insert: Insert, mode: str) -> None:
+    await insert(*({"source_id": f"c{n:02}", "rank": n % 4 or None, "name": "a b&c,%"} for n in range(23)))
+    start = "/data?limit=4&q=b%26C,%25&source=coingecko,csv&sort=-rank"
+    whole = ids(await get(client, start.replace("limit=4", "limit=1000")))
+    page = await get(client, start if mode == "cursor" else f"{start}&page=1")
+    seen, number = ids(page), 1
+    assert page["pagination"]["page"] == 1
+    while (url := page["pagination"]["next"]) is not None:
+        assert url.startswith("/data?limit=4&")
+        assert "sort=-rank" in url
+        assert ("cursor=" in url, "page=" in url) == (mode == "cursor", mode == "page")
+        page = await get(client, url)
+        seen, number = seen + ids(page), number + 1
+        assert page["pagination"]["total"] == 23
+        assert page["pagination"]["page"] == (number if mode == "page" else None)
+    assert page["pagination"]["next_cursor"] is None
+    assert seen == whole
+
+
+async def test_filters_choose_rows(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(
+        {"source_id": "1", "source": "coingecko", "symbol": "BTC", "name": "Bitcoin"},
+        {"source_id": "2", "source": "coinpaprika", "symbol": "btc", "name": "Bitcoin Cash"},
+        {"source_id": "3", "source": "csv", "symbol": "ETH", "name": "100% _pure_ \\ether"},
+        {"source_id": "4", "source": "csv", "symbol": "Ξ", "name": "Эфир"},
+        {"source_id": "5", "source": "csv"},
+    )
+    expected = {
+        "source=csv": "345",
+        "source=csv,coingecko": "1345",
+        "source=csv&source=coingecko": "1345",
+        "source=csv,%20csv": "345",
+        "symbol=btc": "12",
+        "symbol=Btc,eth": "123",
+        "symbol=Btc&symbol=eth,nosuch": "123",
+        "symbol=%CE%BE": "4",
+        "q=BITCOIN": "12",
+        "q=bTc": "12",
+        "q=%25": "3",
+        "q=_": "3",
+        "q=%5C": "3",
+        "q=bit+coin": "",
+        "q=coin%20c": "2",
+        "q=%D1%8D%D1%84%D0%B8%D1%80": "4",
+        "q=bitcoin&source=coingecko&symbol=BTC": "1",
+    }
+    for query, rows in expected.items():
+        page = await get(client, f"/data?sort=source_id&{query}")
+        assert "".join(ids(page)) == rows, query
+        assert page["pagination"]["total"] == len(rows), query
+
+
+async def test_ids_and_assets_choose_rows(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(
+        {"source_id": "bitcoin", "source": "coingecko", "asset": "btc"},
+        {"source_id": "btc-bitcoin", "source": "coinpaprika", "asset": "btc"},
+        {"source_id": "bitcoin", "source": "csv"},
+        {"source_id": "Bitcoin", "source": "csv", "asset": "BTC"},
+    )
+    expected = {
+        "id=bitcoin": ["coingecko bitcoin", "csv bitcoin"],
+        "id=bitcoin&source=csv": ["csv bitcoin"],
+        "id=Bitcoin,btc-bitcoin&id=nosuch": ["coinpaprika btc-bitcoin", "csv Bitcoin"],
+        "asset=btc": ["coingecko bitcoin", "coinpaprika btc-bitcoin"],
+        "asset=btc,BTC&id=bitcoin,Bitcoin": ["coingecko bitcoin", "csv Bitcoin"],
+        "asset=nosuch": [],
+    }
+    for query, rows in expected.items():
+        page = await get(client, f"/data?sort=source&{query}")
+        assert [f"{row['source']} {row['source_id']}" for row in page["data"]] == rows, query
+        assert page["pagination"]["total"] == len(rows), query
+
+
+async def test_ranges_hold_their_bounds_exactly_and_no_row_without_a_value(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(
+        {"source_id": "none"},
+        {
+            "source_id": "low",
+            "rank": 3,
+            "price_usd": Decimal("0.1000000000000000055511151231257827"),  # what 0.1 is as a float
+            "market_cap_usd": Decimal(-1),
+            "volume_24h_usd": Decimal(0),
+        },
+        {
+            "source_id": "high",
+            "rank": 1,
+            "price_usd": Decimal("12345678901234567890.000000000001"),
+            "market_cap_usd": Decimal("1e30"),
+            "volume_24h_usd": Decimal("1e-30"),
+        },
+    )
+    expected = {
+        "rank_max=1": ["high"],
+        "rank_min=2": ["low"],
+        "rank_min=1&rank_max=3": ["high", "low"],
+        "rank_min=3&rank_max=1": [],
+        "price_usd_max=0.1": [],
+        "price_usd_max=0.1000000000000000055511151231257827": ["low"],
+        "price_usd_min=12345678901234567890": ["high"],
+        "price_usd_min=12345678901234567890.000000000002": [],
+        "price_usd_min=1.2345678901234567890000000000001e19": ["high"],
+        "market_cap_usd_min=-1": ["high", "low"],
+        "market_cap_usd_max=1e30": ["high", "low"],
+        "market_cap_usd_max=9.99e29": ["low"],
+        "volume_24h_usd_min=0.0": ["high", "low"],
+        "volume_24h_usd_min=.000000000000000000000000000001": ["high"],
+        "volume_24h_usd_max=-0": ["low"],
+    }
+    for query, rows in expected.items():
+        page = await get(client, f"/data?{query}")
+        assert ids(page) == rows, query
+        assert page["pagination"]["total"] == len(rows), query
+
+
+async def test_updated_since_holds_its_moment(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(
+        {"source_id": "before", "updated_at": LONG_AGO - timedelta(microseconds=1)},
+        {"source_id": "then", "updated_at": LONG_AGO},
+    )
+    for moment, rows in {
+        "2024-06-01T12:00:00Z": ["then"],
+        "2024-06-01T12:00:00.000001Z": [],
+        "2024-06-01T11:59:59.999999Z": ["before", "then"],
+        "2024-06-01T13:00:00%2B01:00": ["then"],
+        "2024-06-01T13:00:00+01:00": ["then"],
+        "0001-01-01T00:00:00Z": ["before", "then"],
+        "9999-12-31T23:59:59.999999Z": [],
+    }.items():
+        assert ids(await get(client, f"/data?updated_since={moment}")) == rows, moment
+
+
+async def test_fields_are_those_asked_for_in_the_order_of_the_record(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert({"source_id": "a", "price_usd": Decimal("1.50"), "symbol": "A"})
+    for query, fields in {
+        "fields=price_usd,symbol": ["symbol", "price_usd"],
+        "fields=updated_at&fields=source,source": ["source", "updated_at"],
+        f"fields={','.join(FIELDS)}": list(FIELDS),
+    }.items():
+        (row,) = (await get(client, f"/data?{query}"))["data"]
+        assert list(row) == fields
+        assert list(await get(client, f"/data/coingecko/a?{query}")) == fields
+
+
+async def test_rows_are_sorted_by_fields_that_they_do_not_show(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n}", "rank": 9 - n, "symbol": f"S{n}"} for n in range(9)))
+    page = await get(client, "/data?fields=symbol&limit=4")
+    seen = page["data"]
+    while (url := page["pagination"]["next"]) is not None:
+        page = await get(client, url)
+        seen += page["data"]
+    assert seen == [{"symbol": f"S{8 - n}"} for n in range(9)]
+
+
+async def test_links_lead_to_the_pages_around(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert(*({"source_id": f"c{n}", "name": "a>b"} for n in range(9)))
+
+    async def links(url: str) -> dict[str, str]:
+        async with client.get(URL(url, encoded=True)) as answer:
+            assert answer.status == 200
+            return {str(name): str(URL(link["url"]).relative()) for name, link in answer.links.items()}
+
+    query = "/data?limit=4&q=a%3Eb"
+    # By number from a page that was asked for by number,
+    numbered = [f"/data?limit=4&page={page}&q=a%3Eb" for page in range(5)]
+    assert await links(numbered[1]) == {"first": numbered[1], "next": numbered[2]}
+    assert await links(numbered[2]) == {"first": numbered[1], "prev": numbered[1], "next": numbered[3]}
+    assert await links(numbered[3]) == {"first": numbered[1], "prev": numbered[2]}
+    assert await links(f"{query}&page=99") == {"first": numbered[1], "prev": numbered[3]}
+    # else by cursor.
+    begun = await links(query)
+    cursor = (await get(client, query))["pagination"]["next_cursor"]
+    assert begun == {"first": query, "next": f"/data?limit=4&cursor={cursor}&q=a%3Eb"}
+    going_on = await links(begun["next"])
+    assert set(going_on) == {"first", "next"}
+    assert going_on["first"] == query
+    assert ids(await get(client, going_on["next"])) == ["c8"]
+    assert await links(going_on["next"]) == {"first": query}
+
+
+async def test_text_is_found_by_an_index(connection: Connection) -> None:
+    await connection.execute("SET enable_seqscan = off")
+    plan = await connection.fetch(
+        "EXPLAIN SELECT FROM unified_data WHERE name COLLATE \"default\" ILIKE '%coin%' "
+        "OR symbol COLLATE \"default\" ILIKE '%coin%'"
+    )
+    assert sum("unified_data_by_text" in line[0] for line in plan) == 2
+
+
+async def test_pages_of_a_symbol_read_no_more_rows_than_they_show(
+    connection: Connection, insert: Insert
+) -> None:
+    ranked = ({"source_id": f"{n:04}", "rank": n, "symbol": "BTC" if n % 2 else None} for n in range(1, 4001))
+    await insert(*ranked)
+    await connection.execute("VACUUM (ANALYZE) unified_data")
+    # As the pools of readers have it.
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    asked = Selection(filters=Filters(symbols=("btc",)))
+    async with connection.transaction():
+        first = await queries.page(connection, Totals(), asked, limit=10)
+        second = await queries.page(connection, Totals(), asked, limit=10, after=first.last)
+        read = await connection.fetchval(
+            "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'unified_data'"
+        )
+    assert (first.total, second.total) == (2000, 2000)
+    assert [row["rank"] for row in json.loads(f"[{second.json}]")] == list(range(21, 41, 2))
+    assert read <= 2 * (10 + 1)
+
+
+@pytest.mark.parametrize("sort", ["price_usd", "-price_usd", "-observed_at", "name"])
+async def test_rows_without_a_value_come_last_and_ties_are_settled(
+    client: aiohttp.ClientSession, insert: Insert, sort: str
+) -> None:
+    day = timedelta(days=1)
+    await insert(
+        {"source_id": "none"},
+        {"source_id": "low", "price_usd": Decimal(0), "name": "a", "observed_at": LONG_AGO + day},
+        {"source_id": "high", "price_usd": Decimal("1e30"), "name": "b", "observed_at": LONG_AGO + 2 * day},
+        {"source_id": "high", "source": "csv", "price_usd": Decimal("1e30"), "name": "b"},
+    )
+    found = [(row["source"], row["source_id"]) for row in (await get(client, f"/data?sort={sort}"))["data"]]
+    gecko, csv = "coingecko", "csv"
+    assert (
+        found
+        == {
+            "price_usd": [(gecko, "low"), (gecko, "high"), (csv, "high"), (gecko, "none")],
+            "-price_usd": [(gecko, "high"), (csv, "high"), (gecko, "low"), (gecko, "none")],
+            "-observed_at": [(gecko, "high"), (gecko, "low"), (gecko, "none"), (csv, "high")],
+            "name": [(gecko, "low"), (gecko, "high"), (csv, "high"), (gecko, "none")],
+        }[sort]
+    )
+
+
+PARAMETERS = (
+    "limit, page, cursor, source, symbol, id, asset, q, rank_min, rank_max, price_usd_min, price_usd_max, "
+    "market_cap_usd_min, market_cap_usd_max, volume_24h_usd_min, volume_24h_usd_max, updated_since, as_of, "
+    "sort, fields"
+)
+MOMENT = "an RFC 3339 time, such as 2024-06-01T12:00:00Z"
+SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter", "allowed"),
+    [
+        ("limit=0", "limit", "a whole number from 1 to 1000"),
+        ("limit=1001", "limit", "a whole number from 1 to 1000"),
+        ("limit=-1", "limit", "a whole number from 1 to 1000"),
+        ("limit=abc", "limit", "a whole number from 1 to 1000"),
+        ("limit=", "limit", "a whole number from 1 to 1000"),
+        ("limit", "limit", "a whole number from 1 to 1000"),
+        ("limit=%205", "limit", "a whole number from 1 to 1000"),
+        ("limit=+5", "limit", "a whole number from 1 to 1000"),
+        ("limit=%2B5", "limit", "a whole number from 1 to 1000"),
+        ("limit=5.0", "limit", "a whole number from 1 to 1000"),
+        ("limit=1e2", "limit", "a whole number from 1 to 1000"),
+        ("limit=05", "limit", "a whole number from 1 to 1000"),
+        ("limit=%D9%A5", "limit", "a whole number from 1 to 1000"),
+        ("limit=5&limit=5", "limit", "a whole number from 1 to 1000, once"),
+        ("page=0", "page", "a whole number from 1 to 2147483647"),
+        ("page=99999999999999999999999", "page", "a whole number from 1 to 2147483647"),
+        ("page=1&cursor=x", "page, cursor", "page or cursor, not both"),
+        ("nosuch=1", "nosuch", PARAMETERS),
+        ("Limit=1", "RateLimiter", PARAMETERS),
+        ("id=", "id", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("asset=a,,b", "asset", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("rank_max=0", "rank_max", "a whole number from 1 to 2147483647"),
+        ("rank_min=1.5", "rank_min", "a whole number from 1 to 2147483647"),
+        ("price_usd_min=", "price_usd_min", "a decimal number"),
+        ("price_usd_min=1,5", "price_usd_min", "a decimal number"),
+        ("price_usd_max=NaN", "price_usd_max", "a decimal number"),
+        ("market_cap_usd_min=Infinity", "market_cap_usd_min", "a decimal number"),
+        ("market_cap_usd_max=1e999999999", "market_cap_usd_max", "a decimal number"),
+        ("volume_24h_usd_min=0x10", "volume_24h_usd_min", "a decimal number"),
+        ("volume_24h_usd_max=1&volume_24h_usd_max=1", "volume_24h_usd_max", "a decimal number, once"),
+        ("updated_since=yesterday", "updated_since", MOMENT),
+        ("updated_since=2024-06-01", "updated_since", MOMENT),
+        ("updated_since=2024-06-01T12:00:00", "updated_since", MOMENT),
+        ("updated_since=0001-01-01T00:00:00%2B23:59", "updated_since", MOMENT),
+        ("updated_since=1717243200", "updated_since", MOMENT),
+        (
+            "fields=price",
+            "fields",
+            f"up to 50, divided by commas, of: {', '.join(sorted((*FIELDS, *ON_REQUEST)))}",
+        ),
+        ("source=binance", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
+        ("source=", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
+        ("symbol=btc,,eth", "symbol", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("q=", "q", "1 to 200 characters"),
+        (f"q={'x' * 201}", "q", "1 to 200 characters"),
+        ("sort=price", "sort", SORTS),
+        ("sort=rank,-price_usd", "sort", SORTS),
+        ("q=%00", "q", "any other character"),
+        ("q=%FF%FE", "q", "percent-encoded UTF-8"),
+        ("q=%C0%AF", "q", "percent-encoded UTF-8"),
+        ("q=100%", "q", "%25 for %"),
+        ("q=%zz", "q", "%25 for %"),
+    ],
+)
+async def test_what_is_not_allowed_is_named(
+    client: aiohttp.ClientSession, query: str, parameter: str, allowed: str
+) -> None:
+    async with client.get(URL(f"/data?{query}", encoded=True)) as answer:
+        problem = await answer.json(content_type="application/problem+json")
+        assert answer.status == 400
+    assert problem["status"] == 400
+    assert problem["parameter"] == parameter
+    assert problem["allowed"] == allowed
+    assert problem["instance"] == "/data"
+    assert problem["request_id"] == answer.headers["X-Request-ID"]
+    assert problem["title"]
+    assert problem["type"]
+    assert parameter.split(",", maxsplit=1)[0] in problem["detail"]
+
+
+async def test_a_list_where_one_value_is_allowed_hears_so(client: aiohttp.ClientSession) -> None:
+    async with client.get("/data?sort=rank,-price_usd") as answer:
+        problem = await answer.json(content_type="application/problem+json")
+    assert problem["detail"].startswith("sort is 'rank,-price_usd'; allowed: one of these, not a list: asset")
+
+
+NASTY = (
+    "'; DROP TABLE unified_data; --",
+    "1 OR 1=1",
+    '" onload="alert(1)',
+    "<script>alert(1)</script>",
+    "../../../etc/passwd",
+    "${jndi:ldap://x}",
+    "\r\nX-Injected: 1",
+    "\ud7ff\uffff\U0010ffff",
+    "%s%n{0}$1:limit/* if up */",
+)
+
+
+@pytest.mark.parametrize("text", NASTY)
+async def test_nothing_in_a_parameter_gets_further_than_it(
+    client: aiohttp.ClientSession, insert: Insert, text: str
+) -> None:
+    await insert({"source_id": "a"})
+    refusing = ("limit", "page", "cursor", "source", "rank_min", "price_usd_max", "updated_since", "sort")
+    for name in (*refusing, "fields", text):
+        async with client.get("/data", params={name: text}) as answer:
+            assert answer.status == 400
+            assert "X-Injected" not in answer.headers
+    for name in ("symbol", "q", "id", "asset"):
+        async with client.get("/data", params={name: text}) as answer:
+            assert answer.status == 200
+            assert (await answer.json())["data"] == []
+    assert (await get(client, "/data"))["pagination"]["total"] == 1
+
+
+async def test_a_cursor_is_good_for_its_own_query_alone(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n}", "symbol": "x"} for n in range(9)))
+    pagination = (await get(client, "/data?limit=2&sort=-price_usd&symbol=x"))["pagination"]
+    cursor = pagination["next_cursor"]
+    good = f"/data?sort=-price_usd&symbol=x&cursor={cursor}"
+    assert ids(await get(client, good + "&limit=3")) == ["c2", "c3", "c4"]
+    middle = len(cursor) // 2
+    for bad in (
+        f"/data?sort=price_usd&symbol=x&cursor={cursor}",
+        f"/data?symbol=x&cursor={cursor}",
+        f"/data?sort=-price_usd&cursor={cursor}",
+        f"/data?sort=-price_usd&symbol=y&cursor={cursor}",
+        f"/runs?cursor={cursor}",
+        good[:-1],
+        good + "A",
+        good + "!",
+        good + "==",
+        good.replace(
+            cursor, cursor[:middle] + ("A" if cursor[middle] != "A" else "B") + cursor[middle + 1 :]
+        ),
+        good.replace(cursor, "AAAA"),
+        good.replace(cursor, "%D0%96"),
+        good.replace(cursor, "x" * 4_001),
+    ):
+        problem = await get(client, bad, 400)
+        assert problem["parameter"] == "cursor", bad
+        assert problem["allowed"], bad
+
+
+async def test_cursors_outlive_the_process(database_url: str, insert: Insert) -> None:
+    await insert(*({"source_id": f"c{n}"} for n in range(3)))
+    async with serving(database_url) as one:
+        cursor = (await get(one, "/data?limit=2"))["pagination"]["next_cursor"]
+    async with serving(database_url) as other:
+        assert ids(await get(other, f"/data?limit=2&cursor={cursor}")) == ["c2"]
+
+
+@pytest.mark.parametrize(
+    "source_id", ["bitcoin", "a/b", "a%2Fb", "история", "a b?c#d", "/", "..%2f", "é\u0301", "%", "history"]
+)
+async def test_one_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, source_id: str) -> None:
+    await insert({"source_id": source_id}, {"source_id": source_id, "source": "csv"})
+    row = await get(client, f"/data/csv/{quote(source_id, safe='')}")
+    assert (row["source"], row["source_id"]) == ("csv", source_id)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "parameter"),
+    [
+        ("/data/csv/nosuch", 404, "source_id"),
+        ("/data/csv/", 404, "source_id"),
+        ("/data/csv/%00", 404, "source_id"),
+        ("/data/binance/bitcoin", 404, "source"),
+        ("/data/csv/%FF", 400, "source_id"),
+        ("/data/csv/x?limit=1", 400, "limit"),
+    ],
+)
+async def test_a_row_that_is_not_there_is_a_problem(
+    client: aiohttp.ClientSession, path: str, status: int, parameter: str
+) -> None:
+    assert (await get(client, path, status))["parameter"] == parameter

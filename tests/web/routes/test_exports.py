@@ -1,0 +1,415 @@
+"""GET /data.csv and /data.ndjson, over HTTP against PostgreSQL."""
+
+import asyncio
+import csv
+import io
+import json
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from kasparro.settings import Settings
+from kasparro.store.pool import Connection
+from kasparro.store.queries import EXPORTED_AT_ONCE, FIELDS
+from kasparro.web.http.export_queue import ExportQueue
+from kasparro.web.http.protocol import LimitedProtocol, Limits
+from tests.conftest import LogEvents
+from tests.web.conftest import Insert, serving
+from tests.web.routes.test_data import get
+from tests.web.routes.test_metrics import scrape, value
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# More than all the buffers between PostgreSQL and a client that does not read can hold.
+MANY = 60_000
+
+
+async def many(connection: Connection) -> None:
+    # Digits of digests, which no coding makes much smaller.
+    digits = "('1.' || translate(encode(sha512(int8send({})), 'hex'), 'abcdef', '123456'))::numeric"
+    await connection.execute(
+        "INSERT INTO unified_data (source, source_id, rank, price_usd, circulating_supply, total_supply,"
+        " max_supply, percent_change_7d, observed_at, first_seen_at, updated_at, content_hash)"
+        f" SELECT 'csv', 'coin-' || n, n, n, {', '.join(digits.format(f'4 * n + {k}') for k in range(4))},"
+        f" now(), now(), now(), gen_random_uuid() FROM generate_series(1, {MANY}) AS n"
+    )
+
+
+CODINGS = ("identity", "gzip", "zstd")
+
+
+def decoded(body: bytes, coding: str) -> tuple[bytes, bool]:
+    """What can be decoded of a body, and whether it is whole."""
+    if coding == "identity":
+        return body, True
+    decoder = zlib.decompressobj(wbits=31) if coding == "gzip" else zstd.ZstdDecompressor()
+    return decoder.decompress(body), decoder.eof
+
+
+async def text(client: aiohttp.ClientSession, url: str) -> str:
+    async with client.get(url) as answer:
+        assert answer.status == 200, await answer.text()
+        return (await answer.read()).decode()
+
+
+@asynccontextmanager
+async def begun(
+    client: aiohttp.ClientSession, path: str = "/data.ndjson", coding: str = "identity"
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """An export whose client has read a little and no more yet."""
+    headers = {"Accept-Encoding": coding}
+    async with client.get(path, headers=headers, auto_decompress=False) as answer:
+        assert answer.status == 200
+        assert answer.headers.get("Content-Encoding", "identity") == coding
+        assert await answer.content.readexactly(10)
+        yield answer
+
+
+async def exports(connection: Connection) -> list[int]:
+    """The PostgreSQL processes that have an export open."""
+    return [
+        row[0]
+        for row in await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
+            " AND application_name = 'kasparro' AND query ~ 'row_to_json|array_to_string'"
+        )
+    ]
+
+
+async def none_left(connection: Connection) -> None:
+    async with asyncio.timeout(20):
+        while await exports(connection):  # noqa: ASYNC110 - PostgreSQL has no event for it
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "",
+        "?sort=-price_usd",
+        "?source=csv&sort=name",
+        "?q=o&rank_max=3",
+        "?fields=price_usd,source_id&symbol=a",
+        "?as_of=2024-06-01T12:00:00Z",
+        "?id=nosuch",
+    ],
+)
+async def test_an_export_has_the_rows_of_all_pages(
+    client: aiohttp.ClientSession, insert: Insert, query: str
+) -> None:
+    await insert(
+        *(
+            {
+                "source_id": f"c{n}",
+                "source": "csv" if n % 2 else "coingecko",
+                "name": f'name "{n % 3}", 比特币\nand so on' if n % 4 else None,
+                "symbol": "A" if n % 5 else "",
+                "rank": n % 6 or None,
+                "price_usd": Decimal(n - 4) / 7,
+            }
+            for n in range(9)
+        )
+    )
+    rows = (await get(client, f"/data{query}{'&' if query else '?'}limit=1000"))["data"]
+
+    lines = (await text(client, f"/data.ndjson{query}")).splitlines()
+    table = list(csv.reader(io.StringIO(await text(client, f"/data.csv{query}"), newline="")))
+
+    assert [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in lines] == rows
+    fields = list(rows[0]) if rows else list(FIELDS)
+    assert table[0] == fields
+    assert table[1:] == [["" if value is None else str(value) for value in row.values()] for row in rows]
+
+
+# First characters that make a spreadsheet read a text as a formula, and texts that only look like such cells.
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "＝1",
+    "＋1",
+    "－1",
+    "＠1",
+    '="a"',
+    '=",=1',
+]
+TEXTS = ["a=1", "'", "'=1", "", ",=1", ',"=1', '","=1","', '"', '"=1', ",", "a,\n=1", " =1", "é漢\U0001f680"]
+
+
+async def test_a_program_reads_back_every_text_exactly(client: aiohttp.ClientSession, insert: Insert) -> None:
+    names = [*FORMULAS, *TEXTS]
+    await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
+    for query in ("", "&spreadsheet=false"):
+        body = await text(client, f"/data.csv?fields=symbol,name&sort=source_id{query}")
+        assert list(csv.reader(io.StringIO(body, newline=""))) == [
+            ["symbol", "name"],
+            *([name, name] for name in names),
+        ]
+
+
+async def test_a_spreadsheet_sees_its_encoding_and_no_formula(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    names = [*FORMULAS, *TEXTS]
+    await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
+    body = await text(client, "/data.csv?fields=symbol,name&sort=source_id&spreadsheet=true")
+    assert body.startswith("\ufeffsymbol,name\r\n")
+    shown = [*(f"'{name}" for name in FORMULAS), *TEXTS]
+    assert list(csv.reader(io.StringIO(body, newline="")))[1:] == [[name, name] for name in shown]
+    # Also where there is no row.
+    assert await text(client, "/data.csv?fields=name&id=nosuch&spreadsheet=true") == "\ufeffname\r\n"
+
+
+async def test_null_an_empty_text_and_numbers_differ_in_csv(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(
+        {"source_id": "a", "name": "", "rank": 1, "percent_change_1h": Decimal("-1.5")},
+        {"source_id": "b", "symbol": "NULL", "price_usd": Decimal("118142961.899676295445666961")},
+    )
+    for query in ("", "&spreadsheet=true"):
+        body = await text(client, f"/data.csv?fields=symbol,name,rank,price_usd,percent_change_1h{query}")
+        assert body.removeprefix("\ufeff") == (
+            "symbol,name,rank,price_usd,percent_change_1h\r\n"
+            ',"",1,,-1.5\r\n'
+            '"NULL",,,118142961.899676295445666961,\r\n'
+        )
+
+
+@pytest.mark.parametrize("value", ["True", "1", "yes", "", "true,false"])
+async def test_a_boolean_is_true_or_false(client: aiohttp.ClientSession, value: str) -> None:
+    problem = await get(client, f"/data.csv?spreadsheet={value}", 400)
+    assert (problem["parameter"], problem["allowed"]) == ("spreadsheet", "true or false")
+
+
+async def test_only_csv_has_a_form_for_spreadsheets(client: aiohttp.ClientSession) -> None:
+    assert (await get(client, "/data.ndjson?spreadsheet=true", 400))["parameter"] == "spreadsheet"
+
+
+async def test_a_file_gets_a_name_and_its_type(client: aiohttp.ClientSession) -> None:
+    for form, media_type in (("csv", "text/csv; charset=utf-8"), ("ndjson", "application/x-ndjson")):
+        for method in ("GET", "HEAD"):
+            async with client.request(method, f"/data.{form}") as answer:
+                assert answer.status == 200
+                assert answer.headers["Content-Type"] == media_type
+                assert answer.headers["Content-Disposition"] == f'attachment; filename="kasparro-data.{form}"'
+                assert answer.headers["Cache-Control"] == "no-store"
+                # How long it will be is not known when it begins, so nothing tells a length.
+                assert "Content-Length" not in answer.headers
+                head = ",".join(FIELDS) + "\r\n" if form == "csv" and method == "GET" else ""
+                assert await answer.text() == head
+
+
+async def test_an_export_is_compressed_as_its_client_asks(
+    client: aiohttp.ClientSession, insert: Insert
+) -> None:
+    await insert(*({"source_id": f"c{n:03}", "rank": n, "name": "é" * 20} for n in range(1, 700)))
+    for path in ("/data.csv", "/data.ndjson", "/data.csv?id=nosuch", "/data.ndjson?id=nosuch"):
+        plain = await text(client, path)
+        for accepted, coding in {
+            "": "identity",
+            "gzip": "gzip",
+            "zstd": "zstd",
+            "gzip, deflate, br, zstd": "zstd",
+            "gzip, zstd;q=0.5": "gzip",
+            "gzip;q=0, zstd;q=0": "identity",
+            "br": "identity",
+        }.items():
+            headers = {"Accept-Encoding": accepted}
+            async with client.get(path, headers=headers, auto_decompress=False) as answer:
+                body = await answer.read()
+            async with client.head(path, headers=headers) as head:
+                pass
+            for given in (answer, head):
+                assert given.headers.get("Content-Encoding", "identity") == coding
+                assert given.headers["Vary"] == "Accept-Encoding"
+                assert "Content-Length" not in given.headers
+            assert decoded(body, coding) == (plain.encode(), True)
+            if coding != "identity" and "nosuch" not in path:
+                assert len(body) < len(plain) / 5
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_rows_can_be_read_as_they_arrive(
+    client: aiohttp.ClientSession, connection: Connection, coding: str
+) -> None:
+    await many(connection)
+    headers = {"Accept-Encoding": coding}
+    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
+        body, lines = b"", b""
+        # PostgreSQL still has most of the rows.
+        while lines.count(b"\n") < EXPORTED_AT_ONCE:
+            body += await answer.content.readany()
+            lines, _ = decoded(body, coding)
+        assert len(await exports(connection)) == 1
+    assert [json.loads(line)["rank"] for line in lines.splitlines()[:EXPORTED_AT_ONCE]] == list(
+        range(1, EXPORTED_AT_ONCE + 1)
+    )
+
+
+@pytest.mark.parametrize("parameter", ["limit=5", "page=1", "cursor=x", "nosuch=1"])
+async def test_an_export_is_whole(client: aiohttp.ClientSession, parameter: str) -> None:
+    assert (await get(client, f"/data.csv?{parameter}", 400))["parameter"] == parameter.partition("=")[0]
+
+
+async def test_an_export_is_of_one_moment(client: aiohttp.ClientSession, connection: Connection) -> None:
+    await many(connection)
+    async with begun(client, "/data.ndjson?fields=name,price_usd,source_id") as answer:
+        await connection.execute(
+            "UPDATE unified_data SET price_usd = -1; DELETE FROM unified_data WHERE rank = 9"
+        )
+        rest = await answer.read()
+    prices = [json.loads(line)["price_usd"] for line in rest.splitlines()[1:]]
+    assert prices == list(range(2, MANY + 1))
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_client_that_hangs_up_ends_the_work_in_postgresql(
+    client: aiohttp.ClientSession, connection: Connection, logged: LogEvents, coding: str
+) -> None:
+    await many(connection)
+    async with begun(client, coding=coding) as answer:
+        assert len(await exports(connection)) == 1
+        answer.close()
+    await none_left(connection)
+    assert [event for event in logged.seen if event["level"] in {"warning", "error", "exception"}] == []
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_client_that_never_reads_is_cut(
+    database_url: str, connection: Connection, coding: str
+) -> None:
+    class Impatient(LimitedProtocol):
+        limits = Limits(drain_s=0.3)
+
+    await many(connection)
+    async with serving(database_url, http=Impatient) as client, begun(client, coding=coding) as answer:
+        await none_left(connection)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await answer.read()
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_an_export_that_fails_on_the_way_never_looks_complete(
+    client: aiohttp.ClientSession, connection: Connection, coding: str
+) -> None:
+    await many(connection)
+    headers = {"Accept-Encoding": coding}
+    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
+        body = await answer.content.readany()
+
+        async def read_on() -> None:
+            nonlocal body
+            async for part in answer.content.iter_any():
+                body += part
+
+        (pid,) = await exports(connection)
+        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await read_on()
+    # Nor to a client that ignores the missing chunk: the coding has no end either.
+    assert coding == "identity" or not decoded(body, coding)[1]
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets the terms of exports; what is not named stays as it is."""
+
+    def put(**terms: Any) -> None:
+        monkeypatch.setattr(ExportQueue, "terms", msgspec.structs.replace(ExportQueue.terms, **terms))
+
+    return put
+
+
+async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_their_turn(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    await many(connection)
+    async with AsyncExitStack() as stack:
+        under_way = [await stack.enter_async_context(begun(client)) for _ in range(ExportQueue.terms.each)]
+        third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
+        assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
+        assert len(await exports(connection)) == ExportQueue.terms.each
+        assert not third.done()
+        under_way[0].close()
+        async with asyncio.timeout(20):
+            assert (await third).startswith("source,")
+
+
+async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_not(
+    database_url: str, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(each_waiting=1)
+    await many(connection)
+    settings = Settings(trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings) as client, begun(client), begun(client):
+        waiting = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
+        samples = await scrape(client)
+        while value(samples, "kasparro_pool_waiting", pool="export") != 1:
+            samples = await scrape(client)
+        async with client.get("/data.csv") as beyond:
+            problem: Any = await beyond.json(content_type="application/problem+json")
+            assert (beyond.status, problem["type"]) == (429, "urn:kasparro:problem:too-many-exports")
+            assert int(beyond.headers["Retry-After"]) > 0
+        other = {"X-Forwarded-For": "192.0.2.1"}
+        async with client.get("/data.csv?symbol=nosuch", headers=other) as answer:
+            assert answer.status == 200
+        assert not waiting.done()
+        waiting.cancel()
+
+
+async def test_whoever_waits_too_long_for_an_export_is_sent_away(
+    client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(patience_s=0.1)
+    await many(connection)
+    async with begun(client), begun(client), client.get("/data.csv") as third:
+        assert third.status == 503
+        assert "Retry-After" in third.headers
+        problem: Any = await third.json(content_type="application/problem+json")
+        assert problem["type"] == "urn:kasparro:problem:too-busy"
+    # What went away left its place to others.
+    await none_left(connection)
+    assert await text(client, "/data.csv?symbol=nosuch")
+
+
+async def test_while_others_wait_a_slow_reader_loses_its_place_and_sees_that_it_did(
+    database_url: str, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    # Faster than anybody reads, so that it does not take long to fall behind.
+    hasty(window_s=0.2, pace_bytes=1 << 30)
+    await many(connection)
+    settings = Settings(trusted_proxies=("127.0.0.1",))
+    async with serving(database_url, settings, exporters=1) as client, begun(client) as slow:
+        headers = {"X-Forwarded-For": "192.0.2.1"}
+        async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as answer:
+            assert answer.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await slow.read()
+
+
+async def test_a_slow_reader_for_whom_nobody_waits_is_left_alone(
+    client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
+) -> None:
+    hasty(window_s=0.01)
+    await many(connection)
+    async with begun(client), begun(client) as slow:
+        third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
+        # One more of a client is for itself to wait for.
+        assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
+        assert (await slow.read()).count(b"\n") == MANY
+        await third
