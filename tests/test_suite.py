@@ -1,4 +1,4 @@
-"""The test suite keeps to what the README says that it needs, and cleans up after itself."""
+"""The test suite keeps to what CONTRIBUTING says that it needs, and cleans up after itself."""
 
 import os
 import shutil
@@ -87,10 +87,6 @@ def test_a_flood_of_log_lines_is_shortened(outcome: Outcome) -> None:
 
 def test_the_soft_limit_of_open_files_is_raised(outcome: Outcome) -> None:
     assert "2 failed, 2 passed" in outcome.output
-
-
-def test_the_readme_names_the_open_files_that_are_needed() -> None:
-    assert f" {OPEN_FILES} open files" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_too_low_a_hard_limit_of_open_files_is_one_line() -> None:

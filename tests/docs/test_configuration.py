@@ -1,0 +1,79 @@
+"""The pages on commands, settings and recipes agree with the program."""
+
+import re
+import shlex
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from kasparro import cli, settings
+from tests.conftest import OPEN_FILES
+from tests.support.documents import ROOT, read, rows, section
+
+
+def test_settings_table_lists_the_settings() -> None:
+    expected = [
+        [variable.name, variable.meaning, variable.default] for variable in settings.variables().values()
+    ]
+    table = rows(section("docs/configuration.md", "Settings"))
+    assert [[name.strip("`"), *rest] for name, *rest in table] == expected
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/api.md",
+        "docs/archives.md",
+        "docs/data.md",
+        "docs/operations.md",
+        "docs/security.md",
+    ],
+)
+def test_settings_that_pages_name_exist(page: str) -> None:
+    names = set(re.findall(r"\bKASPARRO_\w+", read(page)))
+    assert names <= {variable.name for variable in settings.variables().values()}
+
+
+def test_compose_passes_every_setting_on() -> None:
+    # KASPARRO_HOME stays where the image has it.
+    names = {variable.name for variable in settings.variables().values()} - {"KASPARRO_HOME"}
+    assert names <= set(re.findall(r"^ {6}([A-Z_]+):", read("compose.yaml"), re.MULTILINE))
+
+
+def test_every_command_is_documented() -> None:
+    text = section("docs/configuration.md", "Commands").split("\n### ")[0]
+    usage = {shlex.split(cell.strip("`"))[1]: cell for cell, _ in rows(text)}
+    assert set(usage) == set(cli.main.commands)
+    for name, command in cli.main.commands.items():
+        options = {
+            option for parameter in command.params for option in parameter.opts if option.startswith("--")
+        }
+        assert set(re.findall(r"--[a-z]+", usage[name])) <= options
+        assert options <= {*re.findall(r"--[a-z]+", usage[name]), "--workers"}
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_every_command_has_help(name: str) -> None:
+    assert isinstance(cli.main, click.Group)
+    result = CliRunner().invoke(cli.main, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_recipes_table_lists_the_recipes() -> None:
+    recipes = set(re.findall(r"^([a-z]\w*)(?: [^:=]*)?:(?!=)", read("justfile"), re.MULTILINE))
+    cells = " ".join(cell for cell, _ in rows(section("CONTRIBUTING.md", "Set-up")))
+    assert set(re.findall(r"`just (\w+)", cells)) == recipes
+
+
+def test_test_variables_exist() -> None:
+    documented = {cell.strip("`") for cell, *_ in rows(section("CONTRIBUTING.md", "Tests"))}
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    read_by_tests = set(re.findall(r"environ(?:\.get\(|\[)\"(KASPARRO_TEST_\w+)\"", code))
+    assert {name for name in documented if name.startswith("KASPARRO_")} == read_by_tests
+
+
+def test_contributing_names_the_open_files_that_tests_need() -> None:
+    assert f" {OPEN_FILES} open files" in section("CONTRIBUTING.md", "Tests")

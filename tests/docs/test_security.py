@@ -1,0 +1,33 @@
+"""The limits on the security page are the program's."""
+
+import re
+
+from kasparro import settings
+from kasparro.store import database
+from kasparro.web import access, addresses, front, server
+from kasparro.web.connections import Shares
+from kasparro.web.protocol import Limits
+from tests.support.documents import read, rows
+
+
+def test_limits_are_the_program_limits() -> None:
+    limits, shares = Limits(), Shares.of(server.CONNECTIONS)
+    text = read("docs/security.md")
+    stated = {name: value for name, value, *_ in rows(text)}
+    assert shares.each * 4 == shares.reserve * 16 == server.CONNECTIONS
+    numbers: dict[str, list[float]] = {
+        "connections": [server.CONNECTIONS],
+        "time for a request to arrive": [limits.request_s, limits.reserve_s],
+        "URL": [limits.url_bytes],
+        "headers": [limits.headers, limits.request_bytes],
+        "body": [front.BODY_BYTES],
+        "requests sent ahead": [limits.ahead, limits.ahead_bytes],
+        "pace of a client that reads slowly": [limits.drain_bytes, limits.drain_s],
+        "unread responses of all clients": [shares.waiting_bytes],
+        "clients remembered": [access.CLIENTS],
+        "wrong admin tokens without it": [access.GUESSES.requests, access.GUESSES.seconds],
+        "secrets": [settings.API_KEY_LENGTH],
+        "slow queries": [2, database.READ_TIMEOUT_S, database.QUEUED, database.QUEUE_S],
+    }
+    assert {name: [float(n) for n in re.findall(r"\d+", stated[name])] for name in numbers} == numbers
+    assert f"{addresses.HOPS} hops" in text
