@@ -1,0 +1,70 @@
+"""The worked example on the call budget page is what the page schedule plans."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from kasparro.batch import Page
+from kasparro.sources.rotation import Month, coverage, plan
+from tests.support.documents import rows, section
+
+HOUR = timedelta(hours=1)
+START = datetime(2026, 9, 1, tzinfo=UTC)
+MIDDLE = datetime(2026, 9, 16, tzinfo=UTC)
+PAGES = 72
+MOST = 220
+
+
+def fetched(at: datetime) -> list[Page]:
+    return [
+        Page(
+            number=number,
+            walk=at,
+            ahead=(),
+            fetched_at=at,
+            read_at=at,
+            records=250,
+            last=number == PAGES,
+            reading="",
+        )
+        for number in range(1, PAGES + 1)
+    ]
+
+
+def planned(start: datetime, remaining: int) -> tuple[int, int]:
+    """How many pages each hourly run fetches, and after how many runs all are fetched again.
+
+    All pages were fetched at `start`, when so many calls remained.
+    """
+    pages, first, runs = fetched(start), PAGES, 0
+    length = 0
+    while length < PAGES:
+        runs += 1
+        month = Month(limit=10_000, remaining=remaining)
+        length = len(plan(pages, start + runs * HOUR, month, HOUR, most=MOST).pages)
+        first = min(first, length)
+        remaining -= length
+    return first, runs
+
+
+def test_example_is_what_the_schedule_plans() -> None:
+    table = dict(rows(section("docs/call-budget.md", "A worked example"))[-5:])
+    first, every = planned(START, 10_000)
+    promised = coverage(fetched(START), START + HOUR, Month(limit=10_000, remaining=10_000), HOUR, most=MOST)
+    assert table["`pages`, `pages_every_run`, `pages_in_rotation`"] == f"{PAGES}, {first}, {PAGES - first}"
+    assert table["`rotation_runs`"] == str(every)
+    assert promised is not None
+    assert promised.unseen is not None
+    stated = re.findall(r"\d+", table["`promised_age_s`"])
+    assert stated == [str(round(promised.unseen / timedelta(seconds=1))), str(promised.unseen // HOUR)]
+
+
+def test_half_of_the_calls_at_half_of_the_month_is_the_same_plan() -> None:
+    assert planned(MIDDLE, 5_000) == planned(START, 10_000)
+
+
+def test_example_with_few_calls_is_what_the_schedule_plans() -> None:
+    text = section("docs/call-budget.md", "A worked example")
+    first, every = planned(MIDDLE, 1_000)
+    assert first == 1
+    assert "page 1 is fetched by every run" in text
+    assert re.findall(r"every (\d+)(?:st|nd|rd|th)\.", text) == [str(every)]
