@@ -68,7 +68,8 @@ def test_decisions_are_numbered() -> None:
     names = sorted(path.name for path in (ROOT / "docs/decisions").glob("0*.md"))
     assert [int(name[:4]) for name in names] == list(range(1, len(names) + 1))
     for number, name in enumerate(names, start=1):
-        assert read(f"docs/decisions/{name}").startswith(f"# {number}. ")
+        title = read(f"docs/decisions/{name}").splitlines()[0].removeprefix(f"# {number}. ")
+        assert f"\n{number}. [{title}]({name})\n" in read("docs/decisions/README.md")
 
 
 def test_architecture_map_names_what_exists() -> None:
