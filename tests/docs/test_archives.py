@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from kasparro import cli
-from kasparro.sources.archives.described import Description
+from kasparro.cli import commands as cli
+from kasparro.sources.archives.overrides import Overrides
 from tests.support.documents import blocks, section
 
 PAGE, EXAMPLE = "docs/archives.md", "Check a file first"
@@ -35,5 +35,5 @@ def test_example_is_what_check_prints(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_example_names_every_key_of_the_overrides() -> None:
     keys = tomllib.loads(re.sub(r"(?m)^# (?=\w+ = )", "", block("toml")))
     keys["observed_at"] = keys["observed_at"].isoformat()
-    assert msgspec.convert(keys, Description) != Description()
-    assert set(keys) == set(Description.__struct_fields__)
+    assert msgspec.convert(keys, Overrides) != Overrides()
+    assert set(keys) == set(Overrides.__struct_fields__)

@@ -3,8 +3,8 @@
 import re
 from datetime import UTC, datetime, timedelta
 
-from kasparro.batch import Page
-from kasparro.sources.rotation import Month, coverage, plan
+from kasparro.model.batch import CrawledPage
+from kasparro.sources.page_schedule import Month, coverage, plan
 from tests.support.documents import rows, section
 
 HOUR = timedelta(hours=1)
@@ -14,9 +14,9 @@ PAGES = 72
 MOST = 220
 
 
-def fetched(at: datetime) -> list[Page]:
+def fetched(at: datetime) -> list[CrawledPage]:
     return [
-        Page(
+        CrawledPage(
             number=number,
             walk=at,
             ahead=(),

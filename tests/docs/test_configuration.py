@@ -7,7 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kasparro import cli, settings
+from kasparro import settings
+from kasparro.cli import commands as cli
 from tests.conftest import OPEN_FILES
 from tests.support.documents import ROOT, read, rows, section
 

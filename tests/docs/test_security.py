@@ -3,10 +3,11 @@
 import re
 
 from kasparro import settings
-from kasparro.store import database
-from kasparro.web import access, addresses, front, server
-from kasparro.web.connections import Shares
-from kasparro.web.protocol import Limits
+from kasparro.store import pool
+from kasparro.web import middleware, server
+from kasparro.web.http import addresses, auth
+from kasparro.web.http.connections import Shares
+from kasparro.web.http.protocol import Limits
 from tests.support.documents import read, rows
 
 
@@ -20,14 +21,14 @@ def test_limits_are_the_program_limits() -> None:
         "time for a request to arrive": [limits.request_s, limits.reserve_s],
         "URL": [limits.url_bytes],
         "headers": [limits.headers, limits.request_bytes],
-        "body": [front.BODY_BYTES],
+        "body": [middleware.BODY_BYTES],
         "requests sent ahead": [limits.ahead, limits.ahead_bytes],
         "pace of a client that reads slowly": [limits.drain_bytes, limits.drain_s],
         "unread responses of all clients": [shares.waiting_bytes],
-        "clients remembered": [access.CLIENTS],
-        "wrong admin tokens without it": [access.GUESSES.requests, access.GUESSES.seconds],
+        "clients remembered": [auth.CLIENTS],
+        "wrong admin tokens without it": [auth.GUESSES.requests, auth.GUESSES.seconds],
         "secrets": [settings.API_KEY_LENGTH],
-        "slow queries": [2, database.READ_TIMEOUT_S, database.QUEUED, database.QUEUE_S],
+        "slow queries": [2, pool.READ_TIMEOUT_S, pool.QUEUED, pool.QUEUE_S],
     }
     assert {name: [float(n) for n in re.findall(r"\d+", stated[name])] for name in numbers} == numbers
     assert f"{addresses.HOPS} hops" in text
