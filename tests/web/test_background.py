@@ -24,9 +24,7 @@ from kasparro.store.data_version import DataVersion
 from kasparro.store.pool import Database
 from kasparro.store.runs import AdvisoryLease
 from kasparro.supervision import Supervisor
-from kasparro.web.cache.store import ResponseCache
 from kasparro.web.http import request_metrics
-from kasparro.web.renewal import Renewal
 from tests.conftest import LogEvents
 from tests.test_supervision import ENDINGS
 from tests.web.cache.test_policy import kept
@@ -155,26 +153,6 @@ async def test_an_embedded_server_that_was_killed_is_brought_back_and_shown(
         assert supervisor.problems() == [
             "embedded_postgres failed and is started again: the server had ended, and was started again"
         ]
-
-
-@pytest.mark.parametrize("ending", ["group", "stray cancel", "cancelled"])
-async def test_a_renewal_that_breaks_off_is_shown_and_begins_again_with_the_next_version(
-    logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
-) -> None:
-    works = breaking(monkeypatch, Renewal, "_work", ending)
-    supervisor = Supervisor()
-    renewal = Renewal(ResponseCache(1_000), supervisor)
-    monkeypatch.setattr(renewal, "_note", lambda: None)
-    renewal._wanted = {(b"/data", b""): type("Wanted", (), {"asks": 2})()}
-    for count in (1, 2):
-        renewal.moved(known=True)
-        await logged.reached(count, "background_task_failed", task="cache_renewal")
-    assert len(supervisor.problems()) == 1
-    monkeypatch.setattr(Renewal, "_renew", lambda *_: asyncio.sleep(0))
-    renewal.moved(known=True)
-    async with asyncio.timeout(10):
-        await works.wait()
-    await renewal.close()
 
 
 @pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])

@@ -9,7 +9,7 @@ from typing import Any, Self
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
 from kasparro.store.data_version import DataVersion
@@ -17,19 +17,14 @@ from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
 from kasparro.web.cache.response import CachedResponse, PreparedResponse
 from kasparro.web.cache.store import ResponseCache
-from kasparro.web.http.context import HIT, MISS, RequestContext
+from kasparro.web.http.context import HIT, MISS
 from kasparro.web.http.cors import Cors
-from kasparro.web.openapi import parameters
-from kasparro.web.renewal import Renewal
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
 # A second is what a poll of the version takes at worst. A cache in front may show the last answer while it
 # fetches the next, and where we answer with an error: that choice is its user's, we never do.
 _BY_VERSION = "max-age=1, stale-while-revalidate=10, stale-if-error=300"
-
-# An answer for which the database took longer is rendered for who asks alone.
-QUICK_S = 0.05
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -39,8 +34,7 @@ class CachePolicy:
 
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
         self.kept = ResponseCache(settings.cache_mb * 2**20)
-        self.renewal = Renewal(self.kept, supervisor)
-        self.version = DataVersion(database, self._moved, supervisor)
+        self.version = DataVersion(database, self.kept.drop, supervisor)
         self._one_server = database.one_server
         # What only key holders may have is none of a shared cache's business.
         private = bool(settings.api_keys)
@@ -56,11 +50,7 @@ class CachePolicy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.version.__aexit__(kind, error, trace)
-        await self.renewal.close()
         await self.kept.close()
-
-    def _moved(self) -> None:
-        self.renewal.moved(known=time.perf_counter() < self.version.fresh_until)
 
     async def by_version(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
         """The handler's answer, kept, or made once for all who ask for it now."""
@@ -72,7 +62,6 @@ class CachePolicy:
         exchange.cache = MISS if answer is None else HIT
         if answer is None:
             answer = await self.kept.render(key, partial(self.render, request, query, handler))
-        answer.asks += 1
         variant = await answer.variant(exchange.encoding)
         self.kept.remember(answer, (scope["raw_path"], scope["query_string"]))
         return PreparedResponse(variant, exchange.if_none_match)
@@ -85,10 +74,7 @@ class CachePolicy:
         # Of several servers the one that is read may lag behind; where it is only one, it never does.
         exchange.current = self._one_server
         response = await handler(request, query)
-        again = None
-        if not (exchange.slow or exchange.one_off) and (exchange.database_s or 0.0) < QUICK_S:
-            again = _Again(self, request.scope, type(query), handler)
-        return CachedResponse(response, exchange.route, self._by_version, self.vary, again), exchange.current
+        return CachedResponse(response, exchange.route, self._by_version, self.vary), exchange.current
 
     async def revalidated(self, request: Request, response: Response) -> ASGIApp:
         """The response with a tag, by which a client may ask whether it still holds."""
@@ -121,49 +107,3 @@ async def present(request: Request, answer: CachedResponse) -> PreparedResponse:
     """A fixed answer, in the coding that the request takes."""
     exchange = request.scope["kasparro.exchange"]
     return PreparedResponse(await answer.variant(exchange.encoding), exchange.if_none_match)
-
-
-class _Again:
-    # Renders once more what a request asked for. The query is read anew, for it may take more memory than the
-    # answer; its text is there anyway, as the spelling that the answer is found by.
-    __slots__ = (
-        "_caching",
-        "_handler",
-        "_path",
-        "_path_params",
-        "_query_string",
-        "_raw_path",
-        "_route",
-        "_shape",
-    )
-
-    def __init__(
-        self, caching: CachePolicy, scope: Scope, shape: type[msgspec.Struct], handler: Handler
-    ) -> None:
-        self._caching = caching
-        self._handler = handler
-        self._shape = shape
-        self._route = scope["kasparro.exchange"].route
-        self._path = scope["path"]
-        self._raw_path = scope["raw_path"]
-        self._query_string = scope["query_string"]
-        self._path_params = scope["path_params"]
-
-    async def __call__(self) -> tuple[CachedResponse, bool]:
-        exchange = RequestContext({})
-        exchange.route = self._route
-        request = Request(
-            {
-                "type": "http",
-                "method": "GET",
-                "path": self._path,
-                "raw_path": self._raw_path,
-                "query_string": self._query_string,
-                "path_params": self._path_params,
-                "headers": [],
-                "client": None,
-                "kasparro.exchange": exchange,
-            }
-        )
-        query = parameters.read(self._shape, self._query_string)
-        return await self._caching.render(request, query, self._handler)

@@ -49,14 +49,10 @@ class EncodedBody:
 class CachedResponse:
     """A 200 of one route to one query. Its tag is of its bytes: where a new version of the data leaves them
     as they are, clients need not fetch them again.
-
-    `again` renders what the same query is answered later, of what may be rendered before anybody asks.
     """
 
     __slots__ = (
         "_coding",
-        "again",
-        "asks",
         "bytes",
         "content_type",
         "headers",
@@ -68,11 +64,8 @@ class CachedResponse:
         "variants",
     )
 
-    def __init__(
-        self, response: Response, route: str, cache_control: str, vary: str, again: "Render | None" = None
-    ) -> None:
+    def __init__(self, response: Response, route: str, cache_control: str, vary: str) -> None:
         headers = response.raw_headers
-        self.again = again
         self.route = route
         self.content_type = dict(headers)[b"content-type"]
         self.headers: HeaderList = [
@@ -87,7 +80,6 @@ class CachedResponse:
         # Of the cache that keeps it.
         self.key = (b"", b"")
         self.spellings: list[tuple[bytes, bytes]] = []
-        self.asks = 0
         told = sum(len(name) + len(value) for name, value in headers)
         self.bytes = len(body) + told + OVERHEAD_BYTES
         self.kept_bytes = 0

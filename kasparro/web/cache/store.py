@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter, OrderedDict
-from itertools import islice
 
 from kasparro.web.cache.response import OVERHEAD_BYTES, CachedResponse, Render
 
@@ -37,7 +36,6 @@ class ResponseCache:
         """The answer to a raw path and query string that `remember` was told of."""
         answer = self._spelt.get(spelling)
         if answer is not None:
-            answer.asks += 1
             self._kept.move_to_end(answer.key)
         return answer
 
@@ -106,10 +104,6 @@ class ResponseCache:
         if not task.cancelled():
             # Nobody may be left to hear of it.
             task.exception()
-
-    def asked(self, most: int) -> list[CachedResponse]:
-        """Among so many answers that were asked for last, those that were asked for at all."""
-        return [answer for answer in islice(reversed(self._kept.values()), most) if answer.asks]
 
     def drop(self) -> None:
         """The data moved: nothing that was rendered so far, or is being rendered, answers what comes now."""

@@ -32,9 +32,8 @@ class RequestContext:
     """What handlers may know of a request and add to it.
 
     `key` is the name of its API key; `database_s`, what they waited for the database; `route`, which of the
-    service's paths it was; `wide`, whether what it asks for may take long; `current`, whether what was read
-    is sure to be of the newest version; `once`, whether nobody asks for it again, as for a page in the midst
-    of a walk; `added`, headers of whatever answer it gets.
+    service's paths it was; `slow`, whether what it asks for may take long; `current`, whether what was read
+    is sure to be of the newest version; `added`, headers of whatever answer it gets.
     """
 
     __slots__ = (
@@ -45,7 +44,6 @@ class RequestContext:
         "encoding",
         "if_none_match",
         "key",
-        "one_off",
         "request_id",
         "route",
         "slow",
@@ -66,7 +64,6 @@ class RequestContext:
         self.route = OTHER
         self.cache = NONE
         self.current = True
-        self.one_off = False
         self.slow = False
 
     def server_timing(self) -> bytes:

@@ -310,7 +310,6 @@ async def _page(service: Service, request: Request, query: DataQuery) -> Respons
     async with service.reading(request) as connection:
         signing_key = await service.signing_key(connection)
         told = paging.start(query, path, signing_key)
-        request.scope["kasparro.exchange"].one_off = told is not None
         try:
             rows = await queries.page(
                 connection,

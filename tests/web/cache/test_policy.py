@@ -16,7 +16,6 @@ from yarl import URL
 from kasparro.settings import Settings
 from kasparro.store.data_version import CHANNEL, POLL_S
 from kasparro.store.pool import Connection, Database
-from kasparro.web.cache import policy
 from tests.store.test_loader import T0, batch, load, record
 from tests.web.conftest import Insert, service, serving
 
@@ -301,73 +300,6 @@ async def test_a_new_version_that_leaves_an_answer_as_it_was_leaves_its_tag(
     await until(client, [1, 2], 5)
     async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as answer:
         assert answer.status == 304
-
-
-async def test_what_is_asked_for_often_is_ready_anew_before_anybody_asks(
-    client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # However slow the machine is at it.
-    monkeypatch.setattr(policy, "QUICK_S", 60)
-    await load(database, batch(*(record(f"{n:03}", T0, name="x" * 50, price_usd=1) for n in range(50))))
-    # By then it has been heard of.
-    await until(client, [1] * 50, 5)
-    for coding in ("identity", "gzip"):
-        await kept(client, "/data?sort=source", **{"Accept-Encoding": coding})
-    await kept(client, "/data/coinpaprika/000")
-    # None of these is: in the midst of a walk, in an order that no index has, and asked for once.
-    async with client.get("/data?limit=1") as answer:
-        walk = f"/data?limit=1&cursor={(await answer.json())['pagination']['next_cursor']}"
-    await kept(client, walk)
-    await kept(client, "/data?sort=-price_usd")
-    async with client.get("/data?symbol=once") as answer:
-        assert not hit(answer)
-    later = T0 + timedelta(hours=1)
-    await load(database, batch(record("000", later, name="x" * 50, price_usd=2)))
-    async with asyncio.timeout(5):
-        while await gauge(client, "cache_answers") != 2:
-            pass
-    for coding in ("identity", "gzip"):
-        async with client.get("/data?sort=source", headers={"Accept-Encoding": coding}) as answer:
-            assert hit(answer)
-            assert answer.headers.get("Content-Encoding", "identity") == coding
-            assert (await answer.json())["data"][0]["price_usd"] == 2
-    async with client.get("/data/coinpaprika/000") as answer:
-        assert hit(answer)
-        assert (await answer.json())["price_usd"] == 2
-    for path in (walk, "/data?sort=-price_usd", "/data?symbol=once"):
-        async with client.get(path) as answer:
-            assert not hit(answer), path
-
-
-async def test_after_a_listener_was_cut_off_what_is_wanted_is_ready_too(
-    client: aiohttp.ClientSession, connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(policy, "QUICK_S", 60)
-    await kept(client, "/data?sort=source")
-    assert await status(client) == 200
-    assert await gauge(client, "cache_answers") == 2
-    await connection.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    async with asyncio.timeout(10):
-        while await gauge(client, "cache_answers") != 1:
-            pass
-    async with client.get("/data?sort=source") as answer:
-        assert hit(answer)
-
-
-async def test_what_took_the_database_long_is_not_asked_of_it_unasked(
-    client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(policy, "QUICK_S", 0)
-    await load(database, batch(record(price_usd=1)))
-    await until(client, [1], 5)
-    await kept(client, "/data")
-    await load(database, batch(record(at=T0 + timedelta(hours=1), price_usd=2)))
-    await until(client, [2], 5)
-    async with client.get("/data") as answer:
-        assert not hit(answer)
 
 
 async def test_each_route_says_how_long_its_answer_is_good(
