@@ -316,7 +316,8 @@ def _print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
     figures = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
     # Without a frame it fits 80 columns, which is also what a pipe gets.
     title = f"run {run.id}: {run.status}"
-    table = Table("source", "status", *figures, title=title, title_justify="left", box=None)
+    table = Table("source", "status", *figures, title=title, title_justify="left", box=None, pad_edge=False)
+    table.collapse_padding = True
     for column in table.columns[2:]:
         column.justify = "right"
     for source in run.sources:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 import stamina
 
@@ -230,8 +231,15 @@ async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
     code, out, _ = await ended("status", **environment)
     off = await ended("status", KASPARRO_INTERVAL="off", **environment)
     due = await ended("status", KASPARRO_INTERVAL="1s", **environment)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        "UPDATE run_sources SET status = 'interrupted', fetched = 1234567, valid = 1234567"
+    )
+    await connection.close()
+    cut_short = await ended("status", **environment)
 
     assert code == 0
+    assert "coinpaprika interrupted 1,234,567 1,234,567" in cut_short[1]
     assert "last run: none so far\nnext run: when kasparro serve starts\n" in fresh[1]
     assert re.search(
         r"^last run: 1 by etl, failed\n {10}began \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
@@ -239,7 +247,7 @@ async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
     assert re.search(r"^next run: due \S+ \S+ UTC, in 0:5\d:\d\d$", out, re.MULTILINE)
     assert "next run: none by itself, for KASPARRO_INTERVAL is off\n" in off[1]
     assert re.search(r"^next run: due .* 0:00:\d\d ago; is kasparro serve running\?$", due[1], re.MULTILINE)
-    for shown in (fresh[1], out, off[1], due[1]):
+    for shown in (fresh[1], out, off[1], due[1], cut_short[1]):
         assert max(map(len, shown.splitlines())) <= 80
 
 
