@@ -23,10 +23,10 @@ Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Trouble(msgspec.Struct):
-    """What is wrong with a task: how often it failed in a row, why, and until when that is worth showing."""
+    """What is wrong with a task: how often it failed in a row, a line on it, and until when to show that."""
 
     failures: int
-    reason: str
+    line: str
     until: float
 
 
@@ -66,17 +66,22 @@ class Supervisor:
         )
         # Only our own errors have texts for everybody; others may hold SQL or addresses.
         shown = reason if expected else f"{type(error).__name__}; the log has the details"
-        self._troubles[name] = Trouble(failures, shown, now + pause + SOUND_AFTER_S)
+        line = f"{name} failed and is started again: {shown}"
+        self._troubles[name] = Trouble(failures, line, now + pause + SOUND_AFTER_S)
         return pause
 
+    def note(self, name: str, line: str) -> None:
+        """Show a line under this name for a while, or until `clear`, for what is no failure of a task."""
+        self._troubles[name] = Trouble(0, line, time.monotonic() + SOUND_AFTER_S)
+
+    def clear(self, name: str) -> None:
+        """Show nothing under this name any more."""
+        self._troubles.pop(name, None)
+
     def problems(self) -> list[str]:
-        """The tasks that failed lately, a line each."""
+        """What is wrong, or was lately, a line each."""
         now = time.monotonic()
-        return [
-            f"{name} failed and is started again: {trouble.reason}"
-            for name, trouble in self._troubles.copy().items()
-            if now < trouble.until
-        ]
+        return [trouble.line for trouble in self._troubles.copy().values() if now < trouble.until]
 
 
 class BackgroundTask:

@@ -26,6 +26,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 from urllib.parse import quote
 
 import asyncpg
@@ -48,6 +49,8 @@ STOP_PATIENCE = 80.0
 FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 0.1
 
+ServerState = Literal["alive", "stalled", "restarted"]
+
 
 class EmbeddedPostgres:
     """The use of the PostgreSQL server of one home; a context manager that starts or joins it."""
@@ -56,6 +59,7 @@ class EmbeddedPostgres:
         self._home = home.absolute()
         self._users: int | None = None
         self._recovering = False
+        self._known_start: tuple[str, str] | None = None
 
     async def __aenter__(self) -> "EmbeddedPostgres":
         await asyncio.to_thread(_prepare, self._home)
@@ -109,17 +113,28 @@ class EmbeddedPostgres:
         """The server's log; when it grows large the one before is kept beside it."""
         return self._home / "postgres.log"
 
-    async def ensure(self) -> bool:
-        """Return when the server answers: at once if it lives (one connection), else after starting it, with
-        False.
+    async def ensure(self) -> ServerState:
+        """Return when the server answers: at once if it does (one connection), else after waiting for it
+        (`stalled`) or, if it had ended, after starting it (`restarted`).
         """
         if self._users is None:
             raise RuntimeError("ensure() is for those who entered the context")
         if await self._answers():
-            return True
+            self._known_start = self._start_of_server()
+            return "alive"
         async with _locked(self._home / "start.lock", fcntl.LOCK_EX):
             await self._bring_up()
-        return False
+        before, self._known_start = self._known_start, self._start_of_server()
+        return "stalled" if before is not None and before == self._known_start else "restarted"
+
+    def _start_of_server(self) -> tuple[str, str] | None:
+        # The process id and the start time of the server, from the file that it keeps
+        # (https://www.postgresql.org/docs/current/storage-file-layout.html).
+        try:
+            lines = (self._home / "data" / "postmaster.pid").read_text().splitlines()
+            return lines[0], lines[2]
+        except (OSError, IndexError):
+            return None
 
     async def _bring_up(self) -> None:
         """Wait until the server answers, starting it as soon as none is there. Called under `start.lock`."""

@@ -19,12 +19,21 @@ DATABASE_PATIENCE_S = 300.0
 class DatabaseRetry:
     """The patience of one run, which its sources share: when it is at its end, whatever is left to do is
     tried once. `stop` ends it at once.
+
+    `waits` gets the reason each time that the database is waited for, and None when it has done something.
     """
 
-    def __init__(self, run_id: int, lock: AdvisoryLease, stop: asyncio.Event) -> None:
+    def __init__(
+        self,
+        run_id: int,
+        lock: AdvisoryLease,
+        stop: asyncio.Event,
+        waits: Callable[[str | None], None] = lambda reason: None,
+    ) -> None:
         self._run_id = run_id
         self._lock = lock
         self._stop = stop
+        self._waits = waits
         self._away_since: float | None = None
 
     async def __call__(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
@@ -39,6 +48,7 @@ class DatabaseRetry:
                 return False
             now = time.monotonic()
             self._away_since = self._away_since or now
+            self._waits(str(error))
             return not self._stop.is_set() and now - self._away_since < limit_s
 
         async for attempt in stamina.retry_context(
@@ -54,6 +64,8 @@ class DatabaseRetry:
                 if not await self._lock.acquire():
                     raise LeaseLost(f"run {self._run_id} lost its lock to another run")
                 done = await call()
-                self._away_since = None
+                if self._away_since is not None:
+                    self._away_since = None
+                    self._waits(None)
                 return done
         raise AssertionError("unreachable: the last attempt raises")

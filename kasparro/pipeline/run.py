@@ -63,8 +63,10 @@ class Run:
         clock: Callable[[], datetime] = utc_now,
         retention: Retention | None = None,
         told_at: datetime | None = None,
+        waits: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self._database = database
+        self._waits = waits
         self._sources = sources
         self._options = RunOptions(
             trigger=trigger, interval=interval, budget=budget, watch=watch, clock=clock
@@ -114,7 +116,7 @@ class Run:
         Raises LeaseLost where another process has ended this run, and DatabaseUnavailable where its outcome
         could not be written: the next run then marks it interrupted.
         """
-        retry = DatabaseRetry(self.id, self._lock, stop)
+        retry = DatabaseRetry(self.id, self._lock, stop, self._waits)
         keeping = PayloadRecorder(self._database, self.id, self._retention, retry)
         # Before as well as after, so that runs that die one after the other do not fill the disk.
         await self._trim(keeping)

@@ -46,6 +46,7 @@ class Scheduler:
         prepare: Callable[[], Awaitable[None]],
         clock: Callable[[], datetime] = utc_now,
         supervisor: Supervisor | None = None,
+        runs_at_start: bool = True,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -57,7 +58,8 @@ class Scheduler:
         self._supervisor = supervisor or Supervisor()
         self._stop = asyncio.Event()
         self._lock = AdvisoryLease(database, "lead")
-        self._led = False
+        # A process that replaces another goes on with its schedule.
+        self._led = not runs_at_start
         self._runs: set[asyncio.Task[None]] = set()
         self.next_run_at: datetime | None = None
         """When the next run is due, as far as this process knows; None while one works or none will come."""
@@ -105,7 +107,15 @@ class Scheduler:
                 await self._lead()
             except DatabaseUnavailable as error:
                 log.warning("waiting for the database", reason=str(error))
+                self._show_wait(str(error))
             await self._pause(CHECK_S)
+
+    def _show_wait(self, reason: str | None) -> None:
+        # Reads may go on meanwhile, as where a disk is full, so /health has to say that no data comes.
+        if reason is None:
+            self._supervisor.clear("writes")
+        else:
+            self._supervisor.note("writes", f"runs wait until the database takes writes: {reason}")
 
     async def _lead(self) -> None:
         interval, retries = self._settings.interval, self._retries
@@ -124,6 +134,8 @@ class Scheduler:
                 await self._pause(CHECK_S)
                 if self._stop.is_set():
                     return
+            if not first:
+                log.info("scheduler_took_the_lead")
             await mark_abandoned_runs(self._database, self._clock())
             trigger: Trigger = "startup" if first and not self._led else "schedule"
             due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
@@ -175,8 +187,11 @@ class Scheduler:
             interval=self._settings.interval,
             clock=self._clock,
             retention=self._settings.retention,
+            waits=self._show_wait,
         )
         async with run:
+            # It has written its first record.
+            self._show_wait(None)
             if started is not None and not started.done():
                 started.set_result(run.id)
             try:

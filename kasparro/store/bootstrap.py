@@ -1,6 +1,7 @@
 """Opens the database that the settings name, or one of our own, and makes it ready to work with."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -46,9 +47,18 @@ async def database_url(told: Settings, supervisor: Supervisor) -> AsyncIterator[
 async def _keep_alive(embedded: EmbeddedPostgres, supervisor: Supervisor) -> None:
     while True:
         await asyncio.sleep(WATCH_S)
-        if not await embedded.ensure():
+        began = time.monotonic()
+        state = await embedded.ensure()
+        if state == "restarted":
             error = KasparroError("the server had ended, and was started again")
             supervisor.failed("embedded_postgres", error, event="embedded_postgres_restarted")
+        elif state == "stalled":
+            waited_s = round(time.monotonic() - began, 1)
+            log.warning("embedded_postgres_stalled", waited_s=waited_s)
+            supervisor.note(
+                "embedded_postgres",
+                f"the embedded PostgreSQL did not answer for {waited_s:g} s; it answers again",
+            )
 
 
 def pools(told: Settings, url: str) -> Database:

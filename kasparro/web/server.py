@@ -28,7 +28,7 @@ from kasparro.store.bootstrap import database_url, pools, prepare, with_connecti
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol
-from kasparro.web.workers import Workers
+from kasparro.web.workers import REPLACES, Workers
 
 try:
     import resource
@@ -57,7 +57,11 @@ def application(told: Settings, url: str, supervisor: Supervisor, *, demo: bool 
     """The service over the database at `url`: its lifespan opens the pools and starts the loop."""
     database = pools(told, url)
     scheduler = Scheduler(
-        told, database, prepare=partial(prepare, database, demo=demo), supervisor=supervisor
+        told,
+        database,
+        prepare=partial(prepare, database, demo=demo),
+        supervisor=supervisor,
+        runs_at_start=REPLACES not in os.environ,
     )
     folder = os.environ.get(FIGURES_FOLDER)
     return create_app(

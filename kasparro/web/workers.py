@@ -1,5 +1,6 @@
 """The worker processes of one service: started, replaced when they die, and never lost without a word."""
 
+import os
 import signal
 import socket
 import time
@@ -20,6 +21,9 @@ log = structlog.get_logger()
 ANSWER_S = 0.05
 MISSES = 10
 START_MISSES = 120
+
+# Set in the environment of a worker that replaces one that died.
+REPLACES = "_KASPARRO_REPLACES_WORKER"
 
 
 class WorkersFailed(KasparroError):
@@ -92,6 +96,8 @@ class Workers(Multiprocess):
 
     def _replace(self, index: int, process: Process) -> None:
         del self._due[process], self._misses[process]
+        # The workers read the environment: one that replaces another starts no run of its own.
+        os.environ[REPLACES] = "1"
         self.processes[index] = started = Process(self.config, self.sockets)
         started.start()
         log.info("worker_started", pid=started.pid)

@@ -37,7 +37,12 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 
 def looped(
-    simulator: Simulator, database: Database, interval: str = "1h", clock: Callable[[], datetime] = utc_now
+    simulator: Simulator,
+    database: Database,
+    interval: str = "1h",
+    clock: Callable[[], datetime] = utc_now,
+    *,
+    runs_at_start: bool = True,
 ) -> Scheduler:
     told = load(
         {
@@ -47,7 +52,9 @@ def looped(
             "KASPARRO_INTERVAL": interval,
         }
     )
-    return Scheduler(told, database, prepare=partial(prepare, database), clock=clock)
+    return Scheduler(
+        told, database, prepare=partial(prepare, database), clock=clock, runs_at_start=runs_at_start
+    )
 
 
 async def test_a_run_at_start_and_then_every_interval(
@@ -57,6 +64,20 @@ async def test_a_run_at_start_and_then_every_interval(
         await logged.reached(2, "run finished", status="succeeded")
 
     assert [event["trigger"] for event in await logged.reached(2, "run started")] == ["startup", "schedule"]
+
+
+async def test_a_process_that_replaces_another_keeps_its_schedule(
+    database: Database, simulator: Simulator, logged: LogEvents
+) -> None:
+    async with looped(simulator, database):
+        await logged.reached(1, "run finished")
+    replacement = looped(simulator, database, runs_at_start=False)
+    async with replacement, asyncio.timeout(10):
+        while replacement.next_run_at is None:  # noqa: ASYNC110 - no event tells when it is set
+            await asyncio.sleep(0)
+
+    assert timedelta(minutes=55) < replacement.next_run_at - utc_now() <= timedelta(hours=1)
+    assert len([event for event in logged.seen if event["event"] == "run started"]) == 1
 
 
 async def test_it_tells_when_the_next_run_is_due(

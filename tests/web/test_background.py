@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
@@ -102,6 +103,30 @@ async def test_a_task_that_ends_is_shown_on_health_and_works_again(
         assert [file.suffix for file in tmp_path.iterdir() if not file.suffix] == [""]
 
 
+async def test_a_database_that_takes_no_writes_is_shown_until_it_takes_them(
+    server_url: str, database_url: str, tmp_path: Path, logged: LogEvents
+) -> None:
+    name = urlsplit(database_url).path[1:]
+    server = await asyncpg.connect(server_url)
+    await server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    async with service(database_url, tmp_path) as client:
+        await logged.reached(1, "waiting for the database")
+        health = await get(client, "/health")
+
+        assert health["status"] == "degraded"
+        (reason,) = health["reasons"]
+        assert reason.startswith("runs wait until the database takes writes: ")
+        assert "PostgreSQL takes no writes" in reason or "no host of PostgreSQL takes writes" in reason
+        await server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
+        await logged.reached(1, "run finished", status="succeeded")
+        health = await get(client, "/health")
+        assert "reasons" not in health or health["reasons"] == []
+    await server.close()
+
+
 @pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])
 async def test_what_ends_a_run_does_not_end_the_loop(
     database_url: str, tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
@@ -153,6 +178,28 @@ async def test_an_embedded_server_that_was_killed_is_brought_back_and_shown(
         assert supervisor.problems() == [
             "embedded_postgres failed and is started again: the server had ended, and was started again"
         ]
+
+
+async def test_an_embedded_server_that_stalled_is_not_called_restarted(
+    tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
+    supervisor, answers, asked = Supervisor(), EmbeddedPostgres._answers, 0
+
+    async def answers_late(server: EmbeddedPostgres) -> bool:
+        nonlocal asked
+        asked += 1
+        # Twice: for the watch, and when it has the lock to start a server.
+        return asked not in {4, 5} and await answers(server)
+
+    async with opened(Settings(home=tmp_path), supervisor):
+        asked = 0
+        monkeypatch.setattr(EmbeddedPostgres, "_answers", answers_late)
+        await logged.reached(1, "embedded_postgres_stalled")
+
+    (line,) = supervisor.problems()
+    assert line.startswith("the embedded PostgreSQL did not answer for ")
+    assert not [event for event in logged.seen if event["event"] == "embedded_postgres_restarted"]
 
 
 @pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])
