@@ -124,10 +124,10 @@ def test_check_survives_an_encoding_that_does_not_fit(tmp_path: Path, said: str)
 FOLDER = """
 import asyncio, json, resource, sys
 from kasparro.sources.archives.source import Archives
-from kasparro.sources.base import Pass
+from kasparro.sources.base import SourceContext
 
 async def main():
-    context = Pass()
+    context = SourceContext()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows, problems = 0, []
     async for batch in Archives(sys.argv[1]).extract(context):

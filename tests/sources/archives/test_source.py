@@ -293,9 +293,9 @@ async def test_memory_stays_bounded_whatever_the_size_of_the_file(tmp_path: Path
     measured = f"""if True:
         import asyncio, resource, sys
         from kasparro.sources.archives.source import Archives
-        from kasparro.sources.base import Pass
+        from kasparro.sources.base import SourceContext
         async def rows():
-            return sum([batch.rows async for batch in Archives({str(tmp_path)!r}).extract(Pass())])
+            return sum([batch.rows async for batch in Archives({str(tmp_path)!r}).extract(SourceContext())])
         print(asyncio.run(rows()), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     """
     dump(tmp_path / "big.csv", 300_000)

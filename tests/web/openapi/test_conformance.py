@@ -18,7 +18,7 @@ async def test_schemathesis_finds_nothing(database_url: str) -> None:
             f"{service.url}/openapi.json",
             *("--header", f"Authorization: Bearer {TOKEN}", "--generation-database", "none", "--no-color"),
             *amount,
-            SCHEMATHESIS_HOOKS="tests.web.schemathesis_hooks",
+            SCHEMATHESIS_HOOKS="tests.web.openapi.schemathesis_hooks",
         )
     assert code == 0, output
     assert [event for event in service.log if event["level"] in {"error", "critical"}] == []

@@ -384,7 +384,7 @@ SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
         ("page=99999999999999999999999", "page", "a whole number from 1 to 2147483647"),
         ("page=1&cursor=x", "page, cursor", "page or cursor, not both"),
         ("nosuch=1", "nosuch", PARAMETERS),
-        ("Limit=1", "RateLimiter", PARAMETERS),
+        ("Limit=1", "Limit", PARAMETERS),
         ("id=", "id", "up to 500, divided by commas, of: 1 to 200 characters"),
         ("asset=a,,b", "asset", "up to 500, divided by commas, of: 1 to 200 characters"),
         ("rank_max=0", "rank_max", "a whole number from 1 to 2147483647"),
