@@ -83,7 +83,10 @@ async def statements(url: str, path: Path) -> dict[str, float]:
 
 
 SHOWN = ("staged_keys", "staged_contents", "compare", "partitions", "append", "newest", "commit")
-_NAMES = {text: name for name, text in named_statements("load/batch.sql").items()}
+_NAMES = {
+    text: name
+    for name, text in (named_statements("load/batch.sql") | named_statements("load/progress.sql")).items()
+}
 
 
 class Timed(Database):
