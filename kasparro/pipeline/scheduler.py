@@ -122,11 +122,13 @@ class Scheduler:
         if interval is None or retries is None:
             while not self._stop.is_set():
                 await mark_abandoned_runs(self._database, self._clock())
+                self._show_wait(None)
                 await self._pause(CHECK_S)
             return
         first = True
         async with self._lock as lead:
             while not await lead.acquire():
+                self._show_wait(None)
                 if first:
                     log.info("another process runs the loop")
                 first = False
@@ -134,6 +136,8 @@ class Scheduler:
                 await self._pause(CHECK_S)
                 if self._stop.is_set():
                     return
+            # The lease is held by a session that may write; a run that still cannot says so itself.
+            self._show_wait(None)
             if not first:
                 log.info("scheduler_took_the_lead")
             await mark_abandoned_runs(self._database, self._clock())
