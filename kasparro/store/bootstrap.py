@@ -63,7 +63,8 @@ async def _keep_alive(embedded: EmbeddedPostgres, supervisor: Supervisor) -> Non
 
 def pools(told: Settings, url: str) -> Database:
     """The pools over the database at `url`, reading from the replicas where the settings name some."""
-    sizes = connections.shares(told.database_connections or connections.MOST)
+    count = told.database_connections or connections.MOST
+    sizes = connections.shares(count)
     return Database(
         url,
         told.database_read_url.reveal() if told.database_read_url else None,
@@ -71,6 +72,7 @@ def pools(told: Settings, url: str) -> Database:
         wide_readers=sizes.slow,
         exporters=sizes.export,
         writers=sizes.write,
+        idle_limit_s=connections.idle_limit_s(count),
     )
 
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from kasparro.store.pool import Connection
+from kasparro.store.pool import CONNECTION_IDLE_S, Connection
 from kasparro.store.sql import statements
 
 _SQL = statements("operations/connections.sql")
@@ -13,6 +13,9 @@ RESERVED = 4
 LEAST, MOST = 8, 24
 # What PostgreSQL allows by default, where it cannot be asked.
 USUALLY_ALLOWED = 97
+# With the fewest connections each, several processes may want more than the server allows. An idle
+# connection of one process must then soon make room for another process that waits.
+SCARCE_IDLE_S = 0.5
 # A service takes this part of what PostgreSQL allows. The rest is for a second one, commands and backups.
 PART = 2
 
@@ -48,3 +51,8 @@ def shares(connections: int) -> Shares:
         scarcest = min(sizes, key=lambda pool: sizes[pool] / getattr(_FULL, pool))
         sizes[scarcest] += 1
     return Shares(**sizes)
+
+
+def idle_limit_s(connections: int) -> float:
+    """How long a process with so many connections keeps an idle one open."""
+    return SCARCE_IDLE_S if connections <= LEAST else CONNECTION_IDLE_S

@@ -39,6 +39,8 @@ QUEUE_PART = 4
 QUEUE_S = 3
 # A batch waits longer for a connection: nobody waits for its answer, and other batches hold them for seconds.
 WRITE_QUEUE_S = 30
+# How long a pool keeps an idle connection open.
+CONNECTION_IDLE_S = 300.0
 # Between two attempts at a connection to a server that has no more of them.
 FULL_PAUSE_S = 0.25
 # The server ends what takes too long; where it cannot even say so, the line is dead.
@@ -115,6 +117,7 @@ class Database:
         writers: int = 6,
         queued: int = QUEUED,
         queue_s: float = QUEUE_S,
+        idle_limit_s: float = CONNECTION_IDLE_S,
     ) -> None:
         self._url = url
         self._read_url = read_url
@@ -125,6 +128,7 @@ class Database:
         self._writers = writers
         self._queued = queued
         self._queue_s = queue_s
+        self._idle_limit_s = idle_limit_s
 
     @property
     def one_server(self) -> bool:
@@ -138,6 +142,7 @@ class Database:
                 connect=failover.connect,
                 min_size=0,
                 max_size=self._writers,
+                max_inactive_connection_lifetime=self._idle_limit_s,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=WRITE_TIMEOUT_S + LINE_TIMEOUT_S,
                 target_session_attrs=SessionAttribute.read_write,
@@ -157,6 +162,7 @@ class Database:
                     connect=failover.connect,
                     min_size=0,
                     max_size=1,
+                    max_inactive_connection_lifetime=self._idle_limit_s,
                     timeout=CONNECT_TIMEOUT_S,
                     command_timeout=READ_TIMEOUT_S + LINE_TIMEOUT_S,
                     target_session_attrs=SessionAttribute.read_write,
@@ -178,6 +184,7 @@ class Database:
             connect=failover.connect,
             min_size=0,
             max_size=size,
+            max_inactive_connection_lifetime=self._idle_limit_s,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=timeout_s + LINE_TIMEOUT_S,
             target_session_attrs=self._readable,

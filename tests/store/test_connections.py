@@ -161,6 +161,22 @@ async def test_a_server_that_stays_full_is_told_as_such(small: Server) -> None:
                 pass
 
 
+@LINUX
+async def test_scarce_connections_move_from_an_idle_process_to_one_that_waits(small: Server) -> None:
+    idle_s = connections.idle_limit_s(LEAST)
+    async with (
+        AsyncExitStack() as stack,
+        Database(small.url(), idle_limit_s=idle_s) as idle,
+        Database(small.url(), idle_limit_s=idle_s) as waiting,
+    ):
+        await fill(small, stack, 1)
+        async with idle.reading() as connection:
+            await connection.execute("SELECT 1")
+
+        async with waiting.reading() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
 PATHS = (
     "/data?limit=50&page={}",
     "/data?q=coin{}",
