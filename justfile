@@ -1,8 +1,6 @@
 # Needs just (`.venv/bin/just` after the README's test command) and, for the stack, docker or podman.
 
 compose := "$(docker compose version >/dev/null 2>&1 && echo docker compose || echo podman compose)"
-install := "python3 -m venv .venv && .venv/bin/pip install -q -r"
-editable := ".venv/bin/pip install -q --no-deps --no-build-isolation -e ."
 
 _list:
     @{{quote(just_executable())}} --list --unsorted
@@ -38,7 +36,7 @@ chaos *args: _develop
 
 # Check code, types and SQL
 lint: _develop
-    .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql
+    .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql && .venv/bin/lint-imports
 
 # Format the code
 fmt: _develop
@@ -55,7 +53,7 @@ _lock group file:
     .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} pyproject.toml
 
 _run:
-    @cmp -s requirements.txt .venv/locked || { {{install}} requirements.txt && {{editable}} && cp requirements.txt .venv/locked; }
+    @.ci/setup
 
 _develop:
-    @cmp -s tests/requirements.txt .venv/locked-tests || { {{install}} tests/requirements.txt && {{editable}} && cp tests/requirements.txt .venv/locked-tests; }
+    @.ci/setup tests
