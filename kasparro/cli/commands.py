@@ -142,7 +142,9 @@ def replay(run_id: int, as_json: bool) -> None:
 
     async def plan(database: Database) -> Plan:
         again = await replayable(database, run_id)
-        return again.sources, partial(Run, sources=again.sources, trigger="replay", told_at=again.told_at)
+        return again.sources, partial(
+            Run, sources=again.sources, trigger="replay", fetched_at=again.fetched_at
+        )
 
     _run_once(told, plan, as_json=as_json)
 
@@ -339,7 +341,7 @@ def _print_refused_files(source: report.SourceReport, *, wrapped: bool) -> None:
     """Every refused file on a line, with the line of its description that would settle it."""
     total = sum(count.rejects for count in source.rejects if count.reason == FILE_REFUSED)
     for file in source.refused_files:
-        refused = Reject(reason=file.reason, place=file.file, setting=file.setting)
+        refused = Reject(reason=file.reason, location=file.file, setting=file.setting)
         out.print(f"{source.source}: {refused.summary}", soft_wrap=not wrapped)
     if (more := total - len(source.refused_files)) > 0:
         out.print(f"{source.source}: {_counted(more, 'more file')} refused")
@@ -365,7 +367,7 @@ def _print_rejects(run: report.RunReport) -> None:
     table.columns[0].justify = "right"
     for source in run.sources:
         for one in source.rejects:
-            by = f"{source.source}: {one.place}" if one.place else source.source
+            by = f"{source.source}: {one.location}" if one.location else source.source
             table.add_row(f"{one.rejects:,}", by, one.field or "", one.reason)
     out.print(table)
     out.print(f"GET /runs/{run.id}/rejects has them with their raw text")

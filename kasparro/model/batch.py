@@ -15,9 +15,9 @@ BATCH_ROWS = 20_000
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How far a source has come; committed together with the batch that carries it.
 
-    `key` names what is worked through (an archive by its content's digest), `name` is for people,
-    `position` counts what of it is done, `complete` tells that nothing is left of it. Where more may be
-    appended to it, `bytes` is how long it was, and `reading` how it was read, so that only the rest need be.
+    `key` identifies what is loaded (an archive by the digest of its content), `name` is for people,
+    `position` counts what is done, and `complete` says that nothing is left. If a file may grow, `bytes` is
+    its size and `interpretation` says how it was understood: then only the new part must be loaded.
     """
 
     key: str
@@ -25,27 +25,27 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     complete: bool
     bytes: int | None = None
-    reading: str | None = None
+    interpretation: str | None = None
 
 
 class CrawledPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a list that a source walks, and where the walk stood; committed together with the page's
-    batch.
+    """One page of an upstream's list, and how far its crawl had come; committed with the page's batch.
 
-    `walk` is when the walk began, `ahead` the pages that it had still to fetch, empty at its end. `records`
-    counts what the page told, `last` says that the list ends with it. `read_at` is when the page was last
-    sent in full: a `fetched_at` after it means that nothing had changed since, as the upstream knew by
-    `etag` or `last_modified`, which are good for what `reading` stands for.
+    `crawl_started_at` is when the crawl started. `remaining_pages` are the pages that the crawl still had to
+    fetch; none at its end. `records` is the number of records on the page. `is_last` says that the list ends
+    with it. `read_at` is when the upstream last sent the page in full; if `fetched_at` is later, the upstream
+    reported then that the page had not changed. `etag` and `last_modified` are valid only for requests with
+    the same `request_fingerprint`.
     """
 
     number: int
-    walk: datetime
-    ahead: tuple[int, ...]
+    crawl_started_at: datetime
+    remaining_pages: tuple[int, ...]
     fetched_at: datetime
     read_at: datetime
     records: int
-    last: bool
-    reading: str
+    is_last: bool
+    request_fingerprint: str
     etag: str | None = None
     last_modified: str | None = None
 

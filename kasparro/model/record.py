@@ -37,15 +37,15 @@ VALUE_FIELDS = (
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One coin as one source reported it at one moment.
 
-    Numbers are plain decimal digits as `digits` gives them. `reported` tells whether `observed_at` is the
-    source's own word; a time that we filled in stays out of the content hash.
+    Numbers are plain decimal digits as `digits` gives them. `has_source_time` says whether `observed_at`
+    came from the source. Otherwise it is the time of fetching, which the content hash leaves out.
     """
 
     source_id: str
     symbol: str | None
     name: str | None
     observed_at: datetime
-    reported: bool = True
+    has_source_time: bool = True
     rank: int | None = None
     price_usd: str | None = None
     market_cap_usd: str | None = None
@@ -69,21 +69,21 @@ FILE_REFUSED = "file refused"
 class Reject(msgspec.Struct, frozen=True, kw_only=True):
     """One record refused: why, which field, where it stood (file and line of an archive) and its raw text.
 
-    A file that is refused, whole or from some row on, is one reject: `place` names it, and `line` is None.
+    A file that is refused, whole or from some row on, is one reject: `location` names it, and `line` is None.
     `setting` is the line of its description that would settle what it leaves open.
     """
 
     reason: str
     field: str | None = None
     raw: str = ""
-    place: str | None = None
+    location: str | None = None
     line: int | None = None
     setting: str | None = None
 
     @property
     def of_file(self) -> bool:
         """Whether a file was refused, and not a record."""
-        return self.place is not None and self.line is None
+        return self.location is not None and self.line is None
 
     @property
     def kind(self) -> str:
@@ -93,10 +93,10 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def summary(self) -> str:
         """The reject of a file in one line: which, why, and what would settle it."""
-        why = f"{self.place}: {self.reason}"
-        if self.setting is None or self.place is None:
+        why = f"{self.location}: {self.reason}"
+        if self.setting is None or self.location is None:
             return why
-        return f"{why}; {self.place.rpartition('/')[2]}.toml beside it can tell: {self.setting}"
+        return f"{why}; {self.location.rpartition('/')[2]}.toml beside it can tell: {self.setting}"
 
 
 class RejectedValue(Exception):
@@ -205,7 +205,7 @@ def composed_id(symbol: str, name: str) -> str:
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 # A record is written in two lines that its position in the batch joins: what tells it from all others, and
 # what it tells. Of records that are stored already only the first is ever sent.
-KEY_COLUMNS = ("position", "content_hash", "reported", "observed_at", "source_id")
+KEY_COLUMNS = ("position", "content_hash", "has_source_time", "observed_at", "source_id")
 CONTENT_COLUMNS = ("position", "symbol", "name", "rank", *VALUE_FIELDS)
 
 
@@ -260,8 +260,8 @@ def lines_of(record: Record, position: int, lacks: Sequence[str] = ()) -> Lines:
     )
     when, source_id = record.observed_at.isoformat(" "), copy_cell(record.source_id)
     content = "\t".join([copy_cell(value) for value in values])
-    told = f"{when}\t{source_id}\t{content}" if record.reported else f"{source_id}\t{content}"
-    reported = "t" if record.reported else "f"
+    told = f"{when}\t{source_id}\t{content}" if record.has_source_time else f"{source_id}\t{content}"
+    reported = "t" if record.has_source_time else "f"
     return Lines(
         f"{position}\t{_digest(told.encode(), _person(lacks))}\t{reported}\t{when}\t{source_id}\n".encode(),
         f"{position}\t{content}\n".encode(),

@@ -78,9 +78,9 @@ def budget(
         remaining=None if limit is None else max(limit - calls, 0),
     )
     pages = page_schedule.bounded(pages, most)
-    if not pages or not pages[-1].last:
+    if not pages or not pages[-1].is_last:
         return told
-    last = max(page.walk for page in pages)
+    last = max(page.crawl_started_at for page in pages)
     coming = max(next_run_at or last + (interval or timedelta()), now)
     month = None
     if limit is not None:

@@ -16,7 +16,7 @@ class Ended(msgspec.Struct, frozen=True):
     """How a pass ended: when, and whether it failed because the upstream gave nothing to use."""
 
     at: datetime
-    dead: bool
+    upstream_unavailable: bool
 
 
 class Circuit(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class Circuit(msgspec.Struct, frozen=True):
 def circuit(passes: Sequence[Ended], now: datetime) -> Circuit:
     """How to treat a source whose newest passes, the newest first, ended so."""
     newest = passes[:FAILURES]
-    if len(newest) < FAILURES or not all(ended.dead for ended in newest):
+    if len(newest) < FAILURES or not all(ended.upstream_unavailable for ended in newest):
         return Circuit(False, None)
     # An end in the future is a clock that was set back: no reason to wait.
     rests = timedelta() <= now - newest[0].at < COOL_DOWN

@@ -22,7 +22,7 @@ class Replayable(msgspec.Struct, frozen=True):
     """A run's sources as they can be read again, and when the run ended."""
 
     sources: list[Source]
-    told_at: datetime
+    fetched_at: datetime
 
 
 async def replayable(database: Database, run_id: int) -> Replayable:

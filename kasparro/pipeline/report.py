@@ -64,7 +64,7 @@ FIGURES = Records.__struct_fields__
 class RejectCount(_Report, frozen=True, kw_only=True):
     """How many records were refused for one reason."""
 
-    place: Annotated[
+    location: Annotated[
         str | None,
         msgspec.Meta(description="The archive's file; null for an API and for refused files together."),
     ]
@@ -161,10 +161,10 @@ class RejectReport(_Report, frozen=True, kw_only=True):
         msgspec.Meta(description="Of a file: the line of its description that would settle it."),
     ]
     field: str | None
-    place: Annotated[str | None, msgspec.Meta(description="The file or page where it stood.")]
+    location: Annotated[str | None, msgspec.Meta(description="The file or page where it stood.")]
     line: Annotated[
         int | None,
-        msgspec.Meta(description="Where in the file; null with a `place`: the file itself was refused."),
+        msgspec.Meta(description="Where in the file; null with a `location`: the file itself was refused."),
     ]
     raw: Annotated[str, msgspec.Meta(description="The record as the source wrote it.")]
 
@@ -295,7 +295,7 @@ async def rejects_of(
             reason=row["reason"],
             setting=row["setting"],
             field=row["field"],
-            place=row["place"],
+            location=row["location"],
             line=row["line"],
             raw=row["raw"],
         )
@@ -437,7 +437,7 @@ def _source(row: asyncpg.Record) -> SourceReport:
         payload_bytes=row["payload_bytes"],
         drift=_DRIFT.decode(row["drift"]),
         anomalies=_ANOMALIES.decode(row["anomalies"]),
-        prices=_prices(row["figures"]),
+        prices=_prices(row["metrics"]),
         error=row["source_error"],
     )
 

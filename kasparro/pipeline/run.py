@@ -45,7 +45,7 @@ class Run:
     the lock back.
 
     What the sources are answered is kept as `retention` says, and what is beyond it is trimmed. A replay
-    gives `told_at` in its place: when the run ended whose payloads are read again. What was told since
+    gives `fetched_at` in its place: when the run ended whose payloads are read again. What was told since
     stands.
 
     Entering raises RunInProgress where another run is at work, and DatabaseUnavailable.
@@ -62,7 +62,7 @@ class Run:
         watch: Callable[[str, float, float | None], None] = unwatched,
         clock: Callable[[], datetime] = utc_now,
         retention: Retention | None = None,
-        told_at: datetime | None = None,
+        fetched_at: datetime | None = None,
         waits: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self._database = database
@@ -73,7 +73,7 @@ class Run:
         )
         self._clock = clock
         self._retention = retention
-        self._told_at = told_at
+        self._fetched_at = fetched_at
         self._lock = AdvisoryLease(database, "run")
         self.transient_failures: dict[str, TransientFailure | None] = {}
         """Of each source that has ended: why trying again soon may work; None where it would not help."""
@@ -125,7 +125,7 @@ class Run:
                 source,
                 self._options,
                 record=self._record,
-                loader=Loader(self._database, self.id, source.name, self._told_at),
+                loader=Loader(self._database, self.id, source.name, self._fetched_at),
                 keeping=keeping,
                 retry=retry,
             )

@@ -139,7 +139,7 @@ class SourceRun:
                 self._clock(),
                 calls=self._calls,
                 note=passing.note,
-                dead=dead and status == "failed",
+                upstream_unavailable=dead and status == "failed",
                 judgement=verdict.judgement if verdict else None,
             )
         )
@@ -232,7 +232,7 @@ class SourceRun:
             self._first_files.append(reject)
         if self._files_refused <= FILES_LOGGED:
             fields = {"setting": reject.setting} if reject.setting else {}
-            self._log.warning("file_refused", file=reject.place, reason=reject.reason, **fields)
+            self._log.warning("file_refused", file=reject.location, reason=reject.reason, **fields)
         elif self._files_refused == FILES_LOGGED + 1:
             self._log.warning("more_files_refused", logged=FILES_LOGGED)
 
@@ -301,7 +301,7 @@ def _named(files: Sequence[Reject], count: int) -> str:
     """Refused files in one line: the names of the first, and why the first was refused."""
     if count == 1:
         return files[0].summary
-    names = ", ".join(reject.place or "" for reject in files)
+    names = ", ".join(reject.location or "" for reject in files)
     more = f" and {count - len(files):,} more" if count > len(files) else ""
     return f"{count:,} files were refused ({names}{more}); {files[0].summary}"
 

@@ -69,7 +69,7 @@ def to_record(item: Raw, now: datetime) -> Record:
         symbol=label(market.symbol, "symbol", SYMBOL_LIMIT),
         name=label(market.name, "name", NAME_LIMIT),
         observed_at=observed_at or now,
-        reported=observed_at is not None,
+        has_source_time=observed_at is not None,
         rank=place,
         price_usd=amount(market.current_price, "current_price"),
         market_cap_usd=zero_is_unknown(cap) if place is None else cap,
@@ -142,7 +142,7 @@ class CoinGecko:
                 earlier, now, parameters = known.get(number), passing.clock(), _parameters(number)
                 limit = self._items_limit(number)
                 # Part of a page is another answer to remember than all of it.
-                told = conditional_requests.reading(
+                told = conditional_requests.request_fingerprint(
                     self._base_url, PATH, parameters | ({"items": str(limit)} if limit is not None else {})
                 )
                 try:
@@ -176,10 +176,10 @@ class CoinGecko:
                         answer,
                         earlier,
                         number=number,
-                        walk=plan.resumes or began,
-                        ahead=course.ahead,
+                        crawl_started_at=plan.resumes or began,
+                        remaining_pages=course.remaining_pages,
                         now=now,
-                        last=last,
+                        is_last=last,
                         sound=answer.items is None or not (builder.refused or builder.repeated),
                         told=told,
                     )

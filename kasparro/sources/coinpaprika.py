@@ -71,7 +71,7 @@ def to_record(item: Raw, now: datetime) -> Record:
         symbol=label(ticker.symbol, "symbol", SYMBOL_LIMIT),
         name=label(ticker.name, "name", NAME_LIMIT),
         observed_at=observed_at or now,
-        reported=observed_at is not None,
+        has_source_time=observed_at is not None,
         rank=rank(ticker.rank, "rank"),
         price_usd=amount(usd.price, "quotes.USD.price"),
         market_cap_usd=zero_is_unknown(amount(usd.market_cap, "quotes.USD.market_cap")),
@@ -102,7 +102,7 @@ class CoinPaprika:
         """One call, cut into batches. Raises SourceError."""
         known = {page.number: page for page in await passing.pages()}
         earlier, now = known.get(1), passing.clock()
-        told = conditional_requests.reading(self._base_url, PATH, PARAMETERS)
+        told = conditional_requests.request_fingerprint(self._base_url, PATH, PARAMETERS)
         patience = msgspec.structs.replace(self._patience, attempts=1) if passing.probing else self._patience
         async with UpstreamClient(
             "CoinPaprika", self._base_url, self._headers, passing, self._limiter
@@ -128,10 +128,10 @@ class CoinPaprika:
                 answer,
                 earlier,
                 number=1,
-                walk=now,
-                ahead=(),
+                crawl_started_at=now,
+                remaining_pages=(),
                 now=now,
-                last=True,
+                is_last=True,
                 sound=sound,
                 told=told,
             )

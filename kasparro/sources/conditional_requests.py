@@ -13,7 +13,7 @@ READING = "1"
 FULL_AGAIN = timedelta(days=1)
 
 
-def reading(base_url: str, path: str, parameters: Mapping[str, str]) -> str:
+def request_fingerprint(base_url: str, path: str, parameters: Mapping[str, str]) -> str:
     """What a page's validators are good for: this request, read by this program. It tells no secret."""
     told = "\n".join([READING, base_url, path, *(f"{name}={value}" for name, value in parameters.items())])
     return blake2b(told.encode(), digest_size=16).hexdigest()
@@ -21,7 +21,11 @@ def reading(base_url: str, path: str, parameters: Mapping[str, str]) -> str:
 
 def validators(page: CrawledPage | None, told: str, now: datetime) -> Validators | None:
     """What to ask with, so that an upstream that still has what we read need not send it; None for all."""
-    if page is None or page.reading != told or not timedelta() <= now - page.read_at <= FULL_AGAIN:
+    if (
+        page is None
+        or page.request_fingerprint != told
+        or not timedelta() <= now - page.read_at <= FULL_AGAIN
+    ):
         return None
     known = Validators(etag=page.etag, last_modified=page.last_modified)
     return None if known == Validators() else known
@@ -32,10 +36,10 @@ def settled(
     earlier: CrawledPage | None,
     *,
     number: int,
-    walk: datetime,
-    ahead: tuple[int, ...],
+    crawl_started_at: datetime,
+    remaining_pages: tuple[int, ...],
     now: datetime,
-    last: bool,
+    is_last: bool,
     sound: bool,
     told: str,
 ) -> CrawledPage:
@@ -45,13 +49,13 @@ def settled(
     unchanged = answer.items is None and earlier is not None
     return CrawledPage(
         number=number,
-        walk=walk,
-        ahead=ahead,
+        crawl_started_at=crawl_started_at,
+        remaining_pages=remaining_pages,
         fetched_at=now,
         read_at=earlier.read_at if unchanged and earlier is not None else now,
         records=records(answer, earlier),
-        last=last,
-        reading=told,
+        is_last=is_last,
+        request_fingerprint=told,
         etag=answer.validators.etag if sound else None,
         last_modified=answer.validators.last_modified if sound else None,
     )

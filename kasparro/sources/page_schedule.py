@@ -74,7 +74,7 @@ class PageQueue:
         self._beyond = planned.beyond
         newest = max(known, key=lambda page: page.number, default=None)
         self._top = newest.number if newest else 0
-        self._ended = newest is not None and newest.last
+        self._ended = newest is not None and newest.is_last
         self._known_top, self._known_end = self._top, self._ended
         self._lost: list[int] = []
         self.fetched: list[int] = []
@@ -120,7 +120,7 @@ class PageQueue:
             self._beyond -= 1
 
     @property
-    def ahead(self) -> tuple[int, ...]:
+    def remaining_pages(self) -> tuple[int, ...]:
         """What is still to fetch, with what was lost; nothing at the walk's end."""
         return tuple(sorted([*self._lost, *self._coming])) if self._coming else ()
 
@@ -153,9 +153,11 @@ def plan(
     fresh = _fresh(pages, now, month, interval, most)
     if left_over is None or (month is not None and not month.remaining):
         return fresh
-    ahead = left_over.ahead if month is None else left_over.ahead[: month.remaining]
+    ahead = left_over.remaining_pages if month is None else left_over.remaining_pages[: month.remaining]
     spare = fresh.beyond if month is None else min(fresh.beyond, month.remaining - len(ahead))
-    return msgspec.structs.replace(fresh, pages=ahead, beyond=spare, resumes=left_over.walk, next_at=None)
+    return msgspec.structs.replace(
+        fresh, pages=ahead, beyond=spare, resumes=left_over.crawl_started_at, next_at=None
+    )
 
 
 def bounded(pages: Iterable[CrawledPage], most: int) -> list[CrawledPage]:
@@ -166,8 +168,8 @@ def bounded(pages: Iterable[CrawledPage], most: int) -> list[CrawledPage]:
     return [
         msgspec.structs.replace(
             page,
-            ahead=tuple(ahead for ahead in page.ahead if ahead <= most),
-            last=page.last or page.number == most,
+            remaining_pages=tuple(ahead for ahead in page.remaining_pages if ahead <= most),
+            is_last=page.is_last or page.number == most,
         )
         for page in pages
         if page.number <= most
@@ -186,7 +188,7 @@ def coverage(
     `next_run_at`; None where the end of the list or the time of runs is not known.
     """
     known = {page.number: page for page in pages}
-    if interval is None or not known or not known[max(known)].last:
+    if interval is None or not known or not known[max(known)].is_last:
         return None
     waiting: dict[int, datetime | None] = dict.fromkeys(range(1, max(known) + 1))
     waiting |= {number: page.fetched_at for number, page in known.items()}
@@ -219,13 +221,13 @@ def _unfinished(
     pages: Sequence[CrawledPage], now: datetime, interval: timedelta | None
 ) -> CrawledPage | None:
     # Where the newest walk stood, if it had pages ahead and its time is not over.
-    begun = [page for page in pages if page.walk <= now]
+    begun = [page for page in pages if page.crawl_started_at <= now]
     if not begun:
         return None
-    stood = max(begun, key=lambda page: (page.walk, page.fetched_at, page.number))
+    stood = max(begun, key=lambda page: (page.crawl_started_at, page.fetched_at, page.number))
     within = min(RESUME_WITHIN, interval or RESUME_WITHIN)
-    fresh = timedelta() <= now - stood.fetched_at <= within and now - stood.walk <= LONGEST_WALK
-    return stood if stood.ahead and fresh else None
+    fresh = timedelta() <= now - stood.fetched_at <= within and now - stood.crawl_started_at <= LONGEST_WALK
+    return stood if stood.remaining_pages and fresh else None
 
 
 def _fresh(
@@ -234,7 +236,7 @@ def _fresh(
     # The plan of a walk that begins now.
     known = {page.number: page for page in pages}
     top = max(known, default=0)
-    ended = top > 0 and known[top].last
+    ended = top > 0 and known[top].is_last
     if month is None:
         return PagePlan(
             pages=tuple(range(1, max(top, 1) + 1)), beyond=most - max(top, 1), every_run=top, turn=1
@@ -303,7 +305,7 @@ def _is_due(
 def _age(known: dict[int, CrawledPage], numbers: range, now: datetime) -> timedelta | None:
     # How long ago the walk began that fetched what is oldest of these; None for never, or where only a wrong
     # clock knows.
-    walks = [known[number].walk if number in known else None for number in numbers]
+    walks = [known[number].crawl_started_at if number in known else None for number in numbers]
     begun = [walk for walk in walks if walk is not None and walk <= now + SKEW]
     return max(now - min(begun), timedelta()) if begun and len(begun) == len(walks) else None
 
@@ -342,13 +344,20 @@ def _oldest(known: dict[int, CrawledPage], numbers: range, count: int, now: date
 
 def _since(pages: Iterable[CrawledPage], now: datetime) -> timedelta | None:
     # How long ago the newest walk over these pages began; None for none, or where only a wrong clock knows.
-    begun = [now - page.walk for page in pages if page.walk <= now + SKEW]
+    begun = [now - page.crawl_started_at for page in pages if page.crawl_started_at <= now + SKEW]
     return max(min(begun), timedelta()) if begun else None
 
 
 def _fetched(number: int, at: datetime, *, last: bool) -> CrawledPage:
     return CrawledPage(
-        number=number, walk=at, ahead=(), fetched_at=at, read_at=at, records=0, last=last, reading=""
+        number=number,
+        crawl_started_at=at,
+        remaining_pages=(),
+        fetched_at=at,
+        read_at=at,
+        records=0,
+        is_last=last,
+        request_fingerprint="",
     )
 
 

@@ -49,15 +49,16 @@ class PriceMoves:
 class Loader:
     """Commits the batches of one source in one run, each exactly once.
 
-    `told_at` is given in a replay: when the run ended that was told these records. What was told after that
-    stands.
+    `fetched_at` is given in a replay: when the replayed run ended. Records that were fetched after it stay.
     """
 
-    def __init__(self, database: Database, run_id: int, source: str, told_at: datetime | None = None) -> None:
+    def __init__(
+        self, database: Database, run_id: int, source: str, fetched_at: datetime | None = None
+    ) -> None:
         self._database = database
         self._run_id = run_id
         self._source = source
-        self._told_at = told_at
+        self._fetched_at = fetched_at
         self._committed = 0
         self.compared = PriceMoves()
         """Of the batches that came with a profile: APIs' records; archives do not pay for it."""
@@ -112,7 +113,7 @@ class Loader:
                 self._source,
                 [sanitize(reject.reason) for reject in kept],
                 [reject.field for reject in kept],
-                [None if reject.place is None else sanitize(reject.place) for reject in kept],
+                [None if reject.location is None else sanitize(reject.location) for reject in kept],
                 [reject.line for reject in kept],
                 [sanitize(reject.raw) for reject in kept],
                 [None if reject.setting is None else sanitize(reject.setting) for reject in kept],
@@ -121,7 +122,7 @@ class Loader:
             kinds = Counter(
                 (
                     # Files differ from run to run without end; their names are kept with the rejects alone.
-                    "" if reject.of_file else sanitize(reject.place or ""),
+                    "" if reject.of_file else sanitize(reject.location or ""),
                     sanitize(reject.field or ""),
                     sanitize(reject.kind),
                 )
@@ -141,25 +142,25 @@ class Loader:
                 point.complete,
                 now,
                 point.bytes,
-                point.reading,
+                point.interpretation,
             )
         if (page := batch.page) is not None:
             await connection.execute(
-                _SQL["page"],
+                _SQL["save_page"],
                 self._source,
                 page.number,
-                page.walk,
-                page.ahead,
+                page.crawl_started_at,
+                page.remaining_pages,
                 page.fetched_at,
                 page.read_at,
                 page.records,
-                page.last,
-                page.reading,
+                page.is_last,
+                page.request_fingerprint,
                 page.etag,
                 page.last_modified,
             )
         await connection.execute(
-            _SQL["count"],
+            _SQL["count_batch"],
             self._run_id,
             self._source,
             batch.fetched,
@@ -171,9 +172,9 @@ class Loader:
             written.corrected,
         )
         if written.inserted:
-            await connection.execute(_SQL["count_inserted"], self._source, written.inserted)
+            await connection.execute(_SQL["count_inserts"], self._source, written.inserted)
         if written.inserted or written.updated:
-            await connection.execute(_SQL["move_version"])
+            await connection.execute(_SQL["increment_version"])
         return compared
 
     async def _merge(
@@ -185,26 +186,26 @@ class Loader:
         compared = None
         if batch.profile is not None:
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
-            (compared,) = await connection.fetch(_SQL["movement"], self._source, now)
-        if self._told_at is not None:
-            await connection.execute(_SQL["later_words"], self._source, self._told_at)
+            (compared,) = await connection.fetch(_SQL["price_moves"], self._source, now)
+        if self._fetched_at is not None:
+            await connection.execute(_SQL["skip_superseded"], self._source, self._fetched_at)
         lacks = batch.lacks
-        (fresh,) = await connection.fetch(_SQL["compare"], self._source, self._told_at, lacks)
+        (fresh,) = await connection.fetch(_SQL["compare"], self._source, self._fetched_at, lacks)
         if fresh["records"] and batch.profile is None:
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
-        told_at = self._told_at or now
+        fetched_at = self._fetched_at or now
         told = inserted = settled = 0
         if fresh["appended"]:
             await connection.execute(_SQL["partitions"])
-            told += await connection.fetchval(_SQL["append"], self._source, told_at, lacks)
+            told += await connection.fetchval(_SQL["append"], self._source, fetched_at, lacks)
         if fresh["corrected"]:
-            told += await connection.fetchval(_SQL["correct"], self._source, told_at, lacks)
+            told += await connection.fetchval(_SQL["correct"], self._source, fetched_at, lacks)
         if fresh["settled"] or fresh["relabeled"]:
             version = await connection.fetchval(_SQL["next_version"])
-            await connection.execute(_SQL["keep_replaced"], self._source, now, version)
+            await connection.execute(_SQL["save_row_versions"], self._source, now, version)
         if fresh["settled"]:
             (newest,) = await connection.fetch(
-                _SQL["newest"], self._source, now, self._told_at, version, lacks
+                _SQL["upsert_latest"], self._source, now, self._fetched_at, version, lacks
             )
             inserted, settled = newest["inserted"], newest["inserted"] + newest["updated"]
         if fresh["relabeled"]:
@@ -225,13 +226,13 @@ class Loader:
 
 def _kept_with(reject: Reject) -> str | None:
     # Which rejects share a bound: those of one file's rows, those of an API, and all refused files together.
-    return None if reject.of_file else reject.place
+    return None if reject.of_file else reject.location
 
 
 async def known_pages(connection: Connection, source: str) -> list[CrawledPage]:
     """Each page of a source's list that was committed, by number."""
     rows = await connection.fetch(_SQL["known_pages"], source)
-    return [CrawledPage(**{**row, "ahead": tuple(row["ahead"])}) for row in rows]
+    return [CrawledPage(**{**row, "remaining_pages": tuple(row["remaining_pages"])}) for row in rows]
 
 
 def sanitize(text: str) -> str:

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import asyncpg
 import msgspec
@@ -14,9 +16,11 @@ from kasparro.store.sql import folder, statements
 
 log = structlog.get_logger()
 _SQL = statements("operations/migrations.sql")
-# Longer than the server's own limits in the statement `patience`, which are to speak first.
-PATIENCE_S = 31 * 60.0
+# Longer than the server's own limits in the statement `long_timeouts`, so that the server reports first.
+TIMEOUT_S = 31 * 60.0
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
+# The first migration of the versions before 0.1, whose schema no migration leads from.
+_DEVELOPMENT_CHECKSUM = "a7805e5341c94c286c658d17cd64b2cc04f2b4e1eee19ccf68ccecdfc6324314"
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -29,7 +33,7 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 def available() -> list[Migration]:
-    """The program's migrations in order. Raises MigrationError where two share a number."""
+    """The program's migrations in order. Raises MigrationError if two have the same number."""
     found = []
     for file in folder("migrations").iterdir():
         if match := _FILE.fullmatch(file.name):
@@ -37,39 +41,31 @@ def available() -> list[Migration]:
             checksum = hashlib.sha256(text.encode()).hexdigest()
             found.append(Migration(int(match[1]), file.name, text, checksum))
     found.sort(key=lambda migration: migration.name)
-    for one, next_one in itertools.pairwise(found):
-        if one.version == next_one.version:
-            raise MigrationError(f"two migrations have one number: {one.name} and {next_one.name}")
+    for earlier, later in itertools.pairwise(found):
+        if earlier.version == later.version:
+            raise MigrationError(f"two migrations have the same number: {earlier.name} and {later.name}")
     return found
 
 
 async def migrate(database: Database, migrations: list[Migration] | None = None) -> list[str]:
-    """Apply what is missing, each file in a transaction of its own; returns the names applied.
+    """Apply the missing migrations, each file in its own transaction; returns the names of those applied.
 
-    Several processes may do so at once: they take turns, and the later ones find nothing left. Raises
-    MigrationError where an applied file was edited or is missing, or where one fails; DatabaseUnavailable.
+    Several processes may do this at the same time: each waits for the one before it, and finds nothing left
+    to do. Raises MigrationError if an applied file was edited or is missing, or if a migration fails;
+    DatabaseUnavailable.
     """
     migrations = available() if migrations is None else migrations
     done: list[str] = []
     async with database.writing() as connection:
         if (encoding := await connection.fetchval(_SQL["encoding"])) != "UTF8":
             raise MigrationError(f"this database is encoded in {encoding}; create one with ENCODING 'UTF8'")
-        try:
-            while await _apply_next(connection, migrations, done):
-                pass
-        except (
-            asyncpg.SyntaxOrAccessError,
-            asyncpg.IntegrityConstraintViolationError,
-            # Rows that somebody put in by hand, of longer texts than any index takes.
-            asyncpg.ProgramLimitExceededError,
-        ) as error:
-            name = next((one.name for one in migrations if one.name not in done), "their own table")
-            raise MigrationError(f"migrating stopped at {name}: {error}") from error
+        while await _apply_next(connection, migrations, done):
+            pass
     return done
 
 
 async def pending(database: Database) -> list[str]:
-    """Names of the migrations that this database lacks. Raises as `migrate` does, and changes nothing."""
+    """The names of the migrations that this database lacks. Changes nothing; raises as `migrate` does."""
     async with database.reading() as connection:
         known = await connection.fetchval(_SQL["table_exists"])
         applied = await connection.fetch(_SQL["applied"]) if known else []
@@ -78,25 +74,44 @@ async def pending(database: Database) -> list[str]:
 
 async def _apply_next(connection: Connection, migrations: list[Migration], done: list[str]) -> bool:
     async with connection.transaction():
-        # Waiting for another process's migrations may take longer than any other lock.
-        await connection.execute(_SQL["patience"])
-        await connection.execute(_SQL["lock"], timeout=PATIENCE_S)
-        await connection.execute(_SQL["impatience"])
-        await connection.execute(_SQL["table"])
+        await connection.execute(_SQL["long_timeouts"])
+        await connection.execute(_SQL["lock"], timeout=TIMEOUT_S)
+        await connection.execute(_SQL["short_timeouts"])
+        with _stops_at("the table schema_migrations"):
+            await connection.execute(_SQL["table"])
         missing = _missing(migrations, await connection.fetch(_SQL["applied"]))
         if not missing:
             return False
         migration = missing[0]
-        await connection.execute(migration.text, timeout=PATIENCE_S)
+        with _stops_at(migration.name):
+            await connection.execute(migration.text, timeout=TIMEOUT_S)
         await connection.execute(_SQL["record"], migration.version, migration.name, migration.checksum)
     log.info("migrated", migration=migration.name)
     done.append(migration.name)
     return True
 
 
+@contextmanager
+def _stops_at(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (
+        asyncpg.SyntaxOrAccessError,
+        asyncpg.IntegrityConstraintViolationError,
+        # A row that was inserted manually has a longer text than any index takes.
+        asyncpg.ProgramLimitExceededError,
+    ) as error:
+        raise MigrationError(f"migrating stopped at {name}: {error}") from error
+
+
 def _missing(migrations: list[Migration], applied: list[asyncpg.Record]) -> list[Migration]:
     known = {migration.version: migration for migration in migrations}
     for row in applied:
+        if row["checksum"] == _DEVELOPMENT_CHECKSUM:
+            raise MigrationError(
+                "this database was created by a development version before 0.1, whose schema cannot be "
+                "upgraded: export what you need with that version, and start with an empty database"
+            )
         migration = known.get(row["version"])
         if migration is None:
             raise MigrationError(

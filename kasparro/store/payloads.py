@@ -44,7 +44,7 @@ async def keep(database: Database, run_id: int, source: str, payload: Payload, b
     """Store a payload with its `compressed` body. Raises DatabaseUnavailable."""
     async with database.writing() as connection:
         await connection.execute(
-            _SQL["keep"],
+            _SQL["save_payload"],
             run_id,
             source,
             payload.path,
@@ -66,7 +66,7 @@ async def kept(database: Database, run_id: int) -> list[Kept] | None:
     async with database.writing() as connection:
         if not await connection.fetchval(_SQL["known_run"], run_id):
             return None
-        return [Kept(**row) for row in await connection.fetch(_SQL["run"], run_id)]
+        return [Kept(**row) for row in await connection.fetch(_SQL["run_payloads"], run_id)]
 
 
 async def read(database: Database, payload_id: int) -> Payload | None:

@@ -61,9 +61,9 @@ EXPORTED_AT_ONCE = 250
 # Tables of the service, as /tables lists them.
 TABLES = (
     "unified_data",
-    "unified_past",
+    "unified_data_versions",
     "unified_history",
-    "inserted_rows",
+    "insert_counters",
     "runs",
     "run_sources",
     "payloads",
@@ -144,7 +144,7 @@ class CursorPosition(msgspec.Struct, frozen=True, array_like=True):
     value: Any
     source: str
     source_id: str
-    by_hand: int
+    manual_edits: int
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -189,7 +189,7 @@ class Totals:
 
     def __init__(self) -> None:
         self._beyond: dict[str, int] = {}
-        self._by_hand = -1
+        self._manual_edits = -1
         self._expires = float("-inf")
         self._filtered: OrderedDict[Filters, tuple[int, int]] = OrderedDict()
 
@@ -204,9 +204,9 @@ class Totals:
         since, so that the page is to be read again.
         """
         if "inserted" in found:
-            if found["by_hand"] != self._by_hand or time.monotonic() > self._expires:
+            if found["manual_edits"] != self._manual_edits or time.monotonic() > self._expires:
                 await self._count(connection)
-            if found["by_hand"] != self._by_hand:
+            if found["manual_edits"] != self._manual_edits:
                 return None
             inserted = msgspec.json.decode(found["inserted"] or b"{}", type=dict[str, int])
             sources = filters.sources or self._beyond | inserted
@@ -224,7 +224,7 @@ class Totals:
     async def _count(self, connection: Connection) -> None:
         rows = await connection.fetch(_SQL["rows"])
         self._beyond = {row["source"]: row["beyond"] for row in rows if row["source"] is not None}
-        self._by_hand = rows[0]["by_hand"]
+        self._manual_edits = rows[0]["manual_edits"]
         self._expires = time.monotonic() + COUNTED_AGAIN_S
 
 
@@ -247,13 +247,15 @@ async def page(
     """
     if after is None:
         found, total = await _counted(connection, totals, asked, limit, offset)
-        version, by_hand = found["version"], found["by_hand"]
+        version, manual_edits = found["version"], found["manual_edits"]
     else:
         found = await _onward(connection, asked, limit, after, slow=slow)
-        version, total, by_hand = after.version, after.total, after.by_hand
+        version, total, manual_edits = after.version, after.total, after.manual_edits
     last = None
     if found["source"] is not None:
-        last = CursorPosition(version, total, found["value"], found["source"], found["source_id"], by_hand)
+        last = CursorPosition(
+            version, total, found["value"], found["source"], found["source_id"], manual_edits
+        )
     return Rows(found["lines"] or "", total, last)
 
 
@@ -299,9 +301,9 @@ async def _onward(
         if asked.sort == "rank" and after.value is not None:
             case.add("bounded")
         found = await _read(connection, asked, case, **values)
-        if after.version < found["walks_from"]:
+        if after.version < found["oldest_cursor_version"]:
             raise CursorExpired("its walk began too long ago")
-        if after.by_hand != found["by_hand"]:
+        if after.manual_edits != found["manual_edits"]:
             raise CursorExpired("rows were changed by hand since, or by an older version of this service")
     return found
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 _SQL = statements("operations/runs.sql")
-_JUDGEMENT = statements("operations/judgement.sql")
+_QUALITY = statements("operations/quality.sql")
 
 # The server ends the session of a lock that was silent for so long.
 LEASE_S = 15.0
@@ -71,7 +71,7 @@ class AdvisoryLease:
                 return True
             session = await self._database.session(self._name, LEASE_S)
             with self._database.using(session):
-                await session.execute(_SQL["end_ghost"], self._name)
+                await session.execute(_SQL["terminate_stale_session"], self._name)
                 taken: bool = await session.fetchval(self._statement)
             if taken:
                 self._end_beat()
@@ -137,14 +137,14 @@ class Baseline(msgspec.Struct, frozen=True):
     figures and anomalies of the passes that were judged, newest first."""
 
     profile: str | None
-    figures: list[str]
+    metrics: list[str]
     anomalies: str
 
 
 class StoredAssessment(msgspec.Struct, frozen=True, kw_only=True):
     """What a pass is found to be, as JSON; without a profile the one that is kept stays."""
 
-    figures: str | None
+    metrics: str | None
     drift: str | None
     anomalies: str | None
     profile: str | None
@@ -188,7 +188,7 @@ class RunRecord:
         *,
         calls: int = 0,
         note: str | None = None,
-        dead: bool = False,
+        upstream_unavailable: bool = False,
         judgement: StoredAssessment | None = None,
     ) -> None:
         """Write a source's outcome, and together with it what it is judged to be.
@@ -199,26 +199,37 @@ class RunRecord:
             # An upstream may say what PostgreSQL cannot hold.
             error, note = (None if line is None else sanitize(line) for line in (error, note))
             await self._ours(
-                connection, _SQL["finish_source"], self.id, source, status, now, error, calls, note, dead
+                connection,
+                _SQL["finish_source"],
+                self.id,
+                source,
+                status,
+                now,
+                error,
+                calls,
+                note,
+                upstream_unavailable,
             )
             if judgement is not None:
                 await connection.execute(
-                    _JUDGEMENT["judge_source"],
+                    _QUALITY["save_assessment"],
                     self.id,
                     source,
-                    judgement.figures,
+                    judgement.metrics,
                     judgement.drift,
                     judgement.anomalies,
                 )
                 if judgement.profile is not None:
-                    await connection.execute(_JUDGEMENT["remember"], source, self.id, judgement.profile, now)
+                    await connection.execute(
+                        _QUALITY["save_profile"], source, self.id, judgement.profile, now
+                    )
 
     async def past(self, source: str, passes: int) -> Baseline:
         """What the source is judged against: at most so many passes. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
-            profile = await connection.fetchval(_JUDGEMENT["profile"], source)
-            rows = await connection.fetch(_JUDGEMENT["past"], source, self.id, passes)
-        return Baseline(profile, [row["figures"] for row in rows], rows[0]["anomalies"] if rows else "[]")
+            profile = await connection.fetchval(_QUALITY["profile"], source)
+            rows = await connection.fetch(_QUALITY["baseline"], source, self.id, passes)
+        return Baseline(profile, [row["metrics"] for row in rows], rows[0]["anomalies"] if rows else "[]")
 
     async def counts(self, source: str) -> asyncpg.Record:
         """The source's figures so far: fetched, valid, rejected, inserted, updated, unchanged.
@@ -264,7 +275,7 @@ class RunRecord:
         Raises DatabaseUnavailable.
         """
         async with self._database.writing() as connection:
-            return await connection.fetch(_SQL["last_passes"], source, count)
+            return await connection.fetch(_SQL["recent_source_runs"], source, count)
 
     async def _ours(self, connection: Connection, statement: str, *values: object) -> None:
         if await connection.fetchrow(statement, *values) is None:
@@ -290,7 +301,7 @@ async def mark_abandoned_runs(database: Database, now: datetime) -> bool:
 
 
 async def _interrupt(connection: Connection, now: datetime) -> None:
-    await connection.execute(_SQL["end_batches"])
+    await connection.execute(_SQL["terminate_open_batches"])
     await connection.execute(_SQL["interrupt_sources"], now)
     for row in await connection.fetch(_SQL["interrupt_runs"], now):
         log.warning("run marked interrupted", run=row["id"], reason="its process ended")
@@ -309,4 +320,4 @@ async def dead_sources(database: Database, sources: "Sequence[str]") -> list[str
     Raises DatabaseUnavailable.
     """
     async with database.writing() as connection:
-        return [row["source"] for row in await connection.fetch(_SQL["dead_sources"], sources)]
+        return [row["source"] for row in await connection.fetch(_SQL["unavailable_sources"], sources)]

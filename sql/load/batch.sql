@@ -6,7 +6,7 @@
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_keys (
     position integer NOT NULL,
     content_hash uuid NOT NULL,
-    reported boolean NOT NULL,
+    has_source_time boolean NOT NULL,
     observed_at timestamptz NOT NULL,
     source_id text COLLATE "C" NOT NULL
 ) ON COMMIT DELETE ROWS;
@@ -30,7 +30,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staged_contents (
 CREATE TEMPORARY TABLE IF NOT EXISTS fresh (
     position integer NOT NULL,
     content_hash uuid NOT NULL,
-    reported boolean NOT NULL,
+    has_source_time boolean NOT NULL,
     observed_at timestamptz NOT NULL,
     source_id text COLLATE "C" NOT NULL,
     appends boolean NOT NULL,
@@ -39,7 +39,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS fresh (
     relabels boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
 
--- name: later_words --
+-- name: skip_superseded --
 -- Of a replay ($2 is when its run ended): records of moments that a later run told otherwise. They were told
 -- before the words that stand, so they stay out, as an older record does.
 DELETE FROM staged_keys
@@ -70,7 +70,7 @@ WITH told AS (
         source_id,
         observed_at,
         content_hash,
-        reported
+        has_source_time
     FROM staged_keys
     ORDER BY source_id, observed_at, position DESC
 ),
@@ -94,14 +94,14 @@ judged AS (
     SELECT
         looked_up.position,
         looked_up.content_hash,
-        looked_up.reported,
+        looked_up.has_source_time,
         looked_up.observed_at,
         looked_up.source_id,
         -- A record whose time the source did not tell is known where its content is the newest record's; in a
         -- replay ($2 is when its run ended), where it was then.
         looked_up.kept IS NULL
         AND (
-            looked_up.reported
+            looked_up.has_source_time
             OR NOT coalesce(
                 looked_up.content_hash IN (
                     newest.content_hash,
@@ -129,9 +129,9 @@ judged AS (
             OR (
                 (
                     looked_up.observed_at >= newest.observed_at
-                    OR (looked_up.reported AND NOT newest.reported)
+                    OR (looked_up.has_source_time AND NOT newest.has_source_time)
                 )
-                AND ($2::timestamptz IS NULL OR coalesce(newest.told_at, newest.updated_at) <= $2)
+                AND ($2::timestamptz IS NULL OR coalesce(newest.fetched_at, newest.updated_at) <= $2)
             )
         ) AS settles,
         -- A known moment counts again only where it is corrected, so the same file again writes nothing.
@@ -169,15 +169,15 @@ judged AS (
             source_id,
             content_hash,
             observed_at,
-            reported,
+            has_source_time,
             symbol_observed_at,
             name_observed_at,
             rank_observed_at,
-            told_at,
+            fetched_at,
             updated_at
         FROM unified_data
         WHERE
-            (looked_up.latest OR NOT looked_up.reported)
+            (looked_up.latest OR NOT looked_up.has_source_time)
             AND source = $1
             AND source_id = looked_up.source_id
         LIMIT 1
@@ -185,12 +185,12 @@ judged AS (
 ),
 written AS (
     INSERT INTO fresh (
-        position, content_hash, reported, observed_at, source_id, appends, corrects, settles, relabels
+        position, content_hash, has_source_time, observed_at, source_id, appends, corrects, settles, relabels
     )
     SELECT
         position,
         content_hash,
-        reported,
+        has_source_time,
         observed_at,
         source_id,
         appends,
@@ -349,9 +349,9 @@ SELECT count(*) FROM written;
 -- one order, so that whoever sees a version sees every row of it and of those before.
 SELECT data_version + 1 FROM instance FOR UPDATE;
 
--- name: keep_replaced --
+-- name: save_row_versions --
 -- What rows say before they change is kept for walks that began then.
-INSERT INTO unified_past (
+INSERT INTO unified_data_versions (
     source,
     source_id,
     asset,
@@ -372,7 +372,7 @@ INSERT INTO unified_past (
     updated_at,
     version,
     rank_observed_at,
-    replaced,
+    replaced_by_version,
     replaced_at
 )
 SELECT
@@ -407,7 +407,7 @@ CROSS JOIN LATERAL (
 ) AS known
 WHERE fresh.settles OR fresh.relabels;
 
--- name: newest --
+-- name: upsert_latest --
 -- The newest record of each coin. Of a field that it lacks ($5) the newest known value stands. xmax is 0 on a
 -- row that was inserted.
 WITH written AS (
@@ -429,9 +429,9 @@ WITH written AS (
         observed_at,
         first_seen_at,
         updated_at,
-        told_at,
+        fetched_at,
         content_hash,
-        reported,
+        has_source_time,
         version,
         symbol_observed_at,
         name_observed_at,
@@ -457,7 +457,7 @@ WITH written AS (
         $2,
         coalesce($3::timestamptz, $2),
         fresh.content_hash,
-        fresh.reported,
+        fresh.has_source_time,
         $4,
         CASE WHEN 'symbol' = ANY($5::text[]) THEN '-infinity'::timestamptz END,
         CASE WHEN 'name' = ANY($5) THEN '-infinity'::timestamptz END,
@@ -480,9 +480,9 @@ WITH written AS (
         percent_change_7d = excluded.percent_change_7d,
         observed_at = excluded.observed_at,
         updated_at = excluded.updated_at,
-        told_at = excluded.told_at,
+        fetched_at = excluded.fetched_at,
         content_hash = excluded.content_hash,
-        reported = excluded.reported,
+        has_source_time = excluded.has_source_time,
         version = excluded.version,
         symbol_observed_at = CASE
             WHEN 'symbol' = ANY($5) THEN coalesce(newest.symbol_observed_at, newest.observed_at)

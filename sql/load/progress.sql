@@ -14,7 +14,7 @@ WHERE
     AND runs.status = 'running'
 FOR UPDATE OF sources;
 
--- name: movement --
+-- name: price_moves --
 -- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
 -- record where the source told its time; and of the coins that it brings news of, the logarithm of new over
 -- old price and the seconds between the two. Another rank alone is no news of a coin: most change place
@@ -24,7 +24,7 @@ WITH told AS (
     SELECT DISTINCT ON (staged_keys.source_id)
         staged_keys.source_id,
         staged_keys.observed_at,
-        staged_keys.reported,
+        staged_keys.has_source_time,
         staged_keys.content_hash,
         staged_contents.price_usd
     FROM staged_keys
@@ -33,7 +33,7 @@ WITH told AS (
 ),
 compared AS (
     SELECT
-        CASE WHEN told.reported THEN extract(EPOCH FROM $2 - told.observed_at)::float8 END AS age,
+        CASE WHEN told.has_source_time THEN extract(EPOCH FROM $2 - told.observed_at)::float8 END AS age,
         CASE
             WHEN
                 known.content_hash <> told.content_hash
@@ -64,16 +64,16 @@ SELECT
 FROM compared;
 
 -- name: rejects --
-INSERT INTO rejects (run_id, source, reason, field, place, line, raw, setting)
-SELECT $1, $2, told.reason, told.field, told.place, told.line, told.raw, told.setting
+INSERT INTO rejects (run_id, source, reason, field, location, line, raw, setting)
+SELECT $1, $2, told.reason, told.field, told.location, told.line, told.raw, told.setting
 FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[])
-    AS told (reason, field, place, line, raw, setting);
+    AS told (reason, field, location, line, raw, setting);
 
 -- name: count_rejects --
-INSERT INTO reject_counts AS counted (run_id, source, place, field, reason, rejects)
-SELECT $1, $2, told.place, told.field, told.reason, told.rejects
-FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS told (place, field, reason, rejects)
-ON CONFLICT (run_id, source, place, field, reason) DO UPDATE
+INSERT INTO reject_counts AS counted (run_id, source, location, field, reason, rejects)
+SELECT $1, $2, told.location, told.field, told.reason, told.rejects
+FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS told (location, field, reason, rejects)
+ON CONFLICT (run_id, source, location, field, reason) DO UPDATE
 SET rejects = counted.rejects + excluded.rejects;
 
 -- name: checkpoint --
@@ -82,7 +82,7 @@ WITH superseded AS (
     DELETE FROM checkpoints
     WHERE source = $1 AND name = $3 AND key <> $2
 )
-INSERT INTO checkpoints (source, key, name, position, complete, updated_at, bytes, reading)
+INSERT INTO checkpoints (source, key, name, position, complete, updated_at, bytes, interpretation)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (source, key) DO UPDATE SET
     name = excluded.name,
@@ -90,48 +90,68 @@ ON CONFLICT (source, key) DO UPDATE SET
     complete = excluded.complete,
     updated_at = excluded.updated_at,
     bytes = excluded.bytes,
-    reading = excluded.reading;
+    interpretation = excluded.interpretation;
 
 -- name: known_checkpoint --
-SELECT key, name, position, complete, bytes, reading
+SELECT key, name, position, complete, bytes, interpretation
 FROM checkpoints
 WHERE source = $1 AND key = $2;
 
 -- name: named_checkpoint --
-SELECT key, name, position, complete, bytes, reading
+SELECT key, name, position, complete, bytes, interpretation
 FROM checkpoints
 WHERE source = $1 AND name = $2
 ORDER BY updated_at DESC
 LIMIT 1;
 
--- name: page --
+-- name: save_page --
 -- What lies behind the list's end is no page of it any more.
 WITH gone AS (
     DELETE FROM pages
     WHERE source = $1 AND number > $2 AND $8
 )
 INSERT INTO pages (
-    source, number, walk, ahead, fetched_at, read_at, records, last, reading, etag, last_modified
+    source,
+    number,
+    crawl_started_at,
+    remaining_pages,
+    fetched_at,
+    read_at,
+    records,
+    is_last,
+    request_fingerprint,
+    etag,
+    last_modified
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (source, number) DO UPDATE SET
-    walk = excluded.walk,
-    ahead = excluded.ahead,
+    crawl_started_at = excluded.crawl_started_at,
+    remaining_pages = excluded.remaining_pages,
     fetched_at = excluded.fetched_at,
     read_at = excluded.read_at,
     records = excluded.records,
-    last = excluded.last,
-    reading = excluded.reading,
+    is_last = excluded.is_last,
+    request_fingerprint = excluded.request_fingerprint,
     etag = excluded.etag,
     last_modified = excluded.last_modified;
 
 -- name: known_pages --
-SELECT number, walk, ahead, fetched_at, read_at, records, last, reading, etag, last_modified
+SELECT
+    number,
+    crawl_started_at,
+    remaining_pages,
+    fetched_at,
+    read_at,
+    records,
+    is_last,
+    request_fingerprint,
+    etag,
+    last_modified
 FROM pages
 WHERE source = $1
 ORDER BY number;
 
--- name: count --
+-- name: count_batch --
 UPDATE run_sources
 SET
     batches = batches + 1,
@@ -144,15 +164,15 @@ SET
     corrected = corrected + $9
 WHERE run_id = $1 AND source = $2;
 
--- name: count_inserted --
-INSERT INTO inserted_rows AS counted (source, rows)
+-- name: count_inserts --
+INSERT INTO insert_counters AS counted (source, rows)
 VALUES ($1, $2)
 ON CONFLICT (source) DO UPDATE SET rows = counted.rows + excluded.rows;
 
--- name: move_version --
+-- name: increment_version --
 -- Tells every process that answers reads, here and on other hosts, that the data has moved on.
 UPDATE instance
 SET
     data_version = data_version + 1,
-    batches = batches + 1
+    counted_versions = counted_versions + 1
 RETURNING pg_notify('kasparro_data', data_version::text);

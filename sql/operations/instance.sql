@@ -1,6 +1,7 @@
 -- name: claim --
--- Real or invented figures ($1), once and for all: true where the database is, or now becomes, the kind. The
--- row is written only where it changes: a batch of a run at work holds its lock.
+-- Marks the database as one for simulated ($1) or real data, unless it holds data of the other kind. True if
+-- it is, or now becomes, of that kind. The row is written only if it changes, because a batch that is at work
+-- holds its lock.
 WITH changed AS (
     UPDATE instance
     SET demo = $1

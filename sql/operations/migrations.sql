@@ -1,10 +1,10 @@
--- name: patience --
+-- name: long_timeouts --
 -- Waiting for the migrations of another process may take longer than any other lock or statement.
 SELECT
     set_config('lock_timeout', '10min', true),
     set_config('statement_timeout', '30min', true);
 
--- name: impatience --
+-- name: short_timeouts --
 -- A migration that waits for a table has every reader of it wait behind: it gives up soon and is tried again.
 SELECT set_config('lock_timeout', '5s', true);
 

@@ -1,6 +1,6 @@
 -- Raw payloads and the rejects' raw text: kept, read again, trimmed.
 
--- name: keep --
+-- name: save_payload --
 INSERT INTO payloads (
     run_id,
     source,
@@ -10,14 +10,14 @@ INSERT INTO payloads (
     status,
     headers,
     complete,
-    body_bytes,
-    bytes,
+    raw_bytes,
+    compressed_bytes,
     body,
     items_limit
 )
 VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb, $8, $9, $10, $11, $12);
 
--- name: run --
+-- name: run_payloads --
 -- A run's sources: how many calls each made, how many of these are kept, and which can be read again.
 SELECT
     run_sources.source,
@@ -61,7 +61,7 @@ WITH told AS (
     SELECT
         run_id,
         max(received_at) AS newest,
-        sum(sum(bytes)) OVER (ORDER BY run_id DESC) AS bytes_so_far
+        sum(sum(compressed_bytes)) OVER (ORDER BY run_id DESC) AS bytes_so_far
     FROM payloads
     GROUP BY run_id
 ),
@@ -69,11 +69,11 @@ trimmed AS (
     DELETE FROM payloads
     USING told
     WHERE payloads.run_id = told.run_id AND (told.newest < $1 OR told.bytes_so_far > $2::bigint)
-    RETURNING payloads.bytes
+    RETURNING payloads.compressed_bytes
 )
 SELECT
     count(*) AS payloads,
-    coalesce(sum(bytes), 0) AS bytes
+    coalesce(sum(compressed_bytes), 0) AS bytes
 FROM trimmed;
 
 -- name: trim_rejects --

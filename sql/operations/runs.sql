@@ -13,13 +13,13 @@ SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
 -- Shows the server that the session's holder lives; it ends one that was silent for its lease.
 SELECT true;
 
--- name: end_ghost --
+-- name: terminate_stale_session --
 -- A session of ours ($1) that we lost sight of may live on, and would hold the lock against us.
 SELECT pg_terminate_backend(pid, 2000)
 FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid();
 
--- name: end_batches --
+-- name: terminate_open_batches --
 -- Batches that are still open while we hold the run lock are of dead runs: of a process that stands still or
 -- is cut off, which would keep its rows locked for long. Only a batch's fence locks rows of this table so.
 SELECT pg_terminate_backend(locks.pid, 2000)
@@ -39,8 +39,8 @@ WHERE
 SELECT EXISTS(SELECT FROM runs WHERE status = 'running');
 
 -- name: interrupt_sources --
--- Runs found running by the holder of the lock are dead. Their sources first: a batch of theirs that is
--- still committing holds that row, so this waits for it, and no further batch gets past its fence.
+-- Runs that the holder of the run lock finds running are dead. Their sources come first: a batch that is
+-- still committing holds that row, so this waits for it, and no later batch passes its fence.
 UPDATE run_sources
 SET
     status = 'interrupted',
@@ -72,7 +72,7 @@ SET
     error = $5,
     calls = $6,
     note = $7,
-    dead = $8
+    upstream_unavailable = $8
 -- Also where it is written already: a line that was cut in mid-commit may have hidden that it went through.
 WHERE run_id = $1 AND source = $2 AND status IN ('running', $3)
 RETURNING fetched, valid, rejected;
@@ -104,17 +104,17 @@ WHERE run_id = $1 AND source = $2;
 -- a retry.
 SELECT max(started_at) FROM runs WHERE status <> 'interrupted' AND trigger NOT IN ('replay', 'retry');
 
--- name: dead_sources --
+-- name: unavailable_sources --
 -- Of these sources those whose newest pass failed because the upstream gave nothing to use.
 SELECT asked.source
 FROM unnest($1::text[]) AS asked (source)
 INNER JOIN LATERAL (
-    SELECT dead
+    SELECT upstream_unavailable
     FROM run_sources
     WHERE source = asked.source AND status IN ('succeeded', 'partial', 'failed')
     ORDER BY run_id DESC
     LIMIT 1
-) AS newest ON newest.dead;
+) AS newest ON newest.upstream_unavailable;
 
 -- name: count_call --
 -- Books one call upstream in its month, unless the month's budget ($3, null for none) is spent.
@@ -132,12 +132,12 @@ WHERE source = $1 AND month = $2 AND calls > 0;
 -- name: calls --
 SELECT coalesce(sum(calls), 0) FROM api_calls WHERE source = $1 AND month = $2;
 
--- name: last_passes --
+-- name: recent_source_runs --
 -- How the source fared in its newest passes that asked its upstream, or tried to, the newest first.
 SELECT
     finished_at,
-    dead
+    upstream_unavailable
 FROM run_sources
-WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND (calls > 0 OR dead)
+WHERE source = $1 AND status IN ('succeeded', 'partial', 'failed') AND (calls > 0 OR upstream_unavailable)
 ORDER BY run_id DESC
 LIMIT $2;

@@ -42,7 +42,7 @@ SELECT
     updated_at,
     rank_observed_at
 
--- name: rows_then --
+-- name: rows_as_of --
 -- Of every coin the newest record at a moment: the one it has now, where that is not younger, else one that
 -- the key of the history leads to, in the latest month that has one. Where that record lacks the symbol or the
 -- name, the coin's newest known ones stand; where it lacks the rank, the newest known, if it was known then.
@@ -117,7 +117,7 @@ FROM (
             LIMIT 1
         )
     ) AS told
-) AS rows_then
+) AS rows_as_of
 
 -- name: filtered --
 -- The rows that the filters let through; of a walk, only those that have not changed since it began. OFFSET 0
@@ -125,7 +125,7 @@ FROM (
 -- enough have passed.
 FROM (
     /* include columns */
-    /* include rows_then */ /* if as_of */
+    /* include rows_as_of */ /* if as_of */
     FROM unified_data /* if now */
     WHERE
         true
@@ -173,9 +173,9 @@ SELECT
 -- Of a walk: rows that have changed since it began, as they were then and in the places that they had.
 earlier AS MATERIALIZED (
     /* include columns */
-    FROM unified_past
+    FROM unified_data_versions
     WHERE
-        replaced > :version AND version <= :version
+        replaced_by_version > :version AND version <= :version
         AND (source, source_id) > (:last_source, :last_id) /* if by_key */
         AND ((:"column", source, source_id) > (:value, :last_source, :last_id) OR :"column" IS NULL) /* if above */
         AND (:"column" <= :value OR :"column" IS NULL) /* if below */
@@ -241,9 +241,9 @@ page AS (
 
 SELECT
     instance.data_version AS version,
-    instance.walks_from,
-    instance.data_version - instance.batches AS by_hand,
-    (SELECT json_object_agg(source, rows)::text FROM inserted_rows) AS inserted, /* if summed */
+    instance.oldest_cursor_version,
+    instance.data_version - instance.counted_versions AS manual_edits,
+    (SELECT json_object_agg(source, rows)::text FROM insert_counters) AS inserted, /* if summed */
     /* include total */ /* if counted */
     written.lines,
     last.value,
@@ -275,13 +275,13 @@ LEFT JOIN (
 SELECT
     counted.source,
     counted.beyond,
-    instance.data_version - instance.batches AS by_hand
+    instance.data_version - instance.counted_versions AS manual_edits
 FROM instance
 LEFT JOIN (
     SELECT
         source,
-        coalesce(found.rows, 0) - coalesce(inserted_rows.rows, 0) AS beyond
-    FROM inserted_rows
+        coalesce(found.rows, 0) - coalesce(insert_counters.rows, 0) AS beyond
+    FROM insert_counters
     FULL JOIN (
         SELECT
             source,
@@ -292,14 +292,14 @@ LEFT JOIN (
 ) AS counted ON true;
 
 -- name: row --
--- One row as ready JSON; for a moment before its first record, the time of that record in its place.
+-- One row as ready JSON; for a moment before its first record, the time of that record instead.
 WITH asked AS (
     SELECT row_to_json(chosen)::text AS line
     FROM (
         SELECT :"fields"
         FROM (
             /* include record */
-            /* include rows_then */ /* if as_of */
+            /* include rows_as_of */ /* if as_of */
             FROM unified_data /* if now */
             WHERE source = :source AND source_id = :source_id
         ) AS record

@@ -60,12 +60,12 @@ SELECT
     run_sources.error AS source_error,
     coalesce(run_sources.drift, '[]') AS drift,
     coalesce(run_sources.anomalies, '[]') AS anomalies,
-    run_sources.figures,
+    run_sources.metrics,
     (
         SELECT coalesce(json_agg(row_to_json(most)), '[]'::json)::text
         FROM (
             SELECT
-                nullif(reject_counts.place, '') AS place,
+                nullif(reject_counts.location, '') AS location,
                 nullif(reject_counts.field, '') AS field,
                 reject_counts.reason,
                 reject_counts.rejects
@@ -74,7 +74,7 @@ SELECT
             ORDER BY
                 (reject_counts.reason = 'file refused') DESC,
                 reject_counts.rejects DESC,
-                reject_counts.place ASC,
+                reject_counts.location ASC,
                 reject_counts.field ASC,
                 reject_counts.reason ASC
             LIMIT 50
@@ -84,14 +84,14 @@ SELECT
         SELECT coalesce(json_agg(row_to_json(refused)), '[]'::json)::text
         FROM (
             SELECT
-                rejects.place AS file,
+                rejects.location AS file,
                 rejects.reason,
                 rejects.setting
             FROM rejects
             WHERE
                 rejects.run_id = run_sources.run_id
                 AND rejects.source = run_sources.source
-                AND rejects.place IS NOT NULL
+                AND rejects.location IS NOT NULL
                 AND rejects.line IS NULL
             ORDER BY rejects.id
             LIMIT 50
@@ -102,7 +102,7 @@ LEFT JOIN run_sources ON runs.id = run_sources.run_id
 LEFT JOIN LATERAL (
     SELECT
         count(*) AS payloads,
-        coalesce(sum(payloads.bytes), 0) AS payload_bytes
+        coalesce(sum(payloads.compressed_bytes), 0) AS payload_bytes
     FROM payloads
     WHERE payloads.run_id = run_sources.run_id AND payloads.source = run_sources.source
 ) AS kept ON true
@@ -122,7 +122,7 @@ SELECT
     reject.reason,
     reject.setting,
     reject.field,
-    reject.place,
+    reject.location,
     reject.line,
     reject.raw
 FROM runs
@@ -259,7 +259,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT anomalies
     FROM run_sources
-    WHERE source = asked.source AND figures IS NOT NULL
+    WHERE source = asked.source AND metrics IS NOT NULL
     ORDER BY run_id DESC
     LIMIT 1
 ) AS judged ON true

@@ -28,7 +28,7 @@ ROWS, LIMIT = 15_000, 50
 DEEP_PAGES = 5_000
 PATH = f"/data?limit={LIMIT}"
 EXPORT = "/data.csv"
-_MOVE_VERSION = statements("load/progress.sql")["move_version"]
+_MOVE_VERSION = statements("load/progress.sql")["increment_version"]
 SERVERS = ("kasparro", "bare", "usual")
 # What a server adds by itself, or tells of the one request it was.
 OWN_HEADERS = {"date", "x-request-id", "server-timing"}

@@ -18,13 +18,13 @@ def fetched(at: datetime) -> list[CrawledPage]:
     return [
         CrawledPage(
             number=number,
-            walk=at,
-            ahead=(),
+            crawl_started_at=at,
+            remaining_pages=(),
             fetched_at=at,
             read_at=at,
             records=250,
-            last=number == PAGES,
-            reading="",
+            is_last=number == PAGES,
+            request_fingerprint="",
         )
         for number in range(1, PAGES + 1)
     ]

@@ -107,7 +107,7 @@ def test_a_line_is_hashed_by_what_the_source_told() -> None:
 
 
 def test_a_time_that_the_source_did_not_tell_is_not_hashed() -> None:
-    unreported = replace(PLAIN, reported=False)
+    unreported = replace(PLAIN, has_source_time=False)
 
     first = hashed(unreported, 0)
     later = hashed(replace(unreported, observed_at=NOW + timedelta(hours=1)), 0)

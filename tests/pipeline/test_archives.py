@@ -162,12 +162,12 @@ async def test_every_refused_file_is_named_with_what_would_settle_it(
     assert part is not None
     assert part.total == 11
     files = [reject for reject in part.items if reject.line is None]
-    assert [(reject.place, reject.reason, reject.setting) for reject in files] == [
+    assert [(reject.location, reject.reason, reject.setting) for reject in files] == [
         (name, reason, PRICE) for name in names
     ]
-    assert [(reject.place, reject.line) for reject in part.items if reject.line] == [("good.csv", 3)]
+    assert [(reject.location, reject.line) for reject in part.items if reject.line] == [("good.csv", 3)]
     assert (csv.records.fetched, csv.records.valid, csv.records.rejected) == (12, 1, 11)
-    assert [(count.place, count.reason, count.rejects) for count in csv.rejects] == [
+    assert [(count.location, count.reason, count.rejects) for count in csv.rejects] == [
         (None, FILE_REFUSED, 10),
         ("good.csv", "not a number", 1),
     ]

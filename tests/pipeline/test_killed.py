@@ -27,7 +27,7 @@ CONTENTS = {
     "checkpoints": "source, key",
 }
 # When a row was written is all that may differ.
-CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "told_at", "version"}
+CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version"}
 
 
 @pytest.fixture(scope="module")

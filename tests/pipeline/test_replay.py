@@ -50,7 +50,7 @@ async def fetched(database: Database, sources: list[Source], **options: Any) -> 
 
 async def replayed(database: Database, run_id: int, **options: Any) -> str:
     again = await replayable(database, run_id)
-    return await run(database, again.sources, trigger="replay", told_at=again.told_at, **options)
+    return await run(database, again.sources, trigger="replay", fetched_at=again.fetched_at, **options)
 
 
 async def kept(database: Database, connection: Connection, run_id: int) -> list[Payload]:
@@ -78,7 +78,8 @@ async def test_each_call_leaves_what_it_was_answered(
     told = [item["id"] for one in pages for item in msgspec.json.decode(one.body)]
     assert told == [quote.id for quote in simulator.market.listing("coingecko")]
     row = await connection.fetchrow(
-        "SELECT sum(body_bytes) AS plain, sum(bytes) AS packed, sum(octet_length(body)) AS held FROM payloads"
+        "SELECT sum(raw_bytes) AS plain, sum(compressed_bytes) AS packed, sum(octet_length(body)) AS held"
+        " FROM payloads"
     )
     assert row is not None
     assert row["packed"] == row["held"] < row["plain"] / 3
@@ -218,7 +219,7 @@ async def test_a_run_that_died_between_a_payload_and_its_batch_loses_nothing(
     assert await replayed(database, dead.id) == "succeeded"
 
     rows = await connection.fetch(
-        "SELECT source_id, observed_at, reported FROM unified_data ORDER BY source_id"
+        "SELECT source_id, observed_at, has_source_time FROM unified_data ORDER BY source_id"
     )
     assert [tuple(row) for row in rows] == [
         ("one", now, False),
@@ -452,14 +453,17 @@ async def test_a_run_keeps_no_more_than_the_size_allows(
     database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
 ) -> None:
     run_id = await fetched(database, apis(simulator)[1:])
-    sizes = [row["bytes"] for row in await connection.fetch("SELECT bytes FROM payloads ORDER BY id")]
+    sizes = [
+        row["compressed_bytes"]
+        for row in await connection.fetch("SELECT compressed_bytes FROM payloads ORDER BY id")
+    ]
     await connection.execute("TRUNCATE pages")
 
     second = await fetched(database, apis(simulator)[1:], retention=Retention(payload_bytes=sum(sizes[:2])))
 
-    left = await connection.fetch("SELECT run_id, bytes FROM payloads ORDER BY id")
+    left = await connection.fetch("SELECT run_id, compressed_bytes FROM payloads ORDER BY id")
     assert [row["run_id"] for row in left] == [second, second]
-    assert [row["bytes"] for row in left] == sizes[:2]
+    assert [row["compressed_bytes"] for row in left] == sizes[:2]
     await logged.reached(
         1, "payloads not kept", reason="this run's payloads exceed KASPARRO_PAYLOAD_MAX_SIZE"
     )

@@ -296,7 +296,7 @@ async def test_what_a_sound_pass_met_stands_while_others_fail(connection: Connec
     outcome_of: dict[str, Any] = {
         "drift": "[]",
         "anomalies": met,
-        "figures": '{"at":"2024-06-01T12:00:00Z","fetched":1}',
+        "metrics": '{"at":"2024-06-01T12:00:00Z","fetched":1}',
     }
     for status, values in (("succeeded", outcome_of), ("failed", {"drift": "[]"}), ("failed", {})):
         values = {"started_at": now, "finished_at": now, "error": "429"} | values  # noqa: PLW2901

@@ -169,7 +169,7 @@ async def test_who_takes_over_tries_again_what_failed(
         await other.__aenter__()
         await logged.reached(1, "another process runs the loop")
         died = await RunRecord.start(database, "schedule", ("coinpaprika", "coingecko"), datetime.now(UTC))
-        await died.finish_source("coinpaprika", "failed", "no", datetime.now(UTC), dead=True)
+        await died.finish_source("coinpaprika", "failed", "no", datetime.now(UTC), upstream_unavailable=True)
         await died.finish_source("coingecko", "succeeded", None, datetime.now(UTC))
         await died.finish("partial", None, datetime.now(UTC))
     (planned,) = await logged.reached(1, "source_retry_planned")

@@ -232,7 +232,7 @@ async def test_a_source_that_tells_its_times_again_is_believed(
     simulator.clear_faults()
     await run(database, apis(simulator)[1:])
 
-    ahead = await connection.fetchval("SELECT count(*) FROM unified_data WHERE NOT reported")
+    ahead = await connection.fetchval("SELECT count(*) FROM unified_data WHERE NOT has_source_time")
     assert ahead == 0
 
 

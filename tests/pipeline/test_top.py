@@ -291,7 +291,7 @@ async def test_a_replay_reads_what_the_run_stored_and_no_more(
     original = await run(database, [gecko(simulator, top)], retention=Retention())
     before = await stored(connection)
     again = await replayable(database, original.id)
-    repeated = await run(database, again.sources, "replay", told_at=again.told_at)
+    repeated = await run(database, again.sources, "replay", fetched_at=again.fetched_at)
 
     assert repeated.status == "succeeded"
     assert repeated.sources[0].records.fetched == original.sources[0].records.fetched
@@ -299,7 +299,7 @@ async def test_a_replay_reads_what_the_run_stored_and_no_more(
     assert await stored(connection) == before
 
     await connection.execute("TRUNCATE unified_data, unified_history")
-    await run(database, again.sources, "replay", told_at=datetime.now(UTC))
+    await run(database, again.sources, "replay", fetched_at=datetime.now(UTC))
     assert await stored(connection) == before
 
 

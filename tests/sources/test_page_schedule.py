@@ -16,9 +16,18 @@ MOST = 220
 DEMO = Month(limit=10_000, remaining=10_000)
 
 
-def fetched(number: int, at: datetime, *, last: bool = False, ahead: tuple[int, ...] = ()) -> CrawledPage:
+def fetched(
+    number: int, at: datetime, *, last: bool = False, remaining_pages: tuple[int, ...] = ()
+) -> CrawledPage:
     return CrawledPage(
-        number=number, walk=at, ahead=ahead, fetched_at=at, read_at=at, records=250, last=last, reading=""
+        number=number,
+        crawl_started_at=at,
+        remaining_pages=remaining_pages,
+        fetched_at=at,
+        read_at=at,
+        records=250,
+        is_last=last,
+        request_fingerprint="",
     )
 
 
@@ -54,7 +63,8 @@ class Life:
             last = number >= self.count
             course.take(number, last=last or number == self.most)
             self.pages[number] = msgspec.structs.replace(
-                fetched(number, self.now, last=last, ahead=course.ahead), walk=planned.resumes or self.now
+                fetched(number, self.now, last=last, remaining_pages=course.remaining_pages),
+                crawl_started_at=planned.resumes or self.now,
             )
             if last:
                 self.pages = {n: page for n, page in self.pages.items() if n <= number}
@@ -147,7 +157,7 @@ def test_fewer_calls_than_runs_are_spread_and_the_time_of_the_next_is_told() -> 
 
 def test_with_no_interval_a_run_has_what_was_saved_and_then_what_comes_up() -> None:
     life = Life(NOON, 10_000, 72)
-    by_hand = [len(life.run(None)) for _ in range(3)]
+    manual_edits = [len(life.run(None)) for _ in range(3)]
     hourly = []
     for _ in range(300):
         life.now += HOUR
@@ -157,7 +167,7 @@ def test_with_no_interval_a_run_has_what_was_saved_and_then_what_comes_up() -> N
         life.now += MINUTE
         minutely.append(len(life.run(None)))
 
-    assert by_hand == [72, 72, 72]
+    assert manual_edits == [72, 72, 72]
     assert all(hourly)
     assert sum(life.calls.values()) < 10_000
     assert 0 in minutely
@@ -265,7 +275,7 @@ def test_a_plan_never_goes_beyond_what_remains(
     ago = [(number, now - timedelta(seconds=seconds), partly) for number, seconds, partly in history]
     top = max((number for number, *_ in ago), default=0)
     pages = [
-        fetched(number, at, last=number == top, ahead=(number + 1, number + 2) if partly else ())
+        fetched(number, at, last=number == top, remaining_pages=(number + 1, number + 2) if partly else ())
         for number, at, partly in ago
     ]
 
@@ -419,8 +429,8 @@ def test_a_course_ends_and_tells_what_is_still_ahead(
             course.lose(number)
         else:
             course.take(number, last=number >= count)
-        assert set(course.ahead).isdisjoint(course.fetched)
+        assert set(course.remaining_pages).isdisjoint(course.fetched)
 
     assert asked == sorted(set(asked))
-    assert course.ahead == ()
+    assert course.remaining_pages == ()
     assert course.note().startswith("page")

@@ -15,7 +15,7 @@ from tests.store.test_loader import load, rows
 
 T0 = datetime(2026, 1, 20, tzinfo=UTC)
 # What differs with the time of loading; of the row's own record, whether the value came with it or was kept.
-CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "told_at", "version"}
+CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version"}
 OBSERVED = [f"{label}_observed_at" for label in LABELS]
 
 
@@ -108,7 +108,7 @@ async def tuples(connection: "asyncpg.Connection[asyncpg.Record]") -> list[tuple
 
 
 async def emptied(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    await connection.execute("TRUNCATE unified_data, unified_history, unified_past")
+    await connection.execute("TRUNCATE unified_data, unified_history, unified_data_versions")
 
 
 FULL = quote(day=1, price=10, symbol="BTC", name="Bitcoin", rank=1)
@@ -145,8 +145,10 @@ async def test_an_older_record_with_labels_gives_them_to_a_row_that_lacks_them(
     # Caches and walks by cursor see the change.
     assert row["updated_at"] > before["updated_at"]
     assert row["version"] > before["version"]
-    (past,) = await connection.fetch("SELECT symbol, price_usd, replaced FROM unified_past")
-    assert (past["symbol"], past["price_usd"], past["replaced"]) == (None, 20, row["version"])
+    (past,) = await connection.fetch(
+        "SELECT symbol, price_usd, replaced_by_version FROM unified_data_versions"
+    )
+    assert (past["symbol"], past["price_usd"], past["replaced_by_version"]) == (None, 20, row["version"])
 
 
 async def test_null_in_a_record_that_has_the_field_is_a_value(

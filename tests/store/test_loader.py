@@ -180,11 +180,11 @@ async def test_a_correction_of_a_moment_replaces_it(
 async def test_a_record_without_a_time_of_its_own_is_new_only_when_its_content_is(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, batch(record(reported=False, price_usd="1")))
+    await load(database, batch(record(has_source_time=False, price_usd="1")))
 
     later = T0 + timedelta(hours=1)
-    assert await load(database, batch(record(at=later, reported=False, price_usd="1"))) == (0, 0, 1)
-    assert await load(database, batch(record(at=later, reported=False, price_usd="2"))) == (0, 1, 0)
+    assert await load(database, batch(record(at=later, has_source_time=False, price_usd="1"))) == (0, 0, 1)
+    assert await load(database, batch(record(at=later, has_source_time=False, price_usd="2"))) == (0, 1, 0)
 
     assert len(await rows(connection, "unified_history")) == 2
 
@@ -272,7 +272,7 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
             record("ranked", price_usd="3.0", rank=2),
             record("corrected", price_usd="4"),
             record("new", later, price_usd="1"),
-            record("untimed", later, reported=False, price_usd="1"),
+            record("untimed", later, has_source_time=False, price_usd="1"),
         ),
         T0 + timedelta(minutes=2),
     )
@@ -304,7 +304,7 @@ async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
     "table",
     [
         *("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"),
-        *("inserted_rows", "instance"),
+        *("insert_counters", "instance"),
     ],
 )
 async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
@@ -312,7 +312,15 @@ async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
 ) -> None:
     into = await loader(database)
     walked = CrawledPage(
-        number=1, walk=T0, ahead=(2,), fetched_at=T0, read_at=T0, records=1, last=False, reading="r", etag="e"
+        number=1,
+        crawl_started_at=T0,
+        remaining_pages=(2,),
+        fetched_at=T0,
+        read_at=T0,
+        records=1,
+        is_last=False,
+        request_fingerprint="r",
+        etag="e",
     )
     told = msgspec.structs.replace(
         batch(record(), rejects=2, checkpoint=Checkpoint(key="k", name="k", position=1, complete=True)),

@@ -8,8 +8,9 @@ import asyncpg
 import pytest
 
 from kasparro.errors import MigrationError
+from kasparro.store import queries
 from kasparro.store.migrations import Migration, available, migrate, pending
-from kasparro.store.pool import Database
+from kasparro.store.pool import Connection, Database
 
 
 def migration(version: int, text: str, checksum: str = "") -> Migration:
@@ -107,20 +108,89 @@ async def test_an_extension_off_the_search_path_serves_too(empty_database_url: s
     await connection.close()
 
 
-async def test_rows_of_before_unknown_fields_do_not_say_that_null_is_known(empty_database_url: str) -> None:
+async def test_database_of_a_development_version_is_one_clear_line(empty_database_url: str) -> None:
     async with Database(empty_database_url) as database:
-        await migrate(database, [known for known in available() if known.version < 11])
-        connection = await asyncpg.connect(empty_database_url)
-        await connection.execute(
-            "INSERT INTO unified_data (source, source_id, symbol, observed_at, first_seen_at, updated_at,"
-            " content_hash) SELECT source, 'a', 'A', now(), now(), now(), gen_random_uuid()"
-            " FROM unnest('{csv,coingecko}'::text[]) AS source"
-        )
-        await migrate(database)
+        await migrate(database, [migration(1, "SELECT 1"), migration(2, "SELECT 1")])
+        async with database.writing() as connection:
+            await connection.execute(
+                "UPDATE schema_migrations SET checksum = $1 WHERE version = 1",
+                "a7805e5341c94c286c658d17cd64b2cc04f2b4e1eee19ccf68ccecdfc6324314",
+            )
 
-        rows = await connection.fetch(
-            "SELECT source, symbol_observed_at IS NULL AS symbol, name_observed_at = '-infinity' AS name,"
-            " rank_observed_at = '-infinity' AS rank FROM unified_data ORDER BY source"
-        )
-        assert [tuple(row) for row in rows] == [("coingecko", True, None, None), ("csv", True, True, True)]
+        with pytest.raises(
+            MigrationError, match=r"created by a development version before 0\.1.*empty database"
+        ):
+            await migrate(database)
+
+
+async def test_migrations_keep_what_a_populated_database_holds(empty_database_url: str) -> None:
+    """Each migration, and one that comes after them, is applied to a database with rows in every table."""
+    async with Database(empty_database_url) as database:
+        connection = await asyncpg.connect(empty_database_url)
+        known = available()
+        for count in range(1, len(known) + 1):
+            await migrate(database, known[:count])
+            if count == 1:
+                await populate(connection)
+        before = await contents(connection)
+
+        later = Migration(known[-1].version + 1, "9999_later.sql", "ALTER TABLE runs ADD extra int", "later")
+        failing = Migration(later.version + 1, "9999_failing.sql", "DROP TABLE rejects; SELECT nonsense", "x")
+        with pytest.raises(MigrationError, match=r"migrating stopped at 9999_failing\.sql"):
+            await migrate(database, [*known, later, failing])
+
+        after = await contents(connection)
+        assert {table: len(rows) for table, rows in before.items()} == dict.fromkeys(TABLES, 1)
+        assert after.pop("runs")[0].endswith('"extra":null}')
+        del before["runs"]
+        assert after == before
         await connection.close()
+
+
+TABLES = [name for name in queries.TABLES if name != "schema_migrations"]
+
+
+async def populate(connection: Connection) -> None:
+    """Put a row into every table, with a value in every column that has no default."""
+    await connection.execute("SELECT create_history_partition('2024-06-01')")
+    await connection.execute(
+        "INSERT INTO runs (trigger, status, started_at) VALUES ('etl', 'running', now())"
+    )
+    for table in TABLES:
+        if table in {"runs", "instance"}:
+            continue
+        columns = await connection.fetch(
+            "SELECT column_name, data_type FROM information_schema.columns"
+            " WHERE table_name = $1 AND is_identity = 'NO' ORDER BY ordinal_position",
+            table,
+        )
+        values = [VALUES.get(f"{table}.{row['column_name']}") or VALUES[row["data_type"]] for row in columns]
+        names = ", ".join(row["column_name"] for row in columns)
+        await connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join(values)})")
+
+
+# What `populate` puts into a column, by its name or by its type.
+VALUES = {
+    "run_sources.status": "'running'",
+    "ARRAY": "'{2,3}'",
+    "bigint": "1",
+    "boolean": "true",
+    "bytea": "'abc'",
+    "date": "'2024-06-01'",
+    "integer": "3",
+    "json": "'{}'",
+    "jsonb": "'{}'",
+    "numeric": "0.1",
+    "smallint": "200",
+    "text": "'text'",
+    "timestamp with time zone": "'2024-06-01T12:00:00Z'",
+    "uuid": "'00000000-0000-0000-0000-000000000001'",
+}
+
+
+async def contents(connection: Connection) -> dict[str, list[str]]:
+    """The rows of each table as JSON."""
+    return {
+        table: [row[0] for row in await connection.fetch(f"SELECT row_to_json({table})::text FROM {table}")]
+        for table in TABLES
+    }

@@ -91,7 +91,7 @@ async def test_the_oldest_runs_go_whole_until_the_rest_fits_to_the_byte(
     await payloads.trim(database, Retention(payload_bytes=sum(sizes[1:]) + spare), NOW)
 
     assert await runs_kept(connection) == ids[-left:]
-    assert await connection.fetchval("SELECT sum(bytes) FROM payloads") == sum(sizes[-left:])
+    assert await connection.fetchval("SELECT sum(compressed_bytes) FROM payloads") == sum(sizes[-left:])
 
 
 async def test_sums_never_come_across_the_bodies_and_trimming_waits_for_no_reader(

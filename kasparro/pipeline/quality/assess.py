@@ -61,7 +61,7 @@ async def assess(
     _say_drift(source, run_id, fields)
     told, found = None, []
     if sound:
-        history = [_FIGURES.decode(figures) for figures in past.figures]
+        history = [_FIGURES.decode(figures) for figures in past.metrics]
         told = anomalies.figures(
             fetched, compared, history[:1], at=at, whole=whole, planned=planned, bound=bound
         )
@@ -72,7 +72,7 @@ async def assess(
         fields.drift,
         found,
         StoredAssessment(
-            figures=_text(told) if told else None,
+            metrics=_text(told) if told else None,
             drift=_text(fields.drift) if profile.records else None,
             anomalies=_text(found) if told else None,
             profile=_text(fields.memory) if fields.memory else None,

@@ -50,7 +50,7 @@ def _digest(content: IO[bytes], digest: "hashlib._Hash", size: int) -> tuple[int
 
 def _head(earlier: Checkpoint, size: int, lines: int, last: bytes, content: IO[bytes]) -> Head | None:
     # Where the rows that were appended begin; None where the last line of the earlier content goes on.
-    if earlier.reading is None:
+    if earlier.interpretation is None:
         return None
     following = content.read(2)
     content.seek(size)
@@ -59,4 +59,4 @@ def _head(earlier: Checkpoint, size: int, lines: int, last: bytes, content: IO[b
         if not following.startswith(ending):
             return None
         size, lines = size + len(ending), lines + 1
-    return Head(position=earlier.position, bytes=size, line=lines + 1, reading=earlier.reading)
+    return Head(position=earlier.position, bytes=size, line=lines + 1, interpretation=earlier.interpretation)

@@ -41,7 +41,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     bytes: int
     line: int
-    reading: str
+    interpretation: str
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +113,7 @@ async def read_archive(file: ArchiveFile, job: Job) -> AsyncIterator[Portion | P
 
 def refusal(name: str, reason: str, setting: str | None = None) -> Problem:
     """The file of this name is refused; the reason completes "NAME: "."""
-    return Problem(Reject(reason=shown(reason)[:REASON_LIMIT], place=name, setting=setting))
+    return Problem(Reject(reason=shown(reason)[:REASON_LIMIT], location=name, setting=setting))
 
 
 async def _admitted(file: ArchiveFile, job: Job) -> tuple[Recognised, bool]:
@@ -225,7 +225,7 @@ async def _portions(
             position=max(position, job.position),
             complete=complete,
             bytes=file.size if complete and continuable() else None,
-            reading=recognised.reading,
+            interpretation=recognised.interpretation,
         )
         batch = builder.take(done)
         if not judged and batch.rejects:
@@ -241,7 +241,11 @@ async def _portions(
         return content is raw and recognised.encoding.unit == 1 and not ends_quoted
 
     with opened(file) as (content, raw):
-        if (head := job.head) is not None and content is raw and head.reading == recognised.reading:
+        if (
+            (head := job.head) is not None
+            and content is raw
+            and head.interpretation == recognised.interpretation
+        ):
             content.seek(head.bytes)
             position, above, heading = head.position, head.line - 1, 0
         text = ArchiveText(content, raw, recognised.encoding, recognised.delimiter)
@@ -288,7 +292,7 @@ def _reject(
             reason=shown(error.reason)[:REASON_LIMIT],
             field=error.field or None,
             raw=raw,
-            place=name,
+            location=name,
             line=line,
         )
-    return Reject(reason="holds bytes that are not of the file's encoding", raw=raw, place=name, line=line)
+    return Reject(reason="holds bytes that are not of the file's encoding", raw=raw, location=name, line=line)

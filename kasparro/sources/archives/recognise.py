@@ -174,7 +174,7 @@ class Recognised(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(field for field in LABELS if field not in given)
 
     @property
-    def reading(self) -> str:
+    def interpretation(self) -> str:
         """The same for files whose rows are read the same way."""
         settled = (
             self.encoding.codec,

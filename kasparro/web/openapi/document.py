@@ -337,7 +337,7 @@ _RUN: dict[str, Any] = {
             "duration_s": 9.4,
             "records": _RECORDS,
             "corrected": 0,
-            "rejects": [{"place": None, "field": "price_usd", "reason": "below zero", "rejects": 1}],
+            "rejects": [{"location": None, "field": "price_usd", "reason": "below zero", "rejects": 1}],
             "refused_files": [],
             "calls": 1,
             "payloads": 1,
@@ -387,7 +387,7 @@ _EXAMPLES: dict[str, Any] = {
                 "reason": "not a number: 'abc'",
                 "setting": None,
                 "field": "price_usd",
-                "place": "dump.csv.gz",
+                "location": "dump.csv.gz",
                 "line": 1204,
                 "raw": "btc,Bitcoin,abc",
             }

@@ -554,7 +554,7 @@ async def test_a_file_system_that_hangs_costs_a_file_and_then_the_source(
 
     async def work_through() -> None:
         async for batch in Archives(str(tmp_path)).extract(SourceContext(clock=lambda: NOW)):
-            told.extend(reject.place for reject in batch.rejects if reject.of_file)
+            told.extend(reject.location for reject in batch.rejects if reject.of_file)
 
     with pytest.raises(SourceError, match="3 files did not answer"):
         await work_through()

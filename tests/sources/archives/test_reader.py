@@ -141,7 +141,7 @@ async def test_a_row_refused_keeps_field_reason_line_and_text(load: Read) -> Non
     assert outcome.rejects[0].reason == "below zero: '-5'"
     assert outcome.rejects[1].raw == lines[6]
     assert outcome.rejects[2].reason == "2 cells where the header has 14"
-    assert {reject.place for reject in outcome.rejects} == {"tickers.csv"}
+    assert {reject.location for reject in outcome.rejects} == {"tickers.csv"}
     assert len(outcome.rows) == 5
 
 

@@ -236,7 +236,7 @@ async def test_a_file_that_goes_just_before_it_is_read_costs_that_file(tmp_path:
         dump(tmp_path / "b.csv", 5)
         after = [message async for message in read_by(worker, tmp_path / "b.csv")]
 
-    assert told == [Problem(Reject(reason="cannot be read (No such file or directory)", place="a.csv"))]
+    assert told == [Problem(Reject(reason="cannot be read (No such file or directory)", location="a.csv"))]
     assert [type(message).__name__ for message in after] == ["Portion"]
 
 

@@ -77,7 +77,7 @@ def test_the_newest_record_of_each_coin_until_then_comes_once(
 
     async def walk() -> list[dict[str, Any]]:
         async with shared_database.writing() as connection:
-            await connection.execute("TRUNCATE unified_data, unified_history, unified_past")
+            await connection.execute("TRUNCATE unified_data, unified_history, unified_data_versions")
         for source, record in told:
             await load(shared_database, source, record)
         seen: list[dict[str, Any]] = []

@@ -51,7 +51,7 @@ records = st.builds(
     symbol=st.none() | st.sampled_from("xyZ"),
     name=st.none() | st.sampled_from("xyZ"),
     observed_at=st.integers(0, 9).map(lambda hours: LONG_AGO + timedelta(hours=hours)),
-    reported=st.booleans(),
+    has_source_time=st.booleans(),
     rank=st.none() | st.integers(1, 4),
     price_usd=values,
     market_cap_usd=values,
@@ -133,7 +133,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
             async def work() -> None:
                 async with database.writing() as connection:
                     await connection.execute(
-                        "TRUNCATE unified_data, unified_history, unified_past;"
+                        "TRUNCATE unified_data, unified_history, unified_data_versions;"
                         "UPDATE instance SET data_version = data_version + 1"
                     )
 
@@ -272,7 +272,7 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
     problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "began too long ago" in problem["detail"]
-    assert await connection.fetchval("SELECT count(*) FROM unified_past") == 0
+    assert await connection.fetchval("SELECT count(*) FROM unified_data_versions") == 0
     new = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
     assert ids(await get(client, f"/data?limit=2&cursor={new}")) == ["c2", "c3"]
 

@@ -69,7 +69,7 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
     run_id = await add_run(connection, "succeeded")
     for number in range(3):
         await connection.execute(
-            "INSERT INTO rejects (run_id, source, reason, field, place, line, raw) "
+            "INSERT INTO rejects (run_id, source, reason, field, location, line, raw) "
             "VALUES ($1, 'csv', 'not a number', 'price_usd', 'a.csv', $2, '漢,\"x')",
             run_id,
             number,
@@ -82,7 +82,7 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
         "reason": "not a number",
         "setting": None,
         "field": "price_usd",
-        "place": "a.csv",
+        "location": "a.csv",
         "line": 0,
         "raw": '漢,"x',
     }
@@ -110,7 +110,7 @@ async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: 
     await add_source(connection, a, "coingecko", "succeeded", fetched=100, valid=100, inserted=100, calls=2)
     await add_source(connection, a, "csv", "succeeded", fetched=7, valid=7, inserted=7)
     figures = '{"at":"2024-06-01T12:00:00Z","fetched":9,"compared":8,"move":0.0,"shift":0.1,"gap_s":60}'
-    judged = {"drift": drift, "anomalies": anomaly, "figures": figures}
+    judged = {"drift": drift, "anomalies": anomaly, "metrics": figures}
     await add_source(connection, b, "coingecko", "failed", fetched=9, rejected=9, calls=1, **judged)
     await add_source(connection, b, "coinpaprika", "succeeded")
 

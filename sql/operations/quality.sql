@@ -5,25 +5,25 @@ SELECT profile
 FROM source_profiles
 WHERE source = $1;
 
--- name: past --
+-- name: baseline --
 -- The newest passes that were judged, newest first.
 SELECT
-    figures,
+    metrics,
     anomalies
 FROM run_sources
-WHERE source = $1 AND figures IS NOT NULL AND run_id <> $2
+WHERE source = $1 AND metrics IS NOT NULL AND run_id <> $2
 ORDER BY run_id DESC
 LIMIT $3;
 
--- name: judge_source --
+-- name: save_assessment --
 UPDATE run_sources
 SET
-    figures = $3,
+    metrics = $3,
     drift = $4,
     anomalies = $5
 WHERE run_id = $1 AND source = $2;
 
--- name: remember --
+-- name: save_profile --
 INSERT INTO source_profiles (source, run_id, profile, updated_at)
 VALUES ($1, $2, $3, $4)
 ON CONFLICT (source) DO UPDATE SET
