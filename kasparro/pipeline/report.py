@@ -17,9 +17,9 @@ from kasparro.sources.base import utc_now
 from kasparro.sources.coingecko import page_limit
 from kasparro.store.loader import known_pages
 from kasparro.store.pool import Connection
-from kasparro.store.sql import compose, statements
+from kasparro.store.sql import templates
 
-_SQL = statements("read/runs.sql")
+_SQL = templates("read/runs.sql")
 
 # Every answer and `etl --json` write a report with this one encoder.
 encode = msgspec.json.Encoder().encode
@@ -263,8 +263,7 @@ async def recent_runs(
     status: RunStatus | None = None,
 ) -> Part:
     """Runs, newest first, after an offset or after (older than) the run of an id."""
-    conditions = {"paged" if after is None else "after"} | ({"status"} if status else set())
-    statement = compose(_SQL["page"], frozenset(conditions))
+    statement = _SQL["page"].compose(after=after is not None, status=status is not None)
     (row,) = await connection.fetch(
         statement.text,
         *statement.values({"limit": limit, "offset": offset, "last_id": after, "status": status}),
@@ -281,7 +280,7 @@ async def rejects_of(
     """A run's rejects in the order they were met, after an offset or an id; None for no such run."""
     if not 0 < run_id <= _BIGINT_LIMIT:
         return None
-    statement = compose(_SQL["rejects"], frozenset({"paged" if after is None else "after"}))
+    statement = _SQL["rejects"].compose(after=after is not None)
     rows = await connection.fetch(
         statement.text,
         *statement.values({"run_id": run_id, "limit": limit, "offset": offset, "last_id": after}),
@@ -313,15 +312,18 @@ async def stats(
 ) -> Stats:
     """The service at a glance, all of it of one moment; only a running loop knows when it runs next."""
     now = clock()
-    calls_in = compose(_SQL["calls_in_month"])
+    calls_in = _SQL["calls_in_month"].compose()
     apis = [source for source in SOURCES if source != "csv"]
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        (totals,) = await connection.fetch(_SQL["totals"])
-        rows = {row["source"]: row["rows"] for row in await connection.fetch(_SQL["rows_by_source"])}
+        (totals,) = await connection.fetch(_SQL["totals"].compose().text)
+        rows = {
+            row["source"]: row["rows"]
+            for row in await connection.fetch(_SQL["rows_by_source"].compose().text)
+        }
         booked = await connection.fetch(calls_in.text, *calls_in.values({"month": now.date().replace(day=1)}))
         pages = {source: await known_pages(connection, source) for source in WALKED}
         last_run = await run_report(connection, totals["last_run"] or 0)
-        drift = compose(_SQL["drift"])
+        drift = _SQL["drift"].compose()
         drifts = await connection.fetch(drift.text, *drift.values({"sources": apis}))
     calls = {row["source"]: row["calls"] for row in booked}
     by_source = {source: rows.get(source, 0) for source in SOURCES}
@@ -359,7 +361,7 @@ async def health(
     connection: Connection, sources: Sequence[str], interval: timedelta | None, up_s: float = 0.0
 ) -> dict[str, SourceHealth]:
     """How each of these sources fares, to a process that has been looking for `up_s` seconds."""
-    statement = compose(_SQL["health"])
+    statement = _SQL["health"].compose()
     values = {"sources": sources, "rhythm": freshness.RHYTHM}
     rows = await connection.fetch(statement.text, *statement.values(values))
     return {row["source"]: _health(row, interval, up_s) for row in rows}
@@ -383,7 +385,7 @@ def _health(row: asyncpg.Record, interval: timedelta | None, up_s: float) -> Sou
 
 
 async def _runs(connection: Connection, ids: list[int]) -> list[RunReport]:
-    statement = compose(_SQL["runs"])
+    statement = _SQL["runs"].compose()
     lines: dict[int, list[asyncpg.Record]] = {}
     for row in await connection.fetch(statement.text, *statement.values({"ids": ids})):
         lines.setdefault(row["id"], []).append(row)

@@ -4,9 +4,9 @@ import msgspec
 
 from kasparro.pipeline.report import FIGURES, Records
 from kasparro.store.pool import Connection
-from kasparro.store.sql import statements
+from kasparro.store.sql import templates
 
-_SQL = statements("read/runs.sql")
+_SQL = templates("read/runs.sql")
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -25,8 +25,8 @@ class RunTotals(msgspec.Struct, frozen=True):
 
 async def run_totals(connection: Connection) -> RunTotals:
     """The sums as they are now."""
-    ended = await connection.fetch(_SQL["ended_by_status"])
-    records = await connection.fetch(_SQL["records_by_source"])
+    ended = await connection.fetch(_SQL["ended_by_status"].compose().text)
+    records = await connection.fetch(_SQL["records_by_source"].compose().text)
     return RunTotals(
         {row["status"]: Ended(row["runs"], row["seconds"]) for row in ended},
         {row["source"]: Records(**{name: row[name] for name in FIGURES}) for row in records},

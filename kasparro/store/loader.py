@@ -108,7 +108,7 @@ class Loader:
             written, compared = await self._merge(connection, batch, now)
         if kept:
             await connection.execute(
-                _SQL["rejects"],
+                _SQL["save_rejects"],
                 self._run_id,
                 self._source,
                 [sanitize(reject.reason) for reject in kept],
@@ -134,7 +134,7 @@ class Loader:
             )
         if (point := batch.checkpoint) is not None:
             await connection.execute(
-                _SQL["checkpoint"],
+                _SQL["save_checkpoint"],
                 self._source,
                 point.key,
                 sanitize(point.name),
@@ -180,7 +180,7 @@ class Loader:
     async def _merge(
         self, connection: Connection, batch: Batch, now: datetime
     ) -> tuple[Written, asyncpg.Record | None]:
-        # The keys alone tell what is new; of an archive that tells what is known, nothing else is sent.
+        # The keys are enough to find what is new. If an archive has nothing new, no values are sent.
         await connection.execute(_SQL["staging"])
         await _copy(connection, "staged_keys", KEY_COLUMNS, batch.lines.keys)
         compared = None
@@ -190,29 +190,31 @@ class Loader:
         if self._fetched_at is not None:
             await connection.execute(_SQL["skip_superseded"], self._source, self._fetched_at)
         lacks = batch.lacks
-        (fresh,) = await connection.fetch(_SQL["compare"], self._source, self._fetched_at, lacks)
-        if fresh["records"] and batch.profile is None:
+        (changes,) = await connection.fetch(_SQL["compare"], self._source, self._fetched_at, lacks)
+        if changes["records"] and batch.profile is None:
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
         fetched_at = self._fetched_at or now
-        told = inserted = settled = 0
-        if fresh["appended"]:
+        history_rows = inserted = latest_rows = 0
+        if changes["appending"]:
             await connection.execute(_SQL["partitions"])
-            told += await connection.fetchval(_SQL["append"], self._source, fetched_at, lacks)
-        if fresh["corrected"]:
-            told += await connection.fetchval(_SQL["correct"], self._source, fetched_at, lacks)
-        if fresh["settled"] or fresh["relabeled"]:
+            history_rows += await connection.fetchval(_SQL["append_history"], self._source, fetched_at, lacks)
+        if changes["correcting"]:
+            history_rows += await connection.fetchval(
+                _SQL["correct_history"], self._source, fetched_at, lacks
+            )
+        if changes["updating_latest"] or changes["updating_labels"]:
             version = await connection.fetchval(_SQL["next_version"])
             await connection.execute(_SQL["save_row_versions"], self._source, now, version)
-        if fresh["settled"]:
+        if changes["updating_latest"]:
             (newest,) = await connection.fetch(
                 _SQL["upsert_latest"], self._source, now, self._fetched_at, version, lacks
             )
-            inserted, settled = newest["inserted"], newest["inserted"] + newest["updated"]
-        if fresh["relabeled"]:
-            settled += await connection.fetchval(_SQL["relabel"], self._source, now, version, lacks)
-        # A coin's first record is `inserted`; every other that was written, to either table, `updated`.
-        # History gains all of them, unless somebody emptied unified_data beside it.
-        return Written(inserted, max(told, settled) - inserted, fresh["corrected"]), compared
+            inserted, latest_rows = newest["inserted"], newest["inserted"] + newest["updated"]
+        if changes["updating_labels"]:
+            latest_rows += await connection.fetchval(_SQL["update_labels"], self._source, now, version, lacks)
+        # A coin's first record is `inserted`; every other that was written, to either table, is `updated`.
+        # All of them are in the history, unless somebody emptied unified_data and not the history.
+        return Written(inserted, max(history_rows, latest_rows) - inserted, changes["correcting"]), compared
 
     def _kept(self, rejects: Sequence[Reject]) -> list[Reject]:
         room = Counter(self._rejects)

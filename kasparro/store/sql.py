@@ -1,4 +1,10 @@
-"""The hand-written SQL: every file's statements by name, read once and made for the case at hand."""
+"""The hand-written SQL of `sql/`: each file's statements by name.
+
+Each statement follows a `-- name: NAME --` line. A file may be a Jinja template; the imports of macros above
+its first statement hold for all of them. The variables of a template choose between lines and give column
+names, from fixed lists, and limits. Values never enter the text: they are written `:name`, and sent as
+parameters.
+"""
 
 import re
 from collections.abc import Mapping
@@ -9,18 +15,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jinja2
 import msgspec
 
 _NAME = re.compile(r"^-- name: (\w+)[^\n]*\n", re.MULTILINE)
-_INCLUDE = re.compile(r"^[ ]*/\* include (\w+) \*/((?: /\* if \w+ \*/)*)[ ]*\n", re.MULTILINE)
-_OPTIONAL = re.compile(r"^.*?/\* if .*\n", re.MULTILINE)
-_CONDITION = re.compile(r"/\* if (\w+) \*/")
-_IDENTIFIER = re.compile(r':"(\w+)"')
+_BLANK_LINES = re.compile(r"\n\s*\n+")
 _VALUE = re.compile(r"(?<!:):([a-z_0-9]+)\b")
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """SQL with numbered parameters, and the names of the values in their order."""
+    """SQL with numbered parameters, and the names of their values in order."""
 
     text: str
     names: tuple[str, ...]
@@ -30,44 +34,71 @@ class Statement(msgspec.Struct, frozen=True):
         return [named[name] for name in self.names]
 
 
+class Template(msgspec.Struct, frozen=True):
+    """A statement whose text depends on variables."""
+
+    source: str
+
+    def compose(self, **variables: Any) -> Statement:
+        """The statement for these variables, which must be hashable.
+
+        Raises jinja2.UndefinedError if the template needs a variable that is missing.
+        """
+        return _compose(self.source, frozenset(variables.items()))
+
+
 def folder(name: str) -> Traversable:
-    """A folder of the SQL tree: inside the package where it is installed, beside it in a checkout."""
+    """A folder of `sql/`: inside the package if it is installed, next to it in a checkout."""
     packaged = files("kasparro") / "sql" / name
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "sql" / name
 
 
 @cache
+def templates(path: str) -> MappingProxyType[str, Template]:
+    """The statements of one file, such as `read/data.sql`, by name."""
+    preamble, *parts = _NAME.split(_read(path))
+    # Comments above the first name are about the file.
+    imports = "".join(line for line in preamble.splitlines(keepends=True) if not line.startswith("--"))
+    bodies = zip(parts[::2], parts[1::2], strict=True)
+    return MappingProxyType({name: Template(imports + body.strip()) for name, body in bodies})
+
+
+@cache
 def statements(path: str) -> MappingProxyType[str, str]:
-    """The statements of one file, such as `read/data.sql`, each under its `-- name:` line, with the lines of
-    another in place of `/* include other */`."""
-    room, _, name = path.rpartition("/")
-    text = (folder(room) / name).read_text(encoding="utf-8")
-    parts = _NAME.split(text)[1:]
-    found = {name: body.strip() + "\n" for name, body in zip(parts[::2], parts[1::2], strict=True)}
-
-    def included(match: re.Match[str]) -> str:
-        # What an include stands under, each of its lines stands under.
-        return _INCLUDE.sub(included, found[match[1]]).replace("\n", f"{match[2]}\n")
-
-    return MappingProxyType({name: _INCLUDE.sub(included, body).strip() for name, body in found.items()})
+    """The texts of one file's statements by name; none of them has variables or named values."""
+    return MappingProxyType(
+        {name: _render(template.source, {}) for name, template in templates(path).items()}
+    )
 
 
 @lru_cache(maxsize=4_096)
-def compose(
-    text: str, conditions: frozenset[str] = frozenset(), identifiers: tuple[tuple[str, str], ...] = ()
-) -> Statement:
-    """A statement for one case: without the lines whose `/* if x */` is not among `conditions`, with its
-    identifiers in place and its values numbered.
+def _compose(source: str, variables: frozenset[tuple[str, Any]]) -> Statement:
+    numbers: dict[str, int] = {}
+    text = _VALUE.sub(
+        lambda match: f"${numbers.setdefault(match[1], len(numbers) + 1)}", _render(source, dict(variables))
+    )
+    return Statement(text, tuple(numbers))
 
-    Identifiers and conditions come from fixed lists; values never enter the text.
-    """
-    names: dict[str, int] = {}
-    chosen = dict(identifiers)
 
-    def kept(line: re.Match[str]) -> str:
-        return line[0] if conditions.issuperset(_CONDITION.findall(line[0])) else ""
+def _render(source: str, variables: Mapping[str, Any]) -> str:
+    return _BLANK_LINES.sub("\n", _compiled(source).render(variables)).strip()
 
-    text = _OPTIONAL.sub(kept, text + "\n").rstrip()
-    text = _IDENTIFIER.sub(lambda match: chosen[match[1]], text)
-    text = _VALUE.sub(lambda match: f"${names.setdefault(match[1], len(names) + 1)}", text)
-    return Statement(text, tuple(names))
+
+@cache
+def _compiled(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(  # noqa: S701 - SQL, not HTML
+        loader=jinja2.FunctionLoader(_read),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _read(path: str) -> str:
+    parent, _, name = path.rpartition("/")
+    return (folder(parent) / name).read_text(encoding="utf-8")

@@ -16,9 +16,10 @@ from kasparro.pipeline import report
 from kasparro.pipeline.report import SourceHealth, Stats
 from kasparro.pipeline.totals import RunTotals, run_totals
 from kasparro.settings import Settings
-from kasparro.store import queries
+from kasparro.store import cursors
 from kasparro.store.data_version import version_of
 from kasparro.store.pool import Connection, Database
+from kasparro.store.row_counts import Totals
 from kasparro.supervision import Supervisor
 from kasparro.web.cache.policy import CachePolicy
 from kasparro.web.http.auth import AccessControl, client_of
@@ -66,7 +67,7 @@ class Service:
         supervisor = supervisor or Supervisor()
         self.caching = CachePolicy(settings, database, supervisor)
         self._began = time.monotonic()
-        self.totals = queries.Totals()
+        self.totals = Totals()
         self._signing_key: bytes | None = None
         self.access = AccessControl(settings)
         self.turns = ExportQueue(database.exporters)
@@ -105,7 +106,7 @@ class Service:
     async def signing_key(self, connection: Connection) -> bytes:
         """The key of the database's cursors, read once."""
         if self._signing_key is None:
-            self._signing_key = await queries.cursor_key(connection)
+            self._signing_key = await cursors.signing_key(connection)
         return self._signing_key
 
     async def problems(self) -> list[str]:

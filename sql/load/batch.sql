@@ -1,8 +1,9 @@
--- A batch's way into the tables, a statement a step, all in one transaction.
+-- Merges a batch (kasparro/store/loader.py): one statement per step, all in one transaction.
+{% from "macros/columns.sql" import CONTENT, VALUES, listed, overwritten %}
 
 -- name: staging --
--- Where COPY puts a batch, and what `compare` finds new in it; they are the session's own and empty
--- themselves at the commit.
+-- The tables that COPY fills with a batch, and staged_changes, in which `compare` notes what is new in it.
+-- They belong to the session and are empty after each commit.
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_keys (
     position integer NOT NULL,
     content_hash uuid NOT NULL,
@@ -16,18 +17,11 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staged_contents (
     symbol text COLLATE "C",
     name text COLLATE "C",
     rank integer,
-    price_usd numeric,
-    market_cap_usd numeric,
-    volume_24h_usd numeric,
-    circulating_supply numeric,
-    total_supply numeric,
-    max_supply numeric,
-    percent_change_1h numeric,
-    percent_change_24h numeric,
-    percent_change_7d numeric
+    {{ listed(VALUES, suffix=" numeric") }}
+
 ) ON COMMIT DELETE ROWS;
 
-CREATE TEMPORARY TABLE IF NOT EXISTS fresh (
+CREATE TEMPORARY TABLE IF NOT EXISTS staged_changes (
     position integer NOT NULL,
     content_hash uuid NOT NULL,
     has_source_time boolean NOT NULL,
@@ -35,13 +29,13 @@ CREATE TEMPORARY TABLE IF NOT EXISTS fresh (
     source_id text COLLATE "C" NOT NULL,
     appends boolean NOT NULL,
     corrects boolean NOT NULL,
-    settles boolean NOT NULL,
-    relabels boolean NOT NULL
+    updates_latest boolean NOT NULL,
+    updates_labels boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
 
 -- name: skip_superseded --
--- Of a replay ($2 is when its run ended): records of moments that a later run told otherwise. They were told
--- before the words that stand, so they stay out, as an older record does.
+-- In a replay ($2: when the replayed run ended), drops records of moments for which a later run has written
+-- other content, because that content is newer.
 DELETE FROM staged_keys
 USING unified_history AS history
 WHERE
@@ -51,20 +45,21 @@ WHERE
     AND history.recorded_at > $2;
 
 -- name: compare --
--- What the tables do not hold yet: moments that history has not (`appends`) or has otherwise (`corrects`),
--- what is to stand in unified_data (`settles`), and older records that have a symbol, name or rank for a row
--- whose own record lacks it (`relabels`). $3 names the fields that the batch's records lack. It is the same
--- for all of them, so the latest record of each coin is the only one that can relabel.
+-- Stages what the tables do not have yet: records of moments that the history lacks (`appends`) or has with
+-- other content (`corrects`), records that become the row in unified_data (`updates_latest`), and older
+-- records that have a symbol, name or rank for a row whose own record lacks it (`updates_labels`). $3 names
+-- the fields that the records of this batch lack. They are the same for all of them, so only the latest
+-- record of each coin can update labels.
 --
--- Of two records of one moment the later in the batch is judged. The look-up is a scalar subquery so that it
--- stays one descent of the history's key a row; a join may be planned to read whole partitions, which would
--- cost more with every month. LIMIT does the same for unified_data, here and in `newest`: a join may be
--- planned to read all rows of the source for every page of it.
+-- Of two records of one moment, the later in the batch counts. The look-up in the history is a scalar
+-- subquery so that it stays one descent of the index for each row; PostgreSQL may plan a join to read whole
+-- partitions, which would cost more every month. LIMIT does the same for unified_data, here and in
+-- `save_row_versions`: PostgreSQL may plan a join to read all rows of the source for every page.
 --
--- An older record never overwrites a newer one, and an equal one writes nothing. A time that we put in is the
--- time of fetching, which is later than any that a source tells, so it yields to the first that is told. Nor
--- does what a replay's run was told overwrite what was told after it.
-WITH told AS (
+-- An older record never overwrites a newer one, and equal content writes nothing. A time of fetching is later
+-- than any time that a source gives, so it gives way to the first time that the source gives. What a replay
+-- ($2: when the replayed run ended) loads does not overwrite what was fetched later.
+WITH incoming AS (
     SELECT DISTINCT ON (source_id, observed_at)
         position,
         source_id,
@@ -76,30 +71,32 @@ WITH told AS (
 ),
 looked_up AS MATERIALIZED (
     SELECT
-        told.*,
+        incoming.*,
         coalesce(
-            lead(told.source_id) OVER (ORDER BY told.source_id, told.observed_at) <> told.source_id, true
+            lead(incoming.source_id) OVER (ORDER BY incoming.source_id, incoming.observed_at)
+            <> incoming.source_id,
+            true
         ) AS latest,
         (
             SELECT history.content_hash
             FROM unified_history AS history
             WHERE
                 history.source = $1
-                AND history.source_id = told.source_id
-                AND history.observed_at = told.observed_at
-        ) AS kept
-    FROM told
+                AND history.source_id = incoming.source_id
+                AND history.observed_at = incoming.observed_at
+        ) AS known_hash
+    FROM incoming
 ),
-judged AS (
+compared AS (
     SELECT
         looked_up.position,
         looked_up.content_hash,
         looked_up.has_source_time,
         looked_up.observed_at,
         looked_up.source_id,
-        -- A record whose time the source did not tell is known where its content is the newest record's; in a
-        -- replay ($2 is when its run ended), where it was then.
-        looked_up.kept IS NULL
+        -- A record with a time of fetching is known if its content is that of the newest record, or, in a
+        -- replay, that of the newest record of the replayed run.
+        looked_up.known_hash IS NULL
         AND (
             looked_up.has_source_time
             OR NOT coalesce(
@@ -121,7 +118,7 @@ judged AS (
                 false
             )
         ) AS appends,
-        coalesce(looked_up.kept <> looked_up.content_hash, false) AS corrects,
+        coalesce(looked_up.known_hash <> looked_up.content_hash, false) AS corrects,
         looked_up.latest
         AND coalesce(newest.content_hash <> looked_up.content_hash, true)
         AND (
@@ -133,8 +130,8 @@ judged AS (
                 )
                 AND ($2::timestamptz IS NULL OR coalesce(newest.fetched_at, newest.updated_at) <= $2)
             )
-        ) AS settles,
-        -- A known moment counts again only where it is corrected, so the same file again writes nothing.
+        ) AS updates_latest,
+        -- A known moment counts again only if it is corrected, so the same file again writes nothing.
         looked_up.latest
         AND coalesce(
             (
@@ -142,7 +139,7 @@ judged AS (
                 AND looked_up.observed_at >= newest.symbol_observed_at
                 AND (
                     looked_up.observed_at > newest.symbol_observed_at
-                    OR looked_up.kept <> looked_up.content_hash
+                    OR looked_up.known_hash <> looked_up.content_hash
                 )
             )
             OR (
@@ -150,7 +147,7 @@ judged AS (
                 AND looked_up.observed_at >= newest.name_observed_at
                 AND (
                     looked_up.observed_at > newest.name_observed_at
-                    OR looked_up.kept <> looked_up.content_hash
+                    OR looked_up.known_hash <> looked_up.content_hash
                 )
             )
             OR (
@@ -158,7 +155,7 @@ judged AS (
                 AND looked_up.observed_at >= newest.rank_observed_at
                 AND (
                     looked_up.observed_at > newest.rank_observed_at
-                    OR looked_up.kept <> looked_up.content_hash
+                    OR looked_up.known_hash <> looked_up.content_hash
                 )
             ),
             false
@@ -184,8 +181,16 @@ judged AS (
     ) AS newest ON true
 ),
 written AS (
-    INSERT INTO fresh (
-        position, content_hash, has_source_time, observed_at, source_id, appends, corrects, settles, relabels
+    INSERT INTO staged_changes (
+        position,
+        content_hash,
+        has_source_time,
+        observed_at,
+        source_id,
+        appends,
+        corrects,
+        updates_latest,
+        updates_labels
     )
     SELECT
         position,
@@ -195,49 +200,38 @@ written AS (
         source_id,
         appends,
         corrects,
-        settles,
-        labels AND NOT settles
-    FROM judged
-    WHERE appends OR corrects OR settles OR labels
-    RETURNING appends, corrects, settles, relabels
+        updates_latest,
+        labels AND NOT updates_latest
+    FROM compared
+    WHERE appends OR corrects OR updates_latest OR labels
+    RETURNING appends, corrects, updates_latest, updates_labels
 )
 SELECT
     count(*) AS records,
-    count(*) FILTER (WHERE appends) AS appended,
-    count(*) FILTER (WHERE corrects) AS corrected,
-    count(*) FILTER (WHERE settles) AS settled,
-    count(*) FILTER (WHERE relabels) AS relabeled
+    count(*) FILTER (WHERE appends) AS appending,
+    count(*) FILTER (WHERE corrects) AS correcting,
+    count(*) FILTER (WHERE updates_latest) AS updating_latest,
+    count(*) FILTER (WHERE updates_labels) AS updating_labels
 FROM written;
 
 -- name: partitions --
--- The history's partitions for the months that the batch adds to.
+-- Creates the partitions of the months that the batch adds to.
 SELECT create_history_partition(months.month)
 FROM (
     SELECT DISTINCT date_trunc('month', observed_at AT TIME ZONE 'UTC')::date AS month
-    FROM fresh
+    FROM staged_changes
     WHERE appends
 ) AS months;
 
--- name: append --
--- What history did not have. The run is the only writer of its source's rows, so none can come between the
--- comparison and this.
+-- name: append_history --
+-- Adds the moments that the history lacks. The run is the only writer of its source's rows, so nothing
+-- changes between the comparison and this.
 WITH written AS (
     INSERT INTO unified_history (
         source,
         source_id,
         observed_at,
-        symbol,
-        name,
-        rank,
-        price_usd,
-        market_cap_usd,
-        volume_24h_usd,
-        circulating_supply,
-        total_supply,
-        max_supply,
-        percent_change_1h,
-        percent_change_24h,
-        percent_change_7d,
+        {{ listed(CONTENT) }},
         recorded_at,
         content_hash,
         lacks_symbol,
@@ -246,52 +240,30 @@ WITH written AS (
     )
     SELECT
         $1,
-        fresh.source_id,
-        fresh.observed_at,
-        told.symbol,
-        told.name,
-        told.rank,
-        told.price_usd,
-        told.market_cap_usd,
-        told.volume_24h_usd,
-        told.circulating_supply,
-        told.total_supply,
-        told.max_supply,
-        told.percent_change_1h,
-        told.percent_change_24h,
-        told.percent_change_7d,
+        changes.source_id,
+        changes.observed_at,
+        {{ listed(CONTENT, "staged.") }},
         $2,
-        fresh.content_hash,
+        changes.content_hash,
         CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
         CASE WHEN 'name' = ANY($3) THEN true END,
         CASE WHEN 'rank' = ANY($3) THEN true END
-    FROM fresh
-    INNER JOIN staged_contents AS told ON fresh.position = told.position
-    WHERE fresh.appends
+    FROM staged_changes AS changes
+    INNER JOIN staged_contents AS staged ON changes.position = staged.position
+    WHERE changes.appends
     RETURNING 1
 )
 SELECT count(*) FROM written;
 
--- name: correct --
--- What the source now tells otherwise of a moment that it had told before: the later word stands. A field
--- that it lacks keeps what is known of that moment.
+-- name: correct_history --
+-- Overwrites the moments that the source now reports with other content. A field that the record lacks keeps
+-- its known value.
 WITH written AS (
     INSERT INTO unified_history AS history (
         source,
         source_id,
         observed_at,
-        symbol,
-        name,
-        rank,
-        price_usd,
-        market_cap_usd,
-        volume_24h_usd,
-        circulating_supply,
-        total_supply,
-        max_supply,
-        percent_change_1h,
-        percent_change_24h,
-        percent_change_7d,
+        {{ listed(CONTENT) }},
         recorded_at,
         content_hash,
         lacks_symbol,
@@ -300,41 +272,22 @@ WITH written AS (
     )
     SELECT
         $1,
-        fresh.source_id,
-        fresh.observed_at,
-        told.symbol,
-        told.name,
-        told.rank,
-        told.price_usd,
-        told.market_cap_usd,
-        told.volume_24h_usd,
-        told.circulating_supply,
-        told.total_supply,
-        told.max_supply,
-        told.percent_change_1h,
-        told.percent_change_24h,
-        told.percent_change_7d,
+        changes.source_id,
+        changes.observed_at,
+        {{ listed(CONTENT, "staged.") }},
         $2,
-        fresh.content_hash,
+        changes.content_hash,
         CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
         CASE WHEN 'name' = ANY($3) THEN true END,
         CASE WHEN 'rank' = ANY($3) THEN true END
-    FROM fresh
-    INNER JOIN staged_contents AS told ON fresh.position = told.position
-    WHERE fresh.corrects
+    FROM staged_changes AS changes
+    INNER JOIN staged_contents AS staged ON changes.position = staged.position
+    WHERE changes.corrects
     ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
         symbol = CASE WHEN excluded.lacks_symbol THEN history.symbol ELSE excluded.symbol END,
         name = CASE WHEN excluded.lacks_name THEN history.name ELSE excluded.name END,
         rank = CASE WHEN excluded.lacks_rank THEN history.rank ELSE excluded.rank END,
-        price_usd = excluded.price_usd,
-        market_cap_usd = excluded.market_cap_usd,
-        volume_24h_usd = excluded.volume_24h_usd,
-        circulating_supply = excluded.circulating_supply,
-        total_supply = excluded.total_supply,
-        max_supply = excluded.max_supply,
-        percent_change_1h = excluded.percent_change_1h,
-        percent_change_24h = excluded.percent_change_24h,
-        percent_change_7d = excluded.percent_change_7d,
+        {{ overwritten(VALUES) }},
         recorded_at = excluded.recorded_at,
         content_hash = excluded.content_hash,
         lacks_symbol = CASE WHEN excluded.lacks_symbol AND history.symbol IS NULL THEN true END,
@@ -345,28 +298,18 @@ WITH written AS (
 SELECT count(*) FROM written;
 
 -- name: next_version --
--- The version that this batch's commit makes. The lock, kept until then, puts the batches of all sources in
--- one order, so that whoever sees a version sees every row of it and of those before.
+-- The data version that the commit of this batch makes. The lock lasts until then, and so puts the batches
+-- of all sources in one order: a reader that sees a version sees every row of it and of the versions
+-- before.
 SELECT data_version + 1 FROM instance FOR UPDATE;
 
 -- name: save_row_versions --
--- What rows say before they change is kept for walks that began then.
+-- Saves what rows contain before they change, for snapshot cursors that started then.
 INSERT INTO unified_data_versions (
     source,
     source_id,
     asset,
-    symbol,
-    name,
-    rank,
-    price_usd,
-    market_cap_usd,
-    volume_24h_usd,
-    circulating_supply,
-    total_supply,
-    max_supply,
-    percent_change_1h,
-    percent_change_24h,
-    percent_change_7d,
+    {{ listed(CONTENT) }},
     observed_at,
     first_seen_at,
     updated_at,
@@ -379,18 +322,7 @@ SELECT
     known.source,
     known.source_id,
     known.asset,
-    known.symbol,
-    known.name,
-    known.rank,
-    known.price_usd,
-    known.market_cap_usd,
-    known.volume_24h_usd,
-    known.circulating_supply,
-    known.total_supply,
-    known.max_supply,
-    known.percent_change_1h,
-    known.percent_change_24h,
-    known.percent_change_7d,
+    {{ listed(CONTENT, "known.") }},
     known.observed_at,
     known.first_seen_at,
     known.updated_at,
@@ -398,34 +330,23 @@ SELECT
     known.rank_observed_at,
     $3,
     $2
-FROM fresh
+FROM staged_changes AS changes
 CROSS JOIN LATERAL (
     SELECT *
     FROM unified_data
-    WHERE source = $1 AND source_id = fresh.source_id
+    WHERE source = $1 AND source_id = changes.source_id
     LIMIT 1
 ) AS known
-WHERE fresh.settles OR fresh.relabels;
+WHERE changes.updates_latest OR changes.updates_labels;
 
 -- name: upsert_latest --
--- The newest record of each coin. Of a field that it lacks ($5) the newest known value stands. xmax is 0 on a
--- row that was inserted.
+-- Writes the newest record of each coin. A field that the records lack ($5) keeps its newest known value.
+-- xmax is 0 in a row that was inserted.
 WITH written AS (
     INSERT INTO unified_data AS newest (
         source,
         source_id,
-        symbol,
-        name,
-        rank,
-        price_usd,
-        market_cap_usd,
-        volume_24h_usd,
-        circulating_supply,
-        total_supply,
-        max_supply,
-        percent_change_1h,
-        percent_change_24h,
-        percent_change_7d,
+        {{ listed(CONTENT) }},
         observed_at,
         first_seen_at,
         updated_at,
@@ -439,45 +360,26 @@ WITH written AS (
     )
     SELECT
         $1,
-        fresh.source_id,
-        told.symbol,
-        told.name,
-        told.rank,
-        told.price_usd,
-        told.market_cap_usd,
-        told.volume_24h_usd,
-        told.circulating_supply,
-        told.total_supply,
-        told.max_supply,
-        told.percent_change_1h,
-        told.percent_change_24h,
-        told.percent_change_7d,
-        fresh.observed_at,
+        changes.source_id,
+        {{ listed(CONTENT, "staged.") }},
+        changes.observed_at,
         $2,
         $2,
         coalesce($3::timestamptz, $2),
-        fresh.content_hash,
-        fresh.has_source_time,
+        changes.content_hash,
+        changes.has_source_time,
         $4,
         CASE WHEN 'symbol' = ANY($5::text[]) THEN '-infinity'::timestamptz END,
         CASE WHEN 'name' = ANY($5) THEN '-infinity'::timestamptz END,
         CASE WHEN 'rank' = ANY($5) THEN '-infinity'::timestamptz END
-    FROM fresh
-    INNER JOIN staged_contents AS told ON fresh.position = told.position
-    WHERE fresh.settles
+    FROM staged_changes AS changes
+    INNER JOIN staged_contents AS staged ON changes.position = staged.position
+    WHERE changes.updates_latest
     ON CONFLICT (source, source_id) DO UPDATE SET
         symbol = CASE WHEN 'symbol' = ANY($5) THEN newest.symbol ELSE excluded.symbol END,
         name = CASE WHEN 'name' = ANY($5) THEN newest.name ELSE excluded.name END,
         rank = CASE WHEN 'rank' = ANY($5) THEN newest.rank ELSE excluded.rank END,
-        price_usd = excluded.price_usd,
-        market_cap_usd = excluded.market_cap_usd,
-        volume_24h_usd = excluded.volume_24h_usd,
-        circulating_supply = excluded.circulating_supply,
-        total_supply = excluded.total_supply,
-        max_supply = excluded.max_supply,
-        percent_change_1h = excluded.percent_change_1h,
-        percent_change_24h = excluded.percent_change_24h,
-        percent_change_7d = excluded.percent_change_7d,
+        {{ overwritten(VALUES) }},
         observed_at = excluded.observed_at,
         updated_at = excluded.updated_at,
         fetched_at = excluded.fetched_at,
@@ -500,31 +402,31 @@ SELECT
     count(*) FILTER (WHERE NOT inserted) AS updated
 FROM written;
 
--- name: relabel --
--- Symbol, name and rank for rows whose own record lacks them, from the newest record that has them. The
--- figures stay: those of another moment do not mix.
+-- name: update_labels --
+-- Writes the symbol, name and rank of rows whose own record lacks them, from the newest record that has them.
+-- Other values stay: those of different moments are never mixed.
 WITH offered AS (
     SELECT
-        fresh.source_id,
-        fresh.observed_at,
+        changes.source_id,
+        changes.observed_at,
         staged.symbol,
         staged.name,
         staged.rank,
-        'symbol' <> ALL($4::text[]) AND fresh.observed_at >= known.symbol_observed_at AS has_symbol,
-        'name' <> ALL($4) AND fresh.observed_at >= known.name_observed_at AS has_name,
-        'rank' <> ALL($4) AND fresh.observed_at >= known.rank_observed_at AS has_rank
-    FROM fresh
-    INNER JOIN staged_contents AS staged ON fresh.position = staged.position
+        'symbol' <> ALL($4::text[]) AND changes.observed_at >= known.symbol_observed_at AS has_symbol,
+        'name' <> ALL($4) AND changes.observed_at >= known.name_observed_at AS has_name,
+        'rank' <> ALL($4) AND changes.observed_at >= known.rank_observed_at AS has_rank
+    FROM staged_changes AS changes
+    INNER JOIN staged_contents AS staged ON changes.position = staged.position
     CROSS JOIN LATERAL (
         SELECT
             symbol_observed_at,
             name_observed_at,
             rank_observed_at
         FROM unified_data
-        WHERE source = $1 AND source_id = fresh.source_id
+        WHERE source = $1 AND source_id = changes.source_id
         LIMIT 1
     ) AS known
-    WHERE fresh.relabels
+    WHERE changes.updates_labels
 ),
 
 written AS (

@@ -1,9 +1,10 @@
--- What surrounds a batch's merge, in the same transaction: the right to write, how it compares with
--- what is there, rejects, how far the source has come, and counts.
+-- What else a batch writes, in the same transaction as its merge (kasparro/store/loader.py): the fence, price
+-- moves, rejects, the checkpoint and counts.
 
 -- name: fence --
--- The run's right to write: none once another process has marked it interrupted. The lock makes whoever
--- wants to mark it wait for this batch, and `batches` tells a retry whether its commit had gone through.
+-- The run's right to write: no row, if another process has marked the run as interrupted. With the lock, a
+-- process that wants to mark it waits for this batch. `batches` tells a retry whether the first attempt was
+-- committed.
 SELECT sources.batches
 FROM run_sources AS sources
 INNER JOIN runs ON sources.run_id = runs.id
@@ -15,12 +16,12 @@ WHERE
 FOR UPDATE OF sources;
 
 -- name: price_moves --
--- How an API's batch compares with what is there, before it is merged: the age in seconds of each coin's
--- record where the source told its time; and of the coins that it brings news of, the logarithm of new over
--- old price and the seconds between the two. Another rank alone is no news of a coin: most change place
--- whenever one comes or goes. A run is judged by these against the runs before it. LIMIT keeps the look-up
--- one descent of the key a row.
-WITH told AS (
+-- Compares an API's batch with unified_data before it is merged: the age in seconds of each record with a
+-- source time; and for each coin with a new price, ln(new price / old price) and the seconds between the
+-- two. A new rank alone does not count: most ranks move whenever a coin comes or goes. Anomalies are found
+-- by comparing these figures with those of earlier runs. LIMIT keeps the look-up one descent of the index
+-- for each row.
+WITH incoming AS (
     SELECT DISTINCT ON (staged_keys.source_id)
         staged_keys.source_id,
         staged_keys.observed_at,
@@ -33,27 +34,29 @@ WITH told AS (
 ),
 compared AS (
     SELECT
-        CASE WHEN told.has_source_time THEN extract(EPOCH FROM $2 - told.observed_at)::float8 END AS age,
+        CASE
+            WHEN incoming.has_source_time THEN extract(EPOCH FROM $2 - incoming.observed_at)::float8
+        END AS age,
         CASE
             WHEN
-                known.content_hash <> told.content_hash
+                known.content_hash <> incoming.content_hash
                 AND (
-                    known.observed_at < told.observed_at
-                    OR (known.observed_at = told.observed_at AND known.price_usd <> told.price_usd)
+                    known.observed_at < incoming.observed_at
+                    OR (known.observed_at = incoming.observed_at AND known.price_usd <> incoming.price_usd)
                 )
                 AND known.price_usd > 0
-                AND told.price_usd > 0
-                THEN ln(told.price_usd::float8) - ln(known.price_usd::float8)
+                AND incoming.price_usd > 0
+                THEN ln(incoming.price_usd::float8) - ln(known.price_usd::float8)
         END AS move,
-        extract(EPOCH FROM told.observed_at - known.observed_at)::float8 AS gap
-    FROM told
+        extract(EPOCH FROM incoming.observed_at - known.observed_at)::float8 AS gap
+    FROM incoming
     LEFT JOIN LATERAL (
         SELECT
             content_hash,
             observed_at,
             price_usd
         FROM unified_data
-        WHERE source = $1 AND source_id = told.source_id
+        WHERE source = $1 AND source_id = incoming.source_id
         LIMIT 1
     ) AS known ON true
 )
@@ -63,21 +66,30 @@ SELECT
     array_agg(gap) FILTER (WHERE move IS NOT NULL) AS gaps
 FROM compared;
 
--- name: rejects --
+-- name: save_rejects --
 INSERT INTO rejects (run_id, source, reason, field, location, line, raw, setting)
-SELECT $1, $2, told.reason, told.field, told.location, told.line, told.raw, told.setting
+SELECT
+    $1,
+    $2,
+    rejected.reason,
+    rejected.field,
+    rejected.location,
+    rejected.line,
+    rejected.raw,
+    rejected.setting
 FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::text[])
-    AS told (reason, field, location, line, raw, setting);
+    AS rejected (reason, field, location, line, raw, setting);
 
 -- name: count_rejects --
 INSERT INTO reject_counts AS counted (run_id, source, location, field, reason, rejects)
-SELECT $1, $2, told.location, told.field, told.reason, told.rejects
-FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS told (location, field, reason, rejects)
+SELECT $1, $2, rejected.location, rejected.field, rejected.reason, rejected.rejects
+FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS rejected (location, field, reason, rejects)
 ON CONFLICT (run_id, source, location, field, reason) DO UPDATE
 SET rejects = counted.rejects + excluded.rejects;
 
--- name: checkpoint --
--- Other content that had the name is void from here on: were it put back, its values would have to be too.
+-- name: save_checkpoint --
+-- A checkpoint of other content under the same name is deleted: if that content came back, its values would
+-- have to be loaded again.
 WITH superseded AS (
     DELETE FROM checkpoints
     WHERE source = $1 AND name = $3 AND key <> $2
@@ -105,8 +117,8 @@ ORDER BY updated_at DESC
 LIMIT 1;
 
 -- name: save_page --
--- What lies behind the list's end is no page of it any more.
-WITH gone AS (
+-- Pages after the end of the list are deleted.
+WITH deleted AS (
     DELETE FROM pages
     WHERE source = $1 AND number > $2 AND $8
 )
@@ -170,7 +182,7 @@ VALUES ($1, $2)
 ON CONFLICT (source) DO UPDATE SET rows = counted.rows + excluded.rows;
 
 -- name: increment_version --
--- Tells every process that answers reads, here and on other hosts, that the data has moved on.
+-- Notifies every process that serves reads, here and on other hosts, of the new data version.
 UPDATE instance
 SET
     data_version = data_version + 1,

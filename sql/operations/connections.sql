@@ -1,7 +1,8 @@
 -- How many connections PostgreSQL allows (kasparro/store/connections.py).
 
 -- name: allowed --
--- To this role in this database, without what is kept back for others. PostgreSQL 15 keeps back less.
+-- For this role in this database, without those reserved for others. (reserved_connections is new in
+-- PostgreSQL 16.)
 SELECT least(
     current_setting('max_connections')::integer
     - current_setting('superuser_reserved_connections')::integer

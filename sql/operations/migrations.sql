@@ -5,14 +5,15 @@ SELECT
     set_config('statement_timeout', '30min', true);
 
 -- name: short_timeouts --
--- A migration that waits for a table has every reader of it wait behind: it gives up soon and is tried again.
+-- While a migration waits for a table, every reader of the table waits behind it. So it gives up soon, and
+-- the start tries again.
 SELECT set_config('lock_timeout', '5s', true);
 
 -- name: encoding --
 SELECT current_setting('server_encoding');
 
 -- name: lock --
--- Migrations run one process at a time; the lock goes with the transaction.
+-- One process migrates at a time; the lock ends with the transaction.
 SELECT pg_advisory_xact_lock(hashtextextended('kasparro migrations', 0));
 
 -- name: table --

@@ -1,4 +1,4 @@
--- Raw payloads and the rejects' raw text: kept, read again, trimmed.
+-- Payloads and the raw text of rejects: saved, read again, trimmed (kasparro/store/payloads.py).
 
 -- name: save_payload --
 INSERT INTO payloads (
@@ -18,7 +18,7 @@ INSERT INTO payloads (
 VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb, $8, $9, $10, $11, $12);
 
 -- name: run_payloads --
--- A run's sources: how many calls each made, how many of these are kept, and which can be read again.
+-- For each source of a run: the calls it made, the payloads that are kept, and those that a replay can read.
 SELECT
     run_sources.source,
     run_sources.calls,
@@ -29,7 +29,7 @@ SELECT
         FILTER (WHERE payloads.status = 200 AND payloads.complete),
         '{}'
     ) AS good,
-    -- Whoever asks holds the run lock or is about to: a run without an end has ended now.
+    -- The caller holds the run lock or will take it: a run without an end ends now.
     coalesce(runs.finished_at, now()) AS ended_at
 FROM runs
 INNER JOIN run_sources ON runs.id = run_sources.run_id
@@ -55,9 +55,9 @@ FROM payloads
 WHERE id = $1;
 
 -- name: trim_payloads --
--- Whole runs at a time, so that what a run was told is there or is not: those older than $1, and the oldest
--- of those that together exceed $2 bytes.
-WITH told AS (
+-- Deletes the payloads of whole runs, so that those of a run are all there or all gone: of the runs before
+-- $1, and of the oldest runs, until the rest has at most $2 bytes.
+WITH per_run AS (
     SELECT
         run_id,
         max(received_at) AS newest,
@@ -67,8 +67,8 @@ WITH told AS (
 ),
 trimmed AS (
     DELETE FROM payloads
-    USING told
-    WHERE payloads.run_id = told.run_id AND (told.newest < $1 OR told.bytes_so_far > $2::bigint)
+    USING per_run
+    WHERE payloads.run_id = per_run.run_id AND (per_run.newest < $1 OR per_run.bytes_so_far > $2::bigint)
     RETURNING payloads.compressed_bytes
 )
 SELECT
@@ -77,7 +77,7 @@ SELECT
 FROM trimmed;
 
 -- name: trim_rejects --
--- Their counts (reject_counts) stay.
+-- Deletes the rejects of runs before $1; their counts (reject_counts) stay.
 DELETE FROM rejects
 WHERE
     run_id <= (

@@ -1,4 +1,4 @@
--- What a source's passes are judged by, and what they came to.
+-- The assessment of source runs: profiles, metrics, drift and anomalies (kasparro/store/runs.py).
 
 -- name: profile --
 SELECT profile
@@ -6,7 +6,7 @@ FROM source_profiles
 WHERE source = $1;
 
 -- name: baseline --
--- The newest passes that were judged, newest first.
+-- The newest assessed runs of a source, newest first.
 SELECT
     metrics,
     anomalies

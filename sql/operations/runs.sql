@@ -1,27 +1,28 @@
--- What a run writes about itself, and the locks that make it single.
+-- What a run writes about itself, and the locks of runs and of the leader (kasparro/store/runs.py).
 
 -- name: try_run --
--- Only one run works on a database at a time. The lock is the session's: it goes when the process dies, and
--- when the server ends the session of one that says nothing any more.
+-- One run at a time works on a database. The lock belongs to the session: it ends when the process dies, or
+-- when the server ends the session because it was silent for its lease.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
 
 -- name: try_lead --
--- Of the processes that could run the loop, one does.
+-- One process leads: its scheduler starts the runs.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
 
 -- name: beat --
--- Shows the server that the session's holder lives; it ends one that was silent for its lease.
+-- The heartbeat of a session that holds a lock; the server ends a session that was silent for its lease.
 SELECT true;
 
 -- name: terminate_stale_session --
--- A session of ours ($1) that we lost sight of may live on, and would hold the lock against us.
+-- An earlier session of this process ($1) may still exist after its connection was lost, and still hold the
+-- lock.
 SELECT pg_terminate_backend(pid, 2000)
 FROM pg_stat_activity
 WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid();
 
 -- name: terminate_open_batches --
--- Batches that are still open while we hold the run lock are of dead runs: of a process that stands still or
--- is cut off, which would keep its rows locked for long. Only a batch's fence locks rows of this table so.
+-- While we hold the run lock, open batches belong to dead runs: their process is stopped or cut off, and
+-- would keep its rows locked for long. Only the fence of a batch takes this lock on this table.
 SELECT pg_terminate_backend(locks.pid, 2000)
 FROM pg_locks AS locks
 INNER JOIN pg_stat_activity AS sessions ON locks.pid = sessions.pid
@@ -73,7 +74,8 @@ SET
     calls = $6,
     note = $7,
     upstream_unavailable = $8
--- Also where it is written already: a line that was cut in mid-commit may have hidden that it went through.
+-- Also if it is written already: the connection may have been lost after the commit and before its
+-- confirmation.
 WHERE run_id = $1 AND source = $2 AND status IN ('running', $3)
 RETURNING fetched, valid, rejected;
 
@@ -100,32 +102,32 @@ FROM run_sources
 WHERE run_id = $1 AND source = $2;
 
 -- name: last_start --
--- Of the runs that worked through all sources; one cut short does not put off the next, nor does a replay or
--- a retry.
+-- Of the runs over all sources: an interrupted run, a replay or a retry does not delay the next one.
 SELECT max(started_at) FROM runs WHERE status <> 'interrupted' AND trigger NOT IN ('replay', 'retry');
 
 -- name: unavailable_sources --
--- Of these sources those whose newest pass failed because the upstream gave nothing to use.
-SELECT asked.source
-FROM unnest($1::text[]) AS asked (source)
+-- The sources among $1 whose newest run failed because the upstream sent nothing usable.
+SELECT given.source
+FROM unnest($1::text[]) AS given (source)
 INNER JOIN LATERAL (
     SELECT upstream_unavailable
     FROM run_sources
-    WHERE source = asked.source AND status IN ('succeeded', 'partial', 'failed')
+    WHERE source = given.source AND status IN ('succeeded', 'partial', 'failed')
     ORDER BY run_id DESC
     LIMIT 1
 ) AS newest ON newest.upstream_unavailable;
 
 -- name: count_call --
--- Books one call upstream in its month, unless the month's budget ($3, null for none) is spent.
-INSERT INTO api_calls AS booked (source, month, calls)
+-- Counts one upstream call in its month, unless the month's budget ($3, null for none) is spent. No row:
+-- spent.
+INSERT INTO api_calls AS counted (source, month, calls)
 VALUES ($1, $2, 1)
-ON CONFLICT (source, month) DO UPDATE SET calls = booked.calls + 1
-WHERE $3::bigint IS NULL OR booked.calls < $3
+ON CONFLICT (source, month) DO UPDATE SET calls = counted.calls + 1
+WHERE $3::bigint IS NULL OR counted.calls < $3
 RETURNING calls;
 
 -- name: uncount_call --
--- Takes a booked call back.
+-- Takes back a call that was counted and not made.
 UPDATE api_calls SET calls = calls - 1
 WHERE source = $1 AND month = $2 AND calls > 0;
 
@@ -133,7 +135,7 @@ WHERE source = $1 AND month = $2 AND calls > 0;
 SELECT coalesce(sum(calls), 0) FROM api_calls WHERE source = $1 AND month = $2;
 
 -- name: recent_source_runs --
--- How the source fared in its newest passes that asked its upstream, or tried to, the newest first.
+-- The newest runs of a source that called its upstream or tried to, newest first.
 SELECT
     finished_at,
     upstream_unavailable

@@ -1,31 +1,39 @@
--- What a run says of itself, and what all runs say of the service (kasparro/pipeline/report.py).
+-- Reads runs, rejects and the state of the sources, for the API and the commands.
 
 -- name: page --
--- The ids of a page of runs, newest first, with the total. One more than the page holds is read, to know
--- whether another follows.
+-- The ids of a page of runs, newest first, and the total. One more than the page holds is read, to know
+-- whether another page follows.
 SELECT
     (
         SELECT count(*)
         FROM runs
         WHERE
             true
-            AND status = :status /* if status */
+            {% if status %}
+            AND status = :status
+            {% endif %}
     ) AS total,
     ARRAY(
         SELECT id
         FROM runs
         WHERE
             true
-            AND id < :last_id /* if after */
-            AND status = :status /* if status */
+            {% if after %}
+            AND id < :last_id
+            {% endif %}
+            {% if status %}
+            AND status = :status
+            {% endif %}
         ORDER BY id DESC
         LIMIT :limit + 1
-        OFFSET :offset /* if paged */
+        {% if not after %}
+        OFFSET :offset
+        {% endif %}
     ) AS ids;
 
 -- name: runs --
--- Runs in full, a line for each of their sources. A running one lasts until now. Refused files come first
--- among the counts (kasparro/model/record.py, FILE_REFUSED): one of them weighs more than a row.
+-- Whole runs, one row for each of their sources. The duration of a running one ends now. Rejected files
+-- come first among the counts (kasparro/model/record.py, FILE_REFUSED): a file matters more than a row.
 SELECT
     runs.id,
     runs.trigger,
@@ -110,7 +118,7 @@ WHERE runs.id = ANY(:ids)
 ORDER BY runs.id DESC, run_sources.source ASC;
 
 -- name: rejects --
--- A page of a run's rejects in the order they were met; no row where there is no such run.
+-- A page of a run's rejects in their order; no row if there is no such run.
 SELECT
     (
         SELECT count(*)
@@ -131,16 +139,21 @@ LEFT JOIN LATERAL (
     FROM rejects
     WHERE
         run_id = runs.id
-        AND id > :last_id /* if after */
+        {% if after %}
+        AND id > :last_id
+        {% endif %}
     ORDER BY id
     LIMIT :limit + 1
-    OFFSET :offset /* if paged */
+    {% if not after %}
+    OFFSET :offset
+    {% endif %}
 ) AS reject ON true
 WHERE runs.id = :run_id
 ORDER BY reject.id;
 
 -- name: totals --
--- The service at a glance. A replay asks nobody, so it tells nothing of how asking fares; here and in health.
+-- All runs in figures. Replays make no calls, so they do not count as successes or failures, here and in
+-- `health`.
 SELECT
     (SELECT id FROM runs ORDER BY id DESC LIMIT 1) AS last_run,
     EXISTS(SELECT FROM runs WHERE status = 'running') AS running,
@@ -160,7 +173,7 @@ FROM unified_data
 GROUP BY source;
 
 -- name: ended_by_status --
--- How many runs ended with each status, and how long they took together.
+-- The number of runs that ended with each status, and their total duration.
 SELECT
     status,
     count(*) AS runs,
@@ -170,7 +183,7 @@ WHERE status <> 'running'
 GROUP BY status;
 
 -- name: records_by_source --
--- What became of each source's records, over all runs.
+-- The records of each source by outcome, over all runs.
 SELECT
     source,
     sum(fetched)::bigint AS fetched,
@@ -190,26 +203,26 @@ FROM api_calls
 WHERE month = :month;
 
 -- name: drift --
--- What each source's newest judged pass found of its fields.
+-- The drift that the newest assessed run of each source found.
 SELECT
-    asked.source,
+    given.source,
     newest.drift
-FROM unnest(:sources::text[]) WITH ORDINALITY AS asked (source, position)
+FROM unnest(:sources::text[]) WITH ORDINALITY AS given (source, position)
 INNER JOIN LATERAL (
     SELECT drift
     FROM run_sources
-    WHERE source = asked.source AND drift IS NOT NULL
+    WHERE source = given.source AND drift IS NOT NULL
     ORDER BY run_id DESC
     LIMIT 1
 ) AS newest ON true
-ORDER BY asked.position;
+ORDER BY given.position;
 
 -- name: health --
--- How each source fares: its newest finished pass, its newest success and when those before it began, how
--- long it has gone without one (since its first attempt, where there was none), and the anomalies that its
--- newest sound pass found. Runs go by their order: times are of a clock that may have been set back.
+-- The state of each source: its newest finished run, its newest success and the start times of those before
+-- it, the time without a success (since its first run, if there was none), and the anomalies of its newest
+-- assessed run. Runs are ordered by id, because a clock may have been set back.
 SELECT
-    asked.source,
+    given.source,
     newest.status,
     newest.error,
     success.finished_at AS last_success_at,
@@ -218,21 +231,21 @@ SELECT
     ARRAY(
         SELECT extract(EPOCH FROM started_at)::float8
         FROM run_sources
-        WHERE source = asked.source AND status = 'succeeded' AND NOT EXISTS (
+        WHERE source = given.source AND status = 'succeeded' AND NOT EXISTS (
             SELECT FROM runs
             WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
         )
         ORDER BY run_id DESC
         LIMIT :rhythm
     ) AS starts,
-    coalesce(judged.anomalies, '[]') AS anomalies
-FROM unnest(:sources::text[]) WITH ORDINALITY AS asked (source, position)
+    coalesce(assessed.anomalies, '[]') AS anomalies
+FROM unnest(:sources::text[]) WITH ORDINALITY AS given (source, position)
 LEFT JOIN LATERAL (
     SELECT
         status,
         error
     FROM run_sources
-    WHERE source = asked.source AND status <> 'running' AND NOT EXISTS (
+    WHERE source = given.source AND status <> 'running' AND NOT EXISTS (
         SELECT FROM runs
         WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
     )
@@ -242,7 +255,7 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT finished_at
     FROM run_sources
-    WHERE source = asked.source AND status = 'succeeded' AND NOT EXISTS (
+    WHERE source = given.source AND status = 'succeeded' AND NOT EXISTS (
         SELECT FROM runs
         WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
     )
@@ -252,15 +265,15 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT started_at
     FROM run_sources
-    WHERE source = asked.source
+    WHERE source = given.source
     ORDER BY run_id
     LIMIT 1
 ) AS earliest ON true
 LEFT JOIN LATERAL (
     SELECT anomalies
     FROM run_sources
-    WHERE source = asked.source AND metrics IS NOT NULL
+    WHERE source = given.source AND metrics IS NOT NULL
     ORDER BY run_id DESC
     LIMIT 1
-) AS judged ON true
-ORDER BY asked.position;
+) AS assessed ON true
+ORDER BY given.position;

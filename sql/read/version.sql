@@ -1,5 +1,5 @@
--- Which version the data is of (kasparro/store/data_version.py).
+-- The data version (kasparro/store/data_version.py).
 
 -- name: version --
--- As the text that a commit sends to the channel kasparro_data.
+-- As text, as a commit sends it to the channel kasparro_data.
 SELECT data_version::text FROM instance;

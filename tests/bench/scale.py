@@ -15,7 +15,8 @@ import asyncpg
 
 from kasparro.store import queries
 from kasparro.store.pool import Connection
-from kasparro.store.queries import Selection
+from kasparro.store.row_counts import Totals
+from kasparro.store.selection import Selection
 from tests.bench import measure, reads, rows
 
 SMALL, LARGE = 15_000, 1_500_000
@@ -104,7 +105,7 @@ class _Explained:
 async def _plan(connection: "asyncpg.Connection[asyncpg.Record]", moment: datetime) -> list[str]:
     explained = _Explained(connection)
     asked = Selection(sort="source", as_of=moment)
-    await queries.page(cast("Connection", explained), queries.Totals(), asked, limit=reads.LIMIT)
+    await queries.page(cast("Connection", explained), Totals(), asked, limit=reads.LIMIT)
     return explained.plan
 
 

@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 
 from kasparro.errors import MigrationError
-from kasparro.store import queries
 from kasparro.store.migrations import Migration, available, migrate, pending
 from kasparro.store.pool import Connection, Database
+from kasparro.store.tables import TABLES as ALL_TABLES
 
 
 def migration(version: int, text: str, checksum: str = "") -> Migration:
@@ -147,7 +147,7 @@ async def test_migrations_keep_what_a_populated_database_holds(empty_database_ur
         await connection.close()
 
 
-TABLES = [name for name in queries.TABLES if name != "schema_migrations"]
+TABLES = [name for name in ALL_TABLES if name != "schema_migrations"]
 
 
 async def populate(connection: Connection) -> None:

@@ -20,7 +20,7 @@ from yarl import URL
 
 from kasparro.settings import Settings
 from kasparro.store.pool import Connection, Database
-from kasparro.store.queries import FIELDS
+from kasparro.store.selection import FIELDS
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol

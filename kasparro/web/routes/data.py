@@ -13,8 +13,9 @@ from starlette.responses import Response
 from kasparro.model.record import RANK_LIMIT
 from kasparro.pipeline.report import Moment, SourceName
 from kasparro.settings import SOURCES
-from kasparro.store import queries
-from kasparro.store.queries import CursorExpired, CursorNeedsSlowPool, Filters, ReplicaBehind, Selection
+from kasparro.store import cursors, queries
+from kasparro.store.cursors import CursorExpired, CursorNeedsSlowPool, ReplicaBehind
+from kasparro.store.selection import Filters, Selection
 from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi import parameters
@@ -317,17 +318,21 @@ async def _page(service: Service, request: Request, query: DataQuery) -> Respons
                 asked,
                 limit=query.limit,
                 offset=paging.offset(query),
-                after=None if told is None else queries.place(asked.sort, told),
+                after=None if told is None else cursors.position(asked.sort, told),
                 slow=request.scope["kasparro.exchange"].slow,
             )
         except msgspec.ValidationError:
             raise paging.bad_cursor("cursor was made by another version of this service") from None
         except CursorExpired as ended:
-            raise paging.bad_cursor(f"cursor cannot be gone on from, for {ended}; begin anew") from None
+            raise paging.bad_cursor(
+                f"this cursor has expired ({ended}); start again without a cursor"
+            ) from None
         except ReplicaBehind:
             if service.database.one_server:
                 # Nothing lags behind a server's own data: it was put back to what it said earlier.
-                raise paging.bad_cursor("cursor is of data that is gone; begin anew") from None
+                raise paging.bad_cursor(
+                    "this cursor is of data that is gone; start again without a cursor"
+                ) from None
             raise Problem(
                 503,
                 "The replica that was asked is behind the walk of this cursor.",

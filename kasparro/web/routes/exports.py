@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
-from kasparro.store.queries import Selection
+from kasparro.store.selection import Selection, in_order
 from kasparro.web.http.auth import client_of
 from kasparro.web.http.disconnects import AnswerCut
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
@@ -162,7 +162,7 @@ async def _pieces(
 ) -> AsyncGenerator[bytes, None]:
     client = client_of(request.scope["kasparro.exchange"].key, request.scope)
     end = _LINE_ENDS[form]
-    head = ",".join(queries.in_order(asked.fields)) + end if form == "csv" else ""
+    head = ",".join(in_order(asked.fields)) + end if form == "csv" else ""
     if spreadsheet:
         head = _BYTE_ORDER_MARK + head
     async with (

@@ -14,8 +14,8 @@ from kasparro.errors import KasparroError, RunInProgress, one_line
 from kasparro.pipeline import report
 from kasparro.pipeline.comparison import Comparison, compare
 from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
-from kasparro.store import queries
-from kasparro.store.queries import Table
+from kasparro.store import tables as store_tables
+from kasparro.store.tables import Table
 from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi.endpoint import Endpoint
@@ -253,7 +253,7 @@ async def live(service: Service, request: Request, query: Any) -> Response:
 async def tables(service: Service, request: Request, query: Any) -> Response:
     """GET /tables."""
     async with service.reading(request) as connection:
-        found = await queries.tables(connection)
+        found = await store_tables.tables(connection)
     return _json(TableSizes(tables=found))
 
 

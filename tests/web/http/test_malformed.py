@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from kasparro.store.pool import Connection
-from kasparro.store.queries import TABLES
+from kasparro.store.tables import TABLES
 from tests.web.live_service import stocked
 
 REQUESTS = 10_000

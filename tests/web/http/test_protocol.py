@@ -360,7 +360,7 @@ async def test_a_stop_ends_a_request_that_takes_too_long_without_a_traceback(
         busy.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("kasparro.store.queries.tables", hold)
+    monkeypatch.setattr("kasparro.store.tables.tables", hold)
     monkeypatch.setattr("kasparro.web.service.Service.reading", hold_connection)
     async with AsyncExitStack() as client_stack, serving(NOWHERE) as client:
         one = await client_stack.enter_async_context(line(client))
@@ -520,7 +520,7 @@ async def test_a_client_that_hangs_up_with_requests_in_wait_ends_their_work(
         finally:
             ended.set()
 
-    monkeypatch.setattr("kasparro.store.queries.tables", hold)
+    monkeypatch.setattr("kasparro.store.tables.tables", hold)
     monkeypatch.setattr("kasparro.web.service.Service.reading", hold_connection)
     async with serving(NOWHERE) as client, asyncio.timeout(20):
         async with line(client) as one:

@@ -12,13 +12,14 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kasparro.store import queries
+from kasparro.store import cursors, queries
+from kasparro.store.cursors import CursorPosition
 from kasparro.store.pool import Connection, Database
-from kasparro.store.queries import CursorPosition, Filters, Selection, Totals
-from kasparro.store.sql import compose
+from kasparro.store.row_counts import Totals
+from kasparro.store.selection import FIELDS, Filters, Selection
 from kasparro.web.openapi import pagination
 from kasparro.web.routes.data import DataQuery, Sort
-from tests.web.conftest import LONG_AGO, Insert, insert_rows
+from tests.web.conftest import LONG_AGO, insert_rows
 
 KEY = b"a key"
 
@@ -37,7 +38,7 @@ row_values = st.fixed_dictionaries(
         "first_seen_at": times,
         "updated_at": times,
     }
-    | {field: values for field, kind in queries.FIELDS.items() if kind is Decimal}
+    | {field: values for field, kind in FIELDS.items() if kind is Decimal}
 )
 tables = st.lists(row_values, max_size=12, unique_by=lambda row: (row["source"], row["source_id"]))
 
@@ -127,7 +128,7 @@ def test_every_row_comes_exactly_once_and_in_order(
                     query, "/data", KEY, total=page.total, last=page.last
                 ).next_cursor
                 going_on = msgspec.structs.replace(query, cursor=told)
-                after = queries.place(sort, pagination.start(going_on, "/data", KEY))
+                after = cursors.position(sort, pagination.start(going_on, "/data", KEY))
                 assert after == page.last
         assert by_page == expected
         assert by_cursor == expected
@@ -148,16 +149,3 @@ async def rolled_back(connection: Connection) -> AsyncIterator[None]:
 
 def keys(rows: str) -> list[tuple[str, str]]:
     return [(row["source"], row["source_id"]) for row in json.loads(f"[{rows}]")]
-
-
-async def test_pages_of_every_size_come_from_one_composed_statement(
-    database: Database, insert: Insert
-) -> None:
-    await insert(*({"source_id": f"c{n}"} for n in range(5)))
-    totals = Totals()
-    async with database.reading() as connection:
-        found = [await queries.page(connection, totals, Selection(), limit=1)]
-        before = compose.cache_info().misses
-        found += [await queries.page(connection, totals, Selection(), limit=limit) for limit in (2, 3, 4)]
-        assert compose.cache_info().misses == before
-    assert [page.json.count("source_id") for page in found] == [1, 2, 3, 4]

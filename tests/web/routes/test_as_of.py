@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from kasparro.model.record import Record
 from kasparro.store import queries
+from kasparro.store.cursors import CursorPosition
 from kasparro.store.pool import Database
-from kasparro.store.queries import CursorPosition, Filters, Selection, Totals
+from kasparro.store.row_counts import Totals
+from kasparro.store.selection import Filters, Selection
 from tests.web.conftest import LONG_AGO, Insert
 from tests.web.openapi.test_pagination import in_order, passes
 from tests.web.routes.test_cursor_pagination import load, rows_of
@@ -227,7 +229,7 @@ async def test_a_walk_through_a_moment_goes_on_while_history_grows(
         400,
     )
     assert problem["parameter"] == "cursor"
-    assert "by source alone" in problem["detail"]
+    assert "only the order by source continues" in problem["detail"]
 
 
 async def test_a_coin_s_place_across_sources_is_that_of_now(

@@ -25,20 +25,14 @@ from yarl import URL
 
 from kasparro.model.batch import BatchBuilder
 from kasparro.model.record import Record
-from kasparro.store import queries, row_versions
+from kasparro.store import cursors, queries, row_versions
+from kasparro.store.cursors import FAR_VERSIONS, CursorNeedsSlowPool, CursorPosition
 from kasparro.store.loader import Loader
 from kasparro.store.pool import Connection, Database
-from kasparro.store.queries import (
-    FAR_VERSIONS,
-    FIELDS,
-    CursorNeedsSlowPool,
-    CursorPosition,
-    Filters,
-    Selection,
-    Totals,
-)
+from kasparro.store.row_counts import Totals
 from kasparro.store.row_versions import PAST_KEPT
 from kasparro.store.runs import RunRecord
+from kasparro.store.selection import FIELDS, Filters, Selection
 from kasparro.web.routes.data import Sort
 from tests.web.conftest import LONG_AGO, serving
 from tests.web.openapi.test_pagination import in_order, passes
@@ -179,7 +173,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
             assert (page.last is None) == (len(walk.seen) == len(walk.expected))
             # Through the bytes that a cursor carries.
             told = msgspec.msgpack.decode(msgspec.msgpack.encode(page.last))
-            walk.place = None if told is None else queries.place(walk.asked.sort, told)
+            walk.place = None if told is None else cursors.position(walk.asked.sort, told)
 
     return Walks
 
@@ -271,7 +265,7 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
     await row_versions.forget(database, began + PAST_KEPT + timedelta(seconds=1))
     problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
-    assert "began too long ago" in problem["detail"]
+    assert "its first page is too old" in problem["detail"]
     assert await connection.fetchval("SELECT count(*) FROM unified_data_versions") == 0
     new = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
     assert ids(await get(client, f"/data?limit=2&cursor={new}")) == ["c2", "c3"]
@@ -333,7 +327,7 @@ async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
     )
     problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
-    assert "by hand" in problem["detail"]
+    assert "manually" in problem["detail"]
     assert ids(await get(client, f"/data?{then}&cursor={cursor_then}")) == ["c"]
     # Of another size, for which no answer is kept.
     begun_since = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
@@ -352,7 +346,7 @@ async def test_a_walk_of_a_database_that_was_restored_since_begins_anew(
     await connection.execute("UPDATE instance SET data_version = data_version - 1")
     problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
-    assert "begin anew" in problem["detail"]
+    assert "start again without a cursor" in problem["detail"]
 
 
 async def test_batches_of_sources_that_load_together_take_their_turns(

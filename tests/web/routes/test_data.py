@@ -13,7 +13,8 @@ from yarl import URL
 
 from kasparro.store import queries
 from kasparro.store.pool import Connection
-from kasparro.store.queries import FIELDS, ON_REQUEST, Filters, Selection, Totals
+from kasparro.store.row_counts import Totals
+from kasparro.store.selection import FIELDS, ON_REQUEST, Filters, Selection
 from kasparro.web.routes.data import DataPage, Record, Sort
 from tests.web.conftest import LONG_AGO, Insert, serving
 

@@ -17,7 +17,8 @@ import pytest
 
 from kasparro.settings import Settings
 from kasparro.store.pool import Connection
-from kasparro.store.queries import EXPORTED_AT_ONCE, FIELDS
+from kasparro.store.queries import EXPORTED_AT_ONCE
+from kasparro.store.selection import FIELDS
 from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.protocol import LimitedProtocol, Limits
 from tests.conftest import LogEvents

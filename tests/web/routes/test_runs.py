@@ -12,7 +12,7 @@ import pytest
 from kasparro.errors import RunInProgress
 from kasparro.settings import Secret, Settings
 from kasparro.store.pool import Connection
-from kasparro.store.queries import TABLES
+from kasparro.store.tables import TABLES
 from tests.pipeline.test_report import add_run, add_source
 from tests.web.conftest import LONG_AGO, Insert, serving
 
@@ -273,7 +273,7 @@ async def test_a_query_that_takes_too_long_is_a_problem(
     async def sleep(connection: Connection) -> None:
         await connection.execute("SET LOCAL statement_timeout = 10; SELECT pg_sleep(5)")
 
-    monkeypatch.setattr("kasparro.store.queries.tables", sleep)
+    monkeypatch.setattr("kasparro.store.tables.tables", sleep)
     async with client.get("/tables") as answer:
         assert answer.status == 503
         assert answer.headers["Retry-After"]
@@ -306,7 +306,7 @@ async def test_tables_are_counted_and_summed(
 async def test_large_tables_are_estimated(
     client: aiohttp.ClientSession, insert: Insert, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kasparro.store.queries.COUNTED_BYTES", 0)
+    monkeypatch.setattr("kasparro.store.tables.COUNTED_BYTES", 0)
     await insert(*({"source_id": str(n)} for n in range(100)))
     await connection.execute("ANALYZE unified_data")
     (table,) = (t for t in (await get(client, "/tables"))["tables"] if t["name"] == "unified_data")

@@ -1,13 +1,9 @@
--- What this database says of itself.
-
--- name: cursor_key --
--- Signs the cursors: the same on every host, and after a restart.
-SELECT cursor_key FROM instance;
+-- Sizes of the tables (kasparro/store/tables.py).
 
 -- name: tables --
--- The tables of this service with their bytes (indexes and long values included) and the rows they probably
--- hold, partitions summed into their table. A row estimate of the last ANALYZE grows with the table's size
--- since; where there was none yet, the statistics of this server count.
+-- The tables of this service with their bytes, including indexes and long values, and an estimate of their
+-- rows. Partitions are summed into their table. The estimate of the last ANALYZE is scaled to the table's
+-- present size; without one, the statistics of this server count.
 SELECT
     ours.name,
     sum(pg_total_relation_size(leaf.oid))::bigint AS bytes,
@@ -28,5 +24,5 @@ GROUP BY ours.name, ours.position
 ORDER BY ours.position;
 
 -- name: count --
--- Exactly; asked for small tables only.
-SELECT count(*) FROM :"table"; -- noqa: PRS
+-- The exact number of rows; only for small tables.
+SELECT count(*) FROM {{ table }};

@@ -1,0 +1,111 @@
+"""Pages after a cursor: each shows the data version of the first page, whatever was committed since."""
+
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from kasparro.errors import KasparroError
+from kasparro.store.pool import Connection
+from kasparro.store.selection import FIELDS, Selection
+from kasparro.store.sql import templates
+
+_SQL = templates("read/cursor.sql")
+
+# After more versions than this, a hundred thousand changed rows may have to be searched for a page.
+FAR_VERSIONS = 8
+
+
+class CursorPosition(msgspec.Struct, frozen=True, array_like=True):
+    """The position of a client in a list.
+
+    `version` is the data version that the list shows, and `total` its number of rows (None with `as_of`).
+    `value`, `source` and `source_id` are the sort key of the last row that the client has seen.
+    `manual_edits` counts the data versions that were no batches: nobody saved what rows contained before.
+    """
+
+    version: int
+    total: int | None
+    value: Any
+    source: str
+    source_id: str
+    manual_edits: int
+
+
+class CursorExpired(KasparroError):
+    """The rows of the cursor's data version cannot be shown any more; the message is the reason."""
+
+
+class CursorNeedsSlowPool(KasparroError):
+    """So much was committed since the first page that this one may take long."""
+
+
+class ReplicaBehind(KasparroError):
+    """This replica has not reached the data version of the cursor yet."""
+
+
+async def signing_key(connection: Connection) -> bytes:
+    """The key that signs this database's cursors."""
+    key: str = await connection.fetchval(_SQL["cursor_key"].compose().text)
+    return key.encode()
+
+
+def position(sort: str, decoded: Any) -> CursorPosition:
+    """The position in a decoded cursor; the value gets the type of the sorted column.
+
+    Raises msgspec.ValidationError if it does not fit.
+    """
+    found = msgspec.convert(decoded, CursorPosition)
+    kind: Any = FIELDS[sort.removeprefix("-")]
+    return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind | None))
+
+
+async def next_page(
+    connection: Connection, selection: Selection, limit: int, after: CursorPosition, *, slow: bool
+) -> asyncpg.Record:
+    """The page after a position, as the rows were at the version of the position.
+
+    With `as_of`, the order by source continues whatever is committed, another order only until a commit.
+
+    Raises CursorExpired; ReplicaBehind; CursorNeedsSlowPool if the page may take long and the connection is
+    not one of the slow pool (`slow`).
+    """
+    variables = selection.variables() | {
+        "position": kind_of(selection, after),
+        "nullable": selection.nullable,
+        "limit": limit,
+    }
+    values = selection.values() | {
+        "version": after.version,
+        "value": after.value,
+        "last_source": after.source,
+        "last_id": after.source_id,
+    }
+    statement = _SQL["next_page"].compose(**variables)
+    (found,) = await connection.fetch(statement.text, *statement.values(values))
+    if found["version"] == after.version:
+        return found
+    if found["version"] < after.version:
+        raise ReplicaBehind("this replica has not reached the data version of the cursor yet")
+    if selection.as_of is not None:
+        if selection.sort == "source":
+            return found
+        raise CursorExpired("the data has changed, and with as_of only the order by source continues then")
+    if not slow and found["version"] - after.version > FAR_VERSIONS:
+        raise CursorNeedsSlowPool("so much was committed since the first page that this one may take long")
+    bounded = selection.sort == "rank" and after.value is not None
+    statement = _SQL["next_page_of_snapshot"].compose(**variables, bounded=bounded)
+    (found,) = await connection.fetch(statement.text, *statement.values(values))
+    if after.version < found["oldest_cursor_version"]:
+        raise CursorExpired("its first page is too old")
+    if after.manual_edits != found["manual_edits"]:
+        raise CursorExpired("rows were changed manually, or by an older version of Kasparro")
+    return found
+
+
+def kind_of(selection: Selection, after: CursorPosition) -> str:
+    """What follows a position: the variable `position` of the templates."""
+    if after.value is None:
+        return "null"
+    # The order by source is the order of the key.
+    return "key" if selection.sort == "source" else "value"

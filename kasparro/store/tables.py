@@ -1,0 +1,50 @@
+"""The tables of the service, with their sizes."""
+
+import msgspec
+
+from kasparro.store.pool import Connection
+from kasparro.store.sql import templates
+
+_SQL = templates("read/tables.sql")
+
+# The tables in the order of /tables.
+TABLES = (
+    "unified_data",
+    "unified_data_versions",
+    "unified_history",
+    "insert_counters",
+    "runs",
+    "run_sources",
+    "payloads",
+    "rejects",
+    "reject_counts",
+    "checkpoints",
+    "pages",
+    "source_profiles",
+    "api_calls",
+    "instance",
+    "schema_migrations",
+)
+# Counting a table of up to this size takes a few milliseconds; the rows of a larger one are estimated.
+COUNTED_BYTES = 32 * 2**20
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """One table: its rows, counted or `estimated`, and its bytes with all its indexes."""
+
+    name: str
+    rows: int
+    bytes: int
+    estimated: bool
+
+
+async def tables(connection: Connection) -> list[Table]:
+    """The tables that exist, in the order of `TABLES`."""
+    statement = _SQL["tables"].compose()
+    found = []
+    for name, size, estimate in await connection.fetch(statement.text, *statement.values({"names": TABLES})):
+        estimated = size > COUNTED_BYTES
+        count = _SQL["count"].compose(table=name)
+        rows = estimate if estimated else await connection.fetchval(count.text)
+        found.append(Table(name=name, rows=rows, bytes=size, estimated=estimated))
+    return found

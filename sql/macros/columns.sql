@@ -1,0 +1,46 @@
+{#- The columns of a record, each list written once, and ways to write a list.
+
+    LABELS may be missing in a file's layout; VALUES are the figures. CONTENT is what a source reports of a
+    coin. RECORD is a row of GET /data in the order of the contract. #}
+{%- set LABELS = ["symbol", "name", "rank"] %}
+{%- set VALUES = [
+    "price_usd",
+    "market_cap_usd",
+    "volume_24h_usd",
+    "circulating_supply",
+    "total_supply",
+    "max_supply",
+    "percent_change_1h",
+    "percent_change_24h",
+    "percent_change_7d",
+] %}
+{%- set CONTENT = LABELS + VALUES %}
+{%- set TIMES = ["observed_at", "first_seen_at", "updated_at"] %}
+{%- set RECORD = ["source", "source_id", "asset"] + CONTENT + TIMES %}
+
+{#- `symbol, name, …`, each name between the prefix and the suffix. #}
+{%- macro listed(names, prefix="", suffix="") %}
+{%- for name in names %}{{ prefix }}{{ name }}{{ suffix }}{{ ", " if not loop.last }}{% endfor %}
+{%- endmacro %}
+
+{#- `symbol = excluded.symbol, …` for DO UPDATE. #}
+{%- macro overwritten(names) %}
+{%- for name in names %}{{ name }} = excluded.{{ name }}{{ ", " if not loop.last }}{% endfor %}
+{%- endmacro %}
+
+{#- A column of CSV: a text in quotes, null as an empty cell. #}
+{%- macro quoted(names) %}
+{%- for name in names %}
+'"' || replace({{ name }}, '"', '""') || '"' AS {{ name }}{{ ", " if not loop.last }}
+{%- endfor %}
+{%- endmacro %}
+
+{#- Numbers as their digits. #}
+{%- macro digits(names) %}
+{%- for name in names %}{{ name }}::text AS {{ name }}{{ ", " if not loop.last }}{% endfor %}
+{%- endmacro %}
+
+{#- A time in RFC 3339, in UTC. #}
+{%- macro rfc3339(expression) -%}
+to_char({{ expression }} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+{%- endmacro %}

@@ -1,0 +1,143 @@
+{#- The rows that GET /data and its exports select; import it with the context of the statement. #}
+{%- from "macros/columns.sql" import CONTENT, LABELS, RECORD, VALUES, listed, rfc3339 %}
+
+{#- The conditions of a selection, to follow a WHERE. ILIKE folds letters beyond ASCII only where the
+    collation is not "C". #}
+{%- macro conditions() %}
+{%- if sources %} AND source = ANY(:sources){% endif %}
+{%- if ids %} AND source_id = ANY(:ids){% endif %}
+{%- if assets %} AND asset = ANY(:assets){% endif %}
+{%- if symbols %} AND lower(symbol) = ANY(:symbols){% endif %}
+{%- if symbol %} AND lower(symbol) = :symbol{% endif %}
+{%- if text %} AND (name COLLATE "default" ILIKE :text OR symbol COLLATE "default" ILIKE :text){% endif %}
+{%- if rank_min %} AND rank >= :rank_min{% endif %}
+{%- if rank_max %} AND rank <= :rank_max{% endif %}
+{%- if price_usd_min %} AND price_usd >= :price_usd_min{% endif %}
+{%- if price_usd_max %} AND price_usd <= :price_usd_max{% endif %}
+{%- if market_cap_usd_min %} AND market_cap_usd >= :market_cap_usd_min{% endif %}
+{%- if market_cap_usd_max %} AND market_cap_usd <= :market_cap_usd_max{% endif %}
+{%- if volume_24h_usd_min %} AND volume_24h_usd >= :volume_24h_usd_min{% endif %}
+{%- if volume_24h_usd_max %} AND volume_24h_usd <= :volume_24h_usd_max{% endif %}
+{%- if updated_since %} AND updated_at >= :updated_since{% endif %}
+{%- endmacro %}
+
+{#- The newest record of each coin at the moment `as_of`: the one in unified_data, unless it is younger;
+    then the one that the key of the history leads to, in the latest month that has one. If that record
+    lacks the symbol or the name, the coin's newest known ones stand; if it lacks the rank, the newest known
+    one, if it was known by then. #}
+{%- macro rows_as_of() -%}
+(
+    SELECT
+        coin.source,
+        coin.source_id,
+        coin.asset,
+        {{ listed(CONTENT, "record.") }},
+        record.observed_at,
+        coin.first_seen_at,
+        record.updated_at,
+        record.rank_observed_at
+    FROM unified_data AS coin
+    CROSS JOIN LATERAL (
+        SELECT
+            {{ listed(CONTENT, "coin.") }},
+            coin.observed_at,
+            coin.updated_at,
+            coin.rank_observed_at
+        WHERE coin.observed_at <= :as_of
+        UNION ALL
+        (
+            SELECT
+                CASE WHEN history.lacks_symbol THEN coin.symbol ELSE history.symbol END AS symbol,
+                CASE WHEN history.lacks_name THEN coin.name ELSE history.name END AS name,
+                CASE
+                    WHEN history.lacks_rank IS NULL THEN history.rank
+                    WHEN coin.rank_observed_at <= :as_of THEN coin.rank
+                END AS rank,
+                {{ listed(VALUES, "history.") }},
+                history.observed_at,
+                history.recorded_at,
+                CASE WHEN history.lacks_rank THEN coin.rank_observed_at END
+            FROM unified_history AS history
+            WHERE
+                coin.observed_at > :as_of
+                AND history.source = coin.source
+                AND history.source_id = coin.source_id
+                AND history.observed_at <= :as_of
+            ORDER BY history.observed_at DESC
+            LIMIT 1
+        )
+    ) AS record
+) AS rows_as_of
+{%- endmacro %}
+
+{#- The rows of a selection. With `unchanged_since_version`, only those that have not changed since the
+    version of a cursor. OFFSET 0 keeps a filter that few rows pass out of the ordering: PostgreSQL would
+    otherwise try it on every row of an index until enough rows have passed. #}
+{%- macro selected_rows(unchanged_since_version=false) -%}
+(
+    SELECT
+        {{ listed(RECORD) }},
+        rank_observed_at
+    FROM {% if as_of %}{{ rows_as_of() }}{% else %}unified_data{% endif %}
+
+    WHERE
+        true{% if unchanged_since_version %} AND version <= :version{% endif %}{{ conditions() }}
+    {% if selective %}OFFSET 0{% endif %}
+
+) AS selected_rows
+{%- endmacro %}
+
+{#- A total order: rows without a value come last in both directions, and the key breaks ties. #}
+{%- macro order() -%}
+ORDER BY
+    {{ column }} {{ "DESC" if descending else "ASC" }} NULLS LAST,
+    source ASC,
+    source_id ASC
+{%- endmacro %}
+
+{#- The fields of a row as clients see them, in the order of the contract. #}
+{%- macro shown_fields() -%}
+source,
+source_id,
+asset,
+{{ listed(CONTENT) }},
+{{ rfc3339("observed_at") }} AS observed_at,
+{{ rfc3339("first_seen_at") }} AS first_seen_at,
+{{ rfc3339("updated_at") }} AS updated_at,
+CASE
+    WHEN rank IS NOT NULL THEN {{ rfc3339("coalesce(rank_observed_at, observed_at)") }}
+END AS rank_observed_at
+{%- endmacro %}
+
+{#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the
+    data version, and the sort key of its last row, if another row follows it. #}
+{%- macro page_of_candidates(total_column="") -%}
+page AS (
+    SELECT {{ fields }}
+    FROM (
+        SELECT {{ shown_fields() }}
+        FROM candidates
+    ) AS shown
+    LIMIT {{ limit }}
+)
+
+SELECT
+    instance.data_version AS version,
+    instance.oldest_cursor_version,
+    instance.data_version - instance.counted_versions AS manual_edits,
+    {{ total_column }}
+    json.lines,
+    last_row.value,
+    last_row.source,
+    last_row.source_id
+FROM instance
+CROSS JOIN (SELECT string_agg(row_to_json(page)::text, ',') AS lines FROM page) AS json
+LEFT JOIN (
+    SELECT
+        {{ column }} AS value,
+        source,
+        source_id
+    FROM candidates
+    LIMIT 1 OFFSET {{ limit - 1 }}
+) AS last_row ON (SELECT count(*) > {{ limit }} FROM candidates)
+{%- endmacro %}

@@ -1,0 +1,119 @@
+-- Pages after a cursor (kasparro/store/cursors.py). A cursor has the sort key of the last row that a client
+-- has seen: (:value, :last_source, :last_id). `position` says what follows:
+--   key    the order is by source, so the row's key alone decides
+--   value  the row has a value in the sorted column
+--   null   it has none: only rows without a value follow
+{% import "macros/rows.sql" as rows with context %}
+{% import "macros/columns.sql" as columns %}
+{% set key_follows = "(source, source_id) > (:last_source, :last_id)" %}
+
+{#- Rows with a value that follow the cursor. #}
+{% macro value_follows() %}
+{% if position == "key" %}
+{{ key_follows }}
+{%- elif position == "null" %}
+false
+{%- elif descending %}
+{{ column }} <= :value
+AND ({{ column }} < :value OR {{ key_follows }})
+{%- else %}
+({{ column }}, source, source_id) > (:value, :last_source, :last_id)
+{%- endif %}
+{% endmacro %}
+
+{#- Rows without a value that follow, if the rows with one do not fill the page. #}
+{% macro rows_without_value(snapshot) %}
+{% if nullable %}
+UNION ALL
+(
+    SELECT *
+    FROM {{ rows.selected_rows(unchanged_since_version=snapshot) }}
+    WHERE
+        {{ column }} IS NULL
+        AND (SELECT count(*) <= {{ limit }} FROM valued)
+        {% if position == "null" %}AND {{ key_follows }}{% endif %}
+
+    {{ rows.order() }}
+    LIMIT {{ limit + 1 }}
+)
+{% endif %}
+{% endmacro %}
+
+-- name: next_page --
+-- For a cursor of the current data version. Rows with a value to sort by come first, then, if they run out,
+-- those without one. An index serves each of these two reads; for an OR of both conditions PostgreSQL would
+-- read everything that is before the cursor.
+WITH
+valued AS MATERIALIZED (
+    SELECT *
+    FROM {{ rows.selected_rows() }}
+    WHERE
+        {{ value_follows() }}
+    {{ rows.order() }}
+    LIMIT {{ limit + 1 }}
+),
+
+candidates AS MATERIALIZED (
+    SELECT * FROM valued
+    {{ rows_without_value(snapshot=false) }}
+    {{ rows.order() }}
+    LIMIT {{ limit + 1 }}
+),
+
+{{ rows.page_of_candidates() }};
+
+-- name: next_page_of_snapshot --
+-- For a cursor of an earlier data version (:version): the rows that have not changed since, and of the
+-- others their contents of then. `bounded`, in the order by rank, ends the read of the index where the page
+-- must end, however many changed rows are there.
+WITH
+earlier AS MATERIALIZED (
+    SELECT
+        {{ columns.listed(columns.RECORD) }},
+        rank_observed_at
+    FROM unified_data_versions
+    WHERE
+        replaced_by_version > :version
+        AND version <= :version
+        {% if position == "key" %}
+        AND {{ key_follows }}
+        {% elif position == "null" %}
+        AND {{ column }} IS NULL
+        AND {{ key_follows }}
+        {% elif descending %}
+        AND ({{ column }} <= :value OR {{ column }} IS NULL)
+        AND (({{ column }} = :value) IS NOT TRUE OR {{ key_follows }})
+        {% else %}
+        AND (({{ column }}, source, source_id) > (:value, :last_source, :last_id) OR {{ column }} IS NULL)
+        {% endif %}
+        {{ rows.conditions() }}
+    {{ rows.order() }}
+    LIMIT {{ limit + 1 }}
+),
+
+valued AS MATERIALIZED (
+    SELECT *
+    FROM {{ rows.selected_rows(unchanged_since_version=true) }}
+    WHERE
+        {{ value_follows() }}
+        {% if bounded %}
+        AND rank <= coalesce((SELECT rank FROM earlier OFFSET {{ limit }}), 2147483647)
+        {% endif %}
+    {{ rows.order() }}
+    LIMIT {{ limit + 1 }}
+),
+
+candidates AS MATERIALIZED (
+    SELECT * FROM valued
+    {{ rows_without_value(snapshot=true) }}
+    UNION ALL
+    SELECT * FROM earlier
+    {{ rows.order() }}
+    LIMIT {{ limit + 1 }}
+),
+
+{{ rows.page_of_candidates() }};
+
+-- name: cursor_key --
+-- Signs the cursors: the same on every host and after a restart.
+SELECT cursor_key FROM instance;

@@ -1,0 +1,119 @@
+"""PostgreSQL accepts every statement in every combination of its conditions."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+
+from kasparro.store.cursors import CursorPosition, kind_of
+from kasparro.store.pool import Connection
+from kasparro.store.selection import CONDITIONS, FIELDS, ON_REQUEST, Selection
+from kasparro.store.sql import folder, statements, templates
+
+SQL = Path(str(folder("read"))).parent
+TEMPLATES = ("read/cursor.sql", "read/data.sql", "read/runs.sql", "read/tables.sql")
+FIXED = sorted(
+    path
+    for file in SQL.glob("*/*.sql")
+    if (path := f"{file.parent.name}/{file.name}") not in TEMPLATES
+    and file.parent.name not in {"macros", "migrations"}
+)
+SORTS = [f"{sign}{field}" for field in FIELDS for sign in ("", "-")]
+# Each condition alone, all of them, and none.
+FILTERS = [(), *((name,) for name in CONDITIONS), CONDITIONS]
+
+
+def variables(sort: str, given: tuple[str, ...], as_of: bool, fields: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The variables of a selection with these conditions."""
+    found = Selection(sort=sort, fields=fields).variables()
+    return (
+        found | {name: name in given for name in CONDITIONS} | {"as_of": as_of, "selective": "text" in given}
+    )
+
+
+def first_pages() -> Iterator[dict[str, Any]]:
+    for sort, given, as_of in itertools.product(SORTS, FILTERS, (False, True)):
+        for offset, total in itertools.product((False, True), (None, "inserts", "count")):
+            yield variables(sort, given, as_of) | {"offset": offset, "total": total, "limit": 50}
+
+
+def next_pages() -> Iterator[dict[str, Any]]:
+    for sort, given, as_of, value in itertools.product(SORTS, FILTERS, (False, True), (None, 1)):
+        selection = Selection(sort=sort)
+        if value is None and not selection.nullable:
+            continue
+        kind = kind_of(selection, CursorPosition(1, None, value, "csv", "a", 0))
+        yield variables(sort, given, as_of) | {"position": kind, "nullable": selection.nullable, "limit": 50}
+
+
+def next_pages_of_snapshots() -> Iterator[dict[str, Any]]:
+    for found in next_pages():
+        if not found["as_of"]:
+            by_rank = found["column"] == "rank" and not found["descending"]
+            yield found | {"bounded": by_rank and found["position"] == "value"}
+
+
+def exports() -> Iterator[dict[str, Any]]:
+    for sort, given, as_of in itertools.product(SORTS, FILTERS, (False, True)):
+        yield variables(sort, given, as_of, ON_REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "cases"),
+    [
+        ("read/data.sql", "first_page", first_pages()),
+        ("read/cursor.sql", "next_page", next_pages()),
+        ("read/cursor.sql", "next_page_of_snapshot", next_pages_of_snapshots()),
+        ("read/cursor.sql", "cursor_key", [{}]),
+        ("read/data.sql", "row", [{"fields": "source, rank", "as_of": as_of} for as_of in (False, True)]),
+        ("read/data.sql", "ndjson", exports()),
+        (
+            "read/data.sql",
+            "csv",
+            ({**case, "spreadsheet": flag} for case in exports() for flag in (False, True)),
+        ),
+        ("read/tables.sql", "tables", [{}]),
+        ("read/tables.sql", "count", [{"table": "runs"}]),
+        *(
+            ("read/runs.sql", name, [{"after": a, "status": s} for a in (False, True) for s in (False, True)])
+            for name in templates("read/runs.sql")
+        ),
+    ],
+)
+async def test_every_combination_is_accepted(
+    connection: Connection, path: str, name: str, cases: Iterator[dict[str, Any]]
+) -> None:
+    texts = {templates(path)[name].compose(**case).text for case in cases}
+
+    for text in texts:
+        await connection.prepare(text)
+
+    assert texts
+
+
+@pytest.mark.parametrize("path", FIXED)
+async def test_fixed_statements_are_accepted(connection: Connection, path: str) -> None:
+    await connection.execute(statements("load/batch.sql")["staging"])
+
+    for name, text in statements(path).items():
+        if name != "staging":
+            await connection.prepare(text)
+
+
+def test_a_missing_variable_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="is undefined"):
+        templates("read/data.sql")["first_page"].compose(limit=50)
+
+
+def test_values_are_numbered_in_order_and_never_enter_the_text() -> None:
+    case = variables("rank", ("sources", "text"), as_of=False)
+    statement = templates("read/data.sql")["first_page"].compose(**case, offset=True, total=None, limit=50)
+
+    values = statement.values({"sources": ["csv"], "text": "%btc%", "offset": 7})
+
+    assert statement.names == ("sources", "text", "offset")
+    assert values == [["csv"], "%btc%", 7]
+    assert "btc" not in statement.text
