@@ -1,1 +1,1 @@
-"""Benchmarks: ratios of Kasparro to the bare thing beneath it, measured side by side in one invocation."""
+"""Benchmarks: Kasparro compared with the layer beneath it, measured in one invocation."""

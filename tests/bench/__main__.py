@@ -1,4 +1,4 @@
-"""`python -m tests.bench [NAME]…`: run the benchmarks and print their ratios."""
+"""`python -m tests.bench [NAME]…`: runs the benchmarks and prints their ratios."""
 
 import argparse
 from collections.abc import Awaitable, Callable
@@ -8,11 +8,11 @@ import uvloop
 
 from kasparro import logs
 from kasparro.settings import Settings
-from tests.bench import hostile, latency, load, month, reads, scale
+from tests.bench import first_request, hostile, latency, load, month, reads, scale
 
-# What no name asks for: these take minutes and gigabytes.
-BIG: dict[str, Callable[[], Awaitable[None]]] = {
-    "scale": scale.rows_in_the_table,
+# These take minutes and gigabytes, so they run only if they are named.
+LARGE: dict[str, Callable[[], Awaitable[None]]] = {
+    "scale": scale.table_size,
     "as_of": scale.as_of,
     "month": month.main,
 }
@@ -20,27 +20,36 @@ SMALL: dict[str, Callable[[], Awaitable[None]]] = {
     "load": load.main,
     "latency": latency.main,
     "hostile": hostile.main,
+    "first_request": first_request.main,
 }
 
 
 def main() -> None:
-    """Run the benchmarks named on the command line, or all but the big ones."""
+    """Run the named benchmarks; without names, all but the large ones."""
     parser = argparse.ArgumentParser("just bench", description=__doc__)
-    names = [*SMALL, *reads.CASES, *BIG]
+    names = [*SMALL, *reads.CASES, *LARGE]
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[*names, []], help=", ".join(names))
-    parser.add_argument("--rounds", type=int, default=reads.ROUNDS, help="of reads, by turns (%(default)s)")
-    parser.add_argument("--seconds", type=int, default=reads.SECONDS, help="of each (%(default)s)")
     parser.add_argument(
-        "--connections", type=int, nargs="+", default=reads.CONNECTIONS, help="of reads (%(default)s)"
+        "--rounds", type=int, default=reads.ROUNDS, help="rounds of each read benchmark (%(default)s)"
     )
-    told = parser.parse_args()
+    parser.add_argument(
+        "--seconds", type=int, default=reads.SECONDS, help="seconds per server and round (%(default)s)"
+    )
+    parser.add_argument(
+        "--connections",
+        type=int,
+        nargs="+",
+        default=reads.CONNECTIONS,
+        help="of read benchmarks (%(default)s)",
+    )
+    options = parser.parse_args()
     logs.configure(Settings(log_level="error"))
-    # Servers take a moment to answer, which needs no word.
+    # Servers take a moment to start; their retries need no log event.
     stamina.instrumentation.set_on_retry_hooks([])
-    chosen = told.names or [*SMALL, *reads.CASES]
+    chosen = options.names or [*SMALL, *reads.CASES]
     if cases := [name for name in reads.CASES if name in chosen]:
-        uvloop.run(reads.main(cases, told.connections, told.rounds, told.seconds))
-    for name, run in (SMALL | BIG).items():
+        uvloop.run(reads.main(cases, options.connections, options.rounds, options.seconds))
+    for name, run in (SMALL | LARGE).items():
         if name in chosen:
             uvloop.run(_awaited(run))
 

@@ -1,4 +1,4 @@
-"""Where the time of a load goes: the reading process by a profiler, the loader by statement."""
+"""Where the time of a load goes: the archive worker by profiler, the loader by statement."""
 
 import asyncio
 import cProfile
@@ -21,32 +21,49 @@ from kasparro.store.pool import Database
 from kasparro.store.sql import statements as named_statements
 from tests.bench import measure
 
-# What the worker does, by the functions that do it: the file they stand in, their name.
+# The steps of the archive worker, each by the module and the function that does it.
 STEPS = {
-    "recognise": ("reader.py", "_admitted"),
+    "detect": ("reader.py", "_admitted"),
     "read and decode": ("text.py", "_gathered"),
     "convert": ("convert.py", "convert_all"),
-    "hash and write": ("record.py", "copy_lines"),
-    "pack": ("wire.py", "packed"),
+    "hash and write COPY lines": ("record.py", "copy_lines"),
+    "encode messages": ("worker_messages.py", "packed"),
+}
+# Statements that are shown on lines of their own: those that take longest.
+LONGEST = 8
+_STATEMENT_NAMES = {
+    text: name
+    for name, text in (named_statements("load/batch.sql") | named_statements("load/progress.sql")).items()
 }
 
 
-async def show(server_url: str, path: Path, again: Path, rows: int) -> None:
-    """Print what each step of a load costs, of rows that are all new and, `again`, all known."""
-    print(f"where the time goes, in µs a row ({rows:,} rows)")
-    for step, seconds in (await worker(path)).items():
-        print(f"  worker      {step:20} {seconds / rows * 1e6:6.2f}")
-    url = await measure.fresh(server_url, "bench_breakdown")
+async def show(server_url: str, path: Path, changed_path: Path, rows: int) -> None:
+    """Print the time of each step: for a file of new rows, then for a changed file with the same rows."""
+    print(f"time by step, in µs per row ({rows:,} rows)")
+    for step, seconds in (await _worker_seconds(path)).items():
+        print(f"  archive worker  {step:26} {seconds / rows * 1e6:6.2f}")
+    url = await measure.new_database(server_url, "bench_breakdown")
     async with Database(url) as database:
         await migrate(database)
-    new, known = await statements(url, path), await statements(url, again)
-    print(f"                                    {'new':>6} {'known':>6}")
-    for step in new:
-        print(f"  {step:32}  {new[step] / rows * 1e6:6.2f} {known[step] / rows * 1e6:6.2f}")
+    new, unchanged = await _load_seconds(url, path), await _load_seconds(url, changed_path)
+    own = {"waiting for the worker", "processor time of etl", "total"}
+    longest = sorted(new.keys() - own, key=lambda step: new[step], reverse=True)
+    print(f"  {'':42} {'new':>6} {'unchanged':>9}")
+
+    def line(step: str, *columns: float) -> None:
+        cells = (f"{seconds / rows * 1e6:{width}.2f}" for seconds, width in zip(columns, (6, 9), strict=True))
+        print(f"  {step:42} {' '.join(cells)}")
+
+    for step in longest[:LONGEST]:
+        line(f"PostgreSQL      {step}", new[step], unchanged.get(step, 0.0))
+    others = [sum(taken.get(step, 0.0) for step in longest[LONGEST:]) for taken in (new, unchanged)]
+    line("PostgreSQL      all others", *others)
+    for step in sorted(own):
+        line(f"etl             {step}", new[step], unchanged[step])
 
 
-async def worker(path: Path) -> dict[str, float]:
-    """Seconds that each step of reading a file takes, with the profiler's own share in them."""
+async def _worker_seconds(path: Path) -> dict[str, float]:
+    # With the profiler's overhead, which spreads over all steps.
     job = Job(name=path.name, key="", position=0, now=datetime.now(UTC))
     profiler = cProfile.Profile()
     with profiler, ArchiveFile.at(path) as archive:
@@ -58,39 +75,31 @@ async def worker(path: Path) -> dict[str, float]:
     total = 0.0
     for (file, _, function), (_, _, own, cumulative, _) in by_function.items():
         total += own
-        for step, place in STEPS.items():
-            if (Path(file).name, function) == place:
+        for step, location in STEPS.items():
+            if (Path(file).name, function) == location:
                 spent[step] += cumulative
-    return {**spent, "split and the rest": total - sum(spent.values())}
+    if absent := [step for step, seconds in spent.items() if not seconds]:
+        raise RuntimeError(f"STEPS names functions that were not called: {', '.join(absent)}")
+    return {**spent, "split into rows, and the rest": total - sum(spent.values())}
 
 
-async def statements(url: str, path: Path) -> dict[str, float]:
-    """Seconds that a load waits for each statement, and the processor that its own process takes."""
+async def _load_seconds(url: str, path: Path) -> dict[str, float]:
+    # The wait for each statement, and what is left of the load's time.
     began, processor = time.perf_counter(), time.process_time()
-    async with Timed(url) as database, Run(database, [Archives(str(path))], "etl") as run:
+    async with _TimedDatabase(url) as database, Run(database, [Archives(str(path))], "etl") as run:
         await run.work(asyncio.Event())
-        spent = database.spent
-    whole = time.perf_counter() - began
-    shown = {f"PostgreSQL  {name}": spent[name] for name in SHOWN}
-    rest = sum(spent.values()) - sum(shown.values())
+        spent = dict(database.spent)
+    total = time.perf_counter() - began
     return {
-        **shown,
-        "PostgreSQL  all others": rest,
-        "etl         waiting for the worker": whole - sum(spent.values()),
-        "etl         its own processor": time.process_time() - processor,
-        "all": whole,
+        **spent,
+        "waiting for the worker": total - sum(spent.values()),
+        "processor time of etl": time.process_time() - processor,
+        "total": total,
     }
 
 
-SHOWN = ("staged_keys", "staged_contents", "compare", "partitions", "append", "newest", "commit")
-_NAMES = {
-    text: name
-    for name, text in (named_statements("load/batch.sql") | named_statements("load/progress.sql")).items()
-}
-
-
-class Timed(Database):
-    """A database that keeps what was waited for each statement of its writers."""
+class _TimedDatabase(Database):
+    """A database that adds up the seconds that its writers wait for each statement."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -98,13 +107,11 @@ class Timed(Database):
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Any]:
-        """A connection to the primary, watched."""
         async with super().writing() as connection:
-            yield _Watched(connection, self.spent)
+            yield _TimedConnection(connection, self.spent)
 
 
-class _Watched:
-    # A connection whose statements are timed.
+class _TimedConnection:
     def __init__(self, connection: Any, spent: defaultdict[str, float]) -> None:
         self._connection = connection
         self._spent = spent
@@ -118,12 +125,13 @@ class _Watched:
         )
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        async def timed(told: str, *arguments: Any, **options: Any) -> Any:
+        async def timed(statement_or_table: str, *arguments: Any, **options: Any) -> Any:
             began = time.perf_counter()
             try:
-                return await method(told, *arguments, **options)
+                return await method(statement_or_table, *arguments, **options)
             finally:
-                self._spent[_NAMES.get(told, told)] += time.perf_counter() - began
+                name = _STATEMENT_NAMES.get(statement_or_table, statement_or_table)
+                self._spent[name] += time.perf_counter() - began
 
         return timed
 

@@ -1,5 +1,4 @@
-"""The 99th percentile of `GET /data` while the service loads a big archive, beside what it is while psql does
-so in the service's place."""
+"""Latency of `GET /data` while the service loads a large archive, compared with psql loading it."""
 
 import asyncio
 import statistics
@@ -9,45 +8,45 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.bench import load, measure, reads
+from tests.bench import load, measure, servers
+from tests.bench.servers import PATH
 
-TIMES, ROUNDS = 100, 3
+MOMENTS, ROUNDS = 100, 3
 TOKEN = "token-of-the-benchmarks"
 
 
 async def main() -> None:
-    """Ask one request after the other during either load, by turns."""
+    """Send one request after the other during each kind of load."""
     with tempfile.TemporaryDirectory() as folder:
+        # PostgreSQL may run as another account.
         Path(folder).chmod(0o755)
         path = Path(folder) / "dump.csv"
-        rows = load.write_dump(path, times=TIMES)
+        rows = load.write_dump(path, moments=MOMENTS)
         script = Path(folder) / "load.sql"
         script.write_text(load.psql_script(path))
-        slowest: dict[str, list[float]] = {"nothing": [], "psql": [], "kasparro": []}
+        p99: dict[str, list[float]] = {"no load": [], "psql": [], "kasparro": []}
         async with measure.server() as url:
             for _ in range(ROUNDS):
-                for name, taken in slowest.items():
-                    database = await measure.fresh(url, "bench_latency")
-                    await measure.fill(database)
-                    environment = {
-                        "DATABASE_URL": database,
-                        "KASPARRO_INTERVAL": "off",
-                        "KASPARRO_LOG_LEVEL": "error",
-                        "KASPARRO_SOURCES": "csv",
-                        "KASPARRO_ARCHIVES": str(path),
-                        "KASPARRO_ADMIN_TOKEN": TOKEN,
-                    }
-                    async with reads.running("-m", "kasparro", "serve", "--port", **environment) as port:
-                        taken.append(await _asked(port, name, script, database))
-    print(f"GET {reads.PATH} during a load of {rows:,} rows, {ROUNDS} rounds by turns, 99th percentile")
-    for name, values in slowest.items():
+                for name, percentiles in p99.items():
+                    database = await measure.new_database(url, "bench_latency")
+                    await measure.load_samples(database)
+                    serving = servers.kasparro(
+                        database,
+                        KASPARRO_SOURCES="csv",
+                        KASPARRO_ARCHIVES=str(path),
+                        KASPARRO_ADMIN_TOKEN=TOKEN,
+                    )
+                    async with serving as port:
+                        percentiles.append(await _p99_during_load(port, name, script, database))
+    print(f"GET {PATH} during a load of {rows:,} rows, {ROUNDS} rounds, 99th percentile of latency")
+    for name, values in p99.items():
         print(f"  {name:10} {measure.spread([1_000_000 * value for value in values], 'µs')}")
-    ratio = statistics.median(slowest["kasparro"]) / statistics.median(slowest["psql"])
+    ratio = statistics.median(p99["kasparro"]) / statistics.median(p99["psql"])
     print(f"  kasparro / psql    {ratio:.2f}")
 
 
-async def _asked(port: int, name: str, script: Path, database: str) -> float:
-    """The 99th percentile, in seconds, of one request after the other while the load lasts."""
+async def _p99_during_load(port: int, name: str, script: Path, database: str) -> float:
+    """The 99th percentile of latency, in seconds, until the load ends (without a load: for 5 s)."""
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
         match name:
             case "psql":
@@ -59,7 +58,7 @@ async def _asked(port: int, name: str, script: Path, database: str) -> float:
         taken = []
         while not loading.done():
             began = time.perf_counter()
-            async with session.get(reads.PATH) as response:
+            async with session.get(PATH) as response:
                 await response.read()
             taken.append(time.perf_counter() - began)
             await asyncio.sleep(0.005)

@@ -1,5 +1,7 @@
-"""Rows a second of `kasparro etl --source csv`, beside psql loading the same file into the same tables with
-the same two merges and no validation."""
+"""Rows per second of `kasparro etl --source csv`, compared with psql on the same file and tables.
+
+psql does the same two merges, without validation.
+"""
 
 import csv
 import json
@@ -15,10 +17,10 @@ from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
 from tests.bench import breakdown, measure
 
-COINS, TIMES, ROUNDS = 5_000, 200, 3
-# The load whose time is broken down is this much shorter.
-PROFILED_TIMES = 40
-BEGIN = 1_514_764_800  # 2018-01-01, in epoch seconds as the dumps have it
+COINS, MOMENTS, ROUNDS = 5_000, 200, 3
+# A shorter file is enough for the breakdown by step.
+PROFILED_MOMENTS = 40
+BEGIN = 1_514_764_800  # 2018-01-01 in epoch seconds, the unit of the dumps
 
 HEADER = (
     "id",
@@ -38,13 +40,13 @@ HEADER = (
 )
 
 
-def write_dump(path: Path, coins: int = COINS, times: int = TIMES) -> int:
-    """A ticker dump of so many coins at so many times, a day apart, from a fixed seed; gives its rows."""
+def write_dump(path: Path, coins: int = COINS, moments: int = MOMENTS) -> int:
+    """Write a ticker dump of these coins, at moments a day apart; returns the number of rows."""
     chance = random.Random(1)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(HEADER)
-        for day in range(times):
+        for day in range(moments):
             for coin in range(coins):
                 supply = 10**6 + coin * 1_000
                 price = f"{chance.random() * 1_000:.6f}"
@@ -66,13 +68,13 @@ def write_dump(path: Path, coins: int = COINS, times: int = TIMES) -> int:
                         BEGIN + 86_400 * day,
                     ]
                 )
-    return coins * times
+    return coins * moments
 
 
 def psql_script(path: Path) -> str:
-    """What psql does: COPY into columns of the right types, then the two merges in one transaction.
+    """A script for psql: COPY into columns of the right types, then the two merges, in one transaction.
 
-    The content hash is made there too, since the tables require one.
+    It makes content hashes too, since the tables require them.
     """
     types = {"rank": "integer", "last_updated": "bigint", "id": "text", "name": "text", "symbol": "text"}
     columns = ", ".join(f'"{name}" {types.get(name, "numeric")}' for name in HEADER)
@@ -84,31 +86,31 @@ def psql_script(path: Path) -> str:
         "symbol, name, rank, price_usd, market_cap_usd, volume_24h_usd, circulating_supply, total_supply, "
         "max_supply, percent_change_1h, percent_change_24h, percent_change_7d"
     )
-    told = ", ".join(f"{field} = excluded.{field}" for field in fields.split(", "))
+    assignments = ", ".join(f"{field} = excluded.{field}" for field in fields.split(", "))
     return f"""
 \\set ON_ERROR_STOP on
 BEGIN;
-CREATE TEMPORARY TABLE told ({columns}) ON COMMIT DROP;
-\\copy told FROM '{path}' WITH (FORMAT csv, HEADER)
+CREATE TEMPORARY TABLE dump ({columns}) ON COMMIT DROP;
+\\copy dump FROM '{path}' WITH (FORMAT csv, HEADER)
 SELECT create_history_partition(month) FROM (
     SELECT DISTINCT date_trunc('month', to_timestamp(last_updated) AT TIME ZONE 'UTC')::date AS month
-    FROM told
+    FROM dump
 ) AS months;
 INSERT INTO unified_history (source, source_id, observed_at, {fields}, recorded_at, content_hash)
-SELECT 'csv', id, to_timestamp(last_updated), {values}, now(), md5(told::text)::uuid
-FROM told
+SELECT 'csv', id, to_timestamp(last_updated), {values}, now(), md5(dump::text)::uuid
+FROM dump
 ON CONFLICT (source, source_id, observed_at) DO UPDATE
-SET {told}, recorded_at = excluded.recorded_at, content_hash = excluded.content_hash
+SET {assignments}, recorded_at = excluded.recorded_at, content_hash = excluded.content_hash
 WHERE unified_history.content_hash <> excluded.content_hash;
 INSERT INTO unified_data (
     source, source_id, observed_at, {fields}, first_seen_at, updated_at, content_hash
 )
 SELECT DISTINCT ON (id)
-    'csv', id, to_timestamp(last_updated), {values}, now(), now(), md5(told::text)::uuid
-FROM told
+    'csv', id, to_timestamp(last_updated), {values}, now(), now(), md5(dump::text)::uuid
+FROM dump
 ORDER BY id, last_updated DESC
 ON CONFLICT (source, source_id) DO UPDATE
-SET {told}, observed_at = excluded.observed_at, updated_at = excluded.updated_at,
+SET {assignments}, observed_at = excluded.observed_at, updated_at = excluded.updated_at,
     content_hash = excluded.content_hash
 WHERE unified_data.content_hash <> excluded.content_hash
     AND unified_data.observed_at <= excluded.observed_at;
@@ -117,53 +119,57 @@ COMMIT;
 
 
 async def main() -> None:
-    """Load one file by turns both ways, each time into an empty database."""
+    """Load one file with psql and with Kasparro, each time into an empty database."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dump.csv"
         rows = write_dump(path)
         script = Path(folder) / "load.sql"
         script.write_text(psql_script(path))
         Path(folder).chmod(0o755)
-        rates: dict[str, list[float]] = {"psql": [], "kasparro": [], "other bytes": [], "other name": []}
+        rates: dict[str, list[float]] = {"psql": [], "kasparro": [], "unchanged rows": [], "known file": []}
         peaks = []
         async with measure.server() as url:
             for _ in range(ROUNDS):
-                bare = await measure.fresh(url, "bench_psql")
-                async with Database(bare) as database:
-                    await migrate(database)
+                by_psql_url = await _migrated(url, "bench_psql")
                 began = time.perf_counter()
-                await by_psql(script, bare)
+                await by_psql(script, by_psql_url)
                 rates["psql"].append(rows / (time.perf_counter() - began))
-                ours = await measure.fresh(url, "bench_kasparro")
-                async with Database(ours) as database:
-                    await migrate(database)
-                async with measure.memory() as peak:
-                    rates["kasparro"].append(rows / await _etl(path, ours, rows))
+                kasparro_url = await _migrated(url, "bench_kasparro")
+                async with measure.peak_memory() as peak:
+                    rates["kasparro"].append(rows / await _etl(path, kasparro_url, rows))
                 peaks.append(peak.megabytes)
-                # The same rows in a file that is another one to the checkpoints, by a line end more, and in
-                # one that they know by its content.
-                again = path.with_name("again.csv")
-                again.write_bytes(path.read_bytes() + b"\r\n")
-                rates["other bytes"].append(rows / await _etl(again, ours, 0))
-                again.write_bytes(path.read_bytes())
-                rates["other name"].append(rows / await _etl(again, ours, 0))
+                # A line end more changes the file's digest but not its rows; without it the checkpoint knows
+                # the file under any name.
+                copy = path.with_name("copy.csv")
+                copy.write_bytes(path.read_bytes() + b"\r\n")
+                rates["unchanged rows"].append(rows / await _etl(copy, kasparro_url, 0))
+                copy.write_bytes(path.read_bytes())
+                rates["known file"].append(rows / await _etl(copy, kasparro_url, 0))
             median = {name: statistics.median(values) for name, values in rates.items()}
-            print(f"load of {rows:,} rows, {ROUNDS} rounds by turns")
+            print(f"load of {rows:,} rows, {ROUNDS} rounds")
             for name, values in rates.items():
-                print(f"  {name:12} {measure.spread(values, 'rows/s')}")
-            print(f"  kasparro / psql          {median['kasparro'] / median['psql']:.2f}")
-            print(f"  memory of etl and its worker, at most  {max(peaks):.0f} MB")
-            print(f"  other bytes / kasparro   {median['other bytes'] / median['kasparro']:.2f}")
-            print(f"  other name / kasparro    {median['other name'] / median['kasparro']:.2f}")
-            part, twin = Path(folder) / "part.csv", Path(folder) / "twin.csv"
-            profiled = write_dump(part, times=PROFILED_TIMES)
-            twin.write_bytes(part.read_bytes() + b"\r\n")
-            await breakdown.show(url, part, twin, profiled)
+                print(f"  {name:15} {measure.spread(values, 'rows/s')}")
+            print(f"  kasparro / psql            {median['kasparro'] / median['psql']:.2f}")
+            print(f"  unchanged rows / kasparro  {median['unchanged rows'] / median['kasparro']:.2f}")
+            print(f"  known file / kasparro      {median['known file'] / median['kasparro']:.2f}")
+            print(f"  peak memory of etl and its worker  {max(peaks):.0f} MB")
+            short, changed = Path(folder) / "short.csv", Path(folder) / "changed.csv"
+            profiled = write_dump(short, moments=PROFILED_MOMENTS)
+            changed.write_bytes(short.read_bytes() + b"\r\n")
+            await breakdown.show(url, short, changed, profiled)
+
+
+async def _migrated(server_url: str, name: str) -> str:
+    url = await measure.new_database(server_url, name)
+    async with Database(url) as database:
+        await migrate(database)
+    return url
 
 
 async def _etl(path: Path, url: str, written: int) -> float:
+    # Returns the seconds taken.
     began = time.perf_counter()
-    output = await measure.process(
+    output = await measure.run(
         sys.executable,
         "-m",
         "kasparro",
@@ -178,11 +184,11 @@ async def _etl(path: Path, url: str, written: int) -> float:
     took = time.perf_counter() - began
     records = json.loads(output)["records"]
     if records["inserted"] + records["updated"] != written or records["rejected"]:
-        raise RuntimeError(f"{written} rows were to be written: {records}")
+        raise RuntimeError(f"expected {written} written rows and no rejects, got {records}")
     return took
 
 
 async def by_psql(script: Path, url: str) -> None:
-    """Have psql run the script of `psql_script`."""
+    """Run the script of `psql_script`."""
     psql = str(find_programs().path("psql"))
-    await measure.process(psql, "-qX", "-o", "/dev/null", "-f", str(script), url)
+    await measure.run(psql, "-qX", "-o", "/dev/null", "-f", str(script), url)

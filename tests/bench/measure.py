@@ -1,31 +1,35 @@
-"""What the benchmarks share: a server of their own, commands, and medians with their spread."""
+"""What the benchmarks share: a PostgreSQL server, filled databases, subprocesses, and figures about them."""
 
 import asyncio
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import asyncpg
 
 from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.simulator import Simulator
+from kasparro.store import queries
+from kasparro.store.pool import Connection
+from kasparro.store.queries import Selection
 from tests.conftest import on_server
 
 
 @asynccontextmanager
 async def server() -> AsyncIterator[str]:
-    """An embedded PostgreSQL with nothing else on it; gives its URL."""
+    """Start an empty embedded PostgreSQL; yields its URL."""
     with tempfile.TemporaryDirectory() as home:
         async with EmbeddedPostgres(Path(home)) as running:
             yield running.dsn
 
 
-async def fresh(server_url: str, name: str) -> str:
-    """An empty database of this name, made anew; gives its URL."""
+async def new_database(server_url: str, name: str) -> str:
+    """Create an empty database, replacing one of the same name; returns its URL."""
     connection = await asyncpg.connect(server_url)
     await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     await connection.execute(f"CREATE DATABASE {name}")
@@ -34,24 +38,24 @@ async def fresh(server_url: str, name: str) -> str:
     return on_server(server_url, name)
 
 
-async def process(*command: str, **environment: str) -> bytes:
-    """Run a command to its end; gives its output. Raises RuntimeError with its errors where it fails."""
-    running = await asyncio.create_subprocess_exec(
+async def run(*command: str, **environment: str) -> bytes:
+    """Run a command; returns its output. Raises RuntimeError with its error output if it fails."""
+    process = await asyncio.create_subprocess_exec(
         *command,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **environment},
     )
-    output, errors = await running.communicate()
-    if running.returncode:
+    output, errors = await process.communicate()
+    if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {errors.decode()[-2000:]}")
     return output
 
 
-async def fill(database_url: str) -> None:
-    """Rows of both APIs, as the simulator serves them, and of the sample archive."""
+async def load_samples(database_url: str) -> None:
+    """Load what the simulator serves of both APIs, and the sample archive."""
     async with Simulator(seed=1, manual=True) as simulator:
-        await process(
+        await run(
             sys.executable,
             *("-m", "kasparro", "etl", "--json"),
             DATABASE_URL=database_url,
@@ -61,25 +65,50 @@ async def fill(database_url: str) -> None:
         )
 
 
+class _Recorder:
+    """A connection that records the statements it sends."""
+
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self._connection = connection
+        self.sent: list[tuple[str, Sequence[Any]]] = []
+
+    async def fetch(self, text: str, *values: Any) -> Any:
+        self.sent.append((text, values))
+        return await self._connection.fetch(text, *values)
+
+
+async def page_statement(
+    connection: "asyncpg.Connection[asyncpg.Record]", selection: Selection, limit: int
+) -> tuple[str, Sequence[Any]]:
+    """The statement that `/data` sends for the first page of a selection, and its values."""
+    totals = queries.Totals()
+    # The first call also counts the rows of whole sources.
+    for _ in range(2):
+        recorder = _Recorder(connection)
+        await queries.page(cast("Connection", recorder), totals, selection, limit=limit)
+    (statement,) = recorder.sent
+    return statement
+
+
 def spread(values: list[float], unit: str) -> str:
-    """The median, and the smallest and largest around it."""
+    """The median, with the smallest and the largest value in parentheses."""
     return f"{statistics.median(values):,.0f} {unit} ({min(values):,.0f}..{max(values):,.0f})"
 
 
-class Peak:
-    """The largest resident memory seen, of all processes below this one together."""
+class PeakMemory:
+    """The largest sum of resident memory seen."""
 
     megabytes = 0.0
 
 
 @asynccontextmanager
-async def memory() -> AsyncIterator[Peak]:
-    """Watches the memory of the processes that this one starts meanwhile, but for PostgreSQL's."""
-    peak = Peak()
+async def peak_memory() -> AsyncIterator[PeakMemory]:
+    """Watch the memory of the Kasparro processes that this process starts; PostgreSQL is not counted."""
+    peak = PeakMemory()
 
     async def watch() -> None:
         while True:
-            resident = await asyncio.to_thread(_resident, os.getpid())
+            resident = await asyncio.to_thread(_resident_kilobytes, os.getpid())
             peak.megabytes = max(peak.megabytes, resident / 1024)
             await asyncio.sleep(0.1)
 
@@ -90,8 +119,8 @@ async def memory() -> AsyncIterator[Peak]:
         watching.cancel()
 
 
-def _resident(root: int) -> int:
-    """Kilobytes of all descendants of a process that run Kasparro, from /proc."""
+def _resident_kilobytes(root: int) -> int:
+    # Of all descendants of a process that run Kasparro, from /proc.
     found: dict[int, tuple[int, int, bytes]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,12 +133,12 @@ def _resident(root: int) -> int:
                 continue
             kilobytes = int(fields.get("VmRSS", "0").split()[0])
             found[int(entry.name)] = (int(fields["PPid"]), kilobytes, command)
-    below = {root}
-    while more := {pid for pid, (parent, _, _) in found.items() if parent in below} - below:
-        below |= more
+    family = {root}
+    while children := {pid for pid, (parent, _, _) in found.items() if parent in family} - family:
+        family |= children
     return sum(
         found[pid][1]
-        for pid in below - {root}
+        for pid in family - {root}
         if b"kasparro" in found[pid][2]
         and b"supervisor" not in found[pid][2]
         and b"postgres" not in found[pid][2]

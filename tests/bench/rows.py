@@ -1,4 +1,4 @@
-"""Rows for the benchmarks, made by PostgreSQL: many, and the same every time."""
+"""Generates rows for the benchmarks inside PostgreSQL: many, and the same every time."""
 
 import asyncpg
 
@@ -7,7 +7,7 @@ from kasparro.store.pool import Database
 
 SYMBOLS = 9973
 
-# A coin's digits are as many as the sources send; the multiplications scatter them.
+# Values have as many digits as the sources send; the multiplications scatter them.
 _VALUES = """
     'c' || n % $1::integer, 'Coin number ' || n, n,
     (n::bigint * 7919 % 1000003) / 9973.0, n::bigint * 104729 % 1000000007,
@@ -47,14 +47,14 @@ FROM generate_series(0, $2::integer - 1) AS age CROSS JOIN generate_series(1, $3
 
 
 async def current(url: str, rows: int, symbols: int = SYMBOLS) -> None:
-    """So many rows of so many symbols in unified_data of an empty database, which gets its tables first."""
+    """Migrate an empty database and put `rows` rows with `symbols` symbols into unified_data."""
     async with Database(url) as database:
         await migrate(database)
     await _run(url, (_CURRENT, symbols, rows))
 
 
 async def history(url: str, coins: int, moments: int) -> None:
-    """Records of the first so many coins at so many moments, 8 hours apart."""
+    """Put records of the first `coins` coins into unified_history, at `moments` moments 8 hours apart."""
     await _run(url, (_PARTITIONS, moments), (_HISTORY, SYMBOLS, moments, coins))
 
 
@@ -62,7 +62,7 @@ async def _run(url: str, *statements: tuple[str | int, ...]) -> None:
     connection = await asyncpg.connect(url)
     for statement, *values in statements:
         await connection.execute(str(statement), *values)
-    # As after a night of autovacuum: visible to index-only scans, and estimated well.
+    # As autovacuum leaves a table: rows are visible to index-only scans, and statistics are current.
     await connection.execute("VACUUM (ANALYZE)")
     await connection.execute("CHECKPOINT")
     await connection.close()

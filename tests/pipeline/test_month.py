@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from kasparro.simulator import Account, Simulator
 from kasparro.store.pool import Database
-from tests.bench.month import BEGIN, lived
+from tests.support.simulated_month import BEGIN, simulated_runs
 
 LIMIT = 400
 INTERVAL = timedelta(hours=12)
@@ -21,12 +21,12 @@ async def test_a_month_of_runs_keeps_to_its_calls_and_shows_no_coin_older_than_p
     async with Simulator(
         coins=COINS, base=BEGIN, tick=INTERVAL.total_seconds(), manual=True, coingecko=account
     ) as simulator:
-        runs = await lived(database, simulator, LIMIT, INTERVAL, RUNS)
+        runs = await simulated_runs(database, simulator, LIMIT, INTERVAL, RUNS)
 
     assert {run.status for run in runs} == {"succeeded"}
     assert {run.pages for run in runs} == {8}
     assert 360 < runs[-1].calls <= LIMIT
     for run in runs:
-        assert run.promised is not None
-        assert run.after <= run.promised
-        assert run.promised_before is None or run.before <= run.promised_before
+        assert run.promised_after is not None
+        assert run.age_after <= run.promised_after
+        assert run.promised_before is None or run.age_before <= run.promised_before

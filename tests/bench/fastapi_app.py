@@ -1,5 +1,8 @@
-"""`python -m tests.bench.reference PORT`: `/data` as the usual stack has it, on the same table: FastAPI,
-SQLAlchemy and Pydantic, pages by offset and a count with each. DATABASE_URL says where."""
+"""`/data` as most services build it, to compare with: FastAPI, SQLAlchemy and Pydantic on the same table.
+
+Pages are by offset, and each page counts the rows. `python -m tests.bench.fastapi_app PORT` reads
+DATABASE_URL.
+"""
 
 import csv
 import io
@@ -23,11 +26,11 @@ engine = create_async_engine(
     make_url(os.environ["DATABASE_URL"]).set(drivername="postgresql+asyncpg"), pool_size=8, max_overflow=8
 )
 sessions = async_sessionmaker(engine, expire_on_commit=False)
-app = FastAPI(title="The usual stack")
+app = FastAPI(title="Comparison")
 
 
 class Base(DeclarativeBase):
-    """The tables."""
+    """The declarative base."""
 
 
 class UnifiedData(Base):
@@ -81,7 +84,7 @@ class Record(BaseModel):
 
 
 class Pagination(BaseModel):
-    """Where a page stands."""
+    """The page's number and the size of the list."""
 
     limit: int
     page: int
@@ -89,7 +92,7 @@ class Pagination(BaseModel):
     total: int
 
 
-class CrawledPage(BaseModel):
+class DataPage(BaseModel):
     """A page of rows."""
 
     data: list[Record]
@@ -106,7 +109,7 @@ Session = Annotated[AsyncSession, Depends(session)]
 
 
 def ordered(symbol: str | None) -> Select[UnifiedData]:
-    """The rows with this symbol, or all."""
+    """All rows by rank, or those of one symbol."""
     rows = select(UnifiedData).order_by(
         UnifiedData.rank.nulls_last(), UnifiedData.source, UnifiedData.source_id
     )
@@ -119,12 +122,12 @@ async def read_data(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     page: Annotated[int, Query(ge=1)] = 1,
     symbol: Annotated[str | None, Query(min_length=1, max_length=200)] = None,
-) -> CrawledPage:
+) -> DataPage:
     """A page of rows by its number."""
     rows = ordered(symbol)
     total = await session.scalar(select(func.count()).select_from(rows.order_by(None).subquery())) or 0
     found = await session.scalars(rows.limit(limit).offset((page - 1) * limit))
-    return CrawledPage(
+    return DataPage(
         data=[Record.model_validate(row) for row in found],
         pagination=Pagination(limit=limit, page=page, pages=-(-total // limit), total=total),
     )
@@ -150,6 +153,6 @@ async def export(session: Session) -> StreamingResponse:
 
 
 if __name__ == "__main__":
-    # wrk hangs up in the midst of exports, which this stack reports at length.
+    # wrk closes connections during exports, and FastAPI logs a traceback for each.
     logging.disable()
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
