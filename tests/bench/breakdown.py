@@ -46,8 +46,8 @@ async def show(server_url: str, path: Path, changed_path: Path, rows: int) -> No
     async with Database(url) as database:
         await migrate(database)
     new, unchanged = await _load_seconds(url, path), await _load_seconds(url, changed_path)
-    own = {"waiting for the worker", "processor time of etl", "total"}
-    longest = sorted(new.keys() - own, key=lambda step: new[step], reverse=True)
+    own = ("waiting for the worker", "processor time of etl", "total")
+    longest = sorted(new.keys() - set(own), key=lambda step: new[step], reverse=True)
     print(f"  {'':42} {'new':>6} {'unchanged':>9}")
 
     def line(step: str, *columns: float) -> None:
@@ -58,7 +58,7 @@ async def show(server_url: str, path: Path, changed_path: Path, rows: int) -> No
         line(f"PostgreSQL      {step}", new[step], unchanged.get(step, 0.0))
     others = [sum(taken.get(step, 0.0) for step in longest[LONGEST:]) for taken in (new, unchanged)]
     line("PostgreSQL      all others", *others)
-    for step in sorted(own):
+    for step in own:
         line(f"etl             {step}", new[step], unchanged[step])
 
 
