@@ -1,4 +1,4 @@
-"""Rows converted together come to what each comes to by itself."""
+"""Converting rows together gives the same as converting each alone."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -59,7 +59,7 @@ rows = st.lists(
 )
 
 
-def converter(folder: Path) -> Converter:
+def make_converter(folder: Path) -> Converter:
     path = folder / "dump.csv"
     path.write_text(f"{HEADER}\nBTC,Bitcoin,1,1.5,2,3,4,5,1517443200\n")
     with ArchiveFile.at(path) as file:
@@ -67,28 +67,26 @@ def converter(folder: Path) -> Converter:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
-@given(told=rows, ragged=st.booleans())
-def test_rows_together_come_to_what_each_comes_to_by_itself(
-    tmp_path: Path, told: list[list[str]], ragged: bool
-) -> None:
-    reading = converter(tmp_path)
-    told = [*told, ["one cell"]] if ragged else told
-    apart: list[tuple[str, str] | None] = []
-    for row in told:
+@given(drawn=rows, ragged=st.booleans())
+def test_rows_together_equal_rows_alone(tmp_path: Path, drawn: list[list[str]], ragged: bool) -> None:
+    converter = make_converter(tmp_path)
+    drawn = [*drawn, ["one cell"]] if ragged else drawn
+    alone: list[tuple[str, str] | None] = []
+    for row in drawn:
         try:
-            apart.append(reading.convert(row.copy()))
+            alone.append(converter.convert(row.copy()))
         except RejectedValue:
-            apart.append(None)
+            alone.append(None)
 
-    together = reading.convert_all(told)
+    together = converter.convert_all(drawn)
 
-    if None in apart:
+    if None in alone:
         assert together is None
     if together is not None:
-        assert list(zip(*together, strict=True)) == apart
+        assert list(zip(*together, strict=True)) == alone
 
 
 def test_plain_rows_are_converted_together(tmp_path: Path) -> None:
     row = ["BTC", "Bitcoin", "1", "1.50", "0", "", "10", "-0.50", "1517443200"]
 
-    assert converter(tmp_path).convert_all([row] * 3) is not None
+    assert make_converter(tmp_path).convert_all([row] * 3) is not None

@@ -1,4 +1,4 @@
-"""Numbers in archives: what is accepted has exactly one meaning, and that is the value stored."""
+"""Numbers in archives: each accepted text has exactly one meaning, and that value is stored."""
 
 from decimal import Decimal
 
@@ -39,19 +39,19 @@ finite = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**15),
         ("100", "money", "100"),
     ],
 )
-def test_notations_give_exact_digits(text: str, kind: Kind, value: str) -> None:
+def test_notations_are_exact(text: str, kind: Kind, value: str) -> None:
     assert POINT.read(text, "price_usd", kind) == value
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("102.923,61", "102923.61"), ("102923,6143", "102923.6143"), ("1.234.567", "1234567")]
 )
-def test_a_file_with_decimal_commas_is_read_so(text: str, value: str) -> None:
+def test_decimal_comma(text: str, value: str) -> None:
     assert COMMA.read(text, "price_usd", "money") == value
 
 
 @pytest.mark.parametrize("text", ["", "-", "--", "- -", "N/A", "None", "null", "?", "nan", " "])
-def test_words_for_no_value_are_null_and_zero_is_not(text: str) -> None:
+def test_null_words_are_null_and_zero_is_not(text: str) -> None:
     assert POINT.read(text, "price_usd", "money") is None
     assert POINT.read("0.0", "price_usd", "money") == "0"
 
@@ -81,19 +81,19 @@ def test_words_for_no_value_are_null_and_zero_is_not(text: str) -> None:
         "1_000",
     ],
 )
-def test_damaged_numbers_are_refused_and_never_guessed(text: str) -> None:
+def test_damaged_number_is_rejected(text: str) -> None:
     with pytest.raises(RejectedValue, match="not a number"):
         POINT.read(text, "price_usd", "money")
 
 
-def test_a_currency_in_a_supply_or_percent_is_refused() -> None:
+def test_currency_sign_in_supply_or_percent_is_rejected() -> None:
     for kind in ("supply", "percent"):
         with pytest.raises(RejectedValue):
             POINT.read("$5", "max_supply", kind)
 
 
 @given(finite)
-def test_what_decimal_writes_is_read_as_decimal_means_it(value: Decimal) -> None:
+def test_reads_every_format_of_decimal(value: Decimal) -> None:
     for text in (str(value), f"{value:f}", f"{value:,f}", f"{value:e}"):
         read = POINT.read(text, "x", "percent")
         assert read is not None
@@ -104,7 +104,7 @@ def test_what_decimal_writes_is_read_as_decimal_means_it(value: Decimal) -> None
 
 
 @given(st.text("0123456789.,-+eE $%KMB'", max_size=14))
-def test_whatever_is_accepted_is_a_decimal_in_one_spelling(text: str) -> None:
+def test_accepted_text_gives_a_canonical_decimal(text: str) -> None:
     try:
         read = POINT.read(text, "x", "money")
     except RejectedValue:
@@ -128,7 +128,7 @@ def test_whatever_is_accepted_is_a_decimal_in_one_spelling(text: str) -> None:
         (["628899051.8", "539.692.714.905"], "."),
     ],
 )
-def test_the_rows_together_settle_the_decimal_sign(cells: list[str], sign: Sign) -> None:
+def test_rows_settle_the_decimal_sign(cells: list[str], sign: Sign) -> None:
     assert decimal_sign(cells, ",") == sign
 
 
@@ -136,7 +136,7 @@ def test_the_rows_together_settle_the_decimal_sign(cells: list[str], sign: Sign)
     ("cells", "delimiter"),
     [(["1,234", "2,345"], ","), (["0.5", "0,5"], ","), (["14.748.800.659", "1.234"], ";")],
 )
-def test_rows_that_do_not_tell_leave_it_unsettled(cells: list[str], delimiter: str) -> None:
+def test_undecided_rows_are_ambiguous(cells: list[str], delimiter: str) -> None:
     with pytest.raises(Ambiguous):
         decimal_sign(cells, delimiter)
 
@@ -146,34 +146,34 @@ fractions = st.integers(0, 999_999)
 
 
 @given(whole_parts, fractions, st.sampled_from([",", "'", "’", " ", "\u00a0", "\u202f", ""]))
-def test_every_sign_that_groups_is_left_out(whole: int, fraction: int, sign: str) -> None:
+def test_group_separators_are_ignored(whole: int, fraction: int, sign: str) -> None:
     text = f"{whole:,}".replace(",", sign) + f".{fraction:06}"
-    assert POINT.read(text, "x", "money") == _spelt(Decimal(f"{whole}.{fraction:06}"))
+    assert POINT.read(text, "x", "money") == _canonical(Decimal(f"{whole}.{fraction:06}"))
     text = f"{whole:,}".replace(",", "." if sign == "," else sign) + f",{fraction:06}"
-    assert COMMA.read(text, "x", "money") == _spelt(Decimal(f"{whole}.{fraction:06}"))
+    assert COMMA.read(text, "x", "money") == _canonical(Decimal(f"{whole}.{fraction:06}"))
 
 
 @given(
     finite,
     st.sampled_from(["${}", "$ {}", "US${}", "$US{}", "usd{}", "USD {}", "{}$", "{} $", "{} USD", "{}usd"]),
 )
-def test_every_dollar_sign_is_left_out_of_money(value: Decimal, written: str) -> None:
+def test_dollar_signs_are_ignored_in_money(value: Decimal, written: str) -> None:
     value = abs(value)
     text = written.format(f"{value:f}")
     try:
-        assert POINT.read(text, "x", "money") == _spelt(value)
+        assert POINT.read(text, "x", "money") == _canonical(value)
     except RejectedValue:
-        # A blank after the sign is no notation of ours.
+        # A blank after the sign is not accepted.
         assert written == "$ {}"
     with pytest.raises(RejectedValue):
         POINT.read(text, "x", "percent")
 
 
 @given(finite, st.sampled_from(["{}%", "{} %", "+{}%"]))
-def test_every_percent_sign_is_left_out_of_percents(value: Decimal, written: str) -> None:
+def test_percent_signs_are_ignored_in_percents(value: Decimal, written: str) -> None:
     value = abs(value)
-    assert POINT.read(written.format(f"{value:f}"), "x", "percent") == _spelt(value)
-    assert POINT.read(f"-{value:f}%", "x", "percent") == _spelt(-value)
+    assert POINT.read(written.format(f"{value:f}"), "x", "percent") == _canonical(value)
+    assert POINT.read(f"-{value:f}%", "x", "percent") == _canonical(-value)
     with pytest.raises(RejectedValue):
         POINT.read(written.format(f"{value:f}"), "x", "money")
 
@@ -182,36 +182,34 @@ def test_every_percent_sign_is_left_out_of_percents(value: Decimal, written: str
     st.decimals(0, 10**6, places=4),
     st.sampled_from([("K", 3), ("k", 3), ("M", 6), ("m", 6), ("B", 9), ("b", 9), ("bn", 9), ("T", 12)]),
 )
-def test_every_magnitude_shifts_the_point(value: Decimal, magnitude: tuple[str, int]) -> None:
+def test_magnitude_suffixes(value: Decimal, magnitude: tuple[str, int]) -> None:
     letter, power = magnitude
     for text in (f"{value:f}{letter}", f"{value:f} {letter}", f"${value:f}{letter}"):
-        assert POINT.read(text, "x", "money") == _spelt(value.scaleb(power))
-    assert COMMA.read(f"{value:f}{letter}".replace(".", ","), "x", "money") == _spelt(value.scaleb(power))
+        assert POINT.read(text, "x", "money") == _canonical(value.scaleb(power))
+    assert COMMA.read(f"{value:f}{letter}".replace(".", ","), "x", "money") == _canonical(value.scaleb(power))
 
 
 @given(st.decimals(0, 10**6, places=4), st.integers(-40, 20), st.sampled_from("eE"))
-def test_every_exponent_shifts_the_point(value: Decimal, power: int, letter: str) -> None:
+def test_exponents(value: Decimal, power: int, letter: str) -> None:
     for sign in ("", "+") if power >= 0 else ("",):
         text = f"{value:f}{letter}{sign}{power}"
-        assert POINT.read(text, "x", "money") == _spelt(value.scaleb(power))
+        assert POINT.read(text, "x", "money") == _canonical(value.scaleb(power))
 
 
 @given(st.lists(finite.map(abs), min_size=1), st.sampled_from([".", ","]))
-def test_the_sign_that_a_file_is_found_to_use_is_the_one_it_was_written_with(
-    values: list[Decimal], sign: Sign
-) -> None:
+def test_detected_decimal_sign_is_the_written_one(values: list[Decimal], sign: Sign) -> None:
     cells = [f"{value:,f}" for value in values]
     if sign == ",":
         cells = [cell.translate(str.maketrans(",.", ".,")) for cell in cells]
     assert decimal_sign(cells, ";") == sign
 
 
-def _spelt(value: Decimal) -> str:
+def _canonical(value: Decimal) -> str:
     text = f"{value:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text in {"-0", "0"} else text
 
 
-def test_a_bare_point_between_plain_numbers_is_not_plain() -> None:
-    """Possessive groups of Python 3.11.2 matched it, and `1.` was stored with a hash of its own."""
+def test_number_ending_in_a_point_is_not_plain() -> None:
+    """Possessive groups of Python 3.11.2 matched it, and `1.` was stored with a different hash than `1`."""
     assert read_plain_all(["0", "1.", "0"]) is None

@@ -1,35 +1,16 @@
-"""What a user says of an archive in a TOML file beside it: it settles what the file leaves open."""
+"""Overrides in a TOML file next to an archive settle what the file leaves open."""
 
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides, OverridesRejected
-from kasparro.sources.archives.reader import read_archive
-from tests.sources.archives.conftest import Outcome, Read, collected, job_for
-from tests.sources.archives.conftest import described as describe
-
-N = r"\N"
+from tests.support.archives import Read, overrides_for
 
 
-@pytest.fixture
-def described(tmp_path: Path) -> Read:
-    """Write a file and its description, and read it: `await described(content, said, "btc-usd.csv")`."""
-
-    async def load(content: str | bytes, said: str, name: str = "prices.csv") -> Outcome:
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        path.with_name(f"{name}.toml").write_text(said, encoding="utf-8")
-        with ArchiveFile.at(path) as file:
-            return await collected(read_archive(file, job_for(path, said=describe(path))))
-
-    return load
-
-
-async def test_columns_and_coin_of_an_unknown_layout(described: Read) -> None:
-    outcome = await described(
+async def test_columns_and_coin_of_an_unknown_layout(load_with: Read) -> None:
+    outcome = await load_with(
         "wann;wert;menge;xyz\n31.12.2021;46.219,50;1.000;7\n01.01.2022;47.000,10;2.000;8\n",
         """
         currency = "USD"
@@ -52,7 +33,7 @@ async def test_columns_and_coin_of_an_unknown_layout(described: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "said", "stored"),
+    ("content", "name", "overrides", "stored"),
     [
         ("date,price\n01/02/2018,5\n", "btc-usd.csv", 'day_order = "day-first"', "2018-02-01 23:59:59"),
         ("date,price\n01/02/2018,5\n", "btc-usd.csv", 'day_order = "month-first"', "2018-01-02 23:59:59"),
@@ -89,10 +70,10 @@ async def test_columns_and_coin_of_an_unknown_layout(described: Read) -> None:
         ),
     ],
 )
-async def test_what_is_said_settles_what_is_open(
-    described: Read, content: str | bytes, name: str, said: str, stored: str
+async def test_override_settles_an_open_question(
+    load_with: Read, content: str | bytes, name: str, overrides: str, stored: str
 ) -> None:
-    outcome = await described(content, said, name)
+    outcome = await load_with(content, overrides, name)
     assert outcome.problems == []
     assert stored in {cell.removesuffix("+00:00") for cell in outcome.rows[0].values()}
 
@@ -111,14 +92,12 @@ async def test_what_is_said_settles_what_is_open(
         ("id,symbol,name\nbitcoin,btc,Bitcoin\n", "list.csv"),
     ],
 )
-async def test_what_is_left_open_names_the_setting_that_settles_it(
-    load: Read, content: str, name: str
-) -> None:
+async def test_open_question_names_the_override_that_settles_it(load: Read, content: str, name: str) -> None:
     problem = (await load(content, name)).problem
     assert f"{name}.toml beside it can tell: " in problem
 
 
-async def test_hint_after_hint_leads_from_unknown_names_to_a_file_that_loads(described: Read) -> None:
+async def test_following_the_hints_loads_the_file(load_with: Read) -> None:
     hints = {
         'columns."HEADER" = "price_usd", and columns."HEADER" = "observed_at"': (
             'columns."Wert" = "price_usd"\ncolumns."Tag" = "observed_at"'
@@ -127,16 +106,16 @@ async def test_hint_after_hint_leads_from_unknown_names_to_a_file_that_loads(des
         'day_order = "day-first" or day_order = "month-first"': 'day_order = "day-first"',
         'coin.id = "bitcoin", or columns."HEADER" = "symbol"': 'coin.id = "bitcoin"',
     }
-    said, told = "", list[str]()
+    overrides, followed = "", list[str]()
     while True:
-        outcome = await described("Tag;Wert;Umsatz\n01.02.2018;9.120,50;1.000\n", said, "kurse.csv")
+        outcome = await load_with("Tag;Wert;Umsatz\n01.02.2018;9.120,50;1.000\n", overrides, "kurse.csv")
         if not outcome.problems:
             break
         hint = outcome.problem.partition(" beside it can tell: ")[2]
-        said += f"{hints[hint]}\n"
-        told.append(hint)
+        overrides += f"{hints[hint]}\n"
+        followed.append(hint)
 
-    assert told == [*hints]
+    assert followed == [*hints]
     assert outcome.rows[0]["price_usd"] == "9120.5"
 
 
@@ -148,12 +127,12 @@ async def test_hint_after_hint_leads_from_unknown_names_to_a_file_that_loads(des
         ("2018-01-01,5\n2018-01-02,5\n", 'header = ["timestamp", "open", "high", …]'),
     ],
 )
-async def test_what_a_header_lacks_is_what_the_hint_says(load: Read, content: str, hint: str) -> None:
+async def test_hint_names_what_the_header_lacks(load: Read, content: str, hint: str) -> None:
     assert (await load(content, "btc-usd.csv")).problem.endswith(f"can tell: {hint}")
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("overrides", "error"),
     [
         ("decimel = ','", "unknown key 'decimel'; did you mean decimal?"),
         ("zzz = 1", "unknown key 'zzz'; allowed: columns, header,"),
@@ -176,35 +155,35 @@ async def test_what_a_header_lacks_is_what_the_hint_says(load: Read, content: st
         ("decimal = '\x1b[31m'", "no TOML"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_file_and_key(tmp_path: Path, said: str, told: str) -> None:
-    (tmp_path / "kasparro.toml").write_text(said)
-    with pytest.raises(OverridesRejected) as refused:
-        describe(tmp_path / "btc.csv")
-    assert str(refused.value).startswith("kasparro.toml: ")
-    assert told in str(refused.value)
-    assert str(refused.value).isprintable()
+def test_invalid_overrides_are_rejected_with_file_and_key(tmp_path: Path, overrides: str, error: str) -> None:
+    (tmp_path / "kasparro.toml").write_text(overrides)
+    with pytest.raises(OverridesRejected) as rejected:
+        overrides_for(tmp_path / "btc.csv")
+    assert str(rejected.value).startswith("kasparro.toml: ")
+    assert error in str(rejected.value)
+    assert str(rejected.value).isprintable()
 
 
-def test_a_files_own_description_outranks_its_folders_key_by_key(tmp_path: Path) -> None:
+def test_overrides_of_a_file_outrank_those_of_its_folder_by_key(tmp_path: Path) -> None:
     (tmp_path / "kasparro.toml").write_text('currency = "USD"\ndecimal = ","\n')
     (tmp_path / "btc.csv.toml").write_text('decimal = "."\n')
-    assert describe(tmp_path / "btc.csv") == Overrides(currency="USD", decimal=".")
-    assert describe(tmp_path / "eth.csv") == Overrides(currency="USD", decimal=",")
-    assert describe(tmp_path / "sub" / "eth.csv") == NO_OVERRIDES
+    assert overrides_for(tmp_path / "btc.csv") == Overrides(currency="USD", decimal=".")
+    assert overrides_for(tmp_path / "eth.csv") == Overrides(currency="USD", decimal=",")
+    assert overrides_for(tmp_path / "sub" / "eth.csv") == NO_OVERRIDES
 
 
-async def test_a_column_that_is_not_there_is_told(described: Read) -> None:
-    outcome = await described("date,price\n2018-01-01,5\n", 'columns.Kurs = "price_usd"', "btc-usd.csv")
+async def test_override_for_a_missing_column_is_rejected(load_with: Read) -> None:
+    outcome = await load_with("date,price\n2018-01-01,5\n", 'columns.Kurs = "price_usd"', "btc-usd.csv")
     assert "no column 'Kurs'" in outcome.problem
 
 
-async def test_another_currency_than_dollars_is_refused_whoever_says_so(described: Read) -> None:
-    outcome = await described("date,price\n2018-01-01,5\n", 'currency = "EUR"', "btc.csv")
+async def test_other_currency_by_override_is_rejected(load_with: Read) -> None:
+    outcome = await load_with("date,price\n2018-01-01,5\n", 'currency = "EUR"', "btc.csv")
     assert "in EUR, not USD (by its description)" in outcome.problem
 
 
 @pytest.mark.parametrize(
-    "said",
+    "overrides",
     [
         'columns."a.b.c.d.e.f.g.h.i.j.k" = "price_usd"',
         "# a.b.c.d.e.f.g.h.i.j.k [[[[[[[[[[\ncurrency = 'USD' # [[[[[[[[[[ a.b.c.d.e.f.g.h.i.j",
@@ -215,29 +194,29 @@ async def test_another_currency_than_dollars_is_refused_whoever_says_so(describe
         "[coin]\nid = 'x'\n[columns]\na . b = 'ignore'\n".replace("a . b", '"a . b"'),
     ],
 )
-def test_what_stands_in_texts_and_comments_is_no_structure(tmp_path: Path, said: str) -> None:
-    (tmp_path / "kasparro.toml").write_text(said)
-    assert describe(tmp_path / "btc.csv") != NO_OVERRIDES
+def test_strings_and_comments_are_not_structure(tmp_path: Path, overrides: str) -> None:
+    (tmp_path / "kasparro.toml").write_text(overrides)
+    assert overrides_for(tmp_path / "btc.csv") != NO_OVERRIDES
 
 
 @pytest.mark.parametrize(
     "encoding", ["UTF8", "latin-1", "Windows-1251", "ISO-8859-15", "Shift_JIS", "koi8_r"]
 )
-def test_text_encodings_are_known_by_all_their_names(tmp_path: Path, encoding: str) -> None:
+def test_encoding_aliases_are_known(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "kasparro.toml").write_text(f'encoding = "{encoding}"')
-    assert describe(tmp_path / "btc.csv").encoding == encoding
+    assert overrides_for(tmp_path / "btc.csv").encoding == encoding
 
 
 @pytest.mark.parametrize(
     "prefix", ["", "'''", '"""', '"', "'", "#", '"""\\', "a = '''x''''", 'b = """x"""""\n']
 )
-def test_no_open_text_hides_a_key_of_many_parts(tmp_path: Path, prefix: str) -> None:
-    """What a scan takes for a text and the parser for a key would cost the square of its length."""
+def test_open_string_does_not_hide_a_dotted_key(tmp_path: Path, prefix: str) -> None:
+    """A key of many parts takes the parser quadratic time, so the check has to see it."""
     (tmp_path / "kasparro.toml").write_bytes(prefix.encode() + b"\n" + b"x." * 25_000 + b"a=1")
     tracemalloc.start()
     try:
         with pytest.raises(OverridesRejected, match=r"no TOML"):
-            describe(tmp_path / "btc.csv")
+            overrides_for(tmp_path / "btc.csv")
         assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * 1024
     finally:
         tracemalloc.stop()

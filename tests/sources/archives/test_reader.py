@@ -1,4 +1,4 @@
-"""One archive at a time: what becomes of its rows, whatever its shape, packing and damage."""
+"""Reading one archive: rows, rejects and checkpoints, with any compression and damage."""
 
 import gzip
 from collections.abc import Callable
@@ -10,8 +10,9 @@ from backports import zstd
 
 from kasparro.model.record import Record, lines_of
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.reader import Portion, read_archive
 from kasparro.sources.archives.recognise import recognise, sampled
-from tests.sources.archives.conftest import NOW, Read, read
+from tests.support.archives import NOW, Read, job_for, overrides_for, read
 
 TICKERS = """\
 id,name,symbol,rank,price_usd,24h_volume_usd,market_cap_usd,available_supply,total_supply,max_supply,\
@@ -22,7 +23,7 @@ swisscoin,Swisscoin,SIC,1325,1.2e-11,,,,10200000000.0,,,4.39,-22.84,1512540278
 EXPORT = "snapped_at,price,market_cap,total_volume\n2013-04-28 00:00:00 UTC,135.3,1500517590,0\n"
 
 
-async def test_a_ticker_dump_gives_every_field_exactly(load: Read) -> None:
+async def test_ticker_dump_gives_every_field_exactly(load: Read) -> None:
     outcome = await load(TICKERS, "tickers.csv")
     expected = Record(
         source_id="bitcoin",
@@ -48,7 +49,7 @@ async def test_a_ticker_dump_gives_every_field_exactly(load: Read) -> None:
     assert (outcome.position, outcome.complete, outcome.problems) == (2, True, [])
 
 
-async def test_candles_give_the_close_at_the_periods_last_second(load: Read) -> None:
+async def test_candle_is_its_close_at_the_last_second_of_the_period(load: Read) -> None:
     content = (
         'Date,Open*,High,Low,Close**,Volume,Market Cap\n"Dec 31, 2022",$1,$4,$0.5,$3,"$1,234","$9,876"\n'
     )
@@ -59,7 +60,7 @@ async def test_candles_give_the_close_at_the_periods_last_second(load: Read) -> 
     assert (row["price_usd"], row["volume_24h_usd"], row["market_cap_usd"]) == ("3", "1234", "9876")
 
 
-async def test_a_coin_without_an_id_column_is_called_by_symbol_and_name(load: Read) -> None:
+async def test_source_id_without_an_id_column_is_symbol_and_name(load: Read) -> None:
     content = (
         "Name,Symbol,Date,Open,High,Low,Close,Volume,Marketcap\n"
         "Crypto.com Coin,CRO,2018-12-15 23:59:59,1,1,1,1,1,1\n"
@@ -68,7 +69,7 @@ async def test_a_coin_without_an_id_column_is_called_by_symbol_and_name(load: Re
     assert (row["source_id"], row["symbol"], row["name"]) == ("cro-crypto-com-coin", "CRO", "Crypto.com Coin")
 
 
-async def test_a_period_that_is_not_over_is_no_close(load: Read) -> None:
+async def test_unfinished_period_is_rejected(load: Read) -> None:
     content = "Date,Open,High,Low,Close\n2026-05-30,1,1,1,1\n2026-05-31,1,1,1,2\n2026-06-01,1,1,1,3\n"
     outcome = await load(content)
     assert [row["price_usd"] for row in outcome.rows] == ["1", "2"]
@@ -76,28 +77,30 @@ async def test_a_period_that_is_not_over_is_no_close(load: Read) -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
-async def test_damage_within_compressed_data_is_told(load: Read, pack: Callable[[bytes], bytes]) -> None:
+async def test_damaged_compressed_data_is_a_problem(load: Read, pack: Callable[[bytes], bytes]) -> None:
     rows = "".join(
         f"2018-01-01 {n // 3600:02}:{n // 60 % 60:02}:{n % 60:02} UTC,{n}.5,1,1\n" for n in range(20_000)
     )
     packed = bytearray(pack((EXPORT + rows).encode()))
-    for place in range(len(packed) // 2, len(packed) // 2 + 40):
-        packed[place] ^= 0xFF
+    for index in range(len(packed) // 2, len(packed) // 2 + 40):
+        packed[index] ^= 0xFF
     outcome = await load(bytes(packed))
     assert "its compressed data is damaged (" in outcome.problem
     assert not outcome.complete
 
 
 @pytest.mark.parametrize("rank", ["0", "1.5", "-3", "2147483648"])
-async def test_a_rank_that_is_none_is_refused(load: Read, rank: str) -> None:
+async def test_invalid_rank_is_rejected(load: Read, rank: str) -> None:
     outcome = await load(
         f"date,symbol,rank,price_usd\n2018-01-01,BTC,1,5\n2018-01-02,BTC,{rank},6\n", "coins.csv"
     )
     assert [row["rank"] for row in outcome.rows] == ["1"]
-    assert [(one.field, one.reason) for one in outcome.rejects] == [("rank", f"not a rank: '{rank}'")]
+    assert [(reject.field, reject.reason) for reject in outcome.rejects] == [
+        ("rank", f"not a rank: '{rank}'")
+    ]
 
 
-async def test_a_time_to_come_is_refused(load: Read) -> None:
+async def test_future_time_is_rejected(load: Read) -> None:
     outcome = await load("date,symbol,price_usd\n2026-05-30 00:00:00,BTC,1\n2036-05-30 00:00:00,BTC,2\n")
     assert [row["price_usd"] for row in outcome.rows] == ["1"]
     (reject,) = outcome.rejects
@@ -105,17 +108,17 @@ async def test_a_time_to_come_is_refused(load: Read) -> None:
     assert reject.reason == "in the future: 2036-05-30T00:00:00+00:00"
 
 
-async def test_rows_in_another_currency_than_dollars_are_refused_one_by_one(load: Read) -> None:
+async def test_rows_in_other_currencies_are_rejected_singly(load: Read) -> None:
     pairs = await load("date,symbol,close\n2018-01-01,BTC/USD,1\n2018-01-02,BTC/EUR,2\n", "prices.csv")
-    told = await load(
+    by_column = await load(
         "date,symbol,price,currency\n2018-01-01,BTC,1,USD\n2018-01-02,BTC,2,GBP\n", "prices.csv"
     )
-    for outcome, reason in ((pairs, "in EUR, not USD"), (told, "in GBP, not USD")):
+    for outcome, reason in ((pairs, "in EUR, not USD"), (by_column, "in GBP, not USD")):
         assert [row["price_usd"] for row in outcome.rows] == ["1"]
         assert [(reject.field, reject.reason) for reject in outcome.rejects] == [("currency", reason)]
 
 
-async def test_of_two_columns_of_one_name_the_first_is_read_and_the_other_told(tmp_path: Path) -> None:
+async def test_first_of_two_columns_with_the_same_name_is_read(tmp_path: Path) -> None:
     path = tmp_path / "prices.csv"
     path.write_text("date,symbol,price_usd,Price_USD*\n2018-01-01,BTC,1,2\n")
     with ArchiveFile.at(path) as file:
@@ -124,7 +127,7 @@ async def test_of_two_columns_of_one_name_the_first_is_read_and_the_other_told(t
     assert columns[3].note == "the same name as column 3, which is read"
 
 
-async def test_a_row_refused_keeps_field_reason_line_and_text(load: Read) -> None:
+async def test_rejected_row_has_field_reason_line_and_text(load: Read) -> None:
     lines = [f"c{n},Coin,C,1,1,1,1,1,1,1,1,1,1,1515230661" for n in range(8)]
     lines[1] = '"c1","two\nlines",C,1,1,1,1,1,1,1,1,1,1,1515230661'
     lines[3] = "c3,Coin,C,1,-5,1,1,1,1,1,1,1,1,1515230661"
@@ -145,7 +148,7 @@ async def test_a_row_refused_keeps_field_reason_line_and_text(load: Read) -> Non
     assert len(outcome.rows) == 5
 
 
-async def test_a_file_of_which_over_half_is_refused_is_not_loaded(load: Read) -> None:
+async def test_file_with_over_half_rejected_is_not_loaded(load: Read) -> None:
     outcome = await load(EXPORT + "2013-04-29,x,1,1\n2013-04-30,y,1,1\n")
     assert not outcome.rows
     assert "2 of 3 rows would be refused, most often: price_usd: not a number" in outcome.problem
@@ -173,37 +176,34 @@ async def test_a_file_of_which_over_half_is_refused_is_not_loaded(load: Read) ->
         ("2018-01-01,5\n2018-01-02,6\n", "btc.csv", "no header"),
     ],
 )
-async def test_what_a_file_does_not_tell_is_never_guessed(
-    load: Read, content: str, name: str, reason: str
-) -> None:
+async def test_missing_facts_are_not_guessed(load: Read, content: str, name: str, reason: str) -> None:
     outcome = await load(content, name)
     assert not outcome.rows
     assert reason in outcome.problem
     assert "\n" not in outcome.problem
 
 
-async def test_a_column_in_another_currency_is_left_and_the_one_in_dollars_taken(load: Read) -> None:
+async def test_dollar_column_is_read_and_euro_column_ignored(load: Read) -> None:
     outcome = await load(
         "date_iso;symbol;price_eur;price_usd\n2024-01-02;BTC;41387,70;44168,68\n", "bitcoin_eur.csv"
     )
     assert [row["price_usd"] for row in outcome.rows] == ["44168.68"]
 
 
-async def test_stablecoins_tell_that_prices_are_not_in_dollars(load: Read) -> None:
+async def test_stablecoin_prices_reveal_another_currency(load: Read) -> None:
     content = "timestamp,coinId,price,marketCap,totalVolume\n1640563200000,tether,{},1,1\n"
     assert "another currency" in (await load(content.format("5.71"), "day.csv")).problem
     assert len((await load(content.format("1.001"), "day.csv")).rows) == 1
 
 
-@pytest.mark.parametrize("packed", [gzip.compress, zstd.compress])
-async def test_compressed_archives_stream(load: Read, packed: "object") -> None:
-    assert callable(packed)
-    outcome = await load(packed(TICKERS.encode()), "tickers.csv.gz")
+@pytest.mark.parametrize("pack", [gzip.compress, zstd.compress])
+async def test_compressed_archive_loads(load: Read, pack: Callable[[bytes], bytes]) -> None:
+    outcome = await load(pack(TICKERS.encode()), "tickers.csv.gz")
     assert len(outcome.rows) == 2
     assert outcome.complete
 
 
-async def test_a_truncated_archive_keeps_the_rows_before_the_cut(load: Read) -> None:
+async def test_truncated_archive_gives_the_rows_before_its_end(load: Read) -> None:
     rows = "".join(
         f"2018-01-01T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}Z,{n}.{n * 7919 % 1000},1,1\n"
         for n in range(40_000)
@@ -217,13 +217,13 @@ async def test_a_truncated_archive_keeps_the_rows_before_the_cut(load: Read) -> 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
-async def test_encodings_are_found(load: Read, encoding: str) -> None:
+async def test_encoding_is_detected(load: Read, encoding: str) -> None:
     content = '"price, usd",symbol,name,last_updated\n1.5,CAF,Café,2018-01-01T00:00:00Z\n'
     (row,) = (await load(content.encode(encoding), "x.csv")).rows
     assert row["name"] == "Café"
 
 
-async def test_a_row_that_is_not_utf8_costs_that_row(load: Read) -> None:
+async def test_undecodable_row_costs_that_row(load: Read) -> None:
     good = "".join(f"S{n},Naïve,1.5,2018-01-01T00:00:00Z\n" for n in range(5)).encode()
     outcome = await load(
         b"symbol,name,price_usd,last_updated\n" + good + b"CAF,Caf\xe9,1,2018-01-01T00:00:00Z\n", "x.csv"
@@ -232,7 +232,7 @@ async def test_a_row_that_is_not_utf8_costs_that_row(load: Read) -> None:
     assert "encoding" in outcome.rejects[0].reason
 
 
-async def test_odd_headers_delimiters_and_rows_are_read(load: Read) -> None:
+async def test_odd_headers_delimiters_and_rows(load: Read) -> None:
     content = (
         "https://example.org/a title line\n\n"
         " Name \tSYMBOL*\t\tPrice USD\tPrice USD\tLast Updated\n"
@@ -247,7 +247,7 @@ async def test_odd_headers_delimiters_and_rows_are_read(load: Read) -> None:
     assert "\x00" not in outcome.rejects[0].raw
 
 
-async def test_an_interrupted_file_goes_on_where_its_checkpoint_stands(load: Read, tmp_path: Path) -> None:
+async def test_interrupted_file_resumes_at_its_checkpoint(load: Read, tmp_path: Path) -> None:
     content = EXPORT + "".join(f"2013-05-{day:02} 00:00:00 UTC,{day},1,1\n\n" for day in range(1, 31))
     whole = await load(content)
     rest = await read(tmp_path / "bitcoin-usd.csv", position=7)
@@ -255,7 +255,7 @@ async def test_an_interrupted_file_goes_on_where_its_checkpoint_stands(load: Rea
     assert (rest.position, rest.complete) == (whole.position, True)
 
 
-async def test_an_unsettled_quote_does_not_take_the_file_with_it(load: Read) -> None:
+async def test_unclosed_quote_costs_its_row(load: Read) -> None:
     content = (
         EXPORT
         + "".join(f"2013-05-{day:02} 00:00:00 UTC,{day},1,1\n" for day in range(1, 20))
@@ -264,3 +264,81 @@ async def test_an_unsettled_quote_does_not_take_the_file_with_it(load: Read) -> 
     outcome = await load(content)
     assert len(outcome.rows) == 20
     assert len(outcome.rejects) == 1
+
+
+async def test_kinds_of_rejects_do_not_grow_with_the_file(tmp_path: Path) -> None:
+    """The service counts rejects by kind, and a file could have a million different values."""
+    plain = "2021-12-31,BTC,1.5,USD\n"
+    strange = "".join(f"2021-12-31,BTC,1.5,X{number}\n" for number in range(500))
+    # The strange rows lie where detection takes no sample.
+    before = plain * (1_300 * 1024 // len(plain))
+    path = tmp_path / "a.csv"
+    path.write_text(f"date,symbol,price,currency\n{before}{strange}{plain * 200_000}")
+
+    outcome = await read(path)
+
+    assert len(outcome.rejects) == 500
+    assert {reject.kind for reject in outcome.rejects} == {"not in USD"}
+
+
+async def test_batch_is_bounded_by_the_text_of_its_rows(tmp_path: Path) -> None:
+    """Rejects hold the text of their rows, and the service holds the batch in memory."""
+    large = "2021-12-31,BTC,x," + "y" * 100_000 + "\n"
+    small = "2021-12-31,BTC,1,\n"
+    path = tmp_path / "a.csv"
+    path.write_text("date,symbol,price_usd,note\n" + (large + small) * 600)
+    with ArchiveFile.at(path) as file:
+        messages = [message async for message in read_archive(file, job_for(path))]
+    batches = [message.batch for message in messages if isinstance(message, Portion)]
+    assert sum(batch.fetched for batch in batches) == 1_200
+    assert len(batches) > 2
+    assert batches[-1].checkpoint is not None
+    assert batches[-1].checkpoint.complete
+
+
+COIN_OVERRIDES = '[coin]\nid = "bitcoin"\nsymbol = "BTC"\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "overrides", "lacks"),
+    [
+        ("all.csv", "rank,id,symbol,name,price_usd,last_updated\n1,b,B,B,5,1515230661\n", "", ()),
+        # A blank cell is null; a column counts even if all its cells are blank.
+        ("blank.csv", "rank,id,symbol,name,price_usd,last_updated\n,b,,,5,1515230661\n", "", ()),
+        ("ids.csv", "id,price_usd,last_updated\nb,5,1515230661\n", "", ("symbol", "name", "rank")),
+        ("names.csv", "name,price_usd,last_updated\nBitcoin,5,1515230661\n", "", ("symbol", "rank")),
+        ("symbols.csv", "symbol,price_usd,last_updated\nBTC,5,1515230661\n", "", ("name", "rank")),
+        # The file's name gives the coin's id, but neither its symbol nor its name.
+        ("bitcoin-usd-max.csv", "snapped_at,price\n2018-02-01,9\n", "", ("symbol", "name", "rank")),
+        # If overrides describe the coin, no column does, not even for what the overrides leave out.
+        ("bitcoin-usd.csv", "date,price\n2018-02-01,9\n", COIN_OVERRIDES, ("name", "rank")),
+        ("x-usd.csv", "date,name,symbol,price\n2018-02-01,B,B,9\n", COIN_OVERRIDES, ("name", "rank")),
+        # A column of names that holds numbers is not used.
+        ("numbers.csv", "symbol,name,price_usd,last_updated\nBTC,1,5,1515230661\n", "", ("name", "rank")),
+    ],
+)
+async def test_batch_names_the_fields_that_the_layout_lacks(
+    tmp_path: Path, name: str, content: str, overrides: str, lacks: tuple[str, ...]
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    if overrides:
+        (tmp_path / f"{name}.toml").write_text(overrides)
+
+    with ArchiveFile.at(path) as file:
+        job = job_for(path, overrides=overrides_for(path))
+        (message,) = [message async for message in read_archive(file, job)]
+
+    assert isinstance(message, Portion)
+    assert (message.batch.rows, message.batch.lacks) == (1, lacks)
+
+
+async def test_null_and_lacking_fields_have_different_hashes(tmp_path: Path) -> None:
+    path = tmp_path / "a-usd.csv"
+    hashes = set()
+    for header, cells in (("rank,", ","), ("", "")):
+        path.write_text(f"{header}id,price_usd,last_updated\n{cells}b,5,1515230661\n")
+        (row,) = (await read(path)).rows
+        hashes.add(row["content_hash"])
+
+    assert len(hashes) == 2

@@ -1,4 +1,4 @@
-"""Every real archive on this machine: what was found in it, and figures compared with the file by eye."""
+"""Real archives in the shared data: rows loaded and rejected, and figures checked manually."""
 
 from collections import Counter
 from datetime import UTC, datetime
@@ -7,12 +7,12 @@ from pathlib import Path
 from kasparro.sources.archives.explain import Cell, Checked, check
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import NO_OVERRIDES
-from tests.sources.archives.conftest import Outcome, read
+from tests.support.archives import Outcome, read
 
 # The samples hold rows until August 2026.
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
-# Rows loaded and rows refused, by a part of the file's name; or a part of the reason why nothing is loaded.
+# By a part of the file's name: rows loaded and rows rejected, or a part of the reason why nothing is loaded.
 EXPECTED: dict[str, tuple[int, int] | str] = {
     "AwalDinz": (1000, 0),
     "coin_gecko_2022-03-16": (500, 0),
@@ -52,8 +52,8 @@ EXPECTED: dict[str, tuple[int, int] | str] = {
     "xrp.csv": (3437, 0),
 }
 
-# A row of a file, by eye: the column and value that picks it, and what it has to hold.
-BY_EYE: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+# By a part of the file's name, read manually: what selects a row, and values of that row.
+CHECKED_ROWS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "06122017": (
         {"source_id": "swisscoin"},
         {"price_usd": "0.000122905", "market_cap_usd": r"\N", "rank": "1325", "total_supply": "10200000000"},
@@ -90,7 +90,7 @@ BY_EYE: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 
 
-async def test_every_sample_is_loaded_or_refused_for_the_right_reason(shared_data: Path) -> None:
+async def test_every_sample_is_loaded_or_rejected_for_the_right_reason(shared_data: Path) -> None:
     table: list[str] = []
     for path in sorted([*(shared_data / "csv").iterdir(), *(shared_data / "csv_bulk").iterdir()]):
         label = f"{path.parent.name}/{path.name}"
@@ -105,27 +105,27 @@ async def test_every_sample_is_loaded_or_refused_for_the_right_reason(shared_dat
                     assert ((len(outcome.rows), len(outcome.rejects)), outcome.problems) == (expected, []), (
                         label
                     )
-        for part, (pick, told) in BY_EYE.items():
+        for part, (selector, values) in CHECKED_ROWS.items():
             if part in label:
-                (row,) = [row for row in outcome.rows if pick.items() <= row.items()]
-                assert {column: row[column] for column in told} == told
+                (row,) = [row for row in outcome.rows if selector.items() <= row.items()]
+                assert {column: row[column] for column in values} == values
     print("", *table, sep="\n")
 
 
 async def _line(path: Path, label: str, outcome: Outcome) -> str:
-    found = (await explained(path)).recognition
+    found = (await checked(path)).recognition
     reasons = Counter(f"{reject.field or 'row'}: {reject.reason}" for reject in outcome.rejects)
-    told = outcome.problems or [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
+    summary = outcome.problems or [f"{count} x {reason}" for reason, count in reasons.most_common(3)]
     figures = f"{len(outcome.rows):6} {len(outcome.rejects):4}"
-    return f"{label[-60:]:60} {found.layout if found else '-':36} {figures}  {'; '.join(told)}"
+    return f"{label[-60:]:60} {found.layout if found else '-':36} {figures}  {'; '.join(summary)}"
 
 
-async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path) -> None:
+async def test_check_shows_the_field_of_each_column(shared_data: Path) -> None:
     (path,) = (shared_data / "csv").glob("*__data_bitcoin_eur.csv")
-    checked = await explained(path)
-    found = checked.recognition
+    result = await checked(path)
+    found = result.recognition
     assert found is not None
-    assert (checked.rows, checked.rejected, checked.problem) == (965, 0, None)
+    assert (result.rows, result.rejected, result.problem) == (965, 0, None)
     assert (found.decimal, found.delimiter, found.zone) == (",", ";", "Europe/Berlin")
     euro, dollar = found.columns[3:5]
     assert (euro.field, euro.note) == (None, "in EUR, not USD (by its header)")
@@ -133,13 +133,13 @@ async def test_explaining_a_file_shows_what_each_column_became(shared_data: Path
     assert dollar.cells[0] == Cell("44152,2269", "44152.2269")
 
 
-async def explained(path: Path) -> Checked:
+async def checked(path: Path) -> Checked:
     with ArchiveFile.at(path) as file:
         return await check(file, path.name, NO_OVERRIDES, NOW)
 
 
-async def test_explaining_a_file_shows_the_line_of_what_it_refuses(shared_data: Path) -> None:
+async def test_check_shows_the_lines_of_rejects(shared_data: Path) -> None:
     (path,) = (shared_data / "csv").glob("*price_lists_bitcoin_prices.csv")
-    (reason,) = (await explained(path)).reasons
+    (reason,) = (await checked(path)).reasons
     assert (reason.field, reason.rows, reason.first[0].line) == ("observed_at", 1, 666)
     assert reason.first[0].raw.startswith("2025-10-26;02:00;")

@@ -1,4 +1,4 @@
-"""The rows of an archive's text, wherever its reads end."""
+"""Splitting text into rows does not depend on where its reads end."""
 
 import csv
 import io
@@ -18,15 +18,15 @@ ends = st.sampled_from(["\n", "\r\n", "\r"])
 
 @st.composite
 def tables(draw: st.DrawFn) -> str:
-    """Lines as tools write them, blanks around cells and all, and as no tool should."""
+    """CSV text with blanks around cells, partly malformed."""
     end = draw(ends)
     blank = st.sampled_from(["", "", " ", "  "])
     rows = []
     for row in draw(st.lists(st.lists(cells, min_size=1, max_size=4), max_size=6)):
-        wild = draw(st.booleans())
+        malformed = draw(st.booleans())
         rows.append(
             ",".join(
-                draw(blank) + (cell if wild else '"{}"'.format(cell.replace('"', '""'))) + draw(blank)
+                draw(blank) + (cell if malformed else '"{}"'.format(cell.replace('"', '""'))) + draw(blank)
                 for cell in row
             )
         )
@@ -35,7 +35,7 @@ def tables(draw: st.DrawFn) -> str:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
 @given(table=tables(), size=st.integers(1, 12))
-async def test_rows_are_what_the_csv_module_makes_of_the_whole(
+async def test_rows_equal_the_csv_module_on_the_whole_text(
     monkeypatch: pytest.MonkeyPatch, table: str, size: int
 ) -> None:
     monkeypatch.setattr(text, "READ_BYTES", size)
@@ -43,17 +43,20 @@ async def test_rows_are_what_the_csv_module_makes_of_the_whole(
 
     read = await rows(rows_of(ArchiveText(content, content, UTF_8, ","), ","))
 
-    # A carriage return that ends a file ends its last line, whatever an open quote makes of it.
-    text_read = f"{table}\n" if table.endswith("\r") else table
-    whole = [bare(row) for row in csv.reader(io.StringIO(text_read, newline=""), skipinitialspace=True)]
+    # A carriage return at the end of the file ends the last line even inside an open quote.
+    whole_text = f"{table}\n" if table.endswith("\r") else table
+    whole = [
+        without_leading_blanks(row)
+        for row in csv.reader(io.StringIO(whole_text, newline=""), skipinitialspace=True)
+    ]
     assert read == whole
     assert await rows(rows_of(table, ",")) == whole
 
 
 async def rows(reader: AsyncIterable[list[str]]) -> list[list[str]]:
-    return [bare(row) async for row in reader]
+    return [without_leading_blanks(row) async for row in reader]
 
 
-def bare(row: list[str]) -> list[str]:
-    """A row without the blanks before its cells, which mean nothing."""
+def without_leading_blanks(row: list[str]) -> list[str]:
+    """Blanks before a cell have no meaning, and the two parsers treat them differently."""
     return [cell.lstrip(" ") for cell in row]

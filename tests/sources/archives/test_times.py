@@ -1,4 +1,4 @@
-"""Times in archives: what is accepted is what `datetime` says it is, and no order of days is guessed."""
+"""Times in archives: accepted texts mean what `datetime` says, and no order of day and month is guessed."""
 
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -21,11 +21,11 @@ from kasparro.sources.archives.times import (
 )
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-moments = st.datetimes(datetime(2009, 1, 4), datetime(2026, 5, 1))  # noqa: DTZ001 - strategies want naive ones
+moments = st.datetimes(datetime(2009, 1, 4), datetime(2026, 5, 1))  # noqa: DTZ001 - st.datetimes needs naive bounds
 
 
 @pytest.mark.parametrize(
-    ("text", "order", "told"),
+    ("text", "order", "expected"),
     [
         ("2018-12-15 23:59:59", None, "2018-12-15 23:59:59"),
         ("2018-12-15", None, "2018-12-15 00:00:00"),
@@ -46,8 +46,8 @@ moments = st.datetimes(datetime(2009, 1, 4), datetime(2026, 5, 1))  # noqa: DTZ0
         ("1640563200000", None, "2021-12-27 00:00:00"),
     ],
 )
-def test_notations_give_the_time_in_utc(text: str, order: Order | None, told: str) -> None:
-    assert read_time(text, order).at == datetime.fromisoformat(told).replace(tzinfo=UTC)
+def test_notations_give_the_time_in_utc(text: str, order: Order | None, expected: str) -> None:
+    assert read_time(text, order).at == datetime.fromisoformat(expected).replace(tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,18 @@ def test_notations_give_the_time_in_utc(text: str, order: Order | None, told: st
         "Foo 1, 2018",
     ],
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_text_that_is_not_a_time_is_rejected(text: str) -> None:
     with pytest.raises(RejectedValue, match="not a date"):
         read_time(text, "dmy")
 
 
-def test_an_all_numeric_day_is_refused_without_an_order() -> None:
+def test_numeric_day_needs_an_order() -> None:
     with pytest.raises(RejectedValue):
         read_time("01/02/2018", None)
 
 
 @given(moments)
-def test_what_datetime_writes_is_read_as_datetime_means_it(at: datetime) -> None:
+def test_reads_formats_of_datetime(at: datetime) -> None:
     aware = at.replace(tzinfo=UTC)
     whole = aware.replace(microsecond=0)
     assert read_time(at.isoformat(), None).at == aware
@@ -92,7 +92,7 @@ def test_what_datetime_writes_is_read_as_datetime_means_it(at: datetime) -> None
 
 
 @given(st.text("0123456789-/.: TZ+AMPMJanFeb,", max_size=24))
-def test_whatever_is_accepted_is_an_aware_time_in_utc(text: str) -> None:
+def test_accepted_time_is_in_utc(text: str) -> None:
     try:
         at = read_time(text, "dmy").at
     except RejectedValue:
@@ -109,25 +109,25 @@ def test_whatever_is_accepted_is_an_aware_time_in_utc(text: str) -> None:
         (["2018-01-02", "1515230661"], None),
     ],
 )
-def test_a_files_own_rows_settle_the_order_of_days(cells: list[str], order: Order | None) -> None:
+def test_rows_settle_the_order(cells: list[str], order: Order | None) -> None:
     assert day_order(cells, NOW) == order
 
 
-def test_rows_that_fit_two_orders_are_unsettled() -> None:
+def test_rows_that_fit_two_orders_are_ambiguous() -> None:
     with pytest.raises(Ambiguous, match="day from the month"):
         day_order(["01/02/2018", "03/04/2018"], NOW)
 
 
-def test_days_that_fit_no_order_are_unsettled() -> None:
+def test_rows_that_fit_no_order_are_ambiguous() -> None:
     with pytest.raises(Ambiguous, match="fit no order"):
         day_order(["31/12/2018", "41/42/2018", "51/52/2018", "61/62/2018"], NOW)
 
 
-def test_one_broken_row_does_not_settle_the_order_against_the_others() -> None:
+def test_single_broken_row_does_not_decide_the_order() -> None:
     assert day_order([*(f"{day}/01/2018" for day in range(1, 29)), "01/31/2018"], NOW) == "dmy"
 
 
-def test_a_local_time_that_the_clock_change_repeats_or_leaves_out_is_refused() -> None:
+def test_repeated_and_skipped_local_times_are_rejected() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     assert read_time("2024-01-02 01:00", None, zone=berlin).at == datetime(2024, 1, 2, tzinfo=UTC)
     with pytest.raises(RejectedValue, match="told twice"):
@@ -147,11 +147,11 @@ def test_a_local_time_that_the_clock_change_repeats_or_leaves_out_is_refused() -
         ("2018-02-01", timedelta(days=31), "2018-02-28 23:59:59"),
     ],
 )
-def test_a_close_belongs_to_the_last_second_of_its_period(text: str, length: timedelta, end: str) -> None:
+def test_period_end_is_its_last_second(text: str, length: timedelta, end: str) -> None:
     assert period_end(read_time(text, None), length) == datetime.fromisoformat(end).replace(tzinfo=UTC)
 
 
-def test_the_length_of_candles_is_the_commonest_step() -> None:
+def test_period_is_the_most_frequent_step() -> None:
     minutes = [read_time(f"2025-01-15 00:{m:02}:00", None) for m in (1, 2, 4, 5, 6)]
     assert period(minutes) == timedelta(minutes=1)
     assert period([read_time("2025-01-15", None)]) == timedelta(days=1)
@@ -185,7 +185,7 @@ NOTATIONS: list[tuple[str, Order | None]] = [
 
 @pytest.mark.parametrize(("written", "order"), NOTATIONS)
 @given(at=moments)
-def test_every_notation_is_read_as_datetime_wrote_it(written: str, order: Order | None, at: datetime) -> None:
+def test_every_notation_is_exact(written: str, order: Order | None, at: datetime) -> None:
     whole = at.replace(tzinfo=UTC, microsecond=0)
     assert read_time(whole.strftime(written), order).at == whole
     day = written.partition(" %H")[0].partition("T%H")[0].partition(", %I")[0].partition(" %I")[0]
@@ -194,7 +194,7 @@ def test_every_notation_is_read_as_datetime_wrote_it(written: str, order: Order 
 
 
 @given(moments)
-def test_an_hour_alone_is_a_time_with_its_half_of_the_day_only(at: datetime) -> None:
+def test_hour_without_minutes_needs_am_or_pm(at: datetime) -> None:
     whole = at.replace(tzinfo=UTC, minute=0, second=0, microsecond=0)
     assert read_time(whole.strftime("%Y-%m-%d %I-%p"), None).at == whole
     with pytest.raises(RejectedValue):
@@ -202,7 +202,7 @@ def test_an_hour_alone_is_a_time_with_its_half_of_the_day_only(at: datetime) -> 
 
 
 @given(moments, st.sampled_from([(1, "s"), (10**3, "ms"), (10**6, "us"), (10**9, "ns")]))
-def test_every_epoch_unit_is_told_by_its_length(at: datetime, unit: tuple[int, str]) -> None:
+def test_epoch_unit_is_known_by_its_length(at: datetime, unit: tuple[int, str]) -> None:
     whole = at.replace(tzinfo=UTC, microsecond=0)
     text = str(int(whole.timestamp()) * unit[0])
     assert read_time(text, None).at == whole
@@ -210,7 +210,7 @@ def test_every_epoch_unit_is_told_by_its_length(at: datetime, unit: tuple[int, s
 
 
 @given(moments, st.sampled_from(["s", "ms"]), st.integers(0, 999))
-def test_an_epoch_unit_that_was_told_is_kept(at: datetime, unit: Epoch, thousandths: int) -> None:
+def test_given_epoch_unit_is_used(at: datetime, unit: Epoch, thousandths: int) -> None:
     exact = at.replace(tzinfo=UTC, microsecond=thousandths * 1_000)
     ticks = int(exact.replace(microsecond=0).timestamp())
     text = f"{ticks}.{thousandths:03}" if unit == "s" else f"{ticks}{thousandths:03}.0"
@@ -218,13 +218,11 @@ def test_an_epoch_unit_that_was_told_is_kept(at: datetime, unit: Epoch, thousand
 
 
 @given(st.lists(moments, min_size=1, max_size=40), st.sampled_from(NOTATIONS[16:]))
-def test_an_order_of_days_that_is_found_is_the_one_they_were_written_in(
-    days: list[datetime], notation: tuple[str, Order | None]
-) -> None:
+def test_detected_order_is_the_written_one(days: list[datetime], notation: tuple[str, Order | None]) -> None:
     written, order = notation
     cells = [day.strftime(written) for day in days]
     try:
         assert day_order(cells, NOW) == order
     except Ambiguous:
-        # Then one day alone might be read so; a day beyond the twelfth in a year of four digits tells.
-        event("unsettled")
+        # All days fit another order too; a day after the 12th in a year of four digits would decide.
+        event("ambiguous")

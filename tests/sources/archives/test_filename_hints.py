@@ -1,4 +1,4 @@
-"""What file names tell, and what they do not."""
+"""Coin, currency, day and period in file names."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -30,12 +30,12 @@ from kasparro.sources.archives.filename_hints import named
         ("2018-01-05.csv", None, None),
     ],
 )
-def test_a_name_tells_coin_and_currency(file: str, coin: str | None, currency: str | None) -> None:
-    told = named(file)
-    assert (told.coin, told.currency) == (coin, currency)
+def test_coin_and_currency(file: str, coin: str | None, currency: str | None) -> None:
+    hints = named(file)
+    assert (hints.coin, hints.currency) == (coin, currency)
 
 
-def test_a_name_tells_a_day_only_where_it_can_be_read_one_way() -> None:
+def test_day_is_taken_only_if_unambiguous() -> None:
     for file in ("coins_2022-03-16.csv", "coins_20220316.csv", "1647388800000.csv"):
         day = named(file).day
         assert day is not None
@@ -43,5 +43,5 @@ def test_a_name_tells_a_day_only_where_it_can_be_read_one_way() -> None:
     assert named("coinmarketcap_06012018.csv").day is None
 
 
-def test_a_name_tells_the_length_of_candles() -> None:
+def test_period_of_candles() -> None:
     assert named("BTC-USD_1m.csv").period == timedelta(minutes=1)

@@ -1,16 +1,15 @@
-"""Archives as programs, spreadsheets and accidents leave them: values are right, or refused with a reason."""
+"""Odd content from programs, spreadsheets and accidents: values are exact, or rejected with a reason."""
 
 import gzip
 
 import pytest
 
-from tests.sources.archives.conftest import Read
-from tests.sources.archives.test_wild import N, table, told
+from tests.support.archives import NULL, Read, table
 
 DAYS = ("2021-12-31", "2021-12-30")
 
 
-async def test_yfinance_tells_the_ticker_below_its_header(load: Read) -> None:
+async def test_yfinance_ticker_below_the_header(load: Read) -> None:
     content = table(
         "Price,Close,High,Low,Open,Volume",
         "Ticker,BTC-USD,BTC-USD,BTC-USD,BTC-USD,BTC-USD",
@@ -19,7 +18,7 @@ async def test_yfinance_tells_the_ticker_below_its_header(load: Read) -> None:
         "2024-01-02,,,,,",
     )
     outcome = await load(content, "prices.csv")
-    assert told(outcome, "source_id", "symbol", "observed_at", "price_usd", "volume_24h_usd") == [
+    assert outcome.values("source_id", "symbol", "observed_at", "price_usd", "volume_24h_usd") == [
         ("btc", "BTC", "2024-01-01 23:59:59", "44167.33", "18426978443")
     ]
     assert [(reject.line, reject.reason) for reject in outcome.rejects] == [(5, "no close: ''")]
@@ -54,13 +53,13 @@ async def test_yfinance_tells_the_ticker_below_its_header(load: Read) -> None:
         table("timestamp,symbol,price_usd", "1.6409952e+12,BTC,1.5", "1.6409088E+12,BTC,2.5"),
     ],
 )
-async def test_what_surrounds_the_values_does_not_hide_them(load: Read, content: str) -> None:
+async def test_surrounding_noise_is_ignored(load: Read, content: str) -> None:
     outcome = await load(content, "x.csv")
-    assert told(outcome, "symbol", "price_usd") == [("BTC", "1.5"), ("BTC", "2.5")]
+    assert outcome.values("symbol", "price_usd") == [("BTC", "1.5"), ("BTC", "2.5")]
     assert outcome.rejects == []
 
 
-async def test_rows_keep_their_lines_whatever_ends_them(load: Read) -> None:
+async def test_rejects_have_their_line_with_any_line_ends(load: Read) -> None:
     content = (
         "date,symbol,price_usd\r\n"
         "2021-12-31,BTC,1\r\n"
@@ -101,13 +100,13 @@ async def test_rows_keep_their_lines_whatever_ends_them(load: Read) -> None:
         ),
     ],
 )
-async def test_what_is_no_archive_is_refused_by_what_it_is(load: Read, content: bytes, reason: str) -> None:
+async def test_other_file_types_are_rejected_by_name(load: Read, content: bytes, reason: str) -> None:
     outcome = await load(content, "bitcoin.csv")
     assert outcome.rows == []
     assert reason in outcome.problem
 
 
-async def test_a_line_without_an_end_is_bounded(load: Read) -> None:
+async def test_line_length_is_bounded(load: Read) -> None:
     rows = table("date,symbol,price_usd", "2021-12-31,BTC,1.5")
     outcome = await load(rows + "x," * 3_000_000, "x.csv")
     assert [row["price_usd"] for row in outcome.rows] == ["1.5"]
@@ -123,8 +122,8 @@ async def test_a_line_without_an_end_is_bounded(load: Read) -> None:
         ("+5", "5"),
         ("1.2M", "1200000"),
         ("1.2 million", "1200000"),
-        ("", N),
-        ("NaN", N),
+        ("", NULL),
+        ("NaN", NULL),
         ("\N{INFINITY}", None),
         ("inf", None),
         ("1e400", None),
@@ -142,10 +141,10 @@ async def test_a_line_without_an_end_is_bounded(load: Read) -> None:
         ("+ 5", None),
     ],
 )
-async def test_odd_numbers_are_read_exactly_or_refused(load: Read, text: str, value: str | None) -> None:
-    fine = [f"2021-12-{day:02},BTC,1,2" for day in range(1, 9)]
+async def test_odd_numbers_are_exact_or_rejected(load: Read, text: str, value: str | None) -> None:
+    plain = [f"2021-12-{day:02},BTC,1,2" for day in range(1, 9)]
     outcome = await load(
-        table("date,symbol,price_usd,market_cap_usd", *fine, f"2021-12-31,ETH,{text},7"), "x.csv"
+        table("date,symbol,price_usd,market_cap_usd", *plain, f"2021-12-31,ETH,{text},7"), "x.csv"
     )
     assert [row["price_usd"] for row in outcome.rows[8:]] == ([] if value is None else [value])
     assert [reject.field for reject in outcome.rejects] == (["price_usd"] if value is None else [])
@@ -170,7 +169,7 @@ async def test_numbers_of_spreadsheets_in_other_languages(
     assert [row["price_usd"] for row in (await load(content, "Mappe1.csv")).rows] == values
 
 
-async def test_coins_that_are_called_like_words_for_nothing(load: Read) -> None:
+async def test_symbols_that_look_like_null_or_formulas(load: Read) -> None:
     symbols = ["TRUE", "NaN", "NULL", "NA", "NONE", "INF", "=1+1", "1INCH", "00", "$PAC", "B@"]
     rows = [f"2021-12-31,{symbol},coin {symbol},{n + 1}" for n, symbol in enumerate(symbols)]
     outcome = await load(table("date,symbol,name,price_usd", *rows), "x.csv")
@@ -191,7 +190,7 @@ async def test_coins_that_are_called_like_words_for_nothing(load: Read) -> None:
         ("1.60984E+12", None),
     ],
 )
-async def test_odd_times_are_read_exactly_or_refused(load: Read, text: str, at: str | None) -> None:
+async def test_odd_times_are_exact_or_rejected(load: Read, text: str, at: str | None) -> None:
     outcome = await load(table("date,symbol,price_usd", "2021-01-01,ETH,1", f"{text},BTC,2"), "x.csv")
     assert [row["observed_at"] for row in outcome.rows[1:]] == ([] if at is None else [f"{at}+00:00"])
     assert [reject.field for reject in outcome.rejects] == (["observed_at"] if at is None else [])
@@ -210,6 +209,6 @@ async def test_odd_times_are_read_exactly_or_refused(load: Read, text: str, at: 
         ("yahoo_finance_ETH-USD.csv", "eth"),
     ],
 )
-async def test_the_coin_in_a_files_name(load: Read, name: str, coin: str) -> None:
+async def test_coin_in_file_name(load: Read, name: str, coin: str) -> None:
     outcome = await load(table("date,price", "2021-12-31,1.5", "2021-12-30,1.25"), name)
-    assert told(outcome, "source_id", "price_usd") == [(coin, "1.5"), (coin, "1.25")]
+    assert outcome.values("source_id", "price_usd") == [(coin, "1.5"), (coin, "1.25")]

@@ -1,24 +1,12 @@
-"""Shapes that people's archives come in, each with figures of our own: loaded right, or refused rightly."""
+"""Layouts of well-known archives, with figures of our own: loaded exactly, or rejected with the reason."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.sources.archives.conftest import Outcome, Read
+from tests.support.archives import NULL, Read, table
 
-N = r"\N"
 BEGIN = datetime(2021, 1, 1, tzinfo=UTC)
-
-
-def table(header: str, *rows: str, end: str = "\n") -> str:
-    """A file of these lines."""
-    return end.join((header, *rows, ""))
-
-
-def told(outcome: Outcome, *fields: str) -> list[tuple[str, ...]]:
-    """These fields of each row, times without their zone, of a file without problems."""
-    assert outcome.problems == []
-    return [tuple(row[field].removesuffix("+00:00") for field in fields) for row in outcome.rows]
 
 
 async def test_coinmarketcap_history_of_all_coins(load: Read) -> None:
@@ -29,35 +17,35 @@ async def test_coinmarketcap_history_of_all_coins(load: Read) -> None:
         "ripple,XRP,XRP,2013-08-04,3,0.0058,0.0059,0.0056,0.0058,12,45983577,0.7,0",
     )
     outcome = await load(content, "crypto-markets.csv")
-    assert told(outcome, "source_id", "observed_at", "price_usd", "market_cap_usd", "rank") == [
-        ("bitcoin", "2013-04-28 23:59:59", "134.21", "1488566728", N),
-        ("bitcoin", "2013-04-29 23:59:59", "144.54", "1603768865", N),
-        ("ripple", "2013-08-04 23:59:59", "0.0058", "45983577", N),
+    assert outcome.values("source_id", "observed_at", "price_usd", "market_cap_usd", "rank") == [
+        ("bitcoin", "2013-04-28 23:59:59", "134.21", "1488566728", NULL),
+        ("bitcoin", "2013-04-29 23:59:59", "144.54", "1603768865", NULL),
+        ("ripple", "2013-08-04 23:59:59", "0.0058", "45983577", NULL),
     ]
 
 
-async def test_daily_prices_of_all_currencies_with_a_counter(load: Read) -> None:
+async def test_column_of_row_numbers_is_ignored(load: Read) -> None:
     content = table(
         ",Date,Symbol,Open,High,Low,Close,Volume,Market Cap",
         "0,2015-11-12,$$$,0.000013,0.000017,0.000013,0.000017,142.0,",
         "1,2015-11-13,BTC,330.1,340,320,331.5,1,",
     )
     outcome = await load(content, "all_currencies.csv")
-    assert told(outcome, "symbol", "observed_at", "price_usd", "volume_24h_usd") == [
+    assert outcome.values("symbol", "observed_at", "price_usd", "volume_24h_usd") == [
         ("BTC", "2015-11-13 23:59:59", "331.5", "1")
     ]
     assert outcome.rejects[0].field == "id"
 
 
-async def test_minute_candles_of_an_exchange_with_rows_of_nan(load: Read) -> None:
+async def test_minute_candles_with_nan_rows(load: Read) -> None:
     rows = [f"{1325317920 + 60 * n},4.39,4.39,4.39,4.{n + 10},0.4555,2,4.39" for n in range(6)]
     rows[2] = f"{1325317920 + 120},NaN,NaN,NaN,NaN,NaN,NaN,NaN"
     content = table("Timestamp,Open,High,Low,Close,Volume_(BTC),Volume_(Currency),Weighted_Price", *rows)
     outcome = await load(content, "bitstampUSD_1-min_data_2012-01-01_to_2021-03-31.csv")
-    assert told(outcome, "source_id", "observed_at", "price_usd", "volume_24h_usd")[:3] == [
-        ("btc", "2011-12-31 07:52:59", "4.1", N),
-        ("btc", "2011-12-31 07:53:59", "4.11", N),
-        ("btc", "2011-12-31 07:55:59", "4.13", N),
+    assert outcome.values("source_id", "observed_at", "price_usd", "volume_24h_usd")[:3] == [
+        ("btc", "2011-12-31 07:52:59", "4.1", NULL),
+        ("btc", "2011-12-31 07:53:59", "4.11", NULL),
+        ("btc", "2011-12-31 07:55:59", "4.13", NULL),
     ]
     assert [(reject.line, reject.reason) for reject in outcome.rejects] == [(4, "no close: 'NaN'")]
 
@@ -89,7 +77,7 @@ async def test_candles_below_a_line_about_their_source(load: Read, above: str, h
         rows.append(row.format(unix=int(at.timestamp()), day=f"{at:%Y-%m-%d}", close=n + 10))
     rows[1] = rows[1].replace("11", "eleven", 1) if ",11," in rows[1] else rows[1]
     outcome = await load(table(above, header, *rows), "Gemini_BTCUSD_d.csv")
-    assert told(outcome, "source_id", "symbol", "observed_at", "price_usd", "volume_24h_usd")[0] == (
+    assert outcome.values("source_id", "symbol", "observed_at", "price_usd", "volume_24h_usd")[0] == (
         "btc",
         "BTC",
         "2021-01-01 23:59:59",
@@ -99,7 +87,7 @@ async def test_candles_below_a_line_about_their_source(load: Read, above: str, h
     assert [reject.line for reject in outcome.rejects] == [4]
 
 
-async def test_klines_in_tether_are_no_dollars(load: Read) -> None:
+async def test_prices_in_tether_are_not_dollars(load: Read) -> None:
     content = table(
         "open_time,open,high,low,close,volume,close_time,quote_volume,count,ignore",
         "1609459200000,28923.63,28961.66,28913.12,28961.66,27.45,1609459259999,794382.04,1292,0",
@@ -112,7 +100,7 @@ async def test_klines_in_tether_are_no_dollars(load: Read) -> None:
     assert "in USDT, not USD" in outcome.problem
 
 
-async def test_candles_without_a_header_are_refused(load: Read) -> None:
+async def test_candles_without_a_header_are_rejected(load: Read) -> None:
     content = table(
         "1381095255,122.0,122.0,122.0,122.0,0.1,1", "1381181655,123.61,123.61,123.61,123.61,0.1,1"
     )
@@ -129,27 +117,27 @@ async def test_yahoo_with_null_rows(load: Read) -> None:
         "2020-04-18,7092.29,7269.96,7089.25,7257.67,7257.67,32447188386",
     )
     outcome = await load(content, "BTC-USD.csv")
-    assert told(outcome, "source_id", "price_usd", "volume_24h_usd") == [
+    assert outcome.values("source_id", "price_usd", "volume_24h_usd") == [
         ("btc", "7116.8", "46783242377"),
         ("btc", "7257.67", "32447188386"),
     ]
     assert outcome.rejects[0].reason == "no close: 'null'"
 
 
-async def test_investing_with_magnitudes(load: Read) -> None:
+async def test_investing_with_k_and_m_suffixes(load: Read) -> None:
     content = table(
         '"Date","Price","Open","High","Low","Vol.","Change %"',
         '"12/31/2021","46,219.5","47,120.8","48,553.9","45,693.6","58.18K","-1.91%"',
         '"12/30/2021","47,120.9","46,470.7","47,901.4","46,003.0","1.2M","1.40%"',
     )
     outcome = await load(content, "Bitcoin Historical Data - Investing.com.csv")
-    assert told(outcome, "source_id", "observed_at", "price_usd", "volume_24h_usd") == [
-        ("bitcoin", "2021-12-31 23:59:59", "46219.5", N),
-        ("bitcoin", "2021-12-30 23:59:59", "47120.9", N),
+    assert outcome.values("source_id", "observed_at", "price_usd", "volume_24h_usd") == [
+        ("bitcoin", "2021-12-31 23:59:59", "46219.5", NULL),
+        ("bitcoin", "2021-12-30 23:59:59", "47120.9", NULL),
     ]
 
 
-async def test_investing_in_german_needs_its_currency_told(load: Read) -> None:
+async def test_investing_in_german_needs_a_currency(load: Read) -> None:
     content = table(
         '"Datum","Zuletzt","Eröffn.","Hoch","Tief","Vol.","+/- %"',
         '"31.12.2021","46.219,5","47.120,8","48.553,9","45.693,6","58,18K","-1,91%"',
@@ -158,7 +146,7 @@ async def test_investing_in_german_needs_its_currency_told(load: Read) -> None:
     outcome = await load(content, "Bitcoin Historische Daten.csv")
     assert "nothing tells the currency" in outcome.problem
     outcome = await load(content, "btc-usd.csv")
-    assert told(outcome, "source_id", "observed_at", "price_usd") == [
+    assert outcome.values("source_id", "observed_at", "price_usd") == [
         ("btc", "2021-12-31 23:59:59", "46219.5"),
         ("btc", "2021-12-30 23:59:59", "47120.9"),
     ]
@@ -169,16 +157,16 @@ async def test_coingecko_and_coinpaprika_exports(load: Read) -> None:
         "snapped_at,price,market_cap,total_volume",
         "2021-05-20 00:00:00 UTC,0.1371174932423559,,2724.527382210886",
     )
-    assert told(
-        await load(content, "gomining-usd-max.csv"), "source_id", "observed_at", "price_usd", "market_cap_usd"
-    ) == [("gomining", "2021-05-20 00:00:00", "0.1371174932423559", N)]
+    assert (await load(content, "gomining-usd-max.csv")).values(
+        "source_id", "observed_at", "price_usd", "market_cap_usd"
+    ) == [("gomining", "2021-05-20 00:00:00", "0.1371174932423559", NULL)]
     content = table('"DateTime","Price"', '"2024-01-02 00:00:00",44168.68118687473')
-    assert told(await load(content, "CoinPaprika_BTC_price_2024_USD.csv"), "source_id", "price_usd") == [
+    assert (await load(content, "CoinPaprika_BTC_price_2024_USD.csv")).values("source_id", "price_usd") == [
         ("btc", "44168.68118687473")
     ]
 
 
-async def test_flattened_answers_of_an_api(load: Read) -> None:
+async def test_flattened_api_responses(load: Read) -> None:
     content = table(
         "id,name,symbol,slug,cmc_rank,last_updated,quote.EUR.price,quote.EUR.percent_change_24h,"
         "quote.USD.price,quote.USD.volume_24h,quote.USD.percent_change_24h,quote.USD.market_cap",
@@ -186,15 +174,15 @@ async def test_flattened_answers_of_an_api(load: Read) -> None:
         "1027,Ethereum,ETH,ethereum,2,2021-03-24T10:00:00.000Z,1400,8.8,1700.25,5e8,-2.5,200000000000",
     )
     outcome = await load(content, "listings.csv")
-    assert told(
-        outcome, "source_id", "rank", "price_usd", "volume_24h_usd", "percent_change_24h", "market_cap_usd"
+    assert outcome.values(
+        "source_id", "rank", "price_usd", "volume_24h_usd", "percent_change_24h", "market_cap_usd"
     ) == [
         ("bitcoin", "1", "54000.5", "1000000000", "1.5", "1000000000000"),
         ("ethereum", "2", "1700.25", "500000000", "-2.5", "200000000000"),
     ]
 
 
-async def test_coinmarketcaps_own_export(load: Read) -> None:
+async def test_coinmarketcap_export(load: Read) -> None:
     content = table(
         "timeOpen;timeClose;timeHigh;timeLow;name;open;high;low;close;volume;marketCap;timestamp",
         '"2024-11-23T00:00:00.000Z";"2024-11-23T23:59:59.999Z";"2024-11-23T01:00:00.000Z";'
@@ -202,18 +190,18 @@ async def test_coinmarketcaps_own_export(load: Read) -> None:
         '"2024-11-23T23:59:59.999Z"',
     )
     outcome = await load(content, "Bitcoin_23_11_2024-24_11_2024_historical_data_coinmarketcap.csv")
-    assert told(outcome, "source_id", "name", "observed_at", "price_usd", "market_cap_usd") == [
-        ("bitcoin", N, "2024-11-23 23:59:59.999000", "97777.28", "1934733530000.1")
+    assert outcome.values("source_id", "name", "observed_at", "price_usd", "market_cap_usd") == [
+        ("bitcoin", NULL, "2024-11-23 23:59:59.999000", "97777.28", "1934733530000.1")
     ]
 
 
-async def test_a_column_called_currency_that_holds_the_coins(load: Read) -> None:
+async def test_currency_column_that_holds_coins(load: Read) -> None:
     content = table(
         "Currency,Date,Open,High,Low,Close,Volume,Market Cap",
         'tezos,"Dec 04, 2019",1.29,1.32,1.25,1.25,"46,048,752","824,588,509"',
         'binance-coin,"Dec 04, 2019",15.35,15.97,14.85,15.29,"215,053,000","2,378,000,000"',
     )
-    assert told(await load(content, "consolidated_coin_data.csv"), "source_id", "price_usd") == [
+    assert (await load(content, "consolidated_coin_data.csv")).values("source_id", "price_usd") == [
         ("tezos", "1.25"),
         ("binance-coin", "15.29"),
     ]
@@ -222,12 +210,12 @@ async def test_a_column_called_currency_that_holds_the_coins(load: Read) -> None
         "BTC,2013-10-01,123.65499,124.30466,124.75166,122.56349",
         "BTC,2013-10-02,125.455,123.65499,125.7585,123.63383",
     )
-    assert told(
-        await load(content, "BTC_USD_2013-10-01_2021-03-24-CoinDesk.csv"), "source_id", "price_usd"
+    assert (await load(content, "BTC_USD_2013-10-01_2021-03-24-CoinDesk.csv")).values(
+        "source_id", "price_usd"
     ) == [("btc", "123.65499"), ("btc", "125.455")]
 
 
-async def test_community_metrics_with_a_column_of_prices(load: Read) -> None:
+async def test_community_metrics(load: Read) -> None:
     content = table(
         "time,AdrActCnt,CapMrktCurUSD,PriceBTC,PriceUSD,SplyCur",
         "2010-07-17,1,,,,3403200",
@@ -235,21 +223,21 @@ async def test_community_metrics_with_a_column_of_prices(load: Read) -> None:
         "2010-07-19,929,,1,0.0808,3447300",
     )
     outcome = await load(content, "btc.csv")
-    assert told(outcome, "source_id", "price_usd", "market_cap_usd") == [
+    assert outcome.values("source_id", "price_usd", "market_cap_usd") == [
         ("btc", "0.08584", "291000.5"),
-        ("btc", "0.0808", N),
+        ("btc", "0.0808", NULL),
     ]
     assert len(outcome.rejects) == 1
 
 
 @pytest.mark.parametrize("name", ["btcusd.csv", "BTCUSD.csv", "btc_usd_1m.csv", "coinbaseUSD_btc.csv"])
-async def test_pairs_in_file_names(load: Read, name: str) -> None:
+async def test_pair_in_file_name(load: Read, name: str) -> None:
     rows = [f"{1609459200000 + 60_000 * n},1,1.5,2,1,3" for n in range(3)]
     outcome = await load(table("time,open,close,high,low,volume", *rows), name)
-    assert told(outcome, "source_id", "observed_at", "price_usd")[0] == ("btc", "2021-01-01 00:00:59", "1.5")
+    assert outcome.values("source_id", "observed_at", "price_usd")[0] == ("btc", "2021-01-01 00:00:59", "1.5")
 
 
-async def test_tabs_and_utf_16_as_spreadsheets_write_them(load: Read) -> None:
+async def test_spreadsheet_with_tabs_and_utf_16(load: Read) -> None:
     content = table(
         "Datum\tKurs (USD)\tName",
         "31.12.2021\t46.219,50\tBitcoin",
@@ -257,65 +245,66 @@ async def test_tabs_and_utf_16_as_spreadsheets_write_them(load: Read) -> None:
         end="\r\n",
     )
     outcome = await load(content.encode("utf-16"), "Mappe1.txt")
-    assert told(outcome, "name", "observed_at", "price_usd") == [
+    assert outcome.values("name", "observed_at", "price_usd") == [
         ("Bitcoin", "2021-12-31 23:59:59", "46219.5"),
         ("Äther", "2022-01-01 23:59:59", "47000.1"),
     ]
 
 
-async def test_a_screener_without_a_time_is_refused_and_with_a_day_in_its_name_taken(load: Read) -> None:
+async def test_screener_needs_a_day_in_its_name(load: Read) -> None:
     content = table(
         '"name","symbol","priceUsd","currentMarketcap"', '"Bitcoin","BTC","46219.5","874000000000"'
     )
     assert "tells the time" in (await load(content, "messari_screener.csv")).problem
-    assert told(await load(content, "messari_2021-12-31.csv"), "observed_at", "price_usd") == [
+    assert (await load(content, "messari_2021-12-31.csv")).values("observed_at", "price_usd") == [
         ("2021-12-31 23:59:59", "46219.5")
     ]
 
 
-async def test_coins_told_by_bare_numbers_are_not_mixed_into_one(load: Read) -> None:
+async def test_coins_that_are_bare_numbers_are_not_mixed(load: Read) -> None:
     rows = [f"{1514764860 + 60 * (n // 2)},{n % 2},1,2,1,{n + 1},3" for n in range(8)]
     outcome = await load(table("timestamp,Asset_ID,Open,High,Low,Close,Volume", *rows), "part-usd.csv")
     assert "bare numbers only" in outcome.problem
 
 
-async def test_several_coins_that_no_known_column_tells_apart_are_not_mixed_into_one(load: Read) -> None:
+async def test_coins_in_an_unknown_column_are_not_mixed(load: Read) -> None:
     rows = [f"2021-01-0{n // 3 + 1},thing-{n % 3},{n}.5" for n in range(9)]
     outcome = await load(table("date,thing,price_usd", *rows), "quotes-mine.csv")
     assert "several coins" in outcome.problem
     assert 'columns."HEADER" = "symbol"' in outcome.problem
 
 
-async def test_a_chart_of_an_api_and_words_in_other_languages(load: Read) -> None:
+async def test_chart_of_an_api_and_headers_in_portuguese(load: Read) -> None:
     content = table("timestamp,prices,market_caps,total_volumes", "1609459200000,29001.72,5e11,4e10")
-    assert told(await load(content, "bitcoin-usd.csv"), "price_usd", "market_cap_usd", "volume_24h_usd") == [
-        ("29001.72", "500000000000", "40000000000")
-    ]
+    assert (await load(content, "bitcoin-usd.csv")).values(
+        "price_usd", "market_cap_usd", "volume_24h_usd"
+    ) == [("29001.72", "500000000000", "40000000000")]
     content = table('"Data","Último","Abertura","Máxima","Mínima"', '"31.12.2021","1,5","1","2","1"')
-    assert told(await load(content, "btc-usd.csv"), "observed_at", "price_usd") == [
+    assert (await load(content, "btc-usd.csv")).values("observed_at", "price_usd") == [
         ("2021-12-31 23:59:59", "1.5")
     ]
 
 
 @pytest.mark.parametrize(
-    ("word", "told"), [("%1h", "1.5"), ("1h %", "1.5"), ("percent_change_1h", "1.5"), ("1h%", "1.5")]
+    ("header", "value"), [("%1h", "1.5"), ("1h %", "1.5"), ("percent_change_1h", "1.5"), ("1h%", "1.5")]
 )
-async def test_percent_columns_of_scraped_lists(load: Read, word: str, told: str) -> None:
+async def test_percent_columns_of_scraped_lists(load: Read, header: str, value: str) -> None:
     content = table(
-        f"#,Name,Symbol,Price,{word},Market Cap,Volume(24h),Circulating Supply,date",
+        f"#,Name,Symbol,Price,{header},Market Cap,Volume(24h),Circulating Supply,date",
         '1,Bitcoin,BTC,"$46,219.50",1.5%,"$874,000,000,000","$30,000,000,000","18,915,000 BTC",2021-12-31',
     )
     (row,) = (await load(content, "top.csv")).rows
-    assert (row["percent_change_1h"], row["price_usd"]) == (told, "46219.5")
+    assert (row["percent_change_1h"], row["price_usd"]) == (value, "46219.5")
     assert (row["volume_24h_usd"], row["circulating_supply"]) == ("30000000000", "18915000")
 
 
-async def test_a_symbol_that_looks_like_a_pair_is_a_coins_own_beside_its_id(load: Read) -> None:
+async def test_symbol_that_looks_like_a_pair(load: Read) -> None:
+    """In a file with ids it is the coin's symbol; without them it is a pair."""
     content = table(
         "id,symbol,name,current_price,market_cap,total_volume,last_updated",
         "bitcoin,BTC,Bitcoin,92551,1,1,2025-12-03T18:57:01Z",
         "binance-bridged-usdt-bnb-smart-chain,BSC-USD,Binance Bridged USDT,1.0,1,1,2025-12-03T18:57:01Z",
     )
-    assert told(await load(content, "top-usd.csv"), "symbol") == [("BTC",), ("BSC-USD",)]
+    assert (await load(content, "top-usd.csv")).values("symbol") == [("BTC",), ("BSC-USD",)]
     content = table("symbol,name,price,date", "BTC-USD,Bitcoin,1,2025-12-03", "ETH-USD,Ethereum,1,2025-12-03")
-    assert told(await load(content, "prices.csv"), "symbol") == [("BTC",), ("ETH",)]
+    assert (await load(content, "prices.csv")).values("symbol") == [("BTC",), ("ETH",)]

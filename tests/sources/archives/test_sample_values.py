@@ -1,8 +1,8 @@
-"""Every field of every row of the real archives, in the database and in its file: the same value.
+"""Every field of the real archives has the same value in the database and in its file.
 
-The files are read here once more, by the csv module, `decimal` and a table written by hand, so that no
-mistake of the recogniser or of its readers can hide in both. `KASPARRO_TEST_SAMPLES=all` compares all rows;
-without it long files are compared in every 17th, and every 5th of the daily snapshots.
+This module parses the files independently, with csv, `decimal` and a table of their layouts, so that an error
+in detection or parsing cannot hide. `KASPARRO_TEST_SAMPLES=all` compares all rows; otherwise only every 17th
+row of long files and every 5th daily snapshot are compared.
 """
 
 import csv
@@ -23,34 +23,33 @@ from kasparro.sources.archives.reader import Portion, read_archive
 from kasparro.store.loader import Loader
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
-from tests.sources.archives.conftest import job_for
+from tests.support.archives import job_for
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 ALL = os.environ.get("KASPARRO_TEST_SAMPLES") == "all"
-LONG, EVERY, SNAPSHOTS = 5_000, 17, 5
+LONG_ROWS, ROW_STEP, SNAPSHOT_STEP = 5_000, 17, 5
 FIELDS = ("symbol", "name", "rank", *VALUE_FIELDS)
 
 Cells = Mapping[str, str]
 Values = dict[str, Any]
 
 
-def day(column: str, written: str) -> Callable[[Cells], datetime]:
-    """A day, whose close is of its last second."""
+def day(column: str, form: str) -> Callable[[Cells], datetime]:
+    """A day; its close belongs to its last second."""
     return lambda row: (
-        datetime.strptime(row[column], written).replace(tzinfo=UTC)
-        + timedelta(hours=23, minutes=59, seconds=59)
+        datetime.strptime(row[column], form).replace(tzinfo=UTC) + timedelta(hours=23, minutes=59, seconds=59)
     )
 
 
-def utc(column: str, written: str, add: timedelta = timedelta()) -> Callable[[Cells], datetime]:
-    """A time in UTC, and what a candle's length adds to it."""
-    return lambda row: datetime.strptime(row[column], written).replace(tzinfo=UTC) + add
+def utc(column: str, form: str, add: timedelta = timedelta()) -> Callable[[Cells], datetime]:
+    """A time in UTC; `add` leads to the end of a candle."""
+    return lambda row: datetime.strptime(row[column], form).replace(tzinfo=UTC) + add
 
 
 def berlin(row: Cells) -> datetime:
-    """A day beside a clock of Berlin."""
-    told = datetime.fromisoformat(f"{row['date_iso']}T{row['time_berlin']}")
-    return told.replace(tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
+    """A day in one column, and a local time of Berlin in another."""
+    local = datetime.fromisoformat(f"{row['date_iso']}T{row['time_berlin']}")
+    return local.replace(tzinfo=ZoneInfo("Europe/Berlin")).astimezone(UTC)
 
 
 def iso(row: Cells) -> datetime:
@@ -59,19 +58,19 @@ def iso(row: Cells) -> datetime:
 
 
 def epoch(column: str, unit: int) -> Callable[[Cells], datetime]:
-    """So many units of a second since 1970."""
+    """Seconds since 1970, or with `unit` 1,000 milliseconds."""
     return lambda row: datetime.fromtimestamp(int(row[column]) // unit, UTC)
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What one file says where: its columns by field, its time, its one coin, lines that are refused."""
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one file has its values: columns by field, the time, the coin if the name gives it, bad lines."""
 
     columns: dict[str, str]
     at: Callable[[Cells], datetime]
     coin: str | None = None
     delimiter: str = ","
     decimal: str = "."
-    refused: frozenset[int] = frozenset()
+    bad_lines: frozenset[int] = frozenset()
 
 
 GECKO = {"price_usd": "price", "market_cap_usd": "market_cap", "volume_24h_usd": "total_volume"}
@@ -121,9 +120,9 @@ SNAPPED = utc("snapped_at", "%Y-%m-%d %H:%M:%S UTC")
 SECONDS, DATED = utc("Date", "%Y-%m-%d %H:%M:%S"), day("Date", "%b %d, %Y")
 GERMAN = {"symbol": "symbol", "price_usd": "price_usd"}
 
-# By a part of the file's name; the first that fits.
-TOLD: dict[str, Told] = {
-    "AwalDinz": Told(
+# By a part of the file's name; the first match counts.
+LAYOUTS: dict[str, Layout] = {
+    "AwalDinz": Layout(
         columns=GECKO_MARKETS
         | {
             "percent_change_1h": "price_change_percentage_1h",
@@ -131,7 +130,7 @@ TOLD: dict[str, Told] = {
         },
         at=iso,
     ),
-    "Bharti1947": Told(
+    "Bharti1947": Layout(
         columns={
             "symbol": "symbol",
             "name": "coin",
@@ -141,27 +140,27 @@ TOLD: dict[str, Told] = {
         },
         at=day("date", "%Y-%m-%d"),
     ),
-    "merged_btc_eur_usd": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
-    "GOMINING": Told(columns=GECKO, at=SNAPPED, coin="gomining"),
-    "data_bitcoin_eur": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
-    "price_lists": Told(columns=GERMAN, at=berlin, delimiter=";", decimal=",", refused=frozenset({666})),
-    "coin_CryptocomCoin": Told(columns=NUMBERED, at=SECONDS),
-    "coin_Dogecoin": Told(columns=NUMBERED, at=SECONDS),
-    "coin_Ethereum": Told(columns=NUMBERED, at=SECONDS),
-    "BTC-USD_2_": Told(
+    "merged_btc_eur_usd": Layout(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
+    "GOMINING": Layout(columns=GECKO, at=SNAPPED, coin="gomining"),
+    "data_bitcoin_eur": Layout(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
+    "price_lists": Layout(columns=GERMAN, at=berlin, delimiter=";", decimal=",", bad_lines=frozenset({666})),
+    "coin_CryptocomCoin": Layout(columns=NUMBERED, at=SECONDS),
+    "coin_Dogecoin": Layout(columns=NUMBERED, at=SECONDS),
+    "coin_Ethereum": Layout(columns=NUMBERED, at=SECONDS),
+    "BTC-USD_2_": Layout(
         columns={"price_usd": "Close", "volume_24h_usd": "Volume"}, at=day("Date", "%Y-%m-%d"), coin="btc"
     ),
-    "Investing.com": Told(columns={"price_usd": "Price"}, at=DATED, coin="bitcoin"),
-    "coinmarketcap_06": Told(columns=DUMP, at=epoch("last_updated", 1)),
-    "AAVE-USD_1d": Told(columns={"price_usd": "close"}, at=day("datetime", "%Y-%m-%d"), coin="aave"),
-    "BTC-USD_1m": Told(
+    "Investing.com": Layout(columns={"price_usd": "Price"}, at=DATED, coin="bitcoin"),
+    "coinmarketcap_06": Layout(columns=DUMP, at=epoch("last_updated", 1)),
+    "AAVE-USD_1d": Layout(columns={"price_usd": "close"}, at=day("datetime", "%Y-%m-%d"), coin="aave"),
+    "BTC-USD_1m": Layout(
         columns={"price_usd": "close"},
         at=utc("datetime", "%Y-%m-%d %H:%M:%S", timedelta(seconds=59)),
         coin="btc",
     ),
-    "btc-usd-max": Told(columns=GECKO, at=SNAPPED, coin="btc"),
-    "kittycapital": Told(columns=GECKO, at=SNAPPED, coin="bitcoin"),
-    "perday": Told(
+    "btc-usd-max": Layout(columns=GECKO, at=SNAPPED, coin="btc"),
+    "kittycapital": Layout(columns=GECKO, at=SNAPPED, coin="bitcoin"),
+    "perday": Layout(
         columns={
             "source_id": "coinId",
             "price_usd": "price",
@@ -170,17 +169,17 @@ TOLD: dict[str, Told] = {
         },
         at=epoch("timestamp", 1_000),
     ),
-    "bitcoin_price.csv": Told(columns=DAILY, at=DATED, coin="bitcoin"),
-    "ethereum_price": Told(columns=DAILY, at=DATED, coin="ethereum"),
-    "nem_price": Told(columns=DAILY, at=DATED, coin="nem"),
-    "Crypto-Pricing__coin.csv": Told(columns=GECKO_MARKETS, at=iso),
-    "dogecoin": Told(columns=CRAWLED, at=DATED, coin="dogecoin"),
-    "freedom-coin": Told(
+    "bitcoin_price.csv": Layout(columns=DAILY, at=DATED, coin="bitcoin"),
+    "ethereum_price": Layout(columns=DAILY, at=DATED, coin="ethereum"),
+    "nem_price": Layout(columns=DAILY, at=DATED, coin="nem"),
+    "Crypto-Pricing__coin.csv": Layout(columns=GECKO_MARKETS, at=iso),
+    "dogecoin": Layout(columns=CRAWLED, at=DATED, coin="dogecoin"),
+    "freedom-coin": Layout(
         columns={"price_usd": "Close**", "volume_24h_usd": "Volume"}, at=DATED, coin="freedom-coin"
     ),
-    "xrp.csv": Told(columns=CRAWLED, at=DATED, coin="xrp"),
+    "xrp.csv": Layout(columns=CRAWLED, at=DATED, coin="xrp"),
 }
-# Files of which nothing is loaded; test_samples.py holds the reasons.
+# Files that are not loaded; test_samples.py has the reasons.
 NOT_LOADED = (
     "2024_EURO",
     "coin_Cardano",
@@ -196,81 +195,81 @@ NOT_LOADED = (
 
 
 def number(text: str, decimal: str) -> Decimal | None:
-    """A figure without its dollar sign, its percent sign and what groups it."""
+    """A number without dollar sign, percent sign and group separators."""
     text = text.strip().removeprefix("$").removesuffix("%")
     if text in {"", "-"}:
         return None
     return Decimal(text.replace(",", "") if decimal == "." else text.replace(".", "").replace(",", "."))
 
 
-def joined(*words: str) -> str:
-    """Letters and digits in lower case, whatever is between them a dash: the id that symbol and name make."""
+def coin_id(*words: str) -> str:
+    """The id made of symbol and name: letters and digits in lower case, joined by dashes."""
     text = "-".join(words)
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def rows_of(path: Path, told: Told) -> Iterator[tuple[str, datetime, Values]]:
-    """The coin, time and values of every row that is to be loaded."""
+def rows_of(path: Path, layout: Layout) -> Iterator[tuple[str, datetime, Values]]:
+    """The coin, time and values of every row that should load."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=told.delimiter)
+        rows = csv.reader(file, delimiter=layout.delimiter)
         header = next(rows)
         for cells in rows:
-            if rows.line_num in told.refused or not any(cells):
+            if rows.line_num in layout.bad_lines or not any(cells):
                 continue
             row = dict(zip(header, cells[: len(header)], strict=True))
             values: Values = dict.fromkeys(FIELDS)
-            for field, column in told.columns.items():
+            for field, column in layout.columns.items():
                 if field in VALUE_FIELDS:
-                    values[field] = number(row[column], told.decimal)
+                    values[field] = number(row[column], layout.decimal)
                 elif field == "rank":
                     values[field] = int(Decimal(row[column])) if row[column] else None
                 elif field != "source_id":
                     values[field] = row[column].strip() or None
-            coin = told.coin or row.get(told.columns.get("source_id", ""), "").strip()
-            coin = coin or joined(*(values[field] for field in ("symbol", "name") if values[field]))
-            yield coin, told.at(row), values
+            coin = layout.coin or row.get(layout.columns.get("source_id", ""), "").strip()
+            coin = coin or coin_id(*(values[field] for field in ("symbol", "name") if values[field]))
+            yield coin, layout.at(row), values
 
 
-async def loaded(database: Database, path: Path, source: str) -> None:
-    """Load a file as a source of its own, so that no two files meet."""
+async def load(database: Database, path: Path, source: str) -> None:
+    """Load a file as a separate source, so that files do not overwrite each other."""
     run = await RunRecord.start(database, "etl", (source,), NOW)
-    into = Loader(database, run.id, source)
+    loader = Loader(database, run.id, source)
     with ArchiveFile.at(path) as file:
         async for message in read_archive(file, job_for(path, now=NOW)):
             assert isinstance(message, Portion), message.reject
-            await into.load(message.batch, NOW)
+            await loader.load(message.batch, NOW)
 
 
 def newest(expected: Mapping[tuple[str, datetime], Values]) -> dict[str, datetime]:
-    """The last time of each coin."""
-    last: dict[str, datetime] = {}
+    """The latest time of each coin."""
+    latest: dict[str, datetime] = {}
     for coin, at in expected:
-        last[coin] = max(at, last.get(coin, at))
-    return last
+        latest[coin] = max(at, latest.get(coin, at))
+    return latest
 
 
-async def test_the_database_says_what_the_files_say(
+async def test_database_equals_the_files(
     shared_data: Path, database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     table = []
     bulk = sorted((shared_data / "csv_bulk").iterdir())
-    for path in [*sorted((shared_data / "csv").iterdir()), *(bulk if ALL else bulk[::SNAPSHOTS])]:
+    for path in [*sorted((shared_data / "csv").iterdir()), *(bulk if ALL else bulk[::SNAPSHOT_STEP])]:
         label = f"{path.parent.name}/{path.name}"
         if any(part in label for part in NOT_LOADED):
             continue
-        told = next(told for part, told in TOLD.items() if part in label)
-        expected = {(coin, at): values for coin, at, values in rows_of(path, told)}
+        layout = next(layout for part, layout in LAYOUTS.items() if part in label)
+        expected = {(coin, at): values for coin, at, values in rows_of(path, layout)}
 
-        await loaded(database, path, label)
+        await load(database, path, label)
 
         stored = await connection.fetch("SELECT * FROM unified_history WHERE source = $1", label)
         assert {(row["source_id"], row["observed_at"]) for row in stored} == expected.keys(), label
-        compared = stored[:: EVERY if len(stored) > LONG and not ALL else 1]
+        compared = stored[:: ROW_STEP if len(stored) > LONG_ROWS and not ALL else 1]
         differing = [
-            (label, row["source_id"], row["observed_at"], field, row[field], said)
+            (label, row["source_id"], row["observed_at"], field, row[field], value)
             for row in compared
-            for field, said in expected[row["source_id"], row["observed_at"]].items()
-            if row[field] != said
+            for field, value in expected[row["source_id"], row["observed_at"]].items()
+            if row[field] != value
         ]
         assert differing == []
         current = await connection.fetch("SELECT * FROM unified_data WHERE source = $1", label)
