@@ -1,4 +1,4 @@
-"""What may break in a round. Each fault is a context: entering breaks something, leaving mends it."""
+"""The faults that a round may inject. Each is a context manager: entering injects it, leaving repairs it."""
 
 import asyncio
 import random
@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 from tests.chaos.world import FAKETIME, TOKEN, Process, Service, World
 from tests.support.postgres import USER
 
-Breaking = Callable[[World, random.Random], AbstractAsyncContextManager[None]]
+Injection = Callable[[World, random.Random], AbstractAsyncContextManager[None]]
 
 
 class Fault(NamedTuple):
-    """One way to break the world. Of a `group` one strikes in a round, as two would undo each other."""
+    """A kind of fault. A round has at most one fault of a `group`, since two would interfere."""
 
     name: str
     group: str
-    strike: Breaking
+    inject: Injection
     lasts: tuple[float, float]
-    """How long it is left broken, in seconds."""
+    """Shortest and longest duration, in seconds."""
     impossible: Callable[[World], str | None]
-    """Why it cannot be done on this machine; None where it can."""
+    """The reason why this machine cannot inject it; None if it can."""
 
 
 FAULTS: list[Fault] = []
@@ -39,9 +39,9 @@ def _fault(
     group: str,
     lasts: tuple[float, float] = (0.2, 1.5),
     impossible: Callable[[World], str | None] = _possible,
-) -> Callable[[Callable[[World, random.Random], AsyncIterator[None]]], Breaking]:
-    def register(strike: Callable[[World, random.Random], AsyncIterator[None]]) -> Breaking:
-        context = asynccontextmanager(strike)
+) -> Callable[[Callable[[World, random.Random], AsyncIterator[None]]], Injection]:
+    def register(inject: Callable[[World, random.Random], AsyncIterator[None]]) -> Injection:
+        context = asynccontextmanager(inject)
         FAULTS.append(Fault(name, group, context, lasts, impossible))
         return context
 
@@ -53,7 +53,7 @@ def _fault(
 
 @_fault("a service killed", "service")
 async def _service_killed(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with world.disturbed(chance.choice(world.services)) as (service,):
+    async with world.service_down(chance.choice(world.services)) as (service,):
         await service.kill()
         yield
         await service.start()
@@ -61,15 +61,15 @@ async def _service_killed(world: World, chance: random.Random) -> AsyncIterator[
 
 @_fault("all services killed", "service")
 async def _services_killed(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with world.disturbed(*world.services) as those:
-        await asyncio.gather(*(service.kill() for service in those))
+    async with world.service_down(*world.services) as services:
+        await asyncio.gather(*(service.kill() for service in services))
         yield
-        await asyncio.gather(*(service.start() for service in those))
+        await asyncio.gather(*(service.start() for service in services))
 
 
 @_fault("a service stopped by SIGTERM", "service")
-async def _service_ended(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with world.disturbed(chance.choice(world.services)) as (service,):
+async def _service_stopped(world: World, chance: random.Random) -> AsyncIterator[None]:
+    async with world.service_down(chance.choice(world.services)) as (service,):
         if (code := await service.stop()) != 0:
             raise AssertionError(f"{service.name} ended with {code} after SIGTERM")
         yield
@@ -78,7 +78,7 @@ async def _service_ended(world: World, chance: random.Random) -> AsyncIterator[N
 
 @_fault("a service paused", "service")
 async def _service_paused(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with world.disturbed(chance.choice(world.services)) as (service,):
+    async with world.service_down(chance.choice(world.services)) as (service,):
         service.signal(signal.SIGSTOP)
         try:
             yield
@@ -96,28 +96,28 @@ async def _service_paused_long(world: World, chance: random.Random) -> AsyncIter
 
 
 @asynccontextmanager
-async def _server_gone(world: World, how: signal.Signals) -> AsyncIterator[None]:
+async def _server_down(world: World, how: signal.Signals) -> AsyncIterator[None]:
     await world.server.end(how)
-    async with world.unreachable(*world.services):
+    async with world.database_down(*world.services):
         yield
     await world.server.start()
 
 
 @_fault("PostgreSQL killed", "database")
 async def _server_killed(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with _server_gone(world, signal.SIGKILL):
+    async with _server_down(world, signal.SIGKILL):
         yield
 
 
-@_fault("PostgreSQL shut down at once", "database")
-async def _server_at_once(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with _server_gone(world, signal.SIGQUIT):
+@_fault("PostgreSQL shut down immediately", "database")
+async def _server_shut_down_immediately(world: World, chance: random.Random) -> AsyncIterator[None]:
+    async with _server_down(world, signal.SIGQUIT):
         yield
 
 
 @_fault("PostgreSQL shut down", "database")
 async def _server_shut_down(world: World, chance: random.Random) -> AsyncIterator[None]:
-    async with _server_gone(world, signal.SIGINT):
+    async with _server_down(world, signal.SIGINT):
         yield
 
 
@@ -132,7 +132,7 @@ async def _server_restarted(world: World, chance: random.Random) -> AsyncIterato
 async def _server_frozen(world: World, chance: random.Random) -> AsyncIterator[None]:
     world.server.freeze()
     try:
-        async with world.unreachable(*world.services):
+        async with world.database_down(*world.services):
             yield
     finally:
         world.server.thaw()
@@ -223,96 +223,96 @@ async def _full_disk(world: World, chance: random.Random) -> AsyncIterator[None]
         world.disk.clear()
 
 
-# The lines
+# Connections
 
 
 @asynccontextmanager
-async def _line(
-    proxies: list[Any], breaking: Callable[[Any], None], world: World, *away: Service
+async def _broken_connections(
+    proxies: list[Any], action: Callable[[Any], None], world: World, *without_database: Service
 ) -> AsyncIterator[None]:
     for proxy in proxies:
-        breaking(proxy)
+        action(proxy)
     try:
-        async with world.unreachable(*away):
+        async with world.database_down(*without_database):
             yield
     finally:
         for proxy in proxies:
             proxy.pass_on()
 
 
-@_fault("a service cut from PostgreSQL", "database line")
-async def _database_cut(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("a service disconnected from PostgreSQL", "database connection")
+async def _database_disconnected(world: World, chance: random.Random) -> AsyncIterator[None]:
     service = chance.choice(world.services)
-    async with _line([service.database], lambda proxy: proxy.refuse(), world, service):
+    async with _broken_connections([service.database], lambda proxy: proxy.refuse(), world, service):
         yield
 
 
-@_fault("all services cut from PostgreSQL", "database line")
-async def _database_cut_all(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("all services disconnected from PostgreSQL", "database connection")
+async def _database_disconnected_all(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.database for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.refuse(), world, *world.services):
+    async with _broken_connections(proxies, lambda proxy: proxy.refuse(), world, *world.services):
         yield
 
 
-@_fault("packets to PostgreSQL dropped", "database line", lasts=(0.5, 3.5))
-async def _database_hole(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("packets to PostgreSQL dropped", "database connection", lasts=(0.5, 3.5))
+async def _database_packets_dropped(world: World, chance: random.Random) -> AsyncIterator[None]:
     service = chance.choice(world.services)
-    async with _line([service.database], lambda proxy: proxy.swallow(), world, service):
+    async with _broken_connections([service.database], lambda proxy: proxy.swallow(), world, service):
         yield
 
 
-@_fault("all packets to PostgreSQL dropped", "database line", lasts=(0.5, 3.5))
-async def _database_hole_all(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("all packets to PostgreSQL dropped", "database connection", lasts=(0.5, 3.5))
+async def _database_packets_dropped_all(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.database for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.swallow(), world, *world.services):
+    async with _broken_connections(proxies, lambda proxy: proxy.swallow(), world, *world.services):
         yield
 
 
-@_fault("a slow line to PostgreSQL", "database line")
+@_fault("slow connections to PostgreSQL", "database connection")
 async def _database_slow(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.database for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.delay(0.05), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.delay(0.05), world):
         yield
 
 
-@_fault("lines to PostgreSQL half closed", "database line")
+@_fault("connections to PostgreSQL half closed", "database connection")
 async def _database_half(world: World, chance: random.Random) -> AsyncIterator[None]:
     half = chance.choice(("client", "server"))
     proxies = [service.database for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.close_half(half), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.close_half(half), world):
         yield
 
 
-@_fault("the upstreams cut off", "upstream line")
-async def _upstream_cut(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("the upstreams disconnected", "upstream connection")
+async def _upstream_disconnected(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.upstream for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.refuse(), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.refuse(), world):
         yield
 
 
-@_fault("packets to the upstreams dropped", "upstream line")
-async def _upstream_hole(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("packets to the upstreams dropped", "upstream connection")
+async def _upstream_packets_dropped(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.upstream for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.swallow(), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.swallow(), world):
         yield
 
 
-@_fault("a slow line to the upstreams", "upstream line")
+@_fault("slow connections to the upstreams", "upstream connection")
 async def _upstream_slow(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.upstream for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.delay(0.1), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.delay(0.1), world):
         yield
 
 
-@_fault("lines to the upstreams half closed", "upstream line")
+@_fault("connections to the upstreams half closed", "upstream connection")
 async def _upstream_half(world: World, chance: random.Random) -> AsyncIterator[None]:
     half = chance.choice(("client", "server"))
     proxies = [service.upstream for service in world.services]
-    async with _line(proxies, lambda proxy: proxy.close_half(half), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.close_half(half), world):
         yield
 
 
-@_fault("the upstreams paused", "upstream line")
+@_fault("the upstreams paused", "upstream connection")
 async def _upstream_paused(world: World, chance: random.Random) -> AsyncIterator[None]:
     world.simulator.signal(signal.SIGSTOP)
     try:
@@ -321,17 +321,17 @@ async def _upstream_paused(world: World, chance: random.Random) -> AsyncIterator
         world.simulator.signal(signal.SIGCONT)
 
 
-# What the upstreams answer
+# Responses of the upstreams
 
-_ANSWERS: dict[str, dict[str, Any]] = {
+_RESPONSES: dict[str, dict[str, Any]] = {
     "500": {"kind": "status", "code": 500},
     "503 with Retry-After": {"kind": "status", "code": 503, "retry_after": 1},
     "429 with Retry-After": {"kind": "status", "code": 429, "retry_after": 1, "body": "plain"},
     "429 for two minutes": {"kind": "status", "code": 429, "retry_after": 119},
     "401": {"kind": "status", "code": 401},
-    "half an answer": {"kind": "truncated"},
-    "nothing at all": {"kind": "hang"},
-    "an answer that drips": {"kind": "slow", "bytes_per_second": 2_000_000},
+    "half a response": {"kind": "truncated"},
+    "nothing": {"kind": "hang"},
+    "a slow response": {"kind": "slow", "bytes_per_second": 2_000_000},
     "a web page": {"kind": "html"},
     "a reset": {"kind": "reset"},
     "an empty body": {"kind": "empty"},
@@ -343,48 +343,48 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     },
     "no JSON inside": {"kind": "bad-records", "records": ["nan", "lone-surrogate", "not-an-object"]},
 }
-_SHIFTS = {"pages that shift": 3, "pages that leave out": -3}
+_SHIFTS = {"pages that repeat coins": 3, "pages that omit coins": -3}
 
 
-def _register_answers() -> None:
+def _register_responses() -> None:
     for api in ("coinpaprika", "coingecko"):
-        for said, fault in _ANSWERS.items():
-            _fault(f"{api} answers {said}", "answers")(_answering(api, fault))
-    for said, by in _SHIFTS.items():
-        _fault(f"coingecko answers {said}", "answers")(
-            _answering("coingecko", {"kind": "page-shift", "by": by})
+        for name, fault in _RESPONSES.items():
+            _fault(f"{api} responds with {name}", "responses")(_responding(api, fault))
+    for name, by in _SHIFTS.items():
+        _fault(f"coingecko responds with {name}", "responses")(
+            _responding("coingecko", {"kind": "page-shift", "by": by})
         )
     for api, field in (("coinpaprika", "quotes.USD.price"), ("coingecko", "current_price")):
         drift = {"kind": "schema-drift", "field": field, "change": "rename"}
-        _fault(f"{api} renames the price", "answers")(_answering(api, drift))
+        _fault(f"{api} renames the price", "responses")(_responding(api, drift))
 
 
-def _answering(api: str, fault: dict[str, Any]) -> Callable[[World, random.Random], AsyncIterator[None]]:
-    # Sure to fail the source soon, as long as it lasts: then /health has to say so.
+def _responding(api: str, fault: dict[str, Any]) -> Callable[[World, random.Random], AsyncIterator[None]]:
+    # These faults fail the source within a run, which /health has to report.
     fails = fault["kind"] not in {"hang", "slow", "bad-records", "page-shift"}
 
-    async def strike(world: World, chance: random.Random) -> AsyncIterator[None]:
-        told = dict(fault, api=api)
-        if fails and not world.alone and chance.random() < 0.5:
-            told["probability"] = 0.5
-        await world.control("POST", "faults", told)
+    async def inject(world: World, chance: random.Random) -> AsyncIterator[None]:
+        settings = dict(fault, api=api)
+        if fails and not world.single_fault and chance.random() < 0.5:
+            settings["probability"] = 0.5
+        await world.control("POST", "faults", settings)
         try:
             yield
-            if fails and world.alone:
-                await world.degraded(api)
+            if fails and world.single_fault:
+                await world.wait_until_degraded(api)
         finally:
             await world.control("DELETE", "faults")
-            # Whoever still waits for an answer would do so for long.
+            # Requests that still hang would delay the recovery.
             for service in world.services:
                 service.upstream.reset()
 
-    return strike
+    return inject
 
 
-_register_answers()
+_register_responses()
 
 
-# Beside all that
+# Clocks, and other runs
 
 
 def _no_faketime(world: World) -> str | None:
@@ -393,7 +393,7 @@ def _no_faketime(world: World) -> str | None:
 
 
 def _clock(by: str) -> Callable[[World, random.Random], AsyncIterator[None]]:
-    async def strike(world: World, chance: random.Random) -> AsyncIterator[None]:
+    async def inject(world: World, chance: random.Random) -> AsyncIterator[None]:
         service = chance.choice(world.services)
         service.clock.write_text(by)
         try:
@@ -401,11 +401,11 @@ def _clock(by: str) -> Callable[[World, random.Random], AsyncIterator[None]]:
         finally:
             service.clock.write_text("+0")
 
-    return strike
+    return inject
 
 
 for _name, _by in (("a day ahead", "+1d"), ("an hour back", "-1h"), ("40 days back", "-40d")):
-    _fault(f"a clock set {_name}", "beside", lasts=(0.5, 2.5), impossible=_no_faketime)(_clock(_by))
+    _fault(f"a clock set {_name}", "other", lasts=(0.5, 2.5), impossible=_no_faketime)(_clock(_by))
 
 
 async def _etl(world: World) -> Process:
@@ -416,8 +416,8 @@ async def _etl(world: World) -> Process:
     return process
 
 
-@_fault("kasparro etl beside the service", "beside")
-async def _etl_beside(world: World, chance: random.Random) -> AsyncIterator[None]:
+@_fault("kasparro etl next to the service", "other")
+async def _etl_next_to_service(world: World, chance: random.Random) -> AsyncIterator[None]:
     process = await _etl(world)
     yield
     async with asyncio.timeout(30):
@@ -425,19 +425,19 @@ async def _etl_beside(world: World, chance: random.Random) -> AsyncIterator[None
             raise AssertionError(f"etl ended with {code}")
 
 
-@_fault("kasparro etl killed", "beside", lasts=(0.8, 2))
+@_fault("kasparro etl killed", "other", lasts=(0.8, 2))
 async def _etl_killed(world: World, chance: random.Random) -> AsyncIterator[None]:
     process = await _etl(world)
     yield
     await process.kill()
 
 
-@_fault("runs asked for by POST", "beside")
+@_fault("runs started by POST", "other")
 async def _posted(world: World, chance: random.Random) -> AsyncIterator[None]:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with world.client() as session:
         for service in world.services * 3:
-            await world.ledger.ask(
+            await world.client_log.request(
                 session, service.name, f"{service.url}/runs", method="POST", headers=headers
             )
         yield

@@ -1,42 +1,42 @@
-"""What has to hold after every round, whatever was broken in it."""
+"""What has to hold after every round, whatever its faults."""
 
 import json
 from collections import Counter
 from collections.abc import Sequence
 
 from kasparro.store.pool import Connection
-from tests.chaos.model import VALUES, Coin, Model, Told
+from tests.chaos.model import VALUES, Coin, Model, Reported
 
 SOURCES = ("coinpaprika", "coingecko", "csv")
 _COLUMNS = ", ".join(("source", "source_id", "observed_at", *VALUES))
 
-# Who wrote when: kept by the database itself, so that no process can say otherwise. The number is drawn while
-# the row of the run's source is locked, so it tells the order in which runs and batches came.
-WITNESS = """
-CREATE TABLE witness (
+# A log of writes by a trigger, which no process can bypass. Numbers follow the order of the writes: each is
+# assigned while the row of run_sources is locked.
+WRITE_LOG = """
+CREATE TABLE write_log (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id bigint NOT NULL,
     source text NOT NULL,
     wrote boolean NOT NULL
 );
-CREATE FUNCTION bear_witness() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+CREATE FUNCTION log_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    INSERT INTO witness (run_id, source, wrote)
+    INSERT INTO write_log (run_id, source, wrote)
     VALUES (NEW.run_id, NEW.source, TG_OP = 'INSERT' OR NEW.batches > OLD.batches);
     RETURN NULL;
 END
 $$;
-CREATE TRIGGER witness AFTER INSERT OR UPDATE ON run_sources
-FOR EACH ROW EXECUTE FUNCTION bear_witness();
+CREATE TRIGGER write_log AFTER INSERT OR UPDATE ON run_sources
+FOR EACH ROW EXECUTE FUNCTION log_write();
 """
 
 
-async def broken(
+async def violations(
     connection: Connection, model: Model, final: Sequence[Coin], calls: Counter[str]
 ) -> list[str]:
-    """What does not hold, in words; nothing where all is well.
+    """Describes what does not hold; empty if everything does.
 
-    `final` are the coins that the last whole pass told, `calls` those that the upstreams have seen.
+    `final` are the coins that the last complete run received, `calls` the calls that the upstreams counted.
     """
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         data = await _rows(connection, "unified_data")
@@ -49,57 +49,60 @@ async def broken(
         ]
 
 
-async def _rows(connection: Connection, table: str) -> dict[Coin, list[Told]]:
-    found: dict[Coin, list[Told]] = {}
+async def _rows(connection: Connection, table: str) -> dict[Coin, list[Reported]]:
+    found: dict[Coin, list[Reported]] = {}
     for row in await connection.fetch(f"SELECT {_COLUMNS} FROM {table} ORDER BY observed_at"):
         source, source_id, observed_at, *values = row
-        found.setdefault(Coin(source, source_id), []).append(Told(observed_at, tuple(values)))
+        found.setdefault(Coin(source, source_id), []).append(Reported(observed_at, tuple(values)))
     return found
 
 
 def _tables(
-    model: Model, final: Sequence[Coin], data: dict[Coin, list[Told]], history: dict[Coin, list[Told]]
+    model: Model, final: Sequence[Coin], data: dict[Coin, list[Reported]], history: dict[Coin, list[Reported]]
 ) -> list[str]:
     wrong = []
     for coin, rows in history.items():
-        never = [told for told in rows if told not in model.told.get(coin, ())]
-        wrong += [f"unified_history holds what nobody told: {coin} {told}" for told in never]
-        if len({told.observed_at for told in rows}) != len(rows):
-            wrong.append(f"unified_history doubles {coin}")
+        wrong += [
+            f"unified_history has a record that nobody reported: {coin} {record}"
+            for record in rows
+            if record not in model.reported.get(coin, ())
+        ]
+        if len({record.observed_at for record in rows}) != len(rows):
+            wrong.append(f"unified_history has duplicates of {coin}")
     if data.keys() != history.keys():
         wrong.append(f"unified_data and unified_history differ in {sorted(data.keys() ^ history.keys())}")
     for coin, rows in data.items():
         if len(rows) != 1:
-            wrong.append(f"unified_data doubles {coin}")
+            wrong.append(f"unified_data has duplicates of {coin}")
         if coin in history and rows[0] != history[coin][-1]:
             wrong.append(f"unified_data is not the newest of {coin}: {rows[0]}, {history[coin][-1]}")
     for coin in final:
         if coin not in data:
             wrong.append(f"{coin} is missing")
-        elif data[coin][0] != model.last[coin]:
-            wrong.append(f"{coin} is {data[coin][0]}, told last was {model.last[coin]}")
+        elif data[coin][0] != model.newest[coin]:
+            wrong.append(f"{coin} is {data[coin][0]}, reported last was {model.newest[coin]}")
     return wrong
 
 
 async def _figures(
     connection: Connection,
-    data: dict[Coin, list[Told]],
-    history: dict[Coin, list[Told]],
+    data: dict[Coin, list[Reported]],
+    history: dict[Coin, list[Reported]],
 ) -> list[str]:
     wrong = []
     rows = Counter(coin.source for coin in data)
     moments = Counter(dict.fromkeys(SOURCES, 0))
-    for coin, told in history.items():
-        moments[coin.source] += len(told)
+    for coin, records in history.items():
+        moments[coin.source] += len(records)
     for row in await connection.fetch(
         "SELECT source, sum(inserted) AS inserted, sum(inserted + updated - corrected) AS written"
         " FROM run_sources GROUP BY source"
     ):
         source = row["source"]
         if row["inserted"] != rows[source]:
-            wrong.append(f"{source}: runs inserted {row['inserted']}, unified_data holds {rows[source]}")
+            wrong.append(f"{source}: runs inserted {row['inserted']}, unified_data has {rows[source]}")
         if row["written"] != moments[source]:
-            wrong.append(f"{source}: runs wrote {row['written']}, unified_history holds {moments[source]}")
+            wrong.append(f"{source}: runs wrote {row['written']}, unified_history has {moments[source]}")
     wrong += [
         f"the figures of {row['source']} in run {row['run_id']} do not add up: {dict(row)}"
         for row in await connection.fetch(
@@ -112,7 +115,7 @@ async def _figures(
         for row in await connection.fetch(
             "SELECT * FROM (SELECT run_id, source, rejected, (SELECT coalesce(sum(rejects), 0) FROM"
             " reject_counts AS c WHERE c.run_id = s.run_id AND c.source = s.source) AS counted"
-            " FROM run_sources AS s) AS told WHERE rejected <> counted"
+            " FROM run_sources AS s) AS counts WHERE rejected <> counted"
         )
     ]
     return wrong
@@ -135,8 +138,8 @@ async def _runs(connection: Connection) -> list[str]:
     wrong += [
         f"run {row['run_id']} wrote after run {row['next']} had begun"
         for row in await connection.fetch(
-            "SELECT DISTINCT w.run_id, later.run_id AS next FROM witness AS w JOIN"
-            " (SELECT run_id, min(number) AS began FROM witness GROUP BY run_id) AS later"
+            "SELECT DISTINCT w.run_id, later.run_id AS next FROM write_log AS w JOIN"
+            " (SELECT run_id, min(number) AS began FROM write_log GROUP BY run_id) AS later"
             " ON later.run_id > w.run_id AND w.number > later.began WHERE w.wrote"
         )
     ]
@@ -159,14 +162,14 @@ async def _budget(connection: Connection, calls: Counter[str]) -> list[str]:
     ]
 
 
-def of_log(lines: Sequence[str]) -> list[str]:
-    """What a log should not hold: errors nobody foresaw, and lines that are no events."""
+def unexpected_log_lines(lines: Sequence[str]) -> list[str]:
+    """Lines of a log that should not be there: errors, and lines that are not events."""
     wrong = []
     for line in lines:
         try:
             event = json.loads(line)
         except ValueError:
-            wrong.append(f"a line that is no event: {line[:300]}")
+            wrong.append(f"a line that is not an event: {line[:300]}")
             continue
         if event.get("level") in {"error", "critical"} or "exception" in event:
             wrong.append(f"an error: {line[:3_000]}")

@@ -1,4 +1,4 @@
-"""What the upstreams and the archives told, read without the service's code, to compare with the tables."""
+"""The expected content of the tables: what upstreams and archives sent, parsed without the service's code."""
 
 import csv
 import json
@@ -33,33 +33,33 @@ class Coin(NamedTuple):
     source_id: str
 
 
-class Told(NamedTuple):
-    """What a source said of a coin at one moment: `VALUES` in their order."""
+class Reported(NamedTuple):
+    """What a source reported of a coin at one moment; `values` in the order of `VALUES`."""
 
     observed_at: datetime
     values: tuple[Any, ...]
 
 
 class Model:
-    """All that was told, and what of it was told last."""
+    """All records that were reported, and the newest of each coin."""
 
     def __init__(self) -> None:
-        self.told: dict[Coin, set[Told]] = {}
-        """Every record that a service may have got hold of."""
-        self.last: dict[Coin, Told] = {}
-        """The newest of each coin, of two of one moment the one told later."""
+        self.reported: dict[Coin, set[Reported]] = {}
+        """Every record that a service may have received."""
+        self.newest: dict[Coin, Reported] = {}
+        """By `observed_at`; of two records with the same moment, the later report."""
 
-    def hear(self, records: Iterable[tuple[Coin, Told]]) -> None:
-        """Take what was told, in its order."""
-        for coin, told in records:
-            self.told.setdefault(coin, set()).add(told)
-            last = self.last.get(coin)
-            if last is None or told.observed_at >= last.observed_at:
-                self.last[coin] = told
+    def add(self, records: Iterable[tuple[Coin, Reported]]) -> None:
+        """Add records in the order of their reports."""
+        for coin, record in records:
+            self.reported.setdefault(coin, set()).add(record)
+            newest = self.newest.get(coin)
+            if newest is None or record.observed_at >= newest.observed_at:
+                self.newest[coin] = record
 
 
-def of_answer(given: Given) -> Iterator[tuple[Coin, Told]]:
-    """The records of an answer that are fit to be stored; none of one that is no list."""
+def records_of_response(given: Given) -> Iterator[tuple[Coin, Reported]]:
+    """The valid records of an upstream's response; none if it is not a list."""
     try:
         items = json.loads(given.body, parse_float=Decimal, parse_int=Decimal)
     except ValueError:
@@ -68,31 +68,31 @@ def of_answer(given: Given) -> Iterator[tuple[Coin, Told]]:
         return
     read = _coinpaprika if given.api == "coinpaprika" else _coingecko
     for item in items:
-        # The simulator names the records so that it made unfit, but for those that have no id.
+        # The simulator prefixes the ids of records that it made invalid.
         if isinstance(item, dict) and isinstance(item.get("id"), str) and not item["id"].startswith("bad-"):
             try:
                 yield Coin(given.api, item["id"]), read(item)
             except KeyError:
-                # A field that every record has was dropped or renamed.
+                # Schema drift: a required field was dropped or renamed.
                 continue
 
 
-def of_archive(path: Path) -> Iterator[tuple[Coin, Told]]:
-    """The records of one of our own archives."""
+def records_of_archive(path: Path) -> Iterator[tuple[Coin, Reported]]:
+    """The records of an archive that `World.write_archive` wrote."""
     with path.open() as file:
         for row in csv.DictReader(file):
             at = datetime.fromtimestamp(int(row["last_updated"]), UTC)
             values = (row["symbol"], row["name"], None, Decimal(row["price_usd"]), *[None] * 8)
-            yield Coin("csv", row["id"]), Told(at, values)
+            yield Coin("csv", row["id"]), Reported(at, values)
 
 
-def _coinpaprika(item: dict[str, Any]) -> Told:
+def _coinpaprika(item: dict[str, Any]) -> Reported:
     usd = item["quotes"]["USD"]
-    return _told(
+    return _reported(
         item,
         rank=item["rank"] or None,
         price=_number(usd["price"]),
-        # A price of 0 is a price; these are unknown where they are 0.
+        # A price of 0 is a price; a market cap or supply of 0 means unknown.
         cap=_number(usd["market_cap"]) or None,
         volume=_number(usd["volume_24h"]),
         supplies=(
@@ -104,13 +104,13 @@ def _coinpaprika(item: dict[str, Any]) -> Told:
     )
 
 
-def _coingecko(item: dict[str, Any]) -> Told:
+def _coingecko(item: dict[str, Any]) -> Reported:
     rank, cap = item["market_cap_rank"], item["market_cap"]
-    return _told(
+    return _reported(
         item,
         rank=rank,
         price=item["current_price"],
-        # A cap of 0 is unknown where there is no rank.
+        # Without a rank, a market cap of 0 means unknown.
         cap=(cap or None) if rank is None else cap,
         volume=item["total_volume"],
         supplies=(item["circulating_supply"], item["total_supply"], item["max_supply"]),
@@ -120,7 +120,7 @@ def _coingecko(item: dict[str, Any]) -> Told:
     )
 
 
-def _told(
+def _reported(
     item: dict[str, Any],
     *,
     rank: Any,
@@ -129,12 +129,12 @@ def _told(
     volume: Any,
     supplies: tuple[Any, ...],
     changes: tuple[Any, ...],
-) -> Told:
-    whole = None if rank is None else int(rank)
-    values = (item["symbol"], item["name"], whole, price, cap, volume, *supplies, *changes)
-    return Told(datetime.fromisoformat(item["last_updated"]), values)
+) -> Reported:
+    rank = None if rank is None else int(rank)
+    values = (item["symbol"], item["name"], rank, price, cap, volume, *supplies, *changes)
+    return Reported(datetime.fromisoformat(item["last_updated"]), values)
 
 
 def _number(value: Any) -> Any:
-    """CoinPaprika writes the empty string where it knows no number."""
+    # CoinPaprika writes the empty string for an unknown number.
     return None if value == "" else value

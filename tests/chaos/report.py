@@ -1,4 +1,4 @@
-"""What a series of rounds came to, for people."""
+"""Prints the summary of a series of rounds."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,9 +12,12 @@ from tests.chaos.rounds import Round
 def show(
     out: Console, rounds: Sequence[Round], failed: Sequence[str], impossible: dict[str, str], seconds: float
 ) -> None:
-    """Print how many of each fault were injected and survived. `failed` are the faults of a round that did
-    not pass, `impossible` those that this machine cannot have, each with the reason."""
-    survived = Counter(name for one in rounds for name in one.faults)
+    """Print how often each fault was injected and survived.
+
+    `failed` are the faults of the round that failed, `impossible` the faults that this machine cannot inject,
+    with the reason.
+    """
+    survived = Counter(name for round_ in rounds for name in round_.faults)
     injected = survived + Counter(failed)
     table = Table("fault", "injected", "survived", box=None)
     for column in table.columns[1:]:
@@ -24,15 +27,15 @@ def show(
     out.print(table)
     for name, reason in sorted(impossible.items()):
         out.print(f"not injected: {name}: {reason}")
-    runs: Counter[str] = sum((one.runs for one in rounds), Counter())
-    answers: Counter[str] = sum((one.answers for one in rounds), Counter())
-    slowest = max((one.recovery_s for one in rounds), default=0.0)
+    runs: Counter[str] = sum((round_.runs for round_ in rounds), Counter())
+    responses: Counter[str] = sum((round_.responses for round_ in rounds), Counter())
+    slowest = max((round_.recovery_s for round_ in rounds), default=0.0)
     out.print(
         f"{len(rounds)} rounds passed in {seconds:.0f} s: {injected.total()} faults injected, "
-        f"{survived.total()} survived; whole again after {slowest:.1f} s at most"
+        f"{survived.total()} survived; recovered within {slowest:.1f} s"
     )
     out.print(f"runs: {_counts(runs)}")
-    out.print(f"answers to clients, by status: {_counts(answers)}")
+    out.print(f"responses to clients by status: {_counts(responses)}")
 
 
 def _counts(counted: Counter[str]) -> str:

@@ -1,4 +1,4 @@
-"""One round after another: break the world, mend it, wait for its recovery, check what must hold."""
+"""Rounds of faults: inject them, repair, wait for recovery, check the invariants."""
 
 import asyncio
 import random
@@ -16,57 +16,57 @@ import msgspec
 from kasparro.simulator.answers import Given
 from tests.chaos import invariants
 from tests.chaos.faults import FAULTS, Fault
-from tests.chaos.model import Coin, Model, of_answer, of_archive
-from tests.chaos.traffic import Ledger, traffic
-from tests.chaos.world import World, world
+from tests.chaos.model import Coin, Model, records_of_archive, records_of_response
+from tests.chaos.traffic import ClientLog, traffic
+from tests.chaos.world import World, start_world
 
-# After so many rounds everything starts anew: other coins, and tables that are quick to compare.
+# Then a new world starts: with other coins, and with small tables, which are quick to compare.
 ROUNDS_A_WORLD = 20
 RECOVERY_S = 60.0
 PAGE_SIZE = 250
 
 
-class Broken(AssertionError):
-    """Something did not hold; the text says what, a line each."""
+class InvariantViolated(AssertionError):
+    """Describes each violation in one line."""
 
 
 class Planned(NamedTuple):
-    """A fault of a round: when it strikes and how long it is left."""
+    """A fault of a round: its start and its duration, in seconds."""
 
     fault: Fault
-    begins: float
-    lasts: float
+    starts_after_s: float
+    lasts_s: float
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round that passed has seen."""
+    """The figures of a round that passed."""
 
     number: int
     faults: list[str]
     seconds: float
     recovery_s: float
-    """From the last fault's mending to the end of the run that was whole again."""
-    answers: Counter[str]
+    """From the repair of the last fault to the end of the first complete run."""
+    responses: Counter[str]
     runs: Counter[str]
 
 
 class Deck:
-    """Deals faults so that each comes up as often as any other."""
+    """Deals faults so that all occur equally often."""
 
     def __init__(self, seed: str) -> None:
         self._chance = random.Random(f"{seed} deck")
-        self._left: list[Fault] = []
+        self._cards: list[Fault] = []
 
     def deal(self, count: int) -> list[Fault]:
-        """So many faults of different groups."""
+        """`count` faults of different groups."""
         dealt: list[Fault] = []
-        passed: list[Fault] = []
+        set_aside: list[Fault] = []
         while len(dealt) < count:
-            if not self._left:
-                self._left = self._chance.sample(FAULTS, len(FAULTS))
-            fault = self._left.pop()
-            (passed if any(fault.group == other.group for other in dealt) else dealt).append(fault)
-        self._left += reversed(passed)
+            if not self._cards:
+                self._cards = self._chance.sample(FAULTS, len(FAULTS))
+            fault = self._cards.pop()
+            (set_aside if any(fault.group == other.group for other in dealt) else dealt).append(fault)
+        self._cards += reversed(set_aside)
         return dealt
 
 
@@ -85,108 +85,110 @@ def plans(seed: str, rounds: int) -> list[list[Planned]]:
 class Series:
     """Rounds in one world."""
 
-    def __init__(self, built: World, seed: str) -> None:
-        self.world = built
+    def __init__(self, world: World, seed: str) -> None:
+        self.world = world
         self._seed = seed
         self._model = Model()
-        self._seen: Counter[str] = Counter()
-        self._heard = 0
-        self._read: dict[str, int] = {}
+        self._upstream_calls: Counter[str] = Counter()
+        self._last_added_call = 0
+        self._log_offsets: dict[str, int] = {}
         self._last_run = 0
 
     async def prepare(self) -> None:
-        """Wait until the world has come up, and call a witness."""
-        await _wait_until(self._succeeded_after(0), RECOVERY_S, "no run succeeded in an unbroken world")
+        """Wait for the first successful run, and install the write log."""
+        await _wait_until(self._succeeded_after(0), RECOVERY_S, "no run succeeded before the first fault")
         async with self.world.server.admin() as connection:
-            await connection.execute(invariants.WITNESS)
+            await connection.execute(invariants.WRITE_LOG)
 
-    async def play(self, number: int, plan: list[Planned]) -> Round:
-        """One round. Raises Broken, or what a fault could not stand."""
-        built, chance = self.world, random.Random(f"{self._seed} round {number}")
-        built.ledger, built.alone = Ledger(), len(plan) == 1
-        built.notes.clear()
+    async def run(self, number: int, plan: list[Planned]) -> Round:
+        """Run one round. Raises InvariantViolated, or the error of a fault."""
+        world, chance = self.world, random.Random(f"{self._seed} round {number}")
+        world.client_log, world.single_fault = ClientLog(), len(plan) == 1
+        world.notes.clear()
         began = time.monotonic()
-        urls = {service.name: service.url for service in built.services}
-        async with traffic(built.ledger, urls, chance):
+        urls = {service.name: service.url for service in world.services}
+        async with traffic(world.client_log, urls, chance):
             async with asyncio.TaskGroup() as group:
                 for planned in plan:
-                    group.create_task(self._strike(planned, random.Random(chance.random())))
-                group.create_task(self._move(random.Random(chance.random())))
-            mended = time.monotonic()
-            built.note("mended")
-            final, runs = await self._recovered()
-            recovery_s = time.monotonic() - mended
-            built.note("recovered")
-            await _wait_until(self._healthy, 20, "a service's /health is not ok, though all is well")
-            await _wait_until(self._led, 20, "not one process leads, but none or several")
-        wrong = built.ledger.judged() + self._logged() + await self._checked(final)
+                    group.create_task(self._inject(planned, random.Random(chance.random())))
+                group.create_task(self._send_news(random.Random(chance.random())))
+            repaired_at = time.monotonic()
+            world.note("all repaired")
+            final, runs = await self._wait_for_recovery()
+            recovery_s = time.monotonic() - repaired_at
+            world.note("recovered")
+            await _wait_until(self._healthy, 20, "a service's /health is not ok after recovery")
+            await _wait_until(self._has_one_leader, 20, "there is no leader, or more than one")
+        wrong = world.client_log.violations() + self._log_violations() + await self._table_violations(final)
         if wrong:
-            raise Broken("\n".join(wrong[:20]))
+            raise InvariantViolated("\n".join(wrong[:20]))
         return Round(
             number=number,
             faults=[planned.fault.name for planned in plan],
             seconds=time.monotonic() - began,
             recovery_s=recovery_s,
-            answers=built.ledger.answers,
+            responses=world.client_log.responses,
             runs=runs,
         )
 
     async def close(self) -> None:
-        """End the services as an operator would. Raises Broken where that leaves something behind."""
+        """Stop the services by SIGTERM. Raises InvariantViolated if a run is left running."""
         codes = await asyncio.gather(*(service.stop() for service in self.world.services))
         async with self.world.server.admin() as connection:
             running = await connection.fetchval("SELECT count(*) FROM runs WHERE status = 'running'")
         if any(codes) or running:
-            raise Broken(f"the services ended with {codes}, {running} runs were left running")
+            raise InvariantViolated(f"the services ended with {codes}, {running} runs were left running")
 
-    async def _strike(self, planned: Planned, chance: random.Random) -> None:
+    async def _inject(self, planned: Planned, chance: random.Random) -> None:
         name = planned.fault.name
-        await asyncio.sleep(planned.begins)
-        self.world.note(f"begins: {name}")
-        async with planned.fault.strike(self.world, chance):
-            self.world.note(f"is there: {name}")
-            await asyncio.sleep(planned.lasts)
-            self.world.note(f"to be mended: {name}")
-        self.world.note(f"mended: {name}")
+        await asyncio.sleep(planned.starts_after_s)
+        self.world.note(f"starts: {name}")
+        async with planned.fault.inject(self.world, chance):
+            self.world.note(f"injected: {name}")
+            await asyncio.sleep(planned.lasts_s)
+            self.world.note(f"repairing: {name}")
+        self.world.note(f"repaired: {name}")
 
-    async def _move(self, chance: random.Random) -> None:
-        """Let the market move, and archives come in, in the middle of it all."""
+    async def _send_news(self, chance: random.Random) -> None:
+        """Move the market and add archives during the faults."""
         for _ in range(chance.randint(1, 3)):
             await asyncio.sleep(chance.uniform(0.1, 0.7))
             with suppress(aiohttp.ClientError, TimeoutError):
                 await self.world.control("POST", "advance")
-                self.world.note("the market moves")
+                self.world.note("market moved")
             if chance.random() < 0.4:
                 self.world.write_archive()
-                self.world.note("an archive comes in")
+                self.world.note("archive added")
 
-    async def _recovered(self) -> tuple[list[Coin], Counter[str]]:
-        """Wait for runs that succeed and bring every page; gives the coins that they told, and how the runs
-        of the round ended."""
-        calls = await self.world.calls(sum(self._seen.values()))
-        self._seen.update(calls)
-        mended_at = sum(self._seen.values())
+    async def _wait_for_recovery(self) -> tuple[list[Coin], Counter[str]]:
+        """Wait for runs that succeed and fetch every page.
+
+        Returns the coins that these runs reported, and the number of the round's runs by status.
+        """
+        calls = await self.world.calls(sum(self._upstream_calls.values()))
+        self._upstream_calls.update(calls)
+        calls_before = sum(self._upstream_calls.values())
         async with self.world.server.admin() as connection:
             newest = await connection.fetchval("SELECT coalesce(max(id), 0) FROM runs")
-        told: list[Given] = []
+        responses: list[Given] = []
 
-        async def whole() -> bool:
-            nonlocal told
+        async def complete() -> bool:
+            nonlocal responses
             if not await self._succeeded_after(newest)():
                 return False
-            told = await self.world.answers(mended_at)
-            return _whole(told)
+            responses = await self.world.responses(calls_before)
+            return _complete(responses)
 
-        await _wait_until(whole, RECOVERY_S, f"no run succeeded within {RECOVERY_S:.0f} s")
-        everything = await self.world.answers(self._heard)
+        await _wait_until(complete, RECOVERY_S, f"no run succeeded within {RECOVERY_S:.0f} s")
+        everything = await self.world.responses(self._last_added_call)
         for given in everything:
-            self._model.hear(of_answer(given))
-        self._heard = max(given.number for given in everything)
-        await self.world.control("DELETE", f"answers?through={self._heard}")
-        final = {coin for given in told for coin, _ in of_answer(given)}
+            self._model.add(records_of_response(given))
+        self._last_added_call = max(given.number for given in everything)
+        await self.world.control("DELETE", f"answers?through={self._last_added_call}")
+        final = {coin for given in responses for coin, _ in records_of_response(given)}
         for archive in sorted(self.world.archives.glob("*.csv")):
-            records = list(of_archive(archive))
-            self._model.hear(records)
+            records = list(records_of_archive(archive))
+            self._model.add(records)
             final |= {coin for coin, _ in records}
         async with self.world.server.admin() as connection:
             rows = await connection.fetch(
@@ -208,9 +210,9 @@ class Series:
         return succeeded
 
     async def _healthy(self) -> bool:
-        return all(told["status"] == "ok" for told in await self.world.health())
+        return all(health["status"] == "ok" for health in await self.world.health())
 
-    async def _led(self) -> bool:
+    async def _has_one_leader(self) -> bool:
         async with self.world.server.admin() as connection:
             leaders = await connection.fetchval(
                 "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
@@ -218,47 +220,47 @@ class Series:
             )
         return bool(leaders == 1)
 
-    def _logged(self) -> list[str]:
+    def _log_violations(self) -> list[str]:
         wrong = []
         for service in self.world.services:
             with service.log.open("rb") as log:
-                log.seek(self._read.get(service.name, 0))
+                log.seek(self._log_offsets.get(service.name, 0))
                 lines = log.read()
-            whole = lines[: lines.rfind(b"\n") + 1]
-            self._read[service.name] = self._read.get(service.name, 0) + len(whole)
-            found = invariants.of_log(whole.decode(errors="replace").splitlines())
+            complete = lines[: lines.rfind(b"\n") + 1]
+            self._log_offsets[service.name] = self._log_offsets.get(service.name, 0) + len(complete)
+            found = invariants.unexpected_log_lines(complete.decode(errors="replace").splitlines())
             wrong += [f"{service.name} logged {line}" for line in found]
         return wrong
 
-    async def _checked(self, final: list[Coin]) -> list[str]:
-        self._seen.update(await self.world.calls(sum(self._seen.values())))
+    async def _table_violations(self, final: list[Coin]) -> list[str]:
+        self._upstream_calls.update(await self.world.calls(sum(self._upstream_calls.values())))
         async with self.world.server.admin() as connection:
-            return await invariants.broken(connection, self._model, final, self._seen)
+            return await invariants.violations(connection, self._model, final, self._upstream_calls)
 
 
-def _whole(told: list[Given]) -> bool:
-    """Whether these answers hold the whole of both lists."""
-    pages = {(given.api, given.page): sum(1 for _ in of_answer(given)) for given in told}
+def _complete(responses: list[Given]) -> bool:
+    """Whether these responses contain all pages of both lists."""
+    pages = {(given.api, given.page): sum(1 for _ in records_of_response(given)) for given in responses}
     gecko = {page: coins for (api, page), coins in pages.items() if api == "coingecko"}
     last = min((page for page, coins in gecko.items() if coins < PAGE_SIZE), default=None)
     return ("coinpaprika", 1) in pages and last is not None and all(page in gecko for page in range(1, last))
 
 
-async def _wait_until(holds: Callable[[], Awaitable[bool]], seconds: float, otherwise: str) -> None:
+async def _wait_until(condition: Callable[[], Awaitable[bool]], seconds: float, otherwise: str) -> None:
     end = time.monotonic() + seconds
     while True:
         with suppress(OSError, TimeoutError, aiohttp.ClientError, asyncpg.PostgresError):
-            if await holds():
+            if await condition():
                 return
         if time.monotonic() > end:
-            raise Broken(otherwise)
+            raise InvariantViolated(otherwise)
         await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
-async def series(folder: Path, seed: str) -> AsyncIterator[Series]:
-    """A new world, ready to be broken."""
-    async with world(folder, seed) as built:
-        made = Series(built, seed)
-        await made.prepare()
-        yield made
+async def start_series(folder: Path, seed: str) -> AsyncIterator[Series]:
+    """A new world after its first successful run."""
+    async with start_world(folder, seed) as world:
+        new_series = Series(world, seed)
+        await new_series.prepare()
+        yield new_series

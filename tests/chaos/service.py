@@ -1,9 +1,4 @@
-"""The program as it is but for its waits, which are shortened so that a bad day fits into seconds.
-
-    python -m tests.chaos.service serve
-
-The rest of this module runs in each of its processes, those that `--workers` starts too.
-"""
+"""The `kasparro` program with shortened intervals and timeouts: `python -m tests.chaos.service serve`."""
 
 from datetime import timedelta
 
@@ -14,6 +9,7 @@ from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
 from kasparro.store import pool, runs
 
+# Set at import, so that processes which `--workers` starts have them too.
 # In place of 5, 5 and 15 s.
 scheduler.CHECK_S = 0.5
 runs.BEAT_S = 0.5
@@ -24,11 +20,11 @@ circuit_breaker.COOL_DOWN = timedelta(seconds=1)
 pool.LOCK_TIMEOUT_S = 1
 
 _QUICK = RetryLimits(attempts=3, total_s=4, initial_s=0.1, longest_s=0.4)
-registry._SOURCES["coinpaprika"] = lambda told: CoinPaprika(
-    told.coinpaprika_url, told.coinpaprika_key, _QUICK
+registry._SOURCES["coinpaprika"] = lambda settings: CoinPaprika(
+    settings.coinpaprika_url, settings.coinpaprika_key, _QUICK
 )
-registry._SOURCES["coingecko"] = lambda told: coingecko.CoinGecko(
-    told.coingecko_url, told.coingecko_plan, told.coingecko_key, _QUICK
+registry._SOURCES["coingecko"] = lambda settings: coingecko.CoinGecko(
+    settings.coingecko_url, settings.coingecko_plan, settings.coingecko_key, _QUICK
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Clients that never stop asking while the world breaks, and what they may be told."""
+"""Clients that send requests throughout a round, and which responses they may get."""
 
 import asyncio
 import json
@@ -21,57 +21,55 @@ PATHS = (
     "/health",
     "/health/live",
 )
-# What was on its way when the database went is still answered from what it had said.
+# Requests that were under way when the database failed may still succeed.
 MARGIN_S = 0.3
 
 
-class Spell(NamedTuple):
-    """A time in which something held of a service."""
+class Interval(NamedTuple):
+    """A time span of one service, in seconds of the monotonic clock."""
 
     service: str
-    began: float
-    ended: float
+    start: float
+    end: float
 
 
-class Health(NamedTuple):
-    """What /health said, and when it was asked and had answered."""
+class HealthResponse(NamedTuple):
+    """The status of a response of /health, and the interval of its request."""
 
-    service: str
-    asked: float
-    answered: float
+    interval: Interval
     status: int
 
 
-class Ledger:
-    """What clients saw in a round, and what was known to be out of order meanwhile."""
+class ClientLog:
+    """The responses of a round, and the intervals in which errors are expected."""
 
     def __init__(self) -> None:
-        self.answers: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self._health: list[Health] = []
-        self._away: list[Spell] = []
-        self._disturbed: list[Spell] = []
-        self._silences: list[tuple[Spell, str]] = []
+        self.responses: Counter[str] = Counter()
+        self._wrong: list[str] = []
+        self._health: list[HealthResponse] = []
+        self._database_down: list[Interval] = []
+        self._service_down: list[Interval] = []
+        self._unanswered: list[tuple[Interval, str]] = []
 
     @contextmanager
-    def away(self, *services: str) -> Iterator[None]:
-        """The time in which these services could not reach their database for sure."""
-        began = time.monotonic()
+    def database_down(self, *services: str) -> Iterator[None]:
+        """While this lasts, these services certainly cannot reach their database."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            self._away += [Spell(service, began, time.monotonic()) for service in services]
+            self._database_down += [Interval(service, start, time.monotonic()) for service in services]
 
     @contextmanager
-    def disturbed(self, *services: str) -> Iterator[None]:
-        """The time in which these services may not answer."""
-        began = time.monotonic()
+    def service_down(self, *services: str) -> Iterator[None]:
+        """While this lasts, these services need not respond."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            self._disturbed += [Spell(service, began, time.monotonic()) for service in services]
+            self._service_down += [Interval(service, start, time.monotonic()) for service in services]
 
-    async def ask(
+    async def request(
         self,
         session: aiohttp.ClientSession,
         service: str,
@@ -80,65 +78,63 @@ class Ledger:
         method: str = "GET",
         headers: dict[str, str] | None = None,
     ) -> None:
-        """Ask once, and judge the answer."""
-        asked = time.monotonic()
+        """Send a request, and check its response."""
+        start = time.monotonic()
         try:
             async with session.request(method, url, headers=headers) as reply:
                 body = await reply.read()
                 status, kind = reply.status, reply.content_type
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            silence = Spell(service, asked, time.monotonic())
-            self._silences.append((silence, f"{method} {url}: {type(error).__name__}: {error}"))
-            self.answers["none"] += 1
+            interval = Interval(service, start, time.monotonic())
+            self._unanswered.append((interval, f"{method} {url}: {type(error).__name__}: {error}"))
+            self.responses["none"] += 1
             return
-        self.answers[str(status)] += 1
-        self.wrong += _faults_of(f"{method} {url}", status, kind, body)
+        self.responses[str(status)] += 1
+        self._wrong += _problems_of(f"{method} {url}", status, kind, body)
         if url.endswith("/health"):
-            self._health.append(Health(service, asked, time.monotonic(), status))
+            self._health.append(HealthResponse(Interval(service, start, time.monotonic()), status))
 
-    def judged(self) -> list[str]:
-        """All that clients should not have seen."""
-        wrong = list(self.wrong)
-        for silence, text in self._silences:
+    def violations(self) -> list[str]:
+        """Describes all responses that clients should not have got."""
+        wrong = list(self._wrong)
+        for request, text in self._unanswered:
             if not any(
-                silence.service == spell.service
-                and silence.began <= spell.ended
-                and spell.began <= silence.ended
-                for spell in self._disturbed
+                request.service == down.service and request.start <= down.end and down.start <= request.end
+                for down in self._service_down
             ):
-                wrong.append(f"no answer: {text}")
-        for health in self._health:
-            for spell in self._away:
-                inside = spell.began + MARGIN_S < health.asked and health.answered < spell.ended
-                if spell.service == health.service and inside and health.status != 503:
-                    wrong.append(f"/health of {health.service} said {health.status} without its database")
+                wrong.append(f"no response: {text}")
+        for request, status in self._health:
+            for down in self._database_down:
+                inside = down.start + MARGIN_S < request.start and request.end < down.end
+                if down.service == request.service and inside and status != 503:
+                    wrong.append(f"/health of {request.service} returned {status} without its database")
         return wrong
 
 
-def _faults_of(what: str, status: int, kind: str, body: bytes) -> list[str]:
+def _problems_of(what: str, status: int, kind: str, body: bytes) -> list[str]:
     if b"Traceback" in body or status == 500:
-        return [f"{what} answered {status}: {body[:500]!r}"]
+        return [f"{what} returned {status}: {body[:500]!r}"]
     try:
-        told = json.loads(body)
+        content = json.loads(body)
     except ValueError:
-        return [f"{what} answered {status} with no JSON: {body[:500]!r}"]
-    problem = {"type", "title", "status", "detail", "request_id"} <= set(told)
-    if status >= 400 and not problem and not (status == 503 and "database" in told):
-        return [f"{what} answered {status} with no problem document: {body[:500]!r}"]
+        return [f"{what} returned {status} without JSON: {body[:500]!r}"]
+    problem = {"type", "title", "status", "detail", "request_id"} <= set(content)
+    if status >= 400 and not problem and not (status == 503 and "database" in content):
+        return [f"{what} returned {status} without a problem document: {body[:500]!r}"]
     if problem and kind != "application/problem+json":
-        return [f"{what} answered a problem as {kind}"]
+        return [f"{what} returned a problem as {kind}"]
     return []
 
 
 @asynccontextmanager
-async def traffic(ledger: Ledger, services: dict[str, str], chance: random.Random) -> AsyncIterator[None]:
-    """Clients of these services (name and base URL) for as long as the block lasts."""
+async def traffic(log: ClientLog, services: dict[str, str], chance: random.Random) -> AsyncIterator[None]:
+    """Run clients of these services (base URLs by name) while the block runs."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=40)) as session:
 
         async def client(service: str, base: str, seed: float) -> None:
-            mine = random.Random(seed)
+            client_chance = random.Random(seed)
             while True:
-                await ledger.ask(session, service, base + mine.choice(PATHS))
+                await log.request(session, service, base + client_chance.choice(PATHS))
                 await asyncio.sleep(0.05)
 
         clients = [

@@ -1,4 +1,4 @@
-"""The processes of one world: PostgreSQL, the simulator, services, and the lines between them."""
+"""A world: PostgreSQL, the simulator and two services, with proxies between them."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ import msgspec
 
 from kasparro import settings
 from kasparro.simulator.answers import Given
-from tests.chaos.traffic import Ledger
+from tests.chaos.traffic import ClientLog
 from tests.support.postgres import Disk, Server, free_port, servers, small_disk
 from tests.support.proxy import Proxy
 
@@ -27,14 +27,14 @@ COINS = 600
 SERVICES = 2
 TOKEN = "token-of-the-chaos-suite"
 DISK_MB = 128
-# The market's hours are quick ones: months change, so history gets new partitions while things break.
+# Each tick of the market takes six hours, so months change and history gets partitions during faults.
 TICK_S = 6 * 3600
-# Where Debian's package `faketime` has its library; without it no clock jumps.
+# The library of Debian's package `faketime`; without it no clock faults are injected.
 FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
 class Process:
-    """A process of ours with its log."""
+    """A process with its log file."""
 
     def __init__(self, name: str, command: tuple[str, ...], environment: dict[str, str], log: Path) -> None:
         self.name = name
@@ -48,7 +48,7 @@ class Process:
         return self._process is not None and self._process.returncode is None
 
     async def start(self) -> None:
-        """Start it, unless it runs."""
+        """Start the process, unless it runs."""
         if self.alive:
             return
         with self.log.open("ab") as log:
@@ -66,7 +66,7 @@ class Process:
             self._process.send_signal(number)
 
     async def ended(self) -> int | None:
-        """Wait for its end; gives its exit code."""
+        """Wait until the process ends; returns its exit code."""
         return None if self._process is None else await self._process.wait()
 
     async def kill(self) -> None:
@@ -74,14 +74,14 @@ class Process:
         await self.ended()
 
     async def stop(self) -> int | None:
-        """Ask it to end, and see that it does within the time that it promises."""
+        """Send SIGTERM; the process has to end within 15 s. Returns its exit code."""
         self.signal(signal.SIGTERM)
         async with asyncio.timeout(15):
             return await self.ended()
 
 
 class Service(Process):
-    """One `kasparro serve`, behind lines of its own to the database and to the upstreams."""
+    """One `kasparro serve`, which reaches the database and the upstreams through proxies of its own."""
 
     def __init__(self, number: int, world: "World", database: Proxy, upstream: Proxy) -> None:
         self.port = free_port()
@@ -119,18 +119,18 @@ class World:
         self.archives = folder / "archives"
         self.archives.mkdir()
         self.disk = disk
-        self.ledger = Ledger()
-        self.alone = False
-        """Whether one fault alone strikes in this round."""
+        self.client_log = ClientLog()
+        self.single_fault = False
+        """Whether the round has only one fault."""
         self._chance = random.Random(f"{seed} archives")
         self._written = 0
         self.notes: list[str] = []
 
     def environment(self, database_port: int, upstream_port: int) -> dict[str, str]:
-        """What a service or a command of this world is told."""
-        ours = {variable.name for variable in settings.variables().values()}
+        """The environment of a service or a command: its settings, and no others."""
+        names = {variable.name for variable in settings.variables().values()}
         upstream = f"http://127.0.0.1:{upstream_port}"
-        return {name: value for name, value in os.environ.items() if name not in ours} | {
+        return {name: value for name, value in os.environ.items() if name not in names} | {
             "DATABASE_URL": self.server.url(port=database_port),
             "KASPARRO_COINPAPRIKA_URL": f"{upstream}/coinpaprika/v1",
             "KASPARRO_COINGECKO_URL": f"{upstream}/coingecko/api/v3",
@@ -142,26 +142,26 @@ class World:
         }
 
     def note(self, text: str) -> None:
-        """Keep a line of what was done, and when."""
+        """Add a line to the round's notes, with the time."""
         self.notes.append(f"{datetime.now(UTC):%H:%M:%S.%f} {text}")
 
     @asynccontextmanager
-    async def unreachable(self, *those: Service) -> AsyncIterator[None]:
-        """The time in which these services cannot reach their database, whatever they try."""
-        with self.ledger.away(*(service.name for service in those)):
+    async def database_down(self, *services: Service) -> AsyncIterator[None]:
+        """While this lasts, these services cannot reach their database."""
+        with self.client_log.database_down(*(service.name for service in services)):
             yield
 
     @asynccontextmanager
-    async def disturbed(self, *those: Service) -> AsyncIterator[tuple[Service, ...]]:
-        """The time in which these services may be silent, until they answer again."""
-        with self.ledger.disturbed(*(service.name for service in those)):
-            yield those
+    async def service_down(self, *services: Service) -> AsyncIterator[tuple[Service, ...]]:
+        """While this lasts, these services need not respond. Waits at the end until they do."""
+        with self.client_log.service_down(*(service.name for service in services)):
+            yield services
             async with asyncio.timeout(60), self.client() as session:
-                for service in those:
-                    while not await self._lives(session, service):  # noqa: ASYNC110 - it tells nobody
+                for service in services:
+                    while not await self._is_live(session, service):  # noqa: ASYNC110 - no event to wait for
                         await asyncio.sleep(0.05)
 
-    async def _lives(self, session: aiohttp.ClientSession, service: Service) -> bool:
+    async def _is_live(self, session: aiohttp.ClientSession, service: Service) -> bool:
         try:
             async with session.get(f"{service.url}/health/live") as reply:
                 return reply.status == 200
@@ -173,25 +173,26 @@ class World:
         return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
 
     async def health(self) -> list[dict[str, Any]]:
-        """What /health says of each service."""
+        """The response of /health of each service."""
         async with self.client() as session:
-            told = []
+            found = []
             for service in self.services:
                 async with session.get(f"{service.url}/health") as reply:
-                    told.append(json.loads(await reply.read()))
-            return told
+                    found.append(json.loads(await reply.read()))
+            return found
 
-    async def degraded(self, source: str) -> None:
-        """Wait until every service's /health says so and names the source."""
+    async def wait_until_degraded(self, source: str) -> None:
+        """Wait until /health of every service is degraded because of this source."""
         async with asyncio.timeout(20):
-            while not all(  # noqa: ASYNC110 - as above
-                one["status"] == "degraded" and one["sources"][source]["status"] in {"failed", "partial"}
-                for one in await self.health()
+            while not all(  # noqa: ASYNC110 - no event to wait for
+                health["status"] == "degraded"
+                and health["sources"][source]["status"] in {"failed", "partial"}
+                for health in await self.health()
             ):
                 await asyncio.sleep(0.1)
 
     async def control(self, method: str, path: str, body: Any = None) -> bytes:
-        """Steer the simulator, on a line of its own."""
+        """Send a control request to the simulator, not through a proxy."""
         url = f"http://127.0.0.1:{self.simulator_port}/control/{path}"
         data = None if body is None else msgspec.json.encode(body)
         timeout = aiohttp.ClientTimeout(total=30)
@@ -202,61 +203,61 @@ class World:
             reply.raise_for_status()
             return await reply.read()
 
-    async def answers(self, after: int) -> list[Given]:
-        """What the simulator told since a call, whole."""
+    async def responses(self, after: int) -> list[Given]:
+        """The complete responses of the simulator after this call number."""
         return msgspec.json.decode(await self.control("GET", f"answers?after={after}"), type=list[Given])
 
     async def calls(self, after: int) -> list[str]:
-        """Whose calls the simulator saw since a call."""
+        """The APIs of the simulator's calls after this call number."""
         return [call["api"] for call in json.loads(await self.control("GET", f"calls?after={after}"))]
 
     def write_archive(self) -> None:
-        """A new file: coins that others have too, each file at a moment of its own."""
+        """Write an archive with 25 of 40 coins, at a moment that no other archive has."""
         self._written += 1
         at = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(days=self._written)
         lines = ["id,symbol,name,price_usd,last_updated"]
         for coin in self._chance.sample(range(40), 25):
             price = f"{self._chance.random():.9f}"
             lines.append(f"coin-{coin},C{coin},Coin {coin},{price},{int(at.timestamp())}")
-        # Named in one step: a file that is still being written is another matter.
+        # The rename is atomic, so that no run sees a partial file.
         draft = self.folder / "draft.csv"
         draft.write_text("\n".join(lines) + "\n")
         draft.rename(self.archives / f"{self._written:05}.csv")
 
 
 @asynccontextmanager
-async def world(folder: Path, seed: str) -> AsyncIterator[World]:
-    """A world of its own in an empty folder: everything runs, and nothing is broken yet."""
+async def start_world(folder: Path, seed: str) -> AsyncIterator[World]:
+    """Start a world in an empty folder."""
     async with AsyncExitStack() as stack:
         disk = await stack.enter_async_context(small_disk(DISK_MB))
-        made = await stack.enter_async_context(servers())
-        server = await made.primary()
+        postgres = await stack.enter_async_context(servers())
+        server = await postgres.primary()
         if disk.missing is None:
             await server.move_to(disk)
         simulator, port = await _simulator(folder, seed, stack)
-        built = World(folder, seed, server, disk, simulator, port)
-        built.write_archive()
+        world = World(folder, seed, server, disk, simulator, port)
+        world.write_archive()
         for number in range(1, SERVICES + 1):
             database = await stack.enter_async_context(Proxy(server.port))
             upstream = await stack.enter_async_context(Proxy(port))
-            service = Service(number, built, database, upstream)
-            built.services.append(service)
+            service = Service(number, world, database, upstream)
+            world.services.append(service)
             stack.push_async_callback(service.kill)
             await service.start()
-        yield built
+        yield world
 
 
 async def _simulator(folder: Path, seed: str, stack: AsyncExitStack) -> tuple[Process, int]:
-    told = folder / "simulator.log"
+    log = folder / "simulator.log"
     command = (
         *(sys.executable, "-m", "kasparro.simulator", "--manual", "--keep-answers"),
         *("--seed", str(random.Random(seed).randrange(1 << 30)), "--coins", str(COINS)),
         *("--tick", str(TICK_S), "--base", f"{datetime.now(UTC) - timedelta(days=1_500):%Y-%m-%d}"),
     )
-    process = Process("simulator", command, dict(os.environ), told)
+    process = Process("simulator", command, dict(os.environ), log)
     await process.start()
     stack.push_async_callback(process.kill)
     async with asyncio.timeout(30):
-        while not (line := told.read_text().partition("\n")[0]):  # noqa: ASYNC110 - a file tells nobody
+        while not (line := log.read_text().partition("\n")[0]):  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.05)
     return process, urlsplit(json.loads(line)["control"]).port or 0
