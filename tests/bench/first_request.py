@@ -11,7 +11,7 @@ import asyncpg
 from kasparro.store.queries import Selection
 from tests.bench import measure, rows, servers
 from tests.bench.bare_app import BareResponse
-from tests.bench.reads import MOVE_VERSION, NOTICE_S, ROWS, own_headers_removed
+from tests.bench.reads import INCREMENT_VERSION, NOTICE_S, ROWS, own_headers_removed
 
 REQUESTS = 500
 TARGET = 1.5
@@ -34,7 +34,7 @@ async def main() -> None:
         etags = set()
         for _ in range(REQUESTS):
             for server, session in clients.items():
-                await database.execute(MOVE_VERSION)
+                await database.execute(INCREMENT_VERSION)
                 await asyncio.sleep(NOTICE_S)
                 began = time.perf_counter()
                 async with session.get(servers.PATH, raise_for_status=True) as answer:

@@ -21,7 +21,7 @@ ROUNDS, SECONDS, CONNECTIONS = 3, 2, (1, 16, 128)
 ROWS = 15_000
 DEEP_PAGES = 5_000
 EXPORT = "/data.csv"
-MOVE_VERSION = statements("load/progress.sql")["move_version"]
+INCREMENT_VERSION = statements("load/progress.sql")["increment_version"]
 SERVERS = ("kasparro", "bare", "fastapi")
 # Headers that belong to one response, or that uvicorn adds itself.
 _OWN_HEADERS = {"date", "x-request-id", "server-timing"}
@@ -83,7 +83,7 @@ class Bench:
                 for _ in range(rounds):
                     for server, of_server in loads.items():
                         if case.uncached:
-                            await self._database.execute(MOVE_VERSION)
+                            await self._database.execute(INCREMENT_VERSION)
                             await asyncio.sleep(NOTICE_S)
                         of_server.append(
                             await wrk.load(

@@ -109,7 +109,9 @@ async def test_file_deleted_before_it_is_read_is_rejected(tmp_path: Path) -> Non
         dump(tmp_path / "b.csv", 5)
         next_messages = [message async for message in read_by(worker, tmp_path / "b.csv")]
 
-    assert messages == [Problem(Reject(reason="cannot be read (No such file or directory)", place="a.csv"))]
+    assert messages == [
+        Problem(Reject(reason="cannot be read (No such file or directory)", location="a.csv"))
+    ]
     assert [type(message).__name__ for message in next_messages] == ["Portion"]
 
 
