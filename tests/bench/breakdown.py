@@ -21,7 +21,8 @@ from kasparro.store.pool import Database
 from kasparro.store.sql import statements as named_statements
 from tests.bench import measure
 
-# The steps of the archive worker, each by the module and the function that does it.
+# The steps of the archive worker, each by the module and the function that does it. Detection converts sample
+# rows, so "detect" and "convert" overlap in short files.
 STEPS = {
     "detect": ("reader.py", "_admitted"),
     "read and decode": ("text.py", "_gathered"),
@@ -84,7 +85,7 @@ async def _worker_seconds(path: Path) -> dict[str, float]:
 
 
 async def _load_seconds(url: str, path: Path) -> dict[str, float]:
-    # The wait for each statement, and what is left of the load's time.
+    # The wait for each statement, the wait for the worker, and the processor time of this process.
     began, processor = time.perf_counter(), time.process_time()
     async with _TimedDatabase(url) as database, Run(database, [Archives(str(path))], "etl") as run:
         await run.work(asyncio.Event())

@@ -1,4 +1,4 @@
-"""Reads archives in tests, in this process or with a worker, and collects what comes of them."""
+"""Reads archives in tests, in this process or with a worker, and collects rows, rejects and problems."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Runs against a simulator whose clock moves with them, to watch the call budget over a month."""
+"""Runs against a simulator with a simulated clock, to observe the call budget over a month."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

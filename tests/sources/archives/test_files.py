@@ -1,4 +1,4 @@
-"""Opening an archive: what was found is what is read, and only from regular files in the folder."""
+"""Opening an archive: only regular files in the folder, and the same file that was found."""
 
 import os
 import stat

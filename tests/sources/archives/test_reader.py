@@ -310,7 +310,7 @@ COIN_OVERRIDES = '[coin]\nid = "bitcoin"\nsymbol = "BTC"\n'
         ("symbols.csv", "symbol,price_usd,last_updated\nBTC,5,1515230661\n", "", ("name", "rank")),
         # The file's name gives the coin's id, but neither its symbol nor its name.
         ("bitcoin-usd-max.csv", "snapped_at,price\n2018-02-01,9\n", "", ("symbol", "name", "rank")),
-        # If overrides describe the coin, no column does, not even for what the overrides leave out.
+        # If overrides describe the coin, columns about it are ignored, also for fields that they omit.
         ("bitcoin-usd.csv", "date,price\n2018-02-01,9\n", COIN_OVERRIDES, ("name", "rank")),
         ("x-usd.csv", "date,name,symbol,price\n2018-02-01,B,B,9\n", COIN_OVERRIDES, ("name", "rank")),
         # A column of names that holds numbers is not used.

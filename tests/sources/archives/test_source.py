@@ -354,7 +354,7 @@ async def test_hanging_file_system_costs_a_file_and_then_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StoppedWorker(Worker):
-        """To the service, a stopped process looks like one whose file system hangs."""
+        """A stopped process looks like a process whose file system hangs."""
 
         async def identify(self, archive: Archive, *arguments: object) -> str | Problem:
             if archive.name.startswith("hanging"):
