@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import asyncpg
 
-from kasparro.store.queries import Selection
+from kasparro.store.selection import Selection
 from tests.bench import measure, rows, servers
 from tests.bench.bare_app import BareResponse
 from tests.bench.reads import INCREMENT_VERSION, NOTICE_S, ROWS, own_headers_removed

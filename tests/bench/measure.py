@@ -16,7 +16,8 @@ from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.simulator import Simulator
 from kasparro.store import queries
 from kasparro.store.pool import Connection
-from kasparro.store.queries import Selection
+from kasparro.store.row_counts import Totals
+from kasparro.store.selection import Selection
 from tests.conftest import on_server
 
 
@@ -81,7 +82,7 @@ async def page_statement(
     connection: "asyncpg.Connection[asyncpg.Record]", selection: Selection, limit: int
 ) -> tuple[str, Sequence[Any]]:
     """The statement that `/data` sends for the first page of a selection, and its values."""
-    totals = queries.Totals()
+    totals = Totals()
     # The first call also counts the rows of whole sources.
     for _ in range(2):
         recorder = _Recorder(connection)

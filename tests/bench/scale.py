@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import aiohttp
 import asyncpg
 
-from kasparro.store.queries import Selection
+from kasparro.store.selection import Selection
 from tests.bench import measure, rows, servers
 from tests.bench.servers import LIMIT, PATH
 
