@@ -13,7 +13,7 @@ from kasparro.settings import Settings
 from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
 from kasparro.web.http import problems
-from kasparro.web.http.disconnects import ClientGone, no_answer
+from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
 from kasparro.web.routes import data, docs, exports, metrics, runs
@@ -25,14 +25,14 @@ def create_app(
     *,
     database: Database,
     scheduler: SchedulerLike | None,
-    figures_folder: Path | None = None,
+    metrics_folder: Path | None = None,
     supervisor: Supervisor | None = None,
 ) -> ASGIApp:
     """The application. Its lifespan opens the database's pools and starts the loop; without a loop the
     service only answers. In the folder, several workers leave each other their figures for /metrics; what
     `supervisor` finds wrong is shown by /health.
     """
-    service = Service(settings, database, scheduler, figures_folder, supervisor)
+    service = Service(settings, database, scheduler, metrics_folder, supervisor)
     endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *runs.ENDPOINTS, metrics.ENDPOINT]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(runs.START_RUN)
@@ -55,5 +55,5 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    handlers = {**problems.HANDLERS, ClientGone: no_answer}
+    handlers = {**problems.HANDLERS, ClientDisconnected: client_disconnected}
     return ServiceMiddleware(ExceptionMiddleware(router, handlers), service, partial(route_of, router.routes))

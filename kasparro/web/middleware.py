@@ -18,8 +18,8 @@ from kasparro.web.http.addresses import TrustedProxies
 from kasparro.web.http.connections import Connection
 from kasparro.web.http.context import HIT, RequestContext, request_id
 from kasparro.web.http.cors import Cors
-from kasparro.web.http.disconnects import AnswerCut
-from kasparro.web.http.encodings import IDENTITY, chosen
+from kasparro.web.http.disconnects import ResponseAborted
+from kasparro.web.http.encodings import IDENTITY, choose_encoding
 from kasparro.web.http.problems import Problem
 from kasparro.web.service import Service
 
@@ -68,9 +68,9 @@ class ServiceMiddleware:
     def __init__(self, app: ASGIApp, service: Service, route_of: Callable[[Scope], str]) -> None:
         self._app = app
         self._route_of = route_of
-        self._kept = service.caching.kept
-        self._version = service.caching.version
-        self._meter = service.meter
+        self._kept = service.cache_policy.kept
+        self._version = service.cache_policy.version
+        self._meter = service.request_metrics
         self._access = service.access if service.access.guards else None
         self._proxies = TrustedProxies(service.settings.trusted_proxies)
         self._cors = Cors(service.settings.cors_origins)
@@ -101,20 +101,20 @@ class ServiceMiddleware:
         if b"origin" in headers:
             added = [*added, *self._cors.headers(headers[b"origin"])]
         if refusal is not None or not await self._send_ready(scope, headers, added, started, send, key=key):
-            exchange = RequestContext(headers, added, started)
-            exchange.key = key
+            context = RequestContext(headers, added, started)
+            context.key_name = key
             refusal = refusal or _refusal(scope, headers)
             preflight = self._cors.preflight(scope, headers)
-            scope["kasparro.exchange"] = exchange
+            scope["kasparro.context"] = context
             if refusal is not None:
-                exchange.route = self._route_of(scope)
+                context.route = self._route_of(scope)
                 app: ASGIApp = problems.answer(scope, refusal)
             elif preflight is not None:
                 app = Response(status_code=204)
-                exchange.added = [*added, *preflight]
+                context.extra_headers = [*added, *preflight]
             else:
                 app = self._app
-            await self._answer(app, exchange, scope, receive, send)
+            await self._answer(app, context, scope, receive, send)
 
     async def _send_ready(
         self,
@@ -138,7 +138,7 @@ class ServiceMiddleware:
         if answer is None:
             return False
         accepted = headers.get(b"accept-encoding")
-        variant = answer.variants.get(IDENTITY if accepted is None else chosen(accepted))
+        variant = answer.variants.get(IDENTITY if accepted is None else choose_encoding(accepted))
         if variant is None:
             return False
         asked = headers.get(b"if-none-match")
@@ -167,7 +167,7 @@ class ServiceMiddleware:
         return True
 
     async def _answer(
-        self, app: ASGIApp, exchange: RequestContext, scope: Scope, receive: Receive, send: Send
+        self, app: ASGIApp, context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
         # Starlette's routes raise what they have no answer to only where there is an app to catch it.
         scope["app"] = self._app
@@ -180,9 +180,9 @@ class ServiceMiddleware:
                 status = message["status"]
                 message["headers"] = [
                     *message["headers"],
-                    *exchange.added,
-                    (b"x-request-id", exchange.request_id.encode()),
-                    (b"server-timing", exchange.server_timing()),
+                    *context.extra_headers,
+                    (b"x-request-id", context.request_id.encode()),
+                    (b"server-timing", context.server_timing()),
                 ]
                 if status >= 400 and connection is not None and connection.pipelining:
                     # The requests behind a refused one would be refused in their turn: that work is saved.
@@ -193,12 +193,14 @@ class ServiceMiddleware:
             await app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             # The service stops, and this request had its time; raised on, uvicorn would log it as an error.
-            client_log.warning("request_cut_by_shutdown", path=scope["path"], request_id=exchange.request_id)
-        except AnswerCut:
+            client_log.warning(
+                "request_cancelled_by_shutdown", path=scope["path"], request_id=context.request_id
+            )
+        except ResponseAborted:
             # The rule that ended it has logged it.
             _end(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, this request ends and is logged
-            fields = {"path": scope["path"], "request_id": exchange.request_id}
+            fields = {"path": scope["path"], "request_id": context.request_id}
             # Starlette wraps what a handler would have answered before the response began.
             cause = error.__cause__ or error
             if status and isinstance(cause, _INTERRUPTIONS):
@@ -213,10 +215,10 @@ class ServiceMiddleware:
                 )
                 await problems.answer(scope, problem)(scope, receive, send_with_headers)
         finally:
-            label = (exchange.route, scope["method"], status, exchange.cache)
-            self._meter.count(label, time.perf_counter() - exchange.started)
+            label = (context.route, scope["method"], status, context.cache)
+            self._meter.count(label, time.perf_counter() - context.started)
         if self._logs_access:
-            _log_access(scope, exchange.key, status, exchange.started, exchange.request_id)
+            _log_access(scope, context.key_name, status, context.started, context.request_id)
 
 
 def _log_access(scope: Scope, key: str | None, status: int, started: float, request_id: str) -> None:

@@ -46,7 +46,7 @@ DESCRIPTORS = 16_384
 
 
 # Where the workers of one service leave their figures for each other.
-FIGURES_FOLDER = "_KASPARRO_FIGURES"
+METRICS_FOLDER = "_KASPARRO_METRICS_FOLDER"
 
 
 class ListenError(KasparroError):
@@ -63,12 +63,12 @@ def application(told: Settings, url: str, supervisor: Supervisor, *, demo: bool 
         supervisor=supervisor,
         runs_at_start=REPLACES not in os.environ,
     )
-    folder = os.environ.get(FIGURES_FOLDER)
+    folder = os.environ.get(METRICS_FOLDER)
     return create_app(
         told,
         database=database,
         scheduler=scheduler,
-        figures_folder=Path(folder) if folder else None,
+        metrics_folder=Path(folder) if folder else None,
         supervisor=supervisor,
     )
 
@@ -118,7 +118,7 @@ async def _serve(
             try:
                 await prepare(database, demo=demo)
             except DatabaseUnavailable as error:
-                log.warning("starting without the database", reason=str(error))
+                log.warning("database_unavailable_at_start", reason=str(error))
             told = await with_connections(told, database, workers)
         if stop.requested:
             return
@@ -134,7 +134,7 @@ async def _serve(
 
 
 async def _serve_here(app: ASGIApp, told: Settings, listener: socket.socket, stop: _Stop) -> None:
-    serving = stop.serving = uvicorn.Server(configuration(app, 1, told.trusted_proxies))
+    serving = stop.serving = uvicorn.Server(uvicorn_config(app, 1, told.trusted_proxies))
     if stop.requested:
         return
     await serving.serve([listener])
@@ -155,8 +155,8 @@ async def _serve_by_workers(
         # The workers are processes of their own, which read the environment again.
         os.environ["DATABASE_URL"] = url
         os.environ["KASPARRO_DATABASE_CONNECTIONS"] = str(told.database_connections)
-        os.environ[FIGURES_FOLDER] = figures
-        config = configuration("kasparro.web.server:worker", workers, told.trusted_proxies)
+        os.environ[METRICS_FOLDER] = figures
+        config = uvicorn_config("kasparro.web.server:worker", workers, told.trusted_proxies)
         hangup = signal.getsignal(signal.SIGHUP)
         processes = Workers(config, listener, Path(figures), supervisor)
         if hangup is signal.SIG_IGN:
@@ -204,7 +204,7 @@ def _follow(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def configuration(
+def uvicorn_config(
     app: ASGIApp | str,
     workers: int,
     trusted_proxies: tuple[str, ...] = (),

@@ -22,8 +22,10 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.supervision import Supervisor
 from kasparro.web.cache.policy import CachePolicy
-from kasparro.web.http.auth import AccessControl, client_of
+from kasparro.web.http.auth import AccessControl
+from kasparro.web.http.context import context_of
 from kasparro.web.http.export_queue import ExportQueue
+from kasparro.web.http.rate_limit import client_id
 from kasparro.web.http.request_metrics import RequestMetrics
 
 T = TypeVar("T")
@@ -58,50 +60,50 @@ class Service:
         settings: Settings,
         database: Database,
         scheduler: SchedulerLike | None,
-        figures_folder: Path | None = None,
+        metrics_folder: Path | None = None,
         supervisor: Supervisor | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.scheduler = scheduler
         supervisor = supervisor or Supervisor()
-        self.caching = CachePolicy(settings, database, supervisor)
+        self.cache_policy = CachePolicy(settings, database, supervisor)
         self._began = time.monotonic()
         self.totals = Totals()
         self._signing_key: bytes | None = None
         self.access = AccessControl(settings)
-        self.turns = ExportQueue(database.exporters)
-        self.meter = RequestMetrics(self._gauges, self.access.names, figures_folder, supervisor)
+        self.export_queue = ExportQueue(database.exporters)
+        self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
         self._probing: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
-        await self.caching.__aenter__()
-        await self.meter.__aenter__()
+        await self.cache_policy.__aenter__()
+        await self.request_metrics.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.meter.__aexit__(kind, error, trace)
-        await self.caching.__aexit__(kind, error, trace)
+        await self.request_metrics.__aexit__(kind, error, trace)
+        await self.cache_policy.__aexit__(kind, error, trace)
         for probing in self._probing.values():
             probing.cancel()
         if self._probing:
             await asyncio.wait(self._probing.values(), timeout=1)
 
     @asynccontextmanager
-    async def reading(self, request: Request) -> AsyncIterator[Connection]:
+    async def read_connection(self, request: Request) -> AsyncIterator[Connection]:
         """A connection to read with; the time until it is given back is the request's `db`."""
-        exchange = request.scope["kasparro.exchange"]
-        client = client_of(exchange.key, request.scope)
+        context = context_of(request.scope)
+        client = client_id(context.key_name, request.scope)
         began = time.perf_counter()
         try:
-            async with self.database.reading(slow=exchange.slow, client=client) as connection:
-                if not exchange.current:
-                    exchange.current = await self.caching.version.holds(connection)
+            async with self.database.reading(slow=context.slow, client=client) as connection:
+                if not context.fresh:
+                    context.fresh = await self.cache_policy.version.holds(connection)
                 yield connection
         finally:
-            exchange.database_s = (exchange.database_s or 0.0) + time.perf_counter() - began
+            context.database_s = (context.database_s or 0.0) + time.perf_counter() - began
 
     async def signing_key(self, connection: Connection) -> bytes:
         """The key of the database's cursors, read once."""
@@ -112,7 +114,7 @@ class Service:
     async def problems(self) -> list[str]:
         """What is wrong with the background tasks and worker processes of the service, a line each."""
         try:
-            reports = await self.meter.reports()
+            reports = await self.request_metrics.reports()
         except OSError as error:
             return [f"the figures of the other processes cannot be read: {error.strerror}"]
         return list(dict.fromkeys(line for report in reports for line in report.problems))
@@ -125,7 +127,7 @@ class Service:
         async with self.database.probing_primary() as connection:
             await version_of(connection)
 
-    async def probe(self, timeout_s: float) -> dict[str, SourceHealth]:
+    async def source_health(self, timeout_s: float) -> dict[str, SourceHealth]:
         """How the sources fare, as the database tells within this time; raises DatabaseUnavailable."""
         return await self._probe("health", self._health, timeout_s)
 
@@ -166,7 +168,7 @@ class Service:
             return await report.stats(connection, self.settings, self.next_run_at)
 
     def _gauges(self) -> dict[str, float]:
-        found = self.caching.gauges()
+        found = self.cache_policy.gauges()
         for pool, (most, busy, waiting) in self.database.figures().items():
             found |= {
                 f"pool_connections_limit:{pool}": most,
@@ -174,7 +176,7 @@ class Service:
                 f"pool_waiting:{pool}": waiting,
             }
         # Who exports has a connection as soon as it has its turn.
-        found["pool_waiting:export"] = self.turns.waiting
+        found["pool_waiting:export"] = self.export_queue.waiting
         if self.scheduler is not None:
             found["leader"] = int(self.scheduler.leads)
         return found

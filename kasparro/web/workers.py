@@ -12,7 +12,14 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from kasparro.errors import KasparroError
 from kasparro.supervision import Supervisor
-from kasparro.web.http.request_metrics import SUPERVISOR, TOLD_EVERY_S, Counts, Report, counts_of, write
+from kasparro.web.http.request_metrics import (
+    SUPERVISOR,
+    WRITE_INTERVAL_S,
+    Counts,
+    ProcessReport,
+    read_counts,
+    write,
+)
 
 log = structlog.get_logger()
 
@@ -71,7 +78,7 @@ class Workers(Multiprocess):
                 f"none of the {len(self.processes)} worker processes could start ({how}); the log says why"
             )
             self.should_exit.set()
-        elif now - self._written_at >= TOLD_EVERY_S:
+        elif now - self._written_at >= WRITE_INTERVAL_S:
             self._written_at = now
             self._write()
 
@@ -105,20 +112,22 @@ class Workers(Multiprocess):
     def _take_over(self, worker: str) -> None:
         # Else every request for the figures would read a file of each worker that ever ended.
         try:
-            counts, files = counts_of(self._folder, worker)
+            counts, files = read_counts(self._folder, worker)
             self._counts.add(counts)
             self._write([file.name for file in files])
             for file in files:
                 file.unlink()
         except OSError as error:
-            log.warning("worker_figures_not_taken_over", worker=worker, reason=str(error))
+            log.warning("worker_metrics_not_merged", worker=worker, reason=str(error))
 
     def _write(self, merged: list[str] | None = None) -> None:
-        report = Report(SUPERVISOR, self._counts, problems=self._supervisor.problems(), merged=merged or [])
+        report = ProcessReport(
+            SUPERVISOR, self._counts, problems=self._supervisor.problems(), merged=merged or []
+        )
         try:
             write(self._folder / SUPERVISOR, report)
         except OSError as error:
-            log.warning("worker_figures_not_written", reason=str(error))
+            log.warning("worker_metrics_not_written", reason=str(error))
 
     def handle_hup(self) -> None:
         """Stop, as for SIGTERM: a terminal that closes asks for no new workers."""

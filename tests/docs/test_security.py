@@ -5,28 +5,28 @@ import re
 from kasparro import settings
 from kasparro.store import pool
 from kasparro.web import middleware, server
-from kasparro.web.http import addresses, auth
-from kasparro.web.http.connections import Shares
+from kasparro.web.http import addresses, auth, rate_limit
+from kasparro.web.http.connections import ConnectionLimits
 from kasparro.web.http.protocol import Limits
 from tests.support.documents import read, rows
 
 
 def test_limits_are_the_program_limits() -> None:
-    limits, shares = Limits(), Shares.of(server.CONNECTIONS)
+    limits, shares = Limits(), ConnectionLimits.of(server.CONNECTIONS)
     text = read("docs/security.md")
     stated = {name: value for name, value, *_ in rows(text)}
-    assert shares.each * 4 == shares.reserve * 16 == server.CONNECTIONS
+    assert shares.per_client * 4 == shares.reserve * 16 == server.CONNECTIONS
     numbers: dict[str, list[float]] = {
         "connections": [server.CONNECTIONS],
         "time for a request to arrive": [limits.request_s, limits.reserve_s],
         "URL": [limits.url_bytes],
         "headers": [limits.headers, limits.request_bytes],
         "body": [middleware.BODY_BYTES],
-        "requests sent ahead": [limits.ahead, limits.ahead_bytes],
+        "requests sent ahead": [limits.pipelined, limits.pipelined_bytes],
         "pace of a client that reads slowly": [limits.drain_bytes, limits.drain_s],
-        "unread responses of all clients": [shares.waiting_bytes],
-        "clients remembered": [auth.CLIENTS],
-        "wrong admin tokens without it": [auth.GUESSES.requests, auth.GUESSES.seconds],
+        "unread responses of all clients": [shares.unsent_bytes],
+        "clients remembered": [rate_limit.MAX_CLIENTS],
+        "wrong admin tokens without it": [auth.WRONG_SECRETS.requests, auth.WRONG_SECRETS.seconds],
         "secrets": [settings.API_KEY_LENGTH],
         "slow queries": [2, pool.READ_TIMEOUT_S, pool.QUEUED, pool.QUEUE_S],
     }

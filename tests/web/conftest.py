@@ -24,7 +24,7 @@ from kasparro.store.selection import FIELDS
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol
-from kasparro.web.server import configuration
+from kasparro.web.server import uvicorn_config
 from kasparro.web.service import SchedulerLike
 from tests.conftest import on_server
 
@@ -39,7 +39,7 @@ async def serving(
     *,
     http: type[LimitedProtocol] = LimitedProtocol,
     read_url: str | None = None,
-    figures_folder: Path | None = None,
+    metrics_folder: Path | None = None,
     supervisor: Supervisor | None = None,
     **pools: Any,
 ) -> AsyncIterator[aiohttp.ClientSession]:
@@ -48,12 +48,12 @@ async def serving(
         settings or Settings(),
         database=Database(database_url, read_url, **pools),
         scheduler=scheduler,
-        figures_folder=figures_folder,
+        metrics_folder=metrics_folder,
         supervisor=supervisor,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         trusted = settings.trusted_proxies if settings else ()
-        server = uvicorn.Server(configuration(app, 1, trusted, http=http))
+        server = uvicorn.Server(uvicorn_config(app, 1, trusted, http=http))
         task = asyncio.create_task(server.serve([listener]))
         try:
             while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it

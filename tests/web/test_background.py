@@ -27,8 +27,8 @@ from kasparro.store.runs import AdvisoryLease
 from kasparro.supervision import Supervisor
 from kasparro.web.http import request_metrics
 from tests.conftest import LogEvents
+from tests.support.response_cache import cached
 from tests.test_supervision import ENDINGS
-from tests.web.cache.test_policy import kept
 from tests.web.conftest import serving
 from tests.web.routes.test_runs import get
 
@@ -64,7 +64,7 @@ async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.Clie
     async with database:
         scheduler = Scheduler(settings, database, prepare=partial(prepare, database), supervisor=supervisor)
         async with serving(
-            database_url, settings, scheduler, figures_folder=folder, supervisor=supervisor
+            database_url, settings, scheduler, metrics_folder=folder, supervisor=supervisor
         ) as client:
             yield client
 
@@ -99,7 +99,7 @@ async def test_a_task_that_ends_is_shown_on_health_and_works_again(
         shown = f"{task} failed and is started again: {ENDINGS[ending][1]}"
         assert health["reasons"] == [shown]
         await logged.reached(1, "run finished", status="succeeded")
-        await kept(client)
+        await cached(client)
         assert [file.suffix for file in tmp_path.iterdir() if not file.suffix] == [""]
 
 
@@ -218,8 +218,8 @@ async def test_a_heartbeat_that_ends_gives_the_lock_up_and_says_so(
 
 
 async def test_the_problems_of_other_processes_are_shown_too(database_url: str, tmp_path: Path) -> None:
-    report = request_metrics.Report("supervisor", request_metrics.Counts(), problems=["worker 7 died"])
-    async with serving(database_url, figures_folder=tmp_path) as client:
+    report = request_metrics.ProcessReport("supervisor", request_metrics.Counts(), problems=["worker 7 died"])
+    async with serving(database_url, metrics_folder=tmp_path) as client:
         request_metrics.write(tmp_path / "supervisor", report)
         health = await get(client, "/health")
         assert (health["status"], health["reasons"]) == ("degraded", ["worker 7 died"])

@@ -12,7 +12,7 @@ from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
 from tests.store.test_loader import batch, load, record
 from tests.support.postgres import Server, Servers, servers
-from tests.web.cache.test_policy import MOVE, kept, until
+from tests.support.response_cache import MOVE, cached, wait_for_prices
 from tests.web.conftest import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these servers are for Linux")
@@ -39,9 +39,9 @@ async def test_what_is_committed_on_the_primary_is_seen_through_a_replica(place:
         serving(primary.url(), read_url=standby.url()) as client,
     ):
         for price in (1, 2, 3):
-            await kept(client, "/data?sort=source_id")
+            await cached(client, "/data?sort=source_id")
             await load(database, batch(record("a", price_usd=price)))
-            await until(client, [price], 5 * POLL_S)
+            await wait_for_prices(client, [price], 5 * POLL_S)
 
 
 async def test_a_server_that_lags_behind_the_one_that_is_followed_is_found_out(place: Servers) -> None:

@@ -18,8 +18,8 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 
 from kasparro.settings import Settings
 from kasparro.supervision import Supervisor
-from kasparro.web.http.request_metrics import Counts, Report, RequestMetrics, write
-from kasparro.web.server import _listening, configuration
+from kasparro.web.http.request_metrics import Counts, ProcessReport, RequestMetrics, write
+from kasparro.web.server import _listening, uvicorn_config
 from kasparro.web.workers import Workers, WorkersFailed, exit_of
 from tests.cli.test_commands import ended, listening, running
 from tests.web.routes.test_metrics import scrape, value
@@ -49,7 +49,7 @@ def signals() -> Iterator[None]:
 def test_where_no_worker_can_start_the_service_ends_with_one_line(
     signals: None, tmp_path: Path, app: str, how: str
 ) -> None:
-    config: uvicorn.Config = configuration(f"tests.web.test_workers:{app}", 2)
+    config: uvicorn.Config = uvicorn_config(f"tests.web.test_workers:{app}", 2)
     with _listening(Settings(port=0)) as listener, structlog.testing.capture_logs() as logged:
         listener.listen()
         workers = Workers(config, listener, tmp_path, Supervisor())
@@ -154,9 +154,9 @@ async def test_workers_that_cannot_start_end_the_command(database_url: str, tmp_
 
 async def test_counts_of_a_worker_that_ended_stay_and_its_file_goes(tmp_path: Path) -> None:
     counts = Counts(requests={("/data", "GET", 200, "hit"): [0.5, 3.0]}, keys={"alice": 3})
-    write(tmp_path / "41-a", Report("41", counts))
-    write(tmp_path / "42-b", Report("42", counts))
-    workers = Workers(configuration("app", 1), socket.socket(), tmp_path, Supervisor())
+    write(tmp_path / "41-a", ProcessReport("41", counts))
+    write(tmp_path / "42-b", ProcessReport("42", counts))
+    workers = Workers(uvicorn_config("app", 1), socket.socket(), tmp_path, Supervisor())
 
     workers._take_over("41")
     reports = await meter(tmp_path).reports()
@@ -164,7 +164,7 @@ async def test_counts_of_a_worker_that_ended_stay_and_its_file_goes(tmp_path: Pa
     assert not (tmp_path / "41-a").exists()
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
     # As where a reader comes between the supervisor's two steps.
-    write(tmp_path / "41-a", Report("41", counts))
+    write(tmp_path / "41-a", ProcessReport("41", counts))
     reports = await meter(tmp_path).reports()
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
 

@@ -17,7 +17,7 @@ from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
 from kasparro.web.cache.response import CachedResponse, PreparedResponse
 from kasparro.web.cache.store import ResponseCache
-from kasparro.web.http.context import HIT, MISS
+from kasparro.web.http.context import HIT, MISS, context_of
 from kasparro.web.http.cors import Cors
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -52,39 +52,39 @@ class CachePolicy:
         await self.version.__aexit__(kind, error, trace)
         await self.kept.close()
 
-    async def by_version(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
+    async def cached(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
         """The handler's answer, kept, or made once for all who ask for it now."""
         scope = request.scope
-        exchange = scope["kasparro.exchange"]
+        context = context_of(scope)
         key = (scope["raw_path"], _encode(query))
 
-        answer = self.kept.find(key) if exchange.started < self.version.fresh_until else None
-        exchange.cache = MISS if answer is None else HIT
+        answer = self.kept.find(key) if context.started < self.version.fresh_until else None
+        context.cache = MISS if answer is None else HIT
         if answer is None:
             answer = await self.kept.render(key, partial(self.render, request, query, handler))
-        variant = await answer.variant(exchange.encoding)
+        variant = await answer.variant(context.encoding)
         self.kept.remember(answer, (scope["raw_path"], scope["query_string"]))
-        return PreparedResponse(variant, exchange.if_none_match)
+        return PreparedResponse(variant, context.if_none_match)
 
     async def render(
         self, request: Request, query: msgspec.Struct, handler: Handler
     ) -> tuple[CachedResponse, bool]:
         """The handler's answer, and whether it may be kept."""
-        exchange = request.scope["kasparro.exchange"]
+        context = context_of(request.scope)
         # Of several servers the one that is read may lag behind; where it is only one, it never does.
-        exchange.current = self._one_server
+        context.fresh = self._one_server
         response = await handler(request, query)
-        return CachedResponse(response, exchange.route, self._by_version, self.vary), exchange.current
+        return CachedResponse(response, context.route, self._by_version, self.vary), context.fresh
 
-    async def revalidated(self, request: Request, response: Response) -> ASGIApp:
+    async def with_etag(self, request: Request, response: Response) -> ASGIApp:
         """The response with a tag, by which a client may ask whether it still holds."""
         if response.status_code != 200 or isinstance(response, StreamingResponse):
-            return self.never(response)
-        exchange = request.scope["kasparro.exchange"]
-        answer = CachedResponse(response, exchange.route, self._revalidate, self.vary)
-        return PreparedResponse(await answer.variant(exchange.encoding), exchange.if_none_match)
+            return self.no_store(response)
+        context = context_of(request.scope)
+        answer = CachedResponse(response, context.route, self._revalidate, self.vary)
+        return PreparedResponse(await answer.variant(context.encoding), context.if_none_match)
 
-    def never(self, response: Response) -> ASGIApp:
+    def no_store(self, response: Response) -> ASGIApp:
         """The response, which is of its moment."""
         response.headers["Cache-Control"] = "no-store"
         return response
@@ -98,12 +98,12 @@ class CachePolicy:
             "cache_usable": int(time.perf_counter() < self.version.fresh_until),
         }
 
-    def fixed(self, response: Response, cache_control: str) -> CachedResponse:
+    def static(self, response: Response, cache_control: str) -> CachedResponse:
         """An answer that stays the same while the process lives."""
         return CachedResponse(response, "docs", cache_control, self.vary)
 
 
-async def present(request: Request, answer: CachedResponse) -> PreparedResponse:
+async def encoded(request: Request, answer: CachedResponse) -> PreparedResponse:
     """A fixed answer, in the coding that the request takes."""
-    exchange = request.scope["kasparro.exchange"]
-    return PreparedResponse(await answer.variant(exchange.encoding), exchange.if_none_match)
+    context = context_of(request.scope)
+    return PreparedResponse(await answer.variant(context.encoding), context.if_none_match)

@@ -27,7 +27,7 @@ class Connection(Protocol):
         """End it at once, so that an answer in progress is seen to be incomplete."""
 
 
-class Shares(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How connections and memory are shared.
 
     `most` connections are served, `each` of one client. Beyond either, `reserve` more may ask for the health
@@ -35,17 +35,19 @@ class Shares(msgspec.Struct, frozen=True, kw_only=True):
     `waiting_bytes` of answers unread.
     """
 
-    most: int
-    each: int
+    total: int
+    per_client: int
     reserve: int
-    reserve_each: int
-    waiting_bytes: int = 64 * 2**20
+    reserve_per_client: int
+    unsent_bytes: int = 64 * 2**20
 
     @classmethod
-    def of(cls, most: int) -> "Shares":
+    def of(cls, most: int) -> "ConnectionLimits":
         """The shares of `most` connections: a quarter for each client, and a sixteenth more in reserve."""
         reserve = max(8, most // 16)
-        return cls(most=most, each=max(1, most // 4), reserve=reserve, reserve_each=max(2, reserve // 8))
+        return cls(
+            total=most, per_client=max(1, most // 4), reserve=reserve, reserve_per_client=max(2, reserve // 8)
+        )
 
 
 class Connections:
@@ -54,7 +56,7 @@ class Connections:
     Proxies hold connections for many clients, so a client that `is_proxy` has no share of its own.
     """
 
-    def __init__(self, shares: Shares) -> None:
+    def __init__(self, shares: ConnectionLimits) -> None:
         self._shares = shares
         self._served: dict[Connection, str] = {}
         self._served_by: Counter[str] = Counter()
@@ -62,7 +64,7 @@ class Connections:
         self._reserve: dict[Connection, str] = {}
         self._waiting: dict[Connection, tuple[str, int]] = {}
         self._waiting_by: Counter[str] = Counter()
-        self.waiting_bytes = 0
+        self.unsent_bytes = 0
         self._turns: dict[str, deque[Callable[[], None]]] = {}
 
     def open(self, connection: Connection, client: str, *, is_proxy: bool) -> bool:
@@ -72,16 +74,16 @@ class Connections:
         for a moment only, and clients that hold places must not shut it out.
         """
         shares = self._shares
-        if len(self._served) >= shares.most:
-            client_log.warning("connection_limit_reached", limit=shares.most, address=client)
-        elif not is_proxy and self._served_by[client] >= shares.each:
-            client_log.warning("connection_share_reached", limit=shares.each, address=client)
+        if len(self._served) >= shares.total:
+            client_log.warning("connection_limit_reached", limit=shares.total, address=client)
+        elif not is_proxy and self._served_by[client] >= shares.per_client:
+            client_log.warning("connection_share_reached", limit=shares.per_client, address=client)
         else:
             self._served[connection] = client
             self._served_by[client] += 1
             return True
         own = [other for other, holder in self._reserve.items() if holder == client]
-        if len(own) >= shares.reserve_each and not is_proxy:
+        if len(own) >= shares.reserve_per_client and not is_proxy:
             self._drop(own[0])
         elif len(self._reserve) >= shares.reserve:
             self._drop(next(iter(self._reserve)))
@@ -110,10 +112,12 @@ class Connections:
         _, before = self._waiting.get(connection, (client, 0))
         self._waiting[connection] = client, size
         self._add(client, size - before)
-        while self.waiting_bytes > self._shares.waiting_bytes:
+        while self.unsent_bytes > self._shares.unsent_bytes:
             greediest, _ = self._waiting_by.most_common(1)[0]
             oldest = next(other for other, (holder, _) in self._waiting.items() if holder == greediest)
-            client_log.info("unread_answers_cut", address=greediest, limit_bytes=self._shares.waiting_bytes)
+            client_log.info(
+                "unread_responses_aborted", address=greediest, limit_bytes=self._shares.unsent_bytes
+            )
             self.read(oldest)
             oldest.cut()
 
@@ -124,7 +128,7 @@ class Connections:
             self._add(client, -size)
 
     def _add(self, client: str, size: int) -> None:
-        self.waiting_bytes += size
+        self.unsent_bytes += size
         self._waiting_by[client] += size
         if not self._waiting_by[client]:
             del self._waiting_by[client]

@@ -5,8 +5,10 @@ import os
 import re
 import time
 
+from starlette.types import Scope
+
 from kasparro.web.cache.response import HeaderList
-from kasparro.web.http.encodings import IDENTITY, chosen
+from kasparro.web.http.encodings import IDENTITY, choose_encoding
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -29,21 +31,21 @@ OTHER = "other"
 
 
 class RequestContext:
-    """What handlers may know of a request and add to it.
+    """What is known about one request.
 
-    `key` is the name of its API key; `database_s`, what they waited for the database; `route`, which of the
-    service's paths it was; `slow`, whether what it asks for may take long; `current`, whether what was read
-    is sure to be of the newest version; `added`, headers of whatever answer it gets.
+    `key_name` is the name of its API key. `route` is the template of its path. Handlers add `database_s`, the
+    time with a database connection; `slow`, whether its query may take long; `fresh`, whether what was read
+    is certainly of the newest data version. `extra_headers` are added to every response.
     """
 
     __slots__ = (
-        "added",
         "cache",
-        "current",
         "database_s",
         "encoding",
+        "extra_headers",
+        "fresh",
         "if_none_match",
-        "key",
+        "key_name",
         "request_id",
         "route",
         "slow",
@@ -55,15 +57,15 @@ class RequestContext:
     ) -> None:
         self.request_id = request_id(headers.get(b"x-request-id")).decode()
         self.started = time.perf_counter() if started is None else started
-        self.added = added or []
+        self.extra_headers = added or []
         accepted = headers.get(b"accept-encoding")
-        self.encoding = IDENTITY if accepted is None else chosen(accepted)
+        self.encoding = IDENTITY if accepted is None else choose_encoding(accepted)
         self.if_none_match = headers.get(b"if-none-match")
-        self.key: str | None = None
+        self.key_name: str | None = None
         self.database_s: float | None = None
         self.route = OTHER
         self.cache = NONE
-        self.current = True
+        self.fresh = True
         self.slow = False
 
     def server_timing(self) -> bytes:
@@ -74,3 +76,9 @@ class RequestContext:
         if self.database_s is not None:
             told += b", db;dur=%.2f" % (self.database_s * 1e3)
         return told
+
+
+def context_of(scope: Scope) -> RequestContext:
+    """The context that the middleware gave this request."""
+    context: RequestContext = scope["kasparro.context"]
+    return context

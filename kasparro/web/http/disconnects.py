@@ -8,17 +8,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client has hung up: there is nobody to answer."""
 
 
-class AnswerCut(Exception):
+class ResponseAborted(Exception):
     """An answer that has begun must end incomplete, by a rule and not by a fault; the reason is logged."""
 
 
 @asynccontextmanager
-async def while_connected(request: Request) -> AsyncIterator[None]:
-    """A block that is cancelled when the client hangs up, and then raises ClientGone.
+async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
+    """A block that is cancelled when the client hangs up, and then raises ClientDisconnected.
 
     For requests without a body: what else the client sends is not read meanwhile.
     """
@@ -40,13 +40,13 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
     except asyncio.CancelledError:
         # Cancelled by the watch alone, and by nobody who stops the service too.
         if gone and task is not None and task.uncancel() <= before:
-            raise ClientGone from None
+            raise ClientDisconnected from None
         raise
     finally:
         watching.cancel()
 
 
-async def no_answer(request: Request, error: Exception) -> Response:
+async def client_disconnected(request: Request, error: Exception) -> Response:
     """What nobody gets; the status, which others use too, is for logs."""
     del request, error
     return Response(status_code=499)

@@ -39,7 +39,7 @@ _QUALITY = re.compile(r"q\s*=\s*(0(\.\d{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 
 
 @lru_cache(maxsize=512)
-def chosen(accepted: bytes) -> str:
+def choose_encoding(accepted: bytes) -> str:
     """The coding for a client with this Accept-Encoding (RFC 9110, 12.5.3): the one it likes best, of those
     that it likes equally the best of ours; as it is, where nothing else is to its liking.
     """
@@ -94,10 +94,10 @@ _ENCODERS: Mapping[str, Callable[[], Encoder]] = MappingProxyType(
 
 
 def new_encoder(coding: str) -> Encoder | None:
-    """An encoder for a coding that `chosen` gave; None for identity."""
+    """An encoder for a coding that `choose_encoding` gave; None for identity."""
     return None if coding == IDENTITY else _ENCODERS[coding]()
 
 
 def compress(body: bytes, coding: str) -> bytes:
-    """The body in a coding that `chosen` gave, other than identity."""
+    """The body in a coding that `choose_encoding` gave, other than identity."""
     return _COMPRESS[coding](body)

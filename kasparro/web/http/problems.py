@@ -15,6 +15,7 @@ from starlette.types import ExceptionHandler
 
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable
 from kasparro.log_rate import RateLimitedLog
+from kasparro.web.http.context import context_of
 
 # Every request to a database that is away or busy leads here.
 client_log = RateLimitedLog(structlog.get_logger())
@@ -103,7 +104,7 @@ def document(problem: Problem, path: str, request_id: str) -> bytes:
 
 def answer(scope: Any, problem: Problem) -> Response:
     """The problem document of a request, as a response."""
-    body = document(problem, scope["path"], scope["kasparro.exchange"].request_id)
+    body = document(problem, scope["path"], context_of(scope).request_id)
     return Response(
         body, problem.status, {"Cache-Control": "no-store", **(problem.headers or {})}, MEDIA_TYPE
     )
@@ -146,7 +147,7 @@ def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_
         client_log.warning(
             kind.replace("-", "_"),
             path=request.scope["path"],
-            request_id=request.scope["kasparro.exchange"].request_id,
+            request_id=context_of(request.scope).request_id,
             reason=f"{type(error).__name__}: {error}",
         )
         headers = {"Retry-After": str(retry_after_s)}

@@ -22,8 +22,8 @@ from uvicorn.server import ServerState
 
 from kasparro.web.http import problems
 from kasparro.web.http.addresses import TrustedProxies, client_name
-from kasparro.web.http.auth import HEALTH
-from kasparro.web.http.connections import Connections, Shares
+from kasparro.web.http.auth import HEALTH_PATHS
+from kasparro.web.http.connections import ConnectionLimits, Connections
 from kasparro.web.http.context import RequestContext
 from kasparro.web.http.problems import Problem
 
@@ -38,7 +38,7 @@ _BEFORE_CANCEL_S = 0.5
 # What the transport holds back of an answer before it counts as waiting for its client.
 _WRITE_BUFFER_BYTES = 16_384
 
-_HEALTH_PATHS = frozenset(path.encode() for path in HEALTH)
+_HEALTH_PATHS = frozenset(path.encode() for path in HEALTH_PATHS)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     A request has `request_s` to arrive, from its first byte, the first of a connection from its opening; one
     in the reserve has `reserve_s`. Behind the request that is being answered `ahead` more may wait, of
-    `ahead_bytes` together. A client that does not read has to take `drain_bytes` every `drain_s`.
+    `pipelined_bytes` together. A client that does not read has to take `drain_bytes` every `drain_s`.
     """
 
     request_s: float = 10.0
@@ -54,8 +54,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     request_bytes: int = 65_536
     url_bytes: int = 16_384
     headers: int = 100
-    ahead: int = 8
-    ahead_bytes: int = 16_384
+    pipelined: int = 8
+    pipelined_bytes: int = 16_384
     drain_s: float = 10.0
     drain_bytes: int = 16_384
 
@@ -173,7 +173,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self._deadline = self.loop.call_later(self.limits.request_s, self._expire)
 
     def on_message_begin(self) -> None:
-        if len(self.pipeline) >= self.limits.ahead:
+        if len(self.pipeline) >= self.limits.pipelined:
             raise _RefusedError
         # Not with every byte, as uvicorn does: line ends between requests would keep a connection for ever.
         if self.timeout_keep_alive_task is not None:
@@ -209,7 +209,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse_with(_too_many_connections())
         if self._answering():
             self._ahead_bytes += self._header_bytes + len(self.url)
-            if self._ahead_bytes > self.limits.ahead_bytes:
+            if self._ahead_bytes > self.limits.pipelined_bytes:
                 raise _RefusedError
         else:
             self._ahead_bytes = 0
@@ -300,16 +300,16 @@ class LimitedProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _write(self, problem: Problem) -> None:
-        exchange = RequestContext({})
+        context = RequestContext({})
         path = self.url.partition(b"?")[0].decode("latin-1")
-        body = problems.document(problem, path, exchange.request_id)
+        body = problems.document(problem, path, context.request_id)
         headers = {
             **(problem.headers or {}),
             "content-type": problems.MEDIA_TYPE,
             "content-length": str(len(body)),
             "connection": "close",
-            "x-request-id": exchange.request_id,
-            "server-timing": exchange.server_timing().decode(),
+            "x-request-id": context.request_id,
+            "server-timing": context.server_timing().decode(),
             "x-content-type-options": "nosniff",
         }
         lines = [
@@ -319,11 +319,11 @@ class LimitedProtocol(HttpToolsProtocol):
         ]
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
         log.debug(
-            "request_refused",
+            "request_rejected",
             status=problem.status,
             reason=problem.detail,
             path=quote(path[:1_000]),
-            request_id=exchange.request_id,
+            request_id=context.request_id,
         )
 
     def _end_deadline(self) -> None:
@@ -360,7 +360,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._drain = None
         left = self.transport.get_write_buffer_size()
         if left > before - self.limits.drain_bytes:
-            log.debug("unread_answer_cut", bytes=left, address=self._name)
+            log.debug("unread_response_aborted", bytes=left, address=self._name)
             self.cut()
         else:
             self._watch()
@@ -385,7 +385,7 @@ _OF_SERVERS: WeakKeyDictionary[ServerState, Connections] = WeakKeyDictionary()
 
 def _connections(server: ServerState, most: int | None) -> Connections:
     if server not in _OF_SERVERS:
-        _OF_SERVERS[server] = Connections(Shares.of(most or 2**31))
+        _OF_SERVERS[server] = Connections(ConnectionLimits.of(most or 2**31))
     return _OF_SERVERS[server]
 
 

@@ -16,10 +16,10 @@ import msgspec
 from kasparro.supervision import BackgroundTask, Supervisor
 
 # Upper bounds of the latency histogram, in seconds; what takes longer is counted beyond the last.
-BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-TOLD_EVERY_S = 1.0
+BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+WRITE_INTERVAL_S = 1.0
 # A worker that has told nothing for so long is gone; what it counted stays counted.
-GONE_S = 5.0
+STALE_AFTER_S = 5.0
 # The file of the process that supervises the workers.
 SUPERVISOR = "supervisor"
 
@@ -49,7 +49,7 @@ class Counts(msgspec.Struct):
             self.worker_exits[how] = self.worker_exits.get(how, 0) + times
 
 
-class Report(msgspec.Struct):
+class ProcessReport(msgspec.Struct):
     """What one process tells: its name, what it counted, its gauges by name, and what is wrong with it."""
 
     worker: str
@@ -61,7 +61,7 @@ class Report(msgspec.Struct):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Report).decode
+_decode = msgspec.msgpack.Decoder(ProcessReport).decode
 
 
 class RequestMetrics:
@@ -101,15 +101,15 @@ class RequestMetrics:
         if line is None:
             route, method, status, cache = label
             label = (route, method if method in METHODS else "other", status, cache)
-            line = self.counts.requests.setdefault(label, [0.0] * (len(BOUNDS_S) + 2))
+            line = self.counts.requests.setdefault(label, [0.0] * (len(BUCKETS_S) + 2))
         line[0] += seconds
-        line[1 + bisect_left(BOUNDS_S, seconds)] += 1
+        line[1 + bisect_left(BUCKETS_S, seconds)] += 1
 
     def count_key(self, name: str) -> None:
         """Count one request of an API key."""
         self.counts.keys[name] += 1
 
-    async def reports(self) -> list[Report]:
+    async def reports(self) -> list[ProcessReport]:
         """What this process and all others tell; of those that are gone the counts alone. Raises OSError."""
         own = self._report()
         if self._folder is None:
@@ -119,20 +119,20 @@ class RequestMetrics:
     async def _tell(self, file: Path) -> None:
         while True:
             await asyncio.to_thread(write, file, self._report())
-            await asyncio.sleep(TOLD_EVERY_S)
+            await asyncio.sleep(WRITE_INTERVAL_S)
 
-    def _report(self) -> Report:
-        return Report(self._worker, self.counts, self._gauges(), self._supervisor.problems())
+    def _report(self) -> ProcessReport:
+        return ProcessReport(self._worker, self.counts, self._gauges(), self._supervisor.problems())
 
 
-def write(file: Path, report: Report) -> None:
+def write(file: Path, report: ProcessReport) -> None:
     """Leave a report for the other processes of the service. Raises OSError."""
     draft = file.with_suffix(".new")
     draft.write_bytes(_encode(report))
     draft.replace(file)
 
 
-def counts_of(folder: Path, worker: str) -> tuple[Counts, list[Path]]:
+def read_counts(folder: Path, worker: str) -> tuple[Counts, list[Path]]:
     """What a worker process that has ended counted, and the files that say so. Raises OSError."""
     counts, files = Counts(), sorted(folder.glob(f"{worker}-*"))
     for file in files:
@@ -141,8 +141,8 @@ def counts_of(folder: Path, worker: str) -> tuple[Counts, list[Path]]:
     return counts, files
 
 
-def _others(folder: Path, worker: str) -> list[Report]:
-    found: dict[str, Report] = {}
+def _others(folder: Path, worker: str) -> list[ProcessReport]:
+    found: dict[str, ProcessReport] = {}
     # The supervisor's file last: what it has taken over from a file is in one of them, and counts once.
     for file in sorted(folder.iterdir(), key=lambda file: file.name == SUPERVISOR):
         if file.suffix or file.name.startswith(f"{worker}-"):
@@ -153,7 +153,7 @@ def _others(folder: Path, worker: str) -> list[Report]:
         except FileNotFoundError:
             # The supervisor took it over just now.
             continue
-        if age_s > GONE_S:
+        if age_s > STALE_AFTER_S:
             report.gauges, report.problems = {}, []
         for name in report.merged:
             found.pop(name, None)

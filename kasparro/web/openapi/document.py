@@ -8,7 +8,7 @@ import msgspec
 
 from kasparro import __version__
 from kasparro.pipeline.report import RunStatus, SourceName, SourceStatus
-from kasparro.web.http.auth import HEALTH
+from kasparro.web.http.auth import HEALTH_PATHS
 from kasparro.web.http.problems import MEDIA_TYPE, ProblemDocument
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.endpoint import Endpoint
@@ -145,8 +145,8 @@ def document(endpoints: Sequence[Endpoint], *, keyed: bool = False, limited: boo
     for endpoint in endpoints:
         paths.setdefault(endpoint.template, {})[endpoint.method.lower()] = _operation(
             endpoint,
-            keyed=keyed and endpoint.path not in HEALTH,
-            limited=limited and endpoint.path not in HEALTH,
+            keyed=keyed and endpoint.path not in HEALTH_PATHS,
+            limited=limited and endpoint.path not in HEALTH_PATHS,
         )
     described = {"paths": paths, "schemas": schemas}
     _correct(described)

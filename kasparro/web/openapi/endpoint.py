@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Scope
 
-from kasparro.web.http.context import OTHER
-from kasparro.web.http.disconnects import while_connected
+from kasparro.web.http.context import OTHER, context_of
+from kasparro.web.http.disconnects import cancel_on_disconnect
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.parameters import NoParameters
 from kasparro.web.service import Service
@@ -58,27 +58,27 @@ def _template(path: str) -> str:
 
 def route(endpoint: Endpoint, service: Service) -> Route:
     """The route that reads the endpoint's query before its handler does anything."""
-    shape, handler, caching = endpoint.query, endpoint.handler, service.caching
+    shape, handler, caching = endpoint.query, endpoint.handler, service.cache_policy
     render = partial(handler, service)
 
     async def answer(request: Request) -> ASGIApp:
-        exchange = request.scope["kasparro.exchange"]
-        exchange.route = endpoint.template
+        context = context_of(request.scope)
+        context.route = endpoint.template
         query = parameters.read(shape, request.scope["query_string"])
-        exchange.slow = endpoint.slow(query)
+        context.slow = endpoint.slow(query)
         if endpoint.method != "GET":
             return await made(request, query)
-        async with while_connected(request):
+        async with cancel_on_disconnect(request):
             return await made(request, query)
 
     async def made(request: Request, query: Any) -> ASGIApp:
         if endpoint.caching == "version":
-            return await caching.by_version(request, query, render)
+            return await caching.cached(request, query, render)
         response = await render(request, query)
         return (
-            caching.never(response)
+            caching.no_store(response)
             if endpoint.caching == "never"
-            else await caching.revalidated(request, response)
+            else await caching.with_etag(request, response)
         )
 
     return Route(endpoint.path, answer, methods=[endpoint.method], name=handler.__name__)

@@ -16,6 +16,7 @@ from kasparro.settings import SOURCES
 from kasparro.store import cursors, queries
 from kasparro.store.cursors import CursorExpired, CursorNeedsSlowPool, ReplicaBehind
 from kasparro.store.selection import Filters, Selection
+from kasparro.web.http.context import context_of
 from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi import parameters
@@ -301,14 +302,14 @@ async def page(service: Service, request: Request, query: DataQuery) -> Response
     try:
         return await _page(service, request, query)
     except CursorNeedsSlowPool:
-        request.scope["kasparro.exchange"].slow = True
+        context_of(request.scope).slow = True
         return await _page(service, request, query)
 
 
 async def _page(service: Service, request: Request, query: DataQuery) -> Response:
     path = request.scope["path"]
     asked = query.selection()
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         signing_key = await service.signing_key(connection)
         told = paging.start(query, path, signing_key)
         try:
@@ -319,20 +320,16 @@ async def _page(service: Service, request: Request, query: DataQuery) -> Respons
                 limit=query.limit,
                 offset=paging.offset(query),
                 after=None if told is None else cursors.position(asked.sort, told),
-                slow=request.scope["kasparro.exchange"].slow,
+                slow=context_of(request.scope).slow,
             )
         except msgspec.ValidationError:
             raise paging.bad_cursor("cursor was made by another version of this service") from None
         except CursorExpired as ended:
-            raise paging.bad_cursor(
-                f"this cursor has expired ({ended}); start again without a cursor"
-            ) from None
+            raise paging.bad_cursor(f"this cursor has expired ({ended}); start again without a cursor") from None
         except ReplicaBehind:
             if service.database.one_server:
                 # Nothing lags behind a server's own data: it was put back to what it said earlier.
-                raise paging.bad_cursor(
-                    "this cursor is of data that is gone; start again without a cursor"
-                ) from None
+                raise paging.bad_cursor("this cursor is of data that is gone; start again without a cursor") from None
             raise Problem(
                 503,
                 "The replica that was asked is behind the walk of this cursor.",
@@ -358,7 +355,7 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
             raise Problem(400, "The path is not UTF-8.", parameter="source_id") from None
     found = None
     if "\x00" not in source_id:
-        async with service.reading(request) as connection:
+        async with service.read_connection(request) as connection:
             found = await queries.row(connection, source, source_id, fields=query.fields, as_of=query.as_of)
     if isinstance(found, datetime):
         first = parameters.written(found)

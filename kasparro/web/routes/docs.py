@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
-from kasparro.web.cache.policy import CachePolicy, present
+from kasparro.web.cache.policy import CachePolicy, encoded
 from kasparro.web.openapi import document, parameters
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.parameters import NoParameters
@@ -52,7 +52,7 @@ _START = Path(__file__).with_name("docs.js")
 
 def routes(endpoints: Sequence[Endpoint], service: Service) -> list[Route]:
     """The routes that describe these endpoints, to programs and to people."""
-    caching, settings = service.caching, service.settings
+    caching, settings = service.cache_policy, service.settings
     description = document.document(
         endpoints, keyed=bool(settings.api_keys), limited=settings.rate_limit is not None
     )
@@ -79,10 +79,10 @@ async def _redirect(request: Request) -> Response:
 
 
 def _route(path: str, caching: CachePolicy, response: Response, cache_control: str = "no-cache") -> Route:
-    fixed = caching.fixed(response, cache_control)
+    fixed = caching.static(response, cache_control)
 
     async def answer(request: Request) -> ASGIApp:
         parameters.read(NoParameters, request.scope["query_string"])
-        return await present(request, fixed)
+        return await encoded(request, fixed)
 
     return Route(path, answer)

@@ -15,10 +15,11 @@ from starlette.types import Receive, Scope, Send
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
 from kasparro.store.selection import Selection, in_order
-from kasparro.web.http.auth import client_of
-from kasparro.web.http.disconnects import AnswerCut
+from kasparro.web.http.context import context_of
+from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
 from kasparro.web.http.export_queue import ExportQueue
+from kasparro.web.http.rate_limit import client_id
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import PageQuery
 from kasparro.web.routes.data import DataQuery
@@ -94,7 +95,7 @@ class _Export(Response):
             if sending.done():
                 sending.result()
             elif self._cut.is_set():
-                raise AnswerCut
+                raise ResponseAborted
         finally:
             for task in (sending, *others):
                 task.cancel()
@@ -127,10 +128,10 @@ async def export_ndjson(service: Service, request: Request, query: Any) -> Respo
 async def _export(
     service: Service, request: Request, asked: Selection, form: Form, *, spreadsheet: bool = False
 ) -> Response:
-    coding = request.scope["kasparro.exchange"].encoding
+    coding = context_of(request.scope).encoding
     headers = {
         "Content-Disposition": f'attachment; filename="kasparro-data.{form}"',
-        "Vary": service.caching.vary,
+        "Vary": service.cache_policy.vary,
         **({} if coding == IDENTITY else {"Content-Encoding": coding}),
     }
     if request.method == "HEAD":
@@ -160,13 +161,13 @@ async def _pieces(
     encoder: Encoder | None,
     spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
-    client = client_of(request.scope["kasparro.exchange"].key, request.scope)
+    client = client_id(context_of(request.scope).key_name, request.scope)
     end = _LINE_ENDS[form]
     head = ",".join(in_order(asked.fields)) + end if form == "csv" else ""
     if spreadsheet:
         head = _BYTE_ORDER_MARK + head
     async with (
-        service.turns.take(client, cut.set) as turn,
+        service.export_queue.slot(client, cut.set) as turn,
         service.database.exporting() as connection,
         aclosing(queries.export(connection, asked, form, spreadsheet=spreadsheet)) as parts,
     ):
@@ -177,11 +178,11 @@ async def _pieces(
             # In a thread: compressing this many rows takes longer than other requests should wait.
             coded = piece if encoder is None else await asyncio.to_thread(encoder.encode, piece)
             # The pace is that of rows, however small they are on the wire.
-            with turn.read(len(piece)):
+            with turn.sending(len(piece)):
                 yield coded
             if time.monotonic() > ends_at:
-                client_log.info("long_export_cut", address=client, limit_s=EXPORT_S)
-                raise AnswerCut
+                client_log.info("long_export_aborted", address=client, limit_s=EXPORT_S)
+                raise ResponseAborted
     rest = head.encode()
     if encoder is not None:
         # Only a whole export gets the end that a decoder looks for.
@@ -195,14 +196,15 @@ _HEADERS = {
     "Cache-Control": "Always `no-store`.",
     "Vary": "What beside the URL the answer depends on.",
 }
-_TERMS = ExportQueue.terms
+_TERMS = ExportQueue.limits
 _DESCRIPTION = (
     "Everything that the filters let through, of one moment, streamed, compressed by Accept-Encoding (zstd, "
     "gzip). An answer that breaks off, without the last chunk that HTTP has at its end, is not whole. "
-    f"A client, which is a key or an address, has {_TERMS.each} exports at work at once; "
-    f"{_TERMS.each_waiting} more wait for their turn, for {_TERMS.patience_s:.0f} s at most. While others "
-    f"wait, one whose client takes less than {_TERMS.pace_bytes // 1024} KiB/s (before compression) over "
-    f"{_TERMS.window_s:.0f} s is cut. No export takes longer than {EXPORT_S / 60:.0f} minutes. "
+    f"A client, which is a key or an address, has {_TERMS.per_client} exports at work at once; "
+    f"{_TERMS.queued_per_client} more wait for their turn, for {_TERMS.queue_timeout_s:.0f} s at most. While "
+    f"others wait, one whose client takes less than {_TERMS.min_bytes_per_s // 1024} KiB/s (before "
+    f"compression) over {_TERMS.window_s:.0f} s is cut. No export takes longer than {EXPORT_S / 60:.0f} "
+    "minutes. "
 )
 ENDPOINTS = (
     Endpoint(

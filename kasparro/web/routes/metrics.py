@@ -23,7 +23,7 @@ from kasparro import __version__
 from kasparro.errors import KasparroError
 from kasparro.pipeline.report import FIGURES, SourceHealth, Stats
 from kasparro.pipeline.totals import RunTotals
-from kasparro.web.http.request_metrics import BOUNDS_S, Counts, Report
+from kasparro.web.http.request_metrics import BUCKETS_S, Counts, ProcessReport
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.service import Service
 
@@ -49,7 +49,7 @@ class _Scrape(Collector):
 
     def __init__(
         self,
-        reports: list[Report],
+        reports: list[ProcessReport],
         health: dict[str, SourceHealth] | None,
         stats: Stats | None,
         totals: RunTotals | None,
@@ -89,7 +89,7 @@ class _Scrape(Collector):
         for labels, (seconds, *under) in taken.items():
             total = 0.0
             buckets = []
-            for bound, requests_under in zip((*map(str, BOUNDS_S), "+Inf"), under, strict=True):
+            for bound, requests_under in zip((*map(str, BUCKETS_S), "+Inf"), under, strict=True):
                 total += requests_under
                 buckets.append((bound, total))
             durations.add_metric(labels, buckets, seconds)
@@ -197,12 +197,12 @@ class _Scrape(Collector):
 async def metrics(service: Service, request: Request, query: Any) -> Response:
     """GET /metrics."""
     health, stats, totals = await asyncio.gather(
-        _told(service.probe(DATABASE_TIMEOUT_S)),
+        _told(service.source_health(DATABASE_TIMEOUT_S)),
         _told(service.stats(DATABASE_TIMEOUT_S)),
         _told(service.run_totals(DATABASE_TIMEOUT_S)),
     )
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(await service.meter.reports(), health, stats, totals))
+    registry.register(_Scrape(await service.request_metrics.reports(), health, stats, totals))
     write, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(write(registry), media_type=None, headers={"Content-Type": media_type})
 

@@ -16,6 +16,7 @@ from kasparro.pipeline.comparison import Comparison, compare
 from kasparro.pipeline.report import RejectReport, RunReport, RunStatus, SourceHealth, Stats, encode
 from kasparro.store import tables as store_tables
 from kasparro.store.tables import Table
+from kasparro.web.http.context import context_of
 from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi.endpoint import Endpoint
@@ -120,7 +121,7 @@ class TableSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 async def stats(service: Service, request: Request, query: Any) -> Response:
     """GET /stats."""
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         found = await report.stats(connection, service.settings, service.next_run_at)
     return _json(found)
 
@@ -128,7 +129,7 @@ async def stats(service: Service, request: Request, query: Any) -> Response:
 async def runs(service: Service, request: Request, query: RunsQuery) -> Response:
     """GET /runs."""
     path = request.scope["path"]
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         signing_key = await service.signing_key(connection)
         part = await report.recent_runs(
             connection,
@@ -145,7 +146,7 @@ async def runs(service: Service, request: Request, query: RunsQuery) -> Response
 async def run(service: Service, request: Request, query: Any) -> Response:
     """GET /runs/{id}."""
     run_id = _run_id(request)
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         found = await report.run_report(connection, run_id)
     if found is None:
         raise not_found("There is no such run.", parameter="id")
@@ -156,7 +157,7 @@ async def rejects(service: Service, request: Request, query: PageQuery) -> Respo
     """GET /runs/{id}/rejects."""
     run_id = _run_id(request)
     path = request.scope["path"]
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         signing_key = await service.signing_key(connection)
         part = await report.rejects_of(
             connection,
@@ -174,7 +175,7 @@ async def rejects(service: Service, request: Request, query: PageQuery) -> Respo
 
 async def compare_runs(service: Service, request: Request, query: CompareQuery) -> Response:
     """GET /compare-runs."""
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         found = await report.two_runs(connection, query.a, query.b)
     for name, run_id in (("a", query.a), ("b", query.b)):
         if run_id not in found:
@@ -187,10 +188,10 @@ async def start_run(service: Service, request: Request, query: Any) -> Response:
     scheduler = service.scheduler
     if scheduler is None or service.settings.admin_token is None:
         raise not_found("Runs cannot be started here.")
-    exchange = request.scope["kasparro.exchange"]
+    context = context_of(request.scope)
     authorization = request.headers.get("Authorization", "").encode("latin-1")
     service.access.admit_admin(
-        request.scope, {b"authorization": authorization}, exchange.key, exchange.started
+        request.scope, {b"authorization": authorization}, context.key_name, context.started
     )
     try:
         run_id = await scheduler.trigger()
@@ -223,7 +224,7 @@ async def _read_health(service: Service) -> tuple[DatabaseHealth, dict[str, Sour
     """How the database that is read from fares, and the sources by what it says."""
     began = time.perf_counter()
     try:
-        sources = await service.probe(HEALTH_TIMEOUT_S)
+        sources = await service.source_health(HEALTH_TIMEOUT_S)
     except asyncpg.UndefinedTableError:
         return DatabaseHealth(status="preparing", error="its tables are not all there yet"), {}
     except (KasparroError, asyncpg.PostgresError) as error:
@@ -252,7 +253,7 @@ async def live(service: Service, request: Request, query: Any) -> Response:
 
 async def tables(service: Service, request: Request, query: Any) -> Response:
     """GET /tables."""
-    async with service.reading(request) as connection:
+    async with service.read_connection(request) as connection:
         found = await store_tables.tables(connection)
     return _json(TableSizes(tables=found))
 

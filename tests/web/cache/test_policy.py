@@ -14,9 +14,10 @@ import pytest
 from yarl import URL
 
 from kasparro.settings import Settings
-from kasparro.store.data_version import CHANNEL, POLL_S
+from kasparro.store.data_version import POLL_S
 from kasparro.store.pool import Connection, Database
 from tests.store.test_loader import T0, batch, load, record
+from tests.support.response_cache import MOVE, NOTIFY, cached, hit, prices, wait_for_prices
 from tests.web.conftest import Insert, service, serving
 
 if sys.version_info >= (3, 14):
@@ -28,22 +29,6 @@ UNPACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda body: zlib.decompress(body, 31),
     "zstd": zstd.decompress,
 }
-MOVE = "UPDATE instance SET data_version = data_version + 1"
-NOTIFY = f"SELECT pg_notify('{CHANNEL}', data_version::text) FROM instance"
-
-
-def hit(answer: aiohttp.ClientResponse) -> bool:
-    return "cache;desc=hit" in answer.headers["Server-Timing"]
-
-
-async def kept(client: aiohttp.ClientSession, path: str = "/data", **headers: str) -> aiohttp.ClientResponse:
-    """Ask until the answer is a kept one; gives it, read."""
-    async with asyncio.timeout(10):
-        while True:
-            async with client.get(path, headers=headers) as answer:
-                await answer.read()
-                if hit(answer):
-                    return answer
 
 
 async def status(client: aiohttp.ClientSession) -> int:
@@ -54,18 +39,6 @@ async def status(client: aiohttp.ClientSession) -> int:
 def raw(client: aiohttp.ClientSession, target: str) -> URL:
     """The URL of a path and query that are sent as they are."""
     return URL(f"{str(client._base_url).rstrip('/')}{target}", encoded=True)
-
-
-async def prices(client: aiohttp.ClientSession) -> list[float]:
-    async with client.get("/data?sort=source_id") as answer:
-        return [row["price_usd"] for row in (await answer.json())["data"]]
-
-
-async def until(client: aiohttp.ClientSession, wanted: list[float], seconds: float) -> None:
-    """Ask until these are the prices."""
-    async with asyncio.timeout(seconds):
-        while await prices(client) != wanted:
-            pass
 
 
 async def gauge(client: aiohttp.ClientSession, name: str) -> float:
@@ -82,7 +55,7 @@ async def test_an_answer_is_kept_and_told_apart_from_one_that_was_read(
     async with client.get("/data") as first:
         body = await first.read()
         assert "db;dur=" in first.headers["Server-Timing"]
-    again = await kept(client)
+    again = await cached(client)
     async with client.get("/data") as answer:
         assert await answer.read() == body
     assert "db;dur=" not in again.headers["Server-Timing"]
@@ -91,7 +64,7 @@ async def test_an_answer_is_kept_and_told_apart_from_one_that_was_read(
 
 
 async def test_a_query_spelt_otherwise_has_the_same_answer(client: aiohttp.ClientSession) -> None:
-    await kept(client, "/data?symbol=btc,eth")
+    await cached(client, "/data?symbol=btc,eth")
     for spelt in ("/data?symbol=btc&symbol=eth", "/data?limit=50&symbol=btc,eth", "/data?symbol=btc%2Ceth&"):
         async with client.get(raw(client, spelt)) as answer:
             assert hit(answer), spelt
@@ -100,7 +73,7 @@ async def test_a_query_spelt_otherwise_has_the_same_answer(client: aiohttp.Clien
 async def test_what_is_not_allowed_is_refused_however_often_it_is_asked(
     client: aiohttp.ClientSession,
 ) -> None:
-    await kept(client, "/data?limit=50")
+    await cached(client, "/data?limit=50")
     for path in ("/data?limit=50&x=1", "/data?limit=050", "/data?limit=50&limit=50", "/data?limit=50&%ff"):
         for _ in range(3):
             async with client.get(raw(client, path)) as answer:
@@ -112,15 +85,15 @@ async def test_a_batch_that_commits_is_seen_at_once(
 ) -> None:
     for price in range(1, 6):
         await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
-        await until(client, [price], POLL_S / 2)
-        await kept(client, "/data?sort=source_id")
+        await wait_for_prices(client, [price], POLL_S / 2)
+        await cached(client, "/data?sort=source_id")
 
 
 async def test_a_batch_of_another_process_is_seen_by_every_worker(database_url: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.csv"
     async with serving(database_url) as one, serving(database_url) as other:
-        await kept(one, "/data?sort=source_id")
-        await kept(other, "/data?sort=source_id")
+        await cached(one, "/data?sort=source_id")
+        await cached(other, "/data?sort=source_id")
         archive.write_text("id,symbol,price_usd,last_updated\na,A,7,1514764800\n")
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kasparro", "etl", "--source", "csv", "--json"),
@@ -128,8 +101,8 @@ async def test_a_batch_of_another_process_is_seen_by_every_worker(database_url: 
             stdout=asyncio.subprocess.DEVNULL,
         )
         assert await process.wait() == 0
-        await until(one, [7], POLL_S)
-        await until(other, [7], POLL_S)
+        await wait_for_prices(one, [7], POLL_S)
+        await wait_for_prices(other, [7], POLL_S)
 
 
 async def test_workers_of_one_service_follow_one_version(database_url: str, database: Database) -> None:
@@ -139,7 +112,7 @@ async def test_workers_of_one_service_follow_one_version(database_url: str, data
             for _ in range(20):
                 await prices(client)
             await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
-            await until(client, [price], POLL_S)
+            await wait_for_prices(client, [price], POLL_S)
             await asyncio.sleep(POLL_S)
             for _ in range(20):
                 assert await prices(client) == [price]
@@ -148,16 +121,16 @@ async def test_workers_of_one_service_follow_one_version(database_url: str, data
 async def test_without_a_notification_the_next_poll_tells(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
-    await kept(client, "/data?sort=source_id")
+    await cached(client, "/data?sort=source_id")
     await insert({"source_id": "a", "price_usd": 1})
     await connection.execute(MOVE)
-    await until(client, [1], 2 * POLL_S)
+    await wait_for_prices(client, [1], 2 * POLL_S)
 
 
 async def test_a_listener_that_is_cut_off_is_replaced_and_misses_nothing(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
-    await kept(client, "/data?sort=source_id")
+    await cached(client, "/data?sort=source_id")
     cut = await connection.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -165,11 +138,11 @@ async def test_a_listener_that_is_cut_off_is_replaced_and_misses_nothing(
     assert cut
     await insert({"source_id": "a", "price_usd": 1})
     await connection.execute(MOVE)
-    await until(client, [1], 2 * POLL_S)
-    await kept(client, "/data?sort=source_id")
+    await wait_for_prices(client, [1], 2 * POLL_S)
+    await cached(client, "/data?sort=source_id")
     await insert({"source_id": "b", "price_usd": 2})
     await connection.execute(f"{MOVE}; {NOTIFY}")
-    await until(client, [1, 2], POLL_S / 2)
+    await wait_for_prices(client, [1, 2], POLL_S / 2)
 
 
 async def test_what_was_seen_once_is_never_unseen(
@@ -226,7 +199,7 @@ async def test_without_its_database_nothing_kept_is_passed_off_as_the_newest(
     client: aiohttp.ClientSession, server_url: str, database_url: str
 ) -> None:
     name = urlsplit(database_url).path[1:]
-    await kept(client)
+    await cached(client)
     async with Database(server_url) as server, server.writing() as administrator:
         await administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await administrator.execute(
@@ -238,7 +211,7 @@ async def test_without_its_database_nothing_kept_is_passed_off_as_the_newest(
         for _ in range(10):
             assert await status(client) == 503
         await administrator.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-        await kept(client)
+        await cached(client)
 
 
 async def test_bodies_are_packed_as_the_client_likes_best(
@@ -294,10 +267,10 @@ async def test_a_new_version_that_leaves_an_answer_as_it_was_leaves_its_tag(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await insert({"source_id": "a", "price_usd": 1})
-    tag = (await kept(client, "/data?symbol=btc")).headers["ETag"]
+    tag = (await cached(client, "/data?symbol=btc")).headers["ETag"]
     await insert({"source_id": "b", "symbol": "eth", "price_usd": 2})
     await connection.execute(f"{MOVE}; {NOTIFY}")
-    await until(client, [1, 2], 5)
+    await wait_for_prices(client, [1, 2], 5)
     async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as answer:
         assert answer.status == 304
 
@@ -324,7 +297,7 @@ async def test_each_route_says_how_long_its_answer_is_good(
 
 
 async def test_head_of_a_kept_answer_is_its_headers(client: aiohttp.ClientSession) -> None:
-    whole = await kept(client)
+    whole = await cached(client)
     async with client.head("/data") as head:
         assert hit(head)
         assert await head.read() == b""

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.web.http import auth
-from kasparro.web.http.auth import RateLimiter
+from kasparro.web.http.rate_limit import RateLimiter
 from tests.conftest import LogEvents
-from tests.web.cache.test_policy import kept
+from tests.support.response_cache import cached
 from tests.web.conftest import serving
 from tests.web.routes.test_runs import Loop
 
@@ -32,7 +32,7 @@ async def test_with_keys_set_only_their_holders_read(database_url: str) -> None:
         assert await status(client, X_API_Key="first-secret") == 200
         assert await status(client, Authorization="Bearer other-secret") == 200
         assert await status(client, authorization="bearer other-secret") == 200
-        await kept(client, **{"X-API-Key": "first-secret"})
+        await cached(client, **{"X-API-Key": "first-secret"})
         for wrong in (
             {},
             {"X_API_Key": "wrong"},
@@ -196,7 +196,7 @@ async def start(client: aiohttp.ClientSession, token: str, **headers: str) -> in
 async def test_wrong_admin_tokens_are_limited_also_without_a_rate_limit(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "GUESSES", Rate(3, 3600))
+    monkeypatch.setattr(auth, "WRONG_SECRETS", Rate(3, 3600))
     settings = Settings(admin_token=Secret(TOKEN), trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings, Loop()) as client:
         assert await start(client, TOKEN) == 202
@@ -221,7 +221,7 @@ async def test_the_admin_token_is_not_guessed_as_a_key_either(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no rate limit is set, wrong secrets shut out the admin token from their address, and no key."""
-    monkeypatch.setattr(auth, "GUESSES", Rate(3, 3600))
+    monkeypatch.setattr(auth, "WRONG_SECRETS", Rate(3, 3600))
     settings = Settings(api_keys=KEYS, admin_token=Secret(TOKEN), trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings, Loop()) as client:
         assert await status(client, X_API_Key=TOKEN) == 200
@@ -237,7 +237,7 @@ async def test_the_admin_token_is_not_guessed_as_a_key_either(
 async def test_a_right_key_where_the_token_is_needed_is_no_guess(
     database_url: str, monkeypatch: pytest.MonkeyPatch, logged: LogEvents
 ) -> None:
-    monkeypatch.setattr(auth, "GUESSES", Rate(1, 3600))
+    monkeypatch.setattr(auth, "WRONG_SECRETS", Rate(1, 3600))
     settings = Settings(api_keys=KEYS, admin_token=Secret(TOKEN))
     async with serving(database_url, settings, Loop()) as client:
         assert [await start(client, "first-secret") for _ in range(4)] == [401] * 4
@@ -315,7 +315,7 @@ async def test_the_access_log_says_who_asked_for_what(database_url: str, logged:
         url = "/data?symbol=btc&q=%C3%A9%0A"
         # Read from the database, then sent from the cache.
         assert await status(client, url, **alice) == 200
-        await kept(client, url, **alice)
+        await cached(client, url, **alice)
         assert await status(client, "/data?nosuch=1", **alice) == 400
         assert await status(client, "/data?limit=2") == 401
         assert await status(client, "/health/live") == 200

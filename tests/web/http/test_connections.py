@@ -2,7 +2,7 @@
 
 import asyncio
 
-from kasparro.web.http.connections import Connections, Shares
+from kasparro.web.http.connections import ConnectionLimits, Connections
 
 
 class Fake:
@@ -17,7 +17,7 @@ class Fake:
         self.was_cut = True
 
 
-SHARES = Shares(most=8, each=3, reserve=4, reserve_each=2, waiting_bytes=1_000)
+SHARES = ConnectionLimits(total=8, per_client=3, reserve=4, reserve_per_client=2, unsent_bytes=1_000)
 
 
 def opened(connections: Connections, client: str, count: int, *, is_proxy: bool = False) -> list[Fake]:
@@ -73,7 +73,7 @@ async def test_the_client_with_most_unread_loses_its_oldest_connection() -> None
         connections.wait(fake, "greedy", 300)
     assert [fake.was_cut for fake in greedy] == [True, False, False]
     assert not slow.was_cut
-    assert connections.waiting_bytes == 900
+    assert connections.unsent_bytes == 900
 
 
 async def test_what_was_read_or_measured_again_counts_once() -> None:
@@ -81,13 +81,13 @@ async def test_what_was_read_or_measured_again_counts_once() -> None:
     fake = Fake()
     for size in (900, 500, 700):
         connections.wait(fake, "a", size)
-    assert connections.waiting_bytes == 700
+    assert connections.unsent_bytes == 700
     connections.read(fake)
     connections.read(fake)
-    assert connections.waiting_bytes == 0
+    assert connections.unsent_bytes == 0
     connections.wait(fake, "a", 5_000)
     assert fake.was_cut
-    assert connections.waiting_bytes == 0
+    assert connections.unsent_bytes == 0
 
 
 async def test_clients_take_turns_and_others_run_in_between() -> None:

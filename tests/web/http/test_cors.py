@@ -4,7 +4,7 @@ import aiohttp
 import pytest
 
 from kasparro.settings import Settings
-from tests.web.cache.test_policy import kept
+from tests.support.response_cache import cached
 from tests.web.conftest import serving
 
 PREFLIGHT = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-api-key"}
@@ -27,7 +27,7 @@ async def test_unless_told_no_other_origin_reads(client: aiohttp.ClientSession) 
 
 async def test_every_origin_may_read_where_told_so(database_url: str) -> None:
     async with serving(database_url, Settings(cors_origins=("*",))) as client:
-        await kept(client)
+        await cached(client)
         for path in ("/data", "/data?limit=0", "/nosuch", "/stats", "/health"):
             async with client.get(path, headers={"Origin": OURS}) as answer:
                 assert allowed(answer) == "*", path
@@ -42,7 +42,7 @@ async def test_every_origin_may_read_where_told_so(database_url: str) -> None:
 async def test_named_origins_may_read_and_no_others(database_url: str, warm: bool) -> None:
     async with serving(database_url, Settings(cors_origins=(OURS, "http://localhost:3000"))) as client:
         if warm:
-            await kept(client)
+            await cached(client)
         for origin, told in ((OURS, OURS), (OTHERS, None), ("null", None), (OURS + ".evil.example", None)):
             async with client.get("/data", headers={"Origin": origin}) as answer:
                 assert allowed(answer) == told

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.web.cache.response import matches
-from kasparro.web.http.encodings import chosen
+from kasparro.web.http.encodings import choose_encoding
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ from kasparro.web.http.encodings import chosen
     ],
 )
 def test_the_coding_that_a_client_likes_best(accepted: bytes, coding: str) -> None:
-    assert chosen(accepted) == coding
+    assert choose_encoding(accepted) == coding
 
 
 @given(st.binary(max_size=50))
 def test_whatever_is_accepted_there_is_a_coding(accepted: bytes) -> None:
-    assert chosen(accepted) in {"zstd", "gzip", "identity"}
+    assert choose_encoding(accepted) in {"zstd", "gzip", "identity"}
 
 
 @pytest.mark.parametrize(

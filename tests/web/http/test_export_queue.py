@@ -30,9 +30,9 @@ def test_however_exports_come_end_and_give_up_every_place_is_used_and_none_twice
         done: list[str] = []
 
         async def export(client: str, ended: asyncio.Event) -> None:
-            async with turns.take(client, lambda: None):
+            async with turns.slot(client, lambda: None):
                 working[client] += 1
-                assert max(working.values()) <= turns.terms.each
+                assert max(working.values()) <= turns.limits.per_client
                 assert working.total() <= places
                 try:
                     await ended.wait()
@@ -65,7 +65,7 @@ async def test_a_free_place_goes_to_the_client_that_has_the_fewest() -> None:
     order: list[str] = []
 
     async def export(name: str, ended: asyncio.Event) -> None:
-        async with turns.take(name[0], lambda: None):
+        async with turns.slot(name[0], lambda: None):
             order.append(name)
             await ended.wait()
 

@@ -13,7 +13,7 @@ import pytest
 from kasparro.settings import Settings
 from kasparro.store import pool as database_limits
 from kasparro.store.pool import Connection, Database
-from kasparro.web.http.connections import Shares
+from kasparro.web.http.connections import ConnectionLimits
 from kasparro.web.http.protocol import LimitedProtocol, Limits
 from tests.cli.test_commands import listening, running
 from tests.conftest import LogEvents
@@ -183,8 +183,10 @@ async def test_unread_answers_are_bounded_for_all_clients_together(
     class Patient(LimitedProtocol):
         limits = Limits(drain_s=600)
 
-    shares = Shares(most=64, each=32, reserve=8, reserve_each=2, waiting_bytes=4_000_000)
-    monkeypatch.setattr(Shares, "of", lambda most: shares)
+    shares = ConnectionLimits(
+        total=64, per_client=32, reserve=8, reserve_per_client=2, unsent_bytes=4_000_000
+    )
+    monkeypatch.setattr(ConnectionLimits, "of", lambda most: shares)
     asking = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8
     async with serving(NOWHERE, http=Patient) as client, AsyncExitStack() as stack:
         modest = await stack.enter_async_context(line(client, window=4_096, address="127.0.0.3"))
@@ -194,7 +196,7 @@ async def test_unread_answers_are_bounded_for_all_clients_together(
             one = await stack.enter_async_context(line(client, window=4_096, address="127.0.0.2"))
             one.writer.write(asking)
             greedy.append(one)
-        (cut, *_) = await logged.reached(1, "unread_answers_cut")
+        (cut, *_) = await logged.reached(1, "unread_responses_aborted")
         assert cut["address"] == "127.0.0.2"
         await greedy[0].closed_for_writing()
         # The other address keeps its connection, and reads on.

@@ -12,7 +12,7 @@ import aiohttp
 
 from kasparro.store.pool import Connection
 from kasparro.store.tables import TABLES
-from tests.web.live_service import stocked
+from tests.support.live_service import stocked
 
 REQUESTS = 10_000
 AT_ONCE = 32

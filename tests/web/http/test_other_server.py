@@ -84,8 +84,8 @@ async def test_a_slow_export_that_is_cut_does_not_look_whole(
 ) -> None:
     """While others wait for their turn, a client that reads slowly loses its own."""
     # No reader is fast enough.
-    terms = msgspec.structs.replace(ExportQueue.terms, window_s=0.2, pace_bytes=2**40)
-    monkeypatch.setattr(ExportQueue, "terms", terms)
+    terms = msgspec.structs.replace(ExportQueue.limits, window_s=0.2, min_bytes_per_s=2**40)
+    monkeypatch.setattr(ExportQueue, "limits", terms)
     await many(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
     async with under_hypercorn(database_url, settings, exporters=1) as client, begun(client) as slow:
@@ -94,7 +94,7 @@ async def test_a_slow_export_that_is_cut_does_not_look_whole(
             assert answer.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await slow.read()
-    assert [event["event"] for event in logged.seen if event["level"] == "info"] == ["slow_export_cut"]
+    assert [event["event"] for event in logged.seen if event["level"] == "info"] == ["slow_export_aborted"]
 
 
 async def test_an_export_beyond_its_time_does_not_look_whole(

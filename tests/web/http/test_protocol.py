@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from kasparro.settings import Settings
 from kasparro.web import server
 from kasparro.web.http.protocol import LimitedProtocol, Limits
-from kasparro.web.server import configuration
+from kasparro.web.server import uvicorn_config
 from tests.conftest import LogEvents
 from tests.web.conftest import Insert, serving
 
@@ -203,11 +203,11 @@ async def test_requests_ahead_of_their_answers_are_bounded() -> None:
     """A client that sends more requests ahead than allowed gets the answers to those, and no others."""
     async with serving(NOWHERE) as client, line(client) as one:
         one.writer.write(LIVE * 500)
-        assert (await one.ended()).count(b"HTTP/1.1 200") == 1 + Limits().ahead
+        assert (await one.ended()).count(b"HTTP/1.1 200") == 1 + Limits().pipelined
     async with serving(NOWHERE) as client, line(client) as one:
         for _ in range(10):
-            one.writer.write(LIVE * Limits().ahead)
-            assert [(await one.answer())[0] for _ in range(Limits().ahead)] == [200] * Limits().ahead
+            one.writer.write(LIVE * Limits().pipelined)
+            assert [(await one.answer())[0] for _ in range(Limits().pipelined)] == [200] * Limits().pipelined
 
 
 async def test_bytes_of_requests_ahead_are_bounded() -> None:
@@ -361,7 +361,7 @@ async def test_a_stop_ends_a_request_that_takes_too_long_without_a_traceback(
         await asyncio.Event().wait()
 
     monkeypatch.setattr("kasparro.store.tables.tables", hold)
-    monkeypatch.setattr("kasparro.web.service.Service.reading", hold_connection)
+    monkeypatch.setattr("kasparro.web.service.Service.read_connection", hold_connection)
     async with AsyncExitStack() as client_stack, serving(NOWHERE) as client:
         one = await client_stack.enter_async_context(line(client))
         one.writer.write(b"GET /tables HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -377,12 +377,12 @@ from kasparro import logs
 from kasparro.settings import Settings
 from kasparro.store.pool import Database
 from kasparro.web.app import create_app
-from kasparro.web.server import configuration
+from kasparro.web.server import uvicorn_config
 logs.configure(Settings())
 app = create_app(Settings(), database=Database("postgresql://nobody@127.0.0.1:1/x"), scheduler=None)
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
-server = uvicorn.Server(configuration(app, 1))
+server = uvicorn.Server(uvicorn_config(app, 1))
 factory = {"uvloop": uvicorn.Config("", log_config=None).get_loop_factory(), "asyncio": None}[sys.argv[1]]
 with asyncio.Runner(loop_factory=factory) as runner:
     runner.run(server.serve([listener]))
@@ -521,7 +521,7 @@ async def test_a_client_that_hangs_up_with_requests_in_wait_ends_their_work(
             ended.set()
 
     monkeypatch.setattr("kasparro.store.tables.tables", hold)
-    monkeypatch.setattr("kasparro.web.service.Service.reading", hold_connection)
+    monkeypatch.setattr("kasparro.web.service.Service.read_connection", hold_connection)
     async with serving(NOWHERE) as client, asyncio.timeout(20):
         async with line(client) as one:
             one.writer.write(b"GET /tables HTTP/1.1\r\nHost: x\r\n\r\n" * 6)
@@ -561,7 +561,7 @@ async def hold_connection(*_: object) -> AsyncIterator[None]:
 async def test_names_of_uvicorn_that_the_protocol_builds_on_are_there() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
-    config = configuration(app, 1)
+    config = uvicorn_config(app, 1)
     one = LimitedProtocol(config, ServerState(), {})
     for name in (
         "config", "connections", "cycle", "flow", "loop", "parser", "pipeline", "scope", "server_state",

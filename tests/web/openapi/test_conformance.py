@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.web.live_service import TOKEN, command, stocked
+from tests.support.live_service import TOKEN, command, stocked
 
 # `just fuzz` goes on for ten minutes, each time with other requests.
 SECONDS = int(os.environ.get("KASPARRO_TEST_FUZZ", "0"))

@@ -331,7 +331,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets the terms of exports; what is not named stays as it is."""
 
     def put(**terms: Any) -> None:
-        monkeypatch.setattr(ExportQueue, "terms", msgspec.structs.replace(ExportQueue.terms, **terms))
+        monkeypatch.setattr(ExportQueue, "limits", msgspec.structs.replace(ExportQueue.limits, **terms))
 
     return put
 
@@ -341,10 +341,12 @@ async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_t
 ) -> None:
     await many(connection)
     async with AsyncExitStack() as stack:
-        under_way = [await stack.enter_async_context(begun(client)) for _ in range(ExportQueue.terms.each)]
+        under_way = [
+            await stack.enter_async_context(begun(client)) for _ in range(ExportQueue.limits.per_client)
+        ]
         third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
         assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
-        assert len(await exports(connection)) == ExportQueue.terms.each
+        assert len(await exports(connection)) == ExportQueue.limits.per_client
         assert not third.done()
         under_way[0].close()
         async with asyncio.timeout(20):
@@ -354,7 +356,7 @@ async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_t
 async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_not(
     database_url: str, connection: Connection, hasty: Callable[..., None]
 ) -> None:
-    hasty(each_waiting=1)
+    hasty(queued_per_client=1)
     await many(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings) as client, begun(client), begun(client):
@@ -376,7 +378,7 @@ async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_no
 async def test_whoever_waits_too_long_for_an_export_is_sent_away(
     client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
 ) -> None:
-    hasty(patience_s=0.1)
+    hasty(queue_timeout_s=0.1)
     await many(connection)
     async with begun(client), begun(client), client.get("/data.csv") as third:
         assert third.status == 503
@@ -392,7 +394,7 @@ async def test_while_others_wait_a_slow_reader_loses_its_place_and_sees_that_it_
     database_url: str, connection: Connection, hasty: Callable[..., None]
 ) -> None:
     # Faster than anybody reads, so that it does not take long to fall behind.
-    hasty(window_s=0.2, pace_bytes=1 << 30)
+    hasty(window_s=0.2, min_bytes_per_s=1 << 30)
     await many(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings, exporters=1) as client, begun(client) as slow:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.pool import Connection
 from tests.pipeline.test_report import add_run, add_source
-from tests.web.cache.test_policy import kept
+from tests.support.response_cache import cached
 from tests.web.conftest import Insert, service, serving
 from tests.web.routes.test_runs import Loop
 
@@ -47,7 +47,7 @@ def value(samples: Samples, name: str, **labels: str) -> float | None:
 async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
     client: aiohttp.ClientSession,
 ) -> None:
-    await kept(client)
+    await cached(client)
     for path in ("/data", "/data?limit=0", "/nosuch", "/data/csv/x", "/health/live"):
         await asked(client, "GET", path)
     await asked(client, "HEAD", "/data")
@@ -147,7 +147,7 @@ async def test_without_the_database_the_rest_is_told_all_the_same() -> None:
 
 
 async def test_the_cache_is_shown(client: aiohttp.ClientSession) -> None:
-    await kept(client)
+    await cached(client)
     samples = await scrape(client)
     assert value(samples, "kasparro_cache_answers") == 1
     assert (value(samples, "kasparro_cache_bytes") or 0) > 0
