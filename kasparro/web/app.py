@@ -1,4 +1,4 @@
-"""The web application: routes, errors and the background loop, put together."""
+"""Wires the web application: routes, error handlers, middleware and lifespan."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,9 +28,10 @@ def create_app(
     metrics_folder: Path | None = None,
     supervisor: Supervisor | None = None,
 ) -> ASGIApp:
-    """The application. Its lifespan opens the database's pools and starts the loop; without a loop the
-    service only answers. In the folder, several workers leave each other their figures for /metrics; what
-    `supervisor` finds wrong is shown by /health.
+    """The ASGI application. Its lifespan opens the database pools and runs the scheduler, if there is one.
+
+    The processes of one service share their metrics through `metrics_folder`. /health shows the problems of
+    `supervisor`.
     """
     service = Service(settings, database, scheduler, metrics_folder, supervisor)
     endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *runs.ENDPOINTS, metrics.ENDPOINT]
@@ -51,7 +52,7 @@ def create_app(
             *(route(endpoint, service) for endpoint in endpoints),
             *docs.routes(endpoints, service),
         ],
-        # A path with a slash too many is another path: its answer says so, with no detour.
+        # `/data/` is not `/data`: it is answered with a 404, not with a redirect.
         redirect_slashes=False,
         lifespan=lifespan,
     )

@@ -1,4 +1,4 @@
-"""What the handlers work with, for as long as the app lives."""
+"""The objects that request handlers share while the application runs."""
 
 import asyncio
 import time
@@ -32,18 +32,18 @@ T = TypeVar("T")
 
 
 class SchedulerLike(Protocol):
-    """The background loop, as the web sees it: at work while it is entered."""
+    """The scheduler, as the web layer needs it. It works while it is entered."""
 
     @property
     def next_run_at(self) -> datetime | None:
-        """When the next run is due; None where none is."""
+        """When the next run starts; None if none is planned."""
 
     @property
     def leads(self) -> bool:
-        """Whether this process runs the loop, of all that share the database."""
+        """Whether this process is the leader of all processes that share the database."""
 
     async def trigger(self) -> int:
-        """Start a run at once and give its id. Raises RunInProgress while another works."""
+        """Start a run at once and return its id. Raises RunInProgress while another one works."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -53,7 +53,7 @@ class SchedulerLike(Protocol):
 
 
 class Service:
-    """The settings, the database, the answers kept, and the loop, where there is one."""
+    """Settings, database, caches, limits, metrics and scheduler of one application."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class Service:
         self.scheduler = scheduler
         supervisor = supervisor or Supervisor()
         self.cache_policy = CachePolicy(settings, database, supervisor)
-        self._began = time.monotonic()
+        self._started = time.monotonic()
         self.totals = Totals()
         self._signing_key: bytes | None = None
         self.access = AccessControl(settings)
         self.export_queue = ExportQueue(database.exporters)
         self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
-        self._probing: dict[str, asyncio.Task[Any]] = {}
+        self._probes: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
         await self.cache_policy.__aenter__()
@@ -86,14 +86,17 @@ class Service:
     ) -> None:
         await self.request_metrics.__aexit__(kind, error, trace)
         await self.cache_policy.__aexit__(kind, error, trace)
-        for probing in self._probing.values():
-            probing.cancel()
-        if self._probing:
-            await asyncio.wait(self._probing.values(), timeout=1)
+        for probe in self._probes.values():
+            probe.cancel()
+        if self._probes:
+            await asyncio.wait(self._probes.values(), timeout=1)
 
     @asynccontextmanager
     async def read_connection(self, request: Request) -> AsyncIterator[Connection]:
-        """A connection to read with; the time until it is given back is the request's `db`."""
+        """A connection for reading. The time until it is returned is the request's `database_s`.
+
+        Raises DatabaseUnavailable, DatabaseBusy.
+        """
         context = context_of(request.scope)
         client = client_id(context.key_name, request.scope)
         began = time.perf_counter()
@@ -106,21 +109,21 @@ class Service:
             context.database_s = (context.database_s or 0.0) + time.perf_counter() - began
 
     async def signing_key(self, connection: Connection) -> bytes:
-        """The key of the database's cursors, read once."""
+        """The key that signs cursors. It is stored in the database and read once."""
         if self._signing_key is None:
             self._signing_key = await cursors.signing_key(connection)
         return self._signing_key
 
     async def problems(self) -> list[str]:
-        """What is wrong with the background tasks and worker processes of the service, a line each."""
+        """Problems of all background tasks and worker processes of the service, one line each."""
         try:
             reports = await self.request_metrics.reports()
         except OSError as error:
-            return [f"the figures of the other processes cannot be read: {error.strerror}"]
+            return [f"cannot read the metrics of the other processes: {error.strerror}"]
         return list(dict.fromkeys(line for report in reports for line in report.problems))
 
     async def probe_primary(self, timeout_s: float) -> None:
-        """Return where the primary answers within this time; raises DatabaseUnavailable."""
+        """Return if the primary answers in time. Raises DatabaseUnavailable."""
         await self._probe("primary", self._primary, timeout_s)
 
     async def _primary(self) -> None:
@@ -128,60 +131,60 @@ class Service:
             await version_of(connection)
 
     async def source_health(self, timeout_s: float) -> dict[str, SourceHealth]:
-        """How the sources fare, as the database tells within this time; raises DatabaseUnavailable."""
-        return await self._probe("health", self._health, timeout_s)
+        """The health of each source. Raises DatabaseUnavailable if the database does not answer in time."""
+        return await self._probe("health", self._source_health, timeout_s)
 
     async def stats(self, timeout_s: float) -> Stats:
-        """The service at a glance, as the database tells within this time; raises DatabaseUnavailable."""
+        """The answer of /stats. Raises DatabaseUnavailable if the database does not answer in time."""
         return await self._probe("stats", self._stats, timeout_s)
 
     async def run_totals(self, timeout_s: float) -> RunTotals:
-        """Sums over all runs, as the database tells within this time; raises DatabaseUnavailable."""
+        """Sums over all runs. Raises DatabaseUnavailable if the database does not answer in time."""
         return await self._probe("run_totals", self._run_totals, timeout_s)
 
     async def _run_totals(self) -> RunTotals:
         async with self.database.reading(slow=True) as connection:
             return await run_totals(connection)
 
-    async def _probe(self, name: str, ask: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
-        # A probe that hangs, for a dead line takes long to be seen as such, is waited for by later callers
-        # in place of a connection each.
-        probing = self._probing.get(name)
-        if probing is None or probing.done():
-            probing = self._probing[name] = asyncio.create_task(ask())
-            # One that nobody waits for any more has told its callers already what it came to.
-            probing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        done, _ = await asyncio.wait({probing}, timeout=timeout_s)
+    async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
+        # A probe may hang, because a dead connection takes long to notice. Later callers wait for the same
+        # probe and do not take another connection.
+        task = self._probes.get(name)
+        if task is None or task.done():
+            task = self._probes[name] = asyncio.create_task(probe())
+            # If no caller waits any more, asyncio must not log its exception as never retrieved.
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise DatabaseUnavailable(f"PostgreSQL did not answer within {timeout_s:g} s")
-        found: T = probing.result()
-        return found
+        result: T = task.result()
+        return result
 
-    async def _health(self) -> dict[str, SourceHealth]:
+    async def _source_health(self) -> dict[str, SourceHealth]:
         async with self.database.probing() as connection:
-            up_s = time.monotonic() - self._began
+            up_s = time.monotonic() - self._started
             return await report.health(connection, self.settings.sources, self.settings.interval, up_s)
 
     async def _stats(self) -> Stats:
-        # It counts rows, which may take long: not on the connection that health checks need.
+        # This counts rows, which may take long. The connection of the health checks must stay free.
         async with self.database.reading(slow=True) as connection:
             return await report.stats(connection, self.settings, self.next_run_at)
 
     def _gauges(self) -> dict[str, float]:
-        found = self.cache_policy.gauges()
-        for pool, (most, busy, waiting) in self.database.figures().items():
-            found |= {
-                f"pool_connections_limit:{pool}": most,
+        gauges = self.cache_policy.gauges()
+        for pool, (limit, busy, waiting) in self.database.figures().items():
+            gauges |= {
+                f"pool_connections_limit:{pool}": limit,
                 f"pool_connections_busy:{pool}": busy,
                 f"pool_waiting:{pool}": waiting,
             }
-        # Who exports has a connection as soon as it has its turn.
-        found["pool_waiting:export"] = self.export_queue.waiting
+        # Exports wait in their queue. An export that has a slot gets a connection at once.
+        gauges["pool_waiting:export"] = self.export_queue.waiting
         if self.scheduler is not None:
-            found["leader"] = int(self.scheduler.leads)
-        return found
+            gauges["leader"] = int(self.scheduler.leads)
+        return gauges
 
     @property
     def next_run_at(self) -> datetime | None:
-        """When the next run is due by this process's loop."""
+        """When this process's scheduler starts the next run."""
         return self.scheduler.next_run_at if self.scheduler else None

@@ -1,4 +1,4 @@
-"""The worker processes of one service: started, replaced when they die, and never lost without a word."""
+"""Supervises the worker processes of one service: starts, replaces, logs and counts them."""
 
 import os
 import signal
@@ -18,16 +18,16 @@ from kasparro.web.http.request_metrics import (
     Counts,
     ProcessReport,
     read_counts,
-    write,
+    write_report,
 )
 
 log = structlog.get_logger()
 
-# How long a health check waits for its answer, twice a second; and how many in a row may stay without one: of
-# a worker that has started, and of one that has not. Counts, not times: this process may have stood still.
-ANSWER_S = 0.05
-MISSES = 10
-START_MISSES = 120
+# Each worker is checked twice a second, with this timeout. A worker that fails this number of checks in a row
+# is replaced; one that still starts may fail more. Counts, not times: this process may have been suspended.
+CHECK_TIMEOUT_S = 0.05
+MAX_FAILED_CHECKS = 10
+MAX_FAILED_CHECKS_AT_START = 120
 
 # Set in the environment of a worker that replaces one that died.
 REPLACES = "_KASPARRO_REPLACES_WORKER"
@@ -38,10 +38,10 @@ class WorkersFailed(KasparroError):
 
 
 class Workers(Multiprocess):
-    """uvicorn's supervisor of worker processes, with what it lacks: each death is logged and counted, pauses
-    grow where workers die again and again, and it gives up where none ever started.
+    """uvicorn's supervisor of worker processes, with additions.
 
-    In `folder` it leaves its own figures for the workers to show.
+    Each death of a worker is logged and counted. The pause before a restart grows with each failure. If no
+    worker ever started, it gives up. It writes its own report to `folder`, where the workers read it.
     """
 
     def __init__(
@@ -50,32 +50,33 @@ class Workers(Multiprocess):
         super().__init__(config, [listener])
         self._supervisor = supervisor
         self._folder = folder
-        # Of the workers that ended, and in which ways they did.
+        # The counters of ended workers, and how they ended.
         self._counts = Counts()
-        self._misses: dict[Process, int] = {}
-        self._due: dict[Process, float] = {}
+        self._failed_checks: dict[Process, int] = {}
+        # Ended workers, and when to replace them.
+        self._restart_at: dict[Process, float] = {}
         self._started: set[Process] = set()
         self._failure: str | None = None
         self._written_at = float("-inf")
 
     def run(self) -> None:
-        """Keep the workers going until a signal. Raises WorkersFailed where none could start."""
+        """Keep the workers running until a signal arrives. Raises WorkersFailed if none could start."""
         super().run()
         if self._failure is not None:
             raise WorkersFailed(self._failure)
 
     def keep_subprocess_alive(self) -> None:
-        """Replace the workers that died; called twice a second."""
+        """Check all workers and replace those that ended. uvicorn calls this twice a second."""
         now = time.monotonic()
         for index, process in enumerate(self.processes):
-            if process not in self._due:
+            if process not in self._restart_at:
                 self._check(process)
-            elif self._started and self._due[process] <= now:
+            elif self._started and self._restart_at[process] <= now:
                 self._replace(index, process)
-        if not self._started and all(process in self._due for process in self.processes):
-            how = exit_of(self.processes[-1].exitcode)
+        if not self._started and all(process in self._restart_at for process in self.processes):
+            reason = exit_reason(self.processes[-1].exitcode)
             self._failure = (
-                f"none of the {len(self.processes)} worker processes could start ({how}); the log says why"
+                f"none of the {len(self.processes)} worker processes could start ({reason}); the log says why"
             )
             self.should_exit.set()
         elif now - self._written_at >= WRITE_INTERVAL_S:
@@ -84,33 +85,33 @@ class Workers(Multiprocess):
 
     def _check(self, process: Process) -> None:
         dead = not process.process.is_alive()
-        if not dead and process.is_ready(timeout=ANSWER_S):
+        if not dead and process.is_ready(timeout=CHECK_TIMEOUT_S):
             self._started.add(process)
-            self._misses[process] = 0
+            self._failed_checks[process] = 0
             return
-        misses = self._misses[process] = self._misses.get(process, 0) + 1
-        if dead or misses > (MISSES if process in self._started else START_MISSES):
-            self._bury(process, "no answer to health checks" if not dead else exit_of(process.exitcode))
+        failed = self._failed_checks[process] = self._failed_checks.get(process, 0) + 1
+        if dead or failed > (MAX_FAILED_CHECKS if process in self._started else MAX_FAILED_CHECKS_AT_START):
+            self._end(process, exit_reason(process.exitcode) if dead else "no answer to health checks")
 
-    def _bury(self, process: Process, how: str) -> None:
+    def _end(self, process: Process, reason: str) -> None:
         process.kill()
         process.join()
-        self._counts.add(Counts(worker_exits={how: 1}))
-        self._take_over(str(process.pid))
-        error = KasparroError(f"process {process.pid} ended: {how}")
-        pause = self._supervisor.failed("worker", error, event="worker_died", pid=process.pid, exit=how)
-        self._due[process] = time.monotonic() + pause
+        self._counts.add(Counts(worker_exits={reason: 1}))
+        self._merge(str(process.pid))
+        error = KasparroError(f"process {process.pid} ended: {reason}")
+        pause = self._supervisor.failed("worker", error, event="worker_died", pid=process.pid, exit=reason)
+        self._restart_at[process] = time.monotonic() + pause
 
     def _replace(self, index: int, process: Process) -> None:
-        del self._due[process], self._misses[process]
-        # The workers read the environment: one that replaces another starts no run of its own.
+        del self._restart_at[process], self._failed_checks[process]
+        # Workers read the environment. A replacement starts no run when it starts.
         os.environ[REPLACES] = "1"
         self.processes[index] = started = Process(self.config, self.sockets)
         started.start()
         log.info("worker_started", pid=started.pid)
 
-    def _take_over(self, worker: str) -> None:
-        # Else every request for the figures would read a file of each worker that ever ended.
+    def _merge(self, worker: str) -> None:
+        # Without this, every request for metrics would read a file of each worker that ever ended.
         try:
             counts, files = read_counts(self._folder, worker)
             self._counts.add(counts)
@@ -121,21 +122,20 @@ class Workers(Multiprocess):
             log.warning("worker_metrics_not_merged", worker=worker, reason=str(error))
 
     def _write(self, merged: list[str] | None = None) -> None:
-        report = ProcessReport(
-            SUPERVISOR, self._counts, problems=self._supervisor.problems(), merged=merged or []
-        )
+        problems = self._supervisor.problems()
+        report = ProcessReport(SUPERVISOR, self._counts, problems=problems, merged=merged or [])
         try:
-            write(self._folder / SUPERVISOR, report)
+            write_report(self._folder / SUPERVISOR, report)
         except OSError as error:
             log.warning("worker_metrics_not_written", reason=str(error))
 
     def handle_hup(self) -> None:
-        """Stop, as for SIGTERM: a terminal that closes asks for no new workers."""
+        """Stop, as for SIGTERM. uvicorn would restart the workers when a terminal closes."""
         self.handle_term()
 
 
-def exit_of(code: int | None) -> str:
-    """How a process ended, in words: its signal or its exit code."""
+def exit_reason(code: int | None) -> str:
+    """How a process ended: the name of its signal, or its exit code."""
     if code is not None and code < 0:
         try:
             return signal.Signals(-code).name

@@ -16,7 +16,7 @@ import msgspec
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from kasparro.web.server import configuration
+from kasparro.web.server import uvicorn_config
 
 
 class BareResponse(msgspec.Struct, frozen=True):
@@ -62,7 +62,7 @@ def main(file: str, port: int) -> None:
             await send({"type": "http.response.body", "body": body})
 
     listener = socket.create_server(("127.0.0.1", port))
-    uvicorn.Server(configuration(app, 1)).run([listener])
+    uvicorn.Server(uvicorn_config(app, 1)).run([listener])
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.Clie
     [
         ("scheduler", Scheduler, "_keep_running"),
         ("data_version", DataVersion, "_follow"),
-        ("metrics_writer", request_metrics.RequestMetrics, "_tell"),
+        ("metrics_writer", request_metrics.RequestMetrics, "_write_regularly"),
     ],
 )
 async def test_a_task_that_ends_is_shown_on_health_and_works_again(
@@ -220,6 +220,6 @@ async def test_a_heartbeat_that_ends_gives_the_lock_up_and_says_so(
 async def test_the_problems_of_other_processes_are_shown_too(database_url: str, tmp_path: Path) -> None:
     report = request_metrics.ProcessReport("supervisor", request_metrics.Counts(), problems=["worker 7 died"])
     async with serving(database_url, metrics_folder=tmp_path) as client:
-        request_metrics.write(tmp_path / "supervisor", report)
+        request_metrics.write_report(tmp_path / "supervisor", report)
         health = await get(client, "/health")
         assert (health["status"], health["reasons"]) == ("degraded", ["worker 7 died"])

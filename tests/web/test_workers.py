@@ -18,9 +18,9 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 
 from kasparro.settings import Settings
 from kasparro.supervision import Supervisor
-from kasparro.web.http.request_metrics import Counts, ProcessReport, RequestMetrics, write
+from kasparro.web.http.request_metrics import Counts, ProcessReport, RequestMetrics, write_report
 from kasparro.web.server import _listening, uvicorn_config
-from kasparro.web.workers import Workers, WorkersFailed, exit_of
+from kasparro.web.workers import Workers, WorkersFailed, exit_reason
 from tests.cli.test_commands import ended, listening, running
 from tests.web.routes.test_metrics import scrape, value
 from tests.web.routes.test_runs import get
@@ -128,7 +128,7 @@ async def test_a_worker_that_is_killed_is_logged_counted_shown_and_replaced(
 
 
 def test_how_a_process_ended_is_told_in_words() -> None:
-    assert [exit_of(code) for code in (0, 3, -9, -64, -200)] == [
+    assert [exit_reason(code) for code in (0, 3, -9, -64, -200)] == [
         "exit code 0",
         "exit code 3",
         "SIGKILL",
@@ -154,17 +154,17 @@ async def test_workers_that_cannot_start_end_the_command(database_url: str, tmp_
 
 async def test_counts_of_a_worker_that_ended_stay_and_its_file_goes(tmp_path: Path) -> None:
     counts = Counts(requests={("/data", "GET", 200, "hit"): [0.5, 3.0]}, keys={"alice": 3})
-    write(tmp_path / "41-a", ProcessReport("41", counts))
-    write(tmp_path / "42-b", ProcessReport("42", counts))
+    write_report(tmp_path / "41-a", ProcessReport("41", counts))
+    write_report(tmp_path / "42-b", ProcessReport("42", counts))
     workers = Workers(uvicorn_config("app", 1), socket.socket(), tmp_path, Supervisor())
 
-    workers._take_over("41")
+    workers._merge("41")
     reports = await meter(tmp_path).reports()
 
     assert not (tmp_path / "41-a").exists()
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
     # As where a reader comes between the supervisor's two steps.
-    write(tmp_path / "41-a", ProcessReport("41", counts))
+    write_report(tmp_path / "41-a", ProcessReport("41", counts))
     reports = await meter(tmp_path).reports()
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
 

@@ -1,4 +1,4 @@
-"""How answers may be used again: by us while the data stays as it is, by clients as their headers say."""
+"""Decides which responses may be reused: by our cache for one data version, by clients by their headers."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -22,21 +22,21 @@ from kasparro.web.http.cors import Cors
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
 
-# A second is what a poll of the version takes at worst. A cache in front may show the last answer while it
-# fetches the next, and where we answer with an error: that choice is its user's, we never do.
+# One second is the longest delay of a poll for the data version. Downstream caches may serve stale responses,
+# while they revalidate or when we answer with an error. We never do.
 _BY_VERSION = "max-age=1, stale-while-revalidate=10, stale-if-error=300"
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class CachePolicy:
-    """The answers kept for the version of the data, and what all answers say of their reuse."""
+    """The response cache, and the Cache-Control and Vary headers of every kind of response."""
 
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
-        self.kept = ResponseCache(settings.cache_mb * 2**20)
-        self.version = DataVersion(database, self.kept.drop, supervisor)
+        self.responses = ResponseCache(settings.cache_mb * 2**20)
+        self.version = DataVersion(database, self.responses.drop, supervisor)
         self._one_server = database.one_server
-        # What only key holders may have is none of a shared cache's business.
+        # With API keys, a shared cache must not give one client's response to others.
         private = bool(settings.api_keys)
         self._by_version = f"{'private' if private else 'public'}, {_BY_VERSION}"
         self._revalidate = "private, no-cache" if private else "no-cache"
@@ -50,60 +50,59 @@ class CachePolicy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.version.__aexit__(kind, error, trace)
-        await self.kept.close()
+        await self.responses.close()
 
     async def cached(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
-        """The handler's answer, kept, or made once for all who ask for it now."""
+        """The response from the cache, or from the handler, called once for concurrent equal queries."""
         scope = request.scope
         context = context_of(scope)
         key = (scope["raw_path"], _encode(query))
 
-        answer = self.kept.find(key) if context.started < self.version.fresh_until else None
-        context.cache = MISS if answer is None else HIT
-        if answer is None:
-            answer = await self.kept.render(key, partial(self.render, request, query, handler))
-        variant = await answer.variant(context.encoding)
-        self.kept.remember(answer, (scope["raw_path"], scope["query_string"]))
-        return PreparedResponse(variant, context.if_none_match)
+        response = self.responses.find(key) if context.started < self.version.fresh_until else None
+        context.cache = MISS if response is None else HIT
+        if response is None:
+            response = await self.responses.render(key, partial(self._render, request, query, handler))
+        prepared = await prepare(request, response)
+        self.responses.add_alias(response, (scope["raw_path"], scope["query_string"]))
+        return prepared
 
-    async def render(
+    async def _render(
         self, request: Request, query: msgspec.Struct, handler: Handler
     ) -> tuple[CachedResponse, bool]:
-        """The handler's answer, and whether it may be kept."""
+        # The handler's response, and whether it may be cached.
         context = context_of(request.scope)
-        # Of several servers the one that is read may lag behind; where it is only one, it never does.
+        # One of several servers may lag behind, so `Service.read_connection` has to compare its data version.
         context.fresh = self._one_server
         response = await handler(request, query)
         return CachedResponse(response, context.route, self._by_version, self.vary), context.fresh
 
     async def with_etag(self, request: Request, response: Response) -> ASGIApp:
-        """The response with a tag, by which a client may ask whether it still holds."""
+        """The response with an entity tag, so that clients can revalidate it; errors and streams get none."""
         if response.status_code != 200 or isinstance(response, StreamingResponse):
             return self.no_store(response)
-        context = context_of(request.scope)
-        answer = CachedResponse(response, context.route, self._revalidate, self.vary)
-        return PreparedResponse(await answer.variant(context.encoding), context.if_none_match)
+        route = context_of(request.scope).route
+        return await prepare(request, CachedResponse(response, route, self._revalidate, self.vary))
 
     def no_store(self, response: Response) -> ASGIApp:
-        """The response, which is of its moment."""
+        """The response, which no cache may store."""
         response.headers["Cache-Control"] = "no-store"
         return response
 
+    def static(self, response: Response, cache_control: str) -> CachedResponse:
+        """A response that stays the same while the process lives."""
+        return CachedResponse(response, "docs", cache_control, self.vary)
+
     def gauges(self) -> dict[str, float]:
-        """The cache in figures, by name."""
+        """The gauges of the cache by name."""
         return {
-            "cache_answers": len(self.kept),
-            "cache_bytes": self.kept.bytes,
-            "cache_limit_bytes": self.kept.most,
+            "cache_answers": len(self.responses),
+            "cache_bytes": self.responses.bytes,
+            "cache_limit_bytes": self.responses.limit_bytes,
             "cache_usable": int(time.perf_counter() < self.version.fresh_until),
         }
 
-    def static(self, response: Response, cache_control: str) -> CachedResponse:
-        """An answer that stays the same while the process lives."""
-        return CachedResponse(response, "docs", cache_control, self.vary)
 
-
-async def encoded(request: Request, answer: CachedResponse) -> PreparedResponse:
-    """A fixed answer, in the coding that the request takes."""
+async def prepare(request: Request, response: CachedResponse) -> PreparedResponse:
+    """The response in the encoding that the request accepts, or a 304 if the client has it already."""
     context = context_of(request.scope)
-    return PreparedResponse(await answer.variant(context.encoding), context.if_none_match)
+    return PreparedResponse(await response.encoded(context.encoding), context.if_none_match)

@@ -1,67 +1,66 @@
-"""Rendered answers: a body with its entity tag, in the codings that were asked for, ready to send."""
+"""Rendered responses: a body with its entity tag, in every encoding that a client asked for."""
 
 import asyncio
-import re
 from hashlib import blake2b
-from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from kasparro.web.http.encodings import IDENTITY, SMALL_BYTES, compress
+from kasparro.web.http.headers import HeaderList, matches
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-HeaderList = list[tuple[bytes, bytes]]
-# Makes an answer, and says whether it may be kept.
-Render: TypeAlias = "Callable[[], Awaitable[tuple[CachedResponse, bool]]]"
-
-# What an answer costs beside its bytes, those of its headers and of how it is asked for: about this much.
+# Memory of an entry in addition to its body: objects, headers and key. An estimate.
 OVERHEAD_BYTES = 2_500
 
-_TAGS = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-_NOT_KEPT = frozenset({b"content-length", b"content-type"})
+NO_BODY: Message = {"type": "http.response.body", "body": b""}
+_SET_BY_ENCODING = frozenset({b"content-length", b"content-type"})
 
 
 class EncodedBody:
-    """One coding of an answer: the headers of its 200, those of its 304, and its body as a message."""
+    """A response in one encoding, ready to send."""
 
-    __slots__ = ("body", "etag", "headers", "message", "route", "unchanged")
+    __slots__ = ("_headers", "_headers_304", "_message", "body", "etag", "route")
 
-    def __init__(self, answer: "CachedResponse", body: bytes, coding: str) -> None:
-        tag = answer.tag if coding == IDENTITY else f"{answer.tag}-{coding}"
-        self.route = answer.route
+    def __init__(self, response: "CachedResponse", body: bytes, encoding: str) -> None:
+        tag = response.tag if encoding == IDENTITY else f"{response.tag}-{encoding}"
+        self.route = response.route
         self.etag = f'"{tag}"'.encode()
         self.body = body
-        self.message: Message = {"type": "http.response.body", "body": body}
-        # What a 304 repeats (RFC 9110, 15.4.5).
-        self.unchanged: HeaderList = [(b"etag", self.etag), *answer.headers]
-        coded = [] if coding == IDENTITY else [(b"content-encoding", coding.encode())]
-        self.headers: HeaderList = [
-            (b"content-type", answer.content_type),
+        self._message: Message = {"type": "http.response.body", "body": body}
+        # A 304 repeats these (RFC 9110, 15.4.5).
+        self._headers_304: HeaderList = [(b"etag", self.etag), *response.headers]
+        self._headers: HeaderList = [
+            (b"content-type", response.content_type),
             (b"content-length", b"%d" % len(body)),
-            *coded,
-            *self.unchanged,
+            *([] if encoding == IDENTITY else [(b"content-encoding", encoding.encode())]),
+            *self._headers_304,
         ]
+
+    def reply(self, if_none_match: bytes | None) -> tuple[int, HeaderList, Message]:
+        """Status, headers and body: a 304 if If-None-Match names the entity tag, otherwise a 200."""
+        if if_none_match is not None and matches(if_none_match, self.etag):
+            return 304, self._headers_304, NO_BODY
+        return 200, self._headers, self._message
 
 
 class CachedResponse:
-    """A 200 of one route to one query. Its tag is of its bytes: where a new version of the data leaves them
-    as they are, clients need not fetch them again.
+    """A 200 of one route to one query.
+
+    The entity tag is a hash of the body. If a new data version leaves the body as it was, the tag stays, and
+    clients need not fetch it again.
     """
 
     __slots__ = (
-        "_coding",
+        "_encoding",
+        "aliases",
         "bytes",
         "content_type",
+        "counted_bytes",
+        "encodings",
         "headers",
-        "kept_bytes",
         "key",
         "route",
-        "spellings",
         "tag",
-        "variants",
     )
 
     def __init__(self, response: Response, route: str, cache_control: str, vary: str) -> None:
@@ -69,69 +68,54 @@ class CachedResponse:
         self.route = route
         self.content_type = dict(headers)[b"content-type"]
         self.headers: HeaderList = [
-            *(one for one in headers if one[0] not in _NOT_KEPT),
+            *(header for header in headers if header[0] not in _SET_BY_ENCODING),
             (b"cache-control", cache_control.encode()),
             (b"vary", vary.encode()),
         ]
         body = bytes(response.body)
         self.tag = blake2b(body, digest_size=12).hexdigest()
-        self._coding: dict[str, asyncio.Task[EncodedBody]] = {}
-        self.variants = {IDENTITY: EncodedBody(self, body, IDENTITY)}
-        # Of the cache that keeps it.
+        self._encoding: dict[str, asyncio.Task[EncodedBody]] = {}
+        self.encodings = {IDENTITY: EncodedBody(self, body, IDENTITY)}
+        # These four are for the cache: its key and aliases, the present size, and the size that it counted.
         self.key = (b"", b"")
-        self.spellings: list[tuple[bytes, bytes]] = []
-        told = sum(len(name) + len(value) for name, value in headers)
-        self.bytes = len(body) + told + OVERHEAD_BYTES
-        self.kept_bytes = 0
+        self.aliases: list[tuple[bytes, bytes]] = []
+        header_bytes = sum(len(name) + len(value) for name, value in headers)
+        self.bytes = len(body) + header_bytes + OVERHEAD_BYTES
+        self.counted_bytes = 0
 
-    async def variant(self, coding: str) -> EncodedBody:
-        """The answer in a coding, made once, in a thread; a small one stays as it is."""
-        found = self.variants.get(coding)
+    async def encoded(self, encoding: str) -> EncodedBody:
+        """The response in this encoding, compressed once, in a thread. A small body is not compressed."""
+        found = self.encodings.get(encoding)
         if found is None:
-            making = self._coding.get(coding)
-            if making is None:
-                making = self._coding[coding] = asyncio.create_task(self._make(coding))
-            # Whoever stops waiting leaves the others their answer.
-            found = await asyncio.shield(making)
+            task = self._encoding.get(encoding)
+            if task is None:
+                task = self._encoding[encoding] = asyncio.create_task(self._encode(encoding))
+            # A client that goes away must not cancel the task for the others.
+            found = await asyncio.shield(task)
         return found
 
-    async def _make(self, coding: str) -> EncodedBody:
-        plain = self.variants[IDENTITY]
+    async def _encode(self, encoding: str) -> EncodedBody:
+        plain = self.encodings[IDENTITY]
         try:
             if len(plain.body) < SMALL_BYTES:
-                made = plain
+                encoded = plain
             else:
-                made = EncodedBody(self, await asyncio.to_thread(compress, plain.body, coding), coding)
-                self.bytes += len(made.body)
-            self.variants[coding] = made
+                body = await asyncio.to_thread(compress, plain.body, encoding)
+                encoded = EncodedBody(self, body, encoding)
+                self.bytes += len(body)
+            self.encodings[encoding] = encoded
         finally:
-            del self._coding[coding]
-        return made
+            del self._encoding[encoding]
+        return encoded
 
 
 class PreparedResponse:
-    """The ASGI response of one variant to one request."""
+    """The ASGI response that sends an encoded body, or a 304, to one request."""
 
-    def __init__(self, variant: EncodedBody, if_none_match: bytes | None) -> None:
-        self._variant = variant
-        self._unchanged = if_none_match is not None and matches(if_none_match, variant.etag)
+    def __init__(self, encoded: EncodedBody, if_none_match: bytes | None) -> None:
+        self._status, self._headers, self._body = encoded.reply(if_none_match)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        for message in (
-            ({"type": "http.response.start", "status": 304, "headers": self._variant.unchanged}, NO_BODY)
-            if self._unchanged
-            else (
-                {"type": "http.response.start", "status": 200, "headers": self._variant.headers},
-                self._variant.message,
-            )
-        ):
-            await send(message)
-
-
-NO_BODY: Message = {"type": "http.response.body", "body": b""}
-
-
-def matches(if_none_match: bytes, etag: bytes) -> bool:
-    """Whether If-None-Match names this tag, or any: the comparison is the weak one (RFC 9110, 13.1.2)."""
-    return if_none_match.strip() == b"*" or etag in _TAGS.findall(if_none_match)
+        """Send the response."""
+        await send({"type": "http.response.start", "status": self._status, "headers": self._headers})
+        await send(self._body)

@@ -1,70 +1,72 @@
-"""Keeps rendered answers for one version of the data, in bounded memory; equal questions share one query."""
+"""The response cache: rendered responses of one data version, in bounded memory."""
 
 import asyncio
 from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
 
-from kasparro.web.cache.response import OVERHEAD_BYTES, CachedResponse, Render
+from kasparro.web.cache.response import OVERHEAD_BYTES, CachedResponse
 
-# One query may be spelt in many ways; of each so many are found without reading the query string.
-SPELLINGS = 8
+# URLs under which one entry is found without parsing the query; the oldest give way to new ones.
+ALIASES = 8
 
-# The raw path, with the query as it was sent or, for a key, as it was understood.
-Spelling = tuple[bytes, bytes]
+# The raw path with the raw query string, or, as a key, with the parsed query.
+Alias = tuple[bytes, bytes]
 Key = tuple[bytes, bytes]
+# Renders a response, and says whether it may be stored.
+Render = Callable[[], Awaitable[tuple[CachedResponse, bool]]]
 
 
 class ResponseCache:
-    """Answers by what they answer, until `drop` is told that the data moved; the least asked for make room.
+    """Rendered responses by path and query, least recently used evicted first.
 
-    `most` is how many bytes they may take. What was rendered from data before a `drop` is not kept after it.
+    The entries take at most `limit_bytes`. `drop` empties the cache when the data moves; a response that is
+    being rendered then is not stored. Concurrent requests for one key share one rendering.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._kept: OrderedDict[Key, CachedResponse] = OrderedDict()
-        self._spelt: dict[Spelling, CachedResponse] = {}
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[Key, CachedResponse] = OrderedDict()
+        self._by_alias: dict[Alias, CachedResponse] = {}
         self._rendering: dict[Key, asyncio.Task[CachedResponse]] = {}
         self._tasks: set[asyncio.Task[CachedResponse]] = set()
         self._waiting: Counter[asyncio.Task[CachedResponse]] = Counter()
         self._version = 0
-        self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
-    def spelt(self, spelling: Spelling) -> CachedResponse | None:
-        """The answer to a raw path and query string that `remember` was told of."""
-        answer = self._spelt.get(spelling)
-        if answer is not None:
-            self._kept.move_to_end(answer.key)
-        return answer
+    def find_alias(self, alias: Alias) -> CachedResponse | None:
+        """The entry for a raw path and query string that `add_alias` registered."""
+        response = self._by_alias.get(alias)
+        if response is not None:
+            self._entries.move_to_end(response.key)
+        return response
 
     def find(self, key: Key) -> CachedResponse | None:
-        """The answer kept under a key."""
-        answer = self._kept.get(key)
-        if answer is not None:
-            self._kept.move_to_end(key)
-        return answer
+        """The entry for a key."""
+        response = self._entries.get(key)
+        if response is not None:
+            self._entries.move_to_end(key)
+        return response
 
-    def remember(self, answer: CachedResponse, spelling: Spelling) -> None:
-        """Find this answer, if it is kept, by that spelling too, and by the latest before it; its size is
-        taken anew, for it may have grown.
-        """
-        if self._kept.get(answer.key) is not answer:
+    def add_alias(self, response: CachedResponse, alias: Alias) -> None:
+        """Find this response under that alias too, if it is in the cache. Its size is counted again."""
+        if self._entries.get(response.key) is not response:
             return
-        self._forget(answer)
-        if spelling not in answer.spellings:
-            answer.spellings.append(spelling)
-            answer.bytes += _size(spelling)
-            if len(answer.spellings) > SPELLINGS:
-                answer.bytes -= _size(answer.spellings.pop(0))
-        self._keep(answer)
+        self._remove(response)
+        if alias not in response.aliases:
+            response.aliases.append(alias)
+            response.bytes += _size(alias)
+            if len(response.aliases) > ALIASES:
+                response.bytes -= _size(response.aliases.pop(0))
+        self._insert(response)
 
     async def render(self, key: Key, render: Render) -> CachedResponse:
-        """The answer of `render`, which is called once for all who ask for this key meanwhile.
+        """The response that `render` returns; it is called once for all concurrent requests for the key.
 
-        It says beside its answer whether that may be kept. A waiter that is cancelled takes nothing from
-        the others, and the last one ends it.
+        `render` also says whether the response may be stored. A cancelled caller does not disturb the others;
+        the last one to leave cancels the rendering.
         """
         task = self._rendering.get(key)
         if task is None:
@@ -79,7 +81,7 @@ class ResponseCache:
             if not self._waiting[task]:
                 del self._waiting[task]
                 if not task.done():
-                    # Whoever asks from here on has it rendered anew.
+                    # A request that comes now must not join a cancelled task.
                     if self._rendering.get(key) is task:
                         del self._rendering[key]
                     task.cancel()
@@ -88,56 +90,56 @@ class ResponseCache:
         version = self._version
         task = asyncio.current_task()
         try:
-            answer, lasting = await render()
+            response, cacheable = await render()
         finally:
-            # After a drop another may be at it, whose snapshot is newer.
+            # After a drop, another task may render this key from newer data.
             if self._rendering.get(key) is task:
                 del self._rendering[key]
-        answer.key = key
-        answer.bytes += sum(map(len, key))
-        if lasting and version == self._version:
-            self._keep(answer)
-        return answer
+        response.key = key
+        response.bytes += sum(map(len, key))
+        if cacheable and version == self._version:
+            self._insert(response)
+        return response
 
     def _ended(self, task: asyncio.Task[CachedResponse]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            # Nobody may be left to hear of it.
+            # Every caller may have left: without this, asyncio would log the exception as never retrieved.
             task.exception()
 
     def drop(self) -> None:
-        """The data moved: nothing that was rendered so far, or is being rendered, answers what comes now."""
+        """Empty the cache: no response from before this call is given to a request from after it."""
         self._version += 1
-        self._kept.clear()
-        self._spelt.clear()
+        self._entries.clear()
+        self._by_alias.clear()
         self._rendering.clear()
         self.bytes = 0
 
     async def close(self) -> None:
-        """End what is being rendered."""
+        """Cancel what is being rendered."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
 
-    def _keep(self, answer: CachedResponse) -> None:
-        if answer.bytes > self.most:
+    def _insert(self, response: CachedResponse) -> None:
+        if response.bytes > self.limit_bytes:
             return
-        self._kept[answer.key] = answer
-        # Until it is kept anew, which is when it may have grown.
-        answer.kept_bytes = answer.bytes
-        self.bytes += answer.bytes
-        for spelling in answer.spellings:
-            self._spelt[spelling] = answer
-        while self.bytes > self.most:
-            self._forget(next(iter(self._kept.values())))
+        self._entries[response.key] = response
+        # The size grows when the response is compressed; `_remove` must subtract what was added here.
+        response.counted_bytes = response.bytes
+        self.bytes += response.bytes
+        for alias in response.aliases:
+            self._by_alias[alias] = response
+        while self.bytes > self.limit_bytes:
+            self._remove(next(iter(self._entries.values())))
 
-    def _forget(self, answer: CachedResponse) -> None:
-        del self._kept[answer.key]
-        self.bytes -= answer.kept_bytes
-        for spelling in answer.spellings:
-            del self._spelt[spelling]
+    def _remove(self, response: CachedResponse) -> None:
+        del self._entries[response.key]
+        self.bytes -= response.counted_bytes
+        for alias in response.aliases:
+            del self._by_alias[alias]
 
 
-def _size(spelling: Spelling) -> int:
-    return len(spelling[0]) + len(spelling[1]) + OVERHEAD_BYTES // 10
+def _size(alias: Alias) -> int:
+    return len(alias[0]) + len(alias[1]) + OVERHEAD_BYTES // 10

@@ -1,4 +1,4 @@
-"""Names clients by their addresses, as limits count them, and finds the client behind trusted proxies."""
+"""Client addresses: the name under which limits count a client, and the client behind trusted proxies."""
 
 import ipaddress
 from collections.abc import Iterable
@@ -7,16 +7,16 @@ from typing import TypeAlias
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# "[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255%zone]:65535" is shorter; longer text is no address.
+# Addresses are shorter, even "[ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255%zone]:65535".
 ADDRESS_LENGTH = 64
-# Hops of X-Forwarded-For that are followed. No chain of proxies is longer, and each costs time.
+# At most this many hops of X-Forwarded-For are read. No chain of proxies is longer, and each hop costs time.
 HOPS = 16
-# The host of one client has 2**64 addresses of an IPv6 network of this size.
+# One client usually has a whole IPv6 network of this size, 2**64 addresses.
 IPV6_PREFIX = 64
 
 
 def parse_address(text: str) -> Address | None:
-    """The address in a text, with or without brackets, port and zone; None if it holds none."""
+    """The address in a text, with or without brackets, port and zone; None if there is none."""
     text = text.strip()
     if len(text) > ADDRESS_LENGTH:
         return None
@@ -28,7 +28,7 @@ def parse_address(text: str) -> Address | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    # A socket for both families reports IPv4 clients as mapped addresses, all of them in one /64.
+    # A dual-stack socket reports IPv4 clients as mapped IPv6 addresses, which all lie in one /64.
     return getattr(address, "ipv4_mapped", None) or address
 
 
@@ -36,7 +36,7 @@ def parse_address(text: str) -> Address | None:
 def client_name(host: str) -> str:
     """The name of a client in tables and logs: its IPv4 address or IPv6 network.
 
-    It is bounded in length, whatever `host` is: some servers report a client by another name than an address.
+    Its length is bounded for any `host`, because some servers report other text than an address.
     """
     address = parse_address(host)
     if address is None:
@@ -47,7 +47,7 @@ def client_name(host: str) -> str:
 
 
 class TrustedProxies:
-    """The proxies whose X-Forwarded-For is believed (KASPARRO_TRUSTED_PROXIES)."""
+    """The proxies whose X-Forwarded-For header is trusted (KASPARRO_TRUSTED_PROXIES)."""
 
     def __init__(self, names: Iterable[str]) -> None:
         names = tuple(names)
@@ -69,10 +69,10 @@ class TrustedProxies:
     def client(self, peer: str, forwarded_for: bytes) -> str:
         """The address of the client for which `peer`, the other end of the connection, forwards a request.
 
-        Each proxy appends the address it was asked from, so the list is read from its end: the first address
-        that is no proxy's is the client, and what stands before it is only what that client claims. With `*`
-        every peer is a proxy, so the last address counts. Text that is no address ends the search at the hop
-        that reported it.
+        Each proxy appends the address of its own peer, so the list is read from its end. The first address
+        that is not a trusted proxy is the client; entries before it are the client's own claims. With `*`
+        every peer is a proxy, so the last entry counts. The search ends at text that is not an address, with
+        the hop that reported it.
         """
         client = peer
         if peer in self:

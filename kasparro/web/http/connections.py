@@ -1,4 +1,4 @@
-"""Shares the connections of a process, and the memory for what waits to be sent, between its clients."""
+"""Shares connections, and memory for unsent responses, between clients."""
 
 import asyncio
 from collections import Counter, deque
@@ -14,25 +14,25 @@ client_log = RateLimitedLog(structlog.get_logger())
 
 
 class Connection(Protocol):
-    """A connection of an HTTP server, as far as the application and the limits know it.
+    """An HTTP connection, as the application and the limits see it.
 
-    The application finds it as `scope["kasparro.connection"]`, and only under our own server.
+    The application finds it as `scope["kasparro.connection"]`, under our own server only.
     """
 
     @property
     def pipelining(self) -> bool:
-        """Whether its client has sent another request before it has the answer to this one."""
+        """Whether another request waits behind the one that is being answered."""
 
-    def cut(self) -> None:
-        """End it at once, so that an answer in progress is seen to be incomplete."""
+    def abort(self) -> None:
+        """Close the connection at once, so that its client sees that the response is incomplete."""
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How connections and memory are shared.
+    """How many connections and unsent bytes are allowed.
 
-    `most` connections are served, `each` of one client. Beyond either, `reserve` more may ask for the health
-    of the service and nothing else, `reserve_each` of one client. All clients together may leave
-    `waiting_bytes` of answers unread.
+    `total` connections are served, `per_client` of one client. Beyond these, `reserve` more connections,
+    `reserve_per_client` of one client, can only request the service's health. All clients together may leave
+    `unsent_bytes` of responses unread.
     """
 
     total: int
@@ -42,113 +42,116 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
     unsent_bytes: int = 64 * 2**20
 
     @classmethod
-    def of(cls, most: int) -> "ConnectionLimits":
-        """The shares of `most` connections: a quarter for each client, and a sixteenth more in reserve."""
-        reserve = max(8, most // 16)
+    def of(cls, total: int) -> "ConnectionLimits":
+        """The limits for `total` connections: a quarter for each client, and a sixteenth more as reserve."""
+        reserve = max(8, total // 16)
         return cls(
-            total=most, per_client=max(1, most // 4), reserve=reserve, reserve_per_client=max(2, reserve // 8)
+            total=total,
+            per_client=max(1, total // 4),
+            reserve=reserve,
+            reserve_per_client=max(2, reserve // 8),
         )
 
 
 class Connections:
-    """The connections of one server: who holds them, and how many bytes wait for their clients to read.
+    """The connections of one server by client, and the bytes that wait for each client to read.
 
-    Proxies hold connections for many clients, so a client that `is_proxy` has no share of its own.
+    A trusted proxy connects for many clients, so `per_client` does not apply to it.
     """
 
-    def __init__(self, shares: ConnectionLimits) -> None:
-        self._shares = shares
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self._limits = limits
         self._served: dict[Connection, str] = {}
         self._served_by: Counter[str] = Counter()
-        # In the order of their opening.
+        # Oldest first.
         self._reserve: dict[Connection, str] = {}
-        self._waiting: dict[Connection, tuple[str, int]] = {}
-        self._waiting_by: Counter[str] = Counter()
+        self._unsent: dict[Connection, tuple[str, int]] = {}
+        self._unsent_by: Counter[str] = Counter()
         self.unsent_bytes = 0
-        self._turns: dict[str, deque[Callable[[], None]]] = {}
+        self._pipelined: dict[str, deque[Callable[[], None]]] = {}
 
     def open(self, connection: Connection, client: str, *, is_proxy: bool) -> bool:
-        """Add a connection; gives whether it is served, or else in the reserve.
+        """Add a connection. Returns True if it is served, False if it is in the reserve.
 
-        A full reserve gives the place of its oldest connection to the new one: a health check needs its place
-        for a moment only, and clients that hold places must not shut it out.
+        A full reserve closes its oldest connection: a health check needs only a moment, and clients that hold
+        connections must not shut it out.
         """
-        shares = self._shares
-        if len(self._served) >= shares.total:
-            client_log.warning("connection_limit_reached", limit=shares.total, address=client)
-        elif not is_proxy and self._served_by[client] >= shares.per_client:
-            client_log.warning("connection_share_reached", limit=shares.per_client, address=client)
+        limits = self._limits
+        if len(self._served) >= limits.total:
+            client_log.warning("connection_limit_reached", limit=limits.total, address=client)
+        elif not is_proxy and self._served_by[client] >= limits.per_client:
+            client_log.warning("connection_share_reached", limit=limits.per_client, address=client)
         else:
             self._served[connection] = client
             self._served_by[client] += 1
             return True
         own = [other for other, holder in self._reserve.items() if holder == client]
-        if len(own) >= shares.reserve_per_client and not is_proxy:
-            self._drop(own[0])
-        elif len(self._reserve) >= shares.reserve:
-            self._drop(next(iter(self._reserve)))
+        if len(own) >= limits.reserve_per_client and not is_proxy:
+            self._evict(own[0])
+        elif len(self._reserve) >= limits.reserve:
+            self._evict(next(iter(self._reserve)))
         self._reserve[connection] = client
         return False
 
-    def _drop(self, connection: Connection) -> None:
+    def _evict(self, connection: Connection) -> None:
         del self._reserve[connection]
-        connection.cut()
+        connection.abort()
 
     def close(self, connection: Connection) -> None:
-        """Remove a connection that has ended."""
+        """Remove a connection that was closed."""
         client = self._served.pop(connection, None)
         if client is not None:
             self._served_by[client] -= 1
             if not self._served_by[client]:
                 del self._served_by[client]
         self._reserve.pop(connection, None)
-        self.read(connection)
+        self.clear_unsent(connection)
 
-    def wait(self, connection: Connection, client: str, size: int) -> None:
-        """Note that so many bytes wait for the client to read them.
+    def set_unsent(self, connection: Connection, client: str, size: int) -> None:
+        """Record how many bytes wait for the client to read them.
 
-        Where all clients together leave too much unread, the one with the most loses its oldest connections.
+        Beyond the limit of all clients, the client with the most bytes loses its oldest connections.
         """
-        _, before = self._waiting.get(connection, (client, 0))
-        self._waiting[connection] = client, size
-        self._add(client, size - before)
-        while self.unsent_bytes > self._shares.unsent_bytes:
-            greediest, _ = self._waiting_by.most_common(1)[0]
-            oldest = next(other for other, (holder, _) in self._waiting.items() if holder == greediest)
+        _, before = self._unsent.get(connection, (client, 0))
+        self._unsent[connection] = client, size
+        self._add_unsent(client, size - before)
+        while self.unsent_bytes > self._limits.unsent_bytes:
+            largest, _ = self._unsent_by.most_common(1)[0]
+            oldest = next(other for other, (holder, _) in self._unsent.items() if holder == largest)
             client_log.info(
-                "unread_responses_aborted", address=greediest, limit_bytes=self._shares.unsent_bytes
+                "unread_responses_aborted", address=largest, limit_bytes=self._limits.unsent_bytes
             )
-            self.read(oldest)
-            oldest.cut()
+            self.clear_unsent(oldest)
+            oldest.abort()
 
-    def read(self, connection: Connection) -> None:
-        """Note that nothing waits for the client of this connection any more."""
-        if connection in self._waiting:
-            client, size = self._waiting.pop(connection)
-            self._add(client, -size)
+    def clear_unsent(self, connection: Connection) -> None:
+        """Record that nothing waits for the client of this connection."""
+        if connection in self._unsent:
+            client, size = self._unsent.pop(connection)
+            self._add_unsent(client, -size)
 
-    def _add(self, client: str, size: int) -> None:
+    def _add_unsent(self, client: str, size: int) -> None:
         self.unsent_bytes += size
-        self._waiting_by[client] += size
-        if not self._waiting_by[client]:
-            del self._waiting_by[client]
+        self._unsent_by[client] += size
+        if not self._unsent_by[client]:
+            del self._unsent_by[client]
 
-    def take_turn(self, client: str, begin: Callable[[], None]) -> None:
-        """Call `begin`, which starts work that a client has sent ahead, when the client has its turn.
+    def schedule(self, client: str, start: Callable[[], None]) -> None:
+        """Call `start`, which begins a pipelined request of this client, in fair order between clients.
 
-        One such start is made in each round of the event loop, by turns of the clients. Requests that nobody
-        sent ahead, and new connections, never wait for those that were.
+        One pipelined request begins in each iteration of the event loop, client by client. Other requests and
+        new connections never wait for them.
         """
-        if not self._turns:
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        self._turns.setdefault(client, deque()).append(begin)
+        if not self._pipelined:
+            asyncio.get_running_loop().call_soon(self._start_next)
+        self._pipelined.setdefault(client, deque()).append(start)
 
-    def _next_turn(self) -> None:
-        client = next(iter(self._turns))
-        waiting = self._turns.pop(client)
-        begin = waiting.popleft()
+    def _start_next(self) -> None:
+        client = next(iter(self._pipelined))
+        waiting = self._pipelined.pop(client)
+        start = waiting.popleft()
         if waiting:
-            self._turns[client] = waiting
-        if self._turns:
-            asyncio.get_running_loop().call_soon(self._next_turn)
-        begin()
+            self._pipelined[client] = waiting
+        if self._pipelined:
+            asyncio.get_running_loop().call_soon(self._start_next)
+        start()

@@ -1,4 +1,4 @@
-"""What is known of one request beside what it asks for: its id, its time, and what its client can take."""
+"""The context of a request: its id, start and encoding, and what handlers record for headers and metrics."""
 
 import itertools
 import os
@@ -7,26 +7,26 @@ import time
 
 from starlette.types import Scope
 
-from kasparro.web.cache.response import HeaderList
 from kasparro.web.http.encodings import IDENTITY, choose_encoding
+from kasparro.web.http.headers import HeaderList
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-# Random for this process, then counted: as unique as a random one of that length, at a tenth of the price.
+# Random per process, then counted: as unique as a random id of that length, at a tenth of its cost.
 _PREFIX = os.urandom(8).hex().encode()
 _COUNT = itertools.count(int.from_bytes(os.urandom(4)))
 
 
-def request_id(told: bytes | None = None) -> bytes:
-    """The id of a request: what its client told, if that is fit for logs and headers, or a new one."""
-    if told is not None and _REQUEST_ID.fullmatch(told):
-        return told
+def request_id(proposed: bytes | None = None) -> bytes:
+    """The client's X-Request-ID if it is fit for logs and headers, otherwise a new id."""
+    if proposed is not None and _REQUEST_ID.fullmatch(proposed):
+        return proposed
     return b"%b%016x" % (_PREFIX, next(_COUNT))
 
 
-# How an answer came about: it was kept, it is kept from now on, or nothing like it is.
+# Use of the response cache: found, rendered for it, or of a kind that is not cached.
 HIT, MISS, NONE = "hit", "miss", "none"
-# The route of what none of the service's paths is.
+# The route of a path that the service does not have.
 OTHER = "other"
 
 
@@ -53,11 +53,14 @@ class RequestContext:
     )
 
     def __init__(
-        self, headers: dict[bytes, bytes], added: HeaderList | None = None, started: float | None = None
+        self,
+        headers: dict[bytes, bytes],
+        extra_headers: HeaderList | None = None,
+        started: float | None = None,
     ) -> None:
         self.request_id = request_id(headers.get(b"x-request-id")).decode()
         self.started = time.perf_counter() if started is None else started
-        self.extra_headers = added or []
+        self.extra_headers = extra_headers or []
         accepted = headers.get(b"accept-encoding")
         self.encoding = IDENTITY if accepted is None else choose_encoding(accepted)
         self.if_none_match = headers.get(b"if-none-match")
@@ -69,13 +72,13 @@ class RequestContext:
         self.slow = False
 
     def server_timing(self) -> bytes:
-        """How long it took so far, as the header of that name tells it (milliseconds)."""
-        told = b"total;dur=%.2f" % ((time.perf_counter() - self.started) * 1e3)
+        """The value of the Server-Timing header (milliseconds)."""
+        value = b"total;dur=%.2f" % ((time.perf_counter() - self.started) * 1e3)
         if self.cache != NONE:
-            told += b", cache;desc=" + self.cache.encode()
+            value += b", cache;desc=" + self.cache.encode()
         if self.database_s is not None:
-            told += b", db;dur=%.2f" % (self.database_s * 1e3)
-        return told
+            value += b", db;dur=%.2f" % (self.database_s * 1e3)
+        return value
 
 
 def context_of(scope: Scope) -> RequestContext:

@@ -1,23 +1,21 @@
-"""Which pages of other origins may read the answers in a browser (CORS), by setting."""
+"""CORS: which web pages of other origins may read responses in a browser."""
 
 from starlette.types import Scope
 
-from kasparro.web.cache.response import HeaderList
+from kasparro.web.http.headers import HeaderList
 
-# What a page may send, and what it may read beside the body.
-_TAKEN = b"Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-ID"
-_SHOWN = (
+_ALLOWED_HEADERS = b"Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-ID"
+_EXPOSE = (
+    b"access-control-expose-headers",
     b"ETag, Link, Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, WWW-Authenticate, "
-    b"X-Request-ID"
+    b"X-Request-ID",
 )
-# Browsers keep a preflight's answer two hours at most.
+# Browsers cache a preflight response for two hours at most.
 _PREFLIGHT_S = 7_200
-
-_EXPOSE = (b"access-control-expose-headers", _SHOWN)
 
 
 class Cors:
-    """Tells browsers which origins may read: none, all (`*`), or those that are named."""
+    """The origins that may read responses: none, all (`*`), or the named ones (KASPARRO_CORS_ORIGINS)."""
 
     def __init__(self, origins: tuple[str, ...]) -> None:
         self._all = "*" in origins
@@ -25,22 +23,22 @@ class Cors:
 
     @property
     def named(self) -> bool:
-        """Whether answers differ by the origin that asks, and so have to vary by it."""
+        """Whether headers depend on the request's origin, so that responses need `Vary: Origin`."""
         return bool(self._origins) and not self._all
 
     @property
     def always(self) -> HeaderList:
-        """The headers of every answer."""
+        """The CORS headers of every response."""
         return [(b"access-control-allow-origin", b"*"), _EXPOSE] if self._all else []
 
     def headers(self, origin: bytes | None) -> HeaderList:
-        """The headers of an answer to a page of this origin, beside `always`."""
+        """The CORS headers of a response to this origin, in addition to `always`."""
         if self.named and origin is not None and origin in self._origins:
             return [(b"access-control-allow-origin", origin), _EXPOSE]
         return []
 
     def preflight(self, scope: Scope, headers: dict[bytes, bytes]) -> HeaderList | None:
-        """The headers of the answer to a browser that asks before it asks; None for any other request."""
+        """The additional headers of the response to a preflight request; None for any other request."""
         origin = headers.get(b"origin")
         if (
             scope["method"] != "OPTIONS"
@@ -50,6 +48,6 @@ class Cors:
             return None
         return [
             (b"access-control-allow-methods", b"GET, HEAD, POST, OPTIONS"),
-            (b"access-control-allow-headers", _TAKEN),
+            (b"access-control-allow-headers", _ALLOWED_HEADERS),
             (b"access-control-max-age", b"%d" % _PREFLIGHT_S),
         ]

@@ -1,4 +1,4 @@
-"""A client that hangs up ends what is done for it, down to the query in PostgreSQL."""
+"""Ends the work for a client that has disconnected, down to its query in PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,18 +9,18 @@ from starlette.responses import Response
 
 
 class ClientDisconnected(Exception):
-    """The client has hung up: there is nobody to answer."""
+    """The client has disconnected, so nobody reads the response."""
 
 
 class ResponseAborted(Exception):
-    """An answer that has begun must end incomplete, by a rule and not by a fault; the reason is logged."""
+    """A limit ended a response that had begun. The code that applied the limit has logged the reason."""
 
 
 @asynccontextmanager
 async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
-    """A block that is cancelled when the client hangs up, and then raises ClientDisconnected.
+    """A block that is cancelled when the client disconnects; raises ClientDisconnected then.
 
-    For requests without a body: what else the client sends is not read meanwhile.
+    For requests without a body: messages from the client are read and dropped meanwhile.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
@@ -38,7 +38,7 @@ async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        # Cancelled by the watch alone, and by nobody who stops the service too.
+        # Only if nobody else cancelled the task too, such as a shutdown.
         if gone and task is not None and task.uncancel() <= before:
             raise ClientDisconnected from None
         raise
@@ -47,6 +47,6 @@ async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
 
 
 async def client_disconnected(request: Request, error: Exception) -> Response:
-    """What nobody gets; the status, which others use too, is for logs."""
+    """The exception handler of ClientDisconnected. Nobody reads its response; the status is for the logs."""
     del request, error
     return Response(status_code=499)

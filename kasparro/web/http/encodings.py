@@ -1,4 +1,4 @@
-"""Content codings: which one a client gets, and how bodies are put into it."""
+"""Content encodings: which one a client gets, and how bodies are compressed."""
 
 import gzip
 import re
@@ -16,23 +16,23 @@ else:
 
 IDENTITY = "identity"
 
-# Beyond this level zstd takes three times as long for two percent less.
+# Higher levels of zstd take three times as long for two percent fewer bytes.
 _ZSTD_LEVEL = 3
 _GZIP_LEVEL = 6
-# A stream is compressed for one client alone, so speed counts more: gzip at 3 takes a fifth of the time that
-# it takes at 6, for six percent more bytes; zstd at 1 is as small as at 3.
+# A stream is compressed for one client only, so speed counts more. gzip at level 3 takes a fifth of the time
+# of level 6, for six percent more bytes. zstd at level 1 is as small as at level 3.
 _ZSTD_STREAM_LEVEL = 1
 _GZIP_STREAM_LEVEL = 3
 
-# Ours, best first: zstd packs tighter than gzip in less time.
+# Best first: zstd compresses better than gzip in less time.
 _COMPRESS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
     {
         "zstd": lambda body: zstd.compress(body, _ZSTD_LEVEL),
-        # With no time in it, so that equal bytes stay equal.
+        # Without a timestamp, so that equal bodies give equal bytes.
         "gzip": lambda body: gzip.compress(body, _GZIP_LEVEL, mtime=0),
     }
 )
-# Below this, one packet carries either.
+# Smaller bodies fit into one packet without compression.
 SMALL_BYTES = 1_200
 
 _QUALITY = re.compile(r"q\s*=\s*(0(\.\d{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
@@ -40,34 +40,35 @@ _QUALITY = re.compile(r"q\s*=\s*(0(\.\d{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 
 @lru_cache(maxsize=512)
 def choose_encoding(accepted: bytes) -> str:
-    """The coding for a client with this Accept-Encoding (RFC 9110, 12.5.3): the one it likes best, of those
-    that it likes equally the best of ours; as it is, where nothing else is to its liking.
+    """The encoding for a client with this Accept-Encoding (RFC 9110, 12.5.3).
+
+    The highest weight wins; among equal weights, our own order. `identity` if no other is acceptable.
     """
-    told: dict[str, float] = {}
+    stated: dict[str, float] = {}
     for part in accepted.decode("latin-1").lower().split(","):
         name, _, weight = (piece.strip() for piece in part.partition(";"))
         quality = _QUALITY.fullmatch(weight)
         if name and (quality or not weight):
-            told["gzip" if name == "x-gzip" else name] = float(quality[1]) if quality else 1.0
-    rest = told.get("*", 0.0)
-    # Nothing is said of identity where it is welcome, but less than what is named.
-    weights = {name: told.get(name, rest) for name in _COMPRESS} | {IDENTITY: told.get(IDENTITY, 0.001)}
+            stated["gzip" if name == "x-gzip" else name] = float(quality[1]) if quality else 1.0
+    others = stated.get("*", 0.0)
+    # Identity is acceptable if it is not mentioned, but a named encoding is preferred.
+    weights = {name: stated.get(name, others) for name in _COMPRESS} | {IDENTITY: stated.get(IDENTITY, 0.001)}
     return max(weights, key=lambda name: weights[name])
 
 
 class Encoder(Protocol):
-    """Encodes a body that arrives in pieces, so that streams are compressed without waiting for their end."""
+    """Compresses a stream piece by piece."""
 
     def encode(self, piece: bytes) -> bytes:
         """The next piece, encoded and flushed: a client can decode it at once."""
 
     def finish(self) -> bytes:
-        """The end of the body. Without it, a decoder reports that the body is cut off."""
+        """The end of the body. Without it, a decoder reports that the body is truncated."""
 
 
 class _GzipEncoder:
     def __init__(self) -> None:
-        # 31: the largest window, and the header and trailer of gzip.
+        # 31: the largest window, with gzip header and trailer.
         self._compressor = zlib.compressobj(_GZIP_STREAM_LEVEL, wbits=31)
 
     def encode(self, piece: bytes) -> bytes:
@@ -93,11 +94,11 @@ _ENCODERS: Mapping[str, Callable[[], Encoder]] = MappingProxyType(
 )
 
 
-def new_encoder(coding: str) -> Encoder | None:
-    """An encoder for a coding that `choose_encoding` gave; None for identity."""
-    return None if coding == IDENTITY else _ENCODERS[coding]()
+def new_encoder(encoding: str) -> Encoder | None:
+    """An encoder for a result of `choose_encoding`; None for identity."""
+    return None if encoding == IDENTITY else _ENCODERS[encoding]()
 
 
-def compress(body: bytes, coding: str) -> bytes:
-    """The body in a coding that `choose_encoding` gave, other than identity."""
-    return _COMPRESS[coding](body)
+def compress(body: bytes, encoding: str) -> bytes:
+    """The body in an encoding other than identity."""
+    return _COMPRESS[encoding](body)

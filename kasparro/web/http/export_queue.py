@@ -1,4 +1,4 @@
-"""Who may export when: each client in its turn, and an end to readers so slow that others wait for them."""
+"""Lets a bounded number of exports run at once, fairly between clients, and ends those of slow readers."""
 
 import asyncio
 import time
@@ -18,9 +18,9 @@ client_log = RateLimitedLog(structlog.get_logger())
 
 
 class ExportLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What exports may take.
+    """Limits of exports.
 
-    A client has at most `per_client` exports at work, and `queued_per_client` more that wait for up to
+    A client has at most `per_client` exports running, and `queued_per_client` more that wait for up to
     `queue_timeout_s`. While other exports wait, a client must read `min_bytes_per_s` (before compression),
     averaged over each `window_s` of waiting for it.
     """
@@ -33,11 +33,11 @@ class ExportLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportSlot:
-    """One export at work: how fast its client reads, and how to cut it."""
+    """One running export: measures how fast its client reads; `abort` ends it."""
 
-    def __init__(self, client: str, cut: Callable[[], None], limits: ExportLimits) -> None:
+    def __init__(self, client: str, abort: Callable[[], None], limits: ExportLimits) -> None:
         self.client = client
-        self.cut = cut
+        self.abort = abort
         self._limits = limits
         self._slow = False
         self._bytes = 0
@@ -46,7 +46,7 @@ class ExportSlot:
 
     @contextmanager
     def sending(self, size: int) -> Iterator[None]:
-        """A block in which we wait for the client to take so many bytes."""
+        """A block that waits for the client to read this number of bytes."""
         self._since = time.monotonic()
         try:
             yield
@@ -55,76 +55,76 @@ class ExportSlot:
             self._since = None
             self._bytes += size
             if self._waited_s >= self._limits.window_s:
-                self._slow = self._lags(self._waited_s)
+                self._slow = self._too_slow(self._waited_s)
                 self._bytes, self._waited_s = 0, 0.0
 
+    @property
     def slow(self) -> bool:
-        """Whether its client falls behind the pace."""
+        """Whether the client reads more slowly than it must."""
         waited_s = self._waited_s + (0.0 if self._since is None else time.monotonic() - self._since)
-        return self._lags(waited_s) if waited_s >= self._limits.window_s else self._slow
+        return self._too_slow(waited_s) if waited_s >= self._limits.window_s else self._slow
 
-    def _lags(self, waited_s: float) -> bool:
+    def _too_slow(self, waited_s: float) -> bool:
         return self._bytes < self._limits.min_bytes_per_s * waited_s
 
 
 class ExportQueue:
-    """So many exports at once of all clients, in the order of `Places`."""
+    """Admits `slots` exports at once, in the fair order of `Places`."""
 
     limits: ClassVar[ExportLimits] = ExportLimits()
 
-    def __init__(self, places: int) -> None:
-        self._places = Places(places, self.limits.per_client)
-        self._working: list[ExportSlot] = []
-        self._looking: asyncio.TimerHandle | None = None
+    def __init__(self, slots: int) -> None:
+        self._places = Places(slots, self.limits.per_client)
+        self._running: list[ExportSlot] = []
+        self._check: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """The number of waiting exports."""
         return self._places.waiting
 
     @asynccontextmanager
-    async def slot(self, client: str, cut: Callable[[], None]) -> AsyncIterator[ExportSlot]:
-        """A block that has its turn; `cut` ends the connection of its client.
+    async def slot(self, client: str, abort: Callable[[], None]) -> AsyncIterator[ExportSlot]:
+        """A block that runs when the client may export. `abort` must end the export if it is too slow.
 
-        Raises Problem (429) where too many of this client wait already, DatabaseBusy where the wait is too
-        long.
+        Raises Problem (429) if too many exports of this client wait, DatabaseBusy after `queue_timeout_s`.
         """
         if self._places.waiting_of(client) >= self.limits.queued_per_client:
             raise _too_many(self.limits)
-        if self._looking is None:
-            self._look_again()
+        if self._check is None:
+            self._schedule_check()
         try:
             await self._places.take(client, self.limits.queue_timeout_s)
         except TimeoutError:
-            raise DatabaseBusy("no export ended within the time that others wait for one") from None
-        turn = ExportSlot(client, cut, self.limits)
-        self._working.append(turn)
+            raise DatabaseBusy(f"no export ended within {self.limits.queue_timeout_s:g} s") from None
+        slot = ExportSlot(client, abort, self.limits)
+        self._running.append(slot)
         try:
-            yield turn
+            yield slot
         finally:
-            self._working.remove(turn)
+            self._running.remove(slot)
             self._places.give_back(client)
 
-    def _look_again(self) -> None:
+    def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()
-        self._looking = loop.call_later(self.limits.window_s / 10, self._look)
+        self._check = loop.call_later(self.limits.window_s / 10, self._abort_slow)
 
-    def _look(self) -> None:
-        # One at a time, for one place is what somebody waits for.
-        self._looking = None
+    def _abort_slow(self) -> None:
+        # One export per check: the next check sees whether another one still has to wait.
+        self._check = None
         if not self._places.wanted:
             return
-        slow = next((turn for turn in self._working if turn.slow()), None)
+        slow = next((slot for slot in self._running if slot.slow), None)
         if slow is not None:
             client_log.info("slow_export_aborted", client=slow.client)
-            slow.cut()
-        self._look_again()
+            slow.abort()
+        self._schedule_check()
 
 
 def _too_many(limits: ExportLimits) -> Problem:
     return Problem(
         429,
-        f"A client can have {limits.per_client} exports at work and {limits.queued_per_client} more waiting.",
+        f"A client can have {limits.per_client} exports running and {limits.queued_per_client} more waiting.",
         kind="too-many-exports",
         title="Too many exports",
         headers={"Retry-After": f"{limits.queue_timeout_s:.0f}"},

@@ -1,4 +1,4 @@
-"""What goes wrong, as answers: problem documents (RFC 9457) for every error a request can meet."""
+"""Error responses: a problem document (RFC 9457) for every error that a request can meet."""
 
 from http import HTTPStatus
 from typing import Any
@@ -11,17 +11,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
-from starlette.types import ExceptionHandler
+from starlette.types import ExceptionHandler, Scope
 
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable
 from kasparro.log_rate import RateLimitedLog
 from kasparro.web.http.context import context_of
 
-# Every request to a database that is away or busy leads here.
+# Every request logs here while the database is away or busy.
 client_log = RateLimitedLog(structlog.get_logger())
 
 MEDIA_TYPE = "application/problem+json"
-# A restart or a failover of PostgreSQL takes about so long, and a queue of readers so.
+# About the time that a restart or failover of PostgreSQL takes, and a full queue of readers.
 RETRY_AFTER_S = 5
 BUSY_RETRY_AFTER_S = 1
 
@@ -29,7 +29,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class ProblemDocument(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"kind": "type"}):
-    """What went wrong with a request, by RFC 9457."""
+    """Why a request failed (RFC 9457)."""
 
     kind: str
     title: str
@@ -42,9 +42,9 @@ class ProblemDocument(msgspec.Struct, kw_only=True, omit_defaults=True, rename={
 
 
 class Problem(Exception):
-    """A request that cannot be answered as asked; carries what its problem document says.
+    """A request that fails with this problem document.
 
-    `parameter` names what was wrong with the request, `allowed` what it may be.
+    `parameter` names the part of the request that is wrong, `allowed` the values that it may have.
     """
 
     def __init__(
@@ -69,19 +69,19 @@ class Problem(Exception):
 
 
 def bad_parameter(parameter: str, detail: str, allowed: str | None = None) -> Problem:
-    """The problem of a query parameter with a value that is not allowed."""
+    """The problem of a query parameter whose value is not allowed."""
     return Problem(
         400,
         detail,
         kind="parameter",
-        title="A parameter is not allowed as it is",
+        title="Invalid parameter",
         parameter=parameter,
         allowed=allowed,
     )
 
 
 def not_found(detail: str, *, parameter: str | None = None, allowed: str | None = None) -> Problem:
-    """The problem of asking for what is not there."""
+    """The problem of a resource that does not exist."""
     return Problem(404, detail, parameter=parameter, allowed=allowed)
 
 
@@ -93,7 +93,7 @@ def document(problem: Problem, path: str, request_id: str) -> bytes:
             title=problem.title,
             status=problem.status,
             detail=problem.detail,
-            # Clients may send anything in a path; in an answer it is a URI reference.
+            # A client may send any bytes as its path. In the document it must be a URI reference.
             instance=quote(path[:1_000]),
             request_id=request_id,
             parameter=problem.parameter,
@@ -102,8 +102,8 @@ def document(problem: Problem, path: str, request_id: str) -> bytes:
     )
 
 
-def answer(scope: Any, problem: Problem) -> Response:
-    """The problem document of a request, as a response."""
+def response(scope: Scope, problem: Problem) -> Response:
+    """The problem document as a response to this request."""
     body = document(problem, scope["path"], context_of(scope).request_id)
     return Response(
         body, problem.status, {"Cache-Control": "no-store", **(problem.headers or {})}, MEDIA_TYPE
@@ -111,30 +111,30 @@ def answer(scope: Any, problem: Problem) -> Response:
 
 
 async def _problem(request: Request, error: Problem) -> Response:
-    return answer(request.scope, error)
+    return response(request.scope, error)
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
     if error.status_code == 404:
-        problem = not_found("There is nothing at this path; /docs lists what there is.")
+        problem = not_found("No such path. /docs lists the paths of this API.")
     elif error.status_code == 405:
         allowed = ", ".join(sorted(_methods(request) | {"OPTIONS"}))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": allowed})
         problem = Problem(
             405,
-            f"This path does not know {request.method[:20]}.",
+            f"{request.method[:20]} is not allowed for this path.",
             parameter="method",
             allowed=allowed,
             headers={"Allow": allowed},
         )
     else:
         problem = Problem(error.status_code, error.detail, headers=dict(error.headers or {}))
-    return answer(request.scope, problem)
+    return response(request.scope, problem)
 
 
 def _methods(request: Request) -> set[str]:
-    # Several routes may share a path; the router tells only the first one's methods.
+    # Several routes may share a path. The exception knows only the methods of the first one.
     found: set[str] = set()
     for route in request.scope["router"].routes:
         if route.matches(request.scope)[0] is not Match.NONE:
@@ -151,7 +151,7 @@ def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_
             reason=f"{type(error).__name__}: {error}",
         )
         headers = {"Retry-After": str(retry_after_s)}
-        return answer(request.scope, Problem(503, detail, kind=kind, title=title, headers=headers))
+        return response(request.scope, Problem(503, detail, kind=kind, title=title, headers=headers))
 
     return handler
 
@@ -159,7 +159,7 @@ def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_
 _unreachable = _unavailable(
     "database-unreachable",
     "Database unreachable",
-    "The database is out of reach; it is asked again with the next request. GET /health tells more.",
+    "The database cannot be reached. The next request tries again. GET /health has details.",
 )
 
 HANDLERS: dict[Any, Any] = {
@@ -169,17 +169,17 @@ HANDLERS: dict[Any, Any] = {
     DatabaseBusy: _unavailable(
         "too-busy",
         "Too busy",
-        "Too many wait for the database already; ask again soon.",
+        "Too many requests are waiting for the database. Try again soon.",
         BUSY_RETRY_AFTER_S,
     ),
     asyncpg.QueryCanceledError: _unavailable(
         "query-took-too-long",
         "Query took too long",
-        "The query took too long and was stopped; ask for less, or page with `cursor` in place of `page`.",
+        "The query took too long and was stopped. Narrow the filters, or use `cursor` instead of `page`.",
     ),
     asyncpg.UndefinedTableError: _unavailable(
         "database-being-prepared",
         "Database being prepared",
-        "The database is being prepared: its tables are not all there yet.",
+        "The database is being prepared. Some tables do not exist yet.",
     ),
 }

@@ -1,7 +1,7 @@
-"""What a connection may cost: uvicorn's HTTP protocol with bounds on time, bytes and number.
+"""Limits what one connection may cost: uvicorn's HTTP protocol with bounds on time, bytes and number.
 
-These bounds protect a port that clients reach without a proxy. Under another ASGI server, that server's own
-bounds count; the application itself works the same.
+These limits protect a port that clients reach without a proxy. Under another ASGI server, that server's own
+limits apply; the application works the same.
 """
 
 import asyncio
@@ -29,24 +29,25 @@ from kasparro.web.http.problems import Problem
 
 log = structlog.get_logger()
 
-# An answer given early is lost if the connection is closed under a client that still sends (RFC 9112, 9.6),
-# so what it sends is read for a while, but no more than this of it.
+# If the connection closes while the client still sends, the client may lose a response that was sent before
+# (RFC 9112, 9.6). So its bytes are read and dropped for this time, and up to this number.
 _LINGER_S = 2.0
 _LINGER_BYTES = 1_048_576
-# Connections are cut this long before uvicorn's drain ends, which would cancel what still sends on them.
+# Connections are closed this long before uvicorn's drain ends, when it would cancel the running requests.
 _BEFORE_CANCEL_S = 0.5
-# What the transport holds back of an answer before it counts as waiting for its client.
+# Bytes that the transport buffers before the client counts as a slow reader.
 _WRITE_BUFFER_BYTES = 16_384
 
 _HEALTH_PATHS = frozenset(path.encode() for path in HEALTH_PATHS)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one connection may take.
+    """The limits of one connection.
 
-    A request has `request_s` to arrive, from its first byte, the first of a connection from its opening; one
-    in the reserve has `reserve_s`. Behind the request that is being answered `ahead` more may wait, of
-    `pipelined_bytes` together. A client that does not read has to take `drain_bytes` every `drain_s`.
+    A request must arrive within `request_s` of its first byte, the first one within `request_s` of the
+    connection's start; on a reserve connection, within `reserve_s`. Behind the request that is being
+    answered, `pipelined` more may wait, with `pipelined_bytes` in total. A slow client must read
+    `drain_bytes` every `drain_s`.
     """
 
     request_s: float = 10.0
@@ -60,15 +61,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     drain_bytes: int = 16_384
 
 
-class _RefusedError(Exception):
-    # Raised out of the parser's callbacks, which ends the parsing.
+class _RejectedError(Exception):
+    # Raised in the parser's callbacks, to end parsing.
     pass
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 whose connections and requests are bounded, and whose own errors are problem documents.
+    """HTTP/1.1 with limits; its own error responses are problem documents.
 
-    `limit_concurrency` is the number of connections that are served; `Connections` shares them out.
+    uvicorn's `limit_concurrency` is the number of connections; `Connections` divides them between clients.
     """
 
     limits: ClassVar[Limits] = Limits()
@@ -83,24 +84,24 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.url = b""
         self._connections = _connections(server_state, self.limit_concurrency)
-        # uvicorn's own answer is plain text, comes after the whole request, and health gets it too.
+        # Otherwise uvicorn applies it too: in plain text, after the whole request, and to health checks.
         self.limit_concurrency = None
-        self._name = ""
+        self._client = ""
         self._reserved = False
         self._current: RequestResponseCycle | None = None
-        # Whether a request that starts now was sent ahead, before the answer to the one before it.
-        self._next_ahead = False
-        # The request that is arriving: whether there is one, whether its header is complete, and its size.
+        # Whether uvicorn is starting a request that was pipelined behind another one.
+        self._starting_pipelined = False
+        # The arriving request.
         self._receiving = False
         self._began = False
         self._header_complete = False
         self._received = 0
         self._header_bytes = 0
-        self._ahead_bytes = 0
-        # After a refusal, what the client sends is thrown away.
-        self._refused = False
+        self._pipelined_bytes = 0
+        # After a rejection, further bytes are dropped.
+        self._rejected = False
         self._discarded = 0
-        self._refusal: Problem | None = None
+        self._rejection: Problem | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._drain: asyncio.TimerHandle | None = None
 
@@ -110,9 +111,9 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
         peer = self.client[0] if self.client else ""
-        self._name = client_name(peer)
-        is_proxy = peer in _proxies(_setting(self.config.forwarded_allow_ips))
-        self._reserved = not self._connections.open(self, self._name, is_proxy=is_proxy)
+        self._client = client_name(peer)
+        is_proxy = peer in _proxies(str(self.config.forwarded_allow_ips))
+        self._reserved = not self._connections.open(self, self._client, is_proxy=is_proxy)
         wait_s = self.limits.reserve_s if self._reserved else self.limits.request_s
         self._deadline = self.loop.call_later(wait_s, self._expire)
 
@@ -124,8 +125,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _disconnect(self) -> None:
-        # uvicorn does so for the newest request alone. The one that is being answered would go on and write
-        # to a closed transport, which is an error.
+        # uvicorn disconnects only the newest request. The one being answered would write to a closed
+        # transport, which logs an error.
         self.pipeline.clear()
         if self._current is not None and not self._current.response_complete:
             self._current.disconnected = True
@@ -135,47 +136,47 @@ class LimitedProtocol(HttpToolsProtocol):
         super().shutdown()
         grace = self.config.timeout_graceful_shutdown
         if grace is not None:
-            self.loop.call_later(max(0.0, grace - _BEFORE_CANCEL_S), self.cut)
+            self.loop.call_later(max(0.0, grace - _BEFORE_CANCEL_S), self.abort)
 
-    def cut(self) -> None:
-        """End the connection at once, without what waits to be sent."""
-        self._refused = True
+    def abort(self) -> None:
+        """Close the connection at once, and drop what waits to be sent."""
+        self._rejected = True
         self._disconnect()
         raw = self.transport.get_extra_info("socket")
         if raw is not None and not self.transport.is_closing():
-            # With a reset: the kernel would keep what it has for a client that never reads it.
+            # With a reset. Otherwise the kernel would keep its buffer for a client that never reads it.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        # Not from within a write, which may be what found that there is too much.
+        # Later, because the caller may be in the middle of a write.
         self.loop.call_soon(self.transport.abort)
 
     # Requests
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._rejected:
             self._discard(data)
             return
         self._began = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # Nothing is upgraded to here. The request is answered as it is, and the connection ends: what
-            # follows might be of the protocol that was asked for.
-            self._end_after_answer()
+            # No upgrade is supported. The request is answered and the connection closed, because further
+            # bytes may belong to the other protocol.
+            self._end_after_response()
             return
         except httptools.HttpParserError:
-            self._refuse(self._refusal or Problem(400, "This is no HTTP/1.1 request."))
+            self._reject(self._rejection or Problem(400, "This is not an HTTP/1.1 request."))
             return
         if self._receiving:
-            self._received += _of_last_request(data) if self._began else len(data)
+            self._received += _last_request_bytes(data) if self._began else len(data)
             if self._received > self.limits.request_bytes:
-                self._refuse(self._too_large())
+                self._reject(self._too_large())
             elif self._deadline is None:
                 self._deadline = self.loop.call_later(self.limits.request_s, self._expire)
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= self.limits.pipelined:
-            raise _RefusedError
-        # Not with every byte, as uvicorn does: line ends between requests would keep a connection for ever.
+            raise _RejectedError
+        # uvicorn restarts this timer at every byte, so newlines between requests would hold a connection.
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
@@ -186,33 +187,33 @@ class LimitedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         super().on_message_begin()
 
-        # For what `send` cannot do.
+        # So that the application can abort it.
         self.scope["kasparro.connection"] = self  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
         self.url += url
         if len(self.url) > self.limits.url_bytes:
-            self._refuse_with(Problem(414, f"A URL has {self.limits.url_bytes} bytes at most."))
+            self._reject_in_parser(Problem(414, f"A URL has at most {self.limits.url_bytes} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._header_complete:
-            # A trailer, which is no header (RFC 9110, 6.5.1).
+            # This is a trailer, not a header (RFC 9110, 6.5.1).
             return
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > self.limits.request_bytes or len(self.headers) >= self.limits.headers:
-            self._refuse_with(self._too_large())
+            self._reject_in_parser(self._too_large())
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._header_complete = True
         if self._reserved and self.url.partition(b"?")[0] not in _HEALTH_PATHS:
-            self._refuse_with(_too_many_connections())
+            self._reject_in_parser(_too_many_connections())
         if self._answering():
-            self._ahead_bytes += self._header_bytes + len(self.url)
-            if self._ahead_bytes > self.limits.pipelined_bytes:
-                raise _RefusedError
+            self._pipelined_bytes += self._header_bytes + len(self.url)
+            if self._pipelined_bytes > self.limits.pipelined_bytes:
+                raise _RejectedError
         else:
-            self._ahead_bytes = 0
+            self._pipelined_bytes = 0
         super().on_headers_complete()
         if self._reserved:
             self.cycle.keep_alive = False
@@ -225,70 +226,70 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._current = cycle
-        if self._next_ahead:
-            self._connections.take_turn(self._name, partial(self._start_ahead, cycle, app))
+        if self._starting_pipelined:
+            self._connections.schedule(self._client, partial(self._start_pipelined, cycle, app))
         else:
             super()._start_asgi_task(cycle, app)
 
-    def _start_ahead(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _start_pipelined(self, cycle: RequestResponseCycle, app: Any) -> None:
         if not cycle.disconnected:
             super()._start_asgi_task(cycle, app)
 
     @property
     def pipelining(self) -> bool:
-        """Whether another request waits for the answer to this one."""
+        """Whether another request waits behind the one that is being answered."""
         return bool(self.pipeline)
 
     def _expire(self) -> None:
         self._deadline = None
         if self.flow.read_paused:
-            # The rest waits for us, behind the answers to requests before it.
+            # We do not read the rest yet, because earlier requests are still being answered.
             self._deadline = self.loop.call_later(self.limits.request_s, self._expire)
-        elif self._answering() or (self._receiving and not self._answered()):
-            self._refuse(Problem(408, "The request did not arrive in time."))
+        elif self._answering() or (self._receiving and not self._answered_early()):
+            self._reject(Problem(408, "The request did not arrive in time."))
         else:
-            # Nothing came at all, or only the body is missing of a request that has its answer.
+            # No byte of a request arrived, or only the body is missing of a request that has been answered.
             self.transport.close()
-            self._watch()
+            self._watch_reader()
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _answered(self) -> bool:
-        # Whether the request that is coming in has had its answer before its body was whole.
+    def _answered_early(self) -> bool:
+        # Whether the arriving request was answered before its body was complete.
         return self.cycle is not None and self.cycle.scope is self.scope
 
     def timeout_keep_alive_handler(self) -> None:
         if self._receiving:
-            # The deadline of the request counts.
+            # The deadline of the request applies.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
         else:
             super().timeout_keep_alive_handler()
-            self._watch()
+            self._watch_reader()
 
-    # Refusals
+    # Rejections
 
-    def _refuse_with(self, problem: Problem) -> None:
-        self._refusal = problem
-        raise _RefusedError
+    def _reject_in_parser(self, problem: Problem) -> None:
+        self._rejection = problem
+        raise _RejectedError
 
     def _too_large(self) -> Problem:
         return Problem(
             431,
-            f"A request has {self.limits.headers} headers and {self.limits.request_bytes} bytes at most.",
+            f"A request has at most {self.limits.headers} headers and {self.limits.request_bytes} bytes.",
         )
 
-    def _end_after_answer(self) -> None:
-        self._refused = True
+    def _end_after_response(self) -> None:
+        self._rejected = True
         self._end_deadline()
         if self._answering():
-            # An answer out of turn would be taken for another request's: that one is the last.
+            # Its client would take an error response now for the response to an earlier request.
             self.cycle.keep_alive = False
 
-    def _refuse(self, problem: Problem) -> None:
-        self._end_after_answer()
+    def _reject(self, problem: Problem) -> None:
+        self._end_after_response()
         if not self._answering() and not self.transport.is_closing():
             self._write(problem)
             self.transport.write_eof()
@@ -331,11 +332,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._deadline.cancel()
             self._deadline = None
 
-    # Readers
+    # Slow readers
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch()
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -343,30 +344,30 @@ class LimitedProtocol(HttpToolsProtocol):
             self._end_drain()
 
     def on_response_complete(self) -> None:
-        self._next_ahead = True
+        self._starting_pipelined = True
         super().on_response_complete()
-        self._next_ahead = False
+        self._starting_pipelined = False
         if self.transport.is_closing():
-            self._watch()
+            self._watch_reader()
 
-    def _watch(self) -> None:
-        # A transport closes when it has sent everything, which a client that does not read can put off.
-        left = self.transport.get_write_buffer_size()
-        if left and self._drain is None:
-            self._drain = self.loop.call_later(self.limits.drain_s, self._look_after, left)
-            self._connections.wait(self, self._name, left)
+    def _watch_reader(self) -> None:
+        # Also while the transport closes: it sends its buffer first. A client that does not read delays that.
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and self._drain is None:
+            self._drain = self.loop.call_later(self.limits.drain_s, self._check_reader, unsent)
+            self._connections.set_unsent(self, self._client, unsent)
 
-    def _look_after(self, before: int) -> None:
+    def _check_reader(self, before: int) -> None:
         self._drain = None
-        left = self.transport.get_write_buffer_size()
-        if left > before - self.limits.drain_bytes:
-            log.debug("unread_response_aborted", bytes=left, address=self._name)
-            self.cut()
+        unsent = self.transport.get_write_buffer_size()
+        if unsent > before - self.limits.drain_bytes:
+            log.debug("unread_response_aborted", bytes=unsent, address=self._client)
+            self.abort()
         else:
-            self._watch()
+            self._watch_reader()
 
     def _end_drain(self) -> None:
-        self._connections.read(self)
+        self._connections.clear_unsent(self)
         if self._drain is not None:
             self._drain.cancel()
             self._drain = None
@@ -375,22 +376,18 @@ class LimitedProtocol(HttpToolsProtocol):
 _BLANK_LINE = b"\r\n\r\n"
 
 
-def _of_last_request(data: bytes) -> int:
-    # How many bytes belong to the request that the data ends with; those before it are complete.
+def _last_request_bytes(data: bytes) -> int:
+    # The number of bytes that belong to the last request in the data; the requests before it are complete.
     return len(data) - (data.rfind(_BLANK_LINE) + len(_BLANK_LINE) if _BLANK_LINE in data else 0)
 
 
-_OF_SERVERS: WeakKeyDictionary[ServerState, Connections] = WeakKeyDictionary()
+_BY_SERVER: WeakKeyDictionary[ServerState, Connections] = WeakKeyDictionary()
 
 
-def _connections(server: ServerState, most: int | None) -> Connections:
-    if server not in _OF_SERVERS:
-        _OF_SERVERS[server] = Connections(ConnectionLimits.of(most or 2**31))
-    return _OF_SERVERS[server]
-
-
-def _setting(proxies: list[str] | str) -> str:
-    return proxies if isinstance(proxies, str) else ",".join(proxies)
+def _connections(server: ServerState, total: int | None) -> Connections:
+    if server not in _BY_SERVER:
+        _BY_SERVER[server] = Connections(ConnectionLimits.of(total or 2**31))
+    return _BY_SERVER[server]
 
 
 @lru_cache(maxsize=8)
@@ -401,15 +398,15 @@ def _proxies(setting: str) -> TrustedProxies:
 def _too_many_connections() -> Problem:
     return Problem(
         503,
-        "There are too many connections, of this client or of all. Only the paths under /health are answered "
-        "now; try again soon, and keep connections open in place of opening more.",
+        "Too many connections, of this client or in total. For now only paths under /health are answered. "
+        "Try again soon, and reuse connections instead of opening more.",
         kind="too-many-connections",
         title="Too many connections",
         headers={"Retry-After": str(problems.RETRY_AFTER_S)},
     )
 
 
-# What is overridden must be there: an upgrade of uvicorn that renames it would leave it without effect.
+# If an upgrade of uvicorn renames a method, the override here would silently do nothing.
 _OVERRIDDEN = (
     "connection_made", "connection_lost", "shutdown", "data_received", "on_message_begin", "on_url",
     "on_header", "on_headers_complete", "on_message_complete", "on_response_complete", "_start_asgi_task",

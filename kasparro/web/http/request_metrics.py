@@ -1,4 +1,4 @@
-"""Counts the requests of this process, and of the other workers beside it, for /metrics."""
+"""Request counters of this process and of the service's other processes, for /metrics and /health."""
 
 import asyncio
 import os
@@ -15,23 +15,25 @@ import msgspec
 
 from kasparro.supervision import BackgroundTask, Supervisor
 
-# Upper bounds of the latency histogram, in seconds; what takes longer is counted beyond the last.
+# Upper bounds of the latency histogram in seconds. Longer requests are counted in one more bucket.
 BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 WRITE_INTERVAL_S = 1.0
-# A worker that has told nothing for so long is gone; what it counted stays counted.
+# A worker whose file is older has ended. Its gauges no longer count; its counters do.
 STALE_AFTER_S = 5.0
 # The file of the process that supervises the workers.
 SUPERVISOR = "supervisor"
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 
-# Route, method, status, and how the answer came about: `hit` of those kept, `miss`, or `none` where none is.
+# Route, method, status, and use of the response cache: `hit`, `miss` or `none`.
 Label = tuple[str, str, int, str]
 
 
 class Counts(msgspec.Struct):
-    """What was counted: of each label the seconds spent, then how many fell under each bound and beyond; of
-    each key's name the requests; and of each way in which a worker process ended how often it did.
+    """The counters of a process.
+
+    `requests` has, for each label, the seconds spent and then the number of requests in each bucket. `keys`
+    has the number of requests of each API key, `worker_exits` how often worker processes ended by reason.
     """
 
     requests: dict[Label, list[float]] = {}
@@ -39,25 +41,25 @@ class Counts(msgspec.Struct):
     worker_exits: dict[str, int] = {}
 
     def add(self, other: "Counts") -> None:
-        """Add what another process counted."""
-        for label, line in other.requests.items():
-            mine = self.requests.setdefault(label, [0.0] * len(line))
-            mine[:] = map(sum, zip(mine, line, strict=True))
+        """Add the counters of another process."""
+        for label, figures in other.requests.items():
+            sums = self.requests.setdefault(label, [0.0] * len(figures))
+            sums[:] = map(sum, zip(sums, figures, strict=True))
         for name, requests in other.keys.items():
             self.keys[name] = self.keys.get(name, 0) + requests
-        for how, times in other.worker_exits.items():
-            self.worker_exits[how] = self.worker_exits.get(how, 0) + times
+        for reason, times in other.worker_exits.items():
+            self.worker_exits[reason] = self.worker_exits.get(reason, 0) + times
 
 
 class ProcessReport(msgspec.Struct):
-    """What one process tells: its name, what it counted, its gauges by name, and what is wrong with it."""
+    """What one process of the service reports to the others."""
 
     worker: str
     counts: Counts
     gauges: dict[str, float] = {}
     problems: list[str] = []
     merged: list[str] = []
-    """Files of processes that ended, whose counts are in these."""
+    """Files of ended processes whose counts were added to these."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -65,8 +67,8 @@ _decode = msgspec.msgpack.Decoder(ProcessReport).decode
 
 
 class RequestMetrics:
-    """Counts in plain numbers. Where a folder is told, the process writes them there each second while this
-    is entered, so that any worker can tell for all.
+    """Counts requests. With a folder, it writes its report there every second, so that every process of the
+    service can report for all.
     """
 
     def __init__(
@@ -81,59 +83,59 @@ class RequestMetrics:
         self._worker = str(os.getpid())
         self._folder = folder
         self._supervisor = supervisor
-        self._telling: BackgroundTask | None = None
+        self._writer: BackgroundTask | None = None
 
     async def __aenter__(self) -> Self:
         if self._folder is not None:
             file = self._folder / f"{self._worker}-{uuid4().hex}"
-            self._telling = self._supervisor.start("metrics_writer", partial(self._tell, file))
+            self._writer = self._supervisor.start("metrics_writer", partial(self._write_regularly, file))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._telling is not None:
-            await self._telling.stop()
+        if self._writer is not None:
+            await self._writer.stop()
 
     def count(self, label: Label, seconds: float) -> None:
         """Count one request."""
-        line = self.counts.requests.get(label)
-        if line is None:
+        figures = self.counts.requests.get(label)
+        if figures is None:
             route, method, status, cache = label
             label = (route, method if method in METHODS else "other", status, cache)
-            line = self.counts.requests.setdefault(label, [0.0] * (len(BUCKETS_S) + 2))
-        line[0] += seconds
-        line[1 + bisect_left(BUCKETS_S, seconds)] += 1
+            figures = self.counts.requests.setdefault(label, [0.0] * (len(BUCKETS_S) + 2))
+        figures[0] += seconds
+        figures[1 + bisect_left(BUCKETS_S, seconds)] += 1
 
     def count_key(self, name: str) -> None:
         """Count one request of an API key."""
         self.counts.keys[name] += 1
 
     async def reports(self) -> list[ProcessReport]:
-        """What this process and all others tell; of those that are gone the counts alone. Raises OSError."""
+        """The reports of this process and all others. Raises OSError."""
         own = self._report()
         if self._folder is None:
             return [own]
         return [own, *await asyncio.to_thread(_others, self._folder, self._worker)]
 
-    async def _tell(self, file: Path) -> None:
+    async def _write_regularly(self, file: Path) -> None:
         while True:
-            await asyncio.to_thread(write, file, self._report())
+            await asyncio.to_thread(write_report, file, self._report())
             await asyncio.sleep(WRITE_INTERVAL_S)
 
     def _report(self) -> ProcessReport:
         return ProcessReport(self._worker, self.counts, self._gauges(), self._supervisor.problems())
 
 
-def write(file: Path, report: ProcessReport) -> None:
-    """Leave a report for the other processes of the service. Raises OSError."""
+def write_report(file: Path, report: ProcessReport) -> None:
+    """Replace a report file atomically. Raises OSError."""
     draft = file.with_suffix(".new")
     draft.write_bytes(_encode(report))
     draft.replace(file)
 
 
 def read_counts(folder: Path, worker: str) -> tuple[Counts, list[Path]]:
-    """What a worker process that has ended counted, and the files that say so. Raises OSError."""
+    """The counters of a worker process that has ended, and the files they were in. Raises OSError."""
     counts, files = Counts(), sorted(folder.glob(f"{worker}-*"))
     for file in files:
         if not file.suffix:
@@ -143,7 +145,7 @@ def read_counts(folder: Path, worker: str) -> tuple[Counts, list[Path]]:
 
 def _others(folder: Path, worker: str) -> list[ProcessReport]:
     found: dict[str, ProcessReport] = {}
-    # The supervisor's file last: what it has taken over from a file is in one of them, and counts once.
+    # The supervisor's file last: counts that it has merged from another file must not count twice.
     for file in sorted(folder.iterdir(), key=lambda file: file.name == SUPERVISOR):
         if file.suffix or file.name.startswith(f"{worker}-"):
             continue
@@ -151,7 +153,7 @@ def _others(folder: Path, worker: str) -> list[ProcessReport]:
             report = _decode(file.read_bytes())
             age_s = time.time() - file.stat().st_mtime
         except FileNotFoundError:
-            # The supervisor took it over just now.
+            # The supervisor has just merged it.
             continue
         if age_s > STALE_AFTER_S:
             report.gauges, report.problems = {}, []

@@ -22,7 +22,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
         "A parameter is unknown, or has a value that is not allowed; the document names it.",
         {
             "type": "urn:kasparro:problem:parameter",
-            "title": "A parameter is not allowed as it is",
+            "title": "Invalid parameter",
             "detail": "limit is '0'; allowed: a whole number from 1 to 1000.",
             "parameter": "limit",
             "allowed": "a whole number from 1 to 1000",

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 
-from kasparro.web.cache.policy import CachePolicy, encoded
+from kasparro.web.cache.policy import CachePolicy, prepare
 from kasparro.web.openapi import document, parameters
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.parameters import NoParameters
@@ -83,6 +83,6 @@ def _route(path: str, caching: CachePolicy, response: Response, cache_control: s
 
     async def answer(request: Request) -> ASGIApp:
         parameters.read(NoParameters, request.scope["query_string"])
-        return await encoded(request, fixed)
+        return await prepare(request, fixed)
 
     return Route(path, answer)

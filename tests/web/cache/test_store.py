@@ -1,4 +1,4 @@
-"""The cache of rendered answers by itself: its bound, its order, and what a move of the data does to it."""
+"""The response cache: its memory limit, its eviction order, and drops."""
 
 import asyncio
 
@@ -7,17 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import Response
 
-from kasparro.web.cache.response import CachedResponse, Render
-from kasparro.web.cache.store import SPELLINGS, ResponseCache
-
-Key = tuple[bytes, bytes]
+from kasparro.web.cache.response import CachedResponse
+from kasparro.web.cache.store import ALIASES, Key, Render, ResponseCache
 
 
-def rendering(size: int = 10, lasting: bool = True) -> Render:
+def rendering(size: int = 10, cacheable: bool = True) -> Render:
     async def render() -> tuple[CachedResponse, bool]:
-        return CachedResponse(
-            Response(b"x" * size, media_type="text/plain"), "/", "no-cache", "Accept"
-        ), lasting
+        response = Response(b"x" * size, media_type="text/plain")
+        return CachedResponse(response, "/", "no-cache", "Accept"), cacheable
 
     return render
 
@@ -30,109 +27,112 @@ def key(number: int) -> Key:
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30_000), st.integers(0, 20), st.booleans())),
 )
-async def test_it_never_holds_more_than_it_may_and_forgets_whole_answers(
-    asked: list[tuple[int, int, int, bool]],
-) -> None:
-    kept = ResponseCache(100_000)
-    for number, size, spelling, pack in asked:
-        answer = kept.find(key(number)) or await kept.render(key(number), rendering(size))
-        if pack:
-            await answer.variant("gzip")
-        kept.remember(answer, (b"/data", b"%d-%d" % (number, spelling)))
-        assert kept.bytes <= 100_000
-        assert len(answer.spellings) <= SPELLINGS
-        assert kept.bytes == sum(one.kept_bytes for one in kept._kept.values())
-        spelt = [one for answer in kept._kept.values() for one in answer.spellings]
-        assert sorted(spelt) == sorted(kept._spelt)
+async def test_memory_limit_holds(requests: list[tuple[int, int, int, bool]]) -> None:
+    """The cache never exceeds its limit, and forgets an entry with all its aliases."""
+    cache = ResponseCache(100_000)
+    for number, size, alias, compressed in requests:
+        response = cache.find(key(number)) or await cache.render(key(number), rendering(size))
+        if compressed:
+            await response.encoded("gzip")
+        cache.add_alias(response, (b"/data", b"%d-%d" % (number, alias)))
+        assert cache.bytes <= 100_000
+        assert len(response.aliases) <= ALIASES
+        assert cache.bytes == sum(entry.counted_bytes for entry in cache._entries.values())
+        aliases = [alias for entry in cache._entries.values() for alias in entry.aliases]
+        assert sorted(aliases) == sorted(cache._by_alias)
 
 
-async def test_of_many_ways_of_asking_the_latest_are_known() -> None:
-    kept = ResponseCache(100_000)
-    answer = await kept.render(key(1), rendering())
-    for n in range(SPELLINGS + 2):
-        kept.remember(answer, key(n))
-    assert [kept.spelt(key(n)) is answer for n in range(SPELLINGS + 2)] == [False] * 2 + [True] * SPELLINGS
+async def test_latest_aliases_stay() -> None:
+    cache = ResponseCache(100_000)
+    response = await cache.render(key(1), rendering())
+    for n in range(ALIASES + 2):
+        cache.add_alias(response, key(n))
+    found = [cache.find_alias(key(n)) is response for n in range(ALIASES + 2)]
+    assert found == [False] * 2 + [True] * ALIASES
 
 
-async def test_what_was_asked_for_longest_ago_makes_room() -> None:
-    kept = ResponseCache(100_000)
+async def test_least_recently_used_is_evicted() -> None:
+    cache = ResponseCache(100_000)
     for number in range(3):
-        answer = await kept.render(key(number), rendering(30_000))
-        kept.remember(answer, key(number))
-    assert kept.spelt(key(0)) is not None
-    await kept.render(key(3), rendering(30_000))
-    assert [kept.find(key(number)) is not None for number in range(4)] == [True, False, True, True]
+        response = await cache.render(key(number), rendering(30_000))
+        cache.add_alias(response, key(number))
+    assert cache.find_alias(key(0)) is not None
+    await cache.render(key(3), rendering(30_000))
+    assert [cache.find(key(number)) is not None for number in range(4)] == [True, False, True, True]
 
 
-async def test_an_answer_from_before_a_move_is_given_to_who_asked_then_and_to_nobody_else() -> None:
-    kept = ResponseCache(100_000)
-    read, go_on = asyncio.Event(), asyncio.Event()
+async def test_stale_render_is_not_cached() -> None:
+    """A response that was rendering during a drop goes only to the requests from before it."""
+    cache = ResponseCache(100_000)
+    started, proceed = asyncio.Event(), asyncio.Event()
 
     async def slow() -> tuple[CachedResponse, bool]:
-        read.set()
-        await go_on.wait()
+        started.set()
+        await proceed.wait()
         return await rendering(1)()
 
-    early = asyncio.create_task(kept.render(key(1), slow))
-    await read.wait()
-    kept.drop()
-    late = await kept.render(key(1), rendering(2))
-    go_on.set()
+    early = asyncio.create_task(cache.render(key(1), slow))
+    await started.wait()
+    cache.drop()
+    late = await cache.render(key(1), rendering(2))
+    proceed.set()
     assert await early is not late
-    assert kept.find(key(1)) is late
+    assert cache.find(key(1)) is late
 
 
-async def test_what_the_last_waiter_leaves_is_ended_and_made_anew_for_the_next() -> None:
-    kept = ResponseCache(100_000)
-    read, ended = asyncio.Event(), asyncio.Event()
+async def test_last_caller_cancels_render() -> None:
+    """The next request for the key renders again."""
+    cache = ResponseCache(100_000)
+    started, ended = asyncio.Event(), asyncio.Event()
 
     async def endless() -> tuple[CachedResponse, bool]:
-        read.set()
+        started.set()
         try:
             await asyncio.Event().wait()
         finally:
             ended.set()
         raise AssertionError("unreachable")
 
-    waiters = [asyncio.create_task(kept.render(key(1), endless)) for _ in range(2)]
-    await read.wait()
-    waiters[0].cancel()
-    await asyncio.wait(waiters[:1])
+    callers = [asyncio.create_task(cache.render(key(1), endless)) for _ in range(2)]
+    await started.wait()
+    callers[0].cancel()
+    await asyncio.wait(callers[:1])
     assert not ended.is_set()
-    waiters[1].cancel()
-    # Until it has heard so it still waits, and whoever asks waits with it.
-    await asyncio.wait(waiters[1:])
-    assert (await kept.render(key(1), rendering(3))).key == key(1)
+    callers[1].cancel()
+    # Wait until it has left. Until then a new caller would join the same rendering.
+    await asyncio.wait(callers[1:])
+    assert (await cache.render(key(1), rendering(3))).key == key(1)
     await ended.wait()
 
 
-async def test_an_answer_that_may_be_old_is_not_kept() -> None:
-    kept = ResponseCache(100_000)
-    await kept.render(key(1), rendering(lasting=False))
-    assert len(kept) == 0
+async def test_uncacheable_response_is_not_stored() -> None:
+    cache = ResponseCache(100_000)
+    await cache.render(key(1), rendering(cacheable=False))
+    assert len(cache) == 0
 
 
-async def test_an_error_is_everybodys_and_nothing_is_kept_of_it() -> None:
-    kept = ResponseCache(100_000)
+async def test_error_is_shared_and_not_stored() -> None:
+    cache = ResponseCache(100_000)
 
     async def fail() -> tuple[CachedResponse, bool]:
         await asyncio.sleep(0)
         raise ValueError("no")
 
-    asked = [asyncio.create_task(kept.render(key(1), fail)) for _ in range(3)]
-    assert [type(error) for error in await asyncio.gather(*asked, return_exceptions=True)] == [ValueError] * 3
-    assert await kept.render(key(1), rendering())
+    callers = [asyncio.create_task(cache.render(key(1), fail)) for _ in range(3)]
+    errors = await asyncio.gather(*callers, return_exceptions=True)
+    assert [type(error) for error in errors] == [ValueError] * 3
+    assert await cache.render(key(1), rendering())
 
 
-async def test_closing_ends_what_is_being_rendered() -> None:
-    kept = ResponseCache(100_000)
+async def test_close_cancels_renders() -> None:
+    cache = ResponseCache(100_000)
 
     async def never() -> tuple[CachedResponse, bool]:
         await asyncio.Event().wait()
         raise AssertionError
 
-    waiting = asyncio.create_task(kept.render(key(1), never))
+    caller = asyncio.create_task(cache.render(key(1), never))
     await asyncio.sleep(0)
-    await kept.close()
+    await cache.close()
     with pytest.raises(asyncio.CancelledError):
-        await waiting
+        await caller

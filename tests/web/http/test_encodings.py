@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasparro.web.cache.response import matches
 from kasparro.web.http.encodings import choose_encoding
+from kasparro.web.http.headers import matches
 
 
 @pytest.mark.parametrize(

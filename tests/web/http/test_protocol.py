@@ -591,4 +591,4 @@ def test_connections_are_bounded_by_descriptors_which_are_raised(
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: changes.append(limits))
     server._raise_descriptors()
     assert changes == ([] if raised is None else [raised])
-    assert server._connections() == connections
+    assert server._connection_limit() == connections
