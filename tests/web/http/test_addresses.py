@@ -1,4 +1,4 @@
-"""Which client an address stands for, and which hop of X-Forwarded-For is the client."""
+"""The name of a client, and which hop of X-Forwarded-For is the client."""
 
 import ipaddress
 
@@ -23,7 +23,7 @@ from kasparro.web.http.addresses import TrustedProxies, client_name, parse_addre
         ("[::ffff:192.0.2.1]:80", "192.0.2.1"),
     ],
 )
-def test_addresses_are_found_in_the_forms_that_proxies_write(text: str, address: str) -> None:
+def test_forms_of_addresses(text: str, address: str) -> None:
     assert parse_address(text) == ipaddress.ip_address(address)
 
 
@@ -48,7 +48,7 @@ def test_addresses_are_found_in_the_forms_that_proxies_write(text: str, address:
         "10.0.0.0/8",
     ],
 )
-def test_other_text_is_no_address(text: str) -> None:
+def test_text_that_is_no_address(text: str) -> None:
     assert parse_address(text) is None
 
 
@@ -65,25 +65,25 @@ def test_other_text_is_no_address(text: str) -> None:
         ("x" * 10_000, "x" * 64),
     ],
 )
-def test_a_client_is_named_by_its_address_or_network(host: str, name: str) -> None:
+def test_client_name(host: str, name: str) -> None:
     assert client_name(host) == name
 
 
 @given(st.text(max_size=200))
-def test_names_are_bounded_whatever_the_host_is(host: str) -> None:
+def test_client_name_is_bounded(host: str) -> None:
     assert len(client_name(host)) <= 64
 
 
 @pytest.mark.parametrize(
     ("trusted", "peer", "forwarded_for", "client"),
     [
-        # Only a trusted peer is believed.
+        # Only the header of a trusted peer counts.
         ((), "192.0.2.9", b"198.51.100.1", "192.0.2.9"),
         (("10.0.0.0/8",), "192.0.2.9", b"198.51.100.1", "192.0.2.9"),
         (("10.0.0.0/8",), "10.1.1.1", b"198.51.100.1", "198.51.100.1"),
         (("10.0.0.0/8",), "::ffff:10.1.1.1", b"198.51.100.1", "198.51.100.1"),
         (("2001:db8::/32",), "2001:db8::5", b"2001:db9::1", "2001:db9::1"),
-        # What a client wrote stands to the left of what the proxy appended.
+        # The client's own claims are to the left of the entry that the proxy appended.
         (("10.0.0.0/8",), "10.1.1.1", b"203.0.113.7, 198.51.100.1", "198.51.100.1"),
         (("10.0.0.0/8",), "10.1.1.1", b"x, 198.51.100.1:80", "198.51.100.1"),
         # Trusted hops are skipped.
@@ -94,23 +94,23 @@ def test_names_are_bounded_whatever_the_host_is(host: str) -> None:
         (("10.0.0.0/8",), "10.1.1.1", b"", "10.1.1.1"),
         (("10.0.0.0/8",), "10.1.1.1", b"198.51.100.1, ,10.3.3.3", "10.3.3.3"),
         (("10.0.0.0/8",), "10.1.1.1", b"\xff" * 9_000, "10.1.1.1"),
-        # With `*` the last entry alone counts, which the peer wrote.
+        # With `*`, only the last entry counts. The peer wrote it.
         (("*",), "192.0.2.9", b"1.1.1.1, 2.2.2.2", "2.2.2.2"),
         (("*",), "192.0.2.9", b"1.1.1.1, junk", "192.0.2.9"),
         (("*", "10.0.0.0/8"), "192.0.2.9", b"1.1.1.1, 10.0.0.1", "10.0.0.1"),
     ],
 )
-def test_the_client_is_the_first_hop_from_the_right_that_is_no_proxy(
+def test_client_is_first_untrusted_hop_from_the_right(
     trusted: tuple[str, ...], peer: str, forwarded_for: bytes, client: str
 ) -> None:
     assert TrustedProxies(trusted).client(peer, forwarded_for) == client
 
 
-def test_hops_that_are_followed_are_bounded() -> None:
+def test_hops_are_limited() -> None:
     chain = b", ".join([b"198.51.100.1"] + [b"10.0.0.%d" % n for n in range(100)])
     assert TrustedProxies(["10.0.0.0/8"]).client("10.9.9.9", chain) == "10.0.0.84"
 
 
 @given(st.binary(max_size=300), st.sampled_from([("*",), ("10.0.0.0/8",), ("0.0.0.0/0", "::/0")]))
-def test_a_client_is_always_an_address(forwarded_for: bytes, trusted: tuple[str, ...]) -> None:
+def test_client_is_always_an_address(forwarded_for: bytes, trusted: tuple[str, ...]) -> None:
     ipaddress.ip_address(TrustedProxies(trusted).client("10.1.1.1", forwarded_for))

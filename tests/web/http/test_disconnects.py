@@ -1,4 +1,4 @@
-"""A client that hangs up leaves no query behind."""
+"""A disconnected client leaves no query behind."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,13 +13,13 @@ from kasparro.store.pool import Connection, Database
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No query ends by its own time limit here."""
+    """No query times out here."""
     monkeypatch.setattr(limits, "READ_TIMEOUT_S", 600)
 
 
 @asynccontextmanager
-async def asked(client: aiohttp.ClientSession, path: str) -> AsyncIterator[asyncio.StreamReader]:
-    """A request under way on a line of its own, which is cut at the end."""
+async def requested(client: aiohttp.ClientSession, path: str) -> AsyncIterator[asyncio.StreamReader]:
+    """A request on a connection of its own, which is aborted at the end."""
     base = client._base_url
     assert base is not None
     reader, writer = await asyncio.open_connection(base.host, base.port)
@@ -31,9 +31,9 @@ async def asked(client: aiohttp.ClientSession, path: str) -> AsyncIterator[async
 
 
 async def queries(connection: Connection, count: int) -> None:
-    """Wait until so many of the service's queries wait for a lock."""
+    """Wait until this number of the service's queries waits for a lock."""
     async with asyncio.timeout(20):
-        while count != await connection.fetchval(  # noqa: ASYNC110 - a server tells nobody
+        while count != await connection.fetchval(  # noqa: ASYNC110 - PostgreSQL has no event for it
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kasparro' AND state = 'active'"
             " AND wait_event_type = 'Lock' AND datname = current_database()"
         ):
@@ -41,14 +41,14 @@ async def queries(connection: Connection, count: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/data?q=coin", "/data/csv/coin-1", "/stats"])
-async def test_the_query_of_a_client_that_hung_up_is_cancelled(
+async def test_query_of_a_disconnected_client_is_cancelled(
     client: aiohttp.ClientSession, connection: Connection, database: Database, path: str
 ) -> None:
     async with database.writing() as other, other.transaction():
         await other.execute("LOCK TABLE unified_data, runs IN ACCESS EXCLUSIVE MODE")
-        async with asked(client, path):
+        async with requested(client, path):
             await queries(connection, 1)
         await queries(connection, 0)
 
-    async with client.get(path) as reply:
-        assert reply.status in {200, 404}
+    async with client.get(path) as response:
+        assert response.status in {200, 404}

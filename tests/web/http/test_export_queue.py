@@ -1,39 +1,30 @@
-"""The export queue by itself: no export is lost, and the client with the fewest exports goes first."""
+"""The export queue: no export is lost, and the client with the fewest exports goes first."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.web.http.export_queue import ExportQueue
 
-
-@pytest.fixture(scope="module")
-def turns_runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
 steps = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 30), st.booleans()), max_size=40)
 
 
 @given(steps, st.integers(1, 4))
-def test_however_exports_come_end_and_give_up_every_place_is_used_and_none_twice(
-    turns_runner: asyncio.Runner, told: list[tuple[str, int, bool]], places: int
+def test_every_slot_is_used_and_none_twice(
+    runner: asyncio.Runner, exports: list[tuple[str, int, bool]], slots: int
 ) -> None:
     async def work() -> None:
-        turns = ExportQueue(places)
+        queue = ExportQueue(slots)
         working: Counter[str] = Counter()
         done: list[str] = []
 
         async def export(client: str, ended: asyncio.Event) -> None:
-            async with turns.slot(client, lambda: None):
+            async with queue.slot(client, lambda: None):
                 working[client] += 1
-                assert max(working.values()) <= turns.limits.per_client
-                assert working.total() <= places
+                assert max(working.values()) <= queue.limits.per_client
+                assert working.total() <= slots
                 try:
                     await ended.wait()
                 finally:
@@ -41,31 +32,31 @@ def test_however_exports_come_end_and_give_up_every_place_is_used_and_none_twice
             done.append(client)
 
         tasks: list[tuple[asyncio.Task[None], asyncio.Event]] = []
-        for client, which, cancelled in told:
+        for client, number, cancelled in exports:
             ended = asyncio.Event()
             tasks.append((asyncio.create_task(export(client, ended)), ended))
             await asyncio.sleep(0)
-            task, its_end = tasks[which % len(tasks)]
+            task, end = tasks[number % len(tasks)]
             if cancelled:
                 task.cancel()
             else:
-                its_end.set()
+                end.set()
         for _, ended in tasks:
             ended.set()
         async with asyncio.timeout(5):
             await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
-        assert turns.waiting == 0
+        assert queue.waiting == 0
         assert len(done) == sum(not task.cancelled() for task, _ in tasks)
 
-    turns_runner.run(work())
+    runner.run(work())
 
 
-async def test_a_free_place_goes_to_the_client_that_has_the_fewest() -> None:
-    turns = ExportQueue(2)
+async def test_free_slot_goes_to_the_client_with_the_fewest() -> None:
+    queue = ExportQueue(2)
     order: list[str] = []
 
     async def export(name: str, ended: asyncio.Event) -> None:
-        async with turns.slot(name[0], lambda: None):
+        async with queue.slot(name[0], lambda: None):
             order.append(name)
             await ended.wait()
 

@@ -1,10 +1,10 @@
-"""Clients that misbehave: what each stream of requests comes to, and how other clients fare meanwhile."""
+"""Hostile clients: what happens to their requests, and that other clients are served."""
 
 import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -17,19 +17,19 @@ from kasparro.web.http.connections import ConnectionLimits
 from kasparro.web.http.protocol import LimitedProtocol, Limits
 from tests.cli.test_commands import listening, running
 from tests.conftest import LogEvents
+from tests.support.overload import fetch, locked_data
+from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, ImpatientProtocol, connected
 from tests.web.conftest import Insert, serving
-from tests.web.http.test_overload import ask, stuck
-from tests.web.http.test_protocol import LIVE, NOWHERE, Hasty, line
 from tests.web.routes.test_metrics import scrape, value
 
-ROOT = Path(__file__).parents[2]
-# A service at rest has about 60 MB. This is what the issue on hostile neighbours allows it.
+ROOT = Path(__file__).parents[3]
+# An idle service takes about 60 MB.
 MEMORY_MB = 300
 
 
 @asynccontextmanager
-async def apart(database_url: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int]]:
-    """The service as people run it, in a process of its own; its pid too."""
+async def separate_service(database_url: str) -> AsyncIterator[tuple[aiohttp.ClientSession, int]]:
+    """A client of `kasparro serve` in another process, and its pid. Afterwards its log must be short."""
     environment = {
         "DATABASE_URL": database_url,
         "PORT": "0",
@@ -39,7 +39,7 @@ async def apart(database_url: str) -> AsyncIterator[tuple[aiohttp.ClientSession,
     async with running("serve", "--port", "0", **environment) as process:
         url = await listening(process)
         assert process.stderr is not None
-        # Read all along, for a full pipe would hold the service up.
+        # Read while it runs, because a full pipe would block the service.
         log = asyncio.create_task(process.stderr.read())
         try:
             async with aiohttp.ClientSession(url) as client:
@@ -48,29 +48,29 @@ async def apart(database_url: str) -> AsyncIterator[tuple[aiohttp.ClientSession,
             process.terminate()
             lines = (await log).decode()
         assert '"level": "error"' not in lines
-        # A line of each event per period, whatever the clients did.
+        # One line per kind of event and period, whatever the clients did.
         assert lines.count("\n") < 100, lines
 
 
 def peak_mb(pid: int) -> float:
-    """The most memory that a process has had."""
+    """The peak memory of a process."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
-        pytest.skip("this system does not tell a process's memory")
+        pytest.skip("this system does not report the memory of a process")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1_024
 
 
-async def live(client: aiohttp.ClientSession) -> int:
+async def live_status(client: aiohttp.ClientSession) -> int:
     """The status of /health/live on a new connection."""
     async with client.get("/health/live", headers={"Connection": "close"}) as answer:
         return answer.status
 
 
-async def test_good_clients_are_served_among_hostile_ones(database_url: str, insert: Insert) -> None:
-    """Two hundred clients of five kinds attack; another one gets every answer, and health is answered."""
+async def test_well_behaved_client_is_served_among_hostile_ones(database_url: str, insert: Insert) -> None:
+    """Two hundred clients of five kinds attack. Another client gets every response, health checks too."""
     await insert(*({"source_id": f"{n:05}", "name": f"Coin {n}", "rank": n + 1} for n in range(3_000)))
-    async with apart(database_url) as (client, pid), asyncio.timeout(120):
-        assert await live(client) == 200
+    async with separate_service(database_url) as (client, pid), asyncio.timeout(120):
+        assert await live_status(client) == 200
         attacker = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.support.hostile_clients", str(client._base_url.port), "40"),  # type: ignore[union-attr]
             cwd=ROOT,
@@ -81,10 +81,12 @@ async def test_good_clients_are_served_among_hostile_ones(database_url: str, ins
                     assert answer.status == 200
                     assert len((await answer.json())["data"]) == 50
                 if number % 3 == 0:
-                    assert await live(client) == 200
+                    assert await live_status(client) == 200
                 await asyncio.sleep(0.01)
+            assert attacker.returncode is None, "the attack ended early"
         finally:
-            attacker.terminate()
+            with suppress(ProcessLookupError):
+                attacker.terminate()
             await attacker.wait()
         assert peak_mb(pid) < MEMORY_MB
 
@@ -106,39 +108,39 @@ async def test_good_clients_are_served_among_hostile_ones(database_url: str, ins
             b"1\r\nx\r\n0\r\nX-API-Key: first\r\nAuthorization: Bearer x\r\n\r\n",
             [411],
         ),
-        (LIVE[:-2] + b"X-A: b\r\n" * 96 + b"\r\n", [200]),
-        (LIVE[:-2] + b"X-A: b\r\n" * 101 + b"\r\n", [431]),
-        (LIVE + LIVE[:-2] + b"X-A: b\r\n" * 101 + b"\r\n" + LIVE, [200]),
+        (LIVE_REQUEST[:-2] + b"X-A: b\r\n" * 96 + b"\r\n", [200]),
+        (LIVE_REQUEST[:-2] + b"X-A: b\r\n" * 101 + b"\r\n", [431]),
+        (LIVE_REQUEST + LIVE_REQUEST[:-2] + b"X-A: b\r\n" * 101 + b"\r\n" + LIVE_REQUEST, [200]),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 500, [400]),
         (b"\x00" * 100_000, [400]),
-        (b"\r\n" * 50_000 + LIVE, [200]),
+        (b"\r\n" * 50_000 + LIVE_REQUEST, [200]),
         (b"A" * 200_000, [400]),
     ],
 )
-async def test_odd_streams_are_answered_or_refused(
+async def test_odd_streams_are_answered_or_rejected(
     stream: bytes, statuses: list[int], logged: LogEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each gets its answers, then the end of its connection where it is refused; nothing is logged of it."""
-    async with serving(NOWHERE) as client, line(client) as one:
-        one.writer.write(stream)
+    """Each gets these responses, and its connection is closed if it is rejected. Nothing is logged."""
+    async with serving(NO_DATABASE) as client, connected(client) as connection:
+        connection.writer.write(stream)
         for status in statuses:
-            assert (await one.answer())[0] == status
-        one.writer.write_eof()
-        assert b"HTTP/1.1 2" not in await one.ended()
-        assert await live(client) == 200
+            assert (await connection.response())[0] == status
+        connection.writer.write_eof()
+        assert b"HTTP/1.1 2" not in await connection.rest()
+        assert await live_status(client) == 200
     assert {event["level"] for event in logged.seen} <= {"debug"}
     assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
 
 
-async def test_expect_is_answered_without_waiting_for_a_body(database_url: str) -> None:
-    """Nobody here reads a body, so a client that waits for 100 (Continue) gets its answer in its place."""
-    async with serving(database_url) as client, line(client) as one:
-        one.writer.write(
+async def test_expect_is_answered_without_its_body(database_url: str) -> None:
+    """No handler reads a body, so a client that waits for 100 (Continue) gets the final response."""
+    async with serving(database_url) as client, connected(client) as connection:
+        connection.writer.write(
             b"POST /nosuch HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
         )
-        assert (await one.answer())[0] == 404
-        one.writer.write(b"abc" + LIVE)
-        assert (await one.answer())[0] == 200
+        assert (await connection.response())[0] == 404
+        connection.writer.write(b"abc" + LIVE_REQUEST)
+        assert (await connection.response())[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -149,95 +151,93 @@ async def test_expect_is_answered_without_waiting_for_a_body(database_url: str) 
         b"GET /health/live?",
         b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Slow: ",
         b"GET /health/live HTTP/1.1\r\nHost: x\r\n",
-        LIVE + b"GET /health/live HTTP/1.1\r\nX-Slow: ",
+        LIVE_REQUEST + b"GET /health/live HTTP/1.1\r\nX-Slow: ",
         b"POST /runs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
         b"POST /runs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
     ],
 )
-async def test_byte_by_byte_at_every_stage_ends_in_time(start: bytes) -> None:
-    async with serving(NOWHERE, http=Hasty) as client, line(client) as one:
-        one.writer.write(start)
+async def test_dripping_bytes_end_in_time_at_every_stage(start: bytes) -> None:
+    async with serving(NO_DATABASE, http=ImpatientProtocol) as client, connected(client) as connection:
+        connection.writer.write(start)
 
         async def drip() -> None:
             for number in itertools.count():
-                one.writer.write(b"X-A: b\r\n"[number % 8 : number % 8 + 1])
+                connection.writer.write(b"X-A: b\r\n"[number % 8 : number % 8 + 1])
                 await asyncio.sleep(0.01)
 
         dripping = asyncio.create_task(drip())
         async with asyncio.timeout(20):
             while True:
                 try:
-                    if not await one.reader.read(65_536):
+                    if not await connection.reader.read(65_536):
                         break
                 except ConnectionError:
                     break
         dripping.cancel()
-        assert await live(client) == 200
+        assert await live_status(client) == 200
 
 
-async def test_unread_answers_are_bounded_for_all_clients_together(
+async def test_unread_responses_of_all_clients_are_limited(
     monkeypatch: pytest.MonkeyPatch, logged: LogEvents
 ) -> None:
-    """Clients that do not read are cut long before their time is up, and those of the greediest address."""
+    """The address with the most unread bytes loses connections, long before their time limit."""
 
-    class Patient(LimitedProtocol):
+    class PatientProtocol(LimitedProtocol):
         limits = Limits(drain_s=600)
 
-    shares = ConnectionLimits(
+    limits = ConnectionLimits(
         total=64, per_client=32, reserve=8, reserve_per_client=2, unsent_bytes=4_000_000
     )
-    monkeypatch.setattr(ConnectionLimits, "of", lambda most: shares)
-    asking = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8
-    async with serving(NOWHERE, http=Patient) as client, AsyncExitStack() as stack:
-        modest = await stack.enter_async_context(line(client, window=4_096, address="127.0.0.3"))
-        modest.writer.write(asking)
+    monkeypatch.setattr(ConnectionLimits, "of", lambda total: limits)
+    requests = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 8
+    async with serving(NO_DATABASE, http=PatientProtocol) as client, AsyncExitStack() as stack:
+        modest = await stack.enter_async_context(connected(client, window=4_096, address="127.0.0.3"))
+        modest.writer.write(requests)
         greedy = []
         for _ in range(30):
-            one = await stack.enter_async_context(line(client, window=4_096, address="127.0.0.2"))
-            one.writer.write(asking)
-            greedy.append(one)
-        (cut, *_) = await logged.reached(1, "unread_responses_aborted")
-        assert cut["address"] == "127.0.0.2"
-        await greedy[0].closed_for_writing()
-        # The other address keeps its connection, and reads on.
+            connection = await stack.enter_async_context(connected(client, window=4_096, address="127.0.0.2"))
+            connection.writer.write(requests)
+            greedy.append(connection)
+        (event, *_) = await logged.reached(1, "unread_responses_aborted")
+        assert event["address"] == "127.0.0.2"
+        await greedy[0].send_until_closed()
+        # The other address keeps its connection, and can read its responses.
         for _ in range(2):
             head = await modest.reader.readuntil(b"\r\n\r\n")
             await modest.reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-        assert await live(client) == 200
+        assert await live_status(client) == 200
     assert {event["level"] for event in logged.seen} <= {"debug", "info"}
 
 
-async def test_a_thousand_new_queries_keep_the_cache_within_its_memory(
-    database_url: str, insert: Insert
-) -> None:
+async def test_many_different_queries_stay_within_cache_memory(database_url: str, insert: Insert) -> None:
     await insert(*({"source_id": f"{n:05}", "name": f"Coin {n}", "rank": n + 1} for n in range(300)))
     connector = aiohttp.TCPConnector(limit=32)
     async with serving(database_url, Settings(cache_mb=1)) as client:
         async with aiohttp.ClientSession(client._base_url, connector=connector) as flood:
             paths = [f"/data?limit=100&rank_min={n % 150 + 1}&page={1 + n // 150}" for n in range(1_050)]
-            found = await asyncio.gather(*(ask(flood, path) for path in paths))
+            found = await asyncio.gather(*(fetch(flood, path) for path in paths))
         assert {status for status, *_ in found} == {200}
         samples = await scrape(client)
         assert 0 < (value(samples, "kasparro_cache_bytes") or 0) <= 2**20
 
 
-async def test_wide_queries_end_by_their_time_and_leave_short_ones_alone(
+async def test_slow_queries_time_out_and_do_not_delay_others(
     database_url: str,
     database: Database,
     connection: Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`statement_timeout` ends them in PostgreSQL, and their connections serve the next."""
+    """`statement_timeout` ends them in PostgreSQL. Their connections can be used again."""
     monkeypatch.setattr(database_limits, "READ_TIMEOUT_S", 1)
     async with serving(database_url, queue_s=60) as client:
-        async with stuck(database):
-            slow = [asyncio.create_task(ask(client, f"/data?q=a{n}")) for n in range(4)]
+        async with locked_data(database):
+            slow = [asyncio.create_task(fetch(client, f"/data?q=a{n}")) for n in range(4)]
             while not all(task.done() for task in slow):
-                assert (await ask(client, "/runs"))[0] == 200
+                assert (await fetch(client, "/runs"))[0] == 200
                 await asyncio.sleep(0.05)
         for status, retry_after, body in (task.result() for task in slow):
             assert (status, retry_after) == (503, "5")
             assert b"query-took-too-long" in body
-        assert (await ask(client, "/data?q=a"))[0] == 200
+        assert (await fetch(client, "/data?q=a"))[0] == 200
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
     assert await connection.fetchval(waiting) == 1

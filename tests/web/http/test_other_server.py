@@ -1,4 +1,4 @@
-"""The application under an ASGI server that is not ours, which knows nothing of our limits."""
+"""The application under another ASGI server, without our protocol class."""
 
 import asyncio
 import csv
@@ -27,16 +27,16 @@ from tests.web.routes.test_exports import begun, many, none_left
 
 
 @asynccontextmanager
-async def under_hypercorn(
+async def hypercorn_service(
     database_url: str, settings: Settings | None = None, **pools: Any
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """The service under hypercorn, and a client of it."""
+    """A client of the service under hypercorn."""
     app = create_app(settings or Settings(), database=Database(database_url, **pools), scheduler=None)
     ended = asyncio.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     base = URL(f"http://127.0.0.1:{listener.getsockname()[1]}")
     config = hypercorn.config.Config()
-    # It closes the socket itself.
+    # Hypercorn closes the socket.
     config.bind = [f"fd://{listener.detach()}"]
     config.graceful_timeout = 1
     framework: ASGIFramework = app  # type: ignore[assignment]
@@ -49,61 +49,61 @@ async def under_hypercorn(
         await serving
 
 
-async def test_pages_and_exports_are_read(database_url: str, insert: Insert) -> None:
+async def test_pages_exports_and_problems(database_url: str, insert: Insert) -> None:
     await insert(*({"source_id": f"{n:03}", "rank": n + 1} for n in range(100)))
-    async with under_hypercorn(database_url) as client:
-        async with client.get("/data?limit=2") as answer:
-            assert answer.status == 200
-            assert [row["rank"] for row in (await answer.json())["data"]] == [1, 2]
-            # Once more, from what is kept.
-            async with client.get("/data?limit=2", headers={"If-None-Match": answer.headers["ETag"]}) as same:
+    async with hypercorn_service(database_url) as client:
+        async with client.get("/data?limit=2") as response:
+            assert response.status == 200
+            assert [row["rank"] for row in (await response.json())["data"]] == [1, 2]
+            # Once more, from the cache.
+            async with client.get(
+                "/data?limit=2", headers={"If-None-Match": response.headers["ETag"]}
+            ) as same:
                 assert same.status == 304
-        async with client.get("/data.csv") as answer:
-            rows = list(csv.DictReader(io.StringIO(await answer.text())))
+        async with client.get("/data.csv") as response:
+            rows = list(csv.DictReader(io.StringIO(await response.text())))
             assert [row["rank"] for row in rows] == [str(n + 1) for n in range(100)]
-        async with client.get("/data?nosuch=1") as answer:
-            assert answer.status == 400
-            assert answer.content_type == "application/problem+json"
+        async with client.get("/data?nosuch=1") as response:
+            assert response.status == 400
+            assert response.content_type == "application/problem+json"
 
 
-async def test_an_export_that_breaks_off_does_not_look_whole(
-    database_url: str, connection: Connection
-) -> None:
+async def test_interrupted_export_is_seen_as_incomplete(database_url: str, connection: Connection) -> None:
     await many(connection)
-    async with under_hypercorn(database_url) as client, begun(client, "/data.csv") as answer:
+    async with hypercorn_service(database_url) as client, begun(client, "/data.csv") as response:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             " AND application_name = 'kasparro' AND xact_start IS NOT NULL"
         )
         with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.read()
+            await response.read()
 
 
-async def test_a_slow_export_that_is_cut_does_not_look_whole(
+async def test_aborted_slow_export_is_seen_as_incomplete(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, logged: LogEvents
 ) -> None:
-    """While others wait for their turn, a client that reads slowly loses its own."""
+    """While other exports wait, the export of a slow reader is aborted."""
     # No reader is fast enough.
-    terms = msgspec.structs.replace(ExportQueue.limits, window_s=0.2, min_bytes_per_s=2**40)
-    monkeypatch.setattr(ExportQueue, "limits", terms)
+    limits = msgspec.structs.replace(ExportQueue.limits, window_s=0.2, min_bytes_per_s=2**40)
+    monkeypatch.setattr(ExportQueue, "limits", limits)
     await many(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
-    async with under_hypercorn(database_url, settings, exporters=1) as client, begun(client) as slow:
+    async with hypercorn_service(database_url, settings, exporters=1) as client, begun(client) as slow:
         headers = {"X-Forwarded-For": "192.0.2.1"}
-        async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as answer:
-            assert answer.status == 200
+        async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as response:
+            assert response.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await slow.read()
     assert [event["event"] for event in logged.seen if event["level"] == "info"] == ["slow_export_aborted"]
 
 
-async def test_an_export_beyond_its_time_does_not_look_whole(
+async def test_export_beyond_its_time_is_seen_as_incomplete(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "EXPORT_S", 0.0)
     await many(connection)
-    async with under_hypercorn(database_url) as client:
+    async with hypercorn_service(database_url) as client:
         with pytest.raises(aiohttp.ClientError):
-            async with client.get("/data.ndjson") as answer:
-                await answer.read()
+            async with client.get("/data.ndjson") as response:
+                await response.read()
         await none_left(connection)
