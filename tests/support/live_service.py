@@ -1,4 +1,4 @@
-"""The service as people run it, in a process of its own, with the rows of all sources and an admin token."""
+"""`kasparro serve` in another process, with data of all sources and an admin token."""
 
 import asyncio
 import json
@@ -17,8 +17,8 @@ from tests.cli.test_commands import listening, running
 TOKEN = "a-token-of-the-tests"
 
 
-class Stocked:
-    """A service at `url`. Its log lines, as it wrote them, are there once it has stopped."""
+class LiveService:
+    """A service at `url`. `log` has its log events after it has stopped."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -26,8 +26,8 @@ class Stocked:
 
 
 @asynccontextmanager
-async def stocked(database_url: str) -> AsyncIterator[Stocked]:
-    """A service that has done its first run, over the simulator and the sample archive, and no other."""
+async def live_service(database_url: str) -> AsyncIterator[LiveService]:
+    """A service that has completed one run over the simulator and the sample archive."""
     environment = {
         "DATABASE_URL": database_url,
         "PORT": "0",
@@ -39,9 +39,9 @@ async def stocked(database_url: str) -> AsyncIterator[Stocked]:
         environment["KASPARRO_COINPAPRIKA_URL"] = simulator.coinpaprika_url
         environment["KASPARRO_COINGECKO_URL"] = simulator.coingecko_url
         async with running("serve", **environment) as process:
-            service = Stocked(await listening(process))
+            service = LiveService(await listening(process))
             assert process.stderr is not None
-            # Read all along, for a full pipe would hold the service up.
+            # Read while it runs, because a full pipe would block the service.
             rest = asyncio.create_task(process.stderr.read())
             try:
                 await _first_run(service.url)
@@ -61,14 +61,14 @@ async def _first_run(url: str) -> None:
             wait_max=0.2,
         ):
             with attempt:
-                async with session.get("/stats") as answer:
-                    run = (await answer.json())["last_run"]
+                async with session.get("/stats") as response:
+                    run = (await response.json())["last_run"]
                     assert run is not None
                     assert run["status"] == "succeeded", run
 
 
 async def command(*arguments: str, **environment: str) -> tuple[int | None, str]:
-    """A program of the virtual environment run to its end: its exit code, and what it printed."""
+    """Run a Python module as a program; returns its exit code and output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *arguments),
         stdout=asyncio.subprocess.PIPE,

@@ -10,29 +10,29 @@ MOVE = "UPDATE instance SET data_version = data_version + 1"
 NOTIFY = f"SELECT pg_notify('{CHANNEL}', data_version::text) FROM instance"
 
 
-def hit(answer: aiohttp.ClientResponse) -> bool:
-    return "cache;desc=hit" in answer.headers["Server-Timing"]
+def hit(response: aiohttp.ClientResponse) -> bool:
+    return "cache;desc=hit" in response.headers["Server-Timing"]
 
 
 async def cached(
     client: aiohttp.ClientSession, path: str = "/data", **headers: str
 ) -> aiohttp.ClientResponse:
-    """Ask until the answer is a kept one; gives it, read."""
+    """Request until the response comes from the cache; returns it, read."""
     async with asyncio.timeout(10):
         while True:
-            async with client.get(path, headers=headers) as answer:
-                await answer.read()
-                if hit(answer):
-                    return answer
+            async with client.get(path, headers=headers) as response:
+                await response.read()
+                if hit(response):
+                    return response
 
 
 async def prices(client: aiohttp.ClientSession) -> list[float]:
-    async with client.get("/data?sort=source_id") as answer:
-        return [row["price_usd"] for row in (await answer.json())["data"]]
+    async with client.get("/data?sort=source_id") as response:
+        return [row["price_usd"] for row in (await response.json())["data"]]
 
 
 async def wait_for_prices(client: aiohttp.ClientSession, wanted: list[float], seconds: float) -> None:
-    """Ask until these are the prices."""
+    """Request until these are the prices."""
     async with asyncio.timeout(seconds):
         while await prices(client) != wanted:
             pass

@@ -1,4 +1,4 @@
-"""The service behind a real server, and the rows it serves."""
+"""The service on a real server, and rows for it."""
 
 import asyncio
 import os
@@ -43,7 +43,7 @@ async def serving(
     supervisor: Supervisor | None = None,
     **pools: Any,
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """The service over a database, and a client whose requests go to it."""
+    """A client of the service over this database."""
     app = create_app(
         settings or Settings(),
         database=Database(database_url, read_url, **pools),
@@ -70,7 +70,7 @@ async def serving(
 async def service(
     database_url: str, *arguments: str, **environment: str
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """`kasparro serve` as a process of its own, and a client of it."""
+    """A client of `kasparro serve` in another process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "kasparro", "serve", "--port", "0", *arguments),
         env={
@@ -99,7 +99,7 @@ async def service(
 
 @pytest.fixture
 async def client(database_url: str) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of a service over a migrated database, with default settings and no loop."""
+    """A client of a service over a migrated database, with default settings and no scheduler."""
     async with serving(database_url) as session:
         yield session
 
@@ -108,8 +108,8 @@ Insert = Callable[..., Awaitable[None]]
 
 
 async def insert_rows(connection: Connection, rows: Iterable[dict[str, Any]]) -> None:
-    """Put rows straight into unified_data; what a row leaves out is null or a usual value."""
-    usual = {
+    """Insert rows into unified_data. Missing columns get a default or null."""
+    defaults = {
         "source": "coingecko",
         "observed_at": LONG_AGO,
         "first_seen_at": LONG_AGO,
@@ -119,14 +119,14 @@ async def insert_rows(connection: Connection, rows: Iterable[dict[str, Any]]) ->
     await connection.executemany(
         f"INSERT INTO unified_data ({', '.join(columns)}, content_hash) VALUES "
         f"({', '.join(f'${n}' for n in range(1, len(columns) + 1))}, gen_random_uuid())",
-        [[(usual | row).get(column) for column in columns] for row in rows],
+        [[(defaults | row).get(column) for column in columns] for row in rows],
     )
     await connection.execute("UPDATE instance SET data_version = data_version + 1")
 
 
 @pytest.fixture
 def insert(connection: Connection) -> Insert:
-    """Puts rows into the test's unified_data."""
+    """Inserts rows into the test's unified_data."""
 
     async def put(*rows: dict[str, Any]) -> None:
         await insert_rows(connection, rows)
@@ -142,7 +142,7 @@ def runner() -> Iterator[asyncio.Runner]:
 
 @pytest.fixture(scope="module")
 def shared_database(runner: asyncio.Runner, server_url: str, template: str) -> Iterator[Database]:
-    """One database for all examples, each in a transaction of its own."""
+    """One database for all examples of a property test, each in its own transaction."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     stack = AsyncExitStack()
 

@@ -1,4 +1,4 @@
-"""Whatever ends a background task of the service is logged, shown on /health, and over soon."""
+"""A background task that fails is logged, shown on /health, and started again."""
 
 import asyncio
 import os
@@ -36,12 +36,12 @@ Broken = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.01)
 
 
-def breaking(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, ending: str) -> asyncio.Event:
-    """Have a method fail twice in this way; gives what is set when it is called after that."""
+def fail_twice(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, ending: str) -> asyncio.Event:
+    """Make a method fail twice in this way; returns an event that the third call sets."""
     real, calls, works = getattr(where, name), 0, asyncio.Event()
 
     async def broken(*arguments: Any, **named: Any) -> Any:
@@ -58,7 +58,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, ending: str
 
 @asynccontextmanager
 async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """The service with its loop, as one worker of several."""
+    """A client of the service with a scheduler, as one worker of several."""
     settings = load({"KASPARRO_SOURCES": "csv", "KASPARRO_INTERVAL": "1h"})
     supervisor, database = Supervisor(), Database(database_url)
     async with database:
@@ -78,7 +78,7 @@ async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.Clie
         ("metrics_writer", request_metrics.RequestMetrics, "_write_regularly"),
     ],
 )
-async def test_a_task_that_ends_is_shown_on_health_and_works_again(
+async def test_failed_task_is_shown_and_restarted(
     database_url: str,
     tmp_path: Path,
     logged: LogEvents,
@@ -88,7 +88,7 @@ async def test_a_task_that_ends_is_shown_on_health_and_works_again(
     method: str,
     ending: str,
 ) -> None:
-    works = breaking(monkeypatch, where, method, ending)
+    works = fail_twice(monkeypatch, where, method, ending)
     async with service(database_url, tmp_path) as client:
         await logged.reached(2, "background_task_failed", task=task, level="error")
         async with asyncio.timeout(10):
@@ -103,7 +103,7 @@ async def test_a_task_that_ends_is_shown_on_health_and_works_again(
         assert [file.suffix for file in tmp_path.iterdir() if not file.suffix] == [""]
 
 
-async def test_a_database_that_takes_no_writes_is_shown_until_it_takes_them(
+async def test_read_only_database_is_shown_until_it_is_writable(
     server_url: str, database_url: str, tmp_path: Path, logged: LogEvents
 ) -> None:
     name = urlsplit(database_url).path[1:]
@@ -128,10 +128,10 @@ async def test_a_database_that_takes_no_writes_is_shown_until_it_takes_them(
 
 
 @pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])
-async def test_what_ends_a_run_does_not_end_the_loop(
+async def test_failed_run_does_not_end_the_scheduler(
     database_url: str, tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    works = breaking(monkeypatch, AdvisoryLease, "acquire", ending)
+    works = fail_twice(monkeypatch, AdvisoryLease, "acquire", ending)
     async with service(database_url, tmp_path):
         await logged.reached(1, "background_task_failed", task="scheduler")
         async with asyncio.timeout(10):
@@ -140,11 +140,11 @@ async def test_what_ends_a_run_does_not_end_the_loop(
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-async def test_the_watch_over_the_embedded_server_goes_on(
+async def test_watch_over_the_embedded_server_is_restarted(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
-    works = breaking(monkeypatch, bootstrap, "_keep_alive", ending)
+    works = fail_twice(monkeypatch, bootstrap, "_keep_alive", ending)
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor):
         await logged.reached(2, "background_task_failed", task="embedded_postgres")
@@ -153,18 +153,18 @@ async def test_the_watch_over_the_embedded_server_goes_on(
         assert len(supervisor.problems()) == 1
 
 
-async def test_an_embedded_server_that_cannot_be_brought_back_is_shown_with_its_reason(
+async def test_failed_restart_of_the_embedded_server_is_shown(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
-    works = breaking(monkeypatch, EmbeddedPostgres, "ensure", "own error")
+    works = fail_twice(monkeypatch, EmbeddedPostgres, "ensure", "own error")
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor), asyncio.timeout(10):
         await works.wait()
         assert supervisor.problems() == ["embedded_postgres failed and is started again: do this"]
 
 
-async def test_an_embedded_server_that_was_killed_is_brought_back_and_shown(
+async def test_killed_embedded_server_is_restarted_and_shown(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "WATCH_S", 0.05)
@@ -180,20 +180,20 @@ async def test_an_embedded_server_that_was_killed_is_brought_back_and_shown(
         ]
 
 
-async def test_an_embedded_server_that_stalled_is_not_called_restarted(
+async def test_stalled_embedded_server_is_not_reported_as_restarted(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
-    supervisor, answers, asked = Supervisor(), EmbeddedPostgres._answers, 0
+    supervisor, answers, calls = Supervisor(), EmbeddedPostgres._answers, 0
 
     async def answers_late(server: EmbeddedPostgres) -> bool:
-        nonlocal asked
-        asked += 1
-        # Twice: for the watch, and when it has the lock to start a server.
-        return asked not in {4, 5} and await answers(server)
+        nonlocal calls
+        calls += 1
+        # Two calls fail: that of the watch, and that with the lock for starting a server.
+        return calls not in {4, 5} and await answers(server)
 
     async with opened(Settings(home=tmp_path), supervisor):
-        asked = 0
+        calls = 0
         monkeypatch.setattr(EmbeddedPostgres, "_answers", answers_late)
         await logged.reached(1, "embedded_postgres_stalled")
 
@@ -203,7 +203,7 @@ async def test_an_embedded_server_that_stalled_is_not_called_restarted(
 
 
 @pytest.mark.parametrize("ending", ["exception", "group", "stray cancel", "cancelled"])
-async def test_a_heartbeat_that_ends_gives_the_lock_up_and_says_so(
+async def test_failed_heartbeat_gives_up_the_lease(
     database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     async def beat(self: AdvisoryLease, session: Any) -> None:
@@ -211,13 +211,13 @@ async def test_a_heartbeat_that_ends_gives_the_lock_up_and_says_so(
         await ENDINGS[ending][0]()
 
     monkeypatch.setattr(AdvisoryLease, "_beat", beat)
-    async with AdvisoryLease(database, "lead") as lock:
-        assert await lock.acquire()
+    async with AdvisoryLease(database, "lead") as lease:
+        assert await lease.acquire()
         await logged.reached(1, "lock_heartbeat_failed", level="error")
-        assert not lock.held
+        assert not lease.held
 
 
-async def test_the_problems_of_other_processes_are_shown_too(database_url: str, tmp_path: Path) -> None:
+async def test_problems_of_other_processes_are_shown(database_url: str, tmp_path: Path) -> None:
     report = request_metrics.ProcessReport("supervisor", request_metrics.Counts(), problems=["worker 7 died"])
     async with serving(database_url, metrics_folder=tmp_path) as client:
         request_metrics.write_report(tmp_path / "supervisor", report)

@@ -1,4 +1,4 @@
-"""Reading from replicas, which cannot listen and may lag: answers are kept there too, and never too long."""
+"""Caching with replicas, which cannot listen and may lag."""
 
 import asyncio
 import sys
@@ -19,21 +19,21 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these servers a
 
 
 @pytest.fixture
-async def place() -> AsyncIterator[Servers]:
+async def installation() -> AsyncIterator[Servers]:
     async with servers() as made:
         yield made
 
 
-async def migrated(place: Servers) -> Server:
-    primary = await place.primary()
+async def migrated(installation: Servers) -> Server:
+    primary = await installation.primary()
     async with Database(primary.url()) as database:
         await migrate(database)
     return primary
 
 
-async def test_what_is_committed_on_the_primary_is_seen_through_a_replica(place: Servers) -> None:
-    primary = await migrated(place)
-    standby = await place.standby(primary)
+async def test_commit_is_seen_through_a_replica(installation: Servers) -> None:
+    primary = await migrated(installation)
+    standby = await installation.standby(primary)
     async with (
         Database(primary.url()) as database,
         serving(primary.url(), read_url=standby.url()) as client,
@@ -44,9 +44,9 @@ async def test_what_is_committed_on_the_primary_is_seen_through_a_replica(place:
             await wait_for_prices(client, [price], 5 * POLL_S)
 
 
-async def test_a_server_that_lags_behind_the_one_that_is_followed_is_found_out(place: Servers) -> None:
-    primary = await migrated(place)
-    ahead, behind = await place.standby(primary), await place.standby(primary)
+async def test_lagging_replica_is_recognized(installation: Servers) -> None:
+    primary = await migrated(installation)
+    ahead, behind = await installation.standby(primary), await installation.standby(primary)
     async with behind.admin() as connection:
         await connection.execute("SELECT pg_wal_replay_pause()")
     moved = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Worker processes that die are logged, counted, shown and replaced; where none starts, the service ends."""
+"""Worker processes that end are logged, counted, shown and replaced. If none starts, the service ends."""
 
 import asyncio
 import json
@@ -27,28 +27,26 @@ from tests.web.routes.test_runs import get
 
 
 def broken() -> Any:
-    """An application that cannot be made."""
+    """An application whose construction fails."""
     raise RuntimeError("no application today")
 
 
 def exits() -> Any:
-    """An application whose making ends the process."""
+    """An application whose construction ends the process."""
     os._exit(7)
 
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """uvicorn's supervisor takes signals over for good."""
+    """Restores the signal handlers that uvicorn's supervisor replaces."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("app", "how"), [("broken", "exit code 1"), ("exits", "exit code 7")])
-def test_where_no_worker_can_start_the_service_ends_with_one_line(
-    signals: None, tmp_path: Path, app: str, how: str
-) -> None:
+@pytest.mark.parametrize(("app", "reason"), [("broken", "exit code 1"), ("exits", "exit code 7")])
+def test_service_ends_if_no_worker_starts(signals: None, tmp_path: Path, app: str, reason: str) -> None:
     config: uvicorn.Config = uvicorn_config(f"tests.web.test_workers:{app}", 2)
     with _listening(Settings(port=0)) as listener, structlog.testing.capture_logs() as logged:
         listener.listen()
@@ -56,14 +54,14 @@ def test_where_no_worker_can_start_the_service_ends_with_one_line(
         with pytest.raises(WorkersFailed) as failure:
             workers.run()
 
-    assert str(failure.value) == f"none of the 2 worker processes could start ({how}); the log says why"
-    died = [event for event in logged if (event["event"], event["exit"]) == ("worker_died", how)]
+    assert str(failure.value) == f"none of the 2 worker processes could start ({reason}); the log says why"
+    died = [event for event in logged if (event["event"], event["exit"]) == ("worker_died", reason)]
     assert len(died) == 2
     assert {event["pid"] for event in died} == {process.pid for process in workers.processes}
 
 
 class Log:
-    """The log of a service in a process of its own."""
+    """The log of a service in another process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
@@ -94,17 +92,17 @@ async def two_workers(database_url: str) -> AsyncIterator[tuple[Log, aiohttp.Cli
 
 
 async def pids(client: aiohttp.ClientSession, count: int) -> set[int]:
-    """The worker processes, once there are so many."""
+    """The pids of the worker processes, when there are `count`."""
     async with asyncio.timeout(60):
         while True:
             samples = await scrape(client)
-            found = {dict(its)["worker"] for name, its in samples if name == "kasparro_cache_usable"}
+            found = {dict(labels)["worker"] for name, labels in samples if name == "kasparro_cache_usable"}
             if len(found) == count:
                 return {int(worker) for worker in found}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
-async def test_a_worker_that_is_killed_is_logged_counted_shown_and_replaced(
+async def test_killed_worker_is_logged_counted_and_replaced(
     database_url: str, number: signal.Signals
 ) -> None:
     async with two_workers(database_url) as (log, client):
@@ -127,7 +125,7 @@ async def test_a_worker_that_is_killed_is_logged_counted_shown_and_replaced(
         ]
 
 
-def test_how_a_process_ended_is_told_in_words() -> None:
+def test_exit_reasons() -> None:
     assert [exit_reason(code) for code in (0, 3, -9, -64, -200)] == [
         "exit code 0",
         "exit code 3",
@@ -137,8 +135,8 @@ def test_how_a_process_ended_is_told_in_words() -> None:
     ]
 
 
-async def test_workers_that_cannot_start_end_the_command(database_url: str, tmp_path: Path) -> None:
-    # What only worker processes do goes wrong: they unpickle the configuration and import the application.
+async def test_command_ends_if_no_worker_starts(database_url: str, tmp_path: Path) -> None:
+    # This fails in worker processes only.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nif 'spawn_main' in ' '.join(sys.orig_argv):\n    raise SystemExit(5)\n"
     )
@@ -152,22 +150,22 @@ async def test_workers_that_cannot_start_end_the_command(database_url: str, tmp_
     assert err.splitlines()[-1].startswith("kasparro: none of the 2 worker processes could start (exit code ")
 
 
-async def test_counts_of_a_worker_that_ended_stay_and_its_file_goes(tmp_path: Path) -> None:
+async def test_counters_of_an_ended_worker_are_merged_once(tmp_path: Path) -> None:
     counts = Counts(requests={("/data", "GET", 200, "hit"): [0.5, 3.0]}, keys={"alice": 3})
     write_report(tmp_path / "41-a", ProcessReport("41", counts))
     write_report(tmp_path / "42-b", ProcessReport("42", counts))
     workers = Workers(uvicorn_config("app", 1), socket.socket(), tmp_path, Supervisor())
 
     workers._merge("41")
-    reports = await meter(tmp_path).reports()
+    reports = await request_metrics(tmp_path).reports()
 
     assert not (tmp_path / "41-a").exists()
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
-    # As where a reader comes between the supervisor's two steps.
+    # As if a reader came between the supervisor's two steps.
     write_report(tmp_path / "41-a", ProcessReport("41", counts))
-    reports = await meter(tmp_path).reports()
+    reports = await request_metrics(tmp_path).reports()
     assert sum(report.counts.keys.get("alice", 0) for report in reports) == 6
 
 
-def meter(folder: Path) -> RequestMetrics:
+def request_metrics(folder: Path) -> RequestMetrics:
     return RequestMetrics(dict, [], folder, Supervisor())

@@ -1,1 +1,1 @@
-"""Rendered responses, kept per data version."""
+"""The response cache, valid for one data version."""

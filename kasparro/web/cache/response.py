@@ -1,4 +1,4 @@
-"""Rendered responses: a body with its entity tag, in every encoding that a client asked for."""
+"""Rendered responses: a body with its entity tag, in every encoding that clients requested."""
 
 import asyncio
 from hashlib import blake2b

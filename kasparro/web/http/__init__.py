@@ -1,1 +1,1 @@
-"""What every request and connection passes, whatever its route."""
+"""HTTP rules for every request and connection, independent of routes."""

@@ -1,4 +1,4 @@
-"""Answers kept for the version of the data: the newest bytes always, and a query only where there is none."""
+"""Caching by data version: clients always get the newest data, and headers say how long it is fresh."""
 
 import asyncio
 import os
@@ -25,30 +25,30 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-UNPACK: dict[str, Callable[[bytes], bytes]] = {
+DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda body: zlib.decompress(body, 31),
     "zstd": zstd.decompress,
 }
 
 
 async def status(client: aiohttp.ClientSession) -> int:
-    async with client.get("/data") as answer:
-        return answer.status
+    async with client.get("/data") as response:
+        return response.status
 
 
 def raw(client: aiohttp.ClientSession, target: str) -> URL:
-    """The URL of a path and query that are sent as they are."""
+    """The URL of a path and query that are sent without normalization."""
     return URL(f"{str(client._base_url).rstrip('/')}{target}", encoded=True)
 
 
 async def gauge(client: aiohttp.ClientSession, name: str) -> float:
-    """A figure of /metrics."""
-    async with client.get("/metrics") as answer:
-        lines = (await answer.text()).splitlines()
+    """A sample of /metrics."""
+    async with client.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"kasparro_{name}"))
 
 
-async def test_an_answer_is_kept_and_told_apart_from_one_that_was_read(
+async def test_cached_response_differs_in_three_headers(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
     await insert({"source_id": "a"})
@@ -56,44 +56,42 @@ async def test_an_answer_is_kept_and_told_apart_from_one_that_was_read(
         body = await first.read()
         assert "db;dur=" in first.headers["Server-Timing"]
     again = await cached(client)
-    async with client.get("/data") as answer:
-        assert await answer.read() == body
+    async with client.get("/data") as response:
+        assert await response.read() == body
     assert "db;dur=" not in again.headers["Server-Timing"]
     own = {"X-Request-ID", "Server-Timing", "Date"}
     assert {name for name in first.headers if first.headers[name] != again.headers[name]} <= own
 
 
-async def test_a_query_spelt_otherwise_has_the_same_answer(client: aiohttp.ClientSession) -> None:
+async def test_equal_queries_share_an_entry(client: aiohttp.ClientSession) -> None:
     await cached(client, "/data?symbol=btc,eth")
-    for spelt in ("/data?symbol=btc&symbol=eth", "/data?limit=50&symbol=btc,eth", "/data?symbol=btc%2Ceth&"):
-        async with client.get(raw(client, spelt)) as answer:
-            assert hit(answer), spelt
+    for alias in ("/data?symbol=btc&symbol=eth", "/data?limit=50&symbol=btc,eth", "/data?symbol=btc%2Ceth&"):
+        async with client.get(raw(client, alias)) as response:
+            assert hit(response), alias
 
 
-async def test_what_is_not_allowed_is_refused_however_often_it_is_asked(
+async def test_invalid_query_is_rejected_every_time(
     client: aiohttp.ClientSession,
 ) -> None:
     await cached(client, "/data?limit=50")
     for path in ("/data?limit=50&x=1", "/data?limit=050", "/data?limit=50&limit=50", "/data?limit=50&%ff"):
         for _ in range(3):
-            async with client.get(raw(client, path)) as answer:
-                assert answer.status == 400, path
+            async with client.get(raw(client, path)) as response:
+                assert response.status == 400, path
 
 
-async def test_a_batch_that_commits_is_seen_at_once(
-    client: aiohttp.ClientSession, database: Database
-) -> None:
+async def test_committed_batch_is_seen_at_once(client: aiohttp.ClientSession, database: Database) -> None:
     for price in range(1, 6):
         await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
         await wait_for_prices(client, [price], POLL_S / 2)
         await cached(client, "/data?sort=source_id")
 
 
-async def test_a_batch_of_another_process_is_seen_by_every_worker(database_url: str, tmp_path: Path) -> None:
+async def test_batch_of_another_process_is_seen_by_every_service(database_url: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.csv"
-    async with serving(database_url) as one, serving(database_url) as other:
-        await cached(one, "/data?sort=source_id")
-        await cached(other, "/data?sort=source_id")
+    async with serving(database_url) as first, serving(database_url) as second:
+        await cached(first, "/data?sort=source_id")
+        await cached(second, "/data?sort=source_id")
         archive.write_text("id,symbol,price_usd,last_updated\na,A,7,1514764800\n")
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "kasparro", "etl", "--source", "csv", "--json"),
@@ -101,14 +99,14 @@ async def test_a_batch_of_another_process_is_seen_by_every_worker(database_url: 
             stdout=asyncio.subprocess.DEVNULL,
         )
         assert await process.wait() == 0
-        await wait_for_prices(one, [7], POLL_S)
-        await wait_for_prices(other, [7], POLL_S)
+        await wait_for_prices(first, [7], POLL_S)
+        await wait_for_prices(second, [7], POLL_S)
 
 
-async def test_workers_of_one_service_follow_one_version(database_url: str, database: Database) -> None:
+async def test_workers_follow_the_same_version(database_url: str, database: Database) -> None:
     async with service(database_url, "--workers", "2") as client, asyncio.timeout(60):
         for price in (1, 2):
-            # Each on a connection of its own, so that both workers have it ready.
+            # Each request uses a new connection, so that both workers cache the response.
             for _ in range(20):
                 await prices(client)
             await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
@@ -118,7 +116,7 @@ async def test_workers_of_one_service_follow_one_version(database_url: str, data
                 assert await prices(client) == [price]
 
 
-async def test_without_a_notification_the_next_poll_tells(
+async def test_poll_finds_a_version_without_notification(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await cached(client, "/data?sort=source_id")
@@ -127,15 +125,15 @@ async def test_without_a_notification_the_next_poll_tells(
     await wait_for_prices(client, [1], 2 * POLL_S)
 
 
-async def test_a_listener_that_is_cut_off_is_replaced_and_misses_nothing(
+async def test_terminated_listener_is_replaced(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await cached(client, "/data?sort=source_id")
-    cut = await connection.fetch(
+    terminated = await connection.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-    assert cut
+    assert terminated
     await insert({"source_id": "a", "price_usd": 1})
     await connection.execute(MOVE)
     await wait_for_prices(client, [1], 2 * POLL_S)
@@ -145,7 +143,7 @@ async def test_a_listener_that_is_cut_off_is_replaced_and_misses_nothing(
     await wait_for_prices(client, [1, 2], POLL_S / 2)
 
 
-async def test_what_was_seen_once_is_never_unseen(
+async def test_clients_never_see_older_data_again(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await insert({"source_id": "a", "price_usd": 0})
@@ -168,7 +166,7 @@ async def test_what_was_seen_once_is_never_unseen(
                 await connection.execute(f"{MOVE}; {NOTIFY}")
 
 
-async def test_many_who_ask_for_the_same_share_one_query(
+async def test_equal_requests_share_one_query(
     client: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
     waiting = (
@@ -176,26 +174,26 @@ async def test_many_who_ask_for_the_same_share_one_query(
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
 
-    async def ask(coding: str) -> tuple[int, bytes]:
-        async with client.get("/data?symbol=x", headers={"Accept-Encoding": coding}) as answer:
-            return answer.status, await answer.read()
+    async def fetch(encoding: str) -> tuple[int, bytes]:
+        async with client.get("/data?symbol=x", headers={"Accept-Encoding": encoding}) as response:
+            return response.status, await response.read()
 
     async with database.writing() as other, asyncio.timeout(10):
         async with other.transaction():
             await other.execute("LOCK TABLE unified_data IN ACCESS EXCLUSIVE MODE")
-            asked = [asyncio.create_task(ask(coding)) for coding in ("identity", "gzip", "zstd") * 20]
+            tasks = [asyncio.create_task(fetch(encoding)) for encoding in ("identity", "gzip", "zstd") * 20]
             while await connection.fetchval(waiting) == 0:
                 pass
-            # The first one hangs up; the others have their answer all the same.
-            asked.pop(0).cancel()
+            # The first client disconnects. The others still get their response.
+            tasks.pop(0).cancel()
             for _ in range(50):
                 assert await connection.fetchval(waiting) == 1
-        answers = await asyncio.gather(*asked)
-    assert len(set(answers)) == 1
-    assert answers[0][0] == 200
+        responses = await asyncio.gather(*tasks)
+    assert len(set(responses)) == 1
+    assert responses[0][0] == 200
 
 
-async def test_without_its_database_nothing_kept_is_passed_off_as_the_newest(
+async def test_nothing_is_served_from_the_cache_without_the_database(
     client: aiohttp.ClientSession, server_url: str, database_url: str
 ) -> None:
     name = urlsplit(database_url).path[1:]
@@ -214,16 +212,16 @@ async def test_without_its_database_nothing_kept_is_passed_off_as_the_newest(
         await cached(client)
 
 
-async def test_bodies_are_packed_as_the_client_likes_best(
+async def test_body_is_compressed_as_the_client_prefers(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
     await insert(*({"source_id": f"{n:03}", "name": "x" * 50} for n in range(50)))
-    async with client.get("/data", headers={"Accept-Encoding": "identity"}) as answer:
-        plain, tag = await answer.read(), answer.headers["ETag"]
-        assert "Content-Encoding" not in answer.headers
-        assert answer.headers["Vary"] == "Accept-Encoding"
+    async with client.get("/data", headers={"Accept-Encoding": "identity"}) as response:
+        plain, tag = await response.read(), response.headers["ETag"]
+        assert "Content-Encoding" not in response.headers
+        assert response.headers["Vary"] == "Accept-Encoding"
     tags = {tag}
-    for accepted, coding in (
+    for accepted, encoding in (
         ("gzip", "gzip"),
         ("gzip;q=0.5, zstd", "zstd"),
         ("br, gzip;q=0.9, zstd;q=0.2", "gzip"),
@@ -231,39 +229,37 @@ async def test_bodies_are_packed_as_the_client_likes_best(
         for _ in range(2):
             async with client.get(
                 "/data", headers={"Accept-Encoding": accepted}, auto_decompress=False
-            ) as answer:
-                assert answer.headers["Content-Encoding"] == coding
-                assert answer.headers["Vary"] == "Accept-Encoding"
-                assert len(await answer.read()) == int(answer.headers["Content-Length"]) < len(plain) / 4
-                assert UNPACK[coding](await answer.read()) == plain
-                tags.add(answer.headers["ETag"])
+            ) as response:
+                assert response.headers["Content-Encoding"] == encoding
+                assert response.headers["Vary"] == "Accept-Encoding"
+                assert len(await response.read()) == int(response.headers["Content-Length"]) < len(plain) / 4
+                assert DECOMPRESS[encoding](await response.read()) == plain
+                tags.add(response.headers["ETag"])
     assert len(tags) == 3
-    async with client.get("/data?limit=1", headers={"Accept-Encoding": "gzip"}) as answer:
-        assert "Content-Encoding" not in answer.headers
+    async with client.get("/data?limit=1", headers={"Accept-Encoding": "gzip"}) as response:
+        assert "Content-Encoding" not in response.headers
 
 
 @pytest.mark.parametrize("path", ["/data", "/data/coingecko/a", "/runs", "/tables", "/openapi.json", "/docs"])
-async def test_who_has_the_answer_already_is_told_so(
-    client: aiohttp.ClientSession, insert: Insert, path: str
-) -> None:
+async def test_known_entity_tag_gets_a_304(client: aiohttp.ClientSession, insert: Insert, path: str) -> None:
     await insert({"source_id": "a"})
-    async with client.get(path) as answer:
-        tag = answer.headers["ETag"]
-        told = answer.headers
-    for asked in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+    async with client.get(path) as response:
+        tag = response.headers["ETag"]
+        headers = response.headers
+    for condition in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         for _ in range(2):
-            async with client.get(path, headers={"If-None-Match": asked}) as answer:
-                assert answer.status == 304, asked
-                assert await answer.read() == b""
+            async with client.get(path, headers={"If-None-Match": condition}) as response:
+                assert response.status == 304, condition
+                assert await response.read() == b""
                 for name in ("ETag", "Cache-Control", "Vary"):
-                    assert answer.headers[name] == told[name]
-                assert "X-Request-ID" in answer.headers
-    for asked in ('"other"', tag.strip('"'), ""):
-        async with client.get(path, headers={"If-None-Match": asked}) as answer:
-            assert answer.status == 200, asked
+                    assert response.headers[name] == headers[name]
+                assert "X-Request-ID" in response.headers
+    for condition in ('"other"', tag.strip('"'), ""):
+        async with client.get(path, headers={"If-None-Match": condition}) as response:
+            assert response.status == 200, condition
 
 
-async def test_a_new_version_that_leaves_an_answer_as_it_was_leaves_its_tag(
+async def test_entity_tag_survives_a_version_that_changes_nothing(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await insert({"source_id": "a", "price_usd": 1})
@@ -271,15 +267,13 @@ async def test_a_new_version_that_leaves_an_answer_as_it_was_leaves_its_tag(
     await insert({"source_id": "b", "symbol": "eth", "price_usd": 2})
     await connection.execute(f"{MOVE}; {NOTIFY}")
     await wait_for_prices(client, [1, 2], 5)
-    async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as answer:
-        assert answer.status == 304
+    async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as response:
+        assert response.status == 304
 
 
-async def test_each_route_says_how_long_its_answer_is_good(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_cache_control_of_each_route(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert({"source_id": "a"})
-    for path, told in {
+    for path, expected in {
         "/data": "public, max-age=1, stale-while-revalidate=10, stale-if-error=300",
         "/data/coingecko/a": "public, max-age=1, stale-while-revalidate=10, stale-if-error=300",
         "/stats": "no-cache",
@@ -291,12 +285,12 @@ async def test_each_route_says_how_long_its_answer_is_good(
         "/nosuch": "no-store",
         "/data?limit=0": "no-store",
     }.items():
-        async with client.get(path) as answer:
-            assert answer.headers["Cache-Control"] == told, path
-            assert ("ETag" in answer.headers) is (told != "no-store"), path
+        async with client.get(path) as response:
+            assert response.headers["Cache-Control"] == expected, path
+            assert ("ETag" in response.headers) is (expected != "no-store"), path
 
 
-async def test_head_of_a_kept_answer_is_its_headers(client: aiohttp.ClientSession) -> None:
+async def test_head_of_a_cached_response(client: aiohttp.ClientSession) -> None:
     whole = await cached(client)
     async with client.head("/data") as head:
         assert hit(head)
@@ -304,9 +298,9 @@ async def test_head_of_a_kept_answer_is_its_headers(client: aiohttp.ClientSessio
         assert head.headers["Content-Length"] == whole.headers["Content-Length"]
 
 
-async def test_without_memory_for_them_no_answers_are_kept(database_url: str) -> None:
+async def test_no_caching_without_memory(database_url: str) -> None:
     async with serving(database_url, Settings(cache_mb=0)) as client:
         for _ in range(20):
-            async with client.get("/data") as answer:
-                assert answer.status == 200
-                assert not hit(answer)
+            async with client.get("/data") as response:
+                assert response.status == 200
+                assert not hit(response)

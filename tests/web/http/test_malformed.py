@@ -1,4 +1,4 @@
-"""Thousands of requests that no good client sends: each is answered, none by a 5xx, and no table changes."""
+"""Thousands of malformed requests: each gets a response, none a 5xx, and no table changes."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import aiohttp
 
 from kasparro.store.pool import Connection
 from kasparro.store.tables import TABLES
-from tests.support.live_service import stocked
+from tests.support.live_service import live_service
 
 REQUESTS = 10_000
 AT_ONCE = 32
@@ -55,8 +55,8 @@ HOSTILE = [
     "_%\\" * 50,
     "a," * 700,
 ]
-# What is no text at all.
-NO_TEXT = [
+# Not valid UTF-8, or not valid percent-encoding.
+INVALID_TEXT = [
     b"%ff%fe",
     b"%c0%af",
     b"%ed%a0%80",
@@ -71,14 +71,14 @@ NO_TEXT = [
 
 
 class Request(NamedTuple):
-    """What is sent, and whether only a 4xx is right."""
+    """The bytes of a request, and whether it must be rejected with a 4xx."""
 
     sent: bytes
-    refused: bool = False
+    rejected: bool = False
 
 
-class Described:
-    """What the description says there is to ask for, as far as these requests need it."""
+class Description:
+    """The paths and parameters of the API description."""
 
     def __init__(self, document: Any, cursor: str) -> None:
         self.cursor = cursor
@@ -97,21 +97,21 @@ class Described:
         ]
 
     def path(self, chance: random.Random, hostile: bool = False) -> bytes:
-        """A path, with its parts filled in rightly or not."""
+        """A path, with valid or hostile values for its parts."""
         paths = [path for path in self.paths if "{" in path] if hostile else self.paths
         path: bytes = chance.choice(paths).encode()
-        for name, right in ((b"source", b"coingecko"), (b"source_id", b"bitcoin"), (b"id", b"1")):
-            part = _value(chance) if hostile else right
+        for name, valid in ((b"source", b"coingecko"), (b"source_id", b"bitcoin"), (b"id", b"1")):
+            part = _value(chance) if hostile else valid
             path = path.replace(b"{%b}" % name, part)
         return path
 
 
-Make = Callable[[random.Random, Described], Request]
+Make = Callable[[random.Random, Description], Request]
 
 
 def _value(chance: random.Random) -> bytes:
     if chance.random() < 0.3:
-        return chance.choice(NO_TEXT)
+        return chance.choice(INVALID_TEXT)
     return quote(chance.choice(HOSTILE), safe="").encode()
 
 
@@ -119,33 +119,33 @@ def _get(target: bytes, *headers: bytes, method: bytes = b"GET", version: bytes 
     return b"\r\n".join([b"%b %b %b" % (method, target, version), b"Host: x", *headers, b"", b""])
 
 
-def hostile_value(chance: random.Random, described: Described) -> Request:
-    path, name, _ = chance.choice(described.parameters)
+def hostile_value(chance: random.Random, description: Description) -> Request:
+    path, name, _ = chance.choice(description.parameters)
     path = path.replace("{source}", "csv").replace("{source_id}", "x").replace("{id}", "1")
     value = _value(chance)
-    return Request(_get(f"{path}?{name}=".encode() + value), refused=value in NO_TEXT)
+    return Request(_get(f"{path}?{name}=".encode() + value), rejected=value in INVALID_TEXT)
 
 
-def hostile_name(chance: random.Random, described: Described) -> Request:
+def hostile_name(chance: random.Random, description: Description) -> Request:
     name = _value(chance) or b"x"
-    return Request(_get(described.path(chance) + b"?limit%b=1" % name.replace(b"&", b"")), refused=True)
+    return Request(_get(description.path(chance) + b"?limit%b=1" % name.replace(b"&", b"")), rejected=True)
 
 
-def repeated(chance: random.Random, described: Described) -> Request:
-    path, name, many = chance.choice(described.parameters)
+def repeated(chance: random.Random, description: Description) -> Request:
+    path, name, many = chance.choice(description.parameters)
     path = path.replace("{source}", "csv").replace("{source_id}", "x").replace("{id}", "1")
-    return Request(_get(f"{path}?{name}=1&{name}=2".encode()), refused=not many)
+    return Request(_get(f"{path}?{name}=1&{name}=2".encode()), rejected=not many)
 
 
-def absurd_number(chance: random.Random, described: Described) -> Request:
-    path, name = chance.choice(described.numbers)
+def absurd_number(chance: random.Random, description: Description) -> Request:
+    path, name = chance.choice(description.numbers)
     value = chance.choice(["0", "-1", "1.0", "1e3", "٣", "+1", "01", "0x1", "2147483648", "9" * 30, "", " 1"])
-    refused = name in {"limit", "page"}
-    return Request(_get(f"{path.replace('{id}', '1')}?{name}={quote(value)}".encode()), refused)
+    rejected = name in {"limit", "page"}
+    return Request(_get(f"{path.replace('{id}', '1')}?{name}={quote(value)}".encode()), rejected)
 
 
-def forged_cursor(chance: random.Random, described: Described) -> Request:
-    cursor = bytearray(described.cursor.encode())
+def forged_cursor(chance: random.Random, description: Description) -> Request:
+    cursor = bytearray(description.cursor.encode())
     for _ in range(chance.randint(1, 4)):
         match chance.randrange(4):
             case 0:
@@ -157,28 +157,28 @@ def forged_cursor(chance: random.Random, described: Described) -> Request:
                 cursor += chance.randbytes(chance.randint(1, 40))
             case _:
                 cursor.insert(chance.randrange(len(cursor)), chance.randrange(256))
-    same = bytes(cursor) == described.cursor.encode()
-    return Request(_get(b"/data?cursor=" + quote(bytes(cursor), safe="").encode()), refused=not same)
+    same = bytes(cursor) == description.cursor.encode()
+    return Request(_get(b"/data?cursor=" + quote(bytes(cursor), safe="").encode()), rejected=not same)
 
 
-def hostile_path(chance: random.Random, described: Described) -> Request:
-    return Request(_get(described.path(chance, hostile=True)))
+def hostile_path(chance: random.Random, description: Description) -> Request:
+    return Request(_get(description.path(chance, hostile=True)))
 
 
-def bare_bytes_in_the_target(chance: random.Random, described: Described) -> Request:
-    target = described.path(chance) + b"?q=" + chance.randbytes(chance.randint(1, 60))
+def bare_bytes_in_the_target(chance: random.Random, description: Description) -> Request:
+    target = description.path(chance) + b"?q=" + chance.randbytes(chance.randint(1, 60))
     return Request(_get(target))
 
 
-def no_such_path(chance: random.Random, described: Described) -> Request:
-    target = described.path(chance) + chance.choice(
+def no_such_path(chance: random.Random, description: Description) -> Request:
+    target = description.path(chance) + chance.choice(
         [b"/", b"//", b"/..", b";a=b", b"/%2e%2e/", b".json", b"%20"]
     )
     return Request(_get(target))
 
 
-def odd_target(chance: random.Random, described: Described) -> Request:
-    path = described.path(chance)
+def odd_target(chance: random.Random, description: Description) -> Request:
+    path = description.path(chance)
     return Request(
         _get(
             chance.choice(
@@ -202,13 +202,13 @@ def odd_target(chance: random.Random, described: Described) -> Request:
     )
 
 
-def odd_method(chance: random.Random, described: Described) -> Request:
+def odd_method(chance: random.Random, description: Description) -> Request:
     methods = [b"BREW", b"get", b"TRACE", b"PROPFIND", b"PUT", b"PATCH", b"DELETE", b"CONNECT", b"M-SEARCH"]
     odd = [b"X" * 5_000, b"G\x00T", b"G(T", b"", b"\xff", b"GET\t", b"SELECT"]
-    return Request(_get(described.path(chance), method=chance.choice(methods + odd)), refused=True)
+    return Request(_get(description.path(chance), method=chance.choice(methods + odd)), rejected=True)
 
 
-def odd_version(chance: random.Random, described: Described) -> Request:
+def odd_version(chance: random.Random, description: Description) -> Request:
     versions = [
         b"HTTP/0.9",
         b"HTTP/2.0",
@@ -219,12 +219,11 @@ def odd_version(chance: random.Random, described: Described) -> Request:
         b"HTTP/-1",
         b"X",
     ]
-    right = b"HTTP/1.0"
-    version = chance.choice([*versions, right])
-    return Request(_get(described.path(chance), version=version))
+    version = chance.choice([*versions, b"HTTP/1.0"])
+    return Request(_get(description.path(chance), version=version))
 
 
-def odd_header(chance: random.Random, described: Described) -> Request:
+def odd_header(chance: random.Random, description: Description) -> Request:
     header = chance.choice(
         [
             b"X-Giant: " + b"x" * 100_000,
@@ -260,13 +259,13 @@ def odd_header(chance: random.Random, described: Described) -> Request:
             b"Trailer: Content-Length\r\nTE: trailers",
         ]
     )
-    return Request(_get(described.path(chance), header))
+    return Request(_get(description.path(chance), header))
 
 
 SMUGGLED = b"GET /tables HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def smuggling(chance: random.Random, described: Described) -> Request:
+def smuggling(chance: random.Random, description: Description) -> Request:
     method = chance.choice([b"GET", b"POST", b"HEAD", b"PUT"])
     headers, body = chance.choice(
         [
@@ -292,27 +291,27 @@ def smuggling(chance: random.Random, described: Described) -> Request:
             ([b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"], b"0\r\n\r\n"),
         ]
     )
-    return Request(_get(described.path(chance), *headers, method=method) + body, refused=True)
+    return Request(_get(description.path(chance), *headers, method=method) + body, rejected=True)
 
 
-def run_without_the_token(chance: random.Random, described: Described) -> Request:
-    del described
+def run_without_the_token(chance: random.Random, description: Description) -> Request:
+    del description
     token = chance.choice(
         [b"Bearer ", b"Bearer x", b"Basic eDp5", b"Bearer \xff", b"bearer a-token", b"Bearer " * 9]
     )
     body = chance.randbytes(chance.randint(0, 2_000))
     headers = [b"Authorization: " + token, b"Content-Length: %d" % len(body)]
-    return Request(_get(b"/runs", *headers, method=b"POST") + body, refused=True)
+    return Request(_get(b"/runs", *headers, method=b"POST") + body, rejected=True)
 
 
-def noise(chance: random.Random, described: Described) -> Request:
-    del described
-    return Request(b"\x01" + chance.randbytes(chance.randint(1, 3_000)) + b"\r\n\r\n", refused=True)
+def noise(chance: random.Random, description: Description) -> Request:
+    del description
+    return Request(b"\x01" + chance.randbytes(chance.randint(1, 3_000)) + b"\r\n\r\n", rejected=True)
 
 
-def damaged(chance: random.Random, described: Described) -> Request:
-    # Nowhere in the last line ends, for half a request is another matter (tests/web/http/test_protocol.py).
-    request = bytearray(_get(described.path(chance) + b"?limit=3", b"Accept: */*"))
+def damaged(chance: random.Random, description: Description) -> Request:
+    # Never in the final line ends: test_protocol.py covers incomplete requests.
+    request = bytearray(_get(description.path(chance) + b"?limit=3", b"Accept: */*"))
     for _ in range(chance.randint(1, 3)):
         request[chance.randrange(len(request) - 4)] = chance.choice(b"\x00\x0b\x7f\x80\xff %&=?/:")
     return Request(bytes(request))
@@ -338,62 +337,62 @@ KINDS: list[Make] = [
 ]
 
 
-async def test_no_malformed_request_is_answered_with_a_5xx_or_changes_a_table(
+async def test_malformed_requests_get_no_5xx_and_change_nothing(
     database_url: str, connection: Connection
 ) -> None:
     wrong: list[str] = []
     seen: Counter[tuple[str, int]] = Counter()
-    async with stocked(database_url) as service:
+    async with live_service(database_url) as service:
         before = await contents(connection)
-        described = await _described(service.url)
+        description = await _description(service.url)
         chance = random.Random(6)
         requests = [
-            (make, make(chance, described)) for _ in range(REQUESTS // len(KINDS) + 1) for make in KINDS
+            (make, make(chance, description)) for _ in range(REQUESTS // len(KINDS) + 1) for make in KINDS
         ]
         waiting = iter(requests)
 
         async def send() -> None:
             for make, request in waiting:
-                said = await _said(service.url, request)
-                seen[make.__name__, said.status] += 1
-                if said.wrong:
-                    wrong.append(f"{make.__name__}: {said.wrong}: {request.sent[:300]!r}")
+                outcome = await _send(service.url, request)
+                seen[make.__name__, outcome.status] += 1
+                if outcome.wrong:
+                    wrong.append(f"{make.__name__}: {outcome.wrong}: {request.sent[:300]!r}")
 
         await asyncio.gather(*(send() for _ in range(AT_ONCE)))
         after = await contents(connection)
-        async with aiohttp.ClientSession(service.url) as client, client.get("/health") as answer:
-            assert answer.status == 200
+        async with aiohttp.ClientSession(service.url) as client, client.get("/health") as response:
+            assert response.status == 200
     assert wrong == []
     assert after == before
     assert [event for event in service.log if event["level"] in {"error", "critical"}] == []
-    # They are refused for many reasons, and those that are in truth fine are answered.
+    # They are rejected for many reasons, and some are valid.
     assert {200, 400, 401, 404, 405, 414, 431} <= {status for _, status in seen}, seen
 
 
-class Said(NamedTuple):
-    """The status of an answer, 0 for none, and what is wrong with it."""
+class Outcome(NamedTuple):
+    """The status of a response, 0 for none, and what is wrong with it."""
 
     status: int
     wrong: str = ""
 
 
-async def _said(url: str, request: Request) -> Said:
-    told = urlsplit(url)
-    reader, writer = await asyncio.open_connection(told.hostname, told.port)
+async def _send(url: str, request: Request) -> Outcome:
+    parts = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
         async with asyncio.timeout(TIMEOUT_S):
             writer.write(request.sent)
-            status, headers, body = await _answer(reader, head=request.sent.startswith(b"HEAD"))
+            status, headers, body = await _response(reader, head=request.sent.startswith(b"HEAD"))
     except (asyncio.IncompleteReadError, ConnectionError) as error:
-        return Said(0, f"no answer: {error!r}")
+        return Outcome(0, f"no response: {error!r}")
     except TimeoutError:
-        return Said(0, "no answer in time")
+        return Outcome(0, "no response in time")
     finally:
         writer.transport.abort()
-    return Said(status, _wrong(request, status, headers, body))
+    return Outcome(status, _wrong(request, status, headers, body))
 
 
-async def _answer(reader: asyncio.StreamReader, *, head: bool) -> tuple[int, dict[str, str], bytes]:
+async def _response(reader: asyncio.StreamReader, *, head: bool) -> tuple[int, dict[str, str], bytes]:
     while True:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         status = int(lines[0].split()[1])
@@ -405,7 +404,7 @@ async def _answer(reader: asyncio.StreamReader, *, head: bool) -> tuple[int, dic
 
 
 def _wrong(request: Request, status: int, headers: dict[str, str], body: bytes) -> str:
-    if status >= 500 or (request.refused and status < 400):
+    if status >= 500 or (request.rejected and status < 400):
         return f"answered with {status}: {body[:200]!r}"
     if status >= 400:
         if headers.get("content-type") != "application/problem+json" or "x-request-id" not in headers:
@@ -415,17 +414,17 @@ def _wrong(request: Request, status: int, headers: dict[str, str], body: bytes) 
     return ""
 
 
-async def _described(url: str) -> Described:
+async def _description(url: str) -> Description:
     async with aiohttp.ClientSession(url) as client:
-        async with client.get("/openapi.json") as answer:
-            document = await answer.json()
-        async with client.get("/data?limit=1") as answer:
-            cursor = (await answer.json())["pagination"]["next_cursor"]
-    return Described(document, cursor)
+        async with client.get("/openapi.json") as response:
+            document = await response.json()
+        async with client.get("/data?limit=1") as response:
+            cursor = (await response.json())["pagination"]["next_cursor"]
+    return Description(document, cursor)
 
 
 async def contents(connection: Connection) -> dict[str, str]:
-    """A digest of all rows of every table there is."""
+    """A digest of all rows of every table."""
     return {
         table: await connection.fetchval(
             f"SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM {table} t"

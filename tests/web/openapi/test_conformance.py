@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.support.live_service import TOKEN, command, stocked
+from tests.support.live_service import TOKEN, command, live_service
 
 # `just fuzz` goes on for ten minutes, each time with other requests.
 SECONDS = int(os.environ.get("KASPARRO_TEST_FUZZ", "0"))
@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 async def test_schemathesis_finds_nothing(database_url: str) -> None:
     amount = ["--max-time", str(SECONDS)] if SECONDS else ["--max-examples", "100", "--seed", "1"]
-    async with stocked(database_url) as service:
+    async with live_service(database_url) as service:
         code, output = await command(
             *("schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml"), "run"),
             f"{service.url}/openapi.json",
@@ -82,7 +82,7 @@ async def test_a_generated_client_reads_with_names_and_types_that_make_sense(
     )
     (tmp_path / "use.py").write_text(USE)
     place = ["--config", str(config), "--output-path", str(tmp_path / "kasparro_client")]
-    async with stocked(database_url) as service:
+    async with live_service(database_url) as service:
         generated, told = await command(
             *("openapi_python_client", "generate", "--url", f"{service.url}/openapi.json"),
             *("--meta", "none", "--fail-on-warning", *place),
