@@ -156,16 +156,14 @@ def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_
     return handler
 
 
-_unreachable = _unavailable(
-    "database-unreachable",
-    "Database unreachable",
-    "The database cannot be reached. The next request tries again. GET /health has details.",
-)
-
 HANDLERS: dict[Any, Any] = {
     Problem: _problem,
     HTTPException: _http,
-    DatabaseUnavailable: _unreachable,
+    DatabaseUnavailable: _unavailable(
+        "database-unreachable",
+        "Database unreachable",
+        "The database cannot be reached. The next request tries again. GET /health has details.",
+    ),
     DatabaseBusy: _unavailable(
         "too-busy",
         "Too busy",

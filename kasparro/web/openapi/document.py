@@ -30,7 +30,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
     ),
     401: (
         "The API key or the admin token is missing or wrong.",
-        {"detail": "This needs the admin token: Authorization: Bearer KASPARRO_ADMIN_TOKEN."},
+        {"detail": "Missing or invalid admin token. Send Authorization: Bearer KASPARRO_ADMIN_TOKEN."},
     ),
     404: ("There is no such thing.", {"detail": "There is no such run.", "parameter": "id"}),
     408: ("The request took too long to arrive.", {"detail": "The request did not arrive in time."}),
@@ -42,28 +42,29 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
             "detail": "Another run is at work; GET /stats shows it.",
         },
     ),
-    411: ("The body came without its length.", {"detail": "A body comes with its Content-Length."}),
-    413: ("The body is too large.", {"detail": "A body has 1024 bytes at most."}),
-    414: ("The URL is too long.", {"detail": "A URL has 16384 bytes at most."}),
+    411: ("The body came without its length.", {"detail": "A request body needs a Content-Length."}),
+    413: ("The body is too large.", {"detail": "A request body has at most 1024 bytes."}),
+    414: ("The URL is too long.", {"detail": "A URL has at most 16384 bytes."}),
     429: (
         "Too many requests, or exports at once, of this key or address.",
         {
             "type": "urn:kasparro:problem:rate-limit",
             "title": "Too many requests",
-            "detail": "600 requests in 60 s are allowed; the next one in 3 s.",
+            "detail": "600 requests per 60 s are allowed. The next is allowed in 3 s.",
         },
     ),
-    431: ("The headers are too large.", {"detail": "A request has 100 headers and 65536 bytes at most."}),
+    431: ("The headers are too large.", {"detail": "A request has at most 100 headers and 65536 bytes."}),
     500: (
         "Something went wrong here.",
-        {"detail": "Something went wrong here; the log tells what, under this request_id."},
+        {"detail": "Internal error. See the server log for this request_id."},
     ),
     503: (
         "The database is out of reach, being prepared, or took too long; or too many wait for it already.",
         {
             "type": "urn:kasparro:problem:database-unreachable",
             "title": "Database unreachable",
-            "detail": "The database is out of reach; it is asked again with the next request.",
+            "detail": "The database cannot be reached. The next request tries again. "
+            "GET /health has details.",
         },
     ),
 }

@@ -55,7 +55,7 @@ async def test_pages_exports_and_problems(database_url: str, insert: Insert) -> 
         async with client.get("/data?limit=2") as response:
             assert response.status == 200
             assert [row["rank"] for row in (await response.json())["data"]] == [1, 2]
-            # Once more, from the cache.
+            # Once more, with the entity tag that the client knows now.
             async with client.get(
                 "/data?limit=2", headers={"If-None-Match": response.headers["ETag"]}
             ) as same:
@@ -66,6 +66,18 @@ async def test_pages_exports_and_problems(database_url: str, insert: Insert) -> 
         async with client.get("/data?nosuch=1") as response:
             assert response.status == 400
             assert response.content_type == "application/problem+json"
+
+
+async def test_lifespan_opens_and_closes_the_pools(database_url: str, connection: Connection) -> None:
+    count = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1"
+    )
+    async with hypercorn_service(database_url) as client, client.get("/data") as response:
+        assert response.status == 200
+        assert await connection.fetchval(count, "kasparro") > 0
+    async with asyncio.timeout(10):
+        while await connection.fetchval(count, "kasparro"):  # noqa: ASYNC110 - PostgreSQL has no event for it
+            await asyncio.sleep(0.02)
 
 
 async def test_interrupted_export_is_seen_as_incomplete(database_url: str, connection: Connection) -> None:
