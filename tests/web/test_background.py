@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,6 @@ from tests.support.response_cache import cached
 from tests.test_supervision import ENDINGS
 from tests.web.conftest import serving
 from tests.web.routes.test_runs import get
-
-Broken = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from kasparro.store.pool import Connection
 from kasparro.web.service import Service
 from tests.conftest import LogEvents
 from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, connected
+from tests.support.requests import status
 from tests.support.response_cache import cached
 from tests.web.conftest import Insert, serving
 from tests.web.routes.test_exports import begun, exports, many
@@ -20,7 +21,7 @@ KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-sec
 
 
 @pytest.mark.parametrize(
-    ("path", "status"),
+    ("path", "expected"),
     [
         ("/data", 200),
         ("/data?limit=0", 400),
@@ -30,14 +31,14 @@ KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-sec
     ],
 )
 async def test_every_response_has_id_and_timing(
-    client: aiohttp.ClientSession, path: str, status: int
+    client: aiohttp.ClientSession, path: str, expected: int
 ) -> None:
     async with client.get(path) as response:
-        assert response.status == status
+        assert response.status == expected
         assert re.fullmatch(r"[0-9a-f]{32}", response.headers["X-Request-ID"])
         assert re.match(r"total;dur=\d+\.\d\d", response.headers["Server-Timing"])
         assert response.headers["X-Content-Type-Options"] == "nosniff"
-        if status == 200:
+        if expected == 200:
             assert re.search(r", db;dur=\d+\.\d\d$", response.headers["Server-Timing"])
 
 
@@ -122,11 +123,11 @@ async def test_targets_that_no_client_library_sends(client: aiohttp.ClientSessio
     ):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        status = int((await reader.readline()).split()[1])
+        found = int((await reader.readline()).split()[1])
         await reader.read()
         writer.close()
         await writer.wait_closed()
-        assert status in ({200} if target.endswith(b"&") else {400, 404}), target
+        assert found in ({200} if target.endswith(b"&") else {400, 404}), target
 
 
 @pytest.mark.parametrize(
@@ -180,22 +181,22 @@ async def test_valid_hosts_are_accepted(host: bytes) -> None:
 async def test_http_1_0_needs_no_host() -> None:
     async with serving(NO_DATABASE) as client, connected(client) as connection:
         connection.writer.write(b"GET /health/live HTTP/1.0\r\n\r\n")
-        status, headers, _ = await connection.response()
-        assert (status, headers["connection"]) == (200, "close")
+        code, headers, _ = await connection.response()
+        assert (code, headers["connection"]) == (200, "close")
         assert await connection.rest() == b""
 
 
 async def test_access_log_names_client_and_request(database_url: str, logged: LogEvents) -> None:
     settings = Settings(api_keys=KEYS, trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings) as client:
-        alice = {"X-API-Key": "first-secret", "X-Forwarded-For": "192.0.2.7"}
+        alice = {"X_API_Key": "first-secret", "X_Forwarded_For": "192.0.2.7"}
         path = "/data?symbol=btc&q=%C3%A9%0A"
         # First from the database, then from the cache.
-        assert await _status(client, path, alice) == 200
-        await cached(client, path, **alice)
-        assert await _status(client, "/data?nosuch=1", alice) == 400
-        assert await _status(client, "/data?limit=2", {}) == 401
-        assert await _status(client, "/health/live", {}) == 200
+        assert await status(client, path, **alice) == 200
+        await cached(client, path, **{name.replace("_", "-"): value for name, value in alice.items()})
+        assert await status(client, "/data?nosuch=1", **alice) == 400
+        assert await status(client, "/data?limit=2") == 401
+        assert await status(client, "/health/live") == 200
     seen = [event for event in logged.seen if event["event"] == "request_answered"]
     assert {event["level"] for event in seen} == {"debug"}
     fields = ("address", "key", "method", "path", "query", "status")
@@ -217,13 +218,8 @@ async def test_access_log_names_client_and_request(database_url: str, logged: Lo
 async def test_access_log_has_no_secret(database_url: str, logged: LogEvents) -> None:
     async with serving(database_url, Settings(api_keys=KEYS)) as client:
         query = "limit=2&x_cg_demo_api_key=first-secret&ACCESS-TOKEN=first-secret&client_secret=a%26b&q=key"
-        await _status(client, f"/data?{query}", {"X-API-Key": "first-secret"})
-        await _status(client, "/data?key=", {"Authorization": "Bearer first-secret"})
+        await status(client, f"/data?{query}", X_API_Key="first-secret")
+        await status(client, "/data?key=", Authorization="Bearer first-secret")
     queries = [event["query"] for event in logged.seen if event["event"] == "request_answered"]
     assert queries == ["limit=2&x_cg_demo_api_key=***&ACCESS-TOKEN=***&client_secret=***&q=key", "key="]
     assert "first-secret" not in str(logged.seen)
-
-
-async def _status(client: aiohttp.ClientSession, path: str, headers: dict[str, str]) -> int:
-    async with client.get(path, headers=headers) as response:
-        return response.status

@@ -404,13 +404,3 @@ def _too_many_connections() -> Problem:
         title="Too many connections",
         headers={"Retry-After": str(problems.RETRY_AFTER_S)},
     )
-
-
-# If an upgrade of uvicorn renames a method, the override here would silently do nothing.
-_OVERRIDDEN = (
-    "connection_made", "connection_lost", "shutdown", "data_received", "on_message_begin", "on_url",
-    "on_header", "on_headers_complete", "on_message_complete", "on_response_complete", "_start_asgi_task",
-    "timeout_keep_alive_handler", "pause_writing", "resume_writing",
-)  # fmt: skip
-if missing := [name for name in _OVERRIDDEN if name not in vars(HttpToolsProtocol)]:
-    raise ImportError(f"this version of uvicorn has no HttpToolsProtocol.{missing[0]}")

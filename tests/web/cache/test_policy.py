@@ -17,6 +17,8 @@ from kasparro.settings import Settings
 from kasparro.store.data_version import POLL_S
 from kasparro.store.pool import Connection, Database
 from tests.store.test_loader import T0, batch, load, record
+from tests.support.locks import WAITING, locked_data
+from tests.support.requests import status
 from tests.support.response_cache import MOVE, NOTIFY, cached, hit, prices, wait_for_prices
 from tests.web.conftest import Insert, service, serving
 
@@ -31,21 +33,9 @@ DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-async def status(client: aiohttp.ClientSession) -> int:
-    async with client.get("/data") as response:
-        return response.status
-
-
 def raw(client: aiohttp.ClientSession, target: str) -> URL:
     """The URL of a path and query that are sent without normalization."""
     return URL(f"{str(client._base_url).rstrip('/')}{target}", encoded=True)
-
-
-async def gauge(client: aiohttp.ClientSession, name: str) -> float:
-    """A sample of /metrics."""
-    async with client.get("/metrics") as response:
-        lines = (await response.text()).splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"kasparro_{name}"))
 
 
 async def test_cached_response_differs_in_three_headers(
@@ -169,25 +159,19 @@ async def test_clients_never_see_older_data_again(
 async def test_equal_requests_share_one_query(
     client: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
-    waiting = (
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-
     async def fetch(encoding: str) -> tuple[int, bytes]:
         async with client.get("/data?symbol=x", headers={"Accept-Encoding": encoding}) as response:
             return response.status, await response.read()
 
-    async with database.writing() as other, asyncio.timeout(10):
-        async with other.transaction():
-            await other.execute("LOCK TABLE unified_data IN ACCESS EXCLUSIVE MODE")
+    async with asyncio.timeout(10):
+        async with locked_data(database):
             tasks = [asyncio.create_task(fetch(encoding)) for encoding in ("identity", "gzip", "zstd") * 20]
-            while await connection.fetchval(waiting) == 0:
+            while await connection.fetchval(WAITING) == 0:
                 pass
             # The first client disconnects. The others still get their response.
             tasks.pop(0).cancel()
             for _ in range(50):
-                assert await connection.fetchval(waiting) == 1
+                assert await connection.fetchval(WAITING) == 1
         responses = await asyncio.gather(*tasks)
     assert len(set(responses)) == 1
     assert responses[0][0] == 200

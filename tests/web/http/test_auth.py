@@ -6,19 +6,13 @@ import pytest
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.web.http import auth
 from tests.conftest import LogEvents
+from tests.support.requests import status
 from tests.support.response_cache import cached
 from tests.web.conftest import serving
 from tests.web.routes.test_runs import Loop
 
 KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-secret")))
 LOCKED = Settings(api_keys=KEYS)
-
-
-async def status(client: aiohttp.ClientSession, path: str = "/data", **headers: str) -> int:
-    async with client.get(
-        path, headers={name.replace("_", "-"): value for name, value in headers.items()}
-    ) as response:
-        return response.status
 
 
 async def test_keys_are_needed_if_set(database_url: str) -> None:

@@ -17,8 +17,9 @@ from kasparro.web.http.connections import ConnectionLimits
 from kasparro.web.http.protocol import LimitedProtocol, Limits
 from tests.cli.test_commands import listening, running
 from tests.conftest import LogEvents
-from tests.support.overload import fetch, locked_data
+from tests.support.locks import locked_data
 from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, ImpatientProtocol, connected
+from tests.support.requests import fetch
 from tests.web.conftest import Insert, serving
 from tests.web.routes.test_metrics import scrape, value
 
@@ -62,8 +63,8 @@ def peak_mb(pid: int) -> float:
 
 async def live_status(client: aiohttp.ClientSession) -> int:
     """The status of /health/live on a new connection."""
-    async with client.get("/health/live", headers={"Connection": "close"}) as answer:
-        return answer.status
+    async with client.get("/health/live", headers={"Connection": "close"}) as response:
+        return response.status
 
 
 async def test_well_behaved_client_is_served_among_hostile_ones(database_url: str, insert: Insert) -> None:
@@ -77,9 +78,9 @@ async def test_well_behaved_client_is_served_among_hostile_ones(database_url: st
         )
         try:
             for number in range(300):
-                async with client.get("/data?limit=50") as answer:
-                    assert answer.status == 200
-                    assert len((await answer.json())["data"]) == 50
+                async with client.get("/data?limit=50") as response:
+                    assert response.status == 200
+                    assert len((await response.json())["data"]) == 50
                 if number % 3 == 0:
                     assert await live_status(client) == 200
                 await asyncio.sleep(0.01)

@@ -10,15 +10,12 @@ import pytest
 
 from kasparro.settings import Settings
 from kasparro.store.pool import QUEUE_PART, Connection, Database
-from tests.support.overload import fetch, locked_data
+from tests.support.locks import WAITING, locked_data
+from tests.support.requests import fetch
 from tests.web.conftest import Insert, serving
 
 # Shorter than the default queue, which would need more open files than a login shell allows.
 QUEUED = 128
-
-WAITING = (
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-)
 
 
 @pytest.fixture

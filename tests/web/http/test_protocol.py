@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from kasparro.settings import Settings
@@ -196,8 +197,8 @@ async def test_client_that_does_not_read_is_disconnected(database_url: str, inse
         # The first response fills all buffers. The others must not hold the only database connection.
         assert await connection.reader.readexactly(12) == b"HTTP/1.1 200"
         for _ in range(3):
-            async with client.get("/data?limit=1") as answer:
-                assert answer.status == 200
+            async with client.get("/data?limit=1") as response:
+                assert response.status == 200
         await connection.send_until_closed()
 
 
@@ -287,8 +288,8 @@ async def separate_service(
 
 async def _live_status(client: aiohttp.ClientSession) -> int:
     timeout = aiohttp.ClientTimeout(total=5)
-    async with client.get("/health/live", timeout=timeout, headers={"Connection": "close"}) as answer:
-        return answer.status
+    async with client.get("/health/live", timeout=timeout, headers={"Connection": "close"}) as response:
+        return response.status
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -436,6 +437,8 @@ async def hold_connection(*_: object) -> AsyncIterator[None]:
 
 
 async def test_private_names_of_uvicorn_exist() -> None:
+    """If uvicorn renamed a method, the override would silently do nothing."""
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None: ...
 
     config = uvicorn_config(app, 1)
@@ -445,5 +448,11 @@ async def test_private_names_of_uvicorn_exist() -> None:
         "timeout_keep_alive", "timeout_keep_alive_task", "transport",
     ):  # fmt: skip
         assert hasattr(connection, name), name
+    for name in (
+        "connection_made", "connection_lost", "shutdown", "data_received", "on_message_begin", "on_url",
+        "on_header", "on_headers_complete", "on_message_complete", "on_response_complete",
+        "_start_asgi_task", "timeout_keep_alive_handler", "pause_writing", "resume_writing",
+    ):  # fmt: skip
+        assert name in vars(HttpToolsProtocol), name
     assert config.limit_concurrency is not None
     assert connection.limit_concurrency is None

@@ -3,22 +3,16 @@
 import asyncio
 import random
 
-import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.web.http.rate_limit import RateLimiter
+from tests.support.requests import status
 from tests.web.conftest import serving
 
 KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-secret")))
-
-
-async def status(client: aiohttp.ClientSession, path: str = "/data", **headers: str) -> int:
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    async with client.get(path, headers=sent) as response:
-        return response.status
 
 
 @given(
