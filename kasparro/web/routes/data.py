@@ -325,11 +325,15 @@ async def _page(service: Service, request: Request, query: DataQuery) -> Respons
         except msgspec.ValidationError:
             raise paging.bad_cursor("cursor was made by another version of this service") from None
         except CursorExpired as ended:
-            raise paging.bad_cursor(f"this cursor has expired ({ended}); start again without a cursor") from None
+            raise paging.bad_cursor(
+                f"this cursor has expired ({ended}); start again without a cursor"
+            ) from None
         except ReplicaBehind:
             if service.database.one_server:
                 # Nothing lags behind a server's own data: it was put back to what it said earlier.
-                raise paging.bad_cursor("this cursor is of data that is gone; start again without a cursor") from None
+                raise paging.bad_cursor(
+                    "this cursor is of data that is gone; start again without a cursor"
+                ) from None
             raise Problem(
                 503,
                 "The replica that was asked is behind the walk of this cursor.",
