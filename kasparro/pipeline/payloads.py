@@ -61,4 +61,4 @@ class PayloadRecorder:
     def _not_kept(self, source: str, reason: str) -> None:
         self._unkept[source] += 1
         if self._unkept[source] == 1:
-            log.warning("payloads not kept", run=self._run_id, source=source, reason=reason)
+            log.warning("payloads_not_stored", run=self._run_id, source=source, reason=reason)

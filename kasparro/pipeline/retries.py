@@ -11,7 +11,7 @@ log = structlog.get_logger()
 FIRST_PAUSE_S = 30.0
 
 
-class Retries:
+class RetrySchedule:
     """The sources to try again, each with its own pauses. Where a pause would be as long as the interval, the
     scheduled runs are retry enough.
     """
@@ -35,7 +35,7 @@ class Retries:
             self._due.pop(source, None)
             return
         self._due[source] = time.monotonic() + pause
-        log.info("source_retry_planned", source=source, failures=failures, in_s=round(pause))
+        log.info("source_retry_scheduled", source=source, failures=failures, in_s=round(pause))
 
     def known(self, source: str) -> bool:
         """Whether the last pass that was noted here failed."""

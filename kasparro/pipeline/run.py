@@ -90,7 +90,7 @@ class Run:
             await self._lock.release()
             raise
         self._log = log.bind(run=self.id)
-        self._log.info("run started", trigger=trigger, sources=names)
+        self._log.info("run_started", trigger=trigger, sources=names)
         return self
 
     async def __aexit__(
@@ -142,7 +142,7 @@ class Run:
         status = combined_status(outcomes)
         error = "stopped before its end" if status == "interrupted" else None
         await retry(lambda: self._record.finish(status, error, self._clock()))
-        self._log.info("run finished", status=status)
+        self._log.info("run_finished", status=status)
         if not stop.is_set():
             await self._trim(keeping)
         return status
@@ -154,7 +154,7 @@ class Run:
             try:
                 await trim()
             except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
-                self._log.warning("not trimmed", reason=one_line(error))
+                self._log.warning("trim_failed", reason=one_line(error))
 
 
 def combined_status(outcomes: Set[Outcome]) -> Status:

@@ -12,7 +12,7 @@ import structlog
 
 from kasparro.concurrency import failure, timeout
 from kasparro.errors import DatabaseUnavailable, LeaseLost, RunInProgress
-from kasparro.pipeline.retries import Retries
+from kasparro.pipeline.retry_schedule import RetrySchedule
 from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.pipeline.source_run import Trigger
 from kasparro.settings import Settings
@@ -54,7 +54,7 @@ class Scheduler:
         self._clock = clock
         # For as long as the process: two runs within a minute share the limits that the upstreams set.
         self._sources = build(settings, settings.sources)
-        self._retries = Retries(settings.interval) if settings.interval else None
+        self._retries = RetrySchedule(settings.interval) if settings.interval else None
         self._supervisor = supervisor or Supervisor()
         self._stop = asyncio.Event()
         self._lock = AdvisoryLease(database, "lead")
@@ -75,7 +75,7 @@ class Scheduler:
         working = {self._loop.task, *self._runs}
         _, late = await asyncio.wait(working, timeout=STOP_GRACE_S)
         if late:
-            log.warning("run cut off: its batch did not end in time")
+            log.warning("run_terminated_by_shutdown")
             self._database.terminate()
             for task in late:
                 task.cancel()
@@ -106,7 +106,7 @@ class Scheduler:
                 await self._prepare()
                 await self._lead()
             except DatabaseUnavailable as error:
-                log.warning("waiting for the database", reason=str(error))
+                log.warning("waiting_for_database", reason=str(error))
                 self._show_wait(str(error))
             await self._pause(CHECK_S)
 
@@ -130,7 +130,7 @@ class Scheduler:
             while not await lead.acquire():
                 self._show_wait(None)
                 if first:
-                    log.info("another process runs the loop")
+                    log.info("another_process_leads")
                 first = False
                 self.next_run_at = await self._planned(interval)
                 await self._pause(CHECK_S)
@@ -139,7 +139,7 @@ class Scheduler:
             # The lease is held by a session that may write; a run that still cannot says so itself.
             self._show_wait(None)
             if not first:
-                log.info("scheduler_took_the_lead")
+                log.info("leadership_taken")
             await mark_abandoned_runs(self._database, self._clock())
             trigger: Trigger = "startup" if first and not self._led else "schedule"
             due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
@@ -162,15 +162,15 @@ class Scheduler:
                         continue
                     await self._run(trigger)
                 except RunInProgress:
-                    log.debug("loop waits for a run of another")
+                    log.debug("waiting_for_other_run")
                     await self._pause(CHECK_S)
                     continue
                 trigger = "schedule"
                 while due <= time.monotonic():
                     due += interval.total_seconds()
-                log.debug("loop waits", seconds=round(due - time.monotonic(), 1))
+                log.debug("scheduler_waiting", seconds=round(due - time.monotonic(), 1))
 
-    async def _take_over(self, retries: Retries) -> None:
+    async def _take_over(self, retries: RetrySchedule) -> None:
         # What the process that led before would have tried again; only it knew the pauses.
         for source in await dead_sources(self._database, [source.name for source in self._sources]):
             if not retries.known(source):
@@ -201,7 +201,7 @@ class Scheduler:
             try:
                 await run.work(self._stop)
             except LeaseLost as lost:
-                log.warning("run lost", run=run.id, reason=str(lost))
+                log.warning("run_lease_lost", run=run.id, reason=str(lost))
                 return
         if self._retries is not None and not self._stop.is_set():
             for source, transient in run.transient_failures.items():
@@ -232,6 +232,6 @@ def _pass_on(ended: asyncio.Task[None], started: asyncio.Future[int]) -> None:
     error = failure(ended)
     if started.done():
         if error is not None:
-            log.error("run broke", exc_info=error)
+            log.error("run_failed", exc_info=error)
     elif error is not None:
         started.set_exception(error)

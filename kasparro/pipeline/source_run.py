@@ -117,7 +117,7 @@ class SourceRun:
             if isinstance(error, DatabaseUnavailable):
                 self.transient_failure = TransientFailure()
         except Exception as error:
-            log.exception("source broke", run=self._record.id, source=self._name)
+            log.exception("source_failed", run=self._record.id, source=self._name)
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._retry(lambda: self._record.counts(self._name))
         # A refused file counts as one record, but says nothing of the records that were read.
@@ -145,7 +145,7 @@ class SourceRun:
         )
         say = self._log.info if status == "succeeded" else self._log.warning
         say(
-            "source finished",
+            "source_finished",
             status=status,
             **counts,
             **({"note": passing.note} if passing.note else {}),
@@ -174,7 +174,7 @@ class SourceRun:
 
     async def _skip(self, reason: str) -> Literal["skipped"]:
         await self._retry(lambda: self._record.finish_source(self._name, "skipped", reason, self._clock()))
-        self._log.warning("source skipped", reason=reason)
+        self._log.warning("source_skipped", reason=reason)
         return "skipped"
 
     async def _work_through(self, batches: AsyncGenerator[Batch, None], stop: asyncio.Event) -> bool:
@@ -232,9 +232,9 @@ class SourceRun:
             self._first_files.append(reject)
         if self._files_refused <= FILES_LOGGED:
             fields = {"setting": reject.setting} if reject.setting else {}
-            self._log.warning("file_refused", file=reject.location, reason=reject.reason, **fields)
+            self._log.warning("file_rejected", file=reject.location, reason=reject.reason, **fields)
         elif self._files_refused == FILES_LOGGED + 1:
-            self._log.warning("more_files_refused", logged=FILES_LOGGED)
+            self._log.warning("more_files_rejected", logged=FILES_LOGGED)
 
     async def _verdict(self, passing: SourceContext, counts: Record, *, whole: bool) -> QualityReport | None:
         # What is read again is of the past, which is no measure of what an upstream sends today.

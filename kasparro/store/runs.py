@@ -304,7 +304,7 @@ async def _interrupt(connection: Connection, now: datetime) -> None:
     await connection.execute(_SQL["terminate_open_batches"])
     await connection.execute(_SQL["interrupt_sources"], now)
     for row in await connection.fetch(_SQL["interrupt_runs"], now):
-        log.warning("run marked interrupted", run=row["id"], reason="its process ended")
+        log.warning("run_marked_interrupted", run=row["id"], reason="its process ended")
 
 
 async def last_start(database: Database) -> datetime | None:

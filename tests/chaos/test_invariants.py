@@ -78,7 +78,7 @@ async def test_violation_is_described(
 @pytest.mark.parametrize(
     "line",
     [
-        '{"event": "source broke", "level": "error"}',
+        '{"event": "source_failed", "level": "error"}',
         '{"event": "odd", "level": "info", "exception": "Traceback (most recent call last): ..."}',
         "Traceback (most recent call last):",
     ],

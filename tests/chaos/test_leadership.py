@@ -38,14 +38,14 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     async with start_world(tmp_path, "leadership") as world:
         first, second = world.services
         waiting = {
-            asyncio.create_task(logged(second, "another process runs the loop")): (first, second),
-            asyncio.create_task(logged(first, "another process runs the loop")): (second, first),
+            asyncio.create_task(logged(second, "another_process_leads")): (first, second),
+            asyncio.create_task(logged(first, "another_process_leads")): (second, first),
         }
         done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
         leader, other = waiting[done.pop()]
-        await logged(leader, "run finished")
+        await logged(leader, "run_finished")
         async with world.server.admin() as connection:
             await connection.execute(invariants.WRITE_LOG)
         yield Pair(world, leader, other)
@@ -65,20 +65,20 @@ async def logged(service: Service, event: str, count: int = 1, **fields: object)
 
 
 async def test_follower_responds_and_runs_nothing(pair: Pair) -> None:
-    runs = len(await logged(pair.leader, "run finished"))
-    await logged(pair.leader, "run finished", runs + 3)
+    runs = len(await logged(pair.leader, "run_finished"))
+    await logged(pair.leader, "run_finished", runs + 3)
 
     assert {health["status"] for health in await pair.world.health()} == {"ok"}
-    assert "run started" not in pair.other.log.read_text()
+    assert "run_started" not in pair.other.log.read_text()
 
 
 async def test_follower_takes_over_from_a_killed_leader(pair: Pair) -> None:
     await pair.world.control("POST", "faults", {"api": "coingecko", "kind": "hang"})
-    run = (await logged(pair.leader, "run started", 2))[-1]["run"]
+    run = (await logged(pair.leader, "run_started", 2))[-1]["run"]
     await pair.leader.kill()
     await pair.world.control("DELETE", "faults")
 
-    await logged(pair.other, "run finished", status="succeeded")
+    await logged(pair.other, "run_finished", status="succeeded")
 
     assert await pair.fetch_value("SELECT status FROM runs WHERE id = $1", run) == "interrupted"
     assert (
@@ -99,11 +99,11 @@ async def test_leader_paused_during_a_batch_is_replaced(pair: Pair) -> None:
         run = await pair.fetch_value("SELECT max(id) FROM runs")
         pair.leader.signal(signal.SIGSTOP)
 
-    await logged(pair.other, "run finished", status="succeeded")
+    await logged(pair.other, "run_finished", status="succeeded")
     assert await pair.fetch_value("SELECT status FROM runs WHERE id = $1", run) == "interrupted"
     pair.leader.signal(signal.SIGCONT)
-    await logged(pair.leader, "run lost")
-    await logged(pair.leader, "another process runs the loop")
+    await logged(pair.leader, "run_lease_lost")
+    await logged(pair.leader, "another_process_leads")
 
     assert await pair.fetch_value("SELECT status FROM runs WHERE id = $1", run) == "interrupted"
     assert await late_writes(pair, run) == 0
@@ -112,15 +112,15 @@ async def test_leader_paused_during_a_batch_is_replaced(pair: Pair) -> None:
 async def test_follower_takes_over_from_a_disconnected_leader(pair: Pair) -> None:
     pair.leader.database.swallow()
     await logged(pair.leader, "lock lost")
-    await logged(pair.other, "run finished", status="succeeded")
-    runs_of_leader = {event["run"] for event in await logged(pair.leader, "run started")}
+    await logged(pair.other, "run_finished", status="succeeded")
+    runs_of_leader = {event["run"] for event in await logged(pair.leader, "run_started")}
     pair.leader.database.pass_on()
 
-    await logged(pair.leader, "another process runs the loop")
-    runs = len(await logged(pair.other, "run finished"))
-    await logged(pair.other, "run finished", runs + 2)
+    await logged(pair.leader, "another_process_leads")
+    runs = len(await logged(pair.other, "run_finished"))
+    await logged(pair.other, "run_finished", runs + 2)
 
-    assert {event["run"] for event in await logged(pair.leader, "run started")} == runs_of_leader
+    assert {event["run"] for event in await logged(pair.leader, "run_started")} == runs_of_leader
     for run in runs_of_leader:
         assert await late_writes(pair, run) == 0
 

@@ -20,7 +20,7 @@ from kasparro.store.loader import REJECTS_KEPT
 from kasparro.store.pool import Database
 from tests.cli.test_commands import ended
 from tests.conftest import LogEvents
-from tests.pipeline.test_run import apis, outcomes, run
+from tests.support.runs import apis, run_sources, source_outcomes
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -47,8 +47,8 @@ async def again(database: Database, connection: Connection, folder: Path) -> lis
     """How the folder fares in three runs in which nothing changes."""
     statuses = []
     for _ in range(3):
-        status = await run(database, [Archives(str(folder))])
-        assert (await outcomes(connection))["csv"]["status"] == status
+        status = await run_sources(database, [Archives(str(folder))])
+        assert (await source_outcomes(connection))["csv"]["status"] == status
         statuses.append(status)
     return statuses
 
@@ -117,12 +117,12 @@ async def test_a_lost_page_beside_unchanged_ones_makes_every_run_partial(
 ) -> None:
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
         sources = apis(simulator)[1:]
-        assert await run(database, sources) == "succeeded"
+        assert await run_sources(database, sources) == "succeeded"
         simulator.add_fault(Status(api="coingecko", code=502, page=2))
 
         for _ in range(2):
-            assert await run(database, sources) == "partial"
-            source = (await outcomes(connection))["coingecko"]
+            assert await run_sources(database, sources) == "partial"
+            source = (await source_outcomes(connection))["coingecko"]
             assert source["valid"] == source["unchanged"] > 0
 
 
@@ -146,7 +146,7 @@ async def test_every_refused_file_is_named_with_what_would_settle_it(
         (tmp_path / f"list-{number}.csv").write_text(f"{PRICELESS}eth-{number},ETH,Ethereum\n")
     reason = "none of its columns is known to hold a price (id, symbol, name)"
 
-    assert await run(database, [Archives(str(tmp_path))]) == "partial"
+    assert await run_sources(database, [Archives(str(tmp_path))]) == "partial"
 
     (csv,) = (await last_report(connection)).sources
     names = [f"list-{number}.csv" for number in range(10)]
@@ -155,7 +155,7 @@ async def test_every_refused_file_is_named_with_what_would_settle_it(
         "10 files were refused (list-0.csv, list-1.csv, list-2.csv and 7 more); "
         f"list-0.csv: {reason}; list-0.csv.toml beside it can tell: {PRICE}"
     )
-    lines = await logged.reached(10, "file_refused", source="csv", reason=reason, setting=PRICE)
+    lines = await logged.reached(10, "file_rejected", source="csv", reason=reason, setting=PRICE)
     assert [line["file"] for line in lines] == names
     # They are rejects among the others, and all sums add up.
     part = await report.rejects_of(connection, 1, limit=100)
@@ -179,7 +179,7 @@ async def test_one_refused_file_is_named_in_full(
     (tmp_path / "sub").mkdir()
     unreadable(tmp_path / "sub")
 
-    await run(database, [Archives(str(tmp_path))])
+    await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
     assert csv.error == (
@@ -194,7 +194,7 @@ async def test_a_file_that_breaks_off_and_one_that_cannot_be_opened_are_rejects_
     broken_off(tmp_path)
     badly_described(tmp_path)
 
-    await run(database, [Archives(str(tmp_path))])
+    await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
     described, broken = sorted(csv.refused_files, key=lambda refused: refused.file)
@@ -214,7 +214,7 @@ async def test_copies_of_a_refused_file_are_named_as_well(
     for name in ("a.csv", "b.csv", "c.csv"):
         (tmp_path / name).write_text(PRICELESS)
 
-    await run(database, [Archives(str(tmp_path))])
+    await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
     assert [refused.file for refused in csv.refused_files] == ["a.csv", "b.csv", "c.csv"]
@@ -244,7 +244,7 @@ async def test_thousands_of_refused_files_are_counted_and_the_first_are_kept(
     for number in range(many):
         (tmp_path / f"{number:04}.csv").write_text(f"id,symbol\n{number},A\n")
 
-    assert await run(database, [Archives(str(tmp_path))]) == "failed"
+    assert await run_sources(database, [Archives(str(tmp_path))]) == "failed"
 
     (csv,) = (await last_report(connection)).sources
     assert (csv.records.fetched, csv.records.rejected) == (many, many)
@@ -254,8 +254,8 @@ async def test_thousands_of_refused_files_are_counted_and_the_first_are_kept(
     assert await connection.fetchval("SELECT count(*) FROM reject_counts") == 1
     # A transaction for each of them would take a minute for 10,000.
     assert await connection.fetchval("SELECT batches FROM run_sources") < 10
-    await logged.reached(1, "more_files_refused", logged=5)
-    assert len(await logged.reached(5, "file_refused")) == 5
+    await logged.reached(1, "more_files_rejected", logged=5)
+    assert len(await logged.reached(5, "file_rejected")) == 5
 
 
 async def test_etl_names_every_refused_file(database_url: str, tmp_path: Path) -> None:
@@ -291,16 +291,16 @@ async def test_a_coin_keeps_symbol_name_and_rank_beside_a_file_that_has_none(
     files = {"markets.csv": MARKETS, "bitcoin-usd-max.csv": CLOSES}
     for name in sorted(files, key=lambda name: name != first):
         (tmp_path / name).write_text(files[name])
-        assert await run(database, [Archives(str(tmp_path))]) == "succeeded"
+        assert await run_sources(database, [Archives(str(tmp_path))]) == "succeeded"
 
     expected = {"symbol": "BTC", "name": "Bitcoin", "rank": 1, "price": 9, "cap": 100}
     assert await shown(connection) == expected
-    assert await run(database, [Archives(str(tmp_path))]) == "succeeded"
+    assert await run_sources(database, [Archives(str(tmp_path))]) == "succeeded"
     assert await shown(connection) == expected
 
 
 async def test_the_sample_lists_the_largest_coins_first(database: Database, connection: Connection) -> None:
-    assert await run(database, [Archives(None)]) == "succeeded"
+    assert await run_sources(database, [Archives(None)]) == "succeeded"
 
     rows = await connection.fetch("SELECT symbol FROM unified_data ORDER BY rank LIMIT 3")
     assert [row["symbol"] for row in rows] == ["BTC", "XRP", "ETH"]

@@ -10,24 +10,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from kasparro.model.batch import BATCH_ROWS
 from tests.conftest import copied
+from tests.support.runs import table_contents
 
 # Each round has its own seed; `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_killed.py` does twenty.
 ROUNDS = int(os.environ.get("KASPARRO_TEST_KILLS", "3"))
 SMALL_FILES, SMALL_ROWS = 8, 2_000
 BEGIN = 1_514_764_800
-
-CONTENTS = {
-    "unified_data": "source, source_id",
-    "unified_history": "source, source_id, observed_at",
-    "checkpoints": "source, key",
-}
-# When a row was written is all that may differ.
-CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version"}
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +60,6 @@ async def etl(url: str, archives: Path, kill_after: float | None = None) -> int:
         return await process.wait()
 
 
-async def contents(url: str) -> dict[str, list[dict[str, object]]]:
-    """All that the tables hold, but for when it was written."""
-    connection = await asyncpg.connect(url)
-    try:
-        return {
-            table: [
-                {column: value for column, value in row.items() if column not in CLOCKS}
-                for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY {order}")
-            ]
-            for table, order in CONTENTS.items()
-        }
-    finally:
-        await connection.close()
-
-
 class Undisturbed:
     """What a load leaves that nobody kills, and how long it takes."""
 
@@ -99,7 +76,7 @@ def undisturbed(server_url: str, template: str, archives: Path) -> Undisturbed:
         async with copied(server_url, template) as url:
             began = time.monotonic()
             assert await etl(url, archives) == 0
-            return Undisturbed(await contents(url), time.monotonic() - began)
+            return Undisturbed(await table_contents(url), time.monotonic() - began)
 
     return asyncio.run(load())
 
@@ -112,4 +89,4 @@ async def test_a_killed_load_ends_after_one_more_run_as_if_nothing_had_happened(
     code = await etl(database_url, archives, kill_after=moment)
     assert code in {-signal.SIGKILL, 0}
     assert await etl(database_url, archives) == 0
-    assert await contents(database_url) == undisturbed.tables
+    assert await table_contents(database_url) == undisturbed.tables

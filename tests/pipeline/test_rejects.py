@@ -17,7 +17,7 @@ from kasparro.simulator.damage import edited
 from kasparro.simulator.faults import BadRecords
 from kasparro.store.loader import RAW_KEPT, REJECTS_KEPT
 from kasparro.store.pool import Database
-from tests.pipeline.test_run import apis, outcomes, run
+from tests.support.runs import apis, run_sources, source_outcomes
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Api = Literal["coinpaprika", "coingecko"]
@@ -155,15 +155,15 @@ async def test_what_cannot_be_true_is_refused_and_what_was_there_stays(
     source = [one for one in apis(simulator) if one.name == api]
     sound = [coin(api, f"sound-{number}", "2.50", LATER) for number in range(len(BAD) + 1)]
     simulator.replay(api, [b"[" + coin(api, "known", "1.25", EARLIER) + b"]"])
-    assert await run(database, source, clock=lambda: NOW) == "succeeded"
+    assert await run_sources(database, source, clock=lambda: NOW) == "succeeded"
     good = coin(api, "known", "1.50", LATER)
     bad = [damage(good, api) for damage, _, _ in BAD.values()]
     mixed = [one for pair in zip(sound[1:], bad, strict=True) for one in pair]
     simulator.replay(api, [b"[" + b",".join([sound[0], *mixed]) + b"]"])
 
-    assert await run(database, source, clock=lambda: NOW) == "succeeded"
+    assert await run_sources(database, source, clock=lambda: NOW) == "succeeded"
 
-    told = (await outcomes(connection))[api]
+    told = (await source_outcomes(connection))[api]
     assert (told["valid"], told["inserted"], told["rejected"]) == (len(sound), len(sound), len(BAD))
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == len(sound) + 1
     known = await connection.fetch("SELECT price_usd FROM unified_history WHERE source_id = 'known'")
@@ -184,11 +184,11 @@ async def test_a_coin_told_twice_on_a_page_is_one_row_of_its_newest_word(
     again = coin("coingecko", "twice", "3", LATER)
     simulator.replay("coingecko", [b"[" + b",".join([*pages, again]) + b"]"])
 
-    assert await run(database, apis(simulator)[1:], clock=lambda: NOW) == "succeeded"
+    assert await run_sources(database, apis(simulator)[1:], clock=lambda: NOW) == "succeeded"
 
     rows = await connection.fetch("SELECT price_usd FROM unified_history")
     assert [int(row["price_usd"]) for row in rows] == [1]
-    told = (await outcomes(connection))["coingecko"]
+    told = (await source_outcomes(connection))["coingecko"]
     assert (told["fetched"], told["valid"], told["inserted"], told["unchanged"]) == (3, 3, 1, 2)
 
 
@@ -199,9 +199,9 @@ async def test_every_reject_of_a_pass_is_counted_and_the_first_are_kept(
     records += [coin("coinpaprika", f"bad-{number}", "-1", LATER) for number in range(REJECTS_KEPT + 300)]
     simulator.replay("coinpaprika", [b"[" + b",".join(records) + b"]"])
 
-    assert await run(database, apis(simulator)[:1], clock=lambda: NOW) == "succeeded"
+    assert await run_sources(database, apis(simulator)[:1], clock=lambda: NOW) == "succeeded"
 
-    told = (await outcomes(connection))["coinpaprika"]
+    told = (await source_outcomes(connection))["coinpaprika"]
     assert told["rejected"] == REJECTS_KEPT + 300
     assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
     counted = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
@@ -216,9 +216,9 @@ async def test_a_source_of_which_over_half_is_refused_did_not_succeed_and_says_w
     records += [coin("coingecko", f"bad-{number}", "-1", LATER) for number in range(bad)]
     simulator.replay("coingecko", [b"[" + b",".join(records) + b"]"])
 
-    assert await run(database, apis(simulator)[1:], clock=lambda: NOW) == status
+    assert await run_sources(database, apis(simulator)[1:], clock=lambda: NOW) == status
 
-    told = (await outcomes(connection))["coingecko"]
+    told = (await source_outcomes(connection))["coingecko"]
     assert told["inserted"] == 5
     line = f"{bad} of {5 + bad} records were rejected, most often: current_price: below zero"
     assert told["error"] == (None if status == "succeeded" else line)

@@ -29,8 +29,7 @@ from kasparro.store import payloads
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord, last_start
 from tests.conftest import LogEvents
-from tests.pipeline.test_killed import contents
-from tests.pipeline.test_run import QUICK, apis, outcomes, run
+from tests.support.runs import QUICK, apis, run_sources, source_outcomes, table_contents
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -50,7 +49,9 @@ async def fetched(database: Database, sources: list[Source], **options: Any) -> 
 
 async def replayed(database: Database, run_id: int, **options: Any) -> str:
     again = await replayable(database, run_id)
-    return await run(database, again.sources, trigger="replay", fetched_at=again.fetched_at, **options)
+    return await run_sources(
+        database, again.sources, trigger="replay", fetched_at=again.fetched_at, **options
+    )
 
 
 async def kept(database: Database, connection: Connection, run_id: int) -> list[Payload]:
@@ -113,10 +114,10 @@ async def test_answers_of_no_use_are_kept_too_and_a_replay_reads_the_good_ones(
     bad, *_ = [one for one in await kept(database, connection, run_id) if not one.body.endswith(b"}]")]
     assert (bad.status, bad.complete) == (status, complete)
     assert bad.body.startswith(begins)
-    before = await contents(database._url)
+    before = await table_contents(database._url)
     await connection.execute("TRUNCATE unified_data, unified_history")
     assert await replayed(database, run_id) == "succeeded"
-    assert await contents(database._url) == before
+    assert await table_contents(database._url) == before
 
 
 @asynccontextmanager
@@ -168,8 +169,8 @@ async def test_emptied_tables_are_filled_again_from_the_payloads_alone(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     run_id = await fetched(database, apis(simulator))
-    told = await outcomes(connection)
-    before = await contents(database._url)
+    told = await source_outcomes(connection)
+    before = await table_contents(database._url)
     calls = len(simulator.calls)
     walked = "SELECT api_calls.*, pages.* FROM api_calls JOIN pages USING (source) ORDER BY 1, number"
     booked = await connection.fetch(walked)
@@ -177,8 +178,8 @@ async def test_emptied_tables_are_filled_again_from_the_payloads_alone(
 
     assert await replayed(database, run_id) == "succeeded"
 
-    assert await contents(database._url) == before
-    again = await outcomes(connection)
+    assert await table_contents(database._url) == before
+    again = await source_outcomes(connection)
     for name, source in told.items():
         for figure in ("fetched", "valid", "rejected", "inserted", "updated", "unchanged"):
             assert again[name][figure] == source[figure]
@@ -192,12 +193,12 @@ async def test_an_untouched_run_read_again_changes_nothing(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     run_id = await fetched(database, apis(simulator))
-    before = await contents(database._url)
+    before = await table_contents(database._url)
 
     assert await replayed(database, run_id) == "succeeded"
 
-    assert await contents(database._url) == before
-    for source in (await outcomes(connection)).values():
+    assert await table_contents(database._url) == before
+    for source in (await source_outcomes(connection)).values():
         assert (source["inserted"], source["updated"], source["corrected"]) == (0, 0, 0)
         assert source["unchanged"] == source["valid"] > 500
 
@@ -243,7 +244,7 @@ async def test_calls_that_brought_no_news_are_told_and_have_nothing_to_read(
         await replayable(database, quiet)
     assert await replayed(database, mixed) == "succeeded"
 
-    source = (await outcomes(connection))["coingecko"]
+    source = (await source_outcomes(connection))["coingecko"]
     assert source["note"] == "2 of the run's calls brought no news; an earlier run has the records"
     assert (source["fetched"], source["unchanged"]) == (250, 250)
 
@@ -267,14 +268,14 @@ async def test_no_older_run_read_again_touches_what_was_told_since(
         # No source tells the very microsecond in which we ask.
         asked = now + timedelta(microseconds=1)
         runs.append(await fetched(database, apis(simulator)[1:], clock=lambda at=asked: at))
-    before = await contents(database._url)
+    before = await table_contents(database._url)
 
     for run_id in [*runs, *chance.sample(runs, len(runs))]:
         await replayed(database, run_id, clock=lambda: now + timedelta(minutes=1))
 
-        source = (await outcomes(connection))["coingecko"]
+        source = (await source_outcomes(connection))["coingecko"]
         assert (source["inserted"], source["updated"]) == (0, 0)
-        assert await contents(database._url) == before
+        assert await table_contents(database._url) == before
 
 
 MISREAD = """
@@ -334,13 +335,13 @@ async def test_after_a_fix_of_the_reader_a_replay_puts_the_tables_right(
     assert (csv["status"], csv["error"]) == ("skipped", "archives are read again from their files")
     for source in (paprika, gecko):
         assert source["corrected"] == source["records"]["updated"] > 200
-    right = await contents(database._url)
+    right = await table_contents(database._url)
     await connection.execute(
         "DELETE FROM unified_data WHERE source <> 'csv'; DELETE FROM unified_history WHERE source <> 'csv';"
         "TRUNCATE pages"
     )
-    await run(database, apis(simulator))
-    assert await contents(database._url) == right
+    await run_sources(database, apis(simulator))
+    assert await table_contents(database._url) == right
 
 
 async def test_a_run_that_is_not_there_or_kept_nothing_is_one_line(
@@ -378,7 +379,7 @@ async def test_what_could_not_be_kept_is_told_when_it_is_missed(
 
     assert await replayed(database, run_id) == "partial"
 
-    source = (await outcomes(connection))["coingecko"]
+    source = (await source_outcomes(connection))["coingecko"]
     assert source["error"] == "1 of the run's calls have no payload kept"
     assert source["fetched"] == 500
 
@@ -391,7 +392,7 @@ async def test_a_payload_that_cannot_be_read_costs_itself(
 
     assert await replayed(database, run_id) == "partial"
 
-    source = (await outcomes(connection))["coingecko"]
+    source = (await source_outcomes(connection))["coingecko"]
     assert "page=2" in source["error"]
     assert source["error"].endswith("answered an HTML page")
     assert source["unchanged"] == source["valid"] > 0
@@ -405,7 +406,7 @@ async def test_a_source_that_got_no_good_answer_is_passed_over(
 
     assert await replayed(database, run_id) == "succeeded"
 
-    sources = await outcomes(connection)
+    sources = await source_outcomes(connection)
     assert sources["coinpaprika"]["status"] == "succeeded"
     assert (sources["coingecko"]["status"], sources["coingecko"]["error"]) == (
         "skipped",
@@ -420,9 +421,9 @@ async def test_payloads_that_cannot_be_kept_cost_no_record(
 
     await fetched(database, apis(simulator))
 
-    for source in (await outcomes(connection)).values():
+    for source in (await source_outcomes(connection)).values():
         assert (source["status"], source["inserted"]) == ("succeeded", source["fetched"])
-    warned = await logged.reached(1, "payloads not kept", source="coingecko")
+    warned = await logged.reached(1, "payloads_not_stored", source="coingecko")
     assert len(warned) == 1
     assert "check constraint" in warned[0]["reason"]
 
@@ -435,7 +436,7 @@ async def test_what_cannot_be_trimmed_is_told_and_costs_no_run(
     run_id = await fetched(database, apis(simulator)[1:])
 
     assert await connection.fetchval("SELECT status FROM runs WHERE id = $1", run_id) == "succeeded"
-    assert 'relation "payloads"' in (await logged.reached(1, "not trimmed", run=run_id))[0]["reason"]
+    assert 'relation "payloads"' in (await logged.reached(1, "trim_failed", run=run_id))[0]["reason"]
 
 
 async def test_payloads_off_keeps_none_and_trims_what_there_was(
@@ -465,7 +466,7 @@ async def test_a_run_keeps_no_more_than_the_size_allows(
     assert [row["run_id"] for row in left] == [second, second]
     assert [row["compressed_bytes"] for row in left] == sizes[:2]
     await logged.reached(
-        1, "payloads not kept", reason="this run's payloads exceed KASPARRO_PAYLOAD_MAX_SIZE"
+        1, "payloads_not_stored", reason="this run's payloads exceed KASPARRO_PAYLOAD_MAX_SIZE"
     )
     with pytest.raises(NothingToReplay):
         await replayable(database, run_id)

@@ -9,41 +9,7 @@ from kasparro.pipeline import report
 from kasparro.pipeline.report import Records
 from kasparro.settings import Secret, Settings
 from kasparro.store.pool import Connection
-
-NOON = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
-
-
-async def add_run(connection: Connection, status: str, **values: Any) -> int:
-    """Write a run as the pipeline would; returns its id."""
-    run_id: int = await connection.fetchval(
-        "INSERT INTO runs (trigger, status, started_at, finished_at, error) VALUES ($1, $2, $3, $4, $5) "
-        "RETURNING id",
-        values.get("trigger", "schedule"),
-        status,
-        values.get("started_at", NOON),
-        values.get("finished_at", None if status == "running" else NOON + timedelta(seconds=9.5)),
-        values.get("error"),
-    )
-    return run_id
-
-
-async def add_source(connection: Connection, run_id: int, source: str, status: str, **values: Any) -> None:
-    """Write a source's part in a run as the pipeline would."""
-    figures = dict.fromkeys((*Records.__struct_fields__, "calls"), 0) | {"error": None}
-    given = {
-        "run_id": run_id,
-        "source": source,
-        "status": status,
-        "started_at": NOON,
-        "finished_at": None if status == "running" else NOON + timedelta(seconds=4),
-        **figures,
-        **values,
-    }
-    await connection.execute(
-        f"INSERT INTO run_sources ({', '.join(given)}) VALUES "
-        f"({', '.join(f'${n}' for n in range(1, len(given) + 1))})",
-        *given.values(),
-    )
+from tests.support.runs import NOON, add_run, add_source
 
 
 async def test_a_run_is_the_sum_of_its_sources(connection: Connection) -> None:

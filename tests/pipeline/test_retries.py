@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
+from kasparro.pipeline.retry_schedule import RetrySchedule
 
-from kasparro.pipeline import circuit_breaker, retries
+from kasparro.pipeline import circuit_breaker, retry_schedule
 from kasparro.pipeline import scheduler as module
-from kasparro.pipeline.retries import Retries
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import load
 from kasparro.simulator import Simulator
@@ -18,20 +18,18 @@ from kasparro.sources import http
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.sources.http import RetryLimits
 from kasparro.store.bootstrap import prepare
 from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 from tests.conftest import LogEvents
 from tests.support.postgres import free_port
-
-QUICK = RetryLimits(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
+from tests.support.runs import QUICK
 
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHECK_S", 0.02)
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(retry_schedule, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(circuit_breaker, "COOL_DOWN", timedelta())
 
 
@@ -83,9 +81,9 @@ async def test_it_is_tried_again_alone_until_it_succeeds(
     monkeypatch.setattr(http, "SILENCE_S", 0.1)
     simulator.add_fault(TRANSIENT[fault])
     async with over(database, simulator) as scheduler:
-        failed = await logged.reached(2, "source_retry_planned", source="coinpaprika")
+        failed = await logged.reached(2, "source_retry_scheduled", source="coinpaprika")
         simulator.clear_faults()
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
         await logged.reached(1, "source_retries_ended", source="coinpaprika")
         assert scheduler._retries is not None
         assert scheduler._retries.next_at == math.inf
@@ -94,7 +92,7 @@ async def test_it_is_tried_again_alone_until_it_succeeds(
         assert scheduler.next_run_at - datetime.now(UTC) > timedelta(minutes=58)
 
     assert [event["failures"] for event in failed[:2]] == [1, 2]
-    runs = await logged.reached(3, "run started")
+    runs = await logged.reached(3, "run_started")
     assert (runs[0]["trigger"], {run["trigger"] for run in runs[1:]}) == ("startup", {"retry"})
     assert {run["sources"] for run in runs[1:]} == {("coinpaprika",)}
     assert await connection.fetchval("SELECT DISTINCT trigger FROM runs WHERE id > 1") == "retry"
@@ -106,7 +104,7 @@ async def test_what_no_repetition_cures_is_left_to_the_next_run(
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=code))
     async with over(database, simulator) as scheduler:
-        await logged.reached(1, "loop waits")
+        await logged.reached(1, "scheduler_waiting")
         assert scheduler._retries is not None
         assert scheduler._retries.next_at == math.inf
 
@@ -117,7 +115,7 @@ async def test_a_budget_that_is_spent_is_no_reason_to_try_again(
     simulator.add_fault(Status(api="coinpaprika", code=503))
     async with over(database, simulator, KASPARRO_COINPAPRIKA_MONTHLY_CALLS="5") as scheduler:
         # Two calls a pass, and the third pass has one left.
-        await logged.reached(2, "source_retry_planned", source="coinpaprika")
+        await logged.reached(2, "source_retry_scheduled", source="coinpaprika")
         await logged.reached(1, "source_retries_ended", source="coinpaprika", failures=2)
         assert scheduler._retries is not None
         assert scheduler._retries.next_at == math.inf
@@ -132,9 +130,9 @@ async def test_with_the_interval_off_nothing_is_tried_again(
     simulator.add_fault(Status(api="coinpaprika", code=503))
     async with over(database, simulator, "off") as scheduler:
         await scheduler.trigger()
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
 
-    assert not [event for event in logged.seen if event["event"] == "source_retry_planned"]
+    assert not [event for event in logged.seen if event["event"] == "source_retry_scheduled"]
 
 
 async def test_a_first_start_without_network_serves_data_once_there_is_one(
@@ -146,15 +144,15 @@ async def test_a_first_start_without_network_serves_data_once_there_is_one(
         gecko = simulator.coingecko_url.replace(simulator.url, "http://nowhere.invalid")
         async with looped(database, paprika, gecko) as scheduler:
             # A dozen failed starts of a line, none of which is a call.
-            await logged.reached(3, "source_retry_planned", source="coinpaprika")
-            await logged.reached(3, "source_retry_planned", source="coingecko")
+            await logged.reached(3, "source_retry_scheduled", source="coinpaprika")
+            await logged.reached(3, "source_retry_scheduled", source="coingecko")
             assert await connection.fetchval("SELECT coalesce(sum(calls), 0) FROM api_calls") == 0
             assert await connection.fetchval("SELECT sum(calls) FROM run_sources") == 0
             scheduler._sources[:] = [
                 CoinPaprika(simulator.coinpaprika_url, None, QUICK),
                 CoinGecko(simulator.coingecko_url, "public", None, QUICK),
             ]
-            await logged.reached(1, "run finished", status="succeeded")
+            await logged.reached(1, "run_finished", status="succeeded")
 
     assert await connection.fetchval("SELECT count(*) FROM unified_data") > 0
     assert await connection.fetchval("SELECT count(DISTINCT source) FROM unified_data") == 2
@@ -165,16 +163,16 @@ async def test_who_takes_over_tries_again_what_failed(
 ) -> None:
     other = over(database, simulator)
     async with over(database, simulator):
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
         await other.__aenter__()
-        await logged.reached(1, "another process runs the loop")
+        await logged.reached(1, "another_process_leads")
         died = await RunRecord.start(database, "schedule", ("coinpaprika", "coingecko"), datetime.now(UTC))
         await died.finish_source("coinpaprika", "failed", "no", datetime.now(UTC), upstream_unavailable=True)
         await died.finish_source("coingecko", "succeeded", None, datetime.now(UTC))
         await died.finish("partial", None, datetime.now(UTC))
-    (planned,) = await logged.reached(1, "source_retry_planned")
-    runs = await logged.reached(1, "run started", trigger="retry")
-    await logged.reached(2, "run finished", status="succeeded")
+    (planned,) = await logged.reached(1, "source_retry_scheduled")
+    runs = await logged.reached(1, "run_started", trigger="retry")
+    await logged.reached(2, "run_finished", status="succeeded")
     await other.__aexit__(None, None, None)
 
     assert planned["source"] == "coinpaprika"
@@ -185,9 +183,9 @@ async def test_who_takes_over_tries_again_what_failed(
 async def test_pauses_grow_up_to_the_interval(monkeypatch: pytest.MonkeyPatch, logged: LogEvents) -> None:
     del logged
     now = 1_000.0
-    monkeypatch.setattr("kasparro.pipeline.retries.time.monotonic", lambda: now)
-    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 30.0)
-    planned = Retries(timedelta(minutes=10))
+    monkeypatch.setattr("kasparro.pipeline.retry_schedule.time.monotonic", lambda: now)
+    monkeypatch.setattr(retry_schedule, "FIRST_PAUSE_S", 30.0)
+    planned = RetrySchedule(timedelta(minutes=10))
     pauses = []
     for _ in range(7):
         planned.failed("coingecko")
@@ -214,8 +212,8 @@ async def test_a_source_that_rests_is_tried_again_after_its_rest(
     monkeypatch.setattr(circuit_breaker, "COOL_DOWN", timedelta(minutes=1))
     simulator.add_fault(Status(api="coinpaprika", code=500))
     async with over(database, simulator):
-        (planned,) = await logged.reached(1, "source_retry_planned", failures=4)
-        skipped = await logged.reached(1, "source skipped")
+        (planned,) = await logged.reached(1, "source_retry_scheduled", failures=4)
+        skipped = await logged.reached(1, "source_skipped")
 
     assert 50 < planned["in_s"] <= 60
     assert len(skipped) == 1

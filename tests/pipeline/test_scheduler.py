@@ -61,30 +61,30 @@ async def test_a_run_at_start_and_then_every_interval(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with looped(simulator, database, "1s"):
-        await logged.reached(2, "run finished", status="succeeded")
+        await logged.reached(2, "run_finished", status="succeeded")
 
-    assert [event["trigger"] for event in await logged.reached(2, "run started")] == ["startup", "schedule"]
+    assert [event["trigger"] for event in await logged.reached(2, "run_started")] == ["startup", "schedule"]
 
 
 async def test_a_process_that_replaces_another_keeps_its_schedule(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with looped(simulator, database):
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
     replacement = looped(simulator, database, runs_at_start=False)
     async with replacement, asyncio.timeout(10):
         while replacement.next_run_at is None:  # noqa: ASYNC110 - no event tells when it is set
             await asyncio.sleep(0)
 
     assert timedelta(minutes=55) < replacement.next_run_at - utc_now() <= timedelta(hours=1)
-    assert len([event for event in logged.seen if event["event"] == "run started"]) == 1
+    assert len([event for event in logged.seen if event["event"] == "run_started"]) == 1
 
 
 async def test_it_tells_when_the_next_run_is_due(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with looped(simulator, database, "1h") as scheduler:
-        await logged.reached(1, "loop waits")
+        await logged.reached(1, "scheduler_waiting")
 
         assert scheduler.next_run_at is not None
         assert timedelta(minutes=59) < scheduler.next_run_at - datetime.now(UTC) <= timedelta(hours=1)
@@ -111,7 +111,7 @@ async def test_what_a_dead_process_left_running_is_marked_by_who_leads_next(
     await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
 
     async with looped(simulator, database, "off"):
-        await logged.reached(1, "run marked interrupted")
+        await logged.reached(1, "run_marked_interrupted")
 
     assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
 
@@ -121,22 +121,22 @@ async def test_no_run_by_itself_when_the_interval_is_off(
 ) -> None:
     async with looped(simulator, database, "off") as scheduler:
         assert await scheduler.trigger() == 1
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
 
-    assert [event["trigger"] for event in await logged.reached(1, "run started")] == ["api"]
+    assert [event["trigger"] for event in await logged.reached(1, "run_started")] == ["api"]
 
 
 async def test_of_two_processes_one_leads_and_the_other_takes_over(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with looped(simulator, database, "2s"):
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
         other = looped(simulator, database, "2s")
         await other.__aenter__()
-        await logged.reached(1, "another process runs the loop")
+        await logged.reached(1, "another_process_leads")
 
     # The first has left; the other goes on with the rhythm of the runs there were.
-    started = await logged.reached(2, "run started")
+    started = await logged.reached(2, "run_started")
     await other.__aexit__(None, None, None)
     assert [event["trigger"] for event in started] == ["startup", "schedule"]
 
@@ -162,7 +162,7 @@ async def test_a_stop_ends_the_run_at_work_and_marks_it(
 
     async with asyncio.timeout(10):
         async with looped(simulator, database):
-            await logged.reached(1, "source finished", source="coingecko")
+            await logged.reached(1, "source_finished", source="coingecko")
 
     assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
     sources = await connection.fetch("SELECT source, status FROM run_sources")
@@ -181,11 +181,11 @@ async def test_the_loop_survives_what_it_cannot_foresee_with_a_line_and_an_entry
     await connection.execute("ALTER TABLE unified_data RENAME TO hidden")
 
     async with looped(simulator, database, "1s"):
-        await logged.reached(1, "run finished", status="failed")
+        await logged.reached(1, "run_finished", status="failed")
         await connection.execute("ALTER TABLE hidden RENAME TO unified_data")
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
 
-    assert {event["level"] for event in await logged.reached(1, "source broke")} == {"error"}
+    assert {event["level"] for event in await logged.reached(1, "source_failed")} == {"error"}
     assert await connection.fetchval("SELECT error FROM run_sources WHERE run_id = 1 LIMIT 1")
 
 
@@ -195,9 +195,9 @@ async def test_a_database_that_is_down_at_the_start_is_waited_for(
     async with EmbeddedPostgres(home) as server:
         url = server.dsn
     async with Database(url) as database, looped(simulator, database):
-        await logged.reached(1, "waiting for the database")
+        await logged.reached(1, "waiting_for_database")
         async with EmbeddedPostgres(home):
-            await logged.reached(1, "run finished", status="succeeded")
+            await logged.reached(1, "run_finished", status="succeeded")
 
 
 async def test_a_set_back_clock_puts_off_no_run(
@@ -205,10 +205,10 @@ async def test_a_set_back_clock_puts_off_no_run(
 ) -> None:
     ahead = timedelta(days=400)
     async with looped(simulator, database, "1s", clock=lambda: datetime.now(UTC) + ahead):
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
 
     async with looped(simulator, database, "1s"):
-        await logged.reached(3, "run finished")
+        await logged.reached(3, "run_finished")
 
 
 async def test_a_clock_that_was_set_back_puts_off_nobody_who_takes_over(
@@ -216,13 +216,13 @@ async def test_a_clock_that_was_set_back_puts_off_nobody_who_takes_over(
 ) -> None:
     ahead = timedelta(days=400)
     async with looped(simulator, database, "2s", clock=lambda: datetime.now(UTC) + ahead):
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
         other = looped(simulator, database, "2s")
         await other.__aenter__()
-        await logged.reached(1, "another process runs the loop")
+        await logged.reached(1, "another_process_leads")
 
-    runs = len([event for event in logged.seen if event["event"] == "run finished"])
-    await logged.reached(runs + 1, "run finished")
+    runs = len([event for event in logged.seen if event["event"] == "run_finished"])
+    await logged.reached(runs + 1, "run_finished")
     await other.__aexit__(None, None, None)
 
 
@@ -231,9 +231,9 @@ async def test_a_clock_that_is_set_back_meanwhile_moves_no_run(
 ) -> None:
     behind = timedelta(0)
     async with looped(simulator, database, "1s", clock=lambda: datetime.now(UTC) - behind):
-        await logged.reached(1, "run finished")
+        await logged.reached(1, "run_finished")
         behind = timedelta(days=400)
-        await logged.reached(3, "run finished")
+        await logged.reached(3, "run_finished")
 
 
 async def test_the_loop_goes_on_after_an_error_of_its_own(
@@ -246,7 +246,7 @@ async def test_the_loop_goes_on_after_an_error_of_its_own(
     async with looped(simulator, database):
         await logged.reached(1, "background_task_failed", task="scheduler", level="error")
         await connection.execute("ALTER TABLE hidden RENAME TO runs")
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
 
 
 async def test_a_run_that_dies_elsewhere_is_marked_while_the_loop_waits(
@@ -256,9 +256,9 @@ async def test_a_run_that_dies_elsewhere_is_marked_while_the_loop_waits(
     logged: LogEvents,
 ) -> None:
     async with looped(simulator, database):
-        await logged.reached(1, "loop waits")
+        await logged.reached(1, "scheduler_waiting")
         dead = await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
-        await logged.reached(1, "run marked interrupted", run=dead.id)
+        await logged.reached(1, "run_marked_interrupted", run=dead.id)
 
     assert await connection.fetchval("SELECT status FROM run_sources WHERE source = 'csv'") == "interrupted"
 
@@ -278,7 +278,7 @@ async def test_a_batch_that_does_not_end_in_time_is_cut_off_and_told(
                 async for attempt in stamina.retry_context(on=AssertionError, attempts=None, wait_max=0.05):
                     with attempt:
                         assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
-    await logged.reached(1, "run cut off: its batch did not end in time")
+    await logged.reached(1, "run_terminated_by_shutdown")
 
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
 
@@ -290,9 +290,9 @@ async def test_a_run_that_is_due_while_another_works_is_made_after_it(
         await lock.acquire()
         other = looped(simulator, database)
         await other.__aenter__()
-        await logged.reached(1, "loop waits for a run of another")
+        await logged.reached(1, "waiting_for_other_run")
 
-    await logged.reached(1, "run finished", status="succeeded")
+    await logged.reached(1, "run_finished", status="succeeded")
     await other.__aexit__(None, None, None)
     assert {event["level"] for event in logged.seen} <= {"info", "debug"}
 
@@ -324,7 +324,7 @@ async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(
                 async for attempt in stamina.retry_context(on=RunInProgress, attempts=None, timeout=20):
                     with attempt:
                         await scheduler.trigger()
-                await logged.reached(number, "run finished", status="succeeded")
+                await logged.reached(number, "run_finished", status="succeeded")
         times = [call.at for call in simulator.calls]
 
     assert len(times) == 3

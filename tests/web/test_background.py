@@ -96,7 +96,7 @@ async def test_failed_task_is_shown_and_restarted(
         assert health["status"] == "degraded"
         shown = f"{task} failed and is started again: {ENDINGS[ending][1]}"
         assert health["reasons"] == [shown]
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
         await cached(client)
         assert [file.suffix for file in tmp_path.iterdir() if not file.suffix] == [""]
 
@@ -108,7 +108,7 @@ async def test_read_only_database_is_shown_until_it_is_writable(
     server = await asyncpg.connect(server_url)
     await server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     async with service(database_url, tmp_path) as client:
-        await logged.reached(1, "waiting for the database")
+        await logged.reached(1, "waiting_for_database")
         health = await get(client, "/health")
 
         assert health["status"] == "degraded"
@@ -119,7 +119,7 @@ async def test_read_only_database_is_shown_until_it_is_writable(
         await server.execute(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         )
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
         health = await get(client, "/health")
         assert "reasons" not in health or health["reasons"] == []
     await server.close()
@@ -134,7 +134,7 @@ async def test_failed_run_does_not_end_the_scheduler(
         await logged.reached(1, "background_task_failed", task="scheduler")
         async with asyncio.timeout(10):
             await works.wait()
-        await logged.reached(1, "run finished", status="succeeded")
+        await logged.reached(1, "run_finished", status="succeeded")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

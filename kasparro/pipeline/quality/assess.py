@@ -96,10 +96,8 @@ def _say_drift(source: str, run_id: int, fields: drift.DriftReport) -> None:
     if fields.begun:
         lines = [one.line for one in fields.begun[:LINES_LOGGED]]
         left = len(fields.begun) - len(lines)
-        log.warning(
-            "schema drift", run=run_id, source=source, found=lines, **({"more": left} if left else {})
-        )
-    for event, changes in (("schema drift over", fields.over), ("schema drift accepted", fields.accepted)):
+        log.warning("drift_found", run=run_id, source=source, found=lines, **({"more": left} if left else {}))
+    for event, changes in (("drift_ended", fields.over), ("drift_accepted", fields.accepted)):
         if changes:
             log.info(
                 event,
@@ -112,6 +110,6 @@ def _say_drift(source: str, run_id: int, fields: drift.DriftReport) -> None:
 def _say_anomalies(source: str, run_id: int, earlier: list[Anomaly], found: list[Anomaly]) -> None:
     for one in found:
         if one.since_run == run_id:
-            log.warning("anomaly", run=run_id, source=source, kind=one.kind, detail=one.detail)
+            log.warning("anomaly_found", run=run_id, source=source, kind=one.kind, detail=one.detail)
     for kind in sorted({one.kind for one in earlier} - {one.kind for one in found}):
-        log.info("anomaly over", run=run_id, source=source, kind=kind)
+        log.info("anomaly_ended", run=run_id, source=source, kind=kind)

@@ -135,8 +135,8 @@ async def test_each_change_of_a_field_is_found_and_told_once(
         assert drifted(source) == told
         assert {found.since_run for found in source.drift} == {2}
         assert all(found.of == source.records.fetched <= found.records + 1 for found in source.drift)
-    assert len([event for event in logged.seen if event["event"] == "schema drift"]) == 1
-    (over,) = [event for event in logged.seen if event["event"] == "schema drift over"]
+    assert len([event for event in logged.seen if event["event"] == "drift_found"]) == 1
+    (over,) = [event for event in logged.seen if event["event"] == "drift_ended"]
     assert over["run"] == 5
     assert len(over["found"]) == len(told)
 
@@ -172,8 +172,8 @@ async def test_a_change_that_lasts_becomes_the_normal_and_its_end_is_a_change(
 
     assert told == [True] * ACCEPTED_AFTER + [False]
     assert drifted(back) == [("appeared", "beta_value")]
-    events = [event["event"] for event in logged.seen if event["event"].startswith("schema drift")]
-    assert events == ["schema drift", "schema drift accepted", "schema drift"]
+    events = [event["event"] for event in logged.seen if event["event"].startswith("drift_")]
+    assert events == ["drift_found", "drift_accepted", "drift_found"]
 
 
 async def test_stats_show_the_drift_that_stands(upstreams: Upstreams, connection: Connection) -> None:
@@ -312,7 +312,7 @@ async def test_far_fewer_records_than_usual_are_an_anomaly(
     assert found.detail.startswith("200 records, usually 5")
     assert paprika.status == "succeeded"
     assert again.anomalies[0].since_run == found.since_run
-    assert len([event for event in logged.seen if event["event"] == "anomaly"]) == 1
+    assert len([event for event in logged.seen if event["event"] == "anomaly_found"]) == 1
     assert await marked(connection, "coinpaprika") == [f"few-records: {again.anomalies[0].detail}"]
     assert await marked(connection, "coingecko") == []
 
@@ -371,8 +371,8 @@ async def test_prices_in_another_currency_are_written_marked_and_stay_so_until_u
     assert [reason.partition(" of ")[0] for reason in during] == ["price-jump: prices"]
     assert right.anomalies == []
     assert await marked(connection, "coingecko") == []
-    told = [event["event"] for event in logged.seen if event["event"].startswith("anomaly")]
-    assert told == ["anomaly", "anomaly over"]
+    told = [event["event"] for event in logged.seen if event["event"].startswith("anomaly_")]
+    assert told == ["anomaly_found", "anomaly_ended"]
 
 
 async def test_a_feed_that_stands_still_is_an_anomaly_although_every_run_succeeds(

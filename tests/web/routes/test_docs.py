@@ -20,7 +20,7 @@ from kasparro.store.pool import Connection
 from kasparro.web.http.problems import Problem
 from kasparro.web.openapi.parameters import NoParameters, describe, read
 from kasparro.web.routes.data import DataQuery
-from tests.pipeline.test_report import add_run, add_source
+from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, serving
 from tests.web.routes.test_runs import Loop
 

@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.pool import Connection
-from tests.pipeline.test_report import add_run, add_source
 from tests.support.response_cache import cached
+from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, service, serving
 from tests.web.routes.test_runs import Loop
 

@@ -13,7 +13,7 @@ from kasparro.errors import RunInProgress
 from kasparro.settings import Secret, Settings
 from kasparro.store.pool import Connection
 from kasparro.store.tables import TABLES
-from tests.pipeline.test_report import add_run, add_source
+from tests.support.runs import add_run, add_source
 from tests.web.conftest import LONG_AGO, Insert, serving
 
 

@@ -19,7 +19,7 @@ from kasparro.sources.coingecko import PAGES_LIMIT, CoinGecko, page_limit
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Connection, Database
 from tests.cli.test_commands import ended
-from tests.pipeline.test_call_budget import BEGIN, HOUR, QUICK, Clock, asked, run
+from tests.support.runs import BEGIN, HOUR, QUICK, ManualClock, requested_pages, run_and_report
 
 ONCE = RetryLimits(attempts=1, total_s=5)
 
@@ -32,8 +32,8 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(BEGIN)
+def clock() -> ManualClock:
+    return ManualClock(BEGIN)
 
 
 def gecko(simulator: Simulator, top: int | None, patience: RetryLimits = QUICK) -> CoinGecko:
@@ -50,7 +50,7 @@ async def stored(connection: Connection) -> set[str]:
     return {row["source_id"] for row in rows}
 
 
-async def stats(database: Database, clock: Clock, top: int | None, limit: int | None) -> Any:
+async def stats(database: Database, clock: ManualClock, top: int | None, limit: int | None) -> Any:
     settings = Settings(coingecko_monthly_calls=limit, coingecko_top=top, interval=HOUR)
     async with database.reading() as connection:
         return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
@@ -83,10 +83,10 @@ async def test_exactly_the_first_coins_are_fetched(
 ) -> None:
     for _ in range(2):
         simulator.calls.clear()
-        done = await run(database, [gecko(simulator, top)])
+        done = await run_and_report(database, [gecko(simulator, top)])
         expected = first(simulator, top if top is not None else 100_000)
 
-        assert asked(simulator.calls) == pages
+        assert requested_pages(simulator.calls) == pages
         assert (done.status, done.sources[0].records.fetched) == ("succeeded", len(expected))
         assert await stored(connection) == expected
 
@@ -99,7 +99,7 @@ def test_a_bound_is_so_many_pages(top: int | None, pages: int) -> None:
 
 
 async def test_the_run_says_what_bounds_it(database: Database, simulator: Simulator) -> None:
-    done = await run(database, [gecko(simulator, 600)])
+    done = await run_and_report(database, [gecko(simulator, 600)])
 
     assert done.sources[0].note == "pages 1 to 3 of 3; the first 600 coins by market cap are fetched"
 
@@ -111,16 +111,16 @@ async def test_a_changed_bound_holds_from_the_next_run_on(
     database: Database,
     connection: Connection,
     simulator: Simulator,
-    clock: Clock,
+    clock: ManualClock,
     change: tuple[int | None, int | None],
 ) -> None:
     before, after = (len(first(simulator, 100_000 if top is None else top)) for top in change)
-    await run(database, [gecko(simulator, change[0])], clock=clock)
+    await run_and_report(database, [gecko(simulator, change[0])], clock=clock)
     clock.now += HOUR
 
     # What has not changed is not sent again, but the part of a page that was left out before is.
     for _ in range(2):
-        done = await run(database, [gecko(simulator, change[1])], clock=clock)
+        done = await run_and_report(database, [gecko(simulator, change[1])], clock=clock)
 
         assert (done.status, done.sources[0].records.fetched) == ("succeeded", after)
         # Rows of coins beyond a lower bound stay.
@@ -143,7 +143,7 @@ async def test_an_interrupted_crawl_goes_on_under_the_bound_of_now(
     database: Database,
     connection: Connection,
     simulator: Simulator,
-    clock: Clock,
+    clock: ManualClock,
     before: int | None,
     after: int | None,
     pages: list[int],
@@ -158,9 +158,9 @@ async def test_an_interrupted_crawl_goes_on_under_the_bound_of_now(
     simulator.clear_faults()
     simulator.calls.clear()
 
-    done = await run(database, [gecko(simulator, after)], clock=clock)
+    done = await run_and_report(database, [gecko(simulator, after)], clock=clock)
 
-    assert asked(simulator.calls) == pages
+    assert requested_pages(simulator.calls) == pages
     assert done.status == "succeeded"
     assert await stored(connection) == first(simulator, max(500, 100_000 if after is None else after))
 
@@ -169,67 +169,67 @@ async def test_a_page_that_is_lost_costs_itself_under_a_bound(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(Status(api="coingecko", code=502, page=2))
-    done = await run(database, [gecko(simulator, 700, ONCE)])
+    done = await run_and_report(database, [gecko(simulator, 700, ONCE)])
 
     assert done.status == "partial"
     assert len(await stored(connection)) == 450
-    assert asked(simulator.calls) == [1, 2, 3]
+    assert requested_pages(simulator.calls) == [1, 2, 3]
 
 
 async def test_a_list_that_is_shorter_than_the_bound_is_fetched_whole(
-    database: Database, connection: Connection, simulator: Simulator, clock: Clock
+    database: Database, connection: Connection, simulator: Simulator, clock: ManualClock
 ) -> None:
     short = 560
     simulator.add_fault(ListCut(api="coingecko", keep=short))
     for _ in range(2):
-        done = await run(database, [gecko(simulator, 1_000)], clock=clock)
+        done = await run_and_report(database, [gecko(simulator, 1_000)], clock=clock)
         assert (done.status, done.sources[0].records.fetched) == ("succeeded", short)
 
     simulator.clear_faults()
-    done = await run(database, [gecko(simulator, 1_000)], clock=clock)
+    done = await run_and_report(database, [gecko(simulator, 1_000)], clock=clock)
     assert done.sources[0].records.fetched == 1_000
 
 
 async def test_the_budget_and_its_promise_are_of_the_bounded_list(
-    database: Database, simulator: Simulator, clock: Clock
+    database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
-    await run(database, [gecko(simulator, None)], **plan)
+    await run_and_report(database, [gecko(simulator, None)], **plan)
     whole = await stats(database, clock, None, 2_400)
     bounded = await stats(database, clock, 600, 2_400)
     simulator.calls.clear()
     for _ in range(3):
         clock.now += HOUR
-        await run(database, [gecko(simulator, 600)], **plan)
+        await run_and_report(database, [gecko(simulator, 600)], **plan)
     later = await stats(database, clock, 600, 2_400)
 
     # The same calls bring fewer pages in every run.
     assert (whole.pages, whole.rotation_runs, whole.promised_age_s) == (5, 2, 5 * 3_600)
     assert (bounded.pages, bounded.rotation_runs, bounded.promised_age_s) == (3, 1, 3 * 3_600)
-    assert asked(simulator.calls) == [1, 2, 3] * 3
+    assert requested_pages(simulator.calls) == [1, 2, 3] * 3
     assert (later.pages, later.calls, later.promised_age_s) == (3, 5 + 9, 3 * 3_600)
     # Pages beyond the bound are promised by nobody, however old they get.
     assert later.age_s == 0
 
 
 async def test_the_demo_plan_needs_no_rotation_for_a_thousand_coins(
-    database: Database, simulator: Simulator, clock: Clock
+    database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 10_000, "interval": HOUR, "clock": clock}
     for _ in range(3):
-        done = await run(database, [gecko(simulator, 1_000)], **plan)
+        done = await run_and_report(database, [gecko(simulator, 1_000)], **plan)
         assert (done.status, done.sources[0].calls) == ("succeeded", 4)
         clock.now += HOUR
 
 
 async def test_a_bound_that_was_raised_is_reached_within_the_budget(
-    database: Database, connection: Connection, simulator: Simulator, clock: Clock
+    database: Database, connection: Connection, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
-    await run(database, [gecko(simulator, 250)], **plan)
+    await run_and_report(database, [gecko(simulator, 250)], **plan)
     for _ in range(3):
         clock.now += HOUR
-        await run(database, [gecko(simulator, 1_000)], **plan)
+        await run_and_report(database, [gecko(simulator, 1_000)], **plan)
 
     assert await stored(connection) == first(simulator, 1_000)
     found = await stats(database, clock, 1_000, 2_400)
@@ -239,15 +239,15 @@ async def test_a_bound_that_was_raised_is_reached_within_the_budget(
 
 @pytest.mark.parametrize("tops", [(None, 300), (300, None), (1_000, 300), (300, 1_000)])
 async def test_another_bound_is_no_anomaly_and_no_drift(
-    database: Database, simulator: Simulator, clock: Clock, tops: tuple[int | None, int | None]
+    database: Database, simulator: Simulator, clock: ManualClock, tops: tuple[int | None, int | None]
 ) -> None:
     before, after = tops
     for _ in range(HISTORY + 1):
-        await run(database, [gecko(simulator, before)], clock=clock)
+        await run_and_report(database, [gecko(simulator, before)], clock=clock)
         simulator.advance(60)
         clock.now += HOUR
     for _ in range(3):
-        done = await run(database, [gecko(simulator, after)], clock=clock)
+        done = await run_and_report(database, [gecko(simulator, after)], clock=clock)
         simulator.advance(60)
         clock.now += HOUR
 
@@ -256,23 +256,23 @@ async def test_another_bound_is_no_anomaly_and_no_drift(
 
 
 async def test_a_list_that_shrinks_under_the_same_bound_is_an_anomaly(
-    database: Database, simulator: Simulator, clock: Clock
+    database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     for _ in range(HISTORY + 1):
-        await run(database, [gecko(simulator, 600)], clock=clock)
+        await run_and_report(database, [gecko(simulator, 600)], clock=clock)
         clock.now += HOUR
     simulator.add_fault(ListCut(api="coingecko", keep=120))
-    done = await run(database, [gecko(simulator, 600)], clock=clock)
+    done = await run_and_report(database, [gecko(simulator, 600)], clock=clock)
 
     assert [found.kind for found in done.sources[0].anomalies] == ["few-records"]
 
 
 async def test_a_coin_that_drops_below_the_bound_keeps_its_row_and_alarms_nobody(
-    database: Database, connection: Connection, simulator: Simulator, clock: Clock
+    database: Database, connection: Connection, simulator: Simulator, clock: ManualClock
 ) -> None:
     seen = first(simulator, 300)
     for _ in range(HISTORY + 3):
-        done = await run(database, [gecko(simulator, 300)], clock=clock)
+        done = await run_and_report(database, [gecko(simulator, 300)], clock=clock)
         seen |= first(simulator, 300)
         assert (done.status, done.sources[0].anomalies) == ("succeeded", [])
         simulator.advance(600)
@@ -288,10 +288,10 @@ async def test_a_coin_that_drops_below_the_bound_keeps_its_row_and_alarms_nobody
 async def test_a_replay_reads_what_the_run_stored_and_no_more(
     database: Database, connection: Connection, simulator: Simulator, top: int | None
 ) -> None:
-    original = await run(database, [gecko(simulator, top)], retention=Retention())
+    original = await run_and_report(database, [gecko(simulator, top)], retention=Retention())
     before = await stored(connection)
     again = await replayable(database, original.id)
-    repeated = await run(database, again.sources, "replay", fetched_at=again.fetched_at)
+    repeated = await run_and_report(database, again.sources, "replay", fetched_at=again.fetched_at)
 
     assert repeated.status == "succeeded"
     assert repeated.sources[0].records.fetched == original.sources[0].records.fetched
@@ -299,7 +299,7 @@ async def test_a_replay_reads_what_the_run_stored_and_no_more(
     assert await stored(connection) == before
 
     await connection.execute("TRUNCATE unified_data, unified_history")
-    await run(database, again.sources, "replay", fetched_at=datetime.now(UTC))
+    await run_and_report(database, again.sources, "replay", fetched_at=datetime.now(UTC))
     assert await stored(connection) == before
 
 

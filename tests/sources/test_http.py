@@ -38,7 +38,15 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Database
-from tests.pipeline.test_run import QUICK, apis, outcomes, run
+from tests.support.runs import (
+    BEGIN,
+    QUICK,
+    apis,
+    coingecko_source,
+    run_and_report,
+    run_sources,
+    source_outcomes,
+)
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -160,14 +168,14 @@ async def test_what_an_upstream_does_is_told_in_a_line_and_repaired_by_the_next_
     simulator.add_fault(fault)
     source = [one for one in apis(simulator) if one.name == fault.api]
 
-    assert await run(database, source) == "failed"
+    assert await run_sources(database, source) == "failed"
 
     told, (begins, _, ends) = await told_on_call(connection, fault.api), line.partition("*")
     assert told == line or ("*" in line and told.startswith(begins) and told.endswith(ends)), told
     assert [call.api for call in simulator.calls] == [fault.api] * calls
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
     simulator.clear_faults()
-    assert await run(database, source) == "succeeded"
+    assert await run_sources(database, source) == "succeeded"
     assert (await report.health(connection, [fault.api], None))[fault.api].reasons == []
 
 
@@ -191,7 +199,7 @@ async def test_an_error_under_a_200_is_told_in_the_upstreams_words(
 ) -> None:
     simulator.replay("coingecko", [body.encode()])
 
-    assert await run(database, apis(simulator)[1:]) == "failed"
+    assert await run_sources(database, apis(simulator)[1:]) == "failed"
 
     assert (await told_on_call(connection, "coingecko")).endswith(told)
 
@@ -203,12 +211,12 @@ async def test_an_error_under_a_200_is_told_in_the_upstreams_words(
 async def test_an_upstream_that_is_not_there_is_told_with_its_address(
     database: Database, connection: Connection, host: str, told: str
 ) -> None:
-    assert await run(database, [CoinPaprika(f"http://{host}", None, QUICK)]) == "failed"
+    assert await run_sources(database, [CoinPaprika(f"http://{host}", None, QUICK)]) == "failed"
 
     error = await told_on_call(connection, "coinpaprika")
     assert error.startswith("CoinPaprika cannot be reached: Cannot connect to host ")
     assert told in error
-    assert (await outcomes(connection))["coinpaprika"]["calls"] == 0
+    assert (await source_outcomes(connection))["coinpaprika"]["calls"] == 0
 
 
 async def test_what_an_answer_is_called_does_not_matter(
@@ -217,7 +225,7 @@ async def test_what_an_answer_is_called_does_not_matter(
     for api in ("coinpaprika", "coingecko"):
         simulator.add_fault(ContentType(api=api))
 
-    assert await run(database, apis(simulator)) == "succeeded"
+    assert await run_sources(database, apis(simulator)) == "succeeded"
 
 
 @pytest.mark.parametrize(("keep", "pages"), [(250, [1, 2]), (251, [1, 2]), (499, [1, 2]), (500, [1, 2, 3])])
@@ -226,11 +234,11 @@ async def test_a_list_ends_with_a_short_page_or_an_empty_one(
 ) -> None:
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
         simulator.add_fault(ListCut(api="coingecko", keep=keep))
-        assert await run(database, apis(simulator)[1:]) == "succeeded"
+        assert await run_sources(database, apis(simulator)[1:]) == "succeeded"
         asked = [int(call.query["page"]) for call in simulator.calls]
 
     assert asked == pages
-    assert (await outcomes(connection))["coingecko"]["inserted"] == keep
+    assert (await source_outcomes(connection))["coingecko"]["inserted"] == keep
 
 
 async def test_a_list_without_end_is_left_at_some_page_and_told(
@@ -238,9 +246,9 @@ async def test_a_list_without_end_is_left_at_some_page_and_told(
 ) -> None:
     monkeypatch.setattr(coingecko, "PAGES_LIMIT", 2)
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
-        assert await run(database, apis(simulator)[1:]) == "partial"
+        assert await run_sources(database, apis(simulator)[1:]) == "partial"
 
-    told = (await outcomes(connection))["coingecko"]
+    told = (await source_outcomes(connection))["coingecko"]
     assert (told["calls"], told["inserted"]) == (2, 500)
     assert told["error"] == "stopped after 2 pages: the upstream never sent a short one"
 
@@ -257,7 +265,7 @@ async def test_an_empty_list_is_no_list(
 ) -> None:
     simulator.add_fault(ListCut(api=api, keep=0))
 
-    assert await run(database, [one for one in apis(simulator) if one.name == api]) == "failed"
+    assert await run_sources(database, [one for one in apis(simulator) if one.name == api]) == "failed"
 
     assert await told_on_call(connection, api) == line
 
@@ -287,7 +295,7 @@ async def test_a_key_that_an_upstream_repeats_is_not_told(
 ) -> None:
     body = '{"error":"the key hunter2hunter2 is not known"}'
     async with answering(status=status, body=body) as (url, _):
-        await run(database, [CoinGecko(url, "demo", Secret("hunter2hunter2"), QUICK)])
+        await run_sources(database, [CoinGecko(url, "demo", Secret("hunter2hunter2"), QUICK)])
 
     assert (await told_on_call(connection, "coingecko")).endswith(": the key *** is not known")
 
@@ -302,7 +310,7 @@ async def test_each_key_travels_in_the_header_that_its_vendor_reads(database: Da
             CoinGecko(url, "public", key, QUICK),
         ]
         for source in sources:
-            await run(database, [source])
+            await run_sources(database, [source])
 
     names = ("Authorization", "x-cg-demo-api-key", "x-cg-pro-api-key")
     assert [{name for name in names if one.get(name) == key.reveal()} for one in seen] == [
@@ -318,7 +326,7 @@ async def test_a_retry_after_that_says_nothing_is_as_none(
     database: Database, connection: Connection, told: str
 ) -> None:
     async with answering(status=503, Retry_After=told) as (url, seen):
-        await run(database, [CoinPaprika(url, None, QUICK)])
+        await run_sources(database, [CoinPaprika(url, None, QUICK)])
 
     assert await told_on_call(connection, "coinpaprika") == "CoinPaprika answered 503"
     assert len(seen) == 2
@@ -348,7 +356,7 @@ async def test_a_header_that_is_no_plain_text_is_kept_as_far_as_it_can_be_and_ne
     async with server:
         for _ in range(2):
             source = CoinPaprika(url, None, QUICK)
-            assert await run(database, [source], retention=Retention()) == "succeeded"
+            assert await run_sources(database, [source], retention=Retention()) == "succeeded"
 
     assert {
         row["etag"] for row in await connection.fetch("SELECT headers ->> 'etag' AS etag FROM payloads")
@@ -376,7 +384,7 @@ async def test_waits_between_calls_begin_as_told_and_are_bounded(
     simulator.add_fault(Status(api="coinpaprika", code=500))
     patience = RetryLimits(attempts=3, total_s=9, initial_s=1.05, longest_s=1.1)
 
-    await run(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
+    await run_sources(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
 
     first, second = [one.wait_for for one in retries]
     assert 1.05 <= first <= 1.1
@@ -390,6 +398,55 @@ async def test_waits_between_calls_are_not_of_one_length(
     simulator.add_fault(Status(api="coinpaprika", code=500))
     patience = RetryLimits(attempts=2, total_s=9, initial_s=0.01, longest_s=9)
 
-    await run(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
+    await run_sources(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
 
     assert 0.01 < retries[0].wait_for < 1.01
+
+
+@pytest.fixture
+async def long_list() -> AsyncIterator[Simulator]:
+    """Five pages of CoinGecko, one call of CoinPaprika."""
+    async with Simulator(seed=7, coins=1_150, base=BEGIN, manual=True) as running:
+        yield running
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_an_upstream_that_asks_for_a_day_is_not_waited_for(
+    database: Database, long_list: Simulator, form: Any
+) -> None:
+    long_list.add_fault(Status(api="coingecko", code=429, retry_after=86_400, retry_after_as=form, page=1))
+
+    told = await run_and_report(database, [coingecko_source(long_list)])
+
+    assert (told.status, told.sources[0].calls) == ("failed", 1)
+    assert told.sources[0].error is not None
+    assert told.sources[0].error.endswith(" s, and a run waits 5 s at most")
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_an_upstream_that_asks_for_a_second_is_waited_for(
+    database: Database, long_list: Simulator, form: Any
+) -> None:
+    long_list.add_fault(
+        Status(api="coingecko", code=429, retry_after=1, retry_after_as=form, page=1, times=1)
+    )
+
+    told = await run_and_report(database, [coingecko_source(long_list)])
+
+    assert (told.status, told.sources[0].calls) == ("succeeded", 6)
+
+
+async def test_an_upstream_that_drips_holds_up_a_run_for_a_limited_time(
+    database: Database, long_list: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "TIME_LIMIT_S", 6)
+    long_list.add_fault(Slow(api="coingecko", page=2, bytes_per_second=10))
+
+    async with asyncio.timeout(20):
+        told = await run_and_report(
+            database, [CoinPaprika(long_list.coinpaprika_url, None, QUICK), coingecko_source(long_list)]
+        )
+
+    dripping, other = told.sources
+    assert (dripping.status, dripping.records.fetched, other.status) == ("partial", 250, "succeeded")
+    assert dripping.error == "page 2: CoinGecko took longer than the 0.1 min that a run gives it"
