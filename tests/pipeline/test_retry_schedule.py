@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from kasparro.pipeline.retry_schedule import RetrySchedule
 
 from kasparro.pipeline import circuit_breaker, retry_schedule
 from kasparro.pipeline import scheduler as module
+from kasparro.pipeline.retry_schedule import RetrySchedule
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import load
 from kasparro.simulator import Simulator
