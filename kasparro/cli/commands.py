@@ -25,8 +25,8 @@ from kasparro.model.record import FILE_REFUSED, Reject
 from kasparro.pipeline import report
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.pipeline.quality.freshness import format_duration
-from kasparro.pipeline.replay import replayable
-from kasparro.pipeline.run import STOP_GRACE_S, Run, unwatched
+from kasparro.pipeline.replay import prepare_replay
+from kasparro.pipeline.run import STOP_GRACE_S, Run, ignore_progress
 from kasparro.settings import SOURCES, Settings
 from kasparro.signals import stop_signals
 from kasparro.sources.archives.checks import check_all
@@ -141,7 +141,7 @@ def replay(run_id: int, as_json: bool) -> None:
     told = _load()
 
     async def plan(database: Database) -> Plan:
-        again = await replayable(database, run_id)
+        again = await prepare_replay(database, run_id)
         return again.sources, partial(
             Run, sources=again.sources, trigger="replay", fetched_at=again.fetched_at
         )
@@ -286,7 +286,7 @@ async def _run(
         sources, planned = await plan(database)
         names = [source.name for source in sources]
         with _bars(names, shown=watched and err.is_terminal) as watch:
-            async with planned(database, watch=watch) as one:
+            async with planned(database, on_progress=watch) as one:
                 await one.work(stop)
         async with database.writing() as connection:
             done = await report.run_report(connection, one.id)
@@ -306,7 +306,7 @@ async def _with_database(told: Settings, work: Callable[[Database], Coroutine[An
 def _bars(names: Sequence[str], *, shown: bool) -> Iterator[Callable[[str, float, float | None], None]]:
     """A progress bar for each source, on stderr; or none, where nobody would see them."""
     if not shown:
-        yield unwatched
+        yield ignore_progress
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
@@ -355,7 +355,7 @@ def _judgement(source: report.SourceReport) -> list[str]:
 
 def _drift(found: Sequence[Drift]) -> str:
     more = f" (and {_counted(len(found) - 1, 'more change')})" if len(found) > 1 else ""
-    return f"drift: {found[0].line}{more}"
+    return f"drift: {found[0].summary}{more}"
 
 
 def _counted(number: int, what: str) -> str:

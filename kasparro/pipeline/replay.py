@@ -18,14 +18,14 @@ class NothingToReplay(KasparroError):
     """A run is not there, or has no payload that could be read again."""
 
 
-class Replayable(msgspec.Struct, frozen=True):
+class PreparedReplay(msgspec.Struct, frozen=True):
     """A run's sources as they can be read again, and when the run ended."""
 
     sources: list[Source]
     fetched_at: datetime
 
 
-async def replayable(database: Database, run_id: int) -> Replayable:
+async def prepare_replay(database: Database, run_id: int) -> PreparedReplay:
     """What can be read again of a run. Raises NothingToReplay, DatabaseUnavailable."""
     found = await payloads.kept(database, run_id)
     if found is None:
@@ -35,7 +35,7 @@ async def replayable(database: Database, run_id: int) -> Replayable:
             f"run {run_id} has no payload that could be read again: only lists that the APIs answered are, "
             "as long as KASPARRO_PAYLOAD_RETENTION and KASPARRO_PAYLOAD_MAX_SIZE keep them"
         )
-    return Replayable([_source(database, one) for one in found], max(one.ended_at for one in found))
+    return PreparedReplay([_source(database, one) for one in found], max(one.ended_at for one in found))
 
 
 def _source(database: Database, kept: Kept) -> Source:

@@ -28,12 +28,12 @@ class DatabaseRetry:
         run_id: int,
         lock: AdvisoryLease,
         stop: asyncio.Event,
-        waits: Callable[[str | None], None] = lambda reason: None,
+        on_wait: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self._run_id = run_id
         self._lock = lock
         self._stop = stop
-        self._waits = waits
+        self._on_wait = on_wait
         self._away_since: float | None = None
 
     async def __call__(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
@@ -48,7 +48,7 @@ class DatabaseRetry:
                 return False
             now = time.monotonic()
             self._away_since = self._away_since or now
-            self._waits(str(error))
+            self._on_wait(str(error))
             return not self._stop.is_set() and now - self._away_since < limit_s
 
         async for attempt in stamina.retry_context(
@@ -66,6 +66,6 @@ class DatabaseRetry:
                 done = await call()
                 if self._away_since is not None:
                     self._away_since = None
-                    self._waits(None)
+                    self._on_wait(None)
                 return done
         raise AssertionError("unreachable: the last attempt raises")

@@ -36,7 +36,7 @@ def no_limit(source: str) -> int | None:
     return None
 
 
-def unwatched(source: str, done: float, total: float | None) -> None:
+def ignore_progress(source: str, done: float, total: float | None) -> None:
     """Progress that nobody looks at."""
 
 
@@ -59,17 +59,17 @@ class Run:
         *,
         budget: Callable[[str], int | None] = no_limit,
         interval: timedelta | None = None,
-        watch: Callable[[str, float, float | None], None] = unwatched,
+        on_progress: Callable[[str, float, float | None], None] = ignore_progress,
         clock: Callable[[], datetime] = utc_now,
         retention: Retention | None = None,
         fetched_at: datetime | None = None,
-        waits: Callable[[str | None], None] = lambda reason: None,
+        on_wait: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self._database = database
-        self._waits = waits
+        self._on_wait = on_wait
         self._sources = sources
         self._options = RunOptions(
-            trigger=trigger, interval=interval, budget=budget, watch=watch, clock=clock
+            trigger=trigger, interval=interval, budget=budget, on_progress=on_progress, clock=clock
         )
         self._clock = clock
         self._retention = retention
@@ -116,7 +116,7 @@ class Run:
         Raises LeaseLost where another process has ended this run, and DatabaseUnavailable where its outcome
         could not be written: the next run then marks it interrupted.
         """
-        retry = DatabaseRetry(self.id, self._lock, stop, self._waits)
+        retry = DatabaseRetry(self.id, self._lock, stop, self._on_wait)
         keeping = PayloadRecorder(self._database, self.id, self._retention, retry)
         # Before as well as after, so that runs that die one after the other do not fill the disk.
         await self._trim(keeping)

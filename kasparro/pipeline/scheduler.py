@@ -87,7 +87,7 @@ class Scheduler:
         self._loop.let_end()
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process is the one that runs the loop."""
         return self._lock.held
 
@@ -191,7 +191,7 @@ class Scheduler:
             interval=self._settings.interval,
             clock=self._clock,
             retention=self._settings.retention,
-            waits=self._show_wait,
+            on_wait=self._show_wait,
         )
         async with run:
             # It has written its first record.

@@ -51,7 +51,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     trigger: Trigger
     interval: timedelta | None
     budget: Callable[[str], int | None]
-    watch: Callable[[str, float, float | None], None]
+    on_progress: Callable[[str, float, float | None], None]
     clock: Callable[[], datetime]
 
 
@@ -169,7 +169,7 @@ class SourceRun:
             count_call=self._count_call,
             uncount_call=self._uncount_call,
             keep=lambda payload: self._keeping.keep(self._name, payload),
-            progress=lambda done, total: self._options.watch(self._name, done, total),
+            progress=lambda done, total: self._options.on_progress(self._name, done, total),
         )
 
     async def _skip(self, reason: str) -> Literal["skipped"]:
@@ -321,4 +321,4 @@ def _cause(verdict: QualityReport) -> str | None:
     if not changes:
         return None
     more = f" (and {len(changes) - 1} more changes)" if len(changes) > 1 else ""
-    return f"{changes[0].line}{more}"
+    return f"{changes[0].summary}{more}"

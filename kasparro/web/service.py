@@ -39,7 +39,7 @@ class SchedulerLike(Protocol):
         """When the next run starts; None if none is planned."""
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process is the leader of all processes that share the database."""
 
     async def trigger(self) -> int:
@@ -181,7 +181,7 @@ class Service:
         # Exports wait in their queue. An export that has a slot gets a connection at once.
         gauges["pool_waiting:export"] = self.export_queue.waiting
         if self.scheduler is not None:
-            gauges["leader"] = int(self.scheduler.leads)
+            gauges["leader"] = int(self.scheduler.is_leader)
         return gauges
 
     @property

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from kasparro.model.payload import Payload, Retention
 from kasparro.pipeline import report
-from kasparro.pipeline.replay import NothingToReplay, replayable
+from kasparro.pipeline.replay import NothingToReplay, prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Secret
 from kasparro.simulator import Simulator
@@ -48,7 +48,7 @@ async def fetched(database: Database, sources: list[Source], **options: Any) -> 
 
 
 async def replayed(database: Database, run_id: int, **options: Any) -> str:
-    again = await replayable(database, run_id)
+    again = await prepare_replay(database, run_id)
     return await run_sources(
         database, again.sources, trigger="replay", fetched_at=again.fetched_at, **options
     )
@@ -79,8 +79,7 @@ async def test_each_call_leaves_what_it_was_answered(
     told = [item["id"] for one in pages for item in msgspec.json.decode(one.body)]
     assert told == [quote.id for quote in simulator.market.listing("coingecko")]
     row = await connection.fetchrow(
-        "SELECT sum(raw_bytes) AS plain, sum(compressed_bytes) AS packed, sum(octet_length(body)) AS held"
-        " FROM payloads"
+        "SELECT sum(raw_bytes) AS plain, sum(compressed_bytes) AS packed, sum(octet_length(body)) AS held FROM payloads"
     )
     assert row is not None
     assert row["packed"] == row["held"] < row["plain"] / 3
@@ -241,7 +240,7 @@ async def test_calls_that_brought_no_news_are_told_and_have_nothing_to_read(
     mixed = await fetched(database, apis(simulator)[1:])
 
     with pytest.raises(NothingToReplay):
-        await replayable(database, quiet)
+        await prepare_replay(database, quiet)
     assert await replayed(database, mixed) == "succeeded"
 
     source = (await source_outcomes(connection))["coingecko"]
@@ -352,7 +351,7 @@ async def test_a_run_that_is_not_there_or_kept_nothing_is_one_line(
 
     for run_id, said in ((barren + 7, f"there is no run {barren + 7}"), (barren, "has no payload")):
         with pytest.raises(NothingToReplay, match=said):
-            await replayable(database, run_id)
+            await prepare_replay(database, run_id)
         code, out, err = await command("replay", str(run_id), DATABASE_URL=database._url)
         assert (code, out) == (1, "")
         assert said in err.splitlines()[-1]
@@ -469,7 +468,7 @@ async def test_a_run_keeps_no_more_than_the_size_allows(
         1, "payloads_not_stored", reason="this run's payloads exceed KASPARRO_PAYLOAD_MAX_SIZE"
     )
     with pytest.raises(NothingToReplay):
-        await replayable(database, run_id)
+        await prepare_replay(database, run_id)
 
 
 async def test_a_replay_is_no_sign_of_life_from_the_upstream(

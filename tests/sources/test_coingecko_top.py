@@ -10,7 +10,7 @@ import pytest
 from kasparro.model.payload import Retention
 from kasparro.pipeline import report
 from kasparro.pipeline.quality.anomalies import HISTORY
-from kasparro.pipeline.replay import replayable
+from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
@@ -290,7 +290,7 @@ async def test_a_replay_reads_what_the_run_stored_and_no_more(
 ) -> None:
     original = await run_and_report(database, [gecko(simulator, top)], retention=Retention())
     before = await stored(connection)
-    again = await replayable(database, original.id)
+    again = await prepare_replay(database, original.id)
     repeated = await run_and_report(database, again.sources, "replay", fetched_at=again.fetched_at)
 
     assert repeated.status == "succeeded"

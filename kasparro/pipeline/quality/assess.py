@@ -94,7 +94,7 @@ def _text(value: object) -> str:
 
 def _say_drift(source: str, run_id: int, fields: drift.DriftReport) -> None:
     if fields.begun:
-        lines = [one.line for one in fields.begun[:LINES_LOGGED]]
+        lines = [one.summary for one in fields.begun[:LINES_LOGGED]]
         left = len(fields.begun) - len(lines)
         log.warning("drift_found", run=run_id, source=source, found=lines, **({"more": left} if left else {}))
     for event, changes in (("drift_ended", fields.over), ("drift_accepted", fields.accepted)):

@@ -47,7 +47,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     since_run: Annotated[int, msgspec.Meta(description="The run that found it first.")]
 
     @property
-    def line(self) -> str:
+    def summary(self) -> str:
         """All of it in one line, for logs and terminals."""
         nearest = f"; nearest is {self.nearest} (confidence {self.confidence})" if self.nearest else ""
         verb = {"type": "changed its type", "null": "turned null"}.get(self.change, self.change)

@@ -214,7 +214,7 @@ def test_a_new_field_is_told_beside_the_field_that_it_stands_for() -> None:
     assert vanished.confidence == appeared.confidence
     assert vanished.confidence is not None
     assert 0.5 <= vanished.confidence <= 1
-    assert "nearest is last" in vanished.line
+    assert "nearest is last" in vanished.summary
 
     (beside,) = outcome_of(was, [record | {"price_2": "?"} for record in was]).drift
     assert (beside.nearest, beside.confidence is not None and beside.confidence < 0.5) == ("price", True)

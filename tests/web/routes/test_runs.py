@@ -326,7 +326,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.next_run_at = datetime(2030, 1, 1, tzinfo=UTC)
-        self.leads = True
+        self.is_leader = True
         self.working = False
         self.entered = False
 
