@@ -1,1 +1,1 @@
-"""One run over the sources, when it happens, and what it says of itself."""
+"""Runs: when they start, how they load the sources, and what their outcome is."""

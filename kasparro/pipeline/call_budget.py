@@ -1,4 +1,4 @@
-"""What a month's calls come to: how many are left of them, and how fresh they keep a list of pages."""
+"""The call budget as /stats shows it: calls left this month, and how fresh they keep a list of pages."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -12,48 +12,46 @@ from kasparro.sources.page_schedule import Month
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Calls upstream in this calendar month (UTC), and what they come to where a source's list has pages."""
+    """The upstream calls of this calendar month (UTC). For a source whose list has pages: their schedule."""
 
     month: Annotated[str, msgspec.Meta(examples=["2025-06"])]
     calls: int
-    limit: Annotated[int | None, msgspec.Meta(description="Null: nothing limits them.")]
+    limit: Annotated[int | None, msgspec.Meta(description="Null: calls are not limited.")]
     remaining: int | None
     pages: Annotated[
         int | None,
-        msgspec.Meta(
-            description="Pages of the source's list that are fetched; null while its end is not known."
-        ),
+        msgspec.Meta(description="Number of pages in the source's list. Null: the end is not known yet."),
     ] = None
     pages_every_run: Annotated[
-        int | None, msgspec.Meta(description="Of these, the first so many are fetched by every run.")
+        int | None, msgspec.Meta(description="How many of the first pages every run fetches.")
     ] = None
-    pages_in_rotation: Annotated[int | None, msgspec.Meta(description="The others, fetched in rotation.")] = (
-        None
-    )
+    pages_in_rotation: Annotated[
+        int | None, msgspec.Meta(description="How many of the other pages are fetched in rotation.")
+    ] = None
     rotation_runs: Annotated[
         int | None,
         msgspec.Meta(
-            description="Every run of this number fetches those, all together. Null: calls are too few for "
-            "that, or the interval is off, and they are fetched one by one as calls come up."
+            description="Number of runs from one refresh of the pages in rotation to the next; one run "
+            "fetches them all. Null: the calls are too few for that, or the interval is off. The pages are "
+            "then fetched singly, whenever a call is available."
         ),
     ] = None
     covered_by: Annotated[
         datetime | None,
         msgspec.Meta(
-            description="When the planned runs will have fetched every page anew. Null: the interval is off, "
-            "or the list's end is not known."
+            description="When the planned runs will have fetched every page once more. Null: the interval "
+            "is off, or the end of the list is not known."
         ),
     ] = None
     age_s: Annotated[
-        float | None,
-        msgspec.Meta(description="Seconds since that page was fetched that was fetched longest ago."),
+        float | None, msgspec.Meta(description="Seconds since the fetch of the oldest page.")
     ] = None
     promised_age_s: Annotated[
         float | None,
         msgspec.Meta(
-            description="No coin goes longer than this without being asked for, though one run fails, and "
-            "though it is missed once, for it changed pages within a walk. Null: none is promised where "
-            "pages are fetched one by one."
+            description="The longest time in seconds between two requests for the same coin. It allows for "
+            "one failed run and for one missed coin that moved to another page during a crawl. Null: no "
+            "promise, since the pages are fetched singly."
         ),
     ] = None
 
@@ -68,10 +66,12 @@ def budget(
     next_run_at: datetime | None,
     most: int,
 ) -> Budget:
-    """The month's calls at `now`, and how the coming runs use them; `next_run_at` is None where it is not
-    known, and is then an interval after the last walk. `most` bounds the pages that are fetched.
+    """Return the month's calls at `now` and what the coming runs will do with them.
+
+    `pages` are the known pages of the source's list, of which the first `most` are fetched. Without a
+    `next_run_at`, the next run is expected one interval after the last crawl.
     """
-    told = Budget(
+    month_only = Budget(
         month=f"{now:%Y-%m}",
         calls=calls,
         limit=limit,
@@ -79,23 +79,23 @@ def budget(
     )
     pages = page_schedule.bounded(pages, most)
     if not pages or not pages[-1].is_last:
-        return told
-    last = max(page.crawl_started_at for page in pages)
-    coming = max(next_run_at or last + (interval or timedelta()), now)
+        return month_only
+    last_crawl = max(page.crawl_started_at for page in pages)
+    next_run = max(next_run_at or last_crawl + (interval or timedelta()), now)
     month = None
     if limit is not None:
-        turned = coming >= page_schedule.month_of(now)[1]
-        month = Month(limit=limit, remaining=limit if turned else max(limit - calls, 0))
-    plan = page_schedule.plan(pages, coming, month, interval, most=most)
-    covered = page_schedule.coverage(pages, coming, month, interval, most=most)
-    oldest = (now - min(page.fetched_at for page in pages)).total_seconds()
+        in_next_month = next_run >= page_schedule.month_of(now)[1]
+        month = Month(limit=limit, remaining=limit if in_next_month else max(limit - calls, 0))
+    plan = page_schedule.plan(pages, next_run, month, interval, most=most)
+    coverage = page_schedule.coverage(pages, next_run, month, interval, most=most)
+    oldest_s = (now - min(page.fetched_at for page in pages)).total_seconds()
     return msgspec.structs.replace(
-        told,
+        month_only,
         pages=pages[-1].number,
         pages_every_run=plan.every_run,
         pages_in_rotation=pages[-1].number - plan.every_run,
         rotation_runs=plan.turn,
-        covered_by=covered.by if covered else None,
-        age_s=max(round(oldest, 3), 0.0),
-        promised_age_s=round(covered.unseen.total_seconds(), 3) if covered and covered.unseen else None,
+        covered_by=coverage.by if coverage else None,
+        age_s=max(round(oldest_s, 3), 0.0),
+        promised_age_s=(round(coverage.unseen.total_seconds(), 3) if coverage and coverage.unseen else None),
     )

@@ -1,38 +1,39 @@
-"""The circuit breaker: how a pass treats a source, from how its last passes ended."""
+"""The circuit breaker: spares an upstream that gave nothing in its source's last runs."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 
-# After so many passes in a row to which the upstream gave nothing at all, a pass makes one call, and goes on
-# only where that is answered.
+# After this many source runs in a row that got nothing from the upstream, a run makes one call. It continues
+# only if that call succeeds.
 FAILURES = 3
-# The loop leaves such a source alone for this long; whoever asks for a run has it asked all the same.
+# The scheduler skips such a source for this long. Runs that a user starts do not.
 COOL_DOWN = timedelta(minutes=1)
 
 
-class Ended(msgspec.Struct, frozen=True):
-    """How a pass ended: when, and whether it failed because the upstream gave nothing to use."""
+class FinishedRun(msgspec.Struct, frozen=True):
+    """When a source run ended, and whether it failed because the upstream gave nothing usable."""
 
     at: datetime
     upstream_unavailable: bool
 
 
 class Circuit(msgspec.Struct, frozen=True):
-    """How to treat a source: `probing`, its first call is not repeated; `rests_until`, it is left alone by
-    the loop until then.
+    """How the next run treats a source.
+
+    `probing`: its first call is not retried. `rests_until`: the scheduler skips it until then.
     """
 
     probing: bool
     rests_until: datetime | None
 
 
-def circuit(passes: Sequence[Ended], now: datetime) -> Circuit:
-    """How to treat a source whose newest passes, the newest first, ended so."""
-    newest = passes[:FAILURES]
-    if len(newest) < FAILURES or not all(ended.upstream_unavailable for ended in newest):
+def circuit(runs: Sequence[FinishedRun], now: datetime) -> Circuit:
+    """Return the circuit of a source from its last runs, newest first."""
+    newest = runs[:FAILURES]
+    if len(newest) < FAILURES or not all(run.upstream_unavailable for run in newest):
         return Circuit(False, None)
-    # An end in the future is a clock that was set back: no reason to wait.
+    # An end in the future means that a clock was set back. That is no reason to wait.
     rests = timedelta() <= now - newest[0].at < COOL_DOWN
     return Circuit(True, newest[0].at + COOL_DOWN if rests else None)

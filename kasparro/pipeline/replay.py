@@ -1,4 +1,4 @@
-"""What a replay of a run consists of: each source's kept payloads, or why it has none."""
+"""Prepares a replay: each source of an earlier run with its stored payloads."""
 
 from datetime import datetime
 from functools import partial
@@ -15,36 +15,41 @@ from kasparro.store.pool import Database
 
 
 class NothingToReplay(KasparroError):
-    """A run is not there, or has no payload that could be read again."""
+    """The run does not exist, or none of its payloads can be replayed."""
 
 
 class PreparedReplay(msgspec.Struct, frozen=True):
-    """A run's sources as they can be read again, and when the run ended."""
+    """The sources of an earlier run, ready to be replayed, and when that run ended."""
 
     sources: list[Source]
     fetched_at: datetime
 
 
 async def prepare_replay(database: Database, run_id: int) -> PreparedReplay:
-    """What can be read again of a run. Raises NothingToReplay, DatabaseUnavailable."""
-    found = await payloads.kept(database, run_id)
-    if found is None:
-        raise NothingToReplay(f"there is no run {run_id}; GET /runs lists them")
-    if not any(one.good for one in found):
+    """Prepare the replay of a run. Raises NothingToReplay, DatabaseUnavailable."""
+    stored = await payloads.kept(database, run_id)
+    if stored is None:
+        raise NothingToReplay(f"there is no run {run_id}; GET /runs lists all runs")
+    if not any(source.good for source in stored):
         raise NothingToReplay(
-            f"run {run_id} has no payload that could be read again: only lists that the APIs answered are, "
-            "as long as KASPARRO_PAYLOAD_RETENTION and KASPARRO_PAYLOAD_MAX_SIZE keep them"
+            f"run {run_id} has no payload to replay; only lists that an API sent can be replayed, "
+            "until KASPARRO_PAYLOAD_RETENTION and KASPARRO_PAYLOAD_MAX_SIZE remove them"
         )
-    return PreparedReplay([_source(database, one) for one in found], max(one.ended_at for one in found))
+    return PreparedReplay(
+        [_source(database, source) for source in stored], max(source.ended_at for source in stored)
+    )
 
 
-def _source(database: Database, kept: Kept) -> Source:
-    if kept.source not in READERS:
-        return SkippedSource(kept.source, "archives are read again from their files")
-    if not kept.good:
-        return SkippedSource(kept.source, "no good answer of this run is kept")
-    fetch = partial(payloads.read, database)
-    unkept = max(kept.calls - kept.kept, 0)
+def _source(database: Database, stored: Kept) -> Source:
+    if stored.source not in READERS:
+        return SkippedSource(stored.source, "archives are not replayed; a run reads their files again")
+    if not stored.good:
+        return SkippedSource(stored.source, "no usable payload of this run is stored")
     return Replay(
-        kept.source, READERS[kept.source], kept.good, fetch, unkept=unkept, unchanged=kept.unchanged
+        stored.source,
+        READERS[stored.source],
+        stored.good,
+        partial(payloads.read, database),
+        unkept=max(stored.calls - stored.kept, 0),
+        unchanged=stored.unchanged,
     )

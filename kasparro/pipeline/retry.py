@@ -1,4 +1,4 @@
-"""Repeats what the database could not do just now, for as long as the run may still write."""
+"""The retry policy of a run: repeats database work that failed because the database was unavailable."""
 
 import asyncio
 import time
@@ -12,47 +12,48 @@ from kasparro.store.runs import AdvisoryLease
 
 T = TypeVar("T")
 
-# How long a run waits for a database that went away before it gives up.
+# How long a run waits for an unavailable database before it gives up.
 DATABASE_PATIENCE_S = 300.0
 
 
 class DatabaseRetry:
-    """The patience of one run, which its sources share: when it is at its end, whatever is left to do is
-    tried once. `stop` ends it at once.
+    """Retries database work for one run. All sources of the run share its patience.
 
-    `waits` gets the reason each time that the database is waited for, and None when it has done something.
+    When patience has run out, further work is tried once. `stop` ends retrying at once. `on_wait` is called
+    with the reason at each failed attempt, and with None when the database works again.
     """
 
     def __init__(
         self,
         run_id: int,
-        lock: AdvisoryLease,
+        lease: AdvisoryLease,
         stop: asyncio.Event,
         on_wait: Callable[[str | None], None] = lambda reason: None,
     ) -> None:
         self._run_id = run_id
-        self._lock = lock
+        self._lease = lease
         self._stop = stop
         self._on_wait = on_wait
-        self._away_since: float | None = None
+        self._unavailable_since: float | None = None
 
     async def __call__(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
-        """Do it, again and again while the database is out of reach, and only while the run is ours.
+        """Await `call()`, and repeat it while the database is unavailable and the run holds its lease.
 
-        Raises LeaseLost, and DatabaseUnavailable where patience is at its end.
+        `patience_s` replaces DATABASE_PATIENCE_S. Raises LeaseLost, and DatabaseUnavailable when patience has
+        run out.
         """
         limit_s = DATABASE_PATIENCE_S if patience_s is None else patience_s
 
-        def again(error: Exception) -> bool:
+        def may_retry(error: Exception) -> bool:
             if not isinstance(error, DatabaseUnavailable):
                 return False
             now = time.monotonic()
-            self._away_since = self._away_since or now
+            self._unavailable_since = self._unavailable_since or now
             self._on_wait(str(error))
-            return not self._stop.is_set() and now - self._away_since < limit_s
+            return not self._stop.is_set() and now - self._unavailable_since < limit_s
 
         async for attempt in stamina.retry_context(
-            on=again,
+            on=may_retry,
             attempts=None,
             timeout=None,
             wait_initial=0.1,
@@ -60,12 +61,12 @@ class DatabaseRetry:
             wait_jitter=0.5,
         ):
             with attempt:
-                # A restarted server has forgotten the lock; without it another run may have begun.
-                if not await self._lock.acquire():
+                # A restarted server has lost the lock. Another run may hold it now.
+                if not await self._lease.acquire():
                     raise LeaseLost(f"run {self._run_id} lost its lock to another run")
-                done = await call()
-                if self._away_since is not None:
-                    self._away_since = None
+                result = await call()
+                if self._unavailable_since is not None:
+                    self._unavailable_since = None
                     self._on_wait(None)
-                return done
+                return result
         raise AssertionError("unreachable: the last attempt raises")

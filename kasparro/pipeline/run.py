@@ -1,4 +1,4 @@
-"""One run: the sources side by side, under one lock, from its first record to its outcome."""
+"""One run: holds the run lease, runs all sources concurrently and records the outcome."""
 
 import asyncio
 from collections.abc import Callable, Sequence, Set
@@ -24,31 +24,31 @@ from kasparro.store.runs import AdvisoryLease, RunRecord
 
 log = structlog.get_logger()
 
-# A stopping service has 10 s: requests get the first few, the batch under way the rest.
+# A stopping service has 10 s. Requests get the first few seconds, the current batch gets the rest.
 STOP_GRACE_S = 6.0
-# How long a run that broke off tries to write that it did.
+# How long a failing run tries to record that it failed.
 ABANDON_S = 2.0
 
 
 def no_limit(source: str) -> int | None:
-    """The budget of a source that has none."""
+    """A call budget without a limit."""
     del source
     return None
 
 
 def ignore_progress(source: str, done: float, total: float | None) -> None:
-    """Progress that nobody looks at."""
+    """A progress callback that does nothing."""
 
 
 class Run:
-    """One run, as a context: entering takes the run lock and writes the run's first record, leaving gives
-    the lock back.
+    """One run, as a context manager: entering takes the run lease and inserts the run, leaving returns the
+    lease.
 
-    What the sources are answered is kept as `retention` says, and what is beyond it is trimmed. A replay
-    gives `fetched_at` in its place: when the run ended whose payloads are read again. What was told since
-    stands.
+    `budget(source)` is the source's monthly call limit, None for no limit. `retention` says which payloads
+    to store, and expired ones are deleted; without it none are stored or deleted. A replay passes
+    `fetched_at` instead, the end of the replayed run: records fetched after it win over replayed ones.
 
-    Entering raises RunInProgress where another run is at work, and DatabaseUnavailable.
+    Entering raises RunInProgress if another run is active, and DatabaseUnavailable.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class Run:
         self._clock = clock
         self._retention = retention
         self._fetched_at = fetched_at
-        self._lock = AdvisoryLease(database, "run")
+        self._lease = AdvisoryLease(database, "run")
         self.transient_failures: dict[str, TransientFailure | None] = {}
-        """Of each source that has ended: why trying again soon may work; None where it would not help."""
+        """By source, after `work`: the failure if an early retry may help, else None."""
 
     async def __aenter__(self) -> Self:
-        if not await self._lock.acquire():
+        if not await self._lease.acquire():
             raise RunInProgress("another run is at work on this database")
         trigger, names = self._options.trigger, tuple(source.name for source in self._sources)
         try:
             self._record = await RunRecord.start(
-                self._database, trigger, names, self._clock(), lock=self._lock
+                self._database, trigger, names, self._clock(), lock=self._lease
             )
         except BaseException:
-            await self._lock.release()
+            await self._lease.release()
             raise
         self._log = log.bind(run=self.id)
         self._log.info("run_started", trigger=trigger, sources=names)
@@ -98,91 +98,94 @@ class Run:
     ) -> None:
         try:
             if error is not None and not isinstance(error, LeaseLost):
-                # Best effort: where even this fails, the next run finds this one and marks it.
+                # Best effort. If this fails, the next run marks this one as interrupted.
                 with suppress(KasparroError, TimeoutError):
                     async with timeout(ABANDON_S):
-                        await self._record.abandon(*_ended_by(error), self._clock())
+                        await self._record.abandon(*_outcome_of_error(error), self._clock())
         finally:
-            await self._lock.release()
+            await self._lease.release()
 
     @property
     def id(self) -> int:
-        """The run's number, as in /runs/{id}."""
+        """The run's id, as in /runs/{id}."""
         return self._record.id
 
     async def work(self, stop: asyncio.Event) -> Status:
-        """Work through the sources, which fail apart; `stop` ends each at its next batch border.
+        """Run all sources and record the outcome. `stop` ends each source after its current batch.
 
-        Raises LeaseLost where another process has ended this run, and DatabaseUnavailable where its outcome
-        could not be written: the next run then marks it interrupted.
+        One source's failure does not affect the others. Raises LeaseLost if another process ended this run,
+        and DatabaseUnavailable if the outcome could not be recorded: the next run then marks this one as
+        interrupted.
         """
-        retry = DatabaseRetry(self.id, self._lock, stop, self._on_wait)
-        keeping = PayloadRecorder(self._database, self.id, self._retention, retry)
-        # Before as well as after, so that runs that die one after the other do not fill the disk.
-        await self._trim(keeping)
-        passes = [
+        retry = DatabaseRetry(self.id, self._lease, stop, self._on_wait)
+        recorder = PayloadRecorder(self._database, self.id, self._retention, retry)
+        # Also before the run: otherwise runs that crash one after another would fill the disk.
+        await self._trim(recorder)
+        source_runs = [
             SourceRun(
                 source,
                 self._options,
                 record=self._record,
                 loader=Loader(self._database, self.id, source.name, self._fetched_at),
-                keeping=keeping,
+                payloads=recorder,
                 retry=retry,
             )
             for source in self._sources
         ]
         try:
-            outcomes = set(await run_together(*(each.work(stop) for each in passes)))
+            outcomes = set(await run_together(*(source_run.work(stop) for source_run in source_runs)))
         except BaseExceptionGroup as errors:
             raise _root_cause(errors) from errors
-        self.transient_failures = {each.name: each.transient_failure for each in passes}
+        self.transient_failures = {
+            source_run.name: source_run.transient_failure for source_run in source_runs
+        }
         if self._options.trigger == "replay":
-            # What has nothing to be read again is no shortcoming of it.
+            # A source without payloads does not make a replay partial.
             outcomes.discard("skipped")
         status = combined_status(outcomes)
         error = "stopped before its end" if status == "interrupted" else None
         await retry(lambda: self._record.finish(status, error, self._clock()))
         self._log.info("run_finished", status=status)
         if not stop.is_set():
-            await self._trim(keeping)
+            await self._trim(recorder)
         return status
 
-    async def _trim(self, keeping: PayloadRecorder) -> None:
-        """Delete what nobody needs any more; where that cannot be, the next run tries again."""
+    async def _trim(self, recorder: PayloadRecorder) -> None:
+        """Delete expired payloads and row versions. After a failure, the next run tries again."""
         now = self._clock()
-        for trim in (partial(keeping.trim, now), partial(row_versions.forget, self._database, now)):
+        for trim in (partial(recorder.trim, now), partial(row_versions.forget, self._database, now)):
             try:
                 await trim()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the run is none the worse for it
+            except Exception as error:  # noqa: BLE001 - no error here may fail the run
                 self._log.warning("trim_failed", reason=one_line(error))
 
 
 def combined_status(outcomes: Set[Outcome]) -> Status:
-    """A run's status, from what its sources came to; one that was skipped did not succeed."""
+    """Return a run's status from the outcomes of its sources. A skipped source counts as not succeeded."""
     if "interrupted" in outcomes:
         return "interrupted"
-    (only, *others) = outcomes or {"partial"}
-    return "partial" if others or only == "skipped" else only
+    (first, *others) = outcomes or {"partial"}
+    return "partial" if others or first == "skipped" else first
 
 
-def _ended_by(error: BaseException) -> tuple[Status, str]:
-    """The status and the reason of a run that this error ended."""
+def _outcome_of_error(error: BaseException) -> tuple[Status, str]:
+    """Return the status and the reason of a run that this error ended."""
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-        return "interrupted", "cut off before its end"
+        return "interrupted", "terminated before its end"
     if isinstance(error, KasparroError):
         return "failed", str(error)
     return "failed", f"internal error ({type(error).__name__})"
 
 
 def _root_cause(errors: BaseExceptionGroup) -> BaseException:
-    """Of the errors that ended a run together, the one that says most of what to do about it."""
+    """Return the most useful of several errors: LeaseLost, else DatabaseUnavailable, else the first."""
     for kind in (LeaseLost, DatabaseUnavailable):
         if found := errors.subgroup(kind):
-            return (
-                _root_cause(found)
-                if isinstance(found.exceptions[0], BaseExceptionGroup)
-                else found.exceptions[0]
-            )
-    first = errors.exceptions[0]
-    return _root_cause(first) if isinstance(first, BaseExceptionGroup) else first
+            return _first(found)
+    return _first(errors)
+
+
+def _first(errors: BaseExceptionGroup) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,4 +1,4 @@
-"""The background loop: when runs happen, in which process, and how they end when the service stops."""
+"""The background loop of a process: elects a leader, starts runs, and ends them when the service stops."""
 
 import asyncio
 import time
@@ -24,18 +24,21 @@ from kasparro.supervision import Supervisor
 
 log = structlog.get_logger()
 
-# What is cut off has this long to notice.
-CUT_OFF_S = 1.0
-# How often a process that does not lead looks whether it could, and a lost database is asked for again.
+# How long a run that was terminated at shutdown has to end.
+TERMINATE_S = 1.0
+# How often a follower tries to become leader, and how often an unavailable database is tried again.
 CHECK_S = 5.0
 
 
 class Scheduler:
-    """The loop of one process, as a context. Of all processes on a database one leads and runs; it runs at
-    its start and then every interval on the steady clock, so that a jump of the wall clock moves nothing.
+    """The scheduler of one process, as a context manager.
 
-    A database that is out of reach is waited for, and `prepare` readies it once it answers. Between its runs,
-    sources that failed for a transient reason are tried again. `supervisor` keeps the loop going.
+    One of all processes on a database is the leader. It runs at its start and then once per interval. The
+    interval is measured on the monotonic clock, so a change of the wall clock moves no run. Sources that
+    failed for a transient reason are retried between runs.
+
+    While the database is unavailable, the scheduler waits; then it calls `prepare`. `supervisor` restarts the
+    loop if it fails. With `runs_at_start=False` the first run waits for the existing schedule.
     """
 
     def __init__(
@@ -52,17 +55,17 @@ class Scheduler:
         self._database = database
         self._prepare = prepare
         self._clock = clock
-        # For as long as the process: two runs within a minute share the limits that the upstreams set.
+        # Built once per process, since consecutive runs share the rate limits of the upstreams.
         self._sources = build(settings, settings.sources)
         self._retries = RetrySchedule(settings.interval) if settings.interval else None
         self._supervisor = supervisor or Supervisor()
         self._stop = asyncio.Event()
-        self._lock = AdvisoryLease(database, "lead")
-        # A process that replaces another goes on with its schedule.
-        self._led = not runs_at_start
-        self._runs: set[asyncio.Task[None]] = set()
+        self._lease = AdvisoryLease(database, "lead")
+        # A process that replaces another one follows the existing schedule.
+        self._ran_at_start = not runs_at_start
+        self._api_runs: set[asyncio.Task[None]] = set()
         self.next_run_at: datetime | None = None
-        """When the next run is due, as far as this process knows; None while one works or none will come."""
+        """When the next run is due. None during a run, if none is planned, or if unknown here."""
 
     async def __aenter__(self) -> Self:
         self._loop = self._supervisor.start("scheduler", self._keep_running)
@@ -72,32 +75,32 @@ class Scheduler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        working = {self._loop.task, *self._runs}
-        _, late = await asyncio.wait(working, timeout=STOP_GRACE_S)
+        running = {self._loop.task, *self._api_runs}
+        _, late = await asyncio.wait(running, timeout=STOP_GRACE_S)
         if late:
-            log.warning("run_terminated_by_shutdown")
+            log.warning("run_terminated_by_shutdown", reason="its batch did not end in time")
             self._database.terminate()
             for task in late:
                 task.cancel()
-            await asyncio.wait(late, timeout=CUT_OFF_S)
+            await asyncio.wait(late, timeout=TERMINATE_S)
 
     def stop(self) -> None:
-        """Begin to end: no further run starts, and the one at work ends at its next batch border."""
+        """Begin to stop: start no more runs, and end the current run after its current batch."""
         self._stop.set()
         self._loop.let_end()
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process is the one that runs the loop."""
-        return self._lock.held
+        """Whether this process starts the scheduled runs."""
+        return self._lease.held
 
     async def trigger(self) -> int:
         """Start a run now and return its id. Raises RunInProgress, DatabaseUnavailable."""
         started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._run("api", started))
-        self._runs.add(task)
-        task.add_done_callback(self._runs.discard)
-        task.add_done_callback(lambda ended: _pass_on(ended, started))
+        self._api_runs.add(task)
+        task.add_done_callback(self._api_runs.discard)
+        task.add_done_callback(lambda ended: _report_error(ended, started))
         return await started
 
     async def _keep_running(self) -> None:
@@ -111,7 +114,7 @@ class Scheduler:
             await self._pause(CHECK_S)
 
     def _show_wait(self, reason: str | None) -> None:
-        # Reads may go on meanwhile, as where a disk is full, so /health has to say that no data comes.
+        # Reads may still work, for example on a full disk. So /health has to say that no new data arrives.
         if reason is None:
             self._supervisor.clear("writes")
         else:
@@ -125,36 +128,36 @@ class Scheduler:
                 self._show_wait(None)
                 await self._pause(CHECK_S)
             return
-        first = True
-        async with self._lock as lead:
-            while not await lead.acquire():
+        first_try = True
+        async with self._lease as lease:
+            while not await lease.acquire():
                 self._show_wait(None)
-                if first:
+                if first_try:
                     log.info("another_process_leads")
-                first = False
-                self.next_run_at = await self._planned(interval)
+                first_try = False
+                self.next_run_at = await self._next_planned(interval)
                 await self._pause(CHECK_S)
                 if self._stop.is_set():
                     return
-            # The lease is held by a session that may write; a run that still cannot says so itself.
+            # A session that may write holds the lease. If a run cannot write, it reports that itself.
             self._show_wait(None)
-            if not first:
+            if not first_try:
                 log.info("leadership_taken")
             await mark_abandoned_runs(self._database, self._clock())
-            trigger: Trigger = "startup" if first and not self._led else "schedule"
-            due = time.monotonic() + (0 if trigger == "startup" else await self._left(interval))
+            trigger: Trigger = "startup" if first_try and not self._ran_at_start else "schedule"
+            due = time.monotonic() + (0 if trigger == "startup" else await self._seconds_left(interval))
             if trigger != "startup":
-                await self._take_over(retries)
-            self._led = True
-            while lead.held and not self._stop.is_set():
+                await self._adopt_retries(retries)
+            self._ran_at_start = True
+            while lease.held and not self._stop.is_set():
                 left = due - time.monotonic()
                 self.next_run_at = self._clock() + timedelta(seconds=left) if left > 0 else None
                 wait = min(due, retries.next_at) - time.monotonic()
                 if wait > 0:
-                    # In short steps, to notice soon that the lead is lost, or that a run elsewhere has died.
+                    # In short steps, to notice soon that the lease is lost or that a run elsewhere crashed.
                     await self._pause(min(wait, CHECK_S))
                     if await mark_abandoned_runs(self._database, self._clock()):
-                        due = min(due, time.monotonic() + await self._left(interval))
+                        due = min(due, time.monotonic() + await self._seconds_left(interval))
                     continue
                 try:
                     if left > 0:
@@ -170,8 +173,8 @@ class Scheduler:
                     due += interval.total_seconds()
                 log.debug("scheduler_waiting", seconds=round(due - time.monotonic(), 1))
 
-    async def _take_over(self, retries: RetrySchedule) -> None:
-        # What the process that led before would have tried again; only it knew the pauses.
+    async def _adopt_retries(self, retries: RetrySchedule) -> None:
+        # The previous leader would have retried these sources. Its pauses are not known here.
         for source in await dead_sources(self._database, [source.name for source in self._sources]):
             if not retries.known(source):
                 retries.failed(source)
@@ -194,14 +197,14 @@ class Scheduler:
             on_wait=self._show_wait,
         )
         async with run:
-            # It has written its first record.
+            # The run is inserted, so the database takes writes.
             self._show_wait(None)
             if started is not None and not started.done():
                 started.set_result(run.id)
             try:
                 await run.work(self._stop)
-            except LeaseLost as lost:
-                log.warning("run_lease_lost", run=run.id, reason=str(lost))
+            except LeaseLost as error:
+                log.warning("run_lease_lost", run=run.id, reason=str(error))
                 return
         if self._retries is not None and not self._stop.is_set():
             for source, transient in run.transient_failures.items():
@@ -210,15 +213,15 @@ class Scheduler:
                 else:
                     self._retries.failed(source, transient.not_before_s)
 
-    async def _planned(self, interval: timedelta) -> datetime | None:
+    async def _next_planned(self, interval: timedelta) -> datetime | None:
         last = await last_start(self._database)
         return last + interval if last else None
 
-    async def _left(self, interval: timedelta) -> float:
-        """Seconds until the next run is due, from when the last one of any process began."""
-        planned = await self._planned(interval)
+    async def _seconds_left(self, interval: timedelta) -> float:
+        """Seconds until the next run is due, counted from the start of any process's last run."""
+        planned = await self._next_planned(interval)
         left = (planned - self._clock()).total_seconds() if planned else 0.0
-        # A last start in the future is a clock that was set back: never wait longer than an interval.
+        # A last start in the future means that a clock was set back. Never wait longer than one interval.
         return min(max(left, 0.0), interval.total_seconds())
 
     async def _pause(self, seconds: float) -> None:
@@ -227,8 +230,8 @@ class Scheduler:
                 await self._stop.wait()
 
 
-def _pass_on(ended: asyncio.Task[None], started: asyncio.Future[int]) -> None:
-    """Give the error of a run that never began to whoever waits for its id; log that of one that did."""
+def _report_error(ended: asyncio.Task[None], started: asyncio.Future[int]) -> None:
+    """Pass the error of a run that did not start to the waiting caller; log the error of one that did."""
     error = failure(ended)
     if started.done():
         if error is not None:

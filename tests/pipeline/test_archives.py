@@ -1,4 +1,4 @@
-"""Folders of archives in runs: what refused files cost, and how they are named."""
+"""Runs over folders of archives: the outcome with rejected files, and how they are named."""
 
 import gzip
 import json
@@ -30,21 +30,21 @@ PRICE = 'columns."HEADER" = "price_usd"'
 
 
 def damaged() -> bytes:
-    """A compressed file whose first rows can be read."""
+    """A truncated compressed file; its first rows can be read."""
     chance = random.Random(1)
     rows = "".join(f"coin-{number},{chance.random()},1515230661\n" for number in range(5_000))
     return gzip.compress(f"id,price_usd,last_updated\n{rows}".encode())[:-2_000]
 
 
 async def last_report(connection: Connection) -> RunReport:
-    """The newest run as /runs/{id} has it."""
+    """The newest run, as in /runs/{id}."""
     found = await report.run_report(connection, await connection.fetchval("SELECT max(id) FROM runs"))
     assert found is not None
     return found
 
 
-async def again(database: Database, connection: Connection, folder: Path) -> list[str]:
-    """How the folder fares in three runs in which nothing changes."""
+async def run_three_times(database: Database, connection: Connection, folder: Path) -> list[str]:
+    """The statuses of three runs over an unchanged folder."""
     statuses = []
     for _ in range(3):
         status = await run_sources(database, [Archives(str(folder))])
@@ -53,7 +53,7 @@ async def again(database: Database, connection: Connection, folder: Path) -> lis
     return statuses
 
 
-def unreadable(folder: Path) -> None:
+def without_price(folder: Path) -> None:
     (folder / "list.csv").write_text(PRICELESS)
 
 
@@ -61,60 +61,57 @@ def mostly_rejected(folder: Path) -> None:
     (folder / "most.csv").write_text(GOOD + "a,A,A,x,1515230661\nb,B,B,y,1515230661\n")
 
 
-def badly_described(folder: Path) -> None:
+def misconfigured(folder: Path) -> None:
     (folder / "other.csv").write_text(GOOD.replace("1.5", "2.5"))
     (folder / "other.csv.toml").write_text("dezimal = 1\n")
 
 
-def broken_off(folder: Path) -> None:
+def truncated(folder: Path) -> None:
     (folder / "prices.csv.gz").write_bytes(damaged())
 
 
-BAD = [unreadable, mostly_rejected, badly_described, broken_off]
+BAD = [without_price, mostly_rejected, misconfigured, truncated]
 
 
-@pytest.mark.parametrize("spoil", BAD)
+@pytest.mark.parametrize("damage", BAD)
 @pytest.mark.parametrize("good", [GOOD, GOOD.partition("\n")[0] + "\n"], ids=["a row", "a header alone"])
-async def test_a_refused_file_beside_a_good_one_makes_every_run_partial(
-    database: Database, connection: Connection, tmp_path: Path, spoil: Callable[[Path], None], good: str
+async def test_rejected_file_makes_every_run_partial(
+    database: Database, connection: Connection, tmp_path: Path, damage: Callable[[Path], None], good: str
 ) -> None:
     (tmp_path / "good.csv").write_text(good)
-    spoil(tmp_path)
+    damage(tmp_path)
 
-    assert await again(database, connection, tmp_path) == ["partial"] * 3
+    assert await run_three_times(database, connection, tmp_path) == ["partial"] * 3
 
 
-async def test_a_file_that_was_read_in_part_is_partial_in_every_run(
+async def test_truncated_file_is_partial_in_every_run(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
-    broken_off(tmp_path)
+    truncated(tmp_path)
 
-    assert await again(database, connection, tmp_path) == ["partial"] * 3
+    assert await run_three_times(database, connection, tmp_path) == ["partial"] * 3
 
 
-@pytest.mark.parametrize("spoil", BAD[:3])
-async def test_where_nothing_could_be_loaded_every_run_fails(
-    database: Database, connection: Connection, tmp_path: Path, spoil: Callable[[Path], None]
+@pytest.mark.parametrize("damage", BAD[:3])
+async def test_nothing_loaded_fails_every_run(
+    database: Database, connection: Connection, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    spoil(tmp_path)
+    damage(tmp_path)
 
-    assert await again(database, connection, tmp_path) == ["failed"] * 3
+    assert await run_three_times(database, connection, tmp_path) == ["failed"] * 3
 
 
-async def test_a_mended_folder_succeeds_in_every_run(
-    database: Database, connection: Connection, tmp_path: Path
-) -> None:
+async def test_repaired_folder_succeeds(database: Database, connection: Connection, tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text(GOOD)
-    unreadable(tmp_path)
-    await again(database, connection, tmp_path)
+    without_price(tmp_path)
+    await run_three_times(database, connection, tmp_path)
     (tmp_path / "list.csv").unlink()
 
-    assert await again(database, connection, tmp_path) == ["succeeded"] * 3
+    assert await run_three_times(database, connection, tmp_path) == ["succeeded"] * 3
 
 
-async def test_a_lost_page_beside_unchanged_ones_makes_every_run_partial(
-    database: Database, connection: Connection
-) -> None:
+async def test_lost_page_makes_every_run_partial(database: Database, connection: Connection) -> None:
+    """The other pages are unchanged."""
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
         sources = apis(simulator)[1:]
         assert await run_sources(database, sources) == "succeeded"
@@ -126,9 +123,9 @@ async def test_a_lost_page_beside_unchanged_ones_makes_every_run_partial(
             assert source["valid"] == source["unchanged"] > 0
 
 
-async def test_the_exit_code_is_the_same_each_time(database_url: str, tmp_path: Path) -> None:
+async def test_exit_code_is_the_same_in_every_run(database_url: str, tmp_path: Path) -> None:
     (tmp_path / "good.csv").write_text(GOOD)
-    unreadable(tmp_path)
+    without_price(tmp_path)
     environment = {"DATABASE_URL": database_url, "KASPARRO_ARCHIVES": str(tmp_path)}
 
     for _ in range(2):
@@ -138,7 +135,7 @@ async def test_the_exit_code_is_the_same_each_time(database_url: str, tmp_path: 
     assert (await ended("etl", "--source", "csv", **environment))[0] == 0
 
 
-async def test_every_refused_file_is_named_with_what_would_settle_it(
+async def test_rejected_files_are_named_with_the_missing_setting(
     database: Database, connection: Connection, tmp_path: Path, logged: LogEvents
 ) -> None:
     (tmp_path / "good.csv").write_text(GOOD + "a,A,A,x,1515230661\n")
@@ -152,12 +149,12 @@ async def test_every_refused_file_is_named_with_what_would_settle_it(
     names = [f"list-{number}.csv" for number in range(10)]
     assert csv.refused_files == [RefusedFile(file=name, reason=reason, setting=PRICE) for name in names]
     assert csv.error == (
-        "10 files were refused (list-0.csv, list-1.csv, list-2.csv and 7 more); "
+        "10 files were rejected (list-0.csv, list-1.csv, list-2.csv and 7 more); "
         f"list-0.csv: {reason}; list-0.csv.toml beside it can tell: {PRICE}"
     )
     lines = await logged.reached(10, "file_rejected", source="csv", reason=reason, setting=PRICE)
     assert [line["file"] for line in lines] == names
-    # They are rejects among the others, and all sums add up.
+    # They are listed as rejects, and all sums include them.
     part = await report.rejects_of(connection, 1, limit=100)
     assert part is not None
     assert part.total == 11
@@ -173,11 +170,11 @@ async def test_every_refused_file_is_named_with_what_would_settle_it(
     ]
 
 
-async def test_one_refused_file_is_named_in_full(
+async def test_single_rejected_file_is_named_in_full(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
     (tmp_path / "sub").mkdir()
-    unreadable(tmp_path / "sub")
+    without_price(tmp_path / "sub")
 
     await run_sources(database, [Archives(str(tmp_path))])
 
@@ -188,27 +185,27 @@ async def test_one_refused_file_is_named_in_full(
     )
 
 
-async def test_a_file_that_breaks_off_and_one_that_cannot_be_opened_are_rejects_too(
+async def test_truncated_and_misconfigured_files_are_rejects(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
-    broken_off(tmp_path)
-    badly_described(tmp_path)
+    truncated(tmp_path)
+    misconfigured(tmp_path)
 
     await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
-    described, broken = sorted(csv.refused_files, key=lambda refused: refused.file)
+    described, broken = sorted(csv.refused_files, key=lambda rejected: rejected.file)
     assert described.file == "other.csv"
     assert described.reason.startswith("not loaded, for other.csv.toml: unknown key 'dezimal'")
     assert broken.file == "prices.csv.gz"
     assert "read up to row" in broken.reason
     assert csv.records.fetched == csv.records.valid + csv.records.rejected
     assert csv.records.valid > 0
-    # That a file was refused says nothing of the records of others.
+    # A rejected file says nothing about the records of other files.
     assert "records were rejected" not in (csv.error or "")
 
 
-async def test_copies_of_a_refused_file_are_named_as_well(
+async def test_copies_of_a_rejected_file_are_named(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
     for name in ("a.csv", "b.csv", "c.csv"):
@@ -217,28 +214,30 @@ async def test_copies_of_a_refused_file_are_named_as_well(
     await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
-    assert [refused.file for refused in csv.refused_files] == ["a.csv", "b.csv", "c.csv"]
+    assert [rejected.file for rejected in csv.refused_files] == ["a.csv", "b.csv", "c.csv"]
 
 
-async def test_a_copy_whose_name_says_what_a_refused_file_leaves_open_is_loaded(
+async def test_copy_with_a_telling_name_is_loaded(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
+    """Its name says what the other copies leave open: coin and currency."""
     for name in ("a.csv", "bitcoin-usd.csv", "z.csv"):
         (tmp_path / name).write_text("date,price\n2018-01-01,9\n")
 
-    assert await again(database, connection, tmp_path) == ["succeeded"] * 3
+    assert await run_three_times(database, connection, tmp_path) == ["succeeded"] * 3
 
     (row,) = await connection.fetch("SELECT source_id, price_usd FROM unified_data")
     assert (row["source_id"], row["price_usd"]) == ("bitcoin", 9)
 
 
-async def test_thousands_of_refused_files_are_counted_and_the_first_are_kept(
+async def test_thousands_of_rejected_files(
     database: Database,
     connection: Connection,
     tmp_path: Path,
     logged: LogEvents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """All are counted; the first are kept and logged."""
     monkeypatch.setattr(source_run, "FILES_LOGGED", 5)
     many = REJECTS_KEPT + 200
     for number in range(many):
@@ -252,13 +251,13 @@ async def test_thousands_of_refused_files_are_counted_and_the_first_are_kept(
     assert len(csv.refused_files) == 50
     assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
     assert await connection.fetchval("SELECT count(*) FROM reject_counts") == 1
-    # A transaction for each of them would take a minute for 10,000.
+    # One transaction per file would take a minute for 10,000 files.
     assert await connection.fetchval("SELECT batches FROM run_sources") < 10
     await logged.reached(1, "more_files_rejected", logged=5)
     assert len(await logged.reached(5, "file_rejected")) == 5
 
 
-async def test_etl_names_every_refused_file(database_url: str, tmp_path: Path) -> None:
+async def test_etl_names_every_rejected_file(database_url: str, tmp_path: Path) -> None:
     for name in ("one.csv", "two.csv"):
         (tmp_path / name).write_text(f"{PRICELESS}{name},A,A\n")
 
@@ -276,8 +275,8 @@ MARKETS = "rank,id,symbol,name,price_usd,last_updated\n1,bitcoin,BTC,Bitcoin,5,2
 CLOSES = "snapped_at,price,market_cap,total_volume\n2018-02-01 00:00:00 UTC,9,100,\n"
 
 
-async def shown(connection: Connection) -> dict[str, Any]:
-    """The only row."""
+async def only_row(connection: Connection) -> dict[str, Any]:
+    """The only row of unified_data."""
     (row,) = await connection.fetch(
         "SELECT symbol, name, rank, price_usd::int AS price, market_cap_usd::int AS cap FROM unified_data"
     )
@@ -285,7 +284,7 @@ async def shown(connection: Connection) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("first", ["markets.csv", "bitcoin-usd-max.csv"])
-async def test_a_coin_keeps_symbol_name_and_rank_beside_a_file_that_has_none(
+async def test_file_without_labels_keeps_symbol_name_and_rank(
     database: Database, connection: Connection, tmp_path: Path, first: str
 ) -> None:
     files = {"markets.csv": MARKETS, "bitcoin-usd-max.csv": CLOSES}
@@ -294,12 +293,12 @@ async def test_a_coin_keeps_symbol_name_and_rank_beside_a_file_that_has_none(
         assert await run_sources(database, [Archives(str(tmp_path))]) == "succeeded"
 
     expected = {"symbol": "BTC", "name": "Bitcoin", "rank": 1, "price": 9, "cap": 100}
-    assert await shown(connection) == expected
+    assert await only_row(connection) == expected
     assert await run_sources(database, [Archives(str(tmp_path))]) == "succeeded"
-    assert await shown(connection) == expected
+    assert await only_row(connection) == expected
 
 
-async def test_the_sample_lists_the_largest_coins_first(database: Database, connection: Connection) -> None:
+async def test_sample_archive_ranks_the_largest_coins(database: Database, connection: Connection) -> None:
     assert await run_sources(database, [Archives(None)]) == "succeeded"
 
     rows = await connection.fetch("SELECT symbol FROM unified_data ORDER BY rank LIMIT 3")

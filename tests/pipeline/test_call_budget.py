@@ -1,4 +1,4 @@
-"""The month's calls: what a run may spend, and what /stats says of it."""
+"""The call budget: what a run may spend, and what /stats says about it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,50 +38,60 @@ def clock() -> ManualClock:
 
 
 async def stats(database: Database, clock: ManualClock, limit: int | None, interval: timedelta | None) -> Any:
-    """What /stats tells of CoinGecko's budget."""
-    told = Settings(coingecko_monthly_calls=limit, interval=interval)
+    """CoinGecko's budget in /stats."""
+    settings = Settings(coingecko_monthly_calls=limit, interval=interval)
     async with database.reading() as connection:
-        return (await report.stats(connection, told, clock=clock)).budget["coingecko"]
+        return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
 
 
-async def test_pages_are_planned_so_that_the_month_lasts(
+async def test_page_schedule_makes_the_month_last(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
     runs = [await run_and_report(database, [coingecko_source(simulator)], **plan)]
-    told = await stats(database, clock, 2_400, HOUR)
+    budget = await stats(database, clock, 2_400, HOUR)
     for _ in range(2):
         clock.now += HOUR
         runs.append(await run_and_report(database, [coingecko_source(simulator)], **plan))
 
-    assert {one.status for one in runs} == {"succeeded"}
+    assert {run.status for run in runs} == {"succeeded"}
     assert requested_pages(simulator.calls) == [1, 2, 3, 4, 5, 1, 1, 2, 3, 4, 5]
     assert runs[1].sources[0].note == "page 1 of 5, as planned for the month's calls to last"
-    assert (told.month, told.calls, told.limit, told.remaining) == ("2026-06", 5, 2_400, 2_395)
-    assert (told.pages, told.pages_every_run, told.pages_in_rotation, told.rotation_runs) == (5, 1, 4, 2)
-    assert told.covered_by == BEGIN + 2 * HOUR
-    assert (told.age_s, told.promised_age_s) == (0, 5 * 3_600)
+    assert (budget.month, budget.calls, budget.limit, budget.remaining) == ("2026-06", 5, 2_400, 2_395)
+    assert (budget.pages, budget.pages_every_run, budget.pages_in_rotation, budget.rotation_runs) == (
+        5,
+        1,
+        4,
+        2,
+    )
+    assert budget.covered_by == BEGIN + 2 * HOUR
+    assert (budget.age_s, budget.promised_age_s) == (0, 5 * 3_600)
 
 
-async def test_without_a_limit_the_whole_list_is_promised_with_every_run(
+async def test_without_limit_every_run_fetches_all_pages(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     await run_and_report(database, [coingecko_source(simulator)], clock=clock, interval=HOUR)
-    told = await stats(database, clock, None, HOUR)
+    budget = await stats(database, clock, None, HOUR)
     off = await stats(database, clock, None, None)
 
-    assert (told.pages, told.pages_every_run, told.pages_in_rotation) == (5, 5, 0)
-    assert (told.covered_by, told.promised_age_s) == (BEGIN + HOUR, 3 * 3_600)
+    assert (budget.pages, budget.pages_every_run, budget.pages_in_rotation) == (5, 5, 0)
+    assert (budget.covered_by, budget.promised_age_s) == (BEGIN + HOUR, 3 * 3_600)
     assert (off.pages, off.covered_by, off.promised_age_s) == (5, None, None)
 
 
-async def test_before_the_first_walk_nothing_is_promised(database: Database, clock: ManualClock) -> None:
-    told = await stats(database, clock, 10_000, HOUR)
+async def test_no_promise_before_the_first_crawl(database: Database, clock: ManualClock) -> None:
+    budget = await stats(database, clock, 10_000, HOUR)
 
-    assert (told.remaining, told.pages, told.covered_by, told.promised_age_s) == (10_000, None, None, None)
+    assert (budget.remaining, budget.pages, budget.covered_by, budget.promised_age_s) == (
+        10_000,
+        None,
+        None,
+        None,
+    )
 
 
-async def test_a_month_whose_calls_are_spent_says_so_and_calls_nobody(
+async def test_spent_budget_fails_without_a_call(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -89,20 +99,21 @@ async def test_a_month_whose_calls_are_spent_says_so_and_calls_nobody(
 ) -> None:
     await connection.execute("INSERT INTO api_calls VALUES ('coingecko', '2026-06-01', 100)")
 
-    told = await run_and_report(
+    done = await run_and_report(
         database, [coingecko_source(simulator)], budget=lambda _: 100, interval=HOUR, clock=clock
     )
 
-    assert told.status == "failed"
-    assert told.sources[0].error == (
-        "the budget of 100 calls for June 2026 is spent; it begins anew on the first"
+    assert done.status == "failed"
+    assert done.sources[0].error == (
+        "the budget of 100 calls for June 2026 is spent; a new one starts on the first"
     )
     assert len(simulator.calls) == 0
 
 
-async def test_where_calls_are_fewer_than_runs_a_run_is_skipped_and_says_when_the_next_is_due(
+async def test_fewer_calls_than_runs_skips_runs(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
+    """The note says when the next run is due."""
     plan: dict[str, Any] = {"budget": lambda _: 72, "interval": HOUR, "clock": clock}
     first = await run_and_report(database, [coingecko_source(simulator)], **plan)
     clock.now += HOUR
@@ -116,17 +127,18 @@ async def test_where_calls_are_fewer_than_runs_a_run_is_skipped_and_says_when_th
     )
 
 
-async def test_a_month_that_ends_in_mid_walk_has_each_call_booked_where_it_was_made(
+async def test_calls_are_counted_in_the_month_they_were_made(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     clock: ManualClock,
 ) -> None:
+    """Here the month ends during a crawl."""
     clock.now = datetime(2026, 6, 30, 23, 59, tzinfo=UTC)
     simulator.add_fault(Hang(api="coingecko", page=3, times=1))
     source = coingecko_source(simulator)
-    async with Run(database, [source], "etl", budget=lambda _: 10_000, interval=HOUR, clock=clock) as one:
-        working = asyncio.create_task(one.work(asyncio.Event()))
+    async with Run(database, [source], "etl", budget=lambda _: 10_000, interval=HOUR, clock=clock) as run:
+        working = asyncio.create_task(run.work(asyncio.Event()))
         await simulator.calls.reached(3)
         clock.now += 2 * MINUTE
         simulator.clear_faults()
@@ -138,9 +150,10 @@ async def test_a_month_that_ends_in_mid_walk_has_each_call_booked_where_it_was_m
     assert [tuple(row) for row in booked] == [("2026-06-01", 3), ("2026-07-01", 3)]
 
 
-async def test_cron_with_the_interval_off_has_its_share_of_the_month(
+async def test_runs_without_interval_get_their_share_of_the_month(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
+    """For example, runs that cron starts."""
     plan: dict[str, Any] = {"budget": lambda _: 1_500, "interval": None, "clock": clock}
     calls = []
     for _ in range(60):

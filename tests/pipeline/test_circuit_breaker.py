@@ -1,4 +1,4 @@
-"""A source whose upstream gives nothing is asked less."""
+"""The circuit breaker: a source whose upstream gives nothing gets fewer calls."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -26,9 +26,10 @@ def clock() -> ManualClock:
     return ManualClock(BEGIN)
 
 
-async def test_a_dead_source_is_asked_once_a_run_and_recovers_with_the_first_answer(
+async def test_unavailable_source_gets_one_call_per_run(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
+    """It recovers with the first successful call."""
     simulator.add_fault(Status(api="coingecko", code=500))
     calls = [
         (await run_and_report(database, [coingecko_source(simulator)], clock=clock)).sources[0].calls
@@ -36,13 +37,13 @@ async def test_a_dead_source_is_asked_once_a_run_and_recovers_with_the_first_ans
     ]
     simulator.clear_faults()
 
-    told = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
+    done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert calls == [2, 2, 2, 1, 1]
-    assert (told.status, told.sources[0].calls) == ("succeeded", 5)
+    assert (done.status, done.sources[0].calls) == ("succeeded", 5)
 
 
-async def test_a_pass_that_asked_nobody_says_nothing_of_an_upstream(
+async def test_run_without_calls_does_not_close_the_circuit(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -62,7 +63,7 @@ async def test_a_pass_that_asked_nobody_says_nothing_of_an_upstream(
     assert (await run_and_report(database, [coingecko_source(simulator)], clock=clock)).sources[0].calls == 1
 
 
-async def test_the_loop_leaves_a_dead_source_alone_for_a_minute_and_says_so(
+async def test_scheduler_skips_unavailable_source_for_a_minute(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=500))
@@ -71,24 +72,25 @@ async def test_the_loop_leaves_a_dead_source_alone_for_a_minute_and_says_so(
         await run_and_report(database, sources, "schedule", clock=clock)
     simulator.calls.clear()
     clock.now += 30 * timedelta(seconds=1)
-    rested = await run_and_report(database, sources, "schedule", clock=clock)
-    left_alone = [call for call in simulator.calls if call.api == "coinpaprika"]
+    rested_run = await run_and_report(database, sources, "schedule", clock=clock)
+    calls = [call for call in simulator.calls if call.api == "coinpaprika"]
     simulator.clear_faults()
     clock.now += 30 * timedelta(seconds=1)
     recovered = await run_and_report(database, sources, "schedule", clock=clock)
 
-    paprika = next(source for source in rested.sources if source.source == "coinpaprika")
-    assert (rested.status, paprika.status, left_alone) == ("partial", "skipped", [])
-    assert paprika.error == "its last 3 passes failed; it is asked again after 00:01:00 UTC"
+    paprika = next(source for source in rested_run.sources if source.source == "coinpaprika")
+    assert (rested_run.status, paprika.status, calls) == ("partial", "skipped", [])
+    assert paprika.error == "its last 3 runs failed; the next attempt is after 00:01:00 UTC"
     assert recovered.status == "succeeded"
 
 
 @pytest.mark.parametrize(
     ("trigger", "later"), [("etl", timedelta()), ("api", timedelta()), ("schedule", -MINUTE)]
 )
-async def test_nobody_who_asks_for_a_run_is_put_off_nor_is_the_loop_by_a_clock_set_back(
+async def test_circuit_does_not_stop_manual_runs(
     database: Database, simulator: Simulator, clock: ManualClock, trigger: Trigger, later: timedelta
 ) -> None:
+    """Nor scheduled runs after a clock was set back."""
     simulator.add_fault(Status(api="coingecko", code=500))
     for _ in range(3):
         await run_and_report(database, [coingecko_source(simulator)], "schedule", clock=clock)
@@ -100,7 +102,7 @@ async def test_nobody_who_asks_for_a_run_is_put_off_nor_is_the_loop_by_a_clock_s
     ).status == "succeeded"
 
 
-async def test_passes_that_failed_by_what_they_said_or_by_us_do_not_open_the_circuit(
+async def test_other_failures_do_not_open_the_circuit(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,

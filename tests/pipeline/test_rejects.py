@@ -1,4 +1,4 @@
-"""A record that cannot be true is refused with its reason, and what was there of its coin stays."""
+"""A record that cannot be true is rejected with its reason; the coin keeps its earlier row."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -35,13 +35,13 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 
 def coin(api: Api, coin_id: str, price: str, last_updated: str) -> bytes:
-    """A sound record in the shape of the API."""
+    """A valid record in the format of the API."""
     known = f'"id":"{coin_id}","symbol":"C","name":"Coin","last_updated":"{last_updated}"'
     if api == "coingecko":
-        told = f'"current_price":{price},"market_cap":9,"market_cap_rank":1,"total_volume":3'
+        values = f'"current_price":{price},"market_cap":9,"market_cap_rank":1,"total_volume":3'
     else:
-        told = f'"rank":1,"quotes":{{"USD":{{"price":{price},"volume_24h":3,"market_cap":9}}}}'
-    return f"{{{known},{told}}}".encode()
+        values = f'"rank":1,"quotes":{{"USD":{{"price":{price},"volume_24h":3,"market_cap":9}}}}'
+    return f"{{{known},{values}}}".encode()
 
 
 Damage: TypeAlias = Callable[[bytes, Api], bytes]
@@ -59,7 +59,7 @@ def tail(extra: bytes) -> Damage:
     return lambda record, _: record[:-1] + b',"more":' + extra + b"}"
 
 
-# What is wrong; the field that is named; how the reason begins.
+# By defect: how to damage a record, the field that the reject names, how its reason begins.
 BAD: dict[str, tuple[Damage, str | None, str]] = {
     "negative price": (price(b"-1.5"), "price", "below zero: '-1.5'"),
     "price of 400 digits": (price(b"7" * 400), "price", "number out of bounds: '777"),
@@ -149,37 +149,39 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
 
 
 @pytest.mark.parametrize("api", ["coinpaprika", "coingecko"])
-async def test_what_cannot_be_true_is_refused_and_what_was_there_stays(
+async def test_impossible_record_is_rejected(
     database: Database, connection: Connection, simulator: Simulator, api: Api
 ) -> None:
-    source = [one for one in apis(simulator) if one.name == api]
-    sound = [coin(api, f"sound-{number}", "2.50", LATER) for number in range(len(BAD) + 1)]
+    """The coin keeps its earlier row."""
+    source = [source for source in apis(simulator) if source.name == api]
+    valid = [coin(api, f"valid-{number}", "2.50", LATER) for number in range(len(BAD) + 1)]
     simulator.replay(api, [b"[" + coin(api, "known", "1.25", EARLIER) + b"]"])
     assert await run_sources(database, source, clock=lambda: NOW) == "succeeded"
     good = coin(api, "known", "1.50", LATER)
     bad = [damage(good, api) for damage, _, _ in BAD.values()]
-    mixed = [one for pair in zip(sound[1:], bad, strict=True) for one in pair]
-    simulator.replay(api, [b"[" + b",".join([sound[0], *mixed]) + b"]"])
+    mixed = [record for pair in zip(valid[1:], bad, strict=True) for record in pair]
+    simulator.replay(api, [b"[" + b",".join([valid[0], *mixed]) + b"]"])
 
     assert await run_sources(database, source, clock=lambda: NOW) == "succeeded"
 
-    told = (await source_outcomes(connection))[api]
-    assert (told["valid"], told["inserted"], told["rejected"]) == (len(sound), len(sound), len(BAD))
-    assert await connection.fetchval("SELECT count(*) FROM unified_data") == len(sound) + 1
+    outcome = (await source_outcomes(connection))[api]
+    assert (outcome["valid"], outcome["inserted"], outcome["rejected"]) == (len(valid), len(valid), len(BAD))
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") == len(valid) + 1
     known = await connection.fetch("SELECT price_usd FROM unified_history WHERE source_id = 'known'")
     assert [str(row["price_usd"]) for row in known] == ["1.25"]
     rejects = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
-    for (name, (_, where, reason)), raw, reject in zip(BAD.items(), bad, rejects, strict=True):
+    for (name, (_, field_name, reason)), raw, reject in zip(BAD.items(), bad, rejects, strict=True):
         assert reject["reason"].startswith(reason), name
-        assert (reject["field"] or "").endswith(where or ""), name
-        assert (reject["field"] is None) == (where is None), name
+        assert (reject["field"] or "").endswith(field_name or ""), name
+        assert (reject["field"] is None) == (field_name is None), name
         shown = raw.decode("utf-8", "backslashreplace")
         assert reject["raw"] == (shown if len(shown) <= RAW_KEPT else f"{shown[:RAW_KEPT]}…"), name
 
 
-async def test_a_coin_told_twice_on_a_page_is_one_row_of_its_newest_word(
+async def test_duplicate_coin_on_a_page_is_one_row(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
+    """The newest record wins."""
     pages = [coin("coingecko", "twice", "1", LATER), coin("coingecko", "twice", "2", EARLIER)]
     again = coin("coingecko", "twice", "3", LATER)
     simulator.replay("coingecko", [b"[" + b",".join([*pages, again]) + b"]"])
@@ -188,11 +190,11 @@ async def test_a_coin_told_twice_on_a_page_is_one_row_of_its_newest_word(
 
     rows = await connection.fetch("SELECT price_usd FROM unified_history")
     assert [int(row["price_usd"]) for row in rows] == [1]
-    told = (await source_outcomes(connection))["coingecko"]
-    assert (told["fetched"], told["valid"], told["inserted"], told["unchanged"]) == (3, 3, 1, 2)
+    outcome = (await source_outcomes(connection))["coingecko"]
+    assert (outcome["fetched"], outcome["valid"], outcome["inserted"], outcome["unchanged"]) == (3, 3, 1, 2)
 
 
-async def test_every_reject_of_a_pass_is_counted_and_the_first_are_kept(
+async def test_all_rejects_are_counted_and_the_first_are_kept(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     records = [coin("coinpaprika", f"c-{number}", "1", LATER) for number in range(2 * REJECTS_KEPT)]
@@ -201,30 +203,31 @@ async def test_every_reject_of_a_pass_is_counted_and_the_first_are_kept(
 
     assert await run_sources(database, apis(simulator)[:1], clock=lambda: NOW) == "succeeded"
 
-    told = (await source_outcomes(connection))["coinpaprika"]
-    assert told["rejected"] == REJECTS_KEPT + 300
+    outcome = (await source_outcomes(connection))["coinpaprika"]
+    assert outcome["rejected"] == REJECTS_KEPT + 300
     assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
     counted = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
     assert [tuple(row) for row in counted] == [("quotes.USD.price", "below zero", REJECTS_KEPT + 300)]
 
 
 @pytest.mark.parametrize(("bad", "status"), [(5, "succeeded"), (6, "partial")])
-async def test_a_source_of_which_over_half_is_refused_did_not_succeed_and_says_what_was_wrong(
+async def test_mostly_rejected_source_is_partial(
     database: Database, connection: Connection, simulator: Simulator, bad: int, status: str
 ) -> None:
+    """The error names the most common reason."""
     records = [coin("coingecko", f"c-{number}", "1", LATER) for number in range(5)]
     records += [coin("coingecko", f"bad-{number}", "-1", LATER) for number in range(bad)]
     simulator.replay("coingecko", [b"[" + b",".join(records) + b"]"])
 
     assert await run_sources(database, apis(simulator)[1:], clock=lambda: NOW) == status
 
-    told = (await source_outcomes(connection))["coingecko"]
-    assert told["inserted"] == 5
+    outcome = (await source_outcomes(connection))["coingecko"]
+    assert outcome["inserted"] == 5
     line = f"{bad} of {5 + bad} records were rejected, most often: current_price: below zero"
-    assert told["error"] == (None if status == "succeeded" else line)
+    assert outcome["error"] == (None if status == "succeeded" else line)
 
 
-async def test_rejects_of_old_runs_go_with_their_raw_text_and_their_counts_stay(
+async def test_expired_rejects_are_deleted_but_counted(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(BadRecords(api="coingecko", records=["negative-price", "null-id"]))
@@ -232,16 +235,16 @@ async def test_rejects_of_old_runs_go_with_their_raw_text_and_their_counts_stay(
     for days in (0, 3, 8):
         at = datetime.now(UTC) + timedelta(days=days)
         clock = partial(datetime.fromtimestamp, at.timestamp(), UTC)
-        async with Run(database, apis(simulator)[1:], "etl", clock=clock, retention=Retention()) as one:
-            await one.work(asyncio.Event())
-        ids.append(one.id)
+        async with Run(database, apis(simulator)[1:], "etl", clock=clock, retention=Retention()) as run:
+            await run.work(asyncio.Event())
+        ids.append(run.id)
 
     left = await connection.fetch("SELECT DISTINCT run_id FROM rejects ORDER BY run_id")
     assert [row["run_id"] for row in left] == ids[1:]
     oldest = await report.run_report(connection, ids[0])
     assert oldest is not None
     assert oldest.records.rejected == 2
-    assert [(one.field, one.rejects) for one in oldest.sources[0].rejects] == [
+    assert [(count.field, count.rejects) for count in oldest.sources[0].rejects] == [
         ("current_price", 1),
         ("id", 1),
     ]

@@ -1,4 +1,4 @@
-"""What was fetched, read again: the payloads that a run keeps, and the runs that replay them."""
+"""Payloads that a run stores, and runs that replay them."""
 
 import asyncio
 import json
@@ -40,49 +40,51 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-async def fetched(database: Database, sources: list[Source], **options: Any) -> int:
-    """A run that keeps its payloads; gives its number."""
-    async with Run(database, sources, "etl", **{"retention": Retention(), **options}) as one:
-        await one.work(asyncio.Event())
-    return one.id
+async def fetch(database: Database, sources: list[Source], **options: Any) -> int:
+    """One run that stores its payloads; returns its id."""
+    async with Run(database, sources, "etl", **{"retention": Retention(), **options}) as run:
+        await run.work(asyncio.Event())
+    return run.id
 
 
-async def replayed(database: Database, run_id: int, **options: Any) -> str:
-    again = await prepare_replay(database, run_id)
+async def replay(database: Database, run_id: int, **options: Any) -> str:
+    """Replay a run; returns the status."""
+    prepared = await prepare_replay(database, run_id)
     return await run_sources(
-        database, again.sources, trigger="replay", fetched_at=again.fetched_at, **options
+        database, prepared.sources, trigger="replay", fetched_at=prepared.fetched_at, **options
     )
 
 
-async def kept(database: Database, connection: Connection, run_id: int) -> list[Payload]:
-    """A run's payloads in their order, decompressed."""
+async def stored_payloads(database: Database, connection: Connection, run_id: int) -> list[Payload]:
+    """The payloads of a run in order, decompressed."""
     ids = await connection.fetch("SELECT id FROM payloads WHERE run_id = $1 ORDER BY id", run_id)
     found = [await payloads.read(database, row["id"]) for row in ids]
     assert None not in found
-    return [one for one in found if one is not None]
+    return [payload for payload in found if payload is not None]
 
 
-async def test_each_call_leaves_what_it_was_answered(
+async def test_every_call_stores_its_payload(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     moment = datetime.now(UTC).replace(microsecond=123_456)
 
-    run_id = await fetched(database, apis(simulator)[1:], clock=lambda: moment)
+    run_id = await fetch(database, apis(simulator)[1:], clock=lambda: moment)
 
-    pages = await kept(database, connection, run_id)
-    assert [(one.path, one.parameters["page"], one.status) for one in pages] == [
-        ("/coins/markets", page, 200) for page in ("1", "2", "3")
+    pages = await stored_payloads(database, connection, run_id)
+    assert [(page.path, page.parameters["page"], page.status) for page in pages] == [
+        ("/coins/markets", number, 200) for number in ("1", "2", "3")
     ]
-    assert all(one.good and one.received_at == moment for one in pages)
-    assert all(one.headers["content-type"].startswith("application/json") for one in pages)
-    assert all({"date", "etag"} <= one.headers.keys() for one in pages)
-    told = [item["id"] for one in pages for item in msgspec.json.decode(one.body)]
-    assert told == [quote.id for quote in simulator.market.listing("coingecko")]
+    assert all(page.good and page.received_at == moment for page in pages)
+    assert all(page.headers["content-type"].startswith("application/json") for page in pages)
+    assert all({"date", "etag"} <= page.headers.keys() for page in pages)
+    ids = [item["id"] for page in pages for item in msgspec.json.decode(page.body)]
+    assert ids == [quote.id for quote in simulator.market.listing("coingecko")]
     row = await connection.fetchrow(
-        "SELECT sum(raw_bytes) AS plain, sum(compressed_bytes) AS packed, sum(octet_length(body)) AS held FROM payloads"
+        "SELECT sum(raw_bytes) AS raw, sum(compressed_bytes) AS compressed, sum(octet_length(body)) "
+        "AS stored FROM payloads"
     )
     assert row is not None
-    assert row["packed"] == row["held"] < row["plain"] / 3
+    assert row["compressed"] == row["stored"] < row["raw"] / 3
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ async def test_each_call_leaves_what_it_was_answered(
         (Reset(api="coingecko", times=1), None, False, b""),
     ],
 )
-async def test_answers_of_no_use_are_kept_too_and_a_replay_reads_the_good_ones(
+async def test_unusable_payloads_are_stored_but_not_replayed(
     database: Database,
     connection: Connection,
     simulator: Simulator,
@@ -105,32 +107,36 @@ async def test_answers_of_no_use_are_kept_too_and_a_replay_reads_the_good_ones(
     begins: bytes,
 ) -> None:
     simulator.add_fault(msgspec.structs.replace(fault, page=None if status is None else 2))
-    patient = msgspec.structs.replace(QUICK, total_s=30)
-    source = CoinGecko(simulator.coingecko_url, "public", None, patient)
+    limits = msgspec.structs.replace(QUICK, total_s=30)
+    source = CoinGecko(simulator.coingecko_url, "public", None, limits)
 
-    run_id = await fetched(database, [source])
+    run_id = await fetch(database, [source])
 
-    bad, *_ = [one for one in await kept(database, connection, run_id) if not one.body.endswith(b"}]")]
+    bad, *_ = [
+        payload
+        for payload in await stored_payloads(database, connection, run_id)
+        if not payload.body.endswith(b"}]")
+    ]
     assert (bad.status, bad.complete) == (status, complete)
     assert bad.body.startswith(begins)
     before = await table_contents(database._url)
     await connection.execute("TRUNCATE unified_data, unified_history")
-    assert await replayed(database, run_id) == "succeeded"
+    assert await replay(database, run_id) == "succeeded"
     assert await table_contents(database._url) == before
 
 
 @asynccontextmanager
-async def repeating(key: str) -> AsyncIterator[str]:
-    """An upstream that says in body and header which key it refuses."""
+async def echoing_upstream(key: str) -> AsyncIterator[str]:
+    """An upstream that repeats the rejected key in body and header."""
 
-    async def refuse(request: web.BaseRequest) -> web.Response:
+    async def reject(request: web.BaseRequest) -> web.Response:
         sent = request.headers["x-cg-demo-api-key"]
         assert sent == key
         return web.Response(
             status=401, text=f"the key {sent} is not known", headers={"X-Request-Id": f"{sent}-1"}
         )
 
-    runner = web.ServerRunner(web.Server(refuse))
+    runner = web.ServerRunner(web.Server(reject))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
@@ -140,61 +146,63 @@ async def repeating(key: str) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def test_no_key_stands_in_a_payload(database: Database, connection: Connection) -> None:
+async def test_payload_holds_no_api_key(database: Database, connection: Connection) -> None:
+    """An upstream may repeat the key in its body and headers."""
     key = "CG-hunter2hunter2"
-    async with repeating(key) as url:
-        run_id = await fetched(database, [CoinGecko(url, "demo", Secret(key), QUICK)])
+    async with echoing_upstream(key) as url:
+        run_id = await fetch(database, [CoinGecko(url, "demo", Secret(key), QUICK)])
 
-    (refusal,) = await kept(database, connection, run_id)
-    assert refusal.status == 401
-    assert refusal.body == b"the key *** is not known"
-    assert refusal.headers["x-request-id"] == "***-1"
+    (payload,) = await stored_payloads(database, connection, run_id)
+    assert payload.status == 401
+    assert payload.body == b"the key *** is not known"
+    assert payload.headers["x-request-id"] == "***-1"
     assert key not in await connection.fetchval("SELECT payloads::text FROM payloads")
 
 
-async def test_an_endless_answer_leaves_a_part_to_look_at(
+async def test_endless_body_is_stored_truncated(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(Huge(api="coinpaprika", megabytes=70))
     source = apis(simulator)[0]
 
-    run_id = await fetched(database, [source])
+    run_id = await fetch(database, [source])
 
-    for one in await kept(database, connection, run_id):
-        assert (one.complete, len(one.body)) == (False, 1 << 20)
+    for payload in await stored_payloads(database, connection, run_id):
+        assert (payload.complete, len(payload.body)) == (False, 1 << 20)
 
 
-async def test_emptied_tables_are_filled_again_from_the_payloads_alone(
+async def test_replay_refills_empty_tables(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    run_id = await fetched(database, apis(simulator))
-    told = await source_outcomes(connection)
+    """It makes no upstream calls."""
+    run_id = await fetch(database, apis(simulator))
+    first = await source_outcomes(connection)
     before = await table_contents(database._url)
     calls = len(simulator.calls)
-    walked = "SELECT api_calls.*, pages.* FROM api_calls JOIN pages USING (source) ORDER BY 1, number"
-    booked = await connection.fetch(walked)
+    crawls = "SELECT api_calls.*, pages.* FROM api_calls JOIN pages USING (source) ORDER BY 1, number"
+    counted = await connection.fetch(crawls)
     await connection.execute("TRUNCATE unified_data, unified_history")
 
-    assert await replayed(database, run_id) == "succeeded"
+    assert await replay(database, run_id) == "succeeded"
 
     assert await table_contents(database._url) == before
     again = await source_outcomes(connection)
-    for name, source in told.items():
+    for name, source in first.items():
         for figure in ("fetched", "valid", "rejected", "inserted", "updated", "unchanged"):
             assert again[name][figure] == source[figure]
         assert again[name]["calls"] == 0
     assert len(simulator.calls) == calls
-    assert await connection.fetch(walked) == booked
+    assert await connection.fetch(crawls) == counted
     assert await connection.fetchval("SELECT trigger FROM runs ORDER BY id DESC LIMIT 1") == "replay"
 
 
-async def test_an_untouched_run_read_again_changes_nothing(
+async def test_replay_of_unchanged_data_writes_nothing(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    run_id = await fetched(database, apis(simulator))
+    run_id = await fetch(database, apis(simulator))
     before = await table_contents(database._url)
 
-    assert await replayed(database, run_id) == "succeeded"
+    assert await replay(database, run_id) == "succeeded"
 
     assert await table_contents(database._url) == before
     for source in (await source_outcomes(connection)).values():
@@ -202,21 +210,20 @@ async def test_an_untouched_run_read_again_changes_nothing(
         assert source["unchanged"] == source["valid"] > 500
 
 
-def answer(*coins: Mapping[str, object]) -> bytes:
+def markets(*coins: Mapping[str, object]) -> bytes:
     usual = {"current_price": 1, "market_cap": 2, "market_cap_rank": 3, "total_volume": 4}
     return json.dumps([{"symbol": "s", "name": "n", **usual, **coin} for coin in coins]).encode()
 
 
-async def test_a_run_that_died_between_a_payload_and_its_batch_loses_nothing(
-    database: Database, connection: Connection
-) -> None:
+async def test_replay_of_a_crashed_run(database: Database, connection: Connection) -> None:
+    """The run crashed after it stored a payload and before it loaded the batch."""
     now = datetime(2026, 6, 1, tzinfo=UTC)
-    body = answer({"id": "one"}, {"id": "two", "last_updated": "2026-05-31T23:59:00Z"})
-    dead = await RunRecord.start(database, "schedule", ("coingecko",), now)
+    body = markets({"id": "one"}, {"id": "two", "last_updated": "2026-05-31T23:59:00Z"})
+    crashed = await RunRecord.start(database, "schedule", ("coingecko",), now)
     page = Payload(path="/x", parameters={}, received_at=now, status=200, complete=True, body=body)
-    await payloads.keep(database, dead.id, "coingecko", page, await payloads.compressed(body))
+    await payloads.keep(database, crashed.id, "coingecko", page, await payloads.compressed(body))
 
-    assert await replayed(database, dead.id) == "succeeded"
+    assert await replay(database, crashed.id) == "succeeded"
 
     rows = await connection.fetch(
         "SELECT source_id, observed_at, has_source_time FROM unified_data ORDER BY source_id"
@@ -231,17 +238,17 @@ async def test_a_run_that_died_between_a_payload_and_its_batch_loses_nothing(
     ]
 
 
-async def test_calls_that_brought_no_news_are_told_and_have_nothing_to_read(
+async def test_unchanged_pages_have_nothing_to_replay(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    await fetched(database, apis(simulator)[1:])
-    quiet = await fetched(database, apis(simulator)[1:])
+    await fetch(database, apis(simulator)[1:])
+    quiet = await fetch(database, apis(simulator)[1:])
     await connection.execute("UPDATE pages SET etag = NULL WHERE number = 2")
-    mixed = await fetched(database, apis(simulator)[1:])
+    mixed = await fetch(database, apis(simulator)[1:])
 
     with pytest.raises(NothingToReplay):
         await prepare_replay(database, quiet)
-    assert await replayed(database, mixed) == "succeeded"
+    assert await replay(database, mixed) == "succeeded"
 
     source = (await source_outcomes(connection))["coingecko"]
     assert source["note"] == "2 of the run's calls brought no news; an earlier run has the records"
@@ -249,10 +256,10 @@ async def test_calls_that_brought_no_news_are_told_and_have_nothing_to_read(
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_no_older_run_read_again_touches_what_was_told_since(
+async def test_replay_never_overwrites_newer_records(
     database: Database, connection: Connection, simulator: Simulator, seed: int
 ) -> None:
-    # Coins whose times move, stay, go back or are not told; whose values change with them or without.
+    # Times of coins move, stay, go back or are missing. Values change with them or without.
     chance = random.Random(seed)
     now = datetime(2026, 1, 1, tzinfo=UTC)
     runs = []
@@ -260,17 +267,17 @@ async def test_no_older_run_read_again_touches_what_was_told_since(
         now += timedelta(hours=1)
         coins = []
         for number in range(12):
-            told = now - timedelta(hours=chance.randrange(4))
-            last_updated = {} if chance.random() < 0.4 else {"last_updated": told.isoformat()}
+            at = now - timedelta(hours=chance.randrange(4))
+            last_updated = {} if chance.random() < 0.4 else {"last_updated": at.isoformat()}
             coins.append({"id": f"coin-{number}", "current_price": chance.randrange(2), **last_updated})
-        simulator.replay("coingecko", [answer(*coins)])
-        # No source tells the very microsecond in which we ask.
-        asked = now + timedelta(microseconds=1)
-        runs.append(await fetched(database, apis(simulator)[1:], clock=lambda at=asked: at))
+        simulator.replay("coingecko", [markets(*coins)])
+        # No source reports the very microsecond of our request.
+        requested_at = now + timedelta(microseconds=1)
+        runs.append(await fetch(database, apis(simulator)[1:], clock=lambda at=requested_at: at))
     before = await table_contents(database._url)
 
     for run_id in [*runs, *chance.sample(runs, len(runs))]:
-        await replayed(database, run_id, clock=lambda: now + timedelta(minutes=1))
+        await replay(database, run_id, clock=lambda: now + timedelta(minutes=1))
 
         source = (await source_outcomes(connection))["coingecko"]
         assert (source["inserted"], source["updated"]) == (0, 0)
@@ -304,10 +311,10 @@ async def command(*arguments: str, **environment: str) -> tuple[int | None, str,
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_after_a_fix_of_the_reader_a_replay_puts_the_tables_right(
+async def test_replay_repairs_tables_after_a_parser_fix(
     database: Database, connection: Connection, simulator: Simulator, tmp_path: Path
 ) -> None:
-    # A Kasparro that cuts the decimals off every price, and then one that does not.
+    # First a Kasparro that drops the decimals of every price, then the real one.
     (tmp_path / "sitecustomize.py").write_text(MISREAD)
     environment = {
         "DATABASE_URL": database._url,
@@ -327,11 +334,14 @@ async def test_after_a_fix_of_the_reader_a_replay_puts_the_tables_right(
     assert code == 0, err
     report = json.loads(out)
     assert (report["trigger"], report["status"]) == ("replay", "succeeded")
-    csv, paprika, gecko = sorted(report["sources"], key=lambda one: len(one["source"]))[0:1] + [
-        next(one for one in report["sources"] if one["source"] == name)
+    csv, paprika, gecko = sorted(report["sources"], key=lambda source: len(source["source"]))[0:1] + [
+        next(source for source in report["sources"] if source["source"] == name)
         for name in ("coinpaprika", "coingecko")
     ]
-    assert (csv["status"], csv["error"]) == ("skipped", "archives are read again from their files")
+    assert (csv["status"], csv["error"]) == (
+        "skipped",
+        "archives are not replayed; a run reads their files again",
+    )
     for source in (paprika, gecko):
         assert source["corrected"] == source["records"]["updated"] > 200
     right = await table_contents(database._url)
@@ -343,24 +353,24 @@ async def test_after_a_fix_of_the_reader_a_replay_puts_the_tables_right(
     assert await table_contents(database._url) == right
 
 
-async def test_a_run_that_is_not_there_or_kept_nothing_is_one_line(
+async def test_nothing_to_replay_is_one_line(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=500))
-    barren = await fetched(database, apis(simulator)[:1])
+    empty = await fetch(database, apis(simulator)[:1])
 
-    for run_id, said in ((barren + 7, f"there is no run {barren + 7}"), (barren, "has no payload")):
-        with pytest.raises(NothingToReplay, match=said):
+    for run_id, message in ((empty + 7, f"there is no run {empty + 7}"), (empty, "has no payload")):
+        with pytest.raises(NothingToReplay, match=message):
             await prepare_replay(database, run_id)
         code, out, err = await command("replay", str(run_id), DATABASE_URL=database._url)
         assert (code, out) == (1, "")
-        assert said in err.splitlines()[-1]
+        assert message in err.splitlines()[-1]
         assert "Traceback" not in err
     assert await connection.fetchval("SELECT count(*) FROM runs") == 1
 
 
-async def test_replay_waits_for_no_other_run(database: Database, simulator: Simulator) -> None:
-    run_id = await fetched(database, apis(simulator)[:1])
+async def test_replay_during_a_run_is_rejected(database: Database, simulator: Simulator) -> None:
+    run_id = await fetch(database, apis(simulator)[:1])
     async with Run(database, [], "etl"):
         code, out, err = await command("replay", str(run_id), DATABASE_URL=database._url)
 
@@ -368,28 +378,28 @@ async def test_replay_waits_for_no_other_run(database: Database, simulator: Simu
     assert "another run is at work" in err
 
 
-async def test_what_could_not_be_kept_is_told_when_it_is_missed(
+async def test_missing_payload_makes_the_replay_partial(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    run_id = await fetched(database, apis(simulator)[1:])
+    run_id = await fetch(database, apis(simulator)[1:])
     await connection.execute(
         "DELETE FROM payloads WHERE id = (SELECT max(id) FROM payloads WHERE run_id = $1)", run_id
     )
 
-    assert await replayed(database, run_id) == "partial"
+    assert await replay(database, run_id) == "partial"
 
     source = (await source_outcomes(connection))["coingecko"]
     assert source["error"] == "1 of the run's calls have no payload kept"
     assert source["fetched"] == 500
 
 
-async def test_a_payload_that_cannot_be_read_costs_itself(
+async def test_unreadable_payload_makes_the_replay_partial(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(Html(api="coingecko", page=2))
-    run_id = await fetched(database, apis(simulator)[1:])
+    run_id = await fetch(database, apis(simulator)[1:])
 
-    assert await replayed(database, run_id) == "partial"
+    assert await replay(database, run_id) == "partial"
 
     source = (await source_outcomes(connection))["coingecko"]
     assert "page=2" in source["error"]
@@ -397,28 +407,28 @@ async def test_a_payload_that_cannot_be_read_costs_itself(
     assert source["unchanged"] == source["valid"] > 0
 
 
-async def test_a_source_that_got_no_good_answer_is_passed_over(
+async def test_source_without_usable_payload_is_skipped(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(Status(api="coingecko", code=503))
-    run_id = await fetched(database, apis(simulator))
+    run_id = await fetch(database, apis(simulator))
 
-    assert await replayed(database, run_id) == "succeeded"
+    assert await replay(database, run_id) == "succeeded"
 
     sources = await source_outcomes(connection)
     assert sources["coinpaprika"]["status"] == "succeeded"
     assert (sources["coingecko"]["status"], sources["coingecko"]["error"]) == (
         "skipped",
-        "no good answer of this run is kept",
+        "no usable payload of this run is stored",
     )
 
 
-async def test_payloads_that_cannot_be_kept_cost_no_record(
+async def test_unstored_payloads_do_not_fail_the_run(
     database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
 ) -> None:
     await connection.execute("ALTER TABLE payloads ADD CHECK (false)")
 
-    await fetched(database, apis(simulator))
+    await fetch(database, apis(simulator))
 
     for source in (await source_outcomes(connection)).values():
         assert (source["status"], source["inserted"]) == ("succeeded", source["fetched"])
@@ -427,39 +437,40 @@ async def test_payloads_that_cannot_be_kept_cost_no_record(
     assert "check constraint" in warned[0]["reason"]
 
 
-async def test_what_cannot_be_trimmed_is_told_and_costs_no_run(
+async def test_failed_trim_does_not_fail_the_run(
     database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
 ) -> None:
     await connection.execute("ALTER TABLE payloads RENAME TO hidden")
 
-    run_id = await fetched(database, apis(simulator)[1:])
+    run_id = await fetch(database, apis(simulator)[1:])
 
     assert await connection.fetchval("SELECT status FROM runs WHERE id = $1", run_id) == "succeeded"
     assert 'relation "payloads"' in (await logged.reached(1, "trim_failed", run=run_id))[0]["reason"]
 
 
-async def test_payloads_off_keeps_none_and_trims_what_there_was(
+async def test_payload_size_zero_stores_none(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    await fetched(database, apis(simulator))
+    """Payloads of earlier runs are deleted."""
+    await fetch(database, apis(simulator))
     assert await connection.fetchval("SELECT count(*) FROM payloads") == 4
 
-    await fetched(database, apis(simulator), retention=Retention(payload_bytes=0))
+    await fetch(database, apis(simulator), retention=Retention(payload_bytes=0))
 
     assert await connection.fetchval("SELECT count(*) FROM payloads") == 0
 
 
-async def test_a_run_keeps_no_more_than_the_size_allows(
+async def test_run_stores_at_most_the_configured_size(
     database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
 ) -> None:
-    run_id = await fetched(database, apis(simulator)[1:])
+    run_id = await fetch(database, apis(simulator)[1:])
     sizes = [
         row["compressed_bytes"]
         for row in await connection.fetch("SELECT compressed_bytes FROM payloads ORDER BY id")
     ]
     await connection.execute("TRUNCATE pages")
 
-    second = await fetched(database, apis(simulator)[1:], retention=Retention(payload_bytes=sum(sizes[:2])))
+    second = await fetch(database, apis(simulator)[1:], retention=Retention(payload_bytes=sum(sizes[:2])))
 
     left = await connection.fetch("SELECT run_id, compressed_bytes FROM payloads ORDER BY id")
     assert [row["run_id"] for row in left] == [second, second]
@@ -471,15 +482,15 @@ async def test_a_run_keeps_no_more_than_the_size_allows(
         await prepare_replay(database, run_id)
 
 
-async def test_a_replay_is_no_sign_of_life_from_the_upstream(
+async def test_replay_does_not_count_as_a_success(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     then = datetime(2026, 1, 1, tzinfo=UTC)
-    run_id = await fetched(database, apis(simulator)[:1])
+    run_id = await fetch(database, apis(simulator)[:1])
     await connection.execute("UPDATE runs SET started_at = $1, finished_at = $1", then)
     await connection.execute("UPDATE run_sources SET started_at = $1, finished_at = $1", then)
 
-    await replayed(database, run_id)
+    await replay(database, run_id)
 
     health = await report.health(connection, ["coinpaprika"], timedelta(hours=1))
     assert health["coinpaprika"].stale

@@ -1,4 +1,4 @@
-"""A source that failed for a transient reason is tried again soon, alone, with growing pauses."""
+"""The retry schedule: a source with a transient failure runs again soon, with growing pauses."""
 
 import math
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from kasparro.pipeline import circuit_breaker, retry_schedule
-from kasparro.pipeline import scheduler as module
+from kasparro.pipeline import scheduler as scheduler_module
 from kasparro.pipeline.retry_schedule import RetrySchedule
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import load
@@ -27,8 +27,8 @@ from tests.support.runs import QUICK
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHECK_S", 0.02)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "CHECK_S", 0.02)
     monkeypatch.setattr(retry_schedule, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(circuit_breaker, "COOL_DOWN", timedelta())
 
@@ -39,7 +39,7 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-def looped(
+def scheduler_for(
     database: Database, paprika_url: str, gecko_url: str, interval: str = "1h", **environment: str
 ) -> Scheduler:
     settings = load(
@@ -54,8 +54,12 @@ def looped(
     return scheduler
 
 
-def over(database: Database, simulator: Simulator, interval: str = "1h", **environment: str) -> Scheduler:
-    return looped(database, simulator.coinpaprika_url, simulator.coingecko_url, interval, **environment)
+def scheduler_over(
+    database: Database, simulator: Simulator, interval: str = "1h", **environment: str
+) -> Scheduler:
+    return scheduler_for(
+        database, simulator.coinpaprika_url, simulator.coingecko_url, interval, **environment
+    )
 
 
 TRANSIENT: dict[str, AnyFault] = {
@@ -64,13 +68,13 @@ TRANSIENT: dict[str, AnyFault] = {
     "500": Status(api="coinpaprika", code=500),
     "hang": Hang(api="coinpaprika"),
     "reset": Reset(api="coinpaprika"),
-    "cut": Truncated(api="coinpaprika"),
+    "truncated": Truncated(api="coinpaprika"),
     "html": Html(api="coinpaprika"),
 }
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
-async def test_it_is_tried_again_alone_until_it_succeeds(
+async def test_failed_source_is_retried_until_it_succeeds(
     database: Database,
     connection: Connection,
     simulator: Simulator,
@@ -78,16 +82,17 @@ async def test_it_is_tried_again_alone_until_it_succeeds(
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
+    """Only that source is retried."""
     monkeypatch.setattr(http, "SILENCE_S", 0.1)
     simulator.add_fault(TRANSIENT[fault])
-    async with over(database, simulator) as scheduler:
+    async with scheduler_over(database, simulator) as scheduler:
         failed = await logged.reached(2, "source_retry_scheduled", source="coinpaprika")
         simulator.clear_faults()
         await logged.reached(1, "run_finished", status="succeeded")
         await logged.reached(1, "source_retries_ended", source="coinpaprika")
         assert scheduler._retries is not None
         assert scheduler._retries.next_at == math.inf
-        # The rhythm of the runs stays as it was.
+        # The schedule is unchanged.
         assert scheduler.next_run_at is not None
         assert scheduler.next_run_at - datetime.now(UTC) > timedelta(minutes=58)
 
@@ -99,22 +104,22 @@ async def test_it_is_tried_again_alone_until_it_succeeds(
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
-async def test_what_no_repetition_cures_is_left_to_the_next_run(
+async def test_permanent_failure_is_not_retried(
     database: Database, simulator: Simulator, logged: LogEvents, code: int
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=code))
-    async with over(database, simulator) as scheduler:
+    async with scheduler_over(database, simulator) as scheduler:
         await logged.reached(1, "scheduler_waiting")
         assert scheduler._retries is not None
         assert scheduler._retries.next_at == math.inf
 
 
-async def test_a_budget_that_is_spent_is_no_reason_to_try_again(
+async def test_spent_budget_is_not_retried(
     database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=503))
-    async with over(database, simulator, KASPARRO_COINPAPRIKA_MONTHLY_CALLS="5") as scheduler:
-        # Two calls a pass, and the third pass has one left.
+    async with scheduler_over(database, simulator, KASPARRO_COINPAPRIKA_MONTHLY_CALLS="5") as scheduler:
+        # Each run makes two calls; the third run has one call left.
         await logged.reached(2, "source_retry_scheduled", source="coinpaprika")
         await logged.reached(1, "source_retries_ended", source="coinpaprika", failures=2)
         assert scheduler._retries is not None
@@ -124,26 +129,26 @@ async def test_a_budget_that_is_spent_is_no_reason_to_try_again(
     assert "is spent" in await connection.fetchval("SELECT error FROM run_sources WHERE run_id = 3")
 
 
-async def test_with_the_interval_off_nothing_is_tried_again(
+async def test_interval_off_retries_nothing(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=503))
-    async with over(database, simulator, "off") as scheduler:
+    async with scheduler_over(database, simulator, "off") as scheduler:
         await scheduler.trigger()
         await logged.reached(1, "run_finished")
 
     assert not [event for event in logged.seen if event["event"] == "source_retry_scheduled"]
 
 
-async def test_a_first_start_without_network_serves_data_once_there_is_one(
+async def test_first_start_without_network(
     database: Database, connection: Connection, logged: LogEvents
 ) -> None:
     async with Simulator(seed=3, coins=40, manual=True) as simulator:
         port = free_port()
         paprika = simulator.coinpaprika_url.replace(simulator.url, f"http://127.0.0.1:{port}")
         gecko = simulator.coingecko_url.replace(simulator.url, "http://nowhere.invalid")
-        async with looped(database, paprika, gecko) as scheduler:
-            # A dozen failed starts of a line, none of which is a call.
+        async with scheduler_for(database, paprika, gecko) as scheduler:
+            # A failed connection is not a call.
             await logged.reached(3, "source_retry_scheduled", source="coinpaprika")
             await logged.reached(3, "source_retry_scheduled", source="coingecko")
             assert await connection.fetchval("SELECT coalesce(sum(calls), 0) FROM api_calls") == 0
@@ -158,18 +163,22 @@ async def test_a_first_start_without_network_serves_data_once_there_is_one(
     assert await connection.fetchval("SELECT count(DISTINCT source) FROM unified_data") == 2
 
 
-async def test_who_takes_over_tries_again_what_failed(
+async def test_new_leader_retries_failed_sources(
     database: Database, connection: Connection, simulator: Simulator, logged: LogEvents
 ) -> None:
-    other = over(database, simulator)
-    async with over(database, simulator):
+    other = scheduler_over(database, simulator)
+    async with scheduler_over(database, simulator):
         await logged.reached(1, "run_finished", status="succeeded")
         await other.__aenter__()
         await logged.reached(1, "another_process_leads")
-        died = await RunRecord.start(database, "schedule", ("coinpaprika", "coingecko"), datetime.now(UTC))
-        await died.finish_source("coinpaprika", "failed", "no", datetime.now(UTC), upstream_unavailable=True)
-        await died.finish_source("coingecko", "succeeded", None, datetime.now(UTC))
-        await died.finish("partial", None, datetime.now(UTC))
+        previous = await RunRecord.start(
+            database, "schedule", ("coinpaprika", "coingecko"), datetime.now(UTC)
+        )
+        await previous.finish_source(
+            "coinpaprika", "failed", "no", datetime.now(UTC), upstream_unavailable=True
+        )
+        await previous.finish_source("coingecko", "succeeded", None, datetime.now(UTC))
+        await previous.finish("partial", None, datetime.now(UTC))
     (planned,) = await logged.reached(1, "source_retry_scheduled")
     runs = await logged.reached(1, "run_started", trigger="retry")
     await logged.reached(2, "run_finished", status="succeeded")
@@ -180,7 +189,7 @@ async def test_who_takes_over_tries_again_what_failed(
     del connection
 
 
-async def test_pauses_grow_up_to_the_interval(monkeypatch: pytest.MonkeyPatch, logged: LogEvents) -> None:
+async def test_pauses_double_up_to_the_interval(monkeypatch: pytest.MonkeyPatch, logged: LogEvents) -> None:
     del logged
     now = 1_000.0
     monkeypatch.setattr("kasparro.pipeline.retry_schedule.time.monotonic", lambda: now)
@@ -201,21 +210,21 @@ async def test_pauses_grow_up_to_the_interval(monkeypatch: pytest.MonkeyPatch, l
     assert planned.due() == {"coinpaprika"}
     now += 270
     assert planned.due() == {"coinpaprika", "coingecko"}
-    # The next scheduled run comes first.
+    # The pause would be longer than the interval.
     planned.failed("coingecko", 86_400.0)
     assert planned.due() == {"coinpaprika"}
 
 
-async def test_a_source_that_rests_is_tried_again_after_its_rest(
+async def test_skipped_source_is_retried_after_its_cool_down(
     database: Database, simulator: Simulator, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(circuit_breaker, "COOL_DOWN", timedelta(minutes=1))
     simulator.add_fault(Status(api="coinpaprika", code=500))
-    async with over(database, simulator):
+    async with scheduler_over(database, simulator):
         (planned,) = await logged.reached(1, "source_retry_scheduled", failures=4)
         skipped = await logged.reached(1, "source_skipped")
 
     assert 50 < planned["in_s"] <= 60
     assert len(skipped) == 1
-    # The upstream was spared: two calls each of two passes, then one.
+    # Three runs with two calls each; the fourth run skipped the source.
     assert len([call for call in simulator.calls if call.api == "coinpaprika"]) == 6

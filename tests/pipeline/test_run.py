@@ -42,9 +42,10 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-async def test_the_same_payloads_again_write_nothing_and_a_moved_market_updates(
+async def test_unchanged_payloads_write_nothing(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
+    """A moved market updates the rows."""
     await run_sources(database, apis(simulator))
     await run_sources(database, apis(simulator))
     again = await source_outcomes(connection)
@@ -52,12 +53,12 @@ async def test_the_same_payloads_again_write_nothing_and_a_moved_market_updates(
     await run_sources(database, apis(simulator))
     moved = await source_outcomes(connection)
 
-    assert [(one["inserted"], one["updated"]) for one in again.values()] == [(0, 0), (0, 0)]
-    assert all(one["updated"] > 0 for one in moved.values())
+    assert [(source["inserted"], source["updated"]) for source in again.values()] == [(0, 0), (0, 0)]
+    assert all(source["updated"] > 0 for source in moved.values())
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "error"),
     [
         (Status(api="coingecko", code=500), "answered 500"),
         (Status(api="coingecko", code=429, retry_after=119), "asks to wait 119 s"),
@@ -65,13 +66,14 @@ async def test_the_same_payloads_again_write_nothing_and_a_moved_market_updates(
         (Html(api="coingecko"), "answered an HTML page"),
     ],
 )
-async def test_a_dead_upstream_costs_only_itself_and_the_next_run_repairs_it(
+async def test_unavailable_upstream_fails_only_its_source(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     fault: AnyFault,
-    said: str,
+    error: str,
 ) -> None:
+    """The next run repairs it."""
     simulator.add_fault(fault)
 
     assert await run_sources(database, apis(simulator)) == "partial"
@@ -79,7 +81,7 @@ async def test_a_dead_upstream_costs_only_itself_and_the_next_run_repairs_it(
     sources = await source_outcomes(connection)
     assert sources["coinpaprika"]["status"] == "succeeded"
     assert sources["coingecko"]["status"] == "failed"
-    assert said in sources["coingecko"]["error"]
+    assert error in sources["coingecko"]["error"]
     assert "\n" not in sources["coingecko"]["error"]
 
     simulator.clear_faults()
@@ -87,7 +89,7 @@ async def test_a_dead_upstream_costs_only_itself_and_the_next_run_repairs_it(
     assert (await source_outcomes(connection))["coingecko"]["inserted"] > 0
 
 
-async def test_a_lost_page_costs_that_page(
+async def test_lost_page_makes_the_source_partial(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.add_fault(Status(api="coingecko", code=502, page=2))
@@ -100,7 +102,7 @@ async def test_a_lost_page_costs_that_page(
     assert source["fetched"] == len(simulator.market.listing("coingecko")) - 250
 
 
-async def test_pages_that_shift_while_they_are_walked_double_no_coin(
+async def test_shifting_pages_duplicate_no_coin(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.add_fault(PageShift(api="coingecko", by=3))
@@ -115,7 +117,7 @@ async def test_pages_that_shift_while_they_are_walked_double_no_coin(
     )
 
 
-async def test_bad_records_cost_only_themselves(
+async def test_bad_records_are_rejected_alone(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     bad: list[BadRecord] = [
@@ -141,12 +143,13 @@ async def test_bad_records_cost_only_themselves(
 
 
 @pytest.mark.parametrize("change", ["rename", "drop"])
-async def test_a_field_that_vanishes_fails_the_source_and_nulls_nothing(
+async def test_vanished_field_fails_the_source(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     change: Literal["rename", "drop"],
 ) -> None:
+    """No value becomes null."""
     await run_sources(database, apis(simulator))
     simulator.advance(1)
     simulator.add_fault(SchemaDrift(api="coingecko", field="current_price", change=change))
@@ -160,7 +163,7 @@ async def test_a_field_that_vanishes_fails_the_source_and_nulls_nothing(
         assert "Object missing required field" in source["error"]
 
 
-async def test_every_call_that_an_upstream_sees_was_booked(
+async def test_every_call_is_counted(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.add_fault(Reset(api="coinpaprika"))
@@ -171,10 +174,10 @@ async def test_every_call_that_an_upstream_sees_was_booked(
     seen = Counter(call.api for call in simulator.calls)
     booked = {row["source"]: row["calls"] for row in await connection.fetch("SELECT * FROM api_calls")}
     assert booked == seen
-    assert {name: one["calls"] for name, one in (await source_outcomes(connection)).items()} == seen
+    assert {name: source["calls"] for name, source in (await source_outcomes(connection)).items()} == seen
 
 
-async def test_one_run_works_on_a_database_at_a_time(database: Database, simulator: Simulator) -> None:
+async def test_second_run_is_rejected(database: Database, simulator: Simulator) -> None:
     async with Run(database, apis(simulator), "etl"):
         with pytest.raises(RunInProgress):
             async with Run(database, apis(simulator), "schedule"):
@@ -183,12 +186,12 @@ async def test_one_run_works_on_a_database_at_a_time(database: Database, simulat
     assert await run_sources(database, apis(simulator)) == "succeeded"
 
 
-async def test_a_run_whose_process_died_is_marked_interrupted_by_the_next(
+async def test_run_of_a_crashed_process_is_marked_interrupted(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
-    dead = Run(database, apis(simulator), "etl")
-    await dead.__aenter__()
-    await dead._lock.release()
+    crashed = Run(database, apis(simulator), "etl")
+    await crashed.__aenter__()
+    await crashed._lease.release()
 
     await run_sources(database, apis(simulator))
 
@@ -197,13 +200,13 @@ async def test_a_run_whose_process_died_is_marked_interrupted_by_the_next(
         "succeeded",
     ]
     with pytest.raises(LeaseLost):
-        await dead.work(asyncio.Event())
+        await crashed.work(asyncio.Event())
 
 
-async def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
+async def test_run_without_lease_writes_nothing(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
-    async with Run(database, apis(simulator), "etl") as one, AdvisoryLease(database, "run") as other:
+    async with Run(database, apis(simulator), "etl") as run, AdvisoryLease(database, "run") as other:
         await connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE application_name LIKE 'kasparro run%' AND datname = current_database()"
@@ -211,22 +214,22 @@ async def test_a_run_that_lost_its_lock_to_another_writes_nothing_more(
         assert await other.acquire()
         async for attempt in stamina.retry_context(on=AssertionError, attempts=None, wait_max=0.02):
             with attempt:
-                assert not one._lock.held
-        with pytest.raises(LeaseLost, match=f"run {one.id} lost its lock to another run"):
-            await one.work(asyncio.Event())
+                assert not run._lease.held
+        with pytest.raises(LeaseLost, match=f"run {run.id} lost its lock to another run"):
+            await run.work(asyncio.Event())
 
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
     assert len(simulator.calls) == 0
 
 
-async def test_a_stop_ends_the_run_at_a_batch_border(
+async def test_stop_ends_the_run_after_its_batch(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.add_fault(Hang(api="coingecko", page=2))
     stop = asyncio.Event()
 
-    async with Run(database, apis(simulator)[1:], "etl") as one:
-        working = asyncio.create_task(one.work(stop))
+    async with Run(database, apis(simulator)[1:], "etl") as run:
+        working = asyncio.create_task(run.work(stop))
         await simulator.calls.reached(2)
         stop.set()
         async with asyncio.timeout(5):
@@ -237,23 +240,23 @@ async def test_a_stop_ends_the_run_at_a_batch_border(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 250
 
 
-async def test_a_stop_is_heard_while_the_source_is_always_ahead(
+async def test_stop_ends_a_source_that_never_waits(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     stop = asyncio.Event()
 
-    async with Run(database, [Endless(stop)], "etl") as one:
+    async with Run(database, [EndlessSource(stop)], "etl") as run:
         async with asyncio.timeout(5):
-            assert await one.work(stop) == "interrupted"
+            assert await run.work(stop) == "interrupted"
 
     assert (await source_outcomes(connection))["csv"]["status"] == "interrupted"
 
 
-async def test_a_run_outlives_the_loss_of_every_connection(
+async def test_run_survives_the_loss_of_all_connections(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
-    async with Run(database, [Severed(connection)], "etl") as one:
-        assert await one.work(asyncio.Event()) == "succeeded"
+    async with Run(database, [TerminatingSource(connection)], "etl") as run:
+        assert await run.work(asyncio.Event()) == "succeeded"
 
     source = (await source_outcomes(connection))["csv"]
     assert (source["fetched"], source["inserted"], source["batches"]) == (20, 20, 20)
@@ -267,21 +270,21 @@ async def test_a_run_outlives_the_loss_of_every_connection(
         (asyncio.CancelledError(), "UnexpectedCancel"),
     ],
 )
-async def test_a_source_that_breaks_is_a_failed_source_not_a_broken_run(
+async def test_bug_in_a_source_fails_only_that_source(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     error: BaseException,
     kind: str,
 ) -> None:
-    assert await run_sources(database, [Broken(error), apis(simulator)[0]]) == "partial"
+    assert await run_sources(database, [BrokenSource(error), apis(simulator)[0]]) == "partial"
 
     source = (await source_outcomes(connection))["csv"]
     assert source["status"] == "failed"
     assert source["error"] == f"internal error ({kind}); the log has the details"
 
 
-async def test_a_cancel_that_nobody_asked_for_is_a_failed_run(
+async def test_unexpected_cancel_fails_the_run(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -298,34 +301,37 @@ async def test_a_cancel_that_nobody_asked_for_is_a_failed_run(
     assert (ended["status"], ended["error"]) == ("failed", "internal error (UnexpectedCancel)")
 
 
-async def test_a_spent_budget_ends_the_walk_and_says_so(
+async def test_spent_budget_ends_the_crawl(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     now = datetime.now(UTC)
 
     def budget(source: str) -> int:
-        # As if somebody else had used it up meanwhile.
+        # As if another process had used it up.
         return 10_000 if len(simulator.calls) < 2 else 2
 
     status = await run_sources(database, apis(simulator)[1:], budget=budget, clock=lambda: now)
 
     source = (await source_outcomes(connection))["coingecko"]
     assert (status, source["calls"], source["fetched"]) == ("partial", 2, 500)
-    assert source["error"] == f"the budget of 2 calls for {now:%B %Y} is spent; it begins anew on the first"
+    assert source["error"] == f"the budget of 2 calls for {now:%B %Y} is spent; a new one starts on the first"
 
 
-def test_outcomes_of_a_source() -> None:
+def test_outcome_of() -> None:
     assert outcome_of(True, False, None, []) == ("succeeded", None)
     assert outcome_of(False, False, None, []) == ("succeeded", None)
     assert outcome_of(False, False, None, ["all were rejected"]) == ("failed", "all were rejected")
     assert outcome_of(True, False, None, ["page 2 lost"]) == ("partial", "page 2 lost")
-    assert outcome_of(False, False, "dead", []) == ("failed", "dead")
-    assert outcome_of(True, False, "dead", ["page 2 lost"]) == ("partial", "dead (and 1 more before it)")
+    assert outcome_of(False, False, "no answer", []) == ("failed", "no answer")
+    assert outcome_of(True, False, "no answer", ["page 2 lost"]) == (
+        "partial",
+        "no answer (and 1 more before it)",
+    )
     assert outcome_of(True, True, None, []) == ("interrupted", "stopped before its end")
 
 
-class Severed:
-    """A source during whose pass all of Kasparro's connections are cut, again and again."""
+class TerminatingSource:
+    """A source that terminates all connections of Kasparro several times while it runs."""
 
     name = "csv"
 
@@ -344,8 +350,8 @@ class Severed:
             yield builder.take()
 
 
-class Endless:
-    """A source that has its next batch ready always, and asks for the stop with its third."""
+class EndlessSource:
+    """A source that always has its next batch ready; it sets the stop with its third batch."""
 
     name = "csv"
 
@@ -361,7 +367,7 @@ class Endless:
             yield builder.take()
 
 
-class Broken:
+class BrokenSource:
     """A source with a bug."""
 
     name = "csv"

@@ -1,4 +1,4 @@
-"""When runs happen, in which process, and how they end."""
+"""The scheduler: when runs start, which process leads, how a run ends at shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +12,7 @@ import stamina
 
 from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.errors import RunInProgress
-from kasparro.pipeline import scheduler as module
+from kasparro.pipeline import scheduler as scheduler_module
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import load
 from kasparro.simulator import Simulator
@@ -26,8 +26,8 @@ from tests.conftest import LogEvents
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHECK_S", 0.05)
+def fast_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "CHECK_S", 0.05)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-def looped(
+def scheduler_over(
     simulator: Simulator,
     database: Database,
     interval: str = "1h",
@@ -44,7 +44,7 @@ def looped(
     *,
     runs_at_start: bool = True,
 ) -> Scheduler:
-    told = load(
+    settings = load(
         {
             "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
             "KASPARRO_COINGECKO_URL": simulator.coingecko_url,
@@ -53,56 +53,54 @@ def looped(
         }
     )
     return Scheduler(
-        told, database, prepare=partial(prepare, database), clock=clock, runs_at_start=runs_at_start
+        settings, database, prepare=partial(prepare, database), clock=clock, runs_at_start=runs_at_start
     )
 
 
-async def test_a_run_at_start_and_then_every_interval(
+async def test_runs_at_start_and_every_interval(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with looped(simulator, database, "1s"):
+    async with scheduler_over(simulator, database, "1s"):
         await logged.reached(2, "run_finished", status="succeeded")
 
     assert [event["trigger"] for event in await logged.reached(2, "run_started")] == ["startup", "schedule"]
 
 
-async def test_a_process_that_replaces_another_keeps_its_schedule(
+async def test_replacing_process_keeps_the_schedule(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with looped(simulator, database):
+    async with scheduler_over(simulator, database):
         await logged.reached(1, "run_finished")
-    replacement = looped(simulator, database, runs_at_start=False)
+    replacement = scheduler_over(simulator, database, runs_at_start=False)
     async with replacement, asyncio.timeout(10):
-        while replacement.next_run_at is None:  # noqa: ASYNC110 - no event tells when it is set
+        while replacement.next_run_at is None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
 
     assert timedelta(minutes=55) < replacement.next_run_at - utc_now() <= timedelta(hours=1)
     assert len([event for event in logged.seen if event["event"] == "run_started"]) == 1
 
 
-async def test_it_tells_when_the_next_run_is_due(
-    database: Database, simulator: Simulator, logged: LogEvents
-) -> None:
-    async with looped(simulator, database, "1h") as scheduler:
+async def test_next_run_at(database: Database, simulator: Simulator, logged: LogEvents) -> None:
+    async with scheduler_over(simulator, database, "1h") as scheduler:
         await logged.reached(1, "scheduler_waiting")
 
         assert scheduler.next_run_at is not None
         assert timedelta(minutes=59) < scheduler.next_run_at - datetime.now(UTC) <= timedelta(hours=1)
 
 
-async def test_a_real_service_and_a_demo_do_not_share_a_database(
+async def test_demo_database_is_rejected(
     empty_database_url: str, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with Database(empty_database_url) as database:
         await prepare(database, demo=True)
         await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
-        async with looped(simulator, database):
-            refused = await logged.reached(1, "background_task_failed", task="scheduler")
+        async with scheduler_over(simulator, database):
+            failed = await logged.reached(1, "background_task_failed", task="scheduler")
 
-    assert "invented figures" in refused[0]["reason"]
+    assert "invented figures" in failed[0]["reason"]
 
 
-async def test_what_a_dead_process_left_running_is_marked_by_who_leads_next(
+async def test_next_leader_marks_abandoned_runs(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -110,49 +108,47 @@ async def test_what_a_dead_process_left_running_is_marked_by_who_leads_next(
 ) -> None:
     await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
 
-    async with looped(simulator, database, "off"):
+    async with scheduler_over(simulator, database, "off"):
         await logged.reached(1, "run_marked_interrupted")
 
     assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
 
 
-async def test_no_run_by_itself_when_the_interval_is_off(
+async def test_interval_off_starts_no_run(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
-    async with looped(simulator, database, "off") as scheduler:
+    async with scheduler_over(simulator, database, "off") as scheduler:
         assert await scheduler.trigger() == 1
         await logged.reached(1, "run_finished")
 
     assert [event["trigger"] for event in await logged.reached(1, "run_started")] == ["api"]
 
 
-async def test_of_two_processes_one_leads_and_the_other_takes_over(
-    database: Database, simulator: Simulator, logged: LogEvents
-) -> None:
-    async with looped(simulator, database, "2s"):
+async def test_follower_takes_over(database: Database, simulator: Simulator, logged: LogEvents) -> None:
+    async with scheduler_over(simulator, database, "2s"):
         await logged.reached(1, "run_finished")
-        other = looped(simulator, database, "2s")
+        other = scheduler_over(simulator, database, "2s")
         await other.__aenter__()
         await logged.reached(1, "another_process_leads")
 
-    # The first has left; the other goes on with the rhythm of the runs there were.
+    # The first has left; the other continues its schedule.
     started = await logged.reached(2, "run_started")
     await other.__aexit__(None, None, None)
     assert [event["trigger"] for event in started] == ["startup", "schedule"]
 
 
-async def test_a_run_that_is_asked_for_while_one_works_is_refused(
+async def test_trigger_during_a_run_is_rejected(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     simulator.add_fault(Hang(api="coinpaprika"))
 
-    async with looped(simulator, database, "off") as scheduler:
+    async with scheduler_over(simulator, database, "off") as scheduler:
         await scheduler.trigger()
         with pytest.raises(RunInProgress):
             await scheduler.trigger()
 
 
-async def test_a_stop_ends_the_run_at_work_and_marks_it(
+async def test_stop_interrupts_the_run(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -161,7 +157,7 @@ async def test_a_stop_ends_the_run_at_work_and_marks_it(
     simulator.add_fault(Hang(api="coinpaprika"))
 
     async with asyncio.timeout(10):
-        async with looped(simulator, database):
+        async with scheduler_over(simulator, database):
             await logged.reached(1, "source_finished", source="coingecko")
 
     assert await connection.fetchval("SELECT status FROM runs") == "interrupted"
@@ -172,15 +168,16 @@ async def test_a_stop_ends_the_run_at_work_and_marks_it(
     }
 
 
-async def test_the_loop_survives_what_it_cannot_foresee_with_a_line_and_an_entry(
+async def test_scheduler_survives_an_internal_error(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     logged: LogEvents,
 ) -> None:
+    """The error is logged and recorded in the run."""
     await connection.execute("ALTER TABLE unified_data RENAME TO hidden")
 
-    async with looped(simulator, database, "1s"):
+    async with scheduler_over(simulator, database, "1s"):
         await logged.reached(1, "run_finished", status="failed")
         await connection.execute("ALTER TABLE hidden RENAME TO unified_data")
         await logged.reached(1, "run_finished", status="succeeded")
@@ -189,35 +186,35 @@ async def test_the_loop_survives_what_it_cannot_foresee_with_a_line_and_an_entry
     assert await connection.fetchval("SELECT error FROM run_sources WHERE run_id = 1 LIMIT 1")
 
 
-async def test_a_database_that_is_down_at_the_start_is_waited_for(
+async def test_waits_for_a_database_that_is_down_at_start(
     home: Path, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with EmbeddedPostgres(home) as server:
         url = server.dsn
-    async with Database(url) as database, looped(simulator, database):
+    async with Database(url) as database, scheduler_over(simulator, database):
         await logged.reached(1, "waiting_for_database")
         async with EmbeddedPostgres(home):
             await logged.reached(1, "run_finished", status="succeeded")
 
 
-async def test_a_set_back_clock_puts_off_no_run(
+async def test_restart_after_clock_was_set_back(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     ahead = timedelta(days=400)
-    async with looped(simulator, database, "1s", clock=lambda: datetime.now(UTC) + ahead):
+    async with scheduler_over(simulator, database, "1s", clock=lambda: datetime.now(UTC) + ahead):
         await logged.reached(1, "run_finished")
 
-    async with looped(simulator, database, "1s"):
+    async with scheduler_over(simulator, database, "1s"):
         await logged.reached(3, "run_finished")
 
 
-async def test_a_clock_that_was_set_back_puts_off_nobody_who_takes_over(
+async def test_takeover_after_clock_was_set_back(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     ahead = timedelta(days=400)
-    async with looped(simulator, database, "2s", clock=lambda: datetime.now(UTC) + ahead):
+    async with scheduler_over(simulator, database, "2s", clock=lambda: datetime.now(UTC) + ahead):
         await logged.reached(1, "run_finished")
-        other = looped(simulator, database, "2s")
+        other = scheduler_over(simulator, database, "2s")
         await other.__aenter__()
         await logged.reached(1, "another_process_leads")
 
@@ -226,55 +223,55 @@ async def test_a_clock_that_was_set_back_puts_off_nobody_who_takes_over(
     await other.__aexit__(None, None, None)
 
 
-async def test_a_clock_that_is_set_back_meanwhile_moves_no_run(
+async def test_clock_set_back_between_runs(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     behind = timedelta(0)
-    async with looped(simulator, database, "1s", clock=lambda: datetime.now(UTC) - behind):
+    async with scheduler_over(simulator, database, "1s", clock=lambda: datetime.now(UTC) - behind):
         await logged.reached(1, "run_finished")
         behind = timedelta(days=400)
         await logged.reached(3, "run_finished")
 
 
-async def test_the_loop_goes_on_after_an_error_of_its_own(
+async def test_scheduler_is_restarted_after_its_own_error(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     logged: LogEvents,
 ) -> None:
     await connection.execute("ALTER TABLE runs RENAME TO hidden")
-    async with looped(simulator, database):
+    async with scheduler_over(simulator, database):
         await logged.reached(1, "background_task_failed", task="scheduler", level="error")
         await connection.execute("ALTER TABLE hidden RENAME TO runs")
         await logged.reached(1, "run_finished", status="succeeded")
 
 
-async def test_a_run_that_dies_elsewhere_is_marked_while_the_loop_waits(
+async def test_waiting_leader_marks_abandoned_runs(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     logged: LogEvents,
 ) -> None:
-    async with looped(simulator, database):
+    async with scheduler_over(simulator, database):
         await logged.reached(1, "scheduler_waiting")
-        dead = await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
-        await logged.reached(1, "run_marked_interrupted", run=dead.id)
+        abandoned = await RunRecord.start(database, "etl", ("csv",), datetime.now(UTC))
+        await logged.reached(1, "run_marked_interrupted", run=abandoned.id)
 
     assert await connection.fetchval("SELECT status FROM run_sources WHERE source = 'csv'") == "interrupted"
 
 
-async def test_a_batch_that_does_not_end_in_time_is_cut_off_and_told(
+async def test_late_batch_is_terminated_at_shutdown(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
     logged: LogEvents,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "STOP_GRACE_S", 0.2)
+    monkeypatch.setattr(scheduler_module, "STOP_GRACE_S", 0.2)
     async with connection.transaction():
         await connection.execute("LOCK TABLE instance IN EXCLUSIVE MODE")
         async with asyncio.timeout(10):
-            async with looped(simulator, database):
+            async with scheduler_over(simulator, database):
                 async for attempt in stamina.retry_context(on=AssertionError, attempts=None, wait_max=0.05):
                     with attempt:
                         assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
@@ -283,12 +280,12 @@ async def test_a_batch_that_does_not_end_in_time_is_cut_off_and_told(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
 
 
-async def test_a_run_that_is_due_while_another_works_is_made_after_it(
+async def test_due_run_waits_for_another_run(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
     async with AdvisoryLease(database, "run") as lock:
         await lock.acquire()
-        other = looped(simulator, database)
+        other = scheduler_over(simulator, database)
         await other.__aenter__()
         await logged.reached(1, "waiting_for_other_run")
 
@@ -304,22 +301,22 @@ async def test_a_run_that_is_due_while_another_works_is_made_after_it(
         ("coinpaprika", "http://api.coinpaprika.com/coinpaprika/v1"),
     ],
 )
-async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(
+async def test_runs_share_the_upstream_rate_limit(
     database: Database, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, source: str, base_url: str
 ) -> None:
-    # The rate holds for the vendor's host, which the simulator stands in for as a proxy does.
+    # The rate limit applies to the vendor's host only. The simulator answers for it as an HTTP proxy.
     monkeypatch.setitem(coingecko.CALLS_A_MINUTE, "public", 60)
     monkeypatch.setattr(coinpaprika, "CALLS_A_SECOND", 1)
     async with Simulator(seed=3, coins=40) as simulator:
         monkeypatch.setenv("HTTP_PROXY", simulator.url)
-        told = load(
+        settings = load(
             {
                 f"KASPARRO_{source.upper()}_URL": base_url,
                 "KASPARRO_SOURCES": source,
                 "KASPARRO_INTERVAL": "off",
             }
         )
-        async with Scheduler(told, database, prepare=partial(prepare, database)) as scheduler:
+        async with Scheduler(settings, database, prepare=partial(prepare, database)) as scheduler:
             for number in range(1, 4):
                 async for attempt in stamina.retry_context(on=RunInProgress, attempts=None, timeout=20):
                     with attempt:
@@ -328,5 +325,5 @@ async def test_runs_of_one_process_share_the_rate_that_an_upstream_sets(
         times = [call.at for call in simulator.calls]
 
     assert len(times) == 3
-    # Sent two seconds apart at least, and as late at the simulator as a machine at work has it.
+    # The first and the third call are sent two seconds apart. A busy machine may delay the first.
     assert times[2] - times[0] > timedelta(seconds=1.5)

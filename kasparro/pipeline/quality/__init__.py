@@ -1,1 +1,1 @@
-"""Judges what a source run brought: drift, anomalies, freshness."""
+"""Assesses a source run against the source's earlier runs: drift, anomalies, freshness."""

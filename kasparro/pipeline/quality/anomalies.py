@@ -1,4 +1,4 @@
-"""Anomalies: what of a pass lies far beyond its source's own history."""
+"""Finds anomalies: metrics of a source run that are far from the usual range of the source's earlier runs."""
 
 import math
 import statistics
@@ -13,130 +13,141 @@ from kasparro.store.loader import PriceMoves
 
 Kind = Literal["few-records", "price-jump", "stuck"]
 
-# Passes looked back on, and how many it takes to know what is usual.
-LOOKED_BACK = 20
+# How many earlier runs are compared at most, and how many it takes to know the usual range.
+BASELINE_RUNS = 20
 HISTORY = 5
-# Passes are compared that set out to bring the same share of the list, within a tenth, under one bound.
+# Record counts are compared only between runs that planned the same share of the list, within a tenth, with
+# the same record limit.
 SAME_SHARE = 0.1
-# How many spreads (1.4826 MAD: a standard deviation, were it normal) from the median is far; and the least
-# that counts as far, so that a calm history makes no anomaly of an ordinary day.
+# A metric is far off if it is more than FAR spreads from the median. A spread is 1.4826 times the median
+# absolute deviation, which equals the standard deviation of a normal distribution.
 FAR = 8.0
+# The smallest differences that count as far off, so that an ordinary day after a calm history is no anomaly.
 FEWER = 0.2
 JUMP = math.log(1.05)
 JUMP_TIMES = 4.0
 LATE_S, LATE_TIMES = 3600.0, 2.0
 SHORTEST_GAP_S = 60.0
-# A median of fewer coins says little.
+# A median needs at least this many coins, and this share of the records.
 COINS = 20
 COINS_SHARE = 0.1
-# A jump whose spread is below this part of it is one factor for all coins, which no market does: it stands
-# until it is undone, or is taken for the new normal after a day.
+# If the spread of a jump is below this share of the jump, all prices changed by one factor. No market does
+# that. Such a jump lasts until it is undone. After a day it counts as normal.
 UNIFORM = 0.25
 STANDS = timedelta(days=1)
 
 
 class RunMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pass is judged by. Moves are natural logarithms of new over old price, of the coins that came
-    with news of a price that was known."""
+    """What a source run is assessed by.
+
+    A move is the natural logarithm of new over old price, of a coin with a new record and a known old price.
+    """
 
     at: datetime
     fetched: int
-    whole: bool = True
-    """Whether it brought all that it set out for: no page was lost."""
+    complete: bool = True
+    """Whether the run fetched all that it planned: no page was lost."""
     planned: float = 1.0
-    """The share of the source's list that it set out to bring."""
+    """The share of the source's list that the run planned to fetch."""
     bound: int | None = None
-    """How many records of the upstream's list it asked for at most; None for all."""
+    """The largest number of records that the run requested of the upstream's list; None for all."""
     compared: int = 0
-    """Coins with news whose earlier price was known."""
+    """Number of moves."""
     move: float | None = None
-    """The median of the moves' sizes."""
+    """Median size of the moves."""
     shift: float | None = None
-    """The median of the moves."""
+    """Median of the moves."""
     spread: float | None = None
-    """The median distance from that."""
+    """Median distance of the moves from `shift`."""
     gap_s: float | None = None
-    """The median time that lay between the two prices."""
+    """Median time between the two prices of a move."""
     age_s: float | None = None
-    """How old the freshest tenth of the records was at least."""
+    """Age of the freshest tenth of the records: nine in ten are older."""
 
 
 class Anomaly(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing about a pass that is far from usual; its rows are what the source said all the same."""
+    """One metric of a source run that is far from usual. The rows are written as the source sent them."""
 
     kind: Kind
     detail: Annotated[str, msgspec.Meta(description="What is unusual, in one line.")]
     value: Annotated[
         float,
-        msgspec.Meta(description="few-records: records; price-jump: new over old price; stuck: seconds."),
+        msgspec.Meta(
+            description="few-records: records; price-jump: new price divided by old price; stuck: seconds."
+        ),
     ]
-    usual: Annotated[float, msgspec.Meta(description="The same as it usually is.")]
+    usual: Annotated[float, msgspec.Meta(description="The usual value, in the same unit.")]
     lasting: Annotated[
         bool,
-        msgspec.Meta(description="One factor for all prices: it stands until it is undone, or for a day."),
+        msgspec.Meta(
+            description="All prices changed by one factor. It lasts until that is undone, or for a day."
+        ),
     ] = False
-    since_run: Annotated[int, msgspec.Meta(description="The run that met it first.")]
-    since: Annotated[datetime, msgspec.Meta(description="When that was.")]
+    since_run: Annotated[int, msgspec.Meta(description="The first run with this anomaly.")]
+    since: Annotated[datetime, msgspec.Meta(description="The time of that run.")]
 
 
-def figures(
+def run_metrics(
     fetched: int,
-    compared: PriceMoves,
+    moves: PriceMoves,
     newest: Sequence[RunMetrics],
     *,
     at: datetime,
-    whole: bool,
+    complete: bool,
     planned: float,
     bound: int | None = None,
 ) -> RunMetrics:
-    """The figures of a pass from what the batches' comparison with the tables told.
+    """Compute the metrics of a source run from its price moves.
 
-    Where nothing came, for the upstream said that nothing has changed, what the `newest` pass brought has
-    grown older by the time since.
+    If the upstream reported that nothing has changed, no ages are known. The age is then that of the `newest`
+    earlier run plus the time since.
     """
-    moves = sorted(compared.moves)
-    shift = statistics.median(moves) if moves else None
-    age_s = sorted(compared.ages)[len(compared.ages) // 10] if compared.ages else None
+    sorted_moves = sorted(moves.moves)
+    shift = statistics.median(sorted_moves) if sorted_moves else None
+    age_s = sorted(moves.ages)[len(moves.ages) // 10] if moves.ages else None
     if age_s is None and fetched and newest and newest[0].age_s is not None:
         age_s = newest[0].age_s + max((at - newest[0].at).total_seconds(), 0.0)
     return RunMetrics(
         at=at,
         fetched=fetched,
-        whole=whole,
+        complete=complete,
         planned=planned,
         bound=bound,
-        compared=len(moves),
-        move=statistics.median(map(abs, moves)) if moves else None,
+        compared=len(sorted_moves),
+        move=statistics.median(map(abs, sorted_moves)) if sorted_moves else None,
         shift=shift,
-        spread=statistics.median(abs(one - shift) for one in moves) if shift is not None else None,
-        gap_s=statistics.median(compared.gaps) if moves else None,
+        spread=statistics.median(abs(move - shift) for move in sorted_moves) if shift is not None else None,
+        gap_s=statistics.median(moves.gaps) if sorted_moves else None,
         age_s=age_s,
     )
 
 
-def assess(
-    now: RunMetrics, past: Sequence[RunMetrics], before: Sequence[Anomaly], run_id: int
+def find_anomalies(
+    current: RunMetrics, earlier: Sequence[RunMetrics], known: Sequence[Anomaly], run_id: int
 ) -> list[Anomaly]:
-    """What is far from usual in the pass of run `run_id`, given the passes before it and the anomalies of the
-    newest of them: those that go on keep their beginning."""
-    began = {one.kind: one for one in before}
-    found = [
-        _anomaly(strange, began.get(strange.kind), run_id, now.at)
-        for strange in (_few(now, past), _stuck(now, past))
-        if strange is not None
+    """Return the anomalies of a run.
+
+    `earlier` are the metrics of earlier runs, newest first, and `known` the anomalies of the newest of them.
+    An anomaly that continues keeps its first run.
+    """
+    known_by_kind = {anomaly.kind: anomaly for anomaly in known}
+    anomalies = [
+        _anomaly(finding, known_by_kind.get(finding.kind), run_id, current.at)
+        for finding in (_few_records(current, earlier), _stuck(current, earlier))
+        if finding is not None
     ]
-    jump = _jumped(now, past)
-    standing = began.get("price-jump")
-    if standing is not None and (not standing.lasting or now.at - standing.since > STANDS):
-        standing = None
-    if jump is not None and (standing is None or not _undoes(now, standing)):
-        found.append(_anomaly(jump, None, run_id, now.at))
-    elif jump is None and standing is not None:
-        found.append(standing)
-    return found
+    jump = _price_jump(current, earlier)
+    lasting = known_by_kind.get("price-jump")
+    if lasting is not None and (not lasting.lasting or current.at - lasting.since > STANDS):
+        lasting = None
+    if jump is not None and (lasting is None or not _undoes(current, lasting)):
+        anomalies.append(_anomaly(jump, None, run_id, current.at))
+    elif jump is None and lasting is not None:
+        anomalies.append(lasting)
+    return anomalies
 
 
-class _Strange(msgspec.Struct, frozen=True):
+class _Finding(msgspec.Struct, frozen=True):
     kind: Kind
     detail: str
     value: float
@@ -144,94 +155,95 @@ class _Strange(msgspec.Struct, frozen=True):
     lasting: bool = False
 
 
-def _anomaly(strange: _Strange, earlier: Anomaly | None, run_id: int, at: datetime) -> Anomaly:
+def _anomaly(finding: _Finding, earlier: Anomaly | None, run_id: int, at: datetime) -> Anomaly:
     return Anomaly(
-        kind=strange.kind,
-        detail=strange.detail,
-        value=strange.value,
-        usual=strange.usual,
-        lasting=strange.lasting,
+        kind=finding.kind,
+        detail=finding.detail,
+        value=finding.value,
+        usual=finding.usual,
+        lasting=finding.lasting,
         since_run=earlier.since_run if earlier else run_id,
         since=earlier.since if earlier else at,
     )
 
 
-def _few(now: RunMetrics, past: Sequence[RunMetrics]) -> _Strange | None:
-    alike = [
-        one.fetched
-        for one in past
-        if one.whole
-        and one.bound == now.bound
-        and abs(one.planned - now.planned) <= SAME_SHARE * max(one.planned, now.planned)
+def _few_records(current: RunMetrics, earlier: Sequence[RunMetrics]) -> _Finding | None:
+    comparable = [
+        run.fetched
+        for run in earlier
+        if run.complete
+        and run.bound == current.bound
+        and abs(run.planned - current.planned) <= SAME_SHARE * max(run.planned, current.planned)
     ]
-    if not now.whole or len(alike) < HISTORY:
+    if not current.complete or len(comparable) < HISTORY:
         return None
-    usual, spread = _usual(alike)
-    if now.fetched >= usual - max(FAR * spread, FEWER * usual):
+    usual, spread = _usual(comparable)
+    if current.fetched >= usual - max(FAR * spread, FEWER * usual):
         return None
-    return _Strange("few-records", f"{now.fetched:,} records, usually {usual:,.0f}", now.fetched, usual)
+    detail = f"{current.fetched:,} records, usually {usual:,.0f}"
+    return _Finding("few-records", detail, current.fetched, usual)
 
 
-def _stuck(now: RunMetrics, past: Sequence[RunMetrics]) -> _Strange | None:
-    ages = [one.age_s for one in past if one.age_s is not None]
-    if now.age_s is not None and len(ages) >= HISTORY:
+def _stuck(current: RunMetrics, earlier: Sequence[RunMetrics]) -> _Finding | None:
+    ages = [run.age_s for run in earlier if run.age_s is not None]
+    if current.age_s is not None and len(ages) >= HISTORY:
         usual, spread = _usual(ages)
-        if now.age_s > usual + max(FAR * spread, LATE_TIMES * abs(usual), LATE_S):
-            return _Strange(
+        if current.age_s > usual + max(FAR * spread, LATE_TIMES * abs(usual), LATE_S):
+            return _Finding(
                 "stuck",
-                f"stands still: nine in ten records are older than {format_duration(now.age_s)}, usually "
-                f"{format_duration(usual)}; or the clock here is ahead",
-                now.age_s,
+                f"nine in ten records are older than {format_duration(current.age_s)}, usually "
+                f"{format_duration(usual)}: the feed stands still, or the clock of this host is ahead",
+                current.age_s,
                 usual,
             )
-    moves = [one.move for one in past if one.move is not None and _many(one)]
-    if now.move == 0 and _many(now) and len(moves) >= HISTORY and min(moves) > 0:
-        return _Strange(
+    moves = [run.move for run in earlier if run.move is not None and _enough_coins(run)]
+    if current.move == 0 and _enough_coins(current) and len(moves) >= HISTORY and min(moves) > 0:
+        return _Finding(
             "stuck",
-            f"stands still: {now.compared:,} coins with new times, most with the price they had",
-            now.age_s or 0.0,
+            f"{current.compared:,} coins have new times, but most have their old price: the feed is stuck",
+            current.age_s or 0.0,
             statistics.median(ages) if ages else 0.0,
         )
     return None
 
 
-def _jumped(now: RunMetrics, past: Sequence[RunMetrics]) -> _Strange | None:
-    rates = [_rate(one) for one in past if _many(one)]
-    if len(rates) < HISTORY or not _many(now) or now.move is None or now.move < JUMP:
+def _price_jump(current: RunMetrics, earlier: Sequence[RunMetrics]) -> _Finding | None:
+    rates = [_rate(run) for run in earlier if _enough_coins(run)]
+    if len(rates) < HISTORY or not _enough_coins(current) or current.move is None or current.move < JUMP:
         return None
     usual, spread = _usual(rates)
-    if _rate(now) <= usual + max(FAR * spread, JUMP_TIMES * usual):
+    if _rate(current) <= usual + max(FAR * spread, JUMP_TIMES * usual):
         return None
-    shift, around = now.shift or 0.0, now.spread or 0.0
-    uniform = around <= UNIFORM * abs(shift)
+    shift, deviation = current.shift or 0.0, current.spread or 0.0
+    uniform = deviation <= UNIFORM * abs(shift)
     detail = (
-        f"prices of {now.compared:,} coins are {math.exp(shift):.4g} times what they were, alike for all: "
-        "another currency or scale"
+        f"prices of {current.compared:,} coins are {math.exp(shift):.4g} times the previous ones, all by the "
+        "same factor: another currency or scale"
         if uniform
-        else f"prices of {now.compared:,} coins moved by {math.expm1(now.move):.1%} in the median"
+        else f"prices of {current.compared:,} coins moved by {math.expm1(current.move):.1%} in the median"
     )
-    return _Strange("price-jump", detail, math.exp(shift), math.exp(usual * _root_of_time(now)), uniform)
+    return _Finding("price-jump", detail, math.exp(shift), math.exp(usual * _root_of_time(current)), uniform)
 
 
-def _undoes(now: RunMetrics, standing: Anomaly) -> bool:
-    back = -math.log(standing.value)
-    return now.shift is not None and abs(now.shift - back) <= UNIFORM * abs(back)
+def _undoes(current: RunMetrics, jump: Anomaly) -> bool:
+    back = -math.log(jump.value)
+    return current.shift is not None and abs(current.shift - back) <= UNIFORM * abs(back)
 
 
-def _many(one: RunMetrics) -> bool:
-    return one.compared >= max(COINS, COINS_SHARE * one.fetched)
+def _enough_coins(run: RunMetrics) -> bool:
+    return run.compared >= max(COINS, COINS_SHARE * run.fetched)
 
 
-def _rate(one: RunMetrics) -> float:
-    # Prices wander with the root of time, so that a run after a long pause is judged fairly.
-    return (one.move or 0.0) / _root_of_time(one)
+def _rate(run: RunMetrics) -> float:
+    # Prices drift with the square root of time, so this compares runs after pauses of different lengths.
+    return (run.move or 0.0) / _root_of_time(run)
 
 
-def _root_of_time(one: RunMetrics) -> float:
-    return math.sqrt(max(one.gap_s or 0.0, SHORTEST_GAP_S))
+def _root_of_time(run: RunMetrics) -> float:
+    return math.sqrt(max(run.gap_s or 0.0, SHORTEST_GAP_S))
 
 
 def _usual(values: Sequence[float]) -> tuple[float, float]:
-    """The median and the spread around it."""
+    """Return the median and the spread."""
     median = statistics.median(values)
     return median, 1.4826 * statistics.median(abs(value - median) for value in values)

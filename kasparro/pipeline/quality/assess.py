@@ -1,4 +1,4 @@
-"""Judges a finished pass by its source's own past, and says once what began and what is over."""
+"""Assesses a finished source run against earlier runs, and logs what is new and what has ended."""
 
 import asyncio
 from datetime import datetime
@@ -7,109 +7,107 @@ import msgspec
 import structlog
 
 from kasparro.model.profile import Profile
-from kasparro.pipeline.quality import anomalies, drift
-from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics
-from kasparro.pipeline.quality.drift import Drift, DriftBaseline
+from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics, find_anomalies, run_metrics
+from kasparro.pipeline.quality.drift import Drift, DriftBaseline, DriftReport, find_drift
 from kasparro.store.loader import PriceMoves
 from kasparro.store.runs import Baseline, StoredAssessment
 
 log = structlog.get_logger()
 
-# Of many changes at once the first tell the story; the run's report has them all.
-LINES_LOGGED = 10
+# How many field changes one log event lists. The run's report has all of them.
+CHANGES_LOGGED = 10
 
-_MEMORY = msgspec.json.Decoder(DriftBaseline)
-_FIGURES = msgspec.json.Decoder(RunMetrics)
+_BASELINE = msgspec.json.Decoder(DriftBaseline)
+_METRICS = msgspec.json.Decoder(RunMetrics)
 _ANOMALIES = msgspec.json.Decoder(list[Anomaly])
 
 
 class QualityReport(msgspec.Struct, frozen=True):
-    """What a pass is found to be: its drift and anomalies, and all of it as it is kept. A pass that brought
-    no record, because its upstream said that nothing has changed, says nothing of fields.
+    """The drift and the anomalies of a source run, and `stored`, the form in which the database keeps them.
+
+    A run without records has no drift: the upstream reported that nothing has changed.
     """
 
     drift: list[Drift]
     anomalies: list[Anomaly]
-    judgement: StoredAssessment
+    stored: StoredAssessment
 
 
 async def assess(
     source: str,
-    past: Baseline,
+    baseline: Baseline,
     profile: Profile,
-    compared: PriceMoves,
+    moves: PriceMoves,
     *,
     run_id: int,
     at: datetime,
     fetched: int,
     valid: int,
-    whole: bool,
+    complete: bool,
     planned: float,
     bound: int | None,
 ) -> QualityReport:
-    """The verdict on one pass, logged as far as it is news.
+    """Assess one source run and log the news.
 
-    A pass of which most records were refused is judged by its fields alone: its figures would be no measure
-    for others. `whole` tells that it brought the share of the list, `planned`, that it set out for; `bound`
-    is how many records of the list it asked for at most.
+    If most records were rejected, only the fields are assessed: the metrics would distort later comparisons.
+    `complete`: the run fetched all that it planned. `planned`: the share of the list that it planned to
+    fetch. `bound`: the largest number of records that it requested, None for all.
     """
-    sound = valid * 2 >= fetched
-    # Names are compared with names, which takes seconds where hundreds of them came and went.
+    usable = valid * 2 >= fetched
+    # In a thread: comparing the names takes seconds if hundreds of fields appeared and vanished.
     fields = await asyncio.to_thread(
-        drift.assess, _remembered(past.profile), profile, run_id, sound=sound, whole=whole
+        find_drift, _decode_baseline(baseline.profile), profile, run_id, usable=usable, complete=complete
     )
-    _say_drift(source, run_id, fields)
-    told, found = None, []
-    if sound:
-        history = [_FIGURES.decode(figures) for figures in past.metrics]
-        told = anomalies.figures(
-            fetched, compared, history[:1], at=at, whole=whole, planned=planned, bound=bound
+    _log_drift(source, run_id, fields)
+    metrics, anomalies = None, []
+    if usable:
+        history = [_METRICS.decode(text) for text in baseline.metrics]
+        metrics = run_metrics(
+            fetched, moves, history[:1], at=at, complete=complete, planned=planned, bound=bound
         )
-        earlier = _ANOMALIES.decode(past.anomalies)
-        found = anomalies.assess(told, history, earlier, run_id)
-        _say_anomalies(source, run_id, earlier, found)
+        known = _ANOMALIES.decode(baseline.anomalies)
+        anomalies = find_anomalies(metrics, history, known, run_id)
+        _log_anomalies(source, run_id, known, anomalies)
     return QualityReport(
         fields.drift,
-        found,
+        anomalies,
         StoredAssessment(
-            metrics=_text(told) if told else None,
-            drift=_text(fields.drift) if profile.records else None,
-            anomalies=_text(found) if told else None,
-            profile=_text(fields.memory) if fields.memory else None,
+            metrics=_json(metrics) if metrics else None,
+            drift=_json(fields.drift) if profile.records else None,
+            anomalies=_json(anomalies) if metrics else None,
+            profile=_json(fields.baseline) if fields.baseline else None,
         ),
     )
 
 
-def _remembered(told: str | None) -> DriftBaseline | None:
+def _decode_baseline(text: str | None) -> DriftBaseline | None:
     try:
-        return None if told is None else _MEMORY.decode(told)
+        return None if text is None else _BASELINE.decode(text)
     except msgspec.ValidationError:
-        # A memory that another version kept otherwise: this one begins its own.
+        # Another version of Kasparro wrote it in another form. This one starts a new baseline.
         return None
 
 
-def _text(value: object) -> str:
+def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _say_drift(source: str, run_id: int, fields: drift.DriftReport) -> None:
-    if fields.begun:
-        lines = [one.summary for one in fields.begun[:LINES_LOGGED]]
-        left = len(fields.begun) - len(lines)
-        log.warning("drift_found", run=run_id, source=source, found=lines, **({"more": left} if left else {}))
-    for event, changes in (("drift_ended", fields.over), ("drift_accepted", fields.accepted)):
-        if changes:
-            log.info(
-                event,
-                run=run_id,
-                source=source,
-                found=[f"{one.field} {one.change} since run {one.since_run}" for one in changes],
-            )
+def _log_drift(source: str, run_id: int, fields: DriftReport) -> None:
+    if fields.new:
+        changes = [drift.summary for drift in fields.new[:CHANGES_LOGGED]]
+        more = len(fields.new) - len(changes)
+        log.warning(
+            "drift_found", run=run_id, source=source, changes=changes, **({"more": more} if more else {})
+        )
+    for event, known in (("drift_ended", fields.ended), ("drift_accepted", fields.accepted)):
+        if known:
+            changes = [f"{change.field} {change.change} since run {change.since_run}" for change in known]
+            log.info(event, run=run_id, source=source, changes=changes)
 
 
-def _say_anomalies(source: str, run_id: int, earlier: list[Anomaly], found: list[Anomaly]) -> None:
-    for one in found:
-        if one.since_run == run_id:
-            log.warning("anomaly_found", run=run_id, source=source, kind=one.kind, detail=one.detail)
-    for kind in sorted({one.kind for one in earlier} - {one.kind for one in found}):
+def _log_anomalies(source: str, run_id: int, known: list[Anomaly], anomalies: list[Anomaly]) -> None:
+    for anomaly in anomalies:
+        if anomaly.since_run == run_id:
+            log.warning("anomaly_found", run=run_id, source=source, kind=anomaly.kind, detail=anomaly.detail)
+    for kind in sorted({anomaly.kind for anomaly in known} - {anomaly.kind for anomaly in anomalies}):
         log.info("anomaly_ended", run=run_id, source=source, kind=kind)

@@ -1,4 +1,4 @@
-"""Schema drift: what changed in the fields that a source sends, against what it used to send."""
+"""Finds drift: changes in the fields that a source sends, compared with what it used to send."""
 
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
@@ -10,139 +10,147 @@ from kasparro.model.profile import ENOUGH, Field, Kind, Profile, bounded
 
 Change = Literal["appeared", "vanished", "type", "null"]
 
-# A field is judged where nearly all records agreed before and nearly all agree otherwise now: which part of a
-# list a walk brings differs from run to run, and what is missing there differs with it.
+# A field has changed if at least MOST records agreed before and at most FEW of them still do. Runs fetch
+# different parts of a list, and what is missing differs with the part, so smaller differences prove nothing.
 MOST, FEW = 0.9, 0.1
-# Nulls gather in a list's tail, so that a field is null only where it is so in every part of a pass, and only
-# between passes of about one size that lost none of theirs.
+# Nulls gather in the tail of a list. So a field has turned null only if every batch of the run shows it, and
+# only if no page was lost and the run has about the usual size, within this factor.
 SIZE = 2.0
-# An older pass weighs so much less than the one after it: the last ten make up two thirds of the memory.
+# The weight of a run relative to the next one. The last ten runs make up two thirds of the baseline.
 WEIGHT = 0.9
-# A change that lasted for so many sound passes is the new normal.
+# A change is accepted as normal after this many usable runs.
 ACCEPTED_AFTER = 10
-# What a suggestion has to come to, and how many findings of a pass are told.
-WORTH_TELLING = 0.5
-FINDINGS_TOLD = 50
+# The confidence that a suggested nearest field needs, and the number of changes that a run reports.
+LEAST_CONFIDENCE = 0.5
+CHANGES_REPORTED = 50
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """One field that is not what it was: it appeared, vanished, changed its type or turned null."""
+    """One field that has changed: it appeared, vanished, changed its type or turned null."""
 
     field: Annotated[str, msgspec.Meta(description="Its path, such as quotes.USD.price.")]
     change: Change
-    records: Annotated[int, msgspec.Meta(description="Records of this pass that show the change.")]
-    of: Annotated[int, msgspec.Meta(description="Records of this pass that could have shown it.")]
-    before: Annotated[str, msgspec.Meta(description="What it was, in words.")]
-    after: Annotated[str, msgspec.Meta(description="What it is, in words.")]
+    records: Annotated[int, msgspec.Meta(description="Records of this run that show the change.")]
+    of: Annotated[int, msgspec.Meta(description="Records of this run that could show it.")]
+    before: Annotated[str, msgspec.Meta(description="What the field was before, in words.")]
+    after: Annotated[str, msgspec.Meta(description="What the field is now, in words.")]
     samples: Annotated[
-        list[str], msgspec.Meta(description="Values as JSON: of one that vanished the last known ones.")
+        list[str],
+        msgspec.Meta(description="Sample values as JSON; of a vanished field, the last known values."),
     ]
     nearest: Annotated[
-        str | None, msgspec.Meta(description="The field that may have taken its place, or whose it took.")
+        str | None,
+        msgspec.Meta(description="The most similar field: probably the new name, or the old one."),
     ]
     confidence: Annotated[
         float | None,
-        msgspec.Meta(description="In the nearest field, 0 to 1: by name, by kind and by the values."),
+        msgspec.Meta(description="Confidence in `nearest`, 0 to 1, from the name, the type and the values."),
     ]
-    since_run: Annotated[int, msgspec.Meta(description="The run that found it first.")]
+    since_run: Annotated[int, msgspec.Meta(description="The run that found the change first.")]
 
     @property
     def summary(self) -> str:
-        """All of it in one line, for logs and terminals."""
+        """The change in one line, for logs and terminals."""
         nearest = f"; nearest is {self.nearest} (confidence {self.confidence})" if self.nearest else ""
         verb = {"type": "changed its type", "null": "turned null"}.get(self.change, self.change)
         return f"{self.field} {verb}: {self.after}, before: {self.before}{nearest}"
 
 
-class Open(msgspec.Struct, frozen=True):
-    """A change that is known of and lasts."""
+class OpenChange(msgspec.Struct, frozen=True):
+    """A known change that has neither ended nor been accepted."""
 
     field: str
     change: Change
     parent: str
     since_run: int
-    passes: int
-    """For how many sound passes."""
+    runs: int
+    """Number of usable runs that showed it."""
 
 
 class DriftBaseline(msgspec.Struct, frozen=True, kw_only=True):
-    """What a source used to send: the profiles of its passes, `passes` of them by weight and one at least
-    `whole`, in which a field that changed stays what it was until the change is accepted or over."""
+    """What a source used to send: the weighted profile of its earlier runs.
+
+    `runs` is the sum of their weights. `complete`: at least one of them lost no page. A field with an open
+    change keeps its old profile until the change ends or is accepted.
+    """
 
     profile: Profile
-    passes: float
-    whole: bool
-    open: list[Open] = []
+    runs: float
+    complete: bool
+    open: list[OpenChange] = []
 
 
 class DriftReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pass shows against the memory, and the memory after it."""
+    """The changes that a run shows, and the baseline after it.
 
-    memory: DriftBaseline | None
-    drift: list[Drift] = []
-    begun: list[Drift] = []
-    over: list[Open] = []
-    accepted: list[Open] = []
-
-
-def assess(
-    memory: DriftBaseline | None, seen: Profile, run_id: int, *, sound: bool, whole: bool
-) -> DriftReport:
-    """Compare the profile of one pass with what is remembered of its source.
-
-    A pass is `sound` where most of its records were accepted; others are judged, but nothing is learnt from
-    them: what the source used to send stays what it sent when it could be used. It is `whole` where it lost
-    no part of what it set out to bring.
+    `drift` has all changes, `new` those that no earlier run showed. `ended` and `accepted` are known changes.
     """
-    if not seen.records:
-        return DriftReport(memory=memory)
-    if memory is None:
-        return DriftReport(memory=DriftBaseline(profile=seen, passes=1.0, whole=whole) if sound else None)
-    nulls = whole and _comparable(memory, seen)
-    known = {(one.change, one.field): one for one in memory.open}
+
+    baseline: DriftBaseline | None
     drift: list[Drift] = []
-    begun: list[Drift] = []
-    lasting: list[Open] = []
-    accepted: list[Open] = []
-    over: list[Open] = []
-    for found in _found(memory, seen, run_id, nulls=nulls):
-        opened = known.pop((found.change, found.field), None)
-        if opened is None:
-            opened = Open(found.field, found.change, _parent(memory, seen, found.field), run_id, 0)
-            begun.append(found)
-        drift.append(msgspec.structs.replace(found, since_run=opened.since_run))
-        lasts = msgspec.structs.replace(opened, passes=opened.passes + sound)
-        (accepted if lasts.passes >= ACCEPTED_AFTER else lasting).append(lasts)
-    for opened in known.values():
-        (over if _can_tell(opened, seen, nulls=nulls) else lasting).append(opened)
-    after = memory
-    if sound:
-        after = _learnt(memory, seen, whole, {one.field for one in lasting}, {one.field for one in accepted})
-    return DriftReport(
-        memory=msgspec.structs.replace(after, open=lasting),
-        drift=drift[:FINDINGS_TOLD],
-        begun=begun,
-        over=over,
-        accepted=accepted,
+    new: list[Drift] = []
+    ended: list[OpenChange] = []
+    accepted: list[OpenChange] = []
+
+
+def find_drift(
+    baseline: DriftBaseline | None, profile: Profile, run_id: int, *, usable: bool, complete: bool
+) -> DriftReport:
+    """Compare the profile of one run with the baseline of its source.
+
+    `usable`: most records of the run were accepted. Other runs are compared too, but do not change the
+    baseline. `complete`: the run fetched all that it planned.
+    """
+    if not profile.records:
+        return DriftReport(baseline=baseline)
+    if baseline is None:
+        first = DriftBaseline(profile=profile, runs=1.0, complete=complete)
+        return DriftReport(baseline=first if usable else None)
+    nulls = complete and _comparable(baseline, profile)
+    known = {(change.change, change.field): change for change in baseline.open}
+    report = DriftReport(baseline=None)
+    still_open: list[OpenChange] = []
+    for drift in _changes(baseline, profile, run_id, nulls=nulls):
+        change = known.pop((drift.change, drift.field), None)
+        if change is None:
+            parent = _parent(baseline, profile, drift.field)
+            change = OpenChange(drift.field, drift.change, parent, run_id, 0)
+            report.new.append(drift)
+        report.drift.append(msgspec.structs.replace(drift, since_run=change.since_run))
+        change = msgspec.structs.replace(change, runs=change.runs + usable)
+        (report.accepted if change.runs >= ACCEPTED_AFTER else still_open).append(change)
+    for change in known.values():
+        (report.ended if _has_ended(change, profile, nulls=nulls) else still_open).append(change)
+    after = baseline
+    if usable:
+        held = {change.field for change in still_open}
+        accepted = {change.field for change in report.accepted}
+        after = _updated(baseline, profile, complete, held, accepted)
+    return msgspec.structs.replace(
+        report,
+        baseline=msgspec.structs.replace(after, open=still_open),
+        drift=report.drift[:CHANGES_REPORTED],
     )
 
 
-def _found(memory: DriftBaseline, seen: Profile, run_id: int, *, nulls: bool) -> Iterator[Drift]:
-    known, now = memory.profile.fields, seen.fields
-    vanished = {path: known[path] for path in sorted(known) if _vanished(known[path], path, seen)}
-    appeared = {path: now[path] for path in sorted(now) if _appeared(memory.profile, path, now[path])}
-    looked_for = 0
+def _changes(baseline: DriftBaseline, profile: Profile, run_id: int, *, nulls: bool) -> Iterator[Drift]:
+    known, current = baseline.profile.fields, profile.fields
+    vanished = {path: known[path] for path in sorted(known) if _vanished(known[path], path, profile)}
+    appeared = {
+        path: current[path] for path in sorted(current) if _appeared(baseline.profile, path, current[path])
+    }
+    compared = 0
 
     def drift(path: str, change: Change, records: float, before: str, after: str) -> Drift:
-        was, new = known.get(path), now.get(path)
-        field = was if was and change in {"vanished", "null"} else new or Field(parent="")
-        nonlocal looked_for
+        old, new = known.get(path), current.get(path)
+        field = old if old and change in {"vanished", "null"} else new or Field(parent="")
+        nonlocal compared
         nearest = None
-        if change != "type" and looked_for < FINDINGS_TOLD:
-            # Looking for all would take minutes, were a map with hundreds of keys to come or go.
-            looked_for += 1
+        if change != "type" and compared < CHANGES_REPORTED:
+            # If a map with hundreds of keys came or went, comparing all of them would take minutes.
+            compared += 1
             nearest = _nearest(path, field, vanished if change == "appeared" else appeared, known)
-        of = new.filled if new and change == "type" else seen.objects[field.parent]
+        of = new.filled if new and change == "type" else profile.objects[field.parent]
         return Drift(
             field=path,
             change=change,
@@ -156,29 +164,30 @@ def _found(memory: DriftBaseline, seen: Profile, run_id: int, *, nulls: bool) ->
             since_run=run_id,
         )
 
-    for path, was in vanished.items():
-        missing = seen.objects[was.parent] - _present(seen, path)
-        yield drift(path, "vanished", missing, f"in {_percent(was.present, was.of)}", "missing")
+    for path, old in vanished.items():
+        missing = profile.objects[old.parent] - _present(profile, path)
+        yield drift(path, "vanished", missing, f"in {_percent(old.present, old.of)}", "missing")
     for path, new in appeared.items():
         yield drift(path, "appeared", new.present, "not there", _main_kind(new))
-    for path in sorted(known.keys() & now.keys() - vanished.keys() - appeared.keys()):
-        was, new = known[path], now[path]
-        if was.of < ENOUGH or new.of < ENOUGH:
+    for path in sorted(known.keys() & current.keys() - vanished.keys() - appeared.keys()):
+        old, new = known[path], current[path]
+        if old.of < ENOUGH or new.of < ENOUGH:
             continue
-        if nulls and was.filled >= MOST * was.of and max(new.fullest, new.filled / new.of) <= FEW:
+        if nulls and old.filled >= MOST * old.of and max(new.fullest, new.filled / new.of) <= FEW:
             yield drift(
-                path, "null", new.of - new.filled, f"filled in {_percent(was.filled, was.of)}", "null"
+                path, "null", new.of - new.filled, f"filled in {_percent(old.filled, old.of)}", "null"
             )
-        elif min(was.filled, new.filled) >= ENOUGH:
+        elif min(old.filled, new.filled) >= ENOUGH:
             kind = _main_kind(new)
-            told = new.kinds.get(kind, 0.0)
-            if told >= MOST * new.filled and was.kinds.get(kind, 0.0) <= FEW * was.filled:
-                yield drift(path, "type", told, _main_kind(was), kind)
+            count = new.kinds.get(kind, 0.0)
+            if count >= MOST * new.filled and old.kinds.get(kind, 0.0) <= FEW * old.filled:
+                yield drift(path, "type", count, _main_kind(old), kind)
 
 
-def _vanished(was: Field, path: str, seen: Profile) -> bool:
-    of = seen.objects.get(was.parent, 0.0)
-    return min(was.of, of) >= ENOUGH and was.present >= MOST * was.of and _present(seen, path) <= FEW * of
+def _vanished(old: Field, path: str, profile: Profile) -> bool:
+    of = profile.objects.get(old.parent, 0.0)
+    enough = min(old.of, of) >= ENOUGH
+    return enough and old.present >= MOST * old.of and _present(profile, path) <= FEW * of
 
 
 def _appeared(known: Profile, path: str, new: Field) -> bool:
@@ -191,93 +200,96 @@ def _present(profile: Profile, path: str) -> float:
     return field.present if field else 0.0
 
 
-def _parent(memory: DriftBaseline, seen: Profile, path: str) -> str:
-    return (memory.profile.fields.get(path) or seen.fields[path]).parent
+def _parent(baseline: DriftBaseline, profile: Profile, path: str) -> str:
+    return (baseline.profile.fields.get(path) or profile.fields[path]).parent
 
 
-def _comparable(memory: DriftBaseline, seen: Profile) -> bool:
-    usual = memory.profile.records / memory.passes
-    return memory.whole and usual / SIZE <= seen.records <= usual * SIZE
+def _comparable(baseline: DriftBaseline, profile: Profile) -> bool:
+    usual = baseline.profile.records / baseline.runs
+    return baseline.complete and usual / SIZE <= profile.records <= usual * SIZE
 
 
-def _can_tell(one: Open, seen: Profile, *, nulls: bool) -> bool:
-    """Whether a pass that does not show the change shows that it is over."""
-    if one.change == "type":
-        field = seen.fields.get(one.field)
+def _has_ended(change: OpenChange, profile: Profile, *, nulls: bool) -> bool:
+    """Whether a run that does not show the change proves that it has ended."""
+    if change.change == "type":
+        field = profile.fields.get(change.field)
         return field is not None and field.filled >= ENOUGH
-    enough = seen.objects.get(one.parent, 0.0) >= ENOUGH
-    return enough and (one.change != "null" or nulls)
+    enough = profile.objects.get(change.parent, 0.0) >= ENOUGH
+    return enough and (change.change != "null" or nulls)
 
 
-def _learnt(
-    memory: DriftBaseline, seen: Profile, whole: bool, held: set[str], accepted: set[str]
+def _updated(
+    baseline: DriftBaseline, profile: Profile, complete: bool, held: set[str], accepted: set[str]
 ) -> DriftBaseline:
-    """The memory with a pass more, in which fields `held` stay as they are and `accepted` become new."""
-    old = memory.profile
+    """Add a run to the baseline. Fields in `held` keep their old profile, `accepted` ones get the new one."""
+    old = baseline.profile
     objects = {
         path: count
-        for path in old.objects.keys() | seen.objects.keys()
-        if (count := old.objects.get(path, 0.0) * WEIGHT + seen.objects.get(path, 0.0)) >= 1
+        for path in old.objects.keys() | profile.objects.keys()
+        if (count := old.objects.get(path, 0.0) * WEIGHT + profile.objects.get(path, 0.0)) >= 1
     }
     fields = {}
-    for path in sorted(old.fields.keys() | seen.fields.keys()):
-        was, new = old.fields.get(path), seen.fields.get(path)
+    for path in sorted(old.fields.keys() | profile.fields.keys()):
+        before, new = old.fields.get(path), profile.fields.get(path)
         if path in held:
-            blended = was
-        elif path in accepted or was is None:
+            blended = before
+        elif path in accepted or before is None:
             blended = new
         else:
-            blended = _blended(was, new, seen.objects.get(was.parent, 0.0))
-        # What stood in less than one object of the passes that still count is forgotten.
+            blended = _blended(before, new, profile.objects.get(before.parent, 0.0))
+        # A field whose weighted count is below one object is dropped.
         if blended is not None and blended.present >= 1:
             fields[path] = blended
     return DriftBaseline(
         profile=bounded(Profile(objects=objects, fields=fields)),
-        passes=memory.passes * WEIGHT + 1.0,
-        whole=memory.whole or whole,
+        runs=baseline.runs * WEIGHT + 1.0,
+        complete=baseline.complete or complete,
     )
 
 
-def _blended(was: Field, new: Field | None, of: float) -> Field:
-    kinds = {kind: count * WEIGHT for kind, count in was.kinds.items()}
+def _blended(old: Field, new: Field | None, of: float) -> Field:
+    kinds = {kind: count * WEIGHT for kind, count in old.kinds.items()}
     for kind, count in (new.kinds if new else {}).items():
         kinds[kind] = kinds.get(kind, 0.0) + count
     return Field(
-        parent=was.parent,
-        of=was.of * WEIGHT + of,
+        parent=old.parent,
+        of=old.of * WEIGHT + of,
         kinds=kinds,
-        samples=new.samples if new and new.samples else was.samples,
+        samples=new.samples if new and new.samples else old.samples,
     )
 
 
 def _nearest(
     path: str, field: Field, others: Mapping[str, Field], known: Mapping[str, Field]
 ) -> tuple[str, float] | None:
-    """The field that is likest: of those that came or went at the same time, else of all known ones, where
-    the name alone speaks for it, and half as loud, since both are there side by side."""
-    likeness = {other: _likeness(path, field, other, others[other]) for other in others if other != path}
-    if not any(one >= WORTH_TELLING for one in likeness.values()):
+    """Return the most similar field and the confidence in it, or None if no field is similar enough.
+
+    The candidates are `others`, the fields that came or went at the same time. If none of them fits, all
+    known fields are compared by name alone. Their confidence is halved, since both fields are present.
+    """
+    confidences = {other: _similarity(path, field, other, others[other]) for other in others if other != path}
+    if not any(confidence >= LEAST_CONFIDENCE for confidence in confidences.values()):
         names = {
-            other: _name_likeness(path, other, WORTH_TELLING / 0.8)
+            other: _name_similarity(path, other, LEAST_CONFIDENCE / 0.8)
             for other in known
             if other != path and other not in others
         }
-        likeness = {other: 0.5 * name for other, name in names.items() if 0.8 * name >= WORTH_TELLING}
-    if not likeness:
+        confidences = {other: 0.5 * name for other, name in names.items() if 0.8 * name >= LEAST_CONFIDENCE}
+    if not confidences:
         return None
-    best = max(likeness, key=lambda other: (likeness[other], other))
-    return (best, round(likeness[best], 2)) if likeness[best] >= WORTH_TELLING / 2 else None
+    best = max(confidences, key=lambda other: (confidences[other], other))
+    return (best, round(confidences[best], 2)) if confidences[best] >= LEAST_CONFIDENCE / 2 else None
 
 
-def _likeness(path: str, field: Field, other_path: str, other: Field) -> float:
-    name = _name_likeness(path, other_path)
+def _similarity(path: str, field: Field, other_path: str, other: Field) -> float:
+    name = _name_similarity(path, other_path)
     kind = float(_main_kind(field) == _main_kind(other))
     values = _overlap(field.samples, other.samples)
     return 0.8 * name + 0.2 * kind if values is None else 0.4 * name + 0.1 * kind + 0.5 * values
 
 
-def _name_likeness(path: str, other: str, least: float = 0.0) -> float:
-    # 0 where it is less than `least`, which is sooner found than how much less.
+def _name_similarity(path: str, other: str, least: float = 0.0) -> float:
+    # Returns 0 below `least`: the quick ratios are upper bounds, and much faster.
     matcher = SequenceMatcher(None, path, other, autojunk=False)
     if matcher.real_quick_ratio() < least or matcher.quick_ratio() < least:
         return 0.0
@@ -285,26 +297,28 @@ def _name_likeness(path: str, other: str, least: float = 0.0) -> float:
 
 
 def _overlap(samples: list[str], others: list[str]) -> float | None:
-    """The share of values that the other field has too, numbers within a tenth since a market moves; None
-    where there is too little to compare. Samples are of the same few coins in every pass."""
+    """Return the share of samples that the other field has too, None if there are too few.
+
+    The samples are of the same few coins in every run. Numbers match within a tenth, since a market moves.
+    """
     distinct = set(samples)
     if len(distinct) < 2 or len(set(others)) < 2:
         return None
-    return sum(any(_alike(one, other) for other in others) for one in distinct) / len(distinct)
+    return sum(any(_alike(sample, other) for other in others) for sample in distinct) / len(distinct)
 
 
-def _alike(one: str, other: str) -> bool:
-    if one.startswith('"') or other.startswith('"'):
-        return one == other
+def _alike(sample: str, other: str) -> bool:
+    if sample.startswith('"') or other.startswith('"'):
+        return sample == other
     try:
-        a, b = float(one), float(other)
+        a, b = float(sample), float(other)
     except ValueError:
-        return one == other
+        return sample == other
     return a * b > 0 and abs(a - b) <= 0.1 * max(abs(a), abs(b))
 
 
 def _main_kind(field: Field) -> Kind:
-    """The kind of most of its values; null where it has none."""
+    """Return the kind of most values, null if there are none."""
     return max(field.kinds, key=lambda kind: (kind != "null", field.kinds[kind], kind), default="null")
 
 

@@ -1,33 +1,34 @@
-"""How old a source's last success may be, and what is said where it is older."""
+"""Decides when a source is overdue: its last success is older than its interval or rhythm allows."""
 
 import itertools
 import statistics
 from collections.abc import Sequence
 from datetime import timedelta
 
-# What a run may take, and clocks may differ, before anybody is told.
+# Tolerance for the duration of a run and for differing clocks.
 PATIENCE = timedelta(minutes=5)
-# Starts that make a rhythm: so many successes, the steps between them within a tenth of their median.
+# Successful runs form a rhythm if there are RHYTHM of them and the deviation of the steps between them is
+# within REGULAR of the median step.
 RHYTHM = 9
 REGULAR = 0.1
 
 
 def expected_age(interval: timedelta | None, starts: Sequence[float]) -> timedelta | None:
-    """How old the last success may be: two steps and some patience. None where no step is known.
+    """Return the highest age that the last success may have, None if no step is known.
 
-    A step is the interval, or what lay between the last successes (their starts in seconds, newest first)
-    where that was regular and longer: with the interval off something else starts the runs, and a source
-    that passes runs over to spare its budget is not late.
+    It is two steps plus PATIENCE. A step is the interval, or the rhythm of the last successes if that is
+    longer. `starts` are their start times in seconds, newest first. The rhythm counts because something else
+    may start the runs while the interval is off, and because a source may skip runs to save its call budget.
     """
     steps = [step for step in (interval, _rhythm(starts)) if step is not None]
     return 2 * max(steps) + PATIENCE if steps else None
 
 
 def overdue(without_s: float | None, up_s: float, expected: timedelta | None) -> str | None:
-    """Why a source counts as overdue, in a line; None where it does not.
+    """Return in one line why a source is overdue, None if it is not.
 
-    `without_s` is how long it has gone without a success, since its first attempt where it has had none, and
-    None where nobody tried, as far as can be known for the `up_s` seconds that this process looks.
+    `without_s` is the time since its last success, or since its first attempt if it never succeeded. It is
+    None if there was no attempt; then `up_s`, the uptime of this process, counts instead.
     """
     if without_s is not None and without_s < -PATIENCE.total_seconds():
         ahead = format_duration(-without_s)
@@ -37,7 +38,7 @@ def overdue(without_s: float | None, up_s: float, expected: timedelta | None) ->
     waited_s = up_s if without_s is None else without_s
     if waited_s <= expected.total_seconds():
         return None
-    what = "no run took it up" if without_s is None else "no success"
+    what = "no run has included it" if without_s is None else "no success"
     limit = format_duration(expected.total_seconds())
     return f"overdue: {what} for {format_duration(waited_s)}, expected within {limit}"
 
@@ -47,10 +48,10 @@ def _rhythm(starts: Sequence[float]) -> timedelta | None:
         return None
     steps = [later - earlier for later, earlier in itertools.pairwise(starts)]
     median = statistics.median(steps)
-    off = statistics.median(abs(step - median) for step in steps)
-    return timedelta(seconds=median) if median > 0 and off <= REGULAR * median else None
+    deviation = statistics.median(abs(step - median) for step in steps)
+    return timedelta(seconds=median) if median > 0 and deviation <= REGULAR * median else None
 
 
 def format_duration(seconds: float) -> str:
-    """A time in hours, minutes and seconds: `3:05:00`, `2 days, 4:00:00`."""
+    """Format a duration in hours, minutes and seconds: `3:05:00`, `2 days, 4:00:00`."""
     return f"{'-' if seconds < 0 else ''}{timedelta(seconds=round(abs(seconds)))}"

@@ -1,4 +1,4 @@
-"""Runs judged against the runs before them, over real HTTP servers and a real PostgreSQL."""
+"""Runs assessed against earlier runs, over real HTTP servers and a real PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ TICKS = 60
 
 
 class Upstreams:
-    """A market, and a service that looks at it every hour: both of one clock."""
+    """A simulated market and a service that fetches it every hour, on the same clock."""
 
     def __init__(self, simulator: Simulator, database: Database) -> None:
         self.simulator = simulator
@@ -42,11 +42,12 @@ class Upstreams:
         return self.simulator.clock.now() + self.clock_ahead
 
     async def run(self, *names: str) -> dict[str, SourceReport]:
-        """One run an hour after the last; gives its sources' reports."""
+        """Run the sources an hour after the last run; returns their reports."""
         self.simulator.advance(TICKS)
         return await self.run_at_once(*names)
 
     async def run_at_once(self, *names: str) -> dict[str, SourceReport]:
+        """Run the sources without moving the clock."""
         sources: dict[str, Source] = {
             "coinpaprika": CoinPaprika(self.simulator.coinpaprika_url, None, QUICK),
             "coingecko": CoinGecko(self.simulator.coingecko_url, "public", None, QUICK),
@@ -62,11 +63,12 @@ class Upstreams:
         ) as run:
             await run.work(asyncio.Event())
         async with self._database.reading() as connection:
-            told = await report.run_report(connection, run.id)
-        assert told is not None
-        return {one.source: one for one in told.sources}
+            done = await report.run_report(connection, run.id)
+        assert done is not None
+        return {source.source: source for source in done.sources}
 
     async def history(self, *names: str, runs: int = HISTORY + 1) -> None:
+        """As many hourly runs as anomalies need."""
         for _ in range(runs):
             await self.run(*names)
 
@@ -77,17 +79,17 @@ async def upstreams(database: Database) -> AsyncIterator[Upstreams]:
         yield Upstreams(running, database)
 
 
-async def marked(connection: Connection, source: str) -> list[str]:
-    """Why health is degraded, apart from the age of these runs, which happen in a simulated June."""
+async def health_reasons(connection: Connection, source: str) -> list[str]:
+    """Why /health is degraded, without the age of these runs, which happen in a simulated June."""
     reasons = (await report.health(connection, [source], None))[source].reasons
     return [reason for reason in reasons if not reason.startswith("overdue: ")]
 
 
-def drifted(source: SourceReport) -> list[tuple[str, str]]:
-    return [(one.change, one.field) for one in source.drift]
+def changes(source: SourceReport) -> list[tuple[str, str]]:
+    return [(drift.change, drift.field) for drift in source.drift]
 
 
-async def test_a_healthy_feed_shows_no_drift_and_no_anomaly(upstreams: Upstreams, logged: LogEvents) -> None:
+async def test_healthy_feed_has_no_drift_and_no_anomaly(upstreams: Upstreams, logged: LogEvents) -> None:
     for run in range(ACCEPTED_AFTER + 2):
         for source in (await upstreams.run()).values():
             assert (source.status, source.drift, source.anomalies) == ("succeeded", [], []), run
@@ -95,12 +97,13 @@ async def test_a_healthy_feed_shows_no_drift_and_no_anomaly(upstreams: Upstreams
     assert not [event for event in logged.seen if event["level"] != "info"]
 
 
-async def test_coins_that_change_places_while_their_prices_rest_are_no_feed_that_stands_still(
+async def test_changed_ranks_are_no_stuck_feed(
     database: Database,
 ) -> None:
+    """Ranks change while most prices do not."""
     async with Simulator(seed=5, coins=300, base=BASE, manual=True) as simulator:
         upstreams = Upstreams(simulator, database)
-        # Within a minute not even half of the coins have a new price; of this market more have a new rank.
+        # In a minute, fewer than half of the coins of this market get a new price, but more get a new rank.
         for run in range(16):
             simulator.advance(1)
             found = await upstreams.run_at_once("coinpaprika")
@@ -108,7 +111,7 @@ async def test_coins_that_change_places_while_their_prices_rest_are_no_feed_that
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("null", [("null", "high_24h")]),
         ("retype", [("type", "high_24h")]),
@@ -117,11 +120,11 @@ async def test_coins_that_change_places_while_their_prices_rest_are_no_feed_that
         ("drop", [("vanished", "high_24h")]),
     ],
 )
-async def test_each_change_of_a_field_is_found_and_told_once(
+async def test_drift_is_reported_and_logged_once(
     upstreams: Upstreams,
     logged: LogEvents,
     change: Literal["rename", "drop", "null", "retype", "copy"],
-    told: list[tuple[str, str]],
+    expected: list[tuple[str, str]],
 ) -> None:
     first = await upstreams.run("coingecko")
     upstreams.simulator.add_fault(SchemaDrift(api="coingecko", field="high_24h", change=change))
@@ -132,16 +135,16 @@ async def test_each_change_of_a_field_is_found_and_told_once(
     assert first["coingecko"].drift == healed.drift == []
     for source in runs:
         assert source.status == "succeeded"
-        assert drifted(source) == told
-        assert {found.since_run for found in source.drift} == {2}
-        assert all(found.of == source.records.fetched <= found.records + 1 for found in source.drift)
+        assert changes(source) == expected
+        assert {drift.since_run for drift in source.drift} == {2}
+        assert all(drift.of == source.records.fetched <= drift.records + 1 for drift in source.drift)
     assert len([event for event in logged.seen if event["event"] == "drift_found"]) == 1
-    (over,) = [event for event in logged.seen if event["event"] == "drift_ended"]
-    assert over["run"] == 5
-    assert len(over["found"]) == len(told)
+    (ended,) = [event for event in logged.seen if event["event"] == "drift_ended"]
+    assert ended["run"] == 5
+    assert len(ended["changes"]) == len(expected)
 
 
-async def test_a_renamed_field_is_known_again_by_its_values(upstreams: Upstreams) -> None:
+async def test_renamed_field_is_recognised_by_its_values(upstreams: Upstreams) -> None:
     await upstreams.run()
     field = "quotes.USD.ath_price"
     upstreams.simulator.add_fault(SchemaDrift(api="coingecko", field="high_24h", change="rename", to="x"))
@@ -159,24 +162,23 @@ async def test_a_renamed_field_is_known_again_by_its_values(upstreams: Upstreams
     assert (vanished.field, vanished.nearest) == ("quotes.USD.ath_price", "quotes.USD.x")
 
 
-async def test_a_change_that_lasts_becomes_the_normal_and_its_end_is_a_change(
-    upstreams: Upstreams, logged: LogEvents
-) -> None:
+async def test_lasting_drift_is_accepted(upstreams: Upstreams, logged: LogEvents) -> None:
+    """The end of an accepted change is drift again."""
     await upstreams.run("coinpaprika")
     upstreams.simulator.add_fault(SchemaDrift(api="coinpaprika", field="beta_value", change="drop"))
-    told = [
+    drifting = [
         bool((await upstreams.run("coinpaprika"))["coinpaprika"].drift) for _ in range(ACCEPTED_AFTER + 1)
     ]
     upstreams.simulator.clear_faults()
     back = (await upstreams.run("coinpaprika"))["coinpaprika"]
 
-    assert told == [True] * ACCEPTED_AFTER + [False]
-    assert drifted(back) == [("appeared", "beta_value")]
+    assert drifting == [True] * ACCEPTED_AFTER + [False]
+    assert changes(back) == [("appeared", "beta_value")]
     events = [event["event"] for event in logged.seen if event["event"].startswith("drift_")]
     assert events == ["drift_found", "drift_accepted", "drift_found"]
 
 
-async def test_stats_show_the_drift_that_stands(upstreams: Upstreams, connection: Connection) -> None:
+async def test_stats_show_open_drift(upstreams: Upstreams, connection: Connection) -> None:
     assert (await report.stats(connection, Settings())).drift == {}
     await upstreams.run()
     assert (await report.stats(connection, Settings())).drift == {"coinpaprika": [], "coingecko": []}
@@ -194,9 +196,10 @@ async def test_stats_show_the_drift_that_stands(upstreams: Upstreams, connection
     ("api", "field"),
     [("coingecko", "current_price"), ("coinpaprika", "quotes.USD.price"), ("coingecko", "id")],
 )
-async def test_a_required_field_that_vanishes_is_named_with_what_took_its_place_and_nothing_is_written(
+async def test_vanished_required_field_is_named_and_nothing_is_written(
     upstreams: Upstreams, connection: Connection, api: Api, field: str
 ) -> None:
+    """The error also names the field that took its place."""
     await upstreams.run(api)
     before = await connection.fetch("SELECT * FROM unified_data ORDER BY source_id")
     upstreams.simulator.add_fault(SchemaDrift(api=api, field=field, change="rename", to="last"))
@@ -213,25 +216,24 @@ async def test_a_required_field_that_vanishes_is_named_with_what_took_its_place_
     assert f"nearest is {path} (confidence 0." in source.error
     assert "\n" not in source.error
     assert await connection.fetch("SELECT * FROM unified_data ORDER BY source_id") == before
-    # The next page would be no better: at most the one that was fetched ahead is.
+    # No further page is fetched, except one that was fetched ahead.
     assert len(upstreams.simulator.calls) - calls <= 2
     lasting = (await upstreams.run(api))[api]
     assert lasting.drift[0].since_run == 2
 
 
-async def test_a_required_field_that_never_comes_back_is_never_the_normal(upstreams: Upstreams) -> None:
+async def test_vanished_required_field_is_never_accepted(upstreams: Upstreams) -> None:
     await upstreams.run("coinpaprika")
     upstreams.simulator.add_fault(SchemaDrift(api="coinpaprika", field="quotes", change="drop"))
     for _ in range(ACCEPTED_AFTER + 2):
         source = (await upstreams.run("coinpaprika"))["coinpaprika"]
 
     assert source.status == "failed"
-    assert drifted(source) == [("vanished", "quotes")]
+    assert changes(source) == [("vanished", "quotes")]
 
 
-async def test_a_required_field_that_vanishes_in_mid_walk_ends_it_and_what_came_before_stands(
-    upstreams: Upstreams, connection: Connection
-) -> None:
+async def test_vanished_required_field_ends_the_crawl(upstreams: Upstreams, connection: Connection) -> None:
+    """Earlier pages stay loaded."""
     upstreams.simulator.add_fault(SchemaDrift(api="coingecko", field="market_cap", change="drop", page=2))
 
     source = (await upstreams.run("coingecko"))["coingecko"]
@@ -244,9 +246,7 @@ async def test_a_required_field_that_vanishes_in_mid_walk_ends_it_and_what_came_
 
 
 @pytest.mark.parametrize(("page", "note"), [(1, "pages 1 to 3 of 3"), (2, "pages 2 to 3 of 3, going on")])
-async def test_a_walk_goes_on_with_the_page_of_which_no_record_was_fit(
-    upstreams: Upstreams, page: int, note: str
-) -> None:
+async def test_next_run_resumes_with_the_unusable_page(upstreams: Upstreams, page: int, note: str) -> None:
     await upstreams.run("coingecko")
     upstreams.simulator.add_fault(
         SchemaDrift(api="coingecko", field="current_price", change="rename", page=page)
@@ -263,7 +263,7 @@ async def test_a_walk_goes_on_with_the_page_of_which_no_record_was_fit(
     assert (whole.records.fetched, whole.records.unchanged) == (whole.records.valid, whole.records.valid)
 
 
-async def test_what_is_missing_with_a_page_or_among_bad_records_is_no_drift(upstreams: Upstreams) -> None:
+async def test_lost_page_and_bad_records_are_no_drift(upstreams: Upstreams) -> None:
     await upstreams.run()
     upstreams.simulator.add_fault(Status(api="coingecko", code=502, page=2))
     upstreams.simulator.add_fault(
@@ -276,9 +276,8 @@ async def test_what_is_missing_with_a_page_or_among_bad_records_is_no_drift(upst
     assert (gecko.drift, gecko.anomalies, paprika.drift) == ([], [], [])
 
 
-async def test_recordings_of_one_year_show_no_drift_and_of_others_may(
-    database: Database, shared_data: Path
-) -> None:
+async def test_recordings_of_one_year_have_no_drift(database: Database, shared_data: Path) -> None:
+    """Recordings of another year may have some."""
     recorded = shared_data / "coingecko_markets"
     async with Simulator(coins=1, manual=True) as simulator:
         upstreams = Upstreams(simulator, database)
@@ -292,11 +291,11 @@ async def test_recordings_of_one_year_show_no_drift_and_of_others_may(
         earlier = await run("rciminera__Crypto-Pricing__Notebooks_coingecko.json")
         assert (await run("rciminera__Crypto-Pricing__cryptocurenccy_coingecko.json")).drift == earlier.drift
 
-    assert ("vanished", "price_change_percentage_7d_in_currency") in drifted(earlier)
-    assert ("appeared", "price_change_percentage_1y_in_currency") in drifted(earlier)
+    assert ("vanished", "price_change_percentage_7d_in_currency") in changes(earlier)
+    assert ("appeared", "price_change_percentage_1y_in_currency") in changes(earlier)
 
 
-async def test_far_fewer_records_than_usual_are_an_anomaly(
+async def test_far_fewer_records_are_an_anomaly(
     upstreams: Upstreams, connection: Connection, logged: LogEvents
 ) -> None:
     await upstreams.history()
@@ -313,11 +312,11 @@ async def test_far_fewer_records_than_usual_are_an_anomaly(
     assert paprika.status == "succeeded"
     assert again.anomalies[0].since_run == found.since_run
     assert len([event for event in logged.seen if event["event"] == "anomaly_found"]) == 1
-    assert await marked(connection, "coinpaprika") == [f"few-records: {again.anomalies[0].detail}"]
-    assert await marked(connection, "coingecko") == []
+    assert await health_reasons(connection, "coinpaprika") == [f"few-records: {again.anomalies[0].detail}"]
+    assert await health_reasons(connection, "coingecko") == []
 
 
-async def test_a_budget_that_rotates_through_the_list_is_neither_drift_nor_anomaly(
+async def test_page_rotation_is_neither_drift_nor_anomaly(
     database: Database,
 ) -> None:
     async with Simulator(seed=7, coins=1_700, base=BASE, manual=True) as simulator:
@@ -333,16 +332,16 @@ async def test_a_budget_that_rotates_through_the_list_is_neither_drift_nor_anoma
         simulator.add_fault(ListCut(api="coingecko", keep=300))
         cut = [(await upstreams.run("coingecko"))["coingecko"] for _ in range(3)]
 
-    # All of the list by every so many runs, and its first pages by the others.
+    # Some runs fetch the whole list, the others its first pages.
     assert min(fetched[:HISTORY]) > 1_500
     assert min(fetched[HISTORY:]) <= 1_000
     assert max(fetched[HISTORY:]) > 1_500
-    assert drifted(null) == [("null", "ath")]
-    # The runs that fetch the first page alone miss nothing.
-    assert {one.kind for run in cut for one in run.anomalies} == {"few-records"}
+    assert changes(null) == [("null", "ath")]
+    # The runs that fetch only the first page miss nothing.
+    assert {anomaly.kind for run in cut for anomaly in run.anomalies} == {"few-records"}
 
 
-async def test_a_list_that_loses_pages_is_partial_and_not_short_besides(upstreams: Upstreams) -> None:
+async def test_lost_page_is_no_few_records_anomaly(upstreams: Upstreams) -> None:
     await upstreams.history("coingecko")
     upstreams.simulator.add_fault(Status(api="coingecko", code=502, page=2))
 
@@ -352,13 +351,14 @@ async def test_a_list_that_loses_pages_is_partial_and_not_short_besides(upstream
 
 
 @pytest.mark.parametrize("factor", ["0.92", "1000"])
-async def test_prices_in_another_currency_are_written_marked_and_stay_so_until_undone(
+async def test_scaled_prices_are_an_anomaly_until_undone(
     upstreams: Upstreams, connection: Connection, logged: LogEvents, factor: str
 ) -> None:
+    """Prices in another currency are written and marked."""
     await upstreams.history("coingecko")
     upstreams.simulator.add_fault(ScaledPrices(api="coingecko", factor=factor))
     scaled = [(await upstreams.run("coingecko"))["coingecko"] for _ in range(3)]
-    during = await marked(connection, "coingecko")
+    during = await health_reasons(connection, "coingecko")
     upstreams.simulator.clear_faults()
     right = (await upstreams.run("coingecko"))["coingecko"]
 
@@ -370,14 +370,13 @@ async def test_prices_in_another_currency_are_written_marked_and_stay_so_until_u
     assert scaled[0].records.updated > 300
     assert [reason.partition(" of ")[0] for reason in during] == ["price-jump: prices"]
     assert right.anomalies == []
-    assert await marked(connection, "coingecko") == []
-    told = [event["event"] for event in logged.seen if event["event"].startswith("anomaly_")]
-    assert told == ["anomaly_found", "anomaly_ended"]
+    assert await health_reasons(connection, "coingecko") == []
+    events = [event["event"] for event in logged.seen if event["event"].startswith("anomaly_")]
+    assert events == ["anomaly_found", "anomaly_ended"]
 
 
-async def test_a_feed_that_stands_still_is_an_anomaly_although_every_run_succeeds(
-    upstreams: Upstreams, connection: Connection
-) -> None:
+async def test_stuck_feed_is_an_anomaly(upstreams: Upstreams, connection: Connection) -> None:
+    """Every run succeeds all the same."""
     await upstreams.history("coingecko")
     for _ in range(2):
         upstreams.clock_ahead += timedelta(hours=1)
@@ -386,11 +385,11 @@ async def test_a_feed_that_stands_still_is_an_anomaly_although_every_run_succeed
     (found,) = source.anomalies
     assert source.status == "succeeded"
     assert found.kind == "stuck"
-    assert found.detail.startswith("stands still: nine in ten records are older than 2:0")
-    assert await marked(connection, "coingecko") == [f"stuck: {found.detail}"]
+    assert found.detail.startswith("nine in ten records are older than 2:0")
+    assert await health_reasons(connection, "coingecko") == [f"stuck: {found.detail}"]
 
 
-async def test_the_prices_of_a_run_are_summed_up(upstreams: Upstreams) -> None:
+async def test_run_report_summarises_price_moves(upstreams: Upstreams) -> None:
     first = (await upstreams.run("coinpaprika"))["coinpaprika"]
     second = (await upstreams.run("coinpaprika"))["coinpaprika"]
 

@@ -1,4 +1,4 @@
-"""Which changes of a source's fields are drift, and which are not."""
+"""Which changes of a source's fields are drift."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kasparro.model.profile import ENOUGH, Profile, Profiler, merged
-from kasparro.pipeline.quality.drift import ACCEPTED_AFTER, DriftBaseline, DriftReport, assess
+from kasparro.pipeline.quality.drift import ACCEPTED_AFTER, DriftBaseline, DriftReport, find_drift
 
 Record = dict[str, Any]
 PAGE = 25
-unhurried = settings(deadline=None, max_examples=40)
+slow_examples = settings(deadline=None, max_examples=40)
 
 
 def profiled(records: list[Record]) -> Profile:
-    """The profile of records that come in pages, as a walk brings them."""
+    """The profile of records that a crawl fetches page by page."""
     pages = [records[start : start + PAGE] for start in range(0, len(records), PAGE)]
     found = []
     for page in pages:
@@ -27,34 +27,35 @@ def profiled(records: list[Record]) -> Profile:
     return merged(found)
 
 
-def in_turn(
-    *passes: list[Record], memory: DriftBaseline | None = None, whole: bool = True
+def reports(
+    *runs: list[Record], baseline: DriftBaseline | None = None, complete: bool = True
 ) -> Iterator[DriftReport]:
-    """What is found of passes, one after the other."""
-    for number, records in enumerate(passes, start=1):
-        result = assess(memory, profiled(records), number, sound=True, whole=whole)
-        memory = result.memory
-        yield result
+    """The report of each of these consecutive runs."""
+    for number, records in enumerate(runs, start=1):
+        report = find_drift(baseline, profiled(records), number, usable=True, complete=complete)
+        baseline = report.baseline
+        yield report
 
 
-def outcome_of(*passes: list[Record], memory: DriftBaseline | None = None, whole: bool = True) -> DriftReport:
-    """What is found of the last of some passes."""
-    return [*in_turn(*passes, memory=memory, whole=whole)][-1]
+def last_report(
+    *runs: list[Record], baseline: DriftBaseline | None = None, complete: bool = True
+) -> DriftReport:
+    """The report of the last of these consecutive runs."""
+    return [*reports(*runs, baseline=baseline, complete=complete)][-1]
 
 
-def told(result: DriftReport) -> list[tuple[str, str]]:
-    return [(found.change, found.field) for found in result.drift]
+def changes(report: DriftReport) -> list[tuple[str, str]]:
+    return [(drift.change, drift.field) for drift in report.drift]
 
 
-def coins(count: int, **changes: Any) -> list[Record]:
+def coins(count: int, **values: Any) -> list[Record]:
     return [
-        {"id": f"c-{n}", "price": n + 0.5, "rank": n, "quotes": {"cap": n * 7}} | changes
-        for n in range(count)
+        {"id": f"c-{n}", "price": n + 0.5, "rank": n, "quotes": {"cap": n * 7}} | values for n in range(count)
     ]
 
 
-# A list as market APIs have them: every record with every key, some fields filled for the first so many coins
-# only, some for a share of the coins wherever they stand, objects that are there for some.
+# A list as market APIs send it. Every record has every key. Some fields are filled only for the first coins,
+# some for every n-th coin, and some records have a nested object.
 LISTED = 12 * PAGE
 
 
@@ -72,40 +73,41 @@ def feeds(draw: st.DrawFn) -> list[Record]:
     ]
 
 
-@unhurried
-@given(feed=feeds(), passes=st.integers(2, 4), size=st.integers(1, LISTED))
-def test_a_list_that_stays_as_it_is_shows_none(feed: list[Record], passes: int, size: int) -> None:
-    assert all(result.drift == [] for result in in_turn(*[feed[:size]] * passes))
+@slow_examples
+@given(feed=feeds(), runs=st.integers(2, 4), size=st.integers(1, LISTED))
+def test_unchanged_list_has_no_drift(feed: list[Record], runs: int, size: int) -> None:
+    assert all(report.drift == [] for report in reports(*[feed[:size]] * runs))
 
 
-@unhurried
+@slow_examples
 @given(feed=feeds(), tail=st.integers(1, 10), starts=st.lists(st.integers(1, 11), min_size=2, max_size=9))
-def test_a_head_with_a_tail_in_rotation_shows_none(feed: list[Record], tail: int, starts: list[int]) -> None:
+def test_rotated_pages_have_no_drift(feed: list[Record], tail: int, starts: list[int]) -> None:
+    """Every run fetches the first page and a changing part of the others."""
     pages = [feed[start : start + PAGE] for start in range(0, LISTED, PAGE)]
-    passes = [
+    runs = [
         sum((pages[1 + (start + n) % (len(pages) - 1)] for n in range(tail)), pages[0]) for start in starts
     ]
 
-    assert all(result.drift == [] for result in in_turn(*passes))
+    assert all(report.drift == [] for report in reports(*runs))
 
 
-@unhurried
+@slow_examples
 @given(feed=feeds(), died=st.integers(1, LISTED - 1))
-def test_a_walk_that_died_and_went_on_elsewhere_shows_none(feed: list[Record], died: int) -> None:
-    first = outcome_of(feed[:died], whole=False)
-    second = outcome_of(feed[died:], memory=first.memory)
+def test_resumed_crawl_has_no_drift(feed: list[Record], died: int) -> None:
+    first = last_report(feed[:died], complete=False)
+    second = last_report(feed[died:], baseline=first.baseline)
 
-    assert second.drift == outcome_of(feed, memory=second.memory).drift == []
+    assert second.drift == last_report(feed, baseline=second.baseline).drift == []
 
 
-@unhurried
+@slow_examples
 @given(
     feed=feeds(),
     change=st.sampled_from(["vanished", "null", "type", "appeared"]),
     since=st.integers(1, 4),
     lasting=st.integers(1, ACCEPTED_AFTER - 1),
 )
-def test_a_change_of_a_whole_source_is_found_lasts_and_is_over(
+def test_change_is_found_lasts_and_ends(
     feed: list[Record], change: Literal["vanished", "null", "type", "appeared"], since: int, lasting: int
 ) -> None:
     changed = [record | {"id": {"null": None, "type": 7}.get(change)} for record in feed]
@@ -115,40 +117,40 @@ def test_a_change_of_a_whole_source_is_found_lasts_and_is_over(
         changed = [record | {"fresh": 1} for record in feed]
     field = "fresh" if change == "appeared" else "id"
 
-    result = outcome_of(*[feed] * since)
+    report = last_report(*[feed] * since)
     for number in range(1, lasting + 1):
-        result = assess(result.memory, profiled(changed), since + number, sound=True, whole=True)
-        assert told(result) == [(change, field)]
-        assert result.drift[0].since_run == since + 1
-        assert (result.drift[0].records, result.drift[0].of) == (LISTED, LISTED)
-        assert [one.field for one in result.begun] == ([field] if number == 1 else [])
-        assert result.over == []
-    healed = assess(result.memory, profiled(feed), 99, sound=True, whole=True)
+        report = find_drift(report.baseline, profiled(changed), since + number, usable=True, complete=True)
+        assert changes(report) == [(change, field)]
+        assert report.drift[0].since_run == since + 1
+        assert (report.drift[0].records, report.drift[0].of) == (LISTED, LISTED)
+        assert [drift.field for drift in report.new] == ([field] if number == 1 else [])
+        assert report.ended == []
+    healed = find_drift(report.baseline, profiled(feed), 99, usable=True, complete=True)
     assert healed.drift == []
-    assert [(one.change, one.field) for one in healed.over] == [(change, field)]
-    assert assess(healed.memory, profiled(feed), 100, sound=True, whole=True).over == []
+    assert [(change.change, change.field) for change in healed.ended] == [(change, field)]
+    assert find_drift(healed.baseline, profiled(feed), 100, usable=True, complete=True).ended == []
 
 
-@unhurried
+@slow_examples
 @given(feed=feeds())
-def test_what_is_kept_of_a_source_survives_the_database(feed: list[Record]) -> None:
-    kept = outcome_of(feed, [record | {"new": 1} for record in feed]).memory
+def test_baseline_survives_json(feed: list[Record]) -> None:
+    baseline = last_report(feed, [record | {"new": 1} for record in feed]).baseline
 
-    assert msgspec.json.decode(msgspec.json.encode(kept), type=DriftBaseline) == kept
-
-
-def test_a_pass_without_a_record_says_nothing_of_fields() -> None:
-    memory = outcome_of(coins(50), coins(50, price="1")).memory
-    result = assess(memory, Profile(), 3, sound=True, whole=True)
-
-    assert (result.memory, result.over) == (memory, [])
+    assert msgspec.json.decode(msgspec.json.encode(baseline), type=DriftBaseline) == baseline
 
 
-def test_a_first_pass_and_few_records_prove_nothing() -> None:
-    assert outcome_of(coins(500)).drift == []
+def test_run_without_records_changes_nothing() -> None:
+    baseline = last_report(coins(50), coins(50, price="1")).baseline
+    report = find_drift(baseline, Profile(), 3, usable=True, complete=True)
+
+    assert (report.baseline, report.ended) == (baseline, [])
+
+
+def test_first_run_and_few_records_prove_nothing() -> None:
+    assert last_report(coins(500)).drift == []
     few = coins(ENOUGH - 1)
-    assert outcome_of(few, [{"other": 1} for _ in few]).drift == []
-    assert told(outcome_of(coins(ENOUGH), [{"other": 1}] * ENOUGH)) == [
+    assert last_report(few, [{"other": 1} for _ in few]).drift == []
+    assert changes(last_report(coins(ENOUGH), [{"other": 1}] * ENOUGH)) == [
         ("vanished", "id"),
         ("vanished", "price"),
         ("vanished", "quotes"),
@@ -157,53 +159,59 @@ def test_a_first_pass_and_few_records_prove_nothing() -> None:
     ]
 
 
-def test_what_stands_in_a_vanished_object_is_not_told_besides() -> None:
-    assert told(outcome_of(coins(50), coins(50, quotes=None))) == [("null", "quotes")]
-    assert told(outcome_of(coins(50), coins(50, quotes={"cap": "a"}))) == [("type", "quotes.cap")]
-    assert told(outcome_of(coins(50), coins(50, quotes={"market_cap": 3}))) == [
+def test_fields_of_a_vanished_object_are_not_reported() -> None:
+    assert changes(last_report(coins(50), coins(50, quotes=None))) == [("null", "quotes")]
+    assert changes(last_report(coins(50), coins(50, quotes={"cap": "a"}))) == [("type", "quotes.cap")]
+    assert changes(last_report(coins(50), coins(50, quotes={"market_cap": 3}))) == [
         ("vanished", "quotes.cap"),
         ("appeared", "quotes.market_cap"),
     ]
 
 
-def test_records_of_a_lost_page_or_a_shorter_list_judge_no_nulls() -> None:
+def test_nulls_need_a_complete_run_of_usual_size() -> None:
     full = coins(200)
     tail = coins(80, rank=None)
 
-    assert outcome_of(full, tail).drift == []
-    assert outcome_of(coins(200, rank=None), memory=outcome_of(full).memory, whole=False).drift == []
-    assert told(outcome_of(full, coins(120, rank=None))) == [("null", "rank")]
+    assert last_report(full, tail).drift == []
+    assert last_report(coins(200, rank=None), baseline=last_report(full).baseline, complete=False).drift == []
+    assert changes(last_report(full, coins(120, rank=None))) == [("null", "rank")]
 
 
-def test_a_pass_that_was_refused_is_judged_and_teaches_nothing() -> None:
-    result = outcome_of(coins(50))
+def test_rejected_run_is_compared_but_not_learnt() -> None:
+    report = last_report(coins(50))
     for number in range(2 * ACCEPTED_AFTER):
-        result = assess(result.memory, profiled([{"id": "a"}] * 50), 2 + number, sound=False, whole=True)
-        assert ("vanished", "price") in told(result)
-        assert all(found.since_run == 2 for found in result.drift)
-        assert bool(result.begun) == (number == 0)
-    assert result.memory is not None
-    assert result.memory.profile == profiled(coins(50))
-    assert assess(result.memory, profiled(coins(50)), 99, sound=True, whole=True).drift == []
-    assert assess(None, profiled(coins(50)), 1, sound=False, whole=True).memory is None
+        report = find_drift(
+            report.baseline, profiled([{"id": "a"}] * 50), 2 + number, usable=False, complete=True
+        )
+        assert ("vanished", "price") in changes(report)
+        assert all(found.since_run == 2 for found in report.drift)
+        assert bool(report.new) == (number == 0)
+    assert report.baseline is not None
+    assert report.baseline.profile == profiled(coins(50))
+    assert find_drift(report.baseline, profiled(coins(50)), 99, usable=True, complete=True).drift == []
+    assert find_drift(None, profiled(coins(50)), 1, usable=False, complete=True).baseline is None
 
 
-def test_a_change_that_lasts_is_accepted_once() -> None:
-    result, accepted = outcome_of(coins(50)), []
+def test_lasting_change_is_accepted_once() -> None:
+    report, accepted = last_report(coins(50)), []
     for number in range(2, ACCEPTED_AFTER + 4):
-        result = assess(result.memory, profiled(coins(50, price="1")), number, sound=True, whole=True)
-        accepted += [number for _ in result.accepted]
+        report = find_drift(
+            report.baseline, profiled(coins(50, price="1")), number, usable=True, complete=True
+        )
+        accepted += [number for _ in report.accepted]
     assert accepted == [ACCEPTED_AFTER + 1]
-    assert result.drift == []
-    assert told(assess(result.memory, profiled(coins(50)), 99, sound=True, whole=True)) == [("type", "price")]
+    assert report.drift == []
+    assert changes(find_drift(report.baseline, profiled(coins(50)), 99, usable=True, complete=True)) == [
+        ("type", "price")
+    ]
 
 
-def test_a_new_field_is_told_beside_the_field_that_it_stands_for() -> None:
+def test_renamed_field_names_the_nearest_field() -> None:
     was = coins(50)
     now = [{"last": record["price"] * 1.01} | record for record in was]
     for record in now:
         del record["price"]
-    vanished, appeared = outcome_of(was, now).drift
+    vanished, appeared = last_report(was, now).drift
 
     assert (vanished.field, vanished.nearest, appeared.field, appeared.nearest) == (
         "price",
@@ -216,15 +224,15 @@ def test_a_new_field_is_told_beside_the_field_that_it_stands_for() -> None:
     assert 0.5 <= vanished.confidence <= 1
     assert "nearest is last" in vanished.summary
 
-    (beside,) = outcome_of(was, [record | {"price_2": "?"} for record in was]).drift
-    assert (beside.nearest, beside.confidence is not None and beside.confidence < 0.5) == ("price", True)
-    (strange,) = outcome_of(was, [record | {"zzz": True} for record in was]).drift
+    (similar,) = last_report(was, [record | {"price_2": "?"} for record in was]).drift
+    assert (similar.nearest, similar.confidence is not None and similar.confidence < 0.5) == ("price", True)
+    (strange,) = last_report(was, [record | {"zzz": True} for record in was]).drift
     assert (strange.nearest, strange.confidence) == (None, None)
 
 
 @given(share=st.integers(0, 80))
-def test_bad_records_among_good_ones_are_no_drift(share: int) -> None:
+def test_bad_records_are_no_drift(share: int) -> None:
     good = coins(100)
-    spoilt = [{"id": None, "price": "x"} if n < share else record for n, record in enumerate(good)]
+    mixed = [{"id": None, "price": "x"} if n < share else record for n, record in enumerate(good)]
 
-    assert outcome_of(good, spoilt).drift == []
+    assert last_report(good, mixed).drift == []

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a load: one more run, and the tables hold what an undisturbed load leaves."""
+"""kill -9 during a load: after one more run the tables equal those of an undisturbed load."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from kasparro.model.batch import BATCH_ROWS
 from tests.conftest import copied
 from tests.support.runs import table_contents
 
-# Each round has its own seed; `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_killed.py` does twenty.
+# Number of rounds, each with its own seed: `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_kill.py`.
 ROUNDS = int(os.environ.get("KASPARRO_TEST_KILLS", "3"))
 SMALL_FILES, SMALL_ROWS = 8, 2_000
 BEGIN = 1_514_764_800
@@ -24,8 +24,8 @@ BEGIN = 1_514_764_800
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file of more than one batch among small ones; some of their rows contradict earlier files' rows, and
-    some are no rows at all. Some files have no symbols and no names."""
+    """Small files and one of more than one batch. Some rows contradict rows of earlier files, some are
+    invalid, and some files have no symbols and names."""
     folder = tmp_path_factory.mktemp("archives")
     chance = random.Random(7)
     for file in range(SMALL_FILES + 1):
@@ -39,12 +39,12 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 labels = f"C{coin},Coin {coin}," if labelled else ""
                 out.write(f"coin-{coin},{labels}{price},{BEGIN + 86_400 * day}\n")
     yield folder
-    # pytest removes folders of single tests alone.
+    # pytest does not remove the folders of module fixtures.
     shutil.rmtree(folder)
 
 
 async def etl(url: str, archives: Path, kill_after: float | None = None) -> int:
-    """Run it as people do, and kill it after a while; gives its exit code."""
+    """Run `kasparro etl` and kill it after `kill_after` seconds; returns the exit code."""
     environment = {**os.environ, "DATABASE_URL": url, "KASPARRO_ARCHIVES": str(archives)}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "kasparro", "etl", "--source", "csv", "--json"),
@@ -61,7 +61,7 @@ async def etl(url: str, archives: Path, kill_after: float | None = None) -> int:
 
 
 class Undisturbed:
-    """What a load leaves that nobody kills, and how long it takes."""
+    """The tables after an undisturbed load, and how long it took."""
 
     def __init__(self, tables: dict[str, list[dict[str, object]]], seconds: float) -> None:
         self.tables = tables
@@ -70,7 +70,7 @@ class Undisturbed:
 
 @pytest.fixture(scope="module")
 def undisturbed(server_url: str, template: str, archives: Path) -> Undisturbed:
-    """Loaded once for all rounds."""
+    """An undisturbed load, once for all rounds."""
 
     async def load() -> Undisturbed:
         async with copied(server_url, template) as url:
@@ -82,7 +82,7 @@ def undisturbed(server_url: str, template: str, archives: Path) -> Undisturbed:
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-async def test_a_killed_load_ends_after_one_more_run_as_if_nothing_had_happened(
+async def test_killed_load_is_completed_by_the_next_run(
     database_url: str, archives: Path, undisturbed: Undisturbed, seed: int
 ) -> None:
     moment = random.Random(seed).uniform(0.1, 1) * undisturbed.seconds

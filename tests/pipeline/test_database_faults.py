@@ -1,4 +1,4 @@
-"""The database's bad days: a run outlives them, or ends true and says what to do."""
+"""Runs while the database fails: they recover, or fail with an error that says what to do."""
 
 import asyncio
 import signal
@@ -25,8 +25,8 @@ from tests.support.postgres import USER, Server, servers, small_disk
 ROWS = 3
 
 
-class Told:
-    """A source of a few batches, a record each; what happens between them is the test's."""
+class StepSource:
+    """A source of ROWS batches with one record each; it waits for `next` before each batch."""
 
     name = "csv"
 
@@ -44,23 +44,23 @@ class Told:
 
 
 class Scene:
-    """A server of the test's own, and a run on it."""
+    """A dedicated PostgreSQL server, and runs on it."""
 
     def __init__(self, server: Server, database: Database) -> None:
         self.server = server
         self.database = database
-        self.source = Told()
+        self.source = StepSource()
 
     async def run(self) -> str:
-        async with Run(self.database, [self.source], "etl") as one:
-            return await one.work(asyncio.Event())
+        async with Run(self.database, [self.source], "etl") as run:
+            return await run.work(asyncio.Event())
 
-    async def ask(self, statement: str, *values: object) -> Any:
+    async def fetchval(self, statement: str, *values: object) -> Any:
         async with self.server.admin() as connection:
             return await connection.fetchval(statement, *values)
 
     async def outcome(self) -> tuple[str, str | None, int]:
-        """Of the last run: status, error and what it inserted, which is what the table holds."""
+        """Status and error of the last run, and the number of rows, which equals the inserted records."""
         async with self.server.admin() as connection:
             row = await connection.fetchrow("SELECT * FROM run_sources ORDER BY run_id DESC LIMIT 1")
             inserted = await connection.fetchval("SELECT sum(inserted)::int FROM run_sources")
@@ -72,28 +72,28 @@ class Scene:
 
     @asynccontextmanager
     async def locked(self, table: str) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-        """Somebody else holds a table meanwhile."""
+        """Another session locks the table meanwhile."""
         async with self.server.admin() as connection, connection.transaction():
             await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             yield connection
 
-    async def begun(self) -> None:
-        """Wait until the run has."""
+    async def started(self) -> None:
+        """Wait until the run has started."""
         async with asyncio.timeout(20):
-            while not await self.ask("SELECT count(*) FROM runs"):  # noqa: ASYNC110 - a table tells nobody
+            while not await self.fetchval("SELECT count(*) FROM runs"):  # noqa: ASYNC110 - a table has no event
                 await asyncio.sleep(0.02)
 
     async def logged(self, text: str) -> None:
         """Wait until the server has logged this."""
         async with asyncio.timeout(20):
-            while text not in self.server.log.read_text():  # noqa: ASYNC110 - nor does a file
+            while text not in self.server.log.read_text():  # noqa: ASYNC110 - nor has a file
                 await asyncio.sleep(0.02)
 
     async def waiting(self, table: str) -> int:
-        """Wait until a batch waits for a table; gives the pid of its backend."""
+        """Wait until a batch waits for the table; returns the pid of its backend."""
         async with asyncio.timeout(20):
             while True:
-                pid: int | None = await self.ask(
+                pid: int | None = await self.fetchval(
                     "SELECT min(pid) FROM pg_locks WHERE relation = to_regclass($1) AND NOT granted", table
                 )
                 if pid is not None:
@@ -111,7 +111,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT])
-async def test_a_restart_in_mid_batch_costs_nothing(scene: Scene, how: signal.Signals) -> None:
+async def test_restart_during_a_batch(scene: Scene, how: signal.Signals) -> None:
     async with asyncio.TaskGroup() as group:
         try:
             async with scene.locked("instance"):
@@ -119,7 +119,7 @@ async def test_a_restart_in_mid_batch_costs_nothing(scene: Scene, how: signal.Si
                 await scene.waiting("instance")
                 await scene.server.end(how)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            # The holder of the lock lost its server too.
+            # The session that holds the lock lost its server too.
             pass
         await scene.server.start()
 
@@ -127,7 +127,7 @@ async def test_a_restart_in_mid_batch_costs_nothing(scene: Scene, how: signal.Si
     assert await scene.outcome() == ("succeeded", None, ROWS)
 
 
-async def test_a_failover_in_mid_run_costs_nothing() -> None:
+async def test_failover_during_a_run() -> None:
     async with servers() as made:
         primary = await made.primary()
         standby = await made.standby(primary)
@@ -136,28 +136,28 @@ async def test_a_failover_in_mid_run_costs_nothing() -> None:
             await prepare(database)
             before, after = Scene(primary, database), Scene(standby, database)
             async with primary.admin() as connection:
-                # What was acknowledged is on the standby: whoever wants to lose nothing asks for that.
+                # Synchronous: every acknowledged commit is on the standby.
                 await connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 await connection.execute("SELECT pg_reload_conf()")
             before.source.next.clear()
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(before.run())
-                await before.begun()
+                await before.started()
                 await primary.end(signal.SIGKILL)
                 before.source.next.set()
-                await after.ask("SELECT pg_promote()")
+                await after.fetchval("SELECT pg_promote()")
 
         assert await running == "succeeded"
         assert await after.outcome() == ("succeeded", None, ROWS)
 
 
-async def test_it_waits_for_a_connection_where_there_is_none_left(scene: Scene) -> None:
+async def test_waits_while_the_server_takes_no_connections(scene: Scene) -> None:
     scene.source.next.clear()
     async with asyncio.TaskGroup() as group:
         running = group.create_task(scene.run())
-        await scene.begun()
-        await scene.ask(f"ALTER ROLE {USER} CONNECTION LIMIT 0")
-        await scene.ask(
+        await scene.started()
+        await scene.fetchval(f"ALTER ROLE {USER} CONNECTION LIMIT 0")
+        await scene.fetchval(
             f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{USER}'"
         )
         scene.source.next.set()
@@ -165,13 +165,13 @@ async def test_it_waits_for_a_connection_where_there_is_none_left(scene: Scene) 
         with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL takes no more connections: "):
             async with scene.database.reading():
                 pass
-        await scene.ask(f"ALTER ROLE {USER} CONNECTION LIMIT -1")
+        await scene.fetchval(f"ALTER ROLE {USER} CONNECTION LIMIT -1")
 
     assert await running == "succeeded"
     assert await scene.outcome() == ("succeeded", None, ROWS)
 
 
-async def test_a_lock_that_somebody_holds_is_waited_for_beyond_the_lock_timeout(
+async def test_held_lock_is_retried_after_the_lock_timeout(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LOCK_TIMEOUT_S", 1)
@@ -185,7 +185,7 @@ async def test_a_lock_that_somebody_holds_is_waited_for_beyond_the_lock_timeout(
     assert await scene.outcome() == ("succeeded", None, ROWS)
 
 
-async def test_a_lock_that_is_never_given_back_fails_the_source_and_is_named(
+async def test_lock_that_is_never_released_fails_the_source(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "LOCK_TIMEOUT_S", 1)
@@ -199,9 +199,7 @@ async def test_a_lock_that_is_never_given_back_fails_the_source_and_is_named(
     assert error.startswith("another session holds a lock that we need: ")
 
 
-async def test_a_statement_that_takes_too_long_fails_the_source_and_is_named(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_statement_timeout_fails_the_source(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WRITE_TIMEOUT_S", 1)
     async with Database(scene.server.url()) as database, scene.locked("unified_history"):
         assert await Scene(scene.server, database).run() == "failed"
@@ -212,7 +210,7 @@ async def test_a_statement_that_takes_too_long_fails_the_source_and_is_named(
     assert error.startswith("PostgreSQL ended a statement that took too long: ")
 
 
-async def test_no_session_waits_without_end(scene: Scene) -> None:
+async def test_every_session_has_timeouts(scene: Scene) -> None:
     limits = {
         "statement_timeout",
         "lock_timeout",
@@ -221,7 +219,7 @@ async def test_no_session_waits_without_end(scene: Scene) -> None:
     }
     keepalives = {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
 
-    async def told(connection: Connection) -> tuple[list[str], list[str]]:
+    async def session_settings(connection: Connection) -> tuple[list[str], list[str]]:
         values = [
             [await connection.fetchval("SELECT current_setting($1)", name) for name in sorted(names)]
             for names in (limits, keepalives)
@@ -239,7 +237,9 @@ async def test_no_session_waits_without_end(scene: Scene) -> None:
     ):
         await lock.acquire()
         async with lock.writing() as lease:
-            sessions = [await told(one) for one in (short, slow, export, write, following, lease)]
+            sessions = [
+                await session_settings(session) for session in (short, slow, export, write, following, lease)
+            ]
 
     assert [limits for limits, _ in sessions] == [
         ["1min", "0", "30s", "15s"],
@@ -252,23 +252,23 @@ async def test_no_session_waits_without_end(scene: Scene) -> None:
     assert {tuple(keepalives) for _, keepalives in sessions} == {("3", "30", "10")}
 
 
-async def test_a_statement_that_a_person_cancels_is_tried_again(scene: Scene) -> None:
+async def test_cancelled_statement_is_retried(scene: Scene) -> None:
     async with asyncio.TaskGroup() as group, scene.locked("instance"):
         running = group.create_task(scene.run())
-        await scene.ask("SELECT pg_cancel_backend($1)", await scene.waiting("instance"))
+        await scene.fetchval("SELECT pg_cancel_backend($1)", await scene.waiting("instance"))
 
     assert await running == "succeeded"
     assert await scene.outcome() == ("succeeded", None, ROWS)
 
 
-async def test_a_serialization_failure_is_tried_again(scene: Scene) -> None:
-    await scene.ask(f"ALTER DATABASE {USER} SET default_transaction_isolation = 'repeatable read'")
+async def test_serialization_failure_is_retried(scene: Scene) -> None:
+    await scene.fetchval(f"ALTER DATABASE {USER} SET default_transaction_isolation = 'repeatable read'")
     async with Database(scene.server.url()) as database, asyncio.TaskGroup() as group:
         other = Scene(scene.server, database)
         async with scene.locked("instance") as connection:
             running = group.create_task(other.run())
             await scene.waiting("instance")
-            # What the batch has seen of this row is no longer true when it gets it.
+            # The batch has read this row before, and now waits to update it.
             await connection.execute("UPDATE instance SET data_version = data_version + 1")
 
         assert await running == "succeeded"
@@ -276,8 +276,8 @@ async def test_a_serialization_failure_is_tried_again(scene: Scene) -> None:
     assert "could not serialize access" in scene.server.log.read_text()
 
 
-async def test_a_deadlock_is_tried_again(scene: Scene) -> None:
-    await scene.ask(f"ALTER DATABASE {USER} SET deadlock_timeout = '3s'")
+async def test_deadlock_is_retried(scene: Scene) -> None:
+    await scene.fetchval(f"ALTER DATABASE {USER} SET deadlock_timeout = '3s'")
     async with Database(scene.server.url()) as database, asyncio.TaskGroup() as group:
         other = Scene(scene.server, database)
         async with scene.locked("instance") as connection:
@@ -291,9 +291,10 @@ async def test_a_deadlock_is_tried_again(scene: Scene) -> None:
     assert "deadlock detected" in scene.server.log.read_text()
 
 
-async def test_a_full_disk_fails_the_source_and_is_named_and_the_next_run_repairs_it(
+async def test_full_disk_fails_the_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The next run repairs it."""
     monkeypatch.setattr(retry, "DATABASE_PATIENCE_S", 0.5)
     async with small_disk(32) as disk, servers() as made:
         if disk.missing is not None:
@@ -306,7 +307,7 @@ async def test_a_full_disk_fails_the_source_and_is_named_and_the_next_run_repair
             scene.source.next.clear()
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(scene.run())
-                await scene.begun()
+                await scene.started()
                 disk.fill()
                 scene.source.next.set()
             assert await running == "failed"
