@@ -1,4 +1,4 @@
-"""Sums over all runs, for /metrics: how they ended, how long they took, what became of their records."""
+"""Totals over all runs for /metrics: by status and by source."""
 
 import msgspec
 
@@ -10,21 +10,21 @@ _SQL = templates("read/runs.sql")
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The runs that ended with one status: how many, and the seconds that they took together."""
+    """Number of runs with one status, and their total duration in seconds."""
 
     runs: int
     seconds: float
 
 
 class RunTotals(msgspec.Struct, frozen=True):
-    """The finished runs by status, and the records of all runs by source."""
+    """Finished runs by status, and records of all runs by source."""
 
     ended: dict[str, Ended]
     records: dict[str, Records]
 
 
 async def run_totals(connection: Connection) -> RunTotals:
-    """The sums as they are now."""
+    """Read the current totals."""
     ended = await connection.fetch(_SQL["ended_by_status"].compose().text)
     records = await connection.fetch(_SQL["records_by_source"].compose().text)
     return RunTotals(

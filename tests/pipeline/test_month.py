@@ -1,5 +1,6 @@
-"""A month of runs lived through on a moved clock: eight pages, two runs a day. Of hourly runs over the
-72 pages of 2026 it is `python -m tests.bench month`."""
+"""A simulated month of runs: eight pages, two runs a day.
+
+`python -m tests.bench month` simulates hourly runs over the 72 pages of 2026."""
 
 from datetime import timedelta
 
@@ -14,7 +15,7 @@ RUNS = 31 * 2
 COINS = 2_000
 
 
-async def test_a_month_of_runs_keeps_to_its_calls_and_shows_no_coin_older_than_promised(
+async def test_month_of_runs_keeps_budget_and_promised_age(
     database: Database,
 ) -> None:
     account = Account(key="k", per_month=LIMIT)

@@ -1,4 +1,4 @@
-"""What runs say of themselves, read from the tables that they write."""
+"""Reports of runs and sources, read from the run tables."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ from kasparro.store.pool import Connection
 from tests.support.runs import NOON, add_run, add_source
 
 
-async def test_a_run_is_the_sum_of_its_sources(connection: Connection) -> None:
+async def test_run_sums_its_sources(connection: Connection) -> None:
     run_id = await add_run(connection, "partial", error="coingecko: 429")
     await add_source(
         connection,
@@ -37,7 +37,7 @@ async def test_a_run_is_the_sum_of_its_sources(connection: Connection) -> None:
     assert (csv.source, csv.duration_s, csv.records.inserted) == ("csv", 4.0, 3)
 
 
-async def test_a_run_says_what_the_contract_lists(connection: Connection) -> None:
+async def test_run_report_json(connection: Connection) -> None:
     run_id = await add_run(connection, "succeeded")
     await add_source(connection, run_id, "csv", "succeeded")
     run = await report.run_report(connection, run_id)
@@ -52,7 +52,7 @@ async def test_a_run_says_what_the_contract_lists(connection: Connection) -> Non
     )
 
 
-async def test_a_running_run_lasts_until_now(connection: Connection) -> None:
+async def test_running_run_lasts_until_now(connection: Connection) -> None:
     began = datetime.now(UTC) - timedelta(minutes=2)
     run_id = await add_run(connection, "running", started_at=began)
     await add_source(connection, run_id, "csv", "running", started_at=began)
@@ -64,12 +64,12 @@ async def test_a_running_run_lasts_until_now(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("run_id", [0, -1, 1, 2**63 - 1, 2**63, 10**30])
-async def test_a_run_that_is_not_there_is_none(connection: Connection, run_id: int) -> None:
+async def test_unknown_run_is_none(connection: Connection, run_id: int) -> None:
     assert await report.run_report(connection, run_id) is None
     assert await report.rejects_of(connection, run_id, limit=1) is None
 
 
-async def test_recent_runs_come_newest_first_in_parts(connection: Connection) -> None:
+async def test_recent_runs_newest_first(connection: Connection) -> None:
     ids = [await add_run(connection, status) for status in ("succeeded", "failed", "succeeded", "running")]
     first = await report.recent_runs(connection, limit=2)
     assert ([run.id for run in first.items], first.total, first.last) == ([ids[3], ids[2]], 4, ids[2])
@@ -80,7 +80,7 @@ async def test_recent_runs_come_newest_first_in_parts(connection: Connection) ->
     assert ([run.id for run in succeeded.items], succeeded.total) == ([ids[2], ids[0]], 2)
 
 
-async def test_rejects_come_in_the_order_they_were_met(connection: Connection) -> None:
+async def test_rejects_in_order(connection: Connection) -> None:
     run_id = await add_run(connection, "succeeded")
     other = await add_run(connection, "succeeded")
     for number in range(5):
@@ -113,7 +113,7 @@ async def test_stats_of_a_new_database(connection: Connection) -> None:
     assert (stats.schedule.interval_s, stats.schedule.next_run_at) == (None, None)
 
 
-async def test_stats_sum_up_rows_runs_and_calls(connection: Connection) -> None:
+async def test_stats_count_rows_runs_and_calls(connection: Connection) -> None:
     for source, number in (("csv", 3), ("coingecko", 1)):
         await connection.execute(
             "INSERT INTO unified_data "
@@ -148,7 +148,7 @@ async def test_stats_sum_up_rows_runs_and_calls(connection: Connection) -> None:
 HOUR = timedelta(hours=1)
 
 
-async def test_before_its_first_run_a_source_is_sound(connection: Connection) -> None:
+async def test_source_is_healthy_before_its_first_run(connection: Connection) -> None:
     health = await report.health(connection, ["csv", "coingecko"], HOUR)
     assert list(health) == ["csv", "coingecko"]
     csv = health["csv"]
@@ -163,20 +163,22 @@ async def test_before_its_first_run_a_source_is_sound(connection: Connection) ->
 
 
 @pytest.mark.parametrize(
-    ("status", "sound"),
+    ("status", "healthy"),
     [("succeeded", True), ("skipped", True), ("partial", False), ("failed", False), ("interrupted", False)],
 )
-async def test_a_source_is_as_sound_as_its_last_finished_pass(
-    connection: Connection, status: str, sound: bool
+async def test_health_follows_the_last_finished_run(
+    connection: Connection, status: str, healthy: bool
 ) -> None:
     now = datetime.now(UTC)
-    error = None if sound else "coingecko: 429"
-    for outcome, said in (("succeeded", None), (status, error), ("running", None)):
+    error = None if healthy else "coingecko: 429"
+    for outcome, message in (("succeeded", None), (status, error), ("running", None)):
         run_id = await add_run(connection, "succeeded")
         finished = None if outcome == "running" else now
-        await add_source(connection, run_id, "csv", outcome, started_at=now, finished_at=finished, error=said)
+        await add_source(
+            connection, run_id, "csv", outcome, started_at=now, finished_at=finished, error=message
+        )
     csv = (await report.health(connection, ["csv"], HOUR))["csv"]
-    assert (csv.status, csv.error, csv.sound, csv.stale) == (status, error, sound, False)
+    assert (csv.status, csv.error, csv.sound, csv.stale) == (status, error, healthy, False)
     assert csv.last_success_at == now
     assert csv.age_s == pytest.approx(0, abs=5)
 
@@ -190,7 +192,7 @@ async def test_a_source_is_as_sound_as_its_last_finished_pass(
     ],
 )
 @pytest.mark.parametrize("succeeded", [True, False])
-async def test_a_source_without_a_success_for_two_intervals_is_stale(
+async def test_stale_after_two_intervals_without_success(
     connection: Connection, ago: timedelta, interval: timedelta | None, stale: bool, succeeded: bool
 ) -> None:
     then = datetime.now(UTC) - ago
@@ -208,7 +210,7 @@ async def test_a_source_without_a_success_for_two_intervals_is_stale(
     assert (csv.stale, csv.sound) == (stale, not stale)
 
 
-async def test_a_success_of_the_future_is_no_success_until_the_next(connection: Connection) -> None:
+async def test_success_in_the_future_does_not_count(connection: Connection) -> None:
     now = datetime.now(UTC)
     ahead = await add_run(connection, "succeeded")
     await add_source(connection, ahead, "csv", "succeeded", finished_at=now + timedelta(days=400))
@@ -222,14 +224,14 @@ async def test_a_success_of_the_future_is_no_success_until_the_next(connection: 
     assert (later.stale, later.sound, later.last_success_at) == (False, True, now)
 
 
-async def test_a_source_that_no_run_takes_up_is_stale_once_that_has_lasted(connection: Connection) -> None:
+async def test_source_without_runs_becomes_stale(connection: Connection) -> None:
     assert (await report.health(connection, ["csv"], HOUR, up_s=7_400))["csv"].sound
     (reason,) = (await report.health(connection, ["csv"], HOUR, up_s=7_600))["csv"].reasons
-    assert reason == "overdue: no run took it up for 2:06:40, expected within 2:05:00"
+    assert reason == "overdue: no run has included it for 2:06:40, expected within 2:05:00"
     assert (await report.health(connection, ["csv"], None, up_s=9e9))["csv"].sound
 
 
-async def test_passes_that_are_skipped_put_off_no_date(connection: Connection) -> None:
+async def test_skipped_runs_do_not_count_as_success(connection: Connection) -> None:
     now = datetime.now(UTC)
     for ago, outcome in ((timedelta(hours=3), "succeeded"), (timedelta(0), "skipped")):
         run_id = await add_run(connection, "succeeded")
@@ -241,7 +243,7 @@ async def test_passes_that_are_skipped_put_off_no_date(connection: Connection) -
     assert csv.reasons[0].startswith("overdue: no success for 3:00:0")
 
 
-async def test_with_the_interval_off_the_rhythm_of_the_runs_is_expected_to_go_on(
+async def test_interval_off_expects_the_rhythm(
     connection: Connection,
 ) -> None:
     now = datetime.now(UTC)
@@ -253,18 +255,18 @@ async def test_with_the_interval_off_the_rhythm_of_the_runs_is_expected_to_go_on
     assert (csv.expected_age_s, csv.stale) == (7_500.0, True)
 
 
-async def test_what_a_sound_pass_met_stands_while_others_fail(connection: Connection) -> None:
-    met = (
+async def test_anomalies_last_while_later_runs_fail(connection: Connection) -> None:
+    anomalies = (
         '[{"kind":"stuck","detail":"stands still","value":9,"usual":1,"lasting":false,"since_run":1,'
         '"since":"2026-06-01T12:00:00Z"}]'
     )
     now = datetime.now(UTC)
-    outcome_of: dict[str, Any] = {
+    assessment: dict[str, Any] = {
         "drift": "[]",
-        "anomalies": met,
+        "anomalies": anomalies,
         "metrics": '{"at":"2024-06-01T12:00:00Z","fetched":1}',
     }
-    for status, values in (("succeeded", outcome_of), ("failed", {"drift": "[]"}), ("failed", {})):
+    for status, values in (("succeeded", assessment), ("failed", {"drift": "[]"}), ("failed", {})):
         values = {"started_at": now, "finished_at": now, "error": "429"} | values  # noqa: PLW2901
         run_id = await add_run(connection, "partial")
         await add_source(connection, run_id, "coingecko", status, **values)
