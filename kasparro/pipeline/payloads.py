@@ -45,7 +45,7 @@ class PayloadRecorder:
         self._bytes += len(body)
         try:
             await self._retry(
-                lambda: payloads.keep(self._database, self._run_id, source, payload, body),
+                lambda: payloads.save(self._database, self._run_id, source, payload, body),
                 0.0 if self._not_stored[source] else PAYLOAD_PATIENCE_S,
             )
         except LeaseLost:

@@ -10,7 +10,7 @@ from kasparro.sources.base import Source
 from kasparro.sources.registry import READERS
 from kasparro.sources.replay import Replay, SkippedSource
 from kasparro.store import payloads
-from kasparro.store.payloads import Kept
+from kasparro.store.payloads import StoredPayloads
 from kasparro.store.pool import Database
 
 
@@ -27,10 +27,10 @@ class PreparedReplay(msgspec.Struct, frozen=True):
 
 async def prepare_replay(database: Database, run_id: int) -> PreparedReplay:
     """Prepare the replay of a run. Raises NothingToReplay, DatabaseUnavailable."""
-    stored = await payloads.kept(database, run_id)
+    stored = await payloads.stored(database, run_id)
     if stored is None:
         raise NothingToReplay(f"there is no run {run_id}; GET /runs lists all runs")
-    if not any(source.good for source in stored):
+    if not any(source.readable for source in stored):
         raise NothingToReplay(
             f"run {run_id} has no payload to replay; only lists that an API sent can be replayed, "
             "until KASPARRO_PAYLOAD_RETENTION and KASPARRO_PAYLOAD_MAX_SIZE remove them"
@@ -40,16 +40,16 @@ async def prepare_replay(database: Database, run_id: int) -> PreparedReplay:
     )
 
 
-def _source(database: Database, stored: Kept) -> Source:
+def _source(database: Database, stored: StoredPayloads) -> Source:
     if stored.source not in READERS:
         return SkippedSource(stored.source, "archives are not replayed; a run reads their files again")
-    if not stored.good:
+    if not stored.readable:
         return SkippedSource(stored.source, "no usable payload of this run is stored")
     return Replay(
         stored.source,
         READERS[stored.source],
-        stored.good,
+        stored.readable,
         partial(payloads.read, database),
-        unkept=max(stored.calls - stored.kept, 0),
+        unkept=max(stored.calls - stored.stored, 0),
         unchanged=stored.unchanged,
     )

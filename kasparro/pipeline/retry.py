@@ -8,7 +8,7 @@ from typing import TypeVar
 import stamina
 
 from kasparro.errors import DatabaseUnavailable, LeaseLost
-from kasparro.store.runs import AdvisoryLease
+from kasparro.store.locks import AdvisoryLease
 
 T = TypeVar("T")
 

@@ -19,8 +19,9 @@ from kasparro.pipeline.source_run import Outcome, RunOptions, SourceRun, Status,
 from kasparro.sources.base import Source, utc_now
 from kasparro.store import row_versions
 from kasparro.store.loader import Loader
+from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
-from kasparro.store.runs import AdvisoryLease, RunRecord
+from kasparro.store.runs import RunRecord
 
 log = structlog.get_logger()
 
@@ -153,7 +154,7 @@ class Run:
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""
         now = self._clock()
-        for trim in (partial(recorder.trim, now), partial(row_versions.forget, self._database, now)):
+        for trim in (partial(recorder.trim, now), partial(row_versions.delete_expired, self._database, now)):
             try:
                 await trim()
             except Exception as error:  # noqa: BLE001 - no error here may fail the run

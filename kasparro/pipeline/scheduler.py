@@ -18,8 +18,9 @@ from kasparro.pipeline.source_run import Trigger
 from kasparro.settings import Settings
 from kasparro.sources.base import utc_now
 from kasparro.sources.registry import build
+from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
-from kasparro.store.runs import AdvisoryLease, dead_sources, last_start, mark_abandoned_runs
+from kasparro.store.runs import last_start, mark_abandoned_runs, unavailable_sources
 from kasparro.supervision import Supervisor
 
 log = structlog.get_logger()
@@ -175,7 +176,7 @@ class Scheduler:
 
     async def _adopt_retries(self, retries: RetrySchedule) -> None:
         # The previous leader would have retried these sources. Its pauses are not known here.
-        for source in await dead_sources(self._database, [source.name for source in self._sources]):
+        for source in await unavailable_sources(self._database, [source.name for source in self._sources]):
             if not retries.known(source):
                 retries.failed(source)
 

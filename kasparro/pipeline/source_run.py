@@ -143,7 +143,7 @@ class SourceRun:
                 calls=self._calls,
                 note=context.note,
                 upstream_unavailable=unavailable and status == "failed",
-                judgement=quality.stored if quality else None,
+                assessment=quality.stored if quality else None,
             )
         )
         log_outcome = self._log.info if status == "succeeded" else self._log.warning
@@ -157,7 +157,9 @@ class SourceRun:
         return status
 
     async def _circuit(self) -> Circuit:
-        runs = await self._retry(lambda: self._record.last_passes(self._name, circuit_breaker.FAILURES))
+        runs = await self._retry(
+            lambda: self._record.recent_source_runs(self._name, circuit_breaker.FAILURES)
+        )
         return circuit_breaker.circuit([circuit_breaker.FinishedRun(*run) for run in runs], self._clock())
 
     def _context(self, circuit: Circuit) -> SourceContext:
@@ -244,9 +246,9 @@ class SourceRun:
         profile = self._profile
         if profile is None or self._options.trigger == "replay":
             return None
-        baseline = await self._retry(lambda: self._record.past(self._name, BASELINE_RUNS))
+        baseline = await self._retry(lambda: self._record.baseline(self._name, BASELINE_RUNS))
         return await assess(
-            *(self._name, baseline, profile, self._loader.compared),
+            *(self._name, baseline, profile, self._loader.price_moves),
             run_id=self._record.id,
             at=self._clock(),
             fetched=counts["fetched"],

@@ -1,4 +1,4 @@
-"""Opens the database that the settings name, or one of our own, and makes it ready to work with."""
+"""Opens the database of the settings, or an embedded one, and prepares it for use."""
 
 import asyncio
 import time
@@ -21,22 +21,22 @@ from kasparro.supervision import Supervisor
 
 log = structlog.get_logger()
 
-# How often somebody looks whether the embedded server still lives; a look takes some milliseconds.
-WATCH_S = 2.0
+# How often the embedded server is checked; a check takes some milliseconds.
+CHECK_S = 2.0
 
 
 @asynccontextmanager
-async def database_url(told: Settings, supervisor: Supervisor) -> AsyncIterator[str]:
-    """The URL of the database to work with; where none is told, an embedded server, which runs meanwhile and
-    is brought back where it dies.
+async def database_url(settings: Settings, supervisor: Supervisor) -> AsyncIterator[str]:
+    """The URL of the database. Without DATABASE_URL, an embedded server runs meanwhile; if it dies, it is
+    started again.
 
     Raises EmbeddedPostgresError.
     """
-    if told.database_url is not None:
-        yield told.database_url.reveal()
+    if settings.database_url is not None:
+        yield settings.database_url.reveal()
         return
-    log.info("opening the embedded PostgreSQL", home=str(told.home))
-    async with EmbeddedPostgres(told.home) as embedded:
+    log.info("embedded_postgres_opening", home=str(settings.home))
+    async with EmbeddedPostgres(settings.home) as embedded:
         watching = supervisor.start("embedded_postgres", partial(_keep_alive, embedded, supervisor))
         try:
             yield embedded.dsn
@@ -46,11 +46,11 @@ async def database_url(told: Settings, supervisor: Supervisor) -> AsyncIterator[
 
 async def _keep_alive(embedded: EmbeddedPostgres, supervisor: Supervisor) -> None:
     while True:
-        await asyncio.sleep(WATCH_S)
+        await asyncio.sleep(CHECK_S)
         began = time.monotonic()
         state = await embedded.ensure()
         if state == "restarted":
-            error = KasparroError("the server had ended, and was started again")
+            error = KasparroError("the server had ended and was started again")
             supervisor.failed("embedded_postgres", error, event="embedded_postgres_restarted")
         elif state == "stalled":
             waited_s = round(time.monotonic() - began, 1)
@@ -61,33 +61,35 @@ async def _keep_alive(embedded: EmbeddedPostgres, supervisor: Supervisor) -> Non
             )
 
 
-def pools(told: Settings, url: str) -> Database:
-    """The pools over the database at `url`, reading from the replicas where the settings name some."""
-    count = told.database_connections or connections.MOST
+def pools(settings: Settings, url: str) -> Database:
+    """The pools for the database at `url`; they read from the replicas of the settings, if there are any."""
+    count = settings.database_connections or connections.MOST
     sizes = connections.shares(count)
     return Database(
         url,
-        told.database_read_url.reveal() if told.database_read_url else None,
+        settings.database_read_url.reveal() if settings.database_read_url else None,
         readers=sizes.read,
-        wide_readers=sizes.slow,
+        slow_readers=sizes.slow,
         exporters=sizes.export,
         writers=sizes.write,
         idle_limit_s=connections.idle_limit_s(count),
     )
 
 
-async def with_connections(told: Settings, database: Database, processes: int) -> Settings:
-    """The settings with the connections that each of a service's processes may have: by default a share of
-    what the server allows. A line in the log says how many these are.
+async def with_connections(settings: Settings, database: Database, processes: int) -> Settings:
+    """The settings with the number of connections of each process; by default a share of what the server
+    allows.
+
+    The number is logged.
     """
     allowed = None
     try:
         allowed = await _allowed(database)
     except (KasparroError, asyncpg.PostgresError) as error:
         log.warning("database_connections_unknown", reason=one_line(error))
-    count = told.database_connections
+    count = settings.database_connections
     if count is None:
-        count = connections.per_process(allowed or connections.USUALLY_ALLOWED, processes)
+        count = connections.per_process(allowed or connections.DEFAULT_ALLOWED, processes)
     log.info(
         "database_connections",
         per_process=count,
@@ -99,9 +101,9 @@ async def with_connections(told: Settings, database: Database, processes: int) -
         log.warning(
             "database_connections_scarce",
             reason=f"PostgreSQL allows {allowed} connections to {processes} processes with {count} each; "
-            "raise max_connections or start fewer workers, else requests wait for each other",
+            "raise max_connections or start fewer workers; otherwise requests wait for each other",
         )
-    return msgspec.structs.replace(told, database_connections=count)
+    return msgspec.structs.replace(settings, database_connections=count)
 
 
 async def _allowed(database: Database) -> int:
@@ -114,7 +116,7 @@ async def _allowed(database: Database) -> int:
 
 
 async def prepare(database: Database, *, demo: bool = False) -> None:
-    """Bring the schema up to date, and make sure that real and invented figures do not mix.
+    """Migrate the schema, and make sure that real and simulated data do not mix.
 
     Raises MigrationError, WrongDatabase, DatabaseUnavailable.
     """

@@ -1,4 +1,4 @@
-"""Follows the version of the data, which every commit that changes a row moves."""
+"""Follows the data version, which every commit that changes a row increments."""
 
 import asyncio
 import time
@@ -20,53 +20,53 @@ log = structlog.get_logger()
 _SQL = statements("read/version.sql")
 
 CHANNEL = "kasparro_data"
-# A notification that was lost, or never comes as on a replica, is made up for by asking.
+# Polling makes up for notifications that are lost, and for replicas, which send none.
 POLL_S = 1.0
-# For so long what the database told last is taken as true; after two polls too late, nothing is known.
-VOUCHED_S = 3.0
-# Whoever corrects rows by hand moves no version: so long at most goes by until that shows.
-KEPT_S = 60.0
+# How long a version that the database confirmed counts as current; two polls may be late.
+FRESH_S = 3.0
+# Manual changes of rows do not move the version. They show after this time at the latest.
+INVALIDATE_S = 60.0
 RETRY_S = 0.5
 
 
 async def version_of(connection: Connection) -> str:
-    """The version of the data that a server has."""
+    """The data version of a server."""
     version: str = await connection.fetchval(_SQL["version"])
     return version
 
 
 class DataVersion:
-    """The version of the data that readers see, as a connection of its own tells while this is entered.
+    """The data version that readers see, which a connection of its own follows while this is entered.
 
-    `moved` is called as soon as there is a new version, and whenever there may be one that was missed.
+    `invalidate` is called for each new version, and whenever one may have been missed.
     """
 
     def __init__(
-        self, database: Database, moved: Callable[[], None], supervisor: Supervisor | None = None
+        self, database: Database, invalidate: Callable[[], None], supervisor: Supervisor | None = None
     ) -> None:
         self._database = database
         self._supervisor = supervisor or Supervisor()
-        self._moved = moved
+        self._invalidate_cache = invalidate
         self._seen: str | None = None
-        self._moved_at = float("-inf")
-        self._following: BackgroundTask | None = None
-        # On the clock of time.perf_counter: until then `moved` was called for everything that moved.
+        self._invalidated_at = float("-inf")
+        self._task: BackgroundTask | None = None
+        # On the clock of time.perf_counter: until then, `invalidate` was called for every new version.
         self.fresh_until = float("-inf")
 
     async def __aenter__(self) -> Self:
-        self._following = self._supervisor.start("data_version", self._follow)
+        self._task = self._supervisor.start("data_version", self._follow)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._following is not None:
-            await self._following.stop()
+        if self._task is not None:
+            await self._task.stop()
 
     async def holds(self, connection: Connection) -> bool:
-        """Whether the server of this connection has the version that was seen here last.
+        """Whether the server of this connection has the version that was seen last.
 
-        Of several replicas one may lag behind the one that is followed.
+        One of several replicas may be behind the one that is followed.
         """
         return self._seen is not None and await version_of(connection) == self._seen
 
@@ -76,11 +76,11 @@ class DataVersion:
                 async with self._database.following() as connection:
                     await self._watch(connection)
             except (KasparroError, asyncpg.PostgresError) as error:
-                # Out of reach or being prepared, which the next request is told as well.
-                log.debug("the version of the data is not known", reason=str(error))
+                # Unreachable or not migrated yet; the next request reports the same.
+                log.debug("data_version_unknown", reason=str(error))
             finally:
-                # Until it is known again every answer is read from the database, which is slow and right.
-                self._lose()
+                # Until it is known again, every response is read from the database.
+                self._forget()
             await asyncio.sleep(RETRY_S)
 
     async def _watch(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
@@ -90,9 +90,9 @@ class DataVersion:
         with suppress(asyncpg.ReadOnlySQLTransactionError):
             await connection.add_listener(CHANNEL, self._notified)
         while not lost.is_set():
-            asked = time.perf_counter()
+            polled_at = time.perf_counter()
             version = await version_of(connection)
-            self.fresh_until = asked + VOUCHED_S
+            self.fresh_until = polled_at + FRESH_S
             self._see(version)
             with suppress(TimeoutError):
                 async with timeout(POLL_S):
@@ -102,15 +102,15 @@ class DataVersion:
         self._see(str(payload))
 
     def _see(self, version: str) -> None:
-        if version != self._seen or time.perf_counter() - self._moved_at > KEPT_S:
+        if version != self._seen or time.perf_counter() - self._invalidated_at > INVALIDATE_S:
             self._seen = version
-            self._move()
+            self._invalidate()
 
-    def _lose(self) -> None:
+    def _forget(self) -> None:
         self._seen = None
         self.fresh_until = float("-inf")
-        self._move()
+        self._invalidate()
 
-    def _move(self) -> None:
-        self._moved_at = time.perf_counter()
-        self._moved()
+    def _invalidate(self) -> None:
+        self._invalidated_at = time.perf_counter()
+        self._invalidate_cache()

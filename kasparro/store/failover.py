@@ -1,4 +1,4 @@
-"""Connects to the one of several hosts that will do, also while another of them is silent."""
+"""Connects to the first of several hosts that fits, even if another one does not respond."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -12,61 +12,62 @@ from kasparro.concurrency import failure, timeout
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# So much sooner a host is asked than the next one, as long as it says nothing.
-HEAD_START_S = 0.25
+# Delay before the next host is tried too (as in RFC 8305, Happy Eyeballs).
+ATTEMPT_DELAY_S = 0.25
 
 
 async def connect(dsn: str | None = None, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
-    """As `asyncpg.connect`, which waits for each host of a URL in turn within one time limit: a host that is
-    gone without a word, as one is from which others fail over, would leave no time for the next.
+    """Connect as `asyncpg.connect` does, but to all hosts of a URL side by side.
 
-    Takes a URL, and with several hosts `timeout` and `target_session_attrs`. Raises what the last host that
-    failed did, or TimeoutError.
+    asyncpg tries one host after the other within one time limit: a host that vanished, as in a failover,
+    would leave no time for the next one. With several hosts, `timeout` and `target_session_attrs` are
+    required. Raises the error of the last host that failed, or TimeoutError.
     """
-    hosts = _one_by_one(dsn or "")
+    hosts = _url_per_host(dsn or "")
     if len(hosts) == 1:
         return await asyncpg.connect(dsn, **options)
-    timeout_s, wanted = options.pop("timeout"), options.pop("target_session_attrs")
-    if wanted is SessionAttribute.prefer_standby:
+    timeout_s, attrs = options.pop("timeout"), options.pop("target_session_attrs")
+    if attrs is SessionAttribute.prefer_standby:
         try:
             return await _race(hosts, timeout_s / 2, SessionAttribute.standby, options)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
             return await _race(hosts, timeout_s / 2, SessionAttribute.any, options)
-    return await _race(hosts, timeout_s, wanted, options)
+    return await _race(hosts, timeout_s, attrs, options)
 
 
 async def _race(
-    hosts: "Sequence[str]", timeout_s: float, wanted: SessionAttribute, options: dict[str, Any]
+    hosts: "Sequence[str]", timeout_s: float, attrs: SessionAttribute, options: dict[str, Any]
 ) -> "asyncpg.Connection[asyncpg.Record]":
-    left = list(hosts)
-    asked: set[asyncio.Task[Any]] = set()
+    untried = list(hosts)
+    attempts: set[asyncio.Task[Any]] = set()
     try:
         async with timeout(timeout_s):
             while True:
-                if left:
-                    coming = asyncpg.connect(left.pop(0), target_session_attrs=wanted, **options)
-                    asked.add(asyncio.create_task(coming))
+                if untried:
+                    attempt = asyncpg.connect(untried.pop(0), target_session_attrs=attrs, **options)
+                    attempts.add(asyncio.create_task(attempt))
                 done, _ = await asyncio.wait(
-                    asked, timeout=HEAD_START_S if left else None, return_when=asyncio.FIRST_COMPLETED
+                    attempts,
+                    timeout=ATTEMPT_DELAY_S if untried else None,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
-                    asked.discard(task)
+                    attempts.discard(task)
                     error = failure(task)
                     if error is None:
                         connection: asyncpg.Connection[asyncpg.Record] = task.result()
                         return connection
-                    if not (left or asked):
+                    if not (untried or attempts):
                         raise error
     finally:
-        for task in asked:
+        for task in attempts:
             task.cancel()
-        for late in await asyncio.gather(*asked, return_exceptions=True):
+        for late in await asyncio.gather(*attempts, return_exceptions=True):
             if not isinstance(late, BaseException):
                 late.terminate()
 
 
-def _one_by_one(dsn: str) -> list[str]:
-    """The URLs of each of a URL's hosts."""
+def _url_per_host(dsn: str) -> list[str]:
     parts = urlsplit(dsn)
     user, at, hosts = parts.netloc.rpartition("@")
     return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}")) for host in hosts.split(",")]

@@ -1,4 +1,4 @@
-"""Commits batches: COPY into a staging table, then the statements of `sql/load/`, at once or not."""
+"""Commits batches: COPY into staging tables, then the statements of `sql/load/`, in one transaction."""
 
 from array import array
 from collections import Counter
@@ -16,15 +16,15 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
 
 _SQL = statements("load/batch.sql") | statements("load/progress.sql")
-# How many rejects of one file's rows, or of one API's pass, are kept with their raw text, and how many
-# refused files; all are counted.
-REJECTS_KEPT = 1_000
-RAW_KEPT = 4_000
+# How many rejects of one file's rows, of an API's source run, or of whole files are stored with their raw
+# text. All are counted.
+REJECTS_LIMIT = 1_000
+TEXT_LIMIT = 4_000
 
 
 class Written(msgspec.Struct, frozen=True):
-    """What a batch did to the tables: coins new to `unified_data`; records that were new of a coin
-    already there; and, of these, those that told otherwise of a moment that had been told before."""
+    """What a batch wrote: new rows of `unified_data`; new records of coins that were there; and of these, how
+    many replaced a record of the same moment."""
 
     inserted: int
     updated: int
@@ -32,15 +32,14 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class PriceMoves:
-    """How what a pass brought compares with what was there: the age of each coin's record in seconds, where
-    the source told a time; of those with news the natural logarithm of new over old price, and the seconds
-    between the two."""
+    """A source run's records compared with those before: `ages` in seconds of the records with a source time;
+    for each new price, ln(new / old) in `moves` and the seconds between the two in `gaps`."""
 
     def __init__(self) -> None:
         self.ages, self.moves, self.gaps = array("d"), array("d"), array("d")
 
     def add(self, ages: Sequence[float], moves: Sequence[float], gaps: Sequence[float]) -> None:
-        """Take what a batch told."""
+        """Add the figures of a batch."""
         self.ages.extend(ages)
         self.moves.extend(moves)
         self.gaps.extend(gaps)
@@ -60,37 +59,37 @@ class Loader:
         self._source = source
         self._fetched_at = fetched_at
         self._committed = 0
-        self.compared = PriceMoves()
-        """Of the batches that came with a profile: APIs' records; archives do not pay for it."""
+        # Only of API batches, which have a profile; archives do not pay for it.
+        self.price_moves = PriceMoves()
         self._rejects: Counter[str | None] = Counter()
 
     async def load(self, batch: Batch, now: datetime) -> None:
-        """Commit one batch. May be called again with the batch that raised DatabaseUnavailable: where the
-        line was cut during the commit, and the commit had gone through, the batch is not counted twice.
+        """Commit one batch.
 
-        Raises LeaseLost where the run may no longer write, DatabaseUnavailable.
+        After DatabaseUnavailable, call it again with the same batch: if the connection was lost after the
+        commit, nothing is written twice. Raises LeaseLost if the run may not write any more.
         """
-        kept = self._kept(batch.rejects)
-        compared: asyncpg.Record | None = None
+        rejects = self._within_limit(batch.rejects)
+        moves: asyncpg.Record | None = None
         async with self._database.writing() as connection, connection.transaction():
             committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
             if committed is None:
                 raise LeaseLost(f"run {self._run_id} was ended by another process")
             if committed == self._committed:
-                compared = await self._write(connection, batch, kept, now)
+                moves = await self._write(connection, batch, rejects, now)
         self._committed += 1
-        if compared is not None:
-            self.compared.add(*(told or () for told in compared))
-        self._rejects.update(map(_kept_with, kept))
+        if moves is not None:
+            self.price_moves.add(*(values or () for values in moves))
+        self._rejects.update(map(_limited_with, rejects))
 
     async def checkpoint(self, key: str) -> Checkpoint | None:
-        """What an earlier pass committed of the thing that `key` names. Raises DatabaseUnavailable."""
+        """The checkpoint of a key, from an earlier batch. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
             row = await connection.fetchrow(_SQL["known_checkpoint"], self._source, key)
         return Checkpoint(**row) if row else None
 
     async def checkpoint_named(self, name: str) -> Checkpoint | None:
-        """What was committed last under this name. Raises DatabaseUnavailable."""
+        """The newest checkpoint with this name. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
             row = await connection.fetchrow(_SQL["named_checkpoint"], self._source, sanitize(name))
         return Checkpoint(**row) if row else None
@@ -101,48 +100,54 @@ class Loader:
             return await known_pages(connection, self._source)
 
     async def _write(
-        self, connection: Connection, batch: Batch, kept: Sequence[Reject], now: datetime
+        self, connection: Connection, batch: Batch, rejects: Sequence[Reject], now: datetime
     ) -> asyncpg.Record | None:
-        written, compared = Written(0, 0, 0), None
+        written, moves = Written(0, 0, 0), None
         if batch.rows:
-            written, compared = await self._merge(connection, batch, now)
-        if kept:
+            written, moves = await self._merge(connection, batch, now)
+        if rejects:
             await connection.execute(
                 _SQL["save_rejects"],
                 self._run_id,
                 self._source,
-                [sanitize(reject.reason) for reject in kept],
-                [reject.field for reject in kept],
-                [None if reject.location is None else sanitize(reject.location) for reject in kept],
-                [reject.line for reject in kept],
-                [sanitize(reject.raw) for reject in kept],
-                [None if reject.setting is None else sanitize(reject.setting) for reject in kept],
+                [sanitize(reject.reason) for reject in rejects],
+                [reject.field for reject in rejects],
+                [None if reject.location is None else sanitize(reject.location) for reject in rejects],
+                [reject.line for reject in rejects],
+                [sanitize(reject.raw) for reject in rejects],
+                [None if reject.setting is None else sanitize(reject.setting) for reject in rejects],
             )
         if batch.rejects:
             kinds = Counter(
                 (
-                    # Files differ from run to run without end; their names are kept with the rejects alone.
+                    # Names of rejected files differ in every run, so only the rejects themselves have them.
                     "" if reject.of_file else sanitize(reject.location or ""),
                     sanitize(reject.field or ""),
                     sanitize(reject.kind),
                 )
                 for reject in batch.rejects
             )
-            places, fields, reasons = zip(*kinds, strict=True)
+            locations, fields, reasons = zip(*kinds, strict=True)
             await connection.execute(
-                _SQL["count_rejects"], self._run_id, self._source, places, fields, reasons, [*kinds.values()]
+                _SQL["count_rejects"],
+                self._run_id,
+                self._source,
+                locations,
+                fields,
+                reasons,
+                [*kinds.values()],
             )
-        if (point := batch.checkpoint) is not None:
+        if (checkpoint := batch.checkpoint) is not None:
             await connection.execute(
                 _SQL["save_checkpoint"],
                 self._source,
-                point.key,
-                sanitize(point.name),
-                point.position,
-                point.complete,
+                checkpoint.key,
+                sanitize(checkpoint.name),
+                checkpoint.position,
+                checkpoint.complete,
                 now,
-                point.bytes,
-                point.interpretation,
+                checkpoint.bytes,
+                checkpoint.interpretation,
             )
         if (page := batch.page) is not None:
             await connection.execute(
@@ -175,7 +180,7 @@ class Loader:
             await connection.execute(_SQL["count_inserts"], self._source, written.inserted)
         if written.inserted or written.updated:
             await connection.execute(_SQL["increment_version"])
-        return compared
+        return moves
 
     async def _merge(
         self, connection: Connection, batch: Batch, now: datetime
@@ -183,10 +188,10 @@ class Loader:
         # The keys are enough to find what is new. If an archive has nothing new, no values are sent.
         await connection.execute(_SQL["staging"])
         await _copy(connection, "staged_keys", KEY_COLUMNS, batch.lines.keys)
-        compared = None
+        moves = None
         if batch.profile is not None:
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
-            (compared,) = await connection.fetch(_SQL["price_moves"], self._source, now)
+            (moves,) = await connection.fetch(_SQL["price_moves"], self._source, now)
         if self._fetched_at is not None:
             await connection.execute(_SQL["skip_superseded"], self._source, self._fetched_at)
         lacks = batch.lacks
@@ -214,38 +219,39 @@ class Loader:
             latest_rows += await connection.fetchval(_SQL["update_labels"], self._source, now, version, lacks)
         # A coin's first record is `inserted`; every other that was written, to either table, is `updated`.
         # All of them are in the history, unless somebody emptied unified_data and not the history.
-        return Written(inserted, max(history_rows, latest_rows) - inserted, changes["correcting"]), compared
+        return Written(inserted, max(history_rows, latest_rows) - inserted, changes["correcting"]), moves
 
-    def _kept(self, rejects: Sequence[Reject]) -> list[Reject]:
-        room = Counter(self._rejects)
-        kept = []
+    def _within_limit(self, rejects: Sequence[Reject]) -> list[Reject]:
+        counts = Counter(self._rejects)
+        found = []
         for reject in rejects:
-            if room[_kept_with(reject)] < REJECTS_KEPT:
-                room[_kept_with(reject)] += 1
-                kept.append(reject)
-        return kept
+            if counts[_limited_with(reject)] < REJECTS_LIMIT:
+                counts[_limited_with(reject)] += 1
+                found.append(reject)
+        return found
 
 
-def _kept_with(reject: Reject) -> str | None:
-    # Which rejects share a bound: those of one file's rows, those of an API, and all refused files together.
+def _limited_with(reject: Reject) -> str | None:
+    # The rows of one file share a limit, so do the records of an API, and all rejected files.
     return None if reject.of_file else reject.location
 
 
 async def known_pages(connection: Connection, source: str) -> list[CrawledPage]:
-    """Each page of a source's list that was committed, by number."""
+    """The stored pages of a source's list, by number."""
     rows = await connection.fetch(_SQL["known_pages"], source)
     return [CrawledPage(**{**row, "remaining_pages": tuple(row["remaining_pages"])}) for row in rows]
 
 
 def sanitize(text: str) -> str:
-    """Text that PostgreSQL can hold, cut to a bound; what it cannot hold is shown escaped."""
-    cut = text if len(text) <= RAW_KEPT else f"{text[:RAW_KEPT]}…"
-    return cut.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+    """Text that PostgreSQL can store: at most TEXT_LIMIT characters, with escapes for those it cannot
+    store."""
+    short = text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}…"
+    return short.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 async def _copy(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:
-    # In one piece: if the connection ends between two pieces, asyncpg 0.32 waits for ever to write the next
-    # one, or raises uvloop's RuntimeError and drops the future that holds the cause.
-    # asyncpg takes any buffer; its stubs do not say so.
+    # In one piece: if the connection ends between two pieces, asyncpg 0.32 waits forever to write the next
+    # one, or raises uvloop's RuntimeError and drops the future with the cause. asyncpg accepts any buffer;
+    # its stubs do not say so.
     source: Any = memoryview(lines)
     await connection.copy_to_table(table, source=source, columns=columns, format="text")

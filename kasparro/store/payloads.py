@@ -1,4 +1,4 @@
-"""Keeps raw payloads compressed in the database, gives them back, and trims what was kept long enough."""
+"""Stores payloads compressed, reads them again, and deletes them after their retention."""
 
 import asyncio
 import sys
@@ -18,29 +18,31 @@ else:
 
 log = structlog.get_logger()
 _SQL = statements("operations/payloads.sql")
-# A payload is worth a short wait: the records that it holds are waiting meanwhile.
-KEEP_TIMEOUT_S = 10
+# Storing a payload may take this long; the records that it contains wait meanwhile.
+SAVE_TIMEOUT_S = 10
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """What is kept of one source's part in a run: how many calls it made, how many of their payloads are
-    there, how many of these say that nothing had changed, the ids of those that can be read again in their
-    order, and when the run ended."""
+class StoredPayloads(msgspec.Struct, frozen=True):
+    """The payloads of one source in a run.
+
+    `calls` it made, `stored` payloads of these, how many of them say that nothing had changed (304), the ids
+    of the `readable` ones in order, and when the run ended.
+    """
 
     source: str
     calls: int
-    kept: int
+    stored: int
     unchanged: int
-    good: list[int]
+    readable: list[int]
     ended_at: datetime
 
 
 async def compressed(body: bytes) -> bytes:
-    """A body as it is kept; made beside the event loop."""
+    """A body as it is stored; compressed in a thread."""
     return await asyncio.to_thread(zstd.compress, body)
 
 
-async def keep(database: Database, run_id: int, source: str, payload: Payload, body: bytes) -> None:
+async def save(database: Database, run_id: int, source: str, payload: Payload, body: bytes) -> None:
     """Store a payload with its `compressed` body. Raises DatabaseUnavailable."""
     async with database.writing() as connection:
         await connection.execute(
@@ -57,41 +59,41 @@ async def keep(database: Database, run_id: int, source: str, payload: Payload, b
             len(body),
             body,
             payload.items_limit,
-            timeout=KEEP_TIMEOUT_S,
+            timeout=SAVE_TIMEOUT_S,
         )
 
 
-async def kept(database: Database, run_id: int) -> list[Kept] | None:
-    """What is kept of a run, source by source; None where there is none. Raises DatabaseUnavailable."""
+async def stored(database: Database, run_id: int) -> list[StoredPayloads] | None:
+    """The payloads of a run by source; None if there is no such run. Raises DatabaseUnavailable."""
     async with database.writing() as connection:
         if not await connection.fetchval(_SQL["known_run"], run_id):
             return None
-        return [Kept(**row) for row in await connection.fetch(_SQL["run_payloads"], run_id)]
+        return [StoredPayloads(**row) for row in await connection.fetch(_SQL["run_payloads"], run_id)]
 
 
 async def read(database: Database, payload_id: int) -> Payload | None:
-    """A payload with its body as it was answered; None where it was trimmed. Raises DatabaseUnavailable."""
+    """A payload with its decompressed body; None if it was deleted. Raises DatabaseUnavailable."""
     async with database.writing() as connection:
         row = await connection.fetchrow(_SQL["payload"], payload_id)
     if row is None:
         return None
-    told = dict(row)
-    told["body"] = await asyncio.to_thread(zstd.decompress, told["body"])
-    for field in ("parameters", "headers"):
-        told[field] = msgspec.json.decode(told[field])
-    return Payload(**told)
+    fields = dict(row)
+    fields["body"] = await asyncio.to_thread(zstd.decompress, fields["body"])
+    for name in ("parameters", "headers"):
+        fields[name] = msgspec.json.decode(fields[name])
+    return Payload(**fields)
 
 
 async def trim(database: Database, retention: Retention, now: datetime) -> None:
-    """Delete payloads and rejects that are beyond what is to be kept at `now`. Raises DatabaseUnavailable."""
-    before = now - retention.age
+    """Delete payloads and rejects beyond their retention at `now`. Raises DatabaseUnavailable."""
+    oldest = now - retention.age
     async with database.writing() as connection:
-        trimmed = await connection.fetchrow(_SQL["trim_payloads"], before, retention.payload_bytes)
-        await connection.execute(_SQL["trim_rejects"], before)
+        trimmed = await connection.fetchrow(_SQL["trim_payloads"], oldest, retention.payload_bytes)
+        await connection.execute(_SQL["trim_rejects"], oldest)
     if trimmed and trimmed["payloads"]:
-        log.info("payloads trimmed", payloads=trimmed["payloads"], bytes=trimmed["bytes"])
+        log.info("payloads_deleted", payloads=trimmed["payloads"], bytes=trimmed["bytes"])
 
 
 def _json(values: object) -> str:
-    # PostgreSQL's JSON holds any text but NUL, which headers and our parameters cannot have.
+    # PostgreSQL's JSON holds any text without NUL, which headers and our parameters cannot contain.
     return msgspec.json.encode(values).decode()

@@ -1,4 +1,4 @@
-"""Forgets what rows of unified_data said before, once no walk by cursor may need it any more."""
+"""Deletes earlier contents of rows that no snapshot cursor can need any more."""
 
 from datetime import datetime, timedelta
 
@@ -7,14 +7,17 @@ from kasparro.store.sql import statements
 
 _SQL = statements("operations/row_versions.sql")
 
-# How long a walk by cursor can go on after it began, at least.
-PAST_KEPT = timedelta(hours=1)
+# How long a snapshot cursor works, at least.
+CURSOR_LIFETIME = timedelta(hours=1)
 
 
-async def forget(database: Database, now: datetime) -> None:
-    """Delete what was replaced long before `now`. Raises DatabaseUnavailable."""
+async def delete_expired(database: Database, now: datetime) -> None:
+    """Delete the row versions that were replaced more than CURSOR_LIFETIME before `now`.
+
+    Raises DatabaseUnavailable.
+    """
     async with database.writing() as connection, connection.transaction():
-        latest = await connection.fetchval(_SQL["delete_expired"], now - PAST_KEPT)
+        latest = await connection.fetchval(_SQL["delete_expired"], now - CURSOR_LIFETIME)
         if latest is not None:
-            # Only then: every batch has to take its turn at this row.
+            # Only if something was deleted, because every batch waits for this row.
             await connection.execute(_SQL["expire_cursors"], latest)

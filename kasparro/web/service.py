@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from starlette.requests import Request
 
@@ -101,7 +101,8 @@ class Service:
         client = client_id(context.key_name, request.scope)
         began = time.perf_counter()
         try:
-            async with self.database.reading(slow=context.slow, client=client) as connection:
+            pool: Literal["slow", "short"] = "slow" if context.slow else "short"
+            async with self.database.reading(pool=pool, client=client) as connection:
                 if not context.fresh:
                     context.fresh = await self.cache_policy.version.holds(connection)
                 yield connection
@@ -143,7 +144,7 @@ class Service:
         return await self._probe("run_totals", self._run_totals, timeout_s)
 
     async def _run_totals(self) -> RunTotals:
-        async with self.database.reading(slow=True) as connection:
+        async with self.database.reading(pool="slow") as connection:
             return await run_totals(connection)
 
     async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
@@ -167,12 +168,12 @@ class Service:
 
     async def _stats(self) -> Stats:
         # This counts rows, which may take long. The connection of the health checks must stay free.
-        async with self.database.reading(slow=True) as connection:
+        async with self.database.reading(pool="slow") as connection:
             return await report.stats(connection, self.settings, self.next_run_at)
 
     def _gauges(self) -> dict[str, float]:
         gauges = self.cache_policy.gauges()
-        for pool, (limit, busy, waiting) in self.database.figures().items():
+        for pool, (limit, busy, waiting) in self.database.usage().items():
             gauges |= {
                 f"pool_connections_limit:{pool}": limit,
                 f"pool_connections_busy:{pool}": busy,

@@ -22,13 +22,13 @@ VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7::text::jsonb, $8, $9, $10, $11, 
 SELECT
     run_sources.source,
     run_sources.calls,
-    count(payloads.id) AS kept,
+    count(payloads.id) AS stored,
     count(payloads.id) FILTER (WHERE payloads.status = 304) AS unchanged,
     coalesce(
         array_agg(payloads.id ORDER BY payloads.id)
         FILTER (WHERE payloads.status = 200 AND payloads.complete),
         '{}'
-    ) AS good,
+    ) AS readable,
     -- The caller holds the run lock or will take it: a run without an end ends now.
     coalesce(runs.finished_at, now()) AS ended_at
 FROM runs

@@ -9,7 +9,7 @@ SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
 -- One process leads: its scheduler starts the runs.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
 
--- name: beat --
+-- name: heartbeat --
 -- The heartbeat of a session that holds a lock; the server ends a session that was silent for its lease.
 SELECT true;
 

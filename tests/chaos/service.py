@@ -7,13 +7,13 @@ from kasparro.pipeline import circuit_breaker, scheduler
 from kasparro.sources import coingecko, registry
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
-from kasparro.store import pool, runs
+from kasparro.store import locks, pool
 
 # Set at import, so that processes which `--workers` starts have them too.
 # In place of 5, 5 and 15 s.
 scheduler.CHECK_S = 0.5
-runs.BEAT_S = 0.5
-runs.LEASE_S = 5.0
+locks.HEARTBEAT_S = 0.5
+locks.LEASE_S = 5.0
 # In place of a minute.
 circuit_breaker.COOL_DOWN = timedelta(seconds=1)
 # In place of 30 s.

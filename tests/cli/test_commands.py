@@ -186,7 +186,7 @@ async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_eith
 
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
-        "kasparro: this database holds the demo's invented figures, and only kasparro demo works on it: real "
+        "kasparro: this database holds the demo's simulated data, and only kasparro demo works on it: real "
         "ones need another, which DATABASE_URL names, or KASPARRO_HOME where that is unset"
     )
 
@@ -195,7 +195,7 @@ async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> No
     code, _, err = await ended("etl", DATABASE_URL=f"postgresql://me:hunter2@/x?host={tmp_path}")
 
     assert code == 1
-    assert err.splitlines()[-1].startswith("kasparro: PostgreSQL is out of reach: ")
+    assert err.splitlines()[-1].startswith("kasparro: PostgreSQL is unreachable: ")
     assert "hunter2" not in err
     assert "Traceback" not in err
 

@@ -16,7 +16,7 @@ from kasparro.pipeline.report import RefusedFile, RunReport
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Status
 from kasparro.sources.archives.source import Archives
-from kasparro.store.loader import REJECTS_KEPT
+from kasparro.store.loader import REJECTS_LIMIT
 from kasparro.store.pool import Database
 from tests.cli.test_commands import ended
 from tests.conftest import LogEvents
@@ -239,7 +239,7 @@ async def test_thousands_of_rejected_files(
 ) -> None:
     """All are counted; the first are kept and logged."""
     monkeypatch.setattr(source_run, "FILES_LOGGED", 5)
-    many = REJECTS_KEPT + 200
+    many = REJECTS_LIMIT + 200
     for number in range(many):
         (tmp_path / f"{number:04}.csv").write_text(f"id,symbol\n{number},A\n")
 
@@ -249,7 +249,7 @@ async def test_thousands_of_rejected_files(
     assert (csv.records.fetched, csv.records.rejected) == (many, many)
     assert [(count.reason, count.rejects) for count in csv.rejects] == [(FILE_REFUSED, many)]
     assert len(csv.refused_files) == 50
-    assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
+    assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_LIMIT
     assert await connection.fetchval("SELECT count(*) FROM reject_counts") == 1
     # One transaction per file would take a minute for 10,000 files.
     assert await connection.fetchval("SELECT batches FROM run_sources") < 10

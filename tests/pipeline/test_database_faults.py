@@ -18,8 +18,8 @@ from kasparro.pipeline.run import Run
 from kasparro.sources.base import SourceContext
 from kasparro.store import pool as limits
 from kasparro.store.bootstrap import prepare
+from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Connection, Database
-from kasparro.store.runs import AdvisoryLease
 from tests.support.postgres import USER, Server, servers, small_disk
 
 ROWS = 3
@@ -162,7 +162,7 @@ async def test_waits_while_the_server_takes_no_connections(scene: Scene) -> None
         )
         scene.source.next.set()
         await scene.logged("too many connections for role")
-        with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL takes no more connections: "):
+        with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL accepts no more connections: "):
             async with scene.database.reading():
                 pass
         await scene.fetchval(f"ALTER ROLE {USER} CONNECTION LIMIT -1")
@@ -229,7 +229,7 @@ async def test_every_session_has_timeouts(scene: Scene) -> None:
     database = scene.database
     async with (
         database.reading() as short,
-        database.reading(slow=True) as slow,
+        database.reading(pool="slow") as slow,
         database.exporting() as export,
         database.writing() as write,
         database.following() as following,

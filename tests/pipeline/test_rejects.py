@@ -15,7 +15,7 @@ from kasparro.pipeline.run import Run
 from kasparro.simulator import Simulator
 from kasparro.simulator.damage import edited
 from kasparro.simulator.faults import BadRecords
-from kasparro.store.loader import RAW_KEPT, REJECTS_KEPT
+from kasparro.store.loader import REJECTS_LIMIT, TEXT_LIMIT
 from kasparro.store.pool import Database
 from tests.support.runs import apis, run_sources, source_outcomes
 
@@ -175,7 +175,7 @@ async def test_impossible_record_is_rejected(
         assert (reject["field"] or "").endswith(field_name or ""), name
         assert (reject["field"] is None) == (field_name is None), name
         shown = raw.decode("utf-8", "backslashreplace")
-        assert reject["raw"] == (shown if len(shown) <= RAW_KEPT else f"{shown[:RAW_KEPT]}…"), name
+        assert reject["raw"] == (shown if len(shown) <= TEXT_LIMIT else f"{shown[:TEXT_LIMIT]}…"), name
 
 
 async def test_duplicate_coin_on_a_page_is_one_row(
@@ -197,17 +197,17 @@ async def test_duplicate_coin_on_a_page_is_one_row(
 async def test_all_rejects_are_counted_and_the_first_are_kept(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
-    records = [coin("coinpaprika", f"c-{number}", "1", LATER) for number in range(2 * REJECTS_KEPT)]
-    records += [coin("coinpaprika", f"bad-{number}", "-1", LATER) for number in range(REJECTS_KEPT + 300)]
+    records = [coin("coinpaprika", f"c-{number}", "1", LATER) for number in range(2 * REJECTS_LIMIT)]
+    records += [coin("coinpaprika", f"bad-{number}", "-1", LATER) for number in range(REJECTS_LIMIT + 300)]
     simulator.replay("coinpaprika", [b"[" + b",".join(records) + b"]"])
 
     assert await run_sources(database, apis(simulator)[:1], clock=lambda: NOW) == "succeeded"
 
     outcome = (await source_outcomes(connection))["coinpaprika"]
-    assert outcome["rejected"] == REJECTS_KEPT + 300
-    assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_KEPT
+    assert outcome["rejected"] == REJECTS_LIMIT + 300
+    assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_LIMIT
     counted = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
-    assert [tuple(row) for row in counted] == [("quotes.USD.price", "below zero", REJECTS_KEPT + 300)]
+    assert [tuple(row) for row in counted] == [("quotes.USD.price", "below zero", REJECTS_LIMIT + 300)]
 
 
 @pytest.mark.parametrize(("bad", "status"), [(5, "succeeded"), (6, "partial")])

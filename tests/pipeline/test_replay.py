@@ -221,7 +221,7 @@ async def test_replay_of_a_crashed_run(database: Database, connection: Connectio
     body = markets({"id": "one"}, {"id": "two", "last_updated": "2026-05-31T23:59:00Z"})
     crashed = await RunRecord.start(database, "schedule", ("coingecko",), now)
     page = Payload(path="/x", parameters={}, received_at=now, status=200, complete=True, body=body)
-    await payloads.keep(database, crashed.id, "coingecko", page, await payloads.compressed(body))
+    await payloads.save(database, crashed.id, "coingecko", page, await payloads.compressed(body))
 
     assert await replay(database, crashed.id) == "succeeded"
 

@@ -31,8 +31,8 @@ from kasparro.simulator.faults import (
 )
 from kasparro.sources.base import SourceContext
 from kasparro.store.loader import Loader
+from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
-from kasparro.store.runs import AdvisoryLease
 from tests.support.runs import apis, run_sources, source_outcomes
 
 

@@ -20,8 +20,9 @@ from kasparro.simulator.faults import Hang
 from kasparro.sources import coingecko, coinpaprika
 from kasparro.sources.base import utc_now
 from kasparro.store.bootstrap import prepare
+from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
-from kasparro.store.runs import AdvisoryLease, RunRecord
+from kasparro.store.runs import RunRecord
 from tests.conftest import LogEvents
 
 
@@ -97,7 +98,7 @@ async def test_demo_database_is_rejected(
         async with scheduler_over(simulator, database):
             failed = await logged.reached(1, "background_task_failed", task="scheduler")
 
-    assert "invented figures" in failed[0]["reason"]
+    assert "simulated data" in failed[0]["reason"]
 
 
 async def test_next_leader_marks_abandoned_runs(

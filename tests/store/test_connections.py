@@ -54,7 +54,7 @@ async def test_the_setting_decides_where_there_is_one(
 
     assert settings.database_connections == event["per_process"] == 10
     async with pools(settings, database_url) as sized:
-        assert {pool: most for pool, (most, _, _) in sized.figures().items()} == {
+        assert {pool: most for pool, (most, _, _) in sized.usage().items()} == {
             "short": event["pools"]["read"],
             "slow": event["pools"]["slow"],
             "export": event["pools"]["export"],
@@ -78,7 +78,7 @@ async def test_too_many_processes_are_told_with_what_to_do(database: Database, l
 async def test_where_the_server_cannot_be_asked_the_usual_is_assumed(logged: LogEvents) -> None:
     async with Database("postgresql://x@127.0.0.1:1/x") as database:
         settings = await with_connections(Settings(), database, 4)
-    assert settings.database_connections == per_process(connections.USUALLY_ALLOWED, 4)
+    assert settings.database_connections == per_process(connections.DEFAULT_ALLOWED, 4)
     await logged.reached(1, "database_connections_unknown", level="warning")
 
 
@@ -156,7 +156,7 @@ async def test_a_full_server_is_waited_for_by_pools_and_locks(small: Server) -> 
 async def test_a_server_that_stays_full_is_told_as_such(small: Server) -> None:
     async with AsyncExitStack() as stack, Database(small.url(), queue_s=0.5) as database:
         await fill(small, stack, 0)
-        with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL takes no more connections: "):
+        with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL accepts no more connections: "):
             async with database.reading():
                 pass
 

@@ -20,9 +20,10 @@ from kasparro.errors import DatabaseUnavailable, LeaseLost
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint, CrawledPage
 from kasparro.model.profile import Profile
 from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record, Reject
-from kasparro.store.loader import REJECTS_KEPT, Loader
+from kasparro.store.loader import REJECTS_LIMIT, Loader
+from kasparro.store.locks import LEASE_S
 from kasparro.store.pool import Database
-from kasparro.store.runs import LEASE_S, RunRecord
+from kasparro.store.runs import RunRecord
 from tests.conftest import copied
 
 T0 = datetime(2026, 1, 31, 23, 59, tzinfo=UTC)
@@ -241,15 +242,15 @@ async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
 ) -> None:
     into = await loader(database)
 
-    await into.load(batch(record(), rejects=REJECTS_KEPT - 1), T0)
+    await into.load(batch(record(), rejects=REJECTS_LIMIT - 1), T0)
     await into.load(batch(rejects=5), T0)
 
-    assert await connection.fetchval("SELECT rejected FROM run_sources") == REJECTS_KEPT + 4
+    assert await connection.fetchval("SELECT rejected FROM run_sources") == REJECTS_LIMIT + 4
     kept = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
-    assert len(kept) == REJECTS_KEPT
+    assert len(kept) == REJECTS_LIMIT
     assert tuple(kept[0]) == ("bad", "price", "raw 0\\x00\\udc80")
     (counted,) = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
-    assert tuple(counted) == ("price", "bad", REJECTS_KEPT + 4)
+    assert tuple(counted) == ("price", "bad", REJECTS_LIMIT + 4)
 
 
 async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database: Database) -> None:
@@ -277,17 +278,17 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
         T0 + timedelta(minutes=2),
     )
 
-    moves = sorted(zip(into.compared.gaps, into.compared.moves, strict=True))
+    moves = sorted(zip(into.price_moves.gaps, into.price_moves.moves, strict=True))
     assert [gap for gap, _ in moves] == [0.0, 60.0]
     assert [move for _, move in moves] == pytest.approx([-math.log(2), math.log(2)])
-    assert sorted(into.compared.ages) == [60.0] * 4 + [120.0] * 3 + [86_520.0]
+    assert sorted(into.price_moves.ages) == [60.0] * 4 + [120.0] * 3 + [86_520.0]
 
 
 async def test_archives_are_compared_with_nothing(database: Database) -> None:
     into = await loader(database, "csv")
     await into.load(batch(record(price_usd="1")), T0)
 
-    assert not into.compared.ages
+    assert not into.price_moves.ages
 
 
 async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:

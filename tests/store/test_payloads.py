@@ -32,7 +32,7 @@ answers = st.builds(
 async def keep(database: Database, run_id: int, payload: Payload) -> int:
     """Store a payload; gives how many bytes of it are kept."""
     body = await payloads.compressed(payload.body)
-    await payloads.keep(database, run_id, "coingecko", payload, body)
+    await payloads.save(database, run_id, "coingecko", payload, body)
     return len(body)
 
 
@@ -53,7 +53,7 @@ async def test_a_payload_comes_back_as_it_went_in(
 
 async def test_what_is_not_there_is_none(database: Database) -> None:
     assert await payloads.read(database, 1) is None
-    assert await payloads.kept(database, 1) is None
+    assert await payloads.stored(database, 1) is None
 
 
 def received(days_ago: float, size: int) -> Payload:

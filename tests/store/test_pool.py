@@ -22,23 +22,23 @@ async def meet(database: Database, sqlstate: str) -> None:
     ("sqlstate", "told"),
     [
         ("53100", "PostgreSQL has no room left on its disk"),
-        ("53300", "PostgreSQL takes no more connections"),
+        ("53300", "PostgreSQL accepts no more connections"),
         ("53200", "PostgreSQL lacks memory or other resources"),
         ("53000", "PostgreSQL lacks memory or other resources"),
         ("55P03", "another session holds a lock that we need"),
-        ("40001", "PostgreSQL undid a transaction in favour of another"),
-        ("40P01", "PostgreSQL undid a transaction in favour of another"),
-        ("25006", "PostgreSQL takes no writes, as a standby or by its settings"),
+        ("40001", "PostgreSQL rolled a transaction back in favour of another"),
+        ("40P01", "PostgreSQL rolled a transaction back in favour of another"),
+        ("25006", "PostgreSQL accepts no writes: it is a standby, or set to read-only"),
         ("57P03", "PostgreSQL is starting, stopping or recovering"),
-        ("57P01", "PostgreSQL is out of reach"),
-        ("57P02", "PostgreSQL is out of reach"),
-        ("25P03", "PostgreSQL is out of reach"),
-        ("08006", "PostgreSQL is out of reach"),
-        ("55000", "PostgreSQL is out of reach"),
-        ("28000", "PostgreSQL refuses the login"),
-        ("28P01", "PostgreSQL refuses the login"),
+        ("57P01", "PostgreSQL is unreachable"),
+        ("57P02", "PostgreSQL is unreachable"),
+        ("25P03", "PostgreSQL is unreachable"),
+        ("08006", "PostgreSQL is unreachable"),
+        ("55000", "PostgreSQL is unreachable"),
+        ("28000", "PostgreSQL rejects the login"),
+        ("28P01", "PostgreSQL rejects the login"),
         ("3D000", "PostgreSQL has no such database"),
-        ("57014", "somebody cancelled a statement in PostgreSQL"),
+        ("57014", "a statement was cancelled in PostgreSQL"),
     ],
 )
 async def test_what_passes_is_worth_another_try_and_is_told_in_words(
@@ -59,10 +59,10 @@ async def test_what_no_repetition_cures_is_not_taken_for_a_server_out_of_reach(
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("ALLOW_CONNECTIONS false", "^PostgreSQL is out of reach: .* not currently accepting connections"),
+        ("ALLOW_CONNECTIONS false", "^PostgreSQL is unreachable: .* not currently accepting connections"),
         (
             "SET default_transaction_read_only = on",
-            "^no host of PostgreSQL takes writes: standbys, or read-only: ",
+            "^no host of PostgreSQL accepts writes: all are standbys or read-only: ",
         ),
     ],
 )

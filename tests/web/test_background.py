@@ -22,8 +22,8 @@ from kasparro.store import bootstrap
 from kasparro.store.bootstrap import database_url as opened
 from kasparro.store.bootstrap import prepare
 from kasparro.store.data_version import DataVersion
+from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
-from kasparro.store.runs import AdvisoryLease
 from kasparro.supervision import Supervisor
 from kasparro.web.http import request_metrics
 from tests.conftest import LogEvents
@@ -114,7 +114,7 @@ async def test_read_only_database_is_shown_until_it_is_writable(
         assert health["status"] == "degraded"
         (reason,) = health["reasons"]
         assert reason.startswith("runs wait until the database takes writes: ")
-        assert "PostgreSQL takes no writes" in reason or "no host of PostgreSQL takes writes" in reason
+        assert "PostgreSQL accepts no writes" in reason or "no host of PostgreSQL accepts writes" in reason
         await server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         await server.execute(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
@@ -141,7 +141,7 @@ async def test_failed_run_does_not_end_the_scheduler(
 async def test_watch_over_the_embedded_server_is_restarted(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
+    monkeypatch.setattr(bootstrap, "CHECK_S", 0.01)
     works = fail_twice(monkeypatch, bootstrap, "_keep_alive", ending)
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor):
@@ -154,7 +154,7 @@ async def test_watch_over_the_embedded_server_is_restarted(
 async def test_failed_restart_of_the_embedded_server_is_shown(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
+    monkeypatch.setattr(bootstrap, "CHECK_S", 0.01)
     works = fail_twice(monkeypatch, EmbeddedPostgres, "ensure", "own error")
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor), asyncio.timeout(10):
@@ -165,7 +165,7 @@ async def test_failed_restart_of_the_embedded_server_is_shown(
 async def test_killed_embedded_server_is_restarted_and_shown(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "WATCH_S", 0.05)
+    monkeypatch.setattr(bootstrap, "CHECK_S", 0.05)
     supervisor = Supervisor()
     async with opened(Settings(home=tmp_path), supervisor) as url:
         postmaster = int((tmp_path / "data" / "postmaster.pid").read_text().split()[0])
@@ -174,14 +174,14 @@ async def test_killed_embedded_server_is_restarted_and_shown(
         connection = await asyncpg.connect(url)
         await connection.close()
         assert supervisor.problems() == [
-            "embedded_postgres failed and is started again: the server had ended, and was started again"
+            "embedded_postgres failed and is started again: the server had ended and was started again"
         ]
 
 
 async def test_stalled_embedded_server_is_not_reported_as_restarted(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap, "WATCH_S", 0.01)
+    monkeypatch.setattr(bootstrap, "CHECK_S", 0.01)
     supervisor, answers, calls = Supervisor(), EmbeddedPostgres._answers, 0
 
     async def answers_late(server: EmbeddedPostgres) -> bool:
@@ -208,10 +208,10 @@ async def test_failed_heartbeat_gives_up_the_lease(
         del self, session
         await ENDINGS[ending][0]()
 
-    monkeypatch.setattr(AdvisoryLease, "_beat", beat)
+    monkeypatch.setattr(AdvisoryLease, "_send_heartbeats", beat)
     async with AdvisoryLease(database, "lead") as lease:
         assert await lease.acquire()
-        await logged.reached(1, "lock_heartbeat_failed", level="error")
+        await logged.reached(1, "lease_heartbeat_failed", level="error")
         assert not lease.held
 
 

@@ -30,7 +30,7 @@ from kasparro.store.cursors import FAR_VERSIONS, CursorNeedsSlowPool, CursorPosi
 from kasparro.store.loader import Loader
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
-from kasparro.store.row_versions import PAST_KEPT
+from kasparro.store.row_versions import CURSOR_LIFETIME
 from kasparro.store.runs import RunRecord
 from kasparro.store.selection import FIELDS, Filters, Selection
 from kasparro.web.routes.data import Sort
@@ -259,10 +259,10 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
     cursor = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
     await load(database, "csv", *told(1), now=began)
 
-    await row_versions.forget(database, began + PAST_KEPT)
+    await row_versions.delete_expired(database, began + CURSOR_LIFETIME)
     assert ids(await get(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
 
-    await row_versions.forget(database, began + PAST_KEPT + timedelta(seconds=1))
+    await row_versions.delete_expired(database, began + CURSOR_LIFETIME + timedelta(seconds=1))
     problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "its first page is too old" in problem["detail"]
