@@ -4,7 +4,7 @@ import difflib
 import ipaddress
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,19 +15,6 @@ import platformdirs
 
 from kasparro.errors import SettingsError
 from kasparro.model.payload import Retention
-
-SOURCES = ("coinpaprika", "coingecko", "csv")
-
-CoinGeckoPlan = Literal["public", "demo", "pro"]
-
-COINPAPRIKA_URL = "https://api.coinpaprika.com/v1"
-COINPAPRIKA_PRO_URL = "https://api-pro.coinpaprika.com/v1"
-COINGECKO_URL = "https://api.coingecko.com/api/v3"
-COINGECKO_PRO_URL = "https://pro-api.coingecko.com/api/v3"
-
-# Calls a month that the vendors grant without a paid plan; a paid plan's figure is the user's to tell.
-COINPAPRIKA_FREE_CALLS = 20_000
-COINGECKO_DEMO_CALLS = 10_000
 
 # Nobody finds a random secret of this many characters by guessing.
 API_KEY_LENGTH = 16
@@ -69,8 +56,8 @@ class Rate(msgspec.Struct, frozen=True):
     seconds: int
 
 
-class _NotAllowed(Exception):
-    """A value is not allowed; the text completes "…; allowed: "."""
+class NotAllowed(Exception):
+    """A value is not allowed. The text completes "…; allowed: "."""
 
 
 class Variable(msgspec.Struct, frozen=True):
@@ -93,7 +80,7 @@ _SIZE = re.compile(r"(\d{1,6})(mb|gb)", re.ASCII)
 _BYTES = {"mb": 10**6, "gb": 10**9}
 
 
-def _text(value: str) -> str:
+def parse_text(value: str) -> str:
     return value
 
 
@@ -101,53 +88,48 @@ def _path(value: str) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError:
-        raise _NotAllowed("a path, in which ~NAME is a user of this machine") from None
+        raise NotAllowed("a path, in which ~NAME is a user of this machine") from None
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
+def parse_integer(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         if not re.fullmatch(r"\d{1,12}", value, re.ASCII) or not low <= int(value) <= high:
-            raise _NotAllowed(f"a whole number from {low} to {high}")
+            raise NotAllowed(f"a whole number from {low} to {high}")
         return int(value)
 
     return parse
 
 
-def _top(value: str) -> int | None:
-    if value.lower() == "all":
-        return None
-    if not re.fullmatch(r"\d{1,7}", value, re.ASCII) or not 1 <= int(value) <= 1_000_000:
-        raise _NotAllowed("a whole number from 1 to 1000000, or all")
-    return int(value)
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
+def parse_choice(*allowed: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value.lower() not in allowed:
-            raise _NotAllowed(", ".join(allowed))
+            raise NotAllowed(", ".join(allowed))
         return value.lower()
 
     return parse
 
 
-def _sources(value: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip().lower() for name in value.split(",") if name.strip()))
-    if not names or not set(names) <= set(SOURCES):
-        raise _NotAllowed(f"a comma list of {', '.join(SOURCES)}")
-    return names
+def _sources(allowed: Collection[str]) -> Callable[[str], tuple[str, ...]]:
+    def parse(value: str) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(name.strip().lower() for name in value.split(",") if name.strip()))
+        if not names or not set(names) <= set(allowed):
+            raise NotAllowed(f"a comma list of {', '.join(allowed)}")
+        return names
+
+    return parse
 
 
 def _interval(value: str) -> timedelta | None:
     if value.lower() == "off":
         return None
     if (found := _duration(value)) is None:
-        raise _NotAllowed("a time from 1s to 366d such as 90s, 15m or 1h, or off")
+        raise NotAllowed("a time from 1s to 366d such as 90s, 15m or 1h, or off")
     return found
 
 
 def _age(value: str) -> timedelta:
     if (found := _duration(value)) is None:
-        raise _NotAllowed("a time from 1s to 366d such as 12h or 7d")
+        raise NotAllowed("a time from 1s to 366d such as 12h or 7d")
     return found
 
 
@@ -162,7 +144,7 @@ def _size(value: str) -> int:
         return 0
     match = _SIZE.fullmatch(value.lower())
     if match is None or not int(match[1]):
-        raise _NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
+        raise NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
     return int(match[1]) * _BYTES[match[2]]
 
 
@@ -173,15 +155,15 @@ def _api_keys(value: str) -> tuple[ApiKey, ...]:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name) or not re.fullmatch(
             rf"[!-~]{{{API_KEY_LENGTH},}}", secret
         ):
-            raise _NotAllowed(
+            raise NotAllowed(
                 "name:secret, …; a name of up to 40 letters, digits, dots, - and _, a secret of "
                 f"{API_KEY_LENGTH} or more printable ASCII characters without spaces and commas"
             )
         if name == "admin":
-            raise _NotAllowed("any name but admin, which stands for KASPARRO_ADMIN_TOKEN")
+            raise NotAllowed("any name but admin, which stands for KASPARRO_ADMIN_TOKEN")
         keys.append(ApiKey(name, Secret(secret)))
     if len({key.name for key in keys}) < len(keys) or len({key.secret for key in keys}) < len(keys):
-        raise _NotAllowed("each name and each secret once")
+        raise NotAllowed("each name and each secret once")
     return tuple(keys)
 
 
@@ -190,7 +172,7 @@ def _rate(value: str) -> Rate | None:
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,8})/([smhd])", value.lower(), re.ASCII)
     if not match:
-        raise _NotAllowed("requests in a second, minute, hour or day such as 10/s, 600/m or 5000/h, or off")
+        raise NotAllowed("requests in a second, minute, hour or day such as 10/s, 600/m or 5000/h, or off")
     return Rate(int(match[1]), _SECONDS[match[2]])
 
 
@@ -199,7 +181,7 @@ def _origins(value: str) -> tuple[str, ...]:
     if not all(
         origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+", origin) for origin in origins
     ):
-        raise _NotAllowed("* or a comma list of origins such as https://example.org")
+        raise NotAllowed("* or a comma list of origins such as https://example.org")
     return origins
 
 
@@ -210,27 +192,27 @@ def _proxies(value: str) -> tuple[str, ...]:
             if proxy != "*":
                 ipaddress.ip_network(proxy)
     except ValueError:
-        raise _NotAllowed("* or a comma list of addresses and networks such as 10.0.0.0/8") from None
+        raise NotAllowed("* or a comma list of addresses and networks such as 10.0.0.0/8") from None
     return proxies
 
 
-def _http_url(value: str) -> str:
+def parse_http_url(value: str) -> str:
     url = _split(value)
     if url is None or url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
-        raise _NotAllowed("an http or https URL with a host, without a query")
+        raise NotAllowed("an http or https URL with a host, without a query")
     return value.rstrip("/")
 
 
-def _secret(value: str) -> Secret:
+def parse_secret(value: str) -> Secret:
     # Keys and tokens travel in HTTP headers, which hold nothing else safely.
     if not re.fullmatch(r"[!-~]+", value):
-        raise _NotAllowed("printable ASCII characters without spaces")
+        raise NotAllowed("printable ASCII characters without spaces")
     return Secret(value)
 
 
 def _admin_token(value: str) -> Secret:
     if not re.fullmatch(rf"[!-~]{{{API_KEY_LENGTH},}}", value):
-        raise _NotAllowed(f"{API_KEY_LENGTH} or more printable ASCII characters without spaces")
+        raise NotAllowed(f"{API_KEY_LENGTH} or more printable ASCII characters without spaces")
     return Secret(value)
 
 
@@ -242,7 +224,7 @@ def _database_url(value: str) -> Secret:
         or url.scheme not in {"postgres", "postgresql"}
         or not all(_HOST.fullmatch(host) for host in hosts)
     ):
-        raise _NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
+        raise NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
     return Secret(value)
 
 
@@ -253,8 +235,15 @@ def _split(value: str) -> Any:
         return None
 
 
+class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of one source. A subclass adds fields, each annotated with its `Variable`."""
+
+    monthly_calls: int | None = None
+    """How many calls the source may make in a calendar month; None: nothing limits them."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the environment decides. Field order is the order of the README's table."""
+    """The settings from the environment. The documentation lists them in the order of the fields."""
 
     database_url: Annotated[
         Secret | None,
@@ -276,7 +265,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "KASPARRO_DATABASE_CONNECTIONS",
             "connections per process, from 8",
             "a share of what the server allows",
-            _integer(8, 1_000),
+            parse_integer(8, 1_000),
         ),
     ] = None
     home: Annotated[
@@ -285,66 +274,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "KASPARRO_HOME", "data directory of the embedded database", "the user data directory", _path
         ),
     ] = msgspec.field(default_factory=lambda: platformdirs.user_data_path("kasparro", appauthor=False))
-    host: Annotated[str, Variable("KASPARRO_HOST", "listen address", "127.0.0.1", _text)] = "127.0.0.1"
-    port: Annotated[int, Variable("PORT", "listen port; 0 takes a free one", "8000", _integer(0, 65_535))] = (
-        8000
-    )
+    host: Annotated[str, Variable("KASPARRO_HOST", "listen address", "127.0.0.1", parse_text)] = "127.0.0.1"
+    port: Annotated[
+        int, Variable("PORT", "listen port; 0 takes a free one", "8000", parse_integer(0, 65_535))
+    ] = 8000
     sources: Annotated[
         tuple[str, ...],
-        Variable("KASPARRO_SOURCES", "which sources run", "coinpaprika,coingecko,csv", _sources),
-    ] = SOURCES
+        # The installed sources decide the default and the allowed values: see `variables`.
+        Variable("KASPARRO_SOURCES", "which sources run", "", _sources(())),
+    ] = ()
     interval: Annotated[
         timedelta | None,
         Variable(
             "KASPARRO_INTERVAL", "time between runs: 90s, 15m, 1h; off", "1h, and one run at start", _interval
         ),
     ] = timedelta(hours=1)
-    coinpaprika_url: Annotated[
-        str,
-        Variable("KASPARRO_COINPAPRIKA_URL", "base URL of CoinPaprika", "the public one", _http_url),
-    ] = ""
-    coinpaprika_key: Annotated[
-        Secret | None, Variable("KASPARRO_COINPAPRIKA_KEY", "its API key", "none", _secret, secret=True)
-    ] = None
-    coingecko_url: Annotated[
-        str, Variable("KASPARRO_COINGECKO_URL", "base URL of CoinGecko", "the plan's public one", _http_url)
-    ] = ""
-    coingecko_key: Annotated[
-        Secret | None, Variable("KASPARRO_COINGECKO_KEY", "its API key", "none", _secret, secret=True)
-    ] = None
-    coingecko_plan: Annotated[
-        CoinGeckoPlan,
-        Variable(
-            "KASPARRO_COINGECKO_PLAN",
-            "public, demo or pro",
-            "demo with a key, public without",
-            _choice("public", "demo", "pro"),
-        ),
-    ] = "public"
-    coingecko_top: Annotated[
-        int | None,
-        Variable(
-            "KASPARRO_COINGECKO_TOP", "how many coins by market cap are fetched: 1000; all", "all", _top
-        ),
-    ] = None
-    coingecko_monthly_calls: Annotated[
-        int | None,
-        Variable(
-            "KASPARRO_COINGECKO_MONTHLY_CALLS",
-            "call budget a month, kept in the database",
-            "the plan's: 10000 with demo, none else",
-            _integer(1, 1_000_000_000),
-        ),
-    ] = None
-    coinpaprika_monthly_calls: Annotated[
-        int | None,
-        Variable(
-            "KASPARRO_COINPAPRIKA_MONTHLY_CALLS",
-            "call budget a month, kept in the database",
-            "the plan's: 20000 without a key, none with one",
-            _integer(1, 1_000_000_000),
-        ),
-    ] = None
+    source_settings: dict[str, SourceSettings] = {}
+    """The settings of each installed source, by the source's name."""
     payload_retention: Annotated[
         timedelta,
         Variable(
@@ -363,15 +309,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _size,
         ),
     ] = Retention().payload_bytes
-    archives: Annotated[
-        str | None,
-        Variable(
-            "KASPARRO_ARCHIVES",
-            "a file, folder or glob of CSV (plain, .gz, .zst)",
-            "the sample archive in the package",
-            _text,
-        ),
-    ] = None
     admin_token: Annotated[
         Secret | None,
         Variable(
@@ -419,13 +356,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "KASPARRO_CACHE_MB",
             "memory for rendered answers, in MB a worker; 0 keeps none",
             "64",
-            _integer(0, 65_536),
+            parse_integer(0, 65_536),
         ),
     ] = 64
     log: Annotated[
         Literal["text", "json"] | None,
         Variable(
-            "KASPARRO_LOG", "text or json", "text on a terminal, json elsewhere", _choice("text", "json")
+            "KASPARRO_LOG", "text or json", "text on a terminal, json elsewhere", parse_choice("text", "json")
         ),
     ] = None
     log_level: Annotated[
@@ -434,77 +371,86 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "KASPARRO_LOG_LEVEL",
             "debug, info, warning or error",
             "info",
-            _choice("debug", "info", "warning", "error"),
+            parse_choice("debug", "info", "warning", "error"),
         ),
     ] = "info"
-
-    def __post_init__(self) -> None:
-        # What the environment left open follows from what it told; a frozen struct takes it only here.
-        paprika = COINPAPRIKA_PRO_URL if self.coinpaprika_key else COINPAPRIKA_URL
-        force = msgspec.structs.force_setattr
-        force(self, "coingecko_url", self.coingecko_url or _gecko_url(self.coingecko_plan))
-        force(self, "coinpaprika_url", self.coinpaprika_url or paprika)
-        if self.coingecko_monthly_calls is None and self.coingecko_plan == "demo":
-            force(self, "coingecko_monthly_calls", COINGECKO_DEMO_CALLS)
-        if self.coinpaprika_monthly_calls is None and self.coinpaprika_key is None:
-            force(self, "coinpaprika_monthly_calls", COINPAPRIKA_FREE_CALLS)
 
     @property
     def retention(self) -> Retention:
         """What is kept of raw payloads and rejects."""
         return Retention(self.payload_retention, self.payload_max_size)
 
-    def monthly_calls(self, source: str) -> int | None:
-        """The call budget a month of one API source; None where nothing limits it."""
-        limits = {"coingecko": self.coingecko_monthly_calls, "coinpaprika": self.coinpaprika_monthly_calls}
-        return limits.get(source)
+
+def declared(kind: type[msgspec.Struct]) -> dict[str, Variable]:
+    """Each field of `kind` that an environment variable sets, with that variable."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    # The fields of a base class come first in a struct, and last in the documentation.
+    fields = sorted(kind.__struct_fields__, key=lambda field: field in SourceSettings.__struct_fields__)
+    return {
+        field: part
+        for field in fields
+        for part in getattr(hints[field], "__metadata__", ())
+        if isinstance(part, Variable)
+    }
 
 
-def _gecko_url(plan: str) -> str:
-    return COINGECKO_PRO_URL if plan == "pro" else COINGECKO_URL
+def variables(sources: Mapping[str, type[SourceSettings]]) -> list[Variable]:
+    """All environment variables, in the documented order. `sources` gives each source's settings."""
+    own = declared(Settings)
+    names = ",".join(sources)
+    own["sources"] = msgspec.structs.replace(own["sources"], default=names, parse=_sources(sources))
+    listed = [*own.values()]
+    after = [*own].index("interval") + 1
+    return [
+        *listed[:after],
+        *(variable for kind in sources.values() for variable in declared(kind).values()),
+        *listed[after:],
+    ]
 
 
-def variables() -> dict[str, Variable]:
-    """Each field of `Settings` and the environment variable that sets it, in the documented order."""
-    hints = typing.get_type_hints(Settings, include_extras=True)
-    return {field: hint.__metadata__[0] for field, hint in hints.items()}
+def load(environ: Mapping[str, str], sources: Mapping[str, type[SourceSettings]]) -> Settings:
+    """Settings from the environment; an empty value counts as unset. `sources` gives each source's settings.
 
-
-def load(environ: Mapping[str, str]) -> Settings:
-    """Settings from the environment; an empty value counts as unset.
-
-    Raises SettingsError, in one line that names the variable, its value (never a secret's) and what is
-    allowed.
+    Raises SettingsError, in one line that names the variable, its value (unless it is secret) and the
+    allowed values.
     """
-    values: dict[str, Any] = {}
-    for field, variable in variables().items():
-        told = environ.get(variable.name, "").strip()
-        if not told:
-            continue
+    by_name = {variable.name: variable for variable in variables(sources)}
+
+    def values(kind: type[msgspec.Struct]) -> dict[str, Any]:
+        texts = {
+            field: (by_name[variable.name], environ.get(variable.name, "").strip())
+            for field, variable in declared(kind).items()
+        }
+        return {field: _parsed(variable, text) for field, (variable, text) in texts.items() if text}
+
+    def made(name: str, kind: type[SourceSettings]) -> SourceSettings:
         try:
-            values[field] = variable.parse(told)
-        except _NotAllowed as error:
-            # Whoever puts a password into a URL has it kept out of logs all the same.
-            hidden = variable.secret or "@" in told
-            shown = "has a value that is" if hidden else f"is {told!r}, which is"
-            raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
-    plan = values.setdefault("coingecko_plan", "demo" if "coingecko_key" in values else "public")
-    if plan == "public" and "coingecko_key" in values:
-        raise SettingsError(
-            "KASPARRO_COINGECKO_PLAN is 'public', which takes no key; allowed beside KASPARRO_COINGECKO_KEY: "
-            "demo, pro"
-        )
-    if plan in {"demo", "pro"} and "coingecko_key" not in values:
-        raise SettingsError(
-            f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; "
-            "allowed without a key: public"
-        )
-    return Settings(**values)
+            return kind(**values(kind))
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"the settings of the source {name} are wrong: {error}") from error
+
+    return Settings(
+        **{
+            "sources": tuple(sources),
+            "source_settings": {name: made(name, kind) for name, kind in sources.items()},
+            **values(Settings),
+        }
+    )
 
 
-def unknown(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables that begin like ours but are none, each with the name probably meant."""
-    known = {variable.name for variable in variables().values()}
+def _parsed(variable: Variable, text: str) -> Any:
+    try:
+        return variable.parse(text)
+    except NotAllowed as error:
+        # A value with an @ may be a URL with a password, so no log shows it.
+        hidden = variable.secret or "@" in text
+        shown = "has a value that is" if hidden else f"is {text!r}, which is"
+        raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
+
+
+def unknown(environ: Mapping[str, str], sources: Mapping[str, type[SourceSettings]]) -> dict[str, str | None]:
+    """Variables whose names begin like ours but are unknown, each with the most similar known name."""
+    known = {variable.name for variable in variables(sources)}
     return {
         name: next(iter(difflib.get_close_matches(name, known, n=1)), None)
         for name in environ

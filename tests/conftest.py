@@ -15,8 +15,8 @@ import asyncpg
 import pytest
 import structlog
 
-from kasparro import settings
 from kasparro.embedded.server import EmbeddedPostgres
+from kasparro.sources import registry
 from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
 
@@ -62,7 +62,7 @@ def _shortened(text: str) -> str:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the machine's reaches a test."""
-    for variable in settings.variables().values():
+    for variable in registry.variables():
         monkeypatch.delenv(variable.name, raising=False)
 
 

@@ -6,66 +6,81 @@ import pytest
 
 from kasparro.errors import SettingsError
 from kasparro.model.payload import Retention
-from kasparro.settings import ApiKey, Rate, Secret, Settings, load, unknown, variables
+from kasparro.settings import ApiKey, Rate, Secret, Settings, declared
+from kasparro.sources import registry
+from kasparro.sources.coingecko import CoinGeckoSettings
+from kasparro.sources.coinpaprika import CoinPaprikaSettings
+from kasparro.sources.registry import load_settings, unknown_variables
+
+
+def gecko(environ: dict[str, str]) -> CoinGeckoSettings:
+    """The settings of CoinGecko from these environment variables."""
+    settings = load_settings(environ).source_settings["coingecko"]
+    assert isinstance(settings, CoinGeckoSettings)
+    return settings
 
 
 def test_nothing_set_gives_the_documented_defaults() -> None:
-    told = load({})
+    told = load_settings({})
 
     assert told.database_url is None
     assert (told.host, told.port) == ("127.0.0.1", 8000)
     assert told.sources == ("coinpaprika", "coingecko", "csv")
     assert told.interval == timedelta(hours=1)
-    assert told.coinpaprika_url == "https://api.coinpaprika.com/v1"
-    assert told.coingecko_url == "https://api.coingecko.com/api/v3"
-    assert told.coingecko_plan == "public"
-    assert told.coinpaprika_monthly_calls == 20_000
-    assert told.coingecko_monthly_calls is None
+    paprika, gecko = (told.source_settings[name] for name in ("coinpaprika", "coingecko"))
+    assert isinstance(gecko, CoinGeckoSettings)
+    assert isinstance(paprika, CoinPaprikaSettings)
+    assert paprika.url == "https://api.coinpaprika.com/v1"
+    assert gecko.url == "https://api.coingecko.com/api/v3"
+    assert gecko.plan == "public"
+    assert paprika.monthly_calls == 20_000
+    assert gecko.monthly_calls is None
 
 
 def test_an_empty_value_counts_as_unset() -> None:
-    assert load({"PORT": "", "DATABASE_URL": " "}) == load({})
+    assert load_settings({"PORT": "", "DATABASE_URL": " "}) == load_settings({})
 
 
 def test_a_key_chooses_the_plan_its_host_and_its_budget() -> None:
-    demo = load({"KASPARRO_COINGECKO_KEY": "CG-1"})
-    pro = load({"KASPARRO_COINGECKO_KEY": "CG-1", "KASPARRO_COINGECKO_PLAN": "pro"})
-    paprika = load({"KASPARRO_COINPAPRIKA_KEY": "k"})
+    demo = gecko({"KASPARRO_COINGECKO_KEY": "CG-1"})
+    pro = gecko({"KASPARRO_COINGECKO_KEY": "CG-1", "KASPARRO_COINGECKO_PLAN": "pro"})
+    paprika = load_settings({"KASPARRO_COINPAPRIKA_KEY": "k"}).source_settings["coinpaprika"]
 
-    assert (demo.coingecko_plan, demo.coingecko_monthly_calls) == ("demo", 10_000)
-    assert demo.coingecko_url == "https://api.coingecko.com/api/v3"
-    assert pro.coingecko_url == "https://pro-api.coingecko.com/api/v3"
-    assert (pro.coingecko_plan, pro.coingecko_monthly_calls) == ("pro", None)
-    assert paprika.coinpaprika_url == "https://api-pro.coinpaprika.com/v1"
-    assert paprika.coinpaprika_monthly_calls is None
+    assert (demo.plan, demo.monthly_calls) == ("demo", 10_000)
+    assert demo.url == "https://api.coingecko.com/api/v3"
+    assert pro.url == "https://pro-api.coingecko.com/api/v3"
+    assert (pro.plan, pro.monthly_calls) == ("pro", None)
+    assert isinstance(paprika, CoinPaprikaSettings)
+    assert paprika.url == "https://api-pro.coinpaprika.com/v1"
+    assert paprika.monthly_calls is None
 
 
 @pytest.mark.parametrize(
     ("told", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("2d", 172_800), ("1H", 3600)]
 )
 def test_intervals(told: str, seconds: int) -> None:
-    assert load({"KASPARRO_INTERVAL": told}).interval == timedelta(seconds=seconds)
+    assert load_settings({"KASPARRO_INTERVAL": told}).interval == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(
     ("told", "size"), [("1MB", 10**6), ("512mb", 512_000_000), ("2GB", 2 * 10**9), ("off", 0)]
 )
 def test_sizes(told: str, size: int) -> None:
-    assert load({"KASPARRO_PAYLOAD_MAX_SIZE": told}).retention == Retention(timedelta(days=7), size)
+    assert load_settings({"KASPARRO_PAYLOAD_MAX_SIZE": told}).retention == Retention(timedelta(days=7), size)
 
 
 def test_raw_text_is_kept_for_a_week_or_as_told() -> None:
-    assert load({}).retention == Retention(timedelta(days=7), 512_000_000)
-    assert load({"KASPARRO_PAYLOAD_RETENTION": "12h"}).retention.age == timedelta(hours=12)
+    assert load_settings({}).retention == Retention(timedelta(days=7), 512_000_000)
+    assert load_settings({"KASPARRO_PAYLOAD_RETENTION": "12h"}).retention.age == timedelta(hours=12)
 
 
 @pytest.mark.parametrize(("told", "top"), [("1", 1), ("1000", 1_000), ("all", None), ("ALL", None)])
 def test_coins_by_market_cap(told: str, top: int | None) -> None:
-    assert load({"KASPARRO_COINGECKO_TOP": told}).coingecko_top == top
+    assert gecko({"KASPARRO_COINGECKO_TOP": told}).top == top
 
 
 def test_the_interval_can_be_off() -> None:
-    assert load({"KASPARRO_INTERVAL": "off"}).interval is None
+    assert load_settings({"KASPARRO_INTERVAL": "off"}).interval is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +127,7 @@ def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed
     name: str, value: str
 ) -> None:
     with pytest.raises(SettingsError) as error:
-        load({name: value})
+        load_settings({name: value})
 
     text = str(error.value)
     assert name in text
@@ -139,7 +154,7 @@ def test_a_wrong_secret_is_never_shown(name: str, value: str) -> None:
     if value.strip() == "hunter2" and name.endswith("KEY"):
         value = "hunter2\u00e9"
     with pytest.raises(SettingsError, match=name) as error:
-        load({name: value})
+        load_settings({name: value})
     assert value not in str(error.value).split()
     assert "hunter2" not in str(error.value)
 
@@ -154,13 +169,13 @@ def test_a_wrong_secret_is_never_shown(name: str, value: str) -> None:
     ],
 )
 def test_urls_of_databases(url: str) -> None:
-    told = load({"DATABASE_URL": url}).database_url
+    told = load_settings({"DATABASE_URL": url}).database_url
     assert told is not None
     assert told.reveal() == url
 
 
 def test_secrets_do_not_show_when_settings_are_printed() -> None:
-    told = load(
+    told = load_settings(
         {
             "DATABASE_URL": "postgresql://me:hunter2@db/x",
             "KASPARRO_COINGECKO_KEY": "hunter2",
@@ -172,21 +187,21 @@ def test_secrets_do_not_show_when_settings_are_printed() -> None:
 
 
 def test_a_misspelt_setting_is_found_with_the_one_meant() -> None:
-    assert unknown({"KASPARRO_INTERVALL": "1h", "PATH": "", "KASPARRO_LOG": "json"}) == {
+    assert unknown_variables({"KASPARRO_INTERVALL": "1h", "PATH": "", "KASPARRO_LOG": "json"}) == {
         "KASPARRO_INTERVALL": "KASPARRO_INTERVAL"
     }
 
 
 def test_every_setting_has_a_variable_with_a_meaning_and_a_default() -> None:
-    assert set(variables()) == set(Settings.__struct_fields__)
-    assert all(variable.meaning and variable.default for variable in variables().values())
+    assert set(declared(Settings)) == set(Settings.__struct_fields__) - {"source_settings"}
+    assert all(variable.meaning and variable.default for variable in registry.variables())
 
 
 LONG = "hunter2-hunter22"
 
 
 def test_api_keys_by_name() -> None:
-    told = load({"KASPARRO_API_KEYS": "alice:s3cret-0123456789, bob:a:b:0123456789ab"}).api_keys
+    told = load_settings({"KASPARRO_API_KEYS": "alice:s3cret-0123456789, bob:a:b:0123456789ab"}).api_keys
     assert told == (
         ApiKey("alice", Secret("s3cret-0123456789")),
         ApiKey("bob", Secret("a:b:0123456789ab")),
@@ -211,14 +226,14 @@ def test_api_keys_by_name() -> None:
 )
 def test_a_wrong_api_key_is_never_shown(value: str) -> None:
     with pytest.raises(SettingsError, match="KASPARRO_API_KEYS") as error:
-        load({"KASPARRO_API_KEYS": value})
+        load_settings({"KASPARRO_API_KEYS": value})
     assert "hunter2" not in str(error.value)
 
 
 def test_a_secret_that_could_be_guessed_is_no_api_key() -> None:
-    assert load({"KASPARRO_API_KEYS": "a:0123456789abcdef"}).api_keys
+    assert load_settings({"KASPARRO_API_KEYS": "a:0123456789abcdef"}).api_keys
     with pytest.raises(SettingsError, match="16 or more"):
-        load({"KASPARRO_API_KEYS": "a:0123456789abcde"})
+        load_settings({"KASPARRO_API_KEYS": "a:0123456789abcde"})
 
 
 @pytest.mark.parametrize(
@@ -232,11 +247,11 @@ def test_a_secret_that_could_be_guessed_is_no_api_key() -> None:
     ],
 )
 def test_rate_limits(told: str, rate: Rate | None) -> None:
-    assert load({"KASPARRO_RATE_LIMIT": told}).rate_limit == rate
+    assert load_settings({"KASPARRO_RATE_LIMIT": told}).rate_limit == rate
 
 
 def test_lists_of_proxies_and_origins() -> None:
-    told = load(
+    told = load_settings(
         {
             "KASPARRO_TRUSTED_PROXIES": "10.0.0.0/8, ::1",
             "KASPARRO_CORS_ORIGINS": "https://a.example, http://localhost:3000",
@@ -244,4 +259,4 @@ def test_lists_of_proxies_and_origins() -> None:
     )
     assert told.trusted_proxies == ("10.0.0.0/8", "::1")
     assert told.cors_origins == ("https://a.example", "http://localhost:3000")
-    assert load({"KASPARRO_CORS_ORIGINS": "*"}).cors_origins == ("*",)
+    assert load_settings({"KASPARRO_CORS_ORIGINS": "*"}).cors_origins == ("*",)

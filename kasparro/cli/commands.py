@@ -17,7 +17,7 @@ import structlog
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kasparro import __version__, logs, settings
+from kasparro import __version__, logs
 from kasparro.cli import check_output
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.errors import KasparroError, LeaseLost, RunInProgress, SettingsError, SourceError
@@ -27,11 +27,11 @@ from kasparro.pipeline.quality.drift import Drift
 from kasparro.pipeline.quality.freshness import format_duration
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import STOP_GRACE_S, Run, ignore_progress
-from kasparro.settings import SOURCES, Settings
+from kasparro.settings import Settings
 from kasparro.signals import stop_signals
+from kasparro.sources import registry
 from kasparro.sources.archives.checks import check_all
 from kasparro.sources.base import Source
-from kasparro.sources.registry import build
 from kasparro.store.bootstrap import database_url, pools, prepare
 from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
@@ -50,7 +50,7 @@ def _settings_help() -> str:
     lines = ["\b", "Settings come from the environment:"]
     lines += [
         f"{variable.name}\n    {variable.meaning} (default: {variable.default})"
-        for variable in settings.variables().values()
+        for variable in registry.variables()
     ]
     return "\n".join(lines)
 
@@ -101,7 +101,7 @@ _as_json = click.option(
 
 @main.command()
 @click.option(
-    "--source", "names", type=click.Choice(SOURCES), multiple=True, help="Only this one; repeatable."
+    "--source", "names", type=click.Choice(registry.names()), multiple=True, help="Only this one; repeatable."
 )
 @_as_json
 def etl(names: tuple[str, ...], as_json: bool) -> None:
@@ -115,12 +115,12 @@ def etl(names: tuple[str, ...], as_json: bool) -> None:
 
     async def plan(database: Database) -> Plan:
         del database
-        sources = build(told, chosen)
+        sources = registry.build(told, chosen)
         run = partial(
             Run,
             sources=sources,
             trigger="etl",
-            budget=told.monthly_calls,
+            budget=partial(registry.monthly_calls, told),
             interval=told.interval,
             retention=told.retention,
         )
@@ -375,13 +375,15 @@ def _print_rejects(run: report.RunReport) -> None:
 
 def _load(host: str | None = None, port: int | None = None) -> Settings:
     try:
-        told = settings.load(os.environ)
+        told = registry.load_settings(os.environ)
     except SettingsError as error:
         _fail(str(error), USAGE)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     told = msgspec.structs.replace(told, **given)
     logs.configure(told)
-    for name, meant in settings.unknown(os.environ).items():
+    for source in registry.broken():
+        log.error("source_unavailable", source=source.name, package=source.package, reason=source.reason)
+    for name, meant in registry.unknown_variables(os.environ).items():
         log.warning("unknown setting", name=name, **({"did_you_mean": meant} if meant else {}))
     return told
 

@@ -99,7 +99,7 @@ class BatchBuilder:
         """Take a record's fields into the batch's profile, whatever becomes of the record."""
         self._profiler.note(item)
 
-    def refuse(self, reject: Reject) -> None:
+    def reject(self, reject: Reject) -> None:
         """Take a refused record."""
         self._rejects.append(reject)
 
@@ -114,12 +114,12 @@ class BatchBuilder:
         return self._rows + len(self._rejects) >= BATCH_ROWS
 
     @property
-    def refused(self) -> bool:
+    def has_rejects(self) -> bool:
         """Whether a record was refused since the last batch."""
         return bool(self._rejects)
 
     @property
-    def repeated(self) -> bool:
+    def has_repeats(self) -> bool:
         """Whether a record since the last batch gave way to one that was told already."""
         return bool(self._repeated)
 

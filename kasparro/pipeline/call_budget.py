@@ -8,7 +8,7 @@ import msgspec
 
 from kasparro.model.batch import CrawledPage
 from kasparro.sources import page_schedule
-from kasparro.sources.page_schedule import Month
+from kasparro.sources.page_schedule import MonthlyCalls
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,11 +64,11 @@ def budget(
     now: datetime,
     interval: timedelta | None,
     next_run_at: datetime | None,
-    most: int,
+    max_pages: int,
 ) -> Budget:
     """Return the month's calls at `now` and what the coming runs will do with them.
 
-    `pages` are the known pages of the source's list, of which the first `most` are fetched. Without a
+    `pages` are the known pages of the source's list, of which the first `max_pages` are fetched. Without a
     `next_run_at`, the next run is expected one interval after the last crawl.
     """
     month_only = Budget(
@@ -77,7 +77,7 @@ def budget(
         limit=limit,
         remaining=None if limit is None else max(limit - calls, 0),
     )
-    pages = page_schedule.bounded(pages, most)
+    pages = page_schedule.limit_pages(pages, max_pages)
     if not pages or not pages[-1].is_last:
         return month_only
     last_crawl = max(page.crawl_started_at for page in pages)
@@ -85,17 +85,18 @@ def budget(
     month = None
     if limit is not None:
         in_next_month = next_run >= page_schedule.month_of(now)[1]
-        month = Month(limit=limit, remaining=limit if in_next_month else max(limit - calls, 0))
-    plan = page_schedule.plan(pages, next_run, month, interval, most=most)
-    coverage = page_schedule.coverage(pages, next_run, month, interval, most=most)
+        month = MonthlyCalls(limit=limit, remaining=limit if in_next_month else max(limit - calls, 0))
+    plan = page_schedule.plan(pages, next_run, month, interval, max_pages=max_pages)
+    coverage = page_schedule.coverage(pages, next_run, month, interval, max_pages=max_pages)
+    promised = coverage.promised_age if coverage else None
     oldest_s = (now - min(page.fetched_at for page in pages)).total_seconds()
     return msgspec.structs.replace(
         month_only,
         pages=pages[-1].number,
-        pages_every_run=plan.every_run,
-        pages_in_rotation=pages[-1].number - plan.every_run,
-        rotation_runs=plan.turn,
-        covered_by=coverage.by if coverage else None,
+        pages_every_run=plan.pages_every_run,
+        pages_in_rotation=pages[-1].number - plan.pages_every_run,
+        rotation_runs=plan.rotation_runs,
+        covered_by=coverage.covered_by if coverage else None,
         age_s=max(round(oldest_s, 3), 0.0),
-        promised_age_s=(round(coverage.unseen.total_seconds(), 3) if coverage and coverage.unseen else None),
+        promised_age_s=round(promised.total_seconds(), 3) if promised else None,
     )

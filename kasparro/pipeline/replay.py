@@ -6,8 +6,8 @@ from functools import partial
 import msgspec
 
 from kasparro.errors import KasparroError
+from kasparro.sources import registry
 from kasparro.sources.base import Source
-from kasparro.sources.registry import READERS
 from kasparro.sources.replay import Replay, SkippedSource
 from kasparro.store import payloads
 from kasparro.store.payloads import StoredPayloads
@@ -41,15 +41,18 @@ async def prepare_replay(database: Database, run_id: int) -> PreparedReplay:
 
 
 def _source(database: Database, stored: StoredPayloads) -> Source:
-    if stored.source not in READERS:
+    definition = registry.definitions().get(stored.source)
+    if definition is None:
+        return SkippedSource(stored.source, "no installed package has this source")
+    if definition.read is None:
         return SkippedSource(stored.source, "archives are not replayed; a run reads their files again")
     if not stored.readable:
         return SkippedSource(stored.source, "no usable payload of this run is stored")
     return Replay(
         stored.source,
-        READERS[stored.source],
+        definition.read,
         stored.readable,
         partial(payloads.read, database),
-        unkept=max(stored.calls - stored.stored, 0),
+        missing=max(stored.calls - stored.stored, 0),
         unchanged=stored.unchanged,
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import asyncpg
 import msgspec
@@ -12,9 +12,9 @@ from kasparro.pipeline.call_budget import Budget, budget
 from kasparro.pipeline.quality import freshness
 from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics
 from kasparro.pipeline.quality.drift import Drift
-from kasparro.settings import SOURCES, Settings
+from kasparro.settings import Settings
+from kasparro.sources import registry
 from kasparro.sources.base import utc_now
-from kasparro.sources.coingecko import page_limit
 from kasparro.store.loader import known_pages
 from kasparro.store.pool import Connection
 from kasparro.store.sql import templates
@@ -26,12 +26,14 @@ encode = msgspec.json.Encoder().encode
 
 RunStatus = Literal["running", "succeeded", "partial", "failed", "interrupted"]
 SourceStatus = Literal["running", "succeeded", "partial", "failed", "interrupted", "skipped"]
-SourceName = Literal["coinpaprika", "coingecko", "csv"]
+if TYPE_CHECKING:
+    SourceName = str
+else:
+    # The OpenAPI document lists the installed sources, and a parameter takes no other.
+    SourceName = Literal[registry.names()]
 # A time with its offset, which is what RFC 3339 writes and descriptions call a date-time.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
-# Sources whose list has more pages than one.
-WALKED = ("coingecko",)
 _BIGINT_LIMIT = 2**63 - 1
 
 
@@ -313,7 +315,7 @@ async def stats(
     """The service at a glance, all of it of one moment; only a running loop knows when it runs next."""
     now = clock()
     calls_in = _SQL["calls_in_month"].compose()
-    apis = [source for source in SOURCES if source != "csv"]
+    apis = registry.api_names()
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         (totals,) = await connection.fetch(_SQL["totals"].compose().text)
         rows = {
@@ -321,12 +323,13 @@ async def stats(
             for row in await connection.fetch(_SQL["rows_by_source"].compose().text)
         }
         booked = await connection.fetch(calls_in.text, *calls_in.values({"month": now.date().replace(day=1)}))
-        pages = {source: await known_pages(connection, source) for source in WALKED}
+        paged = [source for source in apis if registry.is_paged(source)]
+        pages = {source: await known_pages(connection, source) for source in paged}
         last_run = await run_report(connection, totals["last_run"] or 0)
         drift = _SQL["drift"].compose()
         drifts = await connection.fetch(drift.text, *drift.values({"sources": apis}))
     calls = {row["source"]: row["calls"] for row in booked}
-    by_source = {source: rows.get(source, 0) for source in SOURCES}
+    by_source = {source: rows.get(source, 0) for source in registry.names()}
     return Stats(
         status="running" if totals["running"] else "idle",
         last_run=last_run,
@@ -344,12 +347,12 @@ async def stats(
         budget={
             source: budget(
                 calls.get(source, 0),
-                settings.monthly_calls(source),
+                registry.monthly_calls(settings, source),
                 pages.get(source, []),
                 now=now,
                 interval=settings.interval,
                 next_run_at=next_run_at,
-                most=page_limit(settings.coingecko_top),
+                max_pages=registry.max_pages(settings, source),
             )
             for source in apis
         },

@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -16,8 +17,8 @@ from kasparro.pipeline.retry_schedule import RetrySchedule
 from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.pipeline.source_run import Trigger
 from kasparro.settings import Settings
+from kasparro.sources import registry
 from kasparro.sources.base import utc_now
-from kasparro.sources.registry import build
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
 from kasparro.store.runs import last_start, mark_abandoned_runs, unavailable_sources
@@ -57,7 +58,7 @@ class Scheduler:
         self._prepare = prepare
         self._clock = clock
         # Built once per process, since consecutive runs share the rate limits of the upstreams.
-        self._sources = build(settings, settings.sources)
+        self._sources = registry.build(settings, settings.sources)
         self._retries = RetrySchedule(settings.interval) if settings.interval else None
         self._supervisor = supervisor or Supervisor()
         self._stop = asyncio.Event()
@@ -191,7 +192,7 @@ class Scheduler:
             self._database,
             [source for source in self._sources if only is None or source.name in only],
             trigger,
-            budget=self._settings.monthly_calls,
+            budget=partial(registry.monthly_calls, self._settings),
             interval=self._settings.interval,
             clock=self._clock,
             retention=self._settings.retention,

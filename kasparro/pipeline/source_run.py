@@ -23,7 +23,7 @@ from kasparro.pipeline.quality.assess import QualityReport, assess
 from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.sources.base import Source, SourceContext
 from kasparro.sources.http import UpstreamError
-from kasparro.sources.page_schedule import Month
+from kasparro.sources.page_schedule import MonthlyCalls
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord
 
@@ -110,7 +110,7 @@ class SourceRun:
             return await self._skip(str(nothing))
         except SourceError as error:
             failure, unavailable = str(error), isinstance(error, UpstreamError)
-            if isinstance(error, UpstreamError) and error.passing:
+            if isinstance(error, UpstreamError) and error.transient:
                 self.transient_failure = TransientFailure(error.retry_after_s or 0.0)
         except LeaseLost:
             raise
@@ -126,12 +126,12 @@ class SourceRun:
         # A rejected file counts as one record, but says nothing about the records that were read.
         rejected, fetched = (counts[name] - self._files_rejected for name in ("rejected", "fetched"))
         if failure is None and rejected * 2 > fetched:
-            context.problem(self._rejection_summary(rejected, fetched))
+            context.summary.add_problem(self._rejection_summary(rejected, fetched))
         if self._files_rejected:
-            context.problem(_files_summary(self._first_files, self._files_rejected))
+            context.summary.add_problem(_files_summary(self._first_files, self._files_rejected))
         quality = None if stopped else await self._assess(context, counts, complete=failure is None)
-        loaded = bool(counts["valid"]) or self._complete_file or context.loaded
-        status, error_line = outcome_of(loaded, stopped, failure, context.problems)
+        loaded = bool(counts["valid"]) or self._complete_file or context.summary.loaded_before
+        status, error_line = outcome_of(loaded, stopped, failure, context.summary.problems)
         if error_line and quality and (cause := _likely_cause(quality)) and counts["rejected"]:
             error_line = f"{error_line}; {cause}"
         await self._retry(
@@ -141,7 +141,7 @@ class SourceRun:
                 error_line,
                 self._clock(),
                 calls=self._calls,
-                note=context.note,
+                note=context.summary.note,
                 upstream_unavailable=unavailable and status == "failed",
                 assessment=quality.stored if quality else None,
             )
@@ -151,7 +151,7 @@ class SourceRun:
             "source_finished",
             status=status,
             **counts,
-            **({"note": context.note} if context.note else {}),
+            **({"note": context.summary.note} if context.summary.note else {}),
             **({"error": error_line} if error_line else {}),
         )
         return status
@@ -167,13 +167,13 @@ class SourceRun:
             clock=self._clock,
             checkpoint=lambda key: self._retry(lambda: self._loader.checkpoint(key)),
             checkpoint_named=lambda name: self._retry(lambda: self._loader.checkpoint_named(name)),
-            pages=lambda: self._retry(self._loader.pages),
-            month=self._month,
+            known_pages=lambda: self._retry(self._loader.pages),
+            monthly_calls=self._monthly_calls,
             interval=self._options.interval,
             probing=circuit.probing,
             count_call=self._count_call,
             uncount_call=self._uncount_call,
-            keep=lambda payload: self._payloads.store(self._name, payload),
+            save_payload=lambda payload: self._payloads.store(self._name, payload),
             progress=lambda done, total: self._options.on_progress(self._name, done, total),
         )
 
@@ -253,9 +253,9 @@ class SourceRun:
             at=self._clock(),
             fetched=counts["fetched"],
             valid=counts["valid"],
-            complete=complete and not context.problems,
-            planned=context.planned,
-            bound=context.bound,
+            complete=complete and not context.summary.problems,
+            planned=context.summary.planned_share,
+            bound=context.summary.record_limit,
         )
 
     def _rejection_summary(self, rejected: int, fetched: int) -> str:
@@ -264,7 +264,7 @@ class SourceRun:
             f", most often: {reason}" for reason, _ in most_common
         )
 
-    async def _month(self) -> Month | None:
+    async def _monthly_calls(self) -> MonthlyCalls | None:
         """Return the month's calls, None for no limit. Raises SourceError if none are left."""
         limit, now = self._options.budget(self._name), self._clock()
         if limit is None:
@@ -272,7 +272,7 @@ class SourceRun:
         remaining = limit - await self._retry(lambda: self._record.calls(self._name, now))
         if remaining <= 0:
             raise _budget_spent(limit, now)
-        return Month(limit=limit, remaining=remaining)
+        return MonthlyCalls(limit=limit, remaining=remaining)
 
     async def _count_call(self) -> None:
         limit, now = self._options.budget(self._name), self._clock()

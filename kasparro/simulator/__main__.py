@@ -1,4 +1,4 @@
-"""Runs the simulator as a process of its own: ``python -m kasparro.simulator``."""
+"""Runs the simulator in its own process: `python -m kasparro.simulator`."""
 
 import asyncio
 import signal
@@ -37,7 +37,7 @@ class Replay(click.ParamType[tuple[Api, Path]]):
         for api in get_args(Api):
             if name == api and Path(path).is_file():
                 return api, Path(path)
-        raise click.BadParameter(f"{value!r} is not an API's name, '=' and a file.", ctx, param)
+        raise click.BadParameter(f"{value!r} is not of the form API=FILE with an existing file.", ctx, param)
 
 
 @click.command()
@@ -45,8 +45,8 @@ class Replay(click.ParamType[tuple[Api, Path]]):
 @click.option("--port", default=0, show_default=True, help="Port to listen on; 0: any free one.")
 @click.option("--seed", default=1, show_default=True, help="The market's seed.")
 @click.option("--coins", default=2_500, show_default=True, type=click.IntRange(1, MOST_COINS))
-@click.option("--tick", default=60.0, show_default=True, help="Seconds between moves of the market.")
-@click.option("--manual", is_flag=True, help="Let time stand still until POST /control/advance.")
+@click.option("--tick", default=60.0, show_default=True, help="Seconds between changes of the market.")
+@click.option("--manual", is_flag=True, help="Stop the clock; POST /control/advance moves it.")
 @click.option("--base", type=Moment(), help="The market's first moment, ISO 8601.  [default: now]")
 @click.option("--coinpaprika-key", help="The key that CoinPaprika accepts.")
 @click.option("--coinpaprika-per-minute", type=click.IntRange(0), help="CoinPaprika's calls a minute.")
@@ -55,12 +55,12 @@ class Replay(click.ParamType[tuple[Api, Path]]):
 @click.option("--coingecko-pro", is_flag=True, help="Make it a pro key, and required.")
 @click.option("--coingecko-per-minute", type=click.IntRange(0), help="CoinGecko's calls a minute.")
 @click.option("--coingecko-per-month", type=click.IntRange(0), help="CoinGecko's calls a month.")
-@click.option("--keep-answers", is_flag=True, help="Keep what was served for GET /control/answers.")
+@click.option("--record-served", is_flag=True, help="Record responses for GET /control/served.")
 @click.option(
     "--replay",
     type=Replay(),
     multiple=True,
-    help="Serve this file as the API's next page in place of the market; may be repeated.",
+    help="Serve this file as the API's next page instead of the market; repeatable.",
 )
 def main(
     *,
@@ -78,12 +78,12 @@ def main(
     coingecko_pro: bool,
     coingecko_per_minute: int | None,
     coingecko_per_month: int | None,
-    keep_answers: bool,
+    record_served: bool,
     replay: tuple[tuple[Api, Path], ...],
 ) -> None:
     """Stand in for CoinPaprika and CoinGecko on this machine until interrupted.
 
-    When both answer, one line of JSON on stdout gives their base URLs.
+    Once both are available, one line of JSON on stdout gives their base URLs.
     """
     simulator = Simulator(
         seed=seed,
@@ -102,7 +102,7 @@ def main(
             per_minute=coingecko_per_minute,
             per_month=coingecko_per_month,
         ),
-        keep_answers=keep_answers,
+        record_served=record_served,
     )
     for api in get_args(Api):
         if bodies := [path.read_bytes() for name, path in replay if name == api]:

@@ -1,4 +1,4 @@
-"""The log of what callers asked and what they got, for tests to read and wait on."""
+"""The log of calls and their outcomes, for tests to read and wait on."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ HEADERS_OF_INTEREST = (
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """One request. ``status`` is what was put on the wire; ``None``: nothing, or nothing yet."""
+    """One request. `status` is the status that was sent; None: none, or not yet."""
 
     at: datetime
     tick: int
@@ -32,23 +32,23 @@ class Call(msgspec.Struct, kw_only=True):
     query: dict[str, str]
     headers: dict[str, str]
     fault: str | None = None
-    """The delivery fault that the call met."""
+    """The delivery fault that affected the call."""
     status: int | None = None
 
 
 class Calls(Sequence[Call]):
-    """Calls in the order they came in."""
+    """Calls in the order of arrival."""
 
     def __init__(self) -> None:
         self._calls: list[Call] = []
         self._waiting: list[tuple[int, asyncio.Event]] = []
 
     @overload
-    def __getitem__(self, place: int) -> Call: ...
+    def __getitem__(self, index: int) -> Call: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Call]: ...
-    def __getitem__(self, place: int | slice) -> Call | list[Call]:
-        return self._calls[place]
+    def __getitem__(self, index: slice) -> list[Call]: ...
+    def __getitem__(self, index: int | slice) -> Call | list[Call]:
+        return self._calls[index]
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -66,7 +66,7 @@ class Calls(Sequence[Call]):
         self._calls.clear()
 
     async def reached(self, count: int) -> None:
-        """Wait until so many calls have come in."""
+        """Wait until `count` calls have arrived."""
         if len(self._calls) >= count:
             return
         waiting = (count, asyncio.Event())

@@ -1,4 +1,4 @@
-"""The simulator's only notion of time: ticks from a base, moved by the wall clock or by hand."""
+"""The simulator's clock: ticks from a base time, moved by the wall clock or by calls of `advance`."""
 
 import time
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 
 
 class Clock:
-    """Counts ticks of ``tick_ms`` since ``base``.
+    """Counts ticks of `tick_ms` since `base`.
 
-    A manual clock stands still until ``advance``; a running one follows ``monotonic``, and ``advance`` puts
-    it ahead.
+    A manual clock moves only by `advance`. A running clock follows `monotonic`, and `advance` moves it
+    further.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Clock:
 
     @property
     def elapsed_ms(self) -> int:
-        running = 0 if self._monotonic is None else int((self._monotonic() - self._started) * 1000)
-        return running + self._ahead_ms
+        since_start = 0 if self._monotonic is None else int((self._monotonic() - self._started) * 1000)
+        return since_start + self._advanced_ms
 
     @property
     def tick(self) -> int:
@@ -46,9 +46,9 @@ class Clock:
 
     def advance(self, ticks: int = 1) -> None:
         if ticks < 0:
-            raise ValueError("Time only moves forward; reset() starts it again.")
-        self._ahead_ms += ticks * self.tick_ms
+            raise ValueError("Time only moves forward; reset() returns to the base time.")
+        self._advanced_ms += ticks * self.tick_ms
 
     def reset(self) -> None:
         self._started = 0.0 if self._monotonic is None else self._monotonic()
-        self._ahead_ms = 0
+        self._advanced_ms = 0

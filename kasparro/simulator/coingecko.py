@@ -1,4 +1,4 @@
-"""Stands in for CoinGecko: the market in pages by market cap, without a word on how many there are."""
+"""The stand-in for CoinGecko: the market in pages by market cap; no response says how many there are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,21 +33,21 @@ class CoinGecko(Upstream):
     path = "/coins/markets"
 
     def select(self, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Selection | Answer:
-        return self._locked_out(headers) or self._asked(parameters)
+        return self._key_error(headers) or self._selection(parameters)
 
-    def _locked_out(self, headers: Mapping[str, str]) -> Answer | None:
-        right = "x-cg-pro-api-key" if self.account.pro else "x-cg-demo-api-key"
+    def _key_error(self, headers: Mapping[str, str]) -> Answer | None:
+        accepted = "x-cg-pro-api-key" if self.account.pro else "x-cg-demo-api-key"
         sent = {name: headers[name] for name in ("x-cg-demo-api-key", "x-cg-pro-api-key") if name in headers}
-        if sent == {right: self.account.key} or (not sent and not self.account.pro):
+        if sent == {accepted: self.account.key} or (not sent and not self.account.pro):
             return None
         status = {
             "timestamp": self.market.clock.now().isoformat(timespec="milliseconds"),
             "error_code": 10002,
-            "error_message": f"API key missing or wrong: this address takes a valid key in {right}.",
+            "error_message": f"API key missing or wrong: send a valid key in {accepted}.",
         }
         return Answer(401, msgspec.json.encode({"status": status}))
 
-    def _asked(self, parameters: Mapping[str, str]) -> Selection | Answer:
+    def _selection(self, parameters: Mapping[str, str]) -> Selection | Answer:
         if unknown := sorted(parameters.keys() - _PARAMETERS):
             return self._invalid(f"Unknown parameter {unknown[0]}")
         if "vs_currency" not in parameters:
@@ -55,7 +55,7 @@ class CoinGecko(Upstream):
         if parameters["vs_currency"].lower() != "usd":
             return self._invalid("invalid vs_currency")
         if parameters.get("order", "market_cap_desc") != "market_cap_desc":
-            return self._invalid("order: this stand-in knows market_cap_desc only")
+            return self._invalid("order: this stand-in supports only market_cap_desc")
         per_page = _whole(parameters.get("per_page", "100"))
         if per_page is None or not 1 <= per_page <= _MOST_PER_PAGE:
             return self._invalid(f"per_page takes 1 to {_MOST_PER_PAGE}")
@@ -67,7 +67,7 @@ class CoinGecko(Upstream):
             return self._invalid(f"price_change_percentage takes {','.join(_CHANGES)}")
         precision = parameters.get("precision", "")
         if precision not in ("", "full"):
-            return self._invalid("precision: this stand-in knows full only")
+            return self._invalid("precision: this stand-in supports only full")
         return Selection((page - 1) * per_page, per_page, changes=changes, full=precision == "full")
 
     def quotes(self, selection: Selection) -> Sequence[Quote]:
@@ -82,8 +82,8 @@ class CoinGecko(Upstream):
     def exhausted(self) -> Answer:
         now = self.market.clock.now()
         month = now.year * 12 + now.month
-        renewed = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
-        headers = (("retry-after", str(int((renewed - now).total_seconds()) + 1)),)
+        resets_at = datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)
+        headers = (("retry-after", str(int((resets_at - now).total_seconds()) + 1)),)
         return Answer(429, self.error(429, "You have used up the calls of this month."), JSON, headers)
 
     def headers(self, body: bytes) -> tuple[tuple[str, str], ...]:
@@ -97,7 +97,7 @@ class CoinGecko(Upstream):
         return Answer(422, msgspec.json.encode({"error": message}))
 
     def _write(self, quote: Quote, *, changes: tuple[str, ...], full: bool) -> str:
-        coin, past, priced = quote.coin, quote.coin.past, quote.price_usd is not None
+        coin, history, priced = quote.coin, quote.coin.history, quote.price_usd is not None
 
         def price(value: Decimal) -> str:
             return numeral(*(value if full else shortened(*value, 6)), RUBY) if priced else "null"
@@ -112,8 +112,8 @@ class CoinGecko(Upstream):
         diluted = None
         if cap is not None and coin.total is not None and coin.circulating:
             diluted = str(cap * (coin.maximum or coin.total) // coin.circulating)
-        top = coin.mantissa * past.ath_percent * 100
-        bottom = coin.mantissa * 10**6 // past.ath_percent
+        top = coin.mantissa * history.ath_percent * 100
+        bottom = coin.mantissa * 10**6 // history.ath_percent
         current, extreme = mantissa * 10**4, (scale + 4)
         roi = "null"
         if coin.roi is not None:
@@ -122,18 +122,18 @@ class CoinGecko(Upstream):
                 f'{{"times":{numeral(earned, 2, RUBY)},"currency":"{currency}",'
                 f'"percentage":{numeral(earned, 0, RUBY)}.0}}'
             )
-        asked = {
+        known = {
             "1h": quote.percent_change_1h,
             "24h": quote.percent_change_24h,
             "7d": quote.percent_change_7d,
         }
         extra = "".join(
-            f',"price_change_percentage_{window}_in_currency":{null_or(asked[window]) if priced else "null"}'
+            f',"price_change_percentage_{window}_in_currency":{null_or(known[window]) if priced else "null"}'
             for window in changes
         )
         return (
             f'{{"id":{text(quote.id)},"symbol":{text(quote.symbol)},"name":{text(quote.name)},'
-            f'"image":"https://coin-images.coingecko.com/coins/images/{past.image}/large/{coin.index}.png",'
+            f'"image":"https://coin-images.coingecko.com/coins/images/{history.image}/large/{coin.index}.png",'
             f'"current_price":{price(quote.price)},"market_cap":{null_or(quote.market_cap_usd)},'
             f'"market_cap_rank":{null_or(quote.rank)},"fully_diluted_valuation":{null_or(diluted)},'
             f'"total_volume":{quote.volume_24h_usd},"high_24h":{price(high)},"low_24h":{price(low)},'
@@ -143,8 +143,9 @@ class CoinGecko(Upstream):
             f'"circulating_supply":{null_or(quote.circulating_supply)},'
             f'"total_supply":{null_or(quote.total_supply)},"max_supply":{null_or(quote.max_supply)},'
             f'"ath":{price((top, extreme))},"ath_change_percentage":{percent(current, top, 5, RUBY)},'
-            f'"ath_date":"{past.ath_date}.635Z","atl":{price((bottom, extreme))},'
-            f'"atl_change_percentage":{percent(current, bottom, 5, RUBY)},"atl_date":"{past.atl_date}.000Z",'
+            f'"ath_date":"{history.ath_date}.635Z","atl":{price((bottom, extreme))},'
+            f'"atl_change_percentage":{percent(current, bottom, 5, RUBY)},'
+            f'"atl_date":"{history.atl_date}.000Z",'
             f'"roi":{roi},"last_updated":"{quote.last_updated}"{extra}}}'
         )
 

@@ -1,4 +1,4 @@
-"""Stands in for CoinPaprika: the whole market in one array, in no order of rank."""
+"""The stand-in for CoinPaprika: the whole market in one array, not ordered by rank."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from kasparro.simulator.number_format import GO, numeral
 from kasparro.simulator.upstream import Answer, Selection, Upstream, null_or, text
 
 FREE_PLAN_ASSETS = 2_000
-_SHUFFLE = 7_919  # a prime: stepping through the listing by it visits every place once
+_SHUFFLE = 7_919  # a prime, so that steps of this size visit every position once
 _WINDOWS = (
     ("15m", 15 * MINUTE_MS),
     ("30m", 30 * MINUTE_MS),
@@ -32,7 +32,7 @@ class CoinPaprika(Upstream):
         if key is not None and key != self.account.key:
             return Answer(403, self.error(403, "The API key is not valid."))
         if parameters.get("quotes", "USD") != "USD":
-            return Answer(400, self.error(400, "quotes: this stand-in quotes in USD only."))
+            return Answer(400, self.error(400, "quotes: this stand-in supports only USD."))
         if key is None:
             return Selection(0, FREE_PLAN_ASSETS)
         return Selection(0, len(self.market.coins), paid=True)
@@ -60,30 +60,30 @@ class CoinPaprika(Upstream):
         return self._write(quote, f'"circulating_supply":{null_or(quote.circulating_supply)},')
 
     def _write(self, quote: Quote, circulating: str) -> str:
-        coin, past = quote.coin, quote.coin.past
+        coin, history = quote.coin, quote.coin.history
         changes = {
             window: self.market.change(coin, quote.moved_ms, length, 2, GO) for window, length in _WINDOWS
         }
-        changes["1y"] = numeral(past.year_change, 2, GO)
+        changes["1y"] = numeral(history.year_change, 2, GO)
         if coin.gaps:
             changes |= dict.fromkeys(("7d", "30d", "1y"), '""')
             high = '"ath_price":null,"ath_date":"","percent_from_price_ath":null'
         else:
-            top = coin.mantissa * past.ath_percent
+            top = coin.mantissa * history.ath_percent
             below = percent(quote.price[0], top * 10 ** quote.price[1] // 10 ** (coin.scale + 2), 2, GO)
             high = (
-                f'"ath_price":{numeral(top, coin.scale + 2, GO)},"ath_date":"{past.ath_date}Z",'
+                f'"ath_price":{numeral(top, coin.scale + 2, GO)},"ath_date":"{history.ath_date}Z",'
                 f'"percent_from_price_ath":{below}'
             )
         windows = ",".join(f'"percent_change_{window}":{change}' for window, change in changes.items())
-        day = numeral(past.beta % 4001 - 2000, 2, GO)
+        day = numeral(history.beta % 4001 - 2000, 2, GO)
         cap_day = self.market.change(coin, quote.moved_ms, DAY_MS, 2, GO) if coin.capped else "0"
         return (
             f'{{"id":{text(quote.id)},"name":{text(quote.name)},"symbol":{text(quote.symbol)},'
             f'"rank":{_or_empty(quote.rank)},{circulating}'
             f'"total_supply":{null_or(quote.total_supply)},"max_supply":{_or_empty(quote.max_supply)},'
-            f'"beta_value":{_or_empty(None if coin.gaps else numeral(past.beta, 6, GO))},'
-            f'"first_data_at":"{"" if coin.gaps else past.first_data_at + "Z"}",'
+            f'"beta_value":{_or_empty(None if coin.gaps else numeral(history.beta, 6, GO))},'
+            f'"first_data_at":"{"" if coin.gaps else history.first_data_at + "Z"}",'
             f'"last_updated":"{quote.last_updated}","quotes":{{"USD":{{'
             f'"price":{null_or(quote.price_usd)},"volume_24h":{quote.volume_24h_usd},'
             f'"volume_24h_change_24h":{day},"market_cap":{quote.market_cap_usd},'

@@ -1,4 +1,4 @@
-"""The coins of a simulated market: everything about them that does not change from tick to tick."""
+"""Makes the coins of a simulated market: all their properties that do not change over time."""
 
 import re
 import unicodedata
@@ -9,20 +9,20 @@ import msgspec
 from kasparro.simulator.seeded_random import seeded_random
 
 SUPPLY_SCALE = 4
-"""Supplies are whole numbers of 10**-SUPPLY_SCALE coins."""
+"""Supplies are integers in units of 10**-SUPPLY_SCALE coins."""
 
 MOST_COINS = 20_000
 _SUPPLY_UNIT: int = 10**SUPPLY_SCALE
 
 
 class CoinHistory(msgspec.Struct, frozen=True, kw_only=True):
-    """What the APIs tell of a coin besides its market, drawn alike for every coin."""
+    """What the APIs report of a coin besides its market values."""
 
     image: int
     skew: int
-    """Parts per million by which CoinPaprika's price lies off CoinGecko's."""
+    """How far CoinPaprika's price differs from CoinGecko's, in parts per million."""
     ath_percent: int
-    """All-time high in percent of the price at rest; the all-time low is that far below it."""
+    """All-time high in percent of the base price; the all-time low is as far below it."""
     ath_date: str
     atl_date: str
     first_data_at: str
@@ -33,7 +33,7 @@ class CoinHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Coin(msgspec.Struct, frozen=True, kw_only=True):
-    """One coin, with the id each API knows it by (``None``: that API does not list it)."""
+    """One coin, with its id in each API (None: that API does not list it)."""
 
     index: int
     symbol: str
@@ -41,28 +41,28 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True):
     coinpaprika_id: str | None
     coingecko_id: str | None
     mantissa: int
-    """The price at rest is ``mantissa / 10**scale`` dollars."""
+    """The base price is `mantissa / 10**scale` dollars."""
     scale: int
     priced: bool = True
     volatility: int = 100
-    """Percent of an ordinary coin's movement."""
+    """Price movement in percent of an ordinary coin's."""
     activity: float = 0.42
-    """The chance that a tick gives this coin a new price; 0 for rows long forgotten."""
+    """The chance that a tick gives this coin a new price; 0 for abandoned coins."""
     lag_ms: int = 0
-    """How much older than its tick the coin's ``last_updated`` is."""
+    """How much older than its tick the coin's `last_updated` is."""
     circulating: int | None
     total: int | None
     maximum: int | None
     capped: bool = True
-    """False: its market cap is unknown (``0``) and it has no rank."""
+    """False: its market cap is unknown (0) and it has no rank."""
     volume: int
     ranked_like_previous: bool = False
     ranks_skipped: int = 0
     roi: tuple[int, str] | None = None
     """Return on investment in hundredths, and its currency."""
     gaps: bool = False
-    """CoinPaprika has nothing for its optional values: empty strings and nulls stand there."""
-    past: CoinHistory
+    """CoinPaprika has no optional values for it: it writes empty strings and nulls."""
+    history: CoinHistory
 
 
 # name, symbol, CoinGecko id, price, circulating, total, maximum (millions of coins), day's volume (millions)
@@ -102,7 +102,7 @@ _WELL_KNOWN = (
 _CALM = frozenset({"USDT", "USDC", "DAI"})
 _RAISED_PUBLICLY = {"ETH": (4_780, "btc"), "LINK": (17_240, "usd"), "TRX": (17_640, "usd")}
 
-# Names and symbols such as the recordings hold, in the order they enter a market.
+# Names and symbols in the style of real ones, in the order in which they enter a market.
 _ODD = (
     ("柴犬币", "柴犬"),
     ("Ωmega Δao", "ΩΔ"),
@@ -127,21 +127,21 @@ _KINDS = ("Coin", "Token", "Protocol", "Finance", "Network", "DAO", "Inu", "AI",
 
 
 def make_coins(seed: int, count: int) -> tuple[Coin, ...]:
-    """``count`` coins, the same for the same seed; a larger market begins with a smaller one's coins."""
+    """Make `count` coins, the same for the same seed. A larger market begins with a smaller one."""
     if not 1 <= count <= MOST_COINS:
         raise ValueError(f"A market has 1 to {MOST_COINS} coins, not {count}.")
-    foundry = _Foundry(seed)
-    return tuple(foundry.coin(index) for index in range(count))
+    maker = _CoinMaker(seed)
+    return tuple(maker.coin(index) for index in range(count))
 
 
 def slug(text: str) -> str:
-    """Lower-case letters and digits of ``text`` with dashes between."""
+    """The lower-case letters and digits of `text`, with dashes between."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
-class _Foundry:
-    """Makes coins in order, remembering what has been given out so that ids stay unique."""
+class _CoinMaker:
+    """Makes coins in order, with unique ids."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -159,7 +159,7 @@ class _Foundry:
         listed_by = "both" if odd < 40 else rng.choices(("both", "coinpaprika", "coingecko"), (90, 5, 5))[0]
         mantissa, scale = _price(odd, rng)
         circulating, total, maximum = _supplies(odd, mantissa, scale, rng)
-        forgotten = odd == 18 or (odd >= 40 and rng.random() < 0.03)
+        abandoned = odd == 18 or (odd >= 40 and rng.random() < 0.03)
         return Coin(
             index=index,
             symbol=symbol,
@@ -174,9 +174,9 @@ class _Foundry:
             scale=scale,
             priced=odd != 20,
             volatility=rng.choice((60, 100, 140, 200)),
-            activity=0.0 if forgotten else rng.uniform(0.2, 0.68),
+            activity=0.0 if abandoned else rng.uniform(0.2, 0.68),
             lag_ms=rng.randrange(14, 90) * 86_400_000 + rng.randrange(86_400_000)
-            if forgotten
+            if abandoned
             else _lag_ms(odd, rng),
             circulating=circulating,
             total=total,
@@ -186,7 +186,7 @@ class _Foundry:
             ranked_like_previous=odd == 22 or rng.random() < 0.01,
             ranks_skipped=1 if odd == 24 or rng.random() < 0.01 else 0,
             gaps=odd in (17, 26) or rng.random() < 0.03,
-            past=_past(index, rng),
+            history=_history(index, rng),
         )
 
     def _well_known(self, index: int, rng: Random) -> Coin:
@@ -209,7 +209,7 @@ class _Foundry:
             maximum=None if maximum is None else _millions(maximum),
             volume=int(volume * 1_000_000) + rng.randrange(1_000_000),
             roi=_RAISED_PUBLICLY.get(symbol),
-            past=_past(index, rng, calm=symbol in _CALM, known=True),
+            history=_history(index, rng, calm=symbol in _CALM, known=True),
         )
 
     def _invent(self, rng: Random) -> tuple[str, str]:
@@ -236,7 +236,7 @@ def _price(odd: int, rng: Random) -> tuple[int, int]:
 
 
 def _supplies(odd: int, mantissa: int, scale: int, rng: Random) -> tuple[int | None, int | None, int | None]:
-    """Circulating, total and maximum supply that put the coin's cap where its index suggests."""
+    """Circulating, total and maximum supply. The market cap falls with the coin's index."""
     cap = int(2.4e9 * rng.uniform(0.6, 1.6) / (1 + odd / 12) ** 1.7) + 900
     circulating = max(cap * 10 ** (scale + SUPPLY_SCALE) // max(mantissa, 1), _SUPPLY_UNIT)
     if rng.random() < 0.5:
@@ -244,7 +244,7 @@ def _supplies(odd: int, mantissa: int, scale: int, rng: Random) -> tuple[int | N
     circulating = max(circulating, _SUPPLY_UNIT)
     total: int | None = circulating + circulating * rng.choice((0, 0, 5, 20, 90)) // 100
     if odd == 15 or rng.random() < 0.02:
-        total = circulating * 97 // 100  # more in circulation than there is: normal in the recordings
+        total = circulating * 97 // 100  # more in circulation than in total, as in real data
     elif odd in (17, 19) or rng.random() < 0.03:
         total = None
     maximum = None if total is None or rng.random() < 0.5 else total + total * rng.choice((0, 0, 10)) // 100
@@ -252,13 +252,13 @@ def _supplies(odd: int, mantissa: int, scale: int, rng: Random) -> tuple[int | N
 
 
 def _lag_ms(odd: int, rng: Random) -> int:
-    """Mostly seconds, for some coins hours: one response spans seven hours of ``last_updated``."""
+    """Mostly seconds, for some coins hours: one response spans seven hours of `last_updated`."""
     if odd == 19 or rng.random() < 0.12:
         return rng.randrange(600_000, 7 * 3_600_000)
     return rng.randrange(240_000)
 
 
-def _past(index: int, rng: Random, *, calm: bool = False, known: bool = False) -> CoinHistory:
+def _history(index: int, rng: Random, *, calm: bool = False, known: bool = False) -> CoinHistory:
     born = rng.randrange(2012, 2025)
     return CoinHistory(
         image=index + 1,
@@ -273,7 +273,7 @@ def _past(index: int, rng: Random, *, calm: bool = False, known: bool = False) -
 
 
 def _date(year: int, rng: Random) -> str:
-    """A moment of that year, without its fraction and zone."""
+    """A random time in that year, without fraction and zone."""
     day = f"{year}-{rng.randrange(1, 13):02d}-{rng.randrange(1, 29):02d}"
     return f"{day}T{rng.randrange(24):02d}:{rng.randrange(60):02d}:{rng.randrange(60):02d}"
 

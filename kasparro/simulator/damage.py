@@ -1,4 +1,4 @@
-"""Damages the records of an answer the way a content fault says."""
+"""Applies content faults to the records of a response."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -20,7 +20,7 @@ _LONG_NAME = b'"' + b"A" * 1_000_000 + b'"'
 
 
 def damaged(records: Sequence[bytes], faults: Sequence[Damage], now: datetime) -> list[bytes]:
-    """The records after every fault in turn."""
+    """The records after all faults, applied in order."""
     result = list(records)
     for fault in faults:
         match fault:
@@ -30,8 +30,8 @@ def damaged(records: Sequence[bytes], faults: Sequence[Damage], now: datetime) -
                 result = [_scaled(record, fault) for record in result]
             case BadRecords() if result:
                 for number, kind in enumerate(fault.records, start=1):
-                    place = number * len(result) // (len(fault.records) + 1)
-                    result.insert(place, _bad(kind, records[0], fault.api, now))
+                    index = number * len(result) // (len(fault.records) + 1)
+                    result.insert(index, _bad(kind, records[0], fault.api, now))
     return result
 
 
@@ -65,7 +65,7 @@ def _bad(kind: BadRecord, good: bytes, api: Api, now: datetime) -> bytes:
 
 
 def edited(record: bytes, path: str, value: bytes | None, *, name: str | None = None) -> bytes:
-    """A JSON object with the field at ``path`` replaced, renamed or, without a value, left out.
+    """A JSON object with the field at `path` replaced, renamed or, without a value, removed.
 
     All other values keep their text. An object without the field stays as it is.
     """
@@ -86,7 +86,7 @@ def edited(record: bytes, path: str, value: bytes | None, *, name: str | None = 
 
 
 def _fields(record: bytes) -> dict[str, msgspec.Raw]:
-    """The fields of a JSON object; none of anything else."""
+    """The fields of a JSON object; none for any other value."""
     if not record.startswith(b"{"):
         return {}
     return msgspec.json.decode(record, type=dict[str, msgspec.Raw])
@@ -106,7 +106,7 @@ def _drifted(record: bytes, fault: SchemaDrift) -> bytes:
         case "rename":
             return edited(record, fault.field, value, name=fault.to)
         case "copy":
-            # The copy stands right behind, as part of the value's text.
+            # The copy follows directly, as part of the value's text.
             return edited(record, fault.field, value + b"," + msgspec.json.encode(fault.to) + b":" + value)
 
 
@@ -120,7 +120,7 @@ def _scaled(record: bytes, fault: ScaledPrices) -> bytes:
 
 
 def _value(record: bytes, path: str) -> bytes | None:
-    """The text of the value at ``path``."""
+    """The text of the value at `path`; None if there is none."""
     value = record
     for step in path.split("."):
         raw = _fields(value).get(step)
@@ -131,7 +131,7 @@ def _value(record: bytes, path: str) -> bytes | None:
 
 
 def _retyped(value: bytes) -> bytes:
-    """Numbers become strings; anything else comes wrapped in an object."""
+    """Numbers become strings; other values are wrapped in an object."""
     if value[:1] in b"-0123456789":
         return b'"' + value + b'"'
     return b'{"value":' + value + b"}"

@@ -1,4 +1,4 @@
-"""Brings an answer to the caller, whole or the way a delivery fault says."""
+"""Sends a response to the client, complete or damaged by a delivery fault."""
 
 import socket
 import struct
@@ -24,8 +24,8 @@ _DRIPS_PER_SECOND = 20
 _PAGE = b"<!DOCTYPE html><html><head><title>%b</title></head><body><h1>%b</h1></body></html>\n"
 
 
-class Line:
-    """One request's way back to its caller."""
+class ResponseWriter:
+    """Writes the response to one request."""
 
     def __init__(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         self._call = call
@@ -33,15 +33,15 @@ class Line:
         self._send = send
         self._transport: asyncio.Transport = scope["state"]["transport"]
 
-    async def answer(self, answer: Answer) -> bool:
-        """Send all of it; whether the caller was there to the end."""
+    async def send(self, answer: Answer) -> bool:
+        """Send it all; False if the client disconnected before the end."""
         bodiless = answer.status in (204, 304)
         await self.start(answer, length=None if bodiless else len(answer.body))
         await self.write(b"" if bodiless else answer.body, more=False)
         return not self._transport.is_closing()
 
     async def start(self, answer: Answer, *, length: int | None) -> None:
-        """Send status and headers; without a length the body goes out in chunks."""
+        """Send status and headers; without a length the body is chunked."""
         headers = [
             ("date", format_datetime(datetime.now(UTC), usegmt=True)),
             ("content-type", answer.content_type),
@@ -60,35 +60,35 @@ class Line:
     async def write(self, body: bytes, *, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def gone(self) -> None:
-        """Wait until the caller has hung up, or the simulator has."""
+    async def wait_for_disconnect(self) -> None:
+        """Wait until the client or the simulator closes the connection."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def cut(self) -> None:
-        """Close the connection once what was written is out."""
+    async def close(self) -> None:
+        """Close the connection after everything written was sent."""
         self._transport.close()
-        await self.gone()
+        await self.wait_for_disconnect()
 
     async def reset(self) -> None:
         """Close the connection with a TCP reset."""
         connection = self._transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
-        await self.gone()
+        await self.wait_for_disconnect()
 
     async def drip(self, answer: Answer, bytes_per_second: int) -> bool:
-        """Send it piece by piece; whether the caller waited for the last one."""
+        """Send it in small pieces; False if the client disconnected before the end."""
         await self.start(answer, length=len(answer.body))
         step = -(-bytes_per_second // _DRIPS_PER_SECOND)
-        for place in range(0, len(answer.body), step):
-            if place:
+        for start in range(0, len(answer.body), step):
+            if start:
                 with suppress(TimeoutError):
                     async with timeout(step / bytes_per_second):
-                        await self.gone()
+                        await self.wait_for_disconnect()
                         return False
-            await self.write(answer.body[place : place + step], more=True)
-        # Who has the last piece may hang up at once.
+            await self.write(answer.body[start : start + step], more=True)
+        # A client may disconnect as soon as it has the last piece.
         await self.write(b"", more=False)
         return True
 
@@ -101,42 +101,42 @@ class Line:
         await self.write(b"]", more=False)
 
 
-async def deliver(line: Line, fault: Delivery, answer: Answer, upstream: Upstream) -> bool:
-    """Answer the call as the fault wants, from the answer it would have had; whether that went out whole."""
+async def deliver(writer: ResponseWriter, fault: Delivery, answer: Answer, upstream: Upstream) -> bool:
+    """Respond as the fault demands; `answer` is the undisturbed response. True if all of it was sent."""
     match fault:
         case faults.Status():
-            await line.answer(_refusal(fault, upstream))
+            await writer.send(_status(fault, upstream))
         case faults.Html():
-            await line.answer(Answer(200, _page("Just a moment..."), HTML))
+            await writer.send(Answer(200, _page("Just a moment..."), HTML))
         case faults.Truncated():
-            await line.start(answer, length=len(answer.body))
-            await line.write(answer.body[: int(len(answer.body) * fault.keep)], more=True)
-            await line.cut()
+            await writer.start(answer, length=len(answer.body))
+            await writer.write(answer.body[: int(len(answer.body) * fault.fraction)], more=True)
+            await writer.close()
         case faults.Slow():
-            return await line.drip(answer, fault.bytes_per_second)
+            return await writer.drip(answer, fault.bytes_per_second)
         case faults.Hang():
-            await line.gone()
+            await writer.wait_for_disconnect()
         case faults.Reset():
-            await line.reset()
+            await writer.reset()
         case faults.Empty():
-            await line.answer(Answer(200, b""))
+            await writer.send(Answer(200, b""))
         case faults.NotAnArray():
-            await line.answer(Answer(200, b'{"data":[]}'))
+            await writer.send(Answer(200, b'{"data":[]}'))
         case faults.ContentType():
-            return await line.answer(msgspec.structs.replace(answer, content_type=fault.value))
+            return await writer.send(msgspec.structs.replace(answer, content_type=fault.value))
         case faults.GzipGarbage():
             garbage = b"\x1f\x8b\x08" + b"not what a gzip member holds" * 8
-            await line.answer(Answer(200, garbage, JSON, (("content-encoding", "gzip"),)))
+            await writer.send(Answer(200, garbage, JSON, (("content-encoding", "gzip"),)))
         case faults.Huge():
-            await line.flood(fault.megabytes)
+            await writer.flood(fault.megabytes)
         case faults.Redirect():
-            await line.answer(Answer(fault.code, b"", PLAIN, (("location", fault.location),)))
+            await writer.send(Answer(fault.code, b"", PLAIN, (("location", fault.location),)))
         case _:
             assert_never(fault)
     return False
 
 
-def _refusal(fault: faults.Status, upstream: Upstream) -> Answer:
+def _status(fault: faults.Status, upstream: Upstream) -> Answer:
     headers: tuple[tuple[str, str], ...] = ()
     if fault.retry_after is not None:
         when = datetime.now(UTC) + timedelta(seconds=fault.retry_after)

@@ -1,17 +1,17 @@
-"""Takes one API's calls: logs, counts, and answers them, with whatever faults are on."""
+"""Handles the calls of one API: logs, counts and answers them, with the active faults."""
 
 import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from kasparro.simulator.answers import Answers, Given
 from kasparro.simulator.calls import HEADERS_OF_INTEREST, Call, Calls
 from kasparro.simulator.clock import Clock
 from kasparro.simulator.damage import damaged
-from kasparro.simulator.delivery import Line, deliver
-from kasparro.simulator.faults import Faults, Strike
+from kasparro.simulator.delivery import ResponseWriter, deliver
+from kasparro.simulator.faults import CallFaults, Faults
 from kasparro.simulator.payloads import Payloads
 from kasparro.simulator.quota import Excess, Quota
+from kasparro.simulator.served import ServedResponse, ServedResponses
 from kasparro.simulator.upstream import JSON, Answer, Selection, Upstream, array_of
 
 
@@ -23,36 +23,36 @@ class Endpoint:
         upstream: Upstream,
         *,
         clock: Clock,
-        meter: Quota,
+        quota: Quota,
         faults: Faults,
         payloads: Payloads,
         calls: Calls,
-        answers: Answers,
+        served: ServedResponses,
     ) -> None:
         self._upstream = upstream
         self._clock = clock
-        self._meter = meter
+        self._quota = quota
         self._faults = faults
         self._payloads = payloads
         self._calls = calls
-        self._answers = answers
+        self._served = served
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
         call = self._log(request)
         number = len(self._calls)
-        excess = self._meter.count()
+        excess = self._quota.count()
         page = _page(call)
-        strike = self._faults.strike(self._upstream.name, page)
-        answer = self._answer(request, call, excess, strike, page)
-        line = Line(call, scope, receive, send)
-        if strike.delivery is not None:
-            call.fault = str(type(strike.delivery).__struct_config__.tag)
-            told = await deliver(line, strike.delivery, answer, self._upstream)
+        faults = self._faults.for_call(self._upstream.name, page)
+        answer = self._answer(request, call, excess, faults, page)
+        writer = ResponseWriter(call, scope, receive, send)
+        if faults.delivery is not None:
+            call.fault = str(type(faults.delivery).__struct_config__.tag)
+            complete = await deliver(writer, faults.delivery, answer, self._upstream)
         else:
-            told = await line.answer(_unless_known(answer, request))
-        if told and answer.status == 200 and page is not None:
-            self._answers.add(Given(number=number, api=call.api, page=page, body=answer.body))
+            complete = await writer.send(_if_modified(answer, request))
+        if complete and answer.status == 200 and page is not None:
+            self._served.add(ServedResponse(number=number, api=call.api, page=page, body=answer.body))
 
     def _log(self, request: Request) -> Call:
         call = Call(
@@ -68,9 +68,9 @@ class Endpoint:
         return call
 
     def _answer(
-        self, request: Request, call: Call, excess: Excess | None, strike: Strike, page: int | None
+        self, request: Request, call: Call, excess: Excess | None, faults: CallFaults, page: int | None
     ) -> Answer:
-        """The answer that the call gets if nothing happens to it on the way."""
+        """The response before a delivery fault changes it."""
         upstream = self._upstream
         if excess == "month":
             return upstream.exhausted()
@@ -83,29 +83,29 @@ class Endpoint:
             return selection
         body = None if page is None else self._payloads.get(upstream.name, page)
         if body is None:
-            body = self._body(selection, strike)
+            body = self._body(selection, faults)
         return Answer(200, body, JSON, upstream.headers(body))
 
-    def _body(self, selection: Selection, strike: Strike) -> bytes:
-        if strike.shift:
-            start = max(0, selection.start - strike.shift)
+    def _body(self, selection: Selection, faults: CallFaults) -> bytes:
+        if faults.shift:
+            start = max(0, selection.start - faults.shift)
             selection = msgspec.structs.replace(selection, start=start)
-        if strike.cut is not None:
-            count = max(0, min(selection.count, strike.cut - selection.start))
+        if faults.list_length is not None:
+            count = max(0, min(selection.count, faults.list_length - selection.start))
             selection = msgspec.structs.replace(selection, count=count)
-        if not strike.content:
+        if not faults.content:
             return self._upstream.body(selection)
-        return array_of(damaged(self._upstream.records(selection), strike.content, self._clock.now()))
+        return array_of(damaged(self._upstream.records(selection), faults.content, self._clock.now()))
 
 
 def _page(call: Call) -> int | None:
-    """The page asked for; ``None`` if that is not a number."""
+    """The requested page; None if it is not a number."""
     page = call.query.get("page", "1")
     return int(page) if page.isascii() and page.isdigit() and len(page) < 10 else None
 
 
-def _unless_known(answer: Answer, request: Request) -> Answer:
-    """A 304 in place of a body that the caller says it has."""
+def _if_modified(answer: Answer, request: Request) -> Answer:
+    """The response, or a 304 if the client has the body already."""
     etag = dict(answer.headers).get("etag")
     if etag is None or request.headers.get("if-none-match") != etag:
         return answer

@@ -1,4 +1,4 @@
-"""The ways an upstream can go wrong, as data, and which of them are switched on."""
+"""The faults of an upstream, as data, and which of them are active."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -14,39 +14,39 @@ _Positive: TypeAlias = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
-    """What every fault says: whose calls it strikes, how often, and on which page."""
+    """What all faults have in common: the API, the page and the number of calls that they affect."""
 
     api: Api
     times: _Positive | None = None
-    """How many calls it strikes; ``None``: until it is removed."""
+    """How many calls it affects; None: all until it is removed."""
     page: _Positive | None = None
-    """The only page it strikes; CoinPaprika's calls are page 1."""
+    """The only page that it affects; CoinPaprika's calls are page 1."""
     probability: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """The chance to strike a call, drawn from the simulator's seed."""
+    """The chance to affect a call, drawn from the simulator's seed."""
 
 
 class Status(Fault, frozen=True, tag="status"):
-    """An answer with this status."""
+    """A response with this status."""
 
     code: Annotated[int, msgspec.Meta(ge=200, le=599)]
     retry_after: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    """Seconds for a ``Retry-After`` header."""
+    """Seconds for a `Retry-After` header."""
     retry_after_as: Literal["seconds", "date"] = "seconds"
     body: Literal["json", "plain", "html", "cdn-1020"] = "json"
 
 
 class Html(Fault, frozen=True, tag="html"):
-    """A web page with status 200 in place of data."""
+    """A web page with status 200 instead of data."""
 
 
 class Truncated(Fault, frozen=True, tag="truncated"):
-    """The first part of the answer under the whole one's ``Content-Length``, then the line is cut."""
+    """The first part of the response, with the `Content-Length` of all of it; then the connection closes."""
 
-    keep: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
+    fraction: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
 
 
 class Slow(Fault, frozen=True, tag="slow"):
-    """The answer, dripping."""
+    """The response in small pieces."""
 
     bytes_per_second: _Positive = 1_000
 
@@ -56,7 +56,7 @@ class Hang(Fault, frozen=True, tag="hang"):
 
 
 class Reset(Fault, frozen=True, tag="reset"):
-    """The connection is reset in place of an answer."""
+    """The connection is reset without a response."""
 
 
 class Empty(Fault, frozen=True, tag="empty"):
@@ -64,27 +64,27 @@ class Empty(Fault, frozen=True, tag="empty"):
 
 
 class NotAnArray(Fault, frozen=True, tag="not-an-array"):
-    """A JSON object where an array is due."""
+    """A JSON object instead of an array."""
 
 
 class ContentType(Fault, frozen=True, tag="content-type"):
-    """The right body under another content type."""
+    """The right body with another content type."""
 
     value: str = "text/html; charset=UTF-8"
 
 
 class GzipGarbage(Fault, frozen=True, tag="gzip-garbage"):
-    """Bytes declared as gzip that are not."""
+    """Bytes that are declared as gzip but are not."""
 
 
 class Huge(Fault, frozen=True, tag="huge"):
-    """A chunked body of so many megabytes: blanks within an array."""
+    """A chunked body of this size: spaces within an array."""
 
     megabytes: _Positive = 100
 
 
 class Redirect(Fault, frozen=True, tag="redirect"):
-    """A redirect, to another host for instance."""
+    """A redirect, for instance to another host."""
 
     location: str
     code: Literal[301, 302, 303, 307, 308] = 302
@@ -107,42 +107,42 @@ BadRecord: TypeAlias = Literal[
 
 
 class BadRecords(Fault, frozen=True, tag="bad-records"):
-    """Records of these kinds among the good ones, which stay as they are.
+    """Records of these kinds among the good ones, which do not change.
 
-    Each is made from the answer's first record under an id of its own, ``bad-<kind>``; ``duplicate`` is that
-    record again. ``nan`` and ``lone-surrogate`` are not JSON: strict readers lose the whole answer by them.
+    Each is made from the first record of the response, with the id `bad-<kind>`; `duplicate` repeats that
+    record. `nan` and `lone-surrogate` are not JSON: a strict reader cannot read the response at all.
     """
 
     records: Annotated[list[BadRecord], msgspec.Meta(min_length=1)]
 
 
 class SchemaDrift(Fault, frozen=True, tag="schema-drift"):
-    """A field of every record is renamed, dropped, null, of another type or there twice; dots lead into
-    objects."""
+    """A field of every record is renamed, dropped, null, of another type, or there twice. Dots in `field`
+    lead into objects."""
 
     field: Annotated[str, msgspec.Meta(min_length=1)]
     change: Literal["rename", "drop", "null", "retype", "copy"]
     to: str = "renamed"
-    """The new name under ``rename``, the copy's under ``copy``."""
+    """The new name for `rename`, or the name of the copy for `copy`."""
 
 
 class ScaledPrices(Fault, frozen=True, tag="scaled-prices"):
-    """Prices, caps and volumes are this many times what they are, as in another currency, exactly."""
+    """Prices, caps and volumes are multiplied by this factor, exactly, as in another currency."""
 
     factor: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")] = "0.92"
 
 
-class ListCut(Fault, frozen=True, tag="list-cut"):
-    """The list ends after so many coins; pages beyond are empty."""
+class ShortList(Fault, frozen=True, tag="short-list"):
+    """The list ends after this number of coins; later pages are empty."""
 
-    keep: Annotated[int, msgspec.Meta(ge=0)]
+    coins: Annotated[int, msgspec.Meta(ge=0)]
 
 
 class PageShift(Fault, frozen=True, tag="page-shift"):
-    """Pages slide between calls, as when the market moves during a walk.
+    """Pages shift between calls, as when the market moves during a crawl.
 
-    The first call is true; each later one begins ``by`` coins earlier than the one before it would have, so
-    that coins repeat; with a negative ``by`` coins go missing.
+    The first call is unchanged. Call n begins `by * (n - 1)` coins earlier, so that coins repeat. With a
+    negative `by`, coins are missed.
     """
 
     by: int = 1
@@ -151,8 +151,8 @@ class PageShift(Fault, frozen=True, tag="page-shift"):
 Damage: TypeAlias = BadRecords | SchemaDrift | ScaledPrices
 """Faults of the records themselves, applied in the order they were added."""
 
-Content: TypeAlias = Damage | PageShift | ListCut
-"""Faults of what is said; all that are on apply to a call."""
+Content: TypeAlias = Damage | PageShift | ShortList
+"""Faults of the content. All active ones apply to a call."""
 
 Delivery: TypeAlias = (
     Status
@@ -168,84 +168,84 @@ Delivery: TypeAlias = (
     | Huge
     | Redirect
 )
-"""Faults of how it is said; the first that is on applies to a call."""
+"""Faults of the delivery. The first active one applies to a call."""
 
 AnyFault: TypeAlias = Content | Delivery
 
 
-class Armed(msgspec.Struct, kw_only=True):
-    """A fault that is switched on, and how often it has struck."""
+class ActiveFault(msgspec.Struct, kw_only=True):
+    """An active fault, and how many calls it has affected."""
 
     id: int
     fault: AnyFault
-    struck: int = 0
+    hits: int = 0
 
 
-class Strike(msgspec.Struct, frozen=True):
-    """The faults that one call meets."""
+class CallFaults(msgspec.Struct, frozen=True):
+    """The faults that affect one call."""
 
     content: tuple[Damage, ...] = ()
     shift: int = 0
-    cut: int | None = None
+    list_length: int | None = None
     delivery: Delivery | None = None
 
 
 class Faults:
-    """The faults that are switched on, in the order they were added."""
+    """The active faults, in the order in which they were added."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._armed: dict[int, Armed] = {}
+        self._active: dict[int, ActiveFault] = {}
         self._chances: dict[int, Random] = {}
         self._last_id = 0
 
-    def add(self, fault: AnyFault) -> Armed:
+    def add(self, fault: AnyFault) -> ActiveFault:
         self._last_id += 1
-        armed = self._armed[self._last_id] = Armed(id=self._last_id, fault=fault)
-        self._chances[armed.id] = seeded_random(self._seed, "fault", armed.id)
-        return armed
+        active = self._active[self._last_id] = ActiveFault(id=self._last_id, fault=fault)
+        self._chances[active.id] = seeded_random(self._seed, "fault", active.id)
+        return active
 
     def remove(self, fault_id: int) -> bool:
-        return self._armed.pop(fault_id, None) is not None
+        return self._active.pop(fault_id, None) is not None
 
     def clear(self) -> None:
-        """Switch everything off; the next fault is number 1 again, so that its chances repeat too."""
-        self._armed.clear()
+        """Remove all faults. The next one gets the id 1 again, so that its chances repeat."""
+        self._active.clear()
         self._chances.clear()
         self._last_id = 0
 
-    def armed(self) -> list[Armed]:
-        return list(self._armed.values())
+    def active(self) -> list[ActiveFault]:
+        return list(self._active.values())
 
-    def strike(self, api: Api, page: int | None) -> Strike:
-        """What the next call of this page meets; counts against ``times``."""
+    def for_call(self, api: Api, page: int | None) -> CallFaults:
+        """The faults of the next call of this page. They count as one of their `times`."""
         content: list[Damage] = []
         shift = 0
-        cut: int | None = None
+        list_length: int | None = None
         delivery: Delivery | None = None
-        for armed in self.armed():
-            fault = armed.fault
+        for active in self.active():
+            fault = active.fault
             if fault.api != api or fault.page not in (None, page):
                 continue
             if delivery is not None and isinstance(fault, Delivery):
                 continue
-            if fault.probability < 1 and self._chances[armed.id].random() >= fault.probability:
+            if fault.probability < 1 and self._chances[active.id].random() >= fault.probability:
                 continue
             if isinstance(fault, PageShift):
-                shift += fault.by * armed.struck
-            elif isinstance(fault, ListCut):
-                cut = fault.keep if cut is None else min(cut, fault.keep)
+                shift += fault.by * active.hits
+            elif isinstance(fault, ShortList):
+                list_length = fault.coins if list_length is None else min(list_length, fault.coins)
             elif isinstance(fault, Damage):
                 content.append(fault)
             else:
                 delivery = fault
-            armed.struck += 1
-            if armed.struck == fault.times:
-                self.remove(armed.id)
-        return Strike(tuple(content), shift, cut, delivery)
+            active.hits += 1
+            if active.hits == fault.times:
+                self.remove(active.id)
+        return CallFaults(tuple(content), shift, list_length, delivery)
 
 
 def parse_faults(body: bytes) -> list[AnyFault]:
-    """One fault or a list of them, from JSON; ``msgspec.ValidationError`` says what is wrong."""
+    """One fault or a list of faults from JSON. Raises msgspec.ValidationError."""
     parsed: Any = msgspec.json.decode(body)
     return msgspec.convert(parsed if isinstance(parsed, list) else [parsed], list[AnyFault])

@@ -1,4 +1,4 @@
-"""The simulated market: what each API would truthfully report of each coin at the current tick."""
+"""The simulated market: what each API reports of each coin at the current tick."""
 
 from array import array
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from kasparro.simulator.seeded_random import seeded_random
 
 Api: TypeAlias = Literal["coinpaprika", "coingecko"]
 Decimal: TypeAlias = tuple[int, int]
-"""A mantissa and its scale: ``mantissa / 10**scale``."""
+"""A mantissa and its scale: `mantissa / 10**scale`."""
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
 DAY_MS = 24 * HOUR_MS
 
 _NOTATION: dict[Api, Notation] = {"coinpaprika": GO, "coingecko": RUBY}
-_MEMORY = 256  # ticks looked back for a coin's last move; the chance of a longer rest is below 1e-24
+_MEMORY = 256  # ticks searched for a coin's last move; the chance of a longer pause is below 1e-24
 _FLICKER = 0.999  # a draw above it hides the coin from CoinPaprika for that tick
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """One coin as one API reports it. Figures are JSON number texts, exactly as served at full precision.
+    """One coin as one API reports it. Values are JSON number texts, as served at full precision.
 
-    ``None`` stands where the API writes null or an empty string, or leaves the field out. A zero is the
-    API's zero, whatever it means by it.
+    None: the API writes null or an empty string, or omits the field. A zero is the API's zero, whether it
+    means zero or unknown.
     """
 
     coin: Coin
@@ -50,17 +50,17 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     last_updated: str
     price: Decimal
     moved_ms: int
-    """When the price was made, in milliseconds since the market's base."""
+    """When the price changed last, in milliseconds since the market's base."""
 
 
 class Market:
-    """The coins and their state at the clock's tick, worked out when asked for."""
+    """The coins and their state at the clock's tick, computed on demand."""
 
     def __init__(self, clock: Clock, *, seed: int, coins: int) -> None:
         self.clock = clock
         self.seed = seed
         self.coins = make_coins(seed, coins)
-        self._tides = PriceModel(seed, coins)
+        self._price_model = PriceModel(seed, coins)
         self._tick: int | None = None
         self._moved = array("q", [0]) * coins  # the tick of each coin's last move
         self._prices: list[int] = [0] * coins
@@ -78,21 +78,21 @@ class Market:
                 self._move(coin.index, 0)
 
     def listing(self, api: Api) -> Sequence[Quote]:
-        """Everything the API knows at this tick, by market cap; the truth behind what it serves."""
+        """All coins that the API lists at this tick, by market cap, without any fault."""
         return self.window(api, 0, len(self.coins))
 
     def window(self, api: Api, start: int, count: int) -> Sequence[Quote]:
-        """A part of ``listing``. An unchanged coin is the same object as at an earlier tick."""
-        self._settle()
+        """A part of `listing`. An unchanged coin is the same object as at an earlier tick."""
+        self._update()
         return [self._quote(api, index, rank) for index, rank in self._order(api)[start : start + count]]
 
     def change(self, coin: Coin, moved_ms: int, ago_ms: int, decimals: int, notation: Notation) -> str:
-        """Percent by which the coin's price had changed at ``moved_ms`` over the ``ago_ms`` before."""
+        """The change of the coin's price in percent over the `ago_ms` before `moved_ms`."""
         now, then = self._factor(coin, moved_ms), self._factor(coin, moved_ms - ago_ms)
         return percent(now, then, decimals, notation)
 
     def price_before(self, quote: Quote, ago_ms: int) -> Decimal:
-        """The coin's price ``ago_ms`` before its last move."""
+        """The coin's price `ago_ms` before its last move."""
         now, then = (
             self._factor(quote.coin, quote.moved_ms),
             self._factor(quote.coin, quote.moved_ms - ago_ms),
@@ -101,11 +101,11 @@ class Market:
         return mantissa * then // now, scale
 
     def _factor(self, coin: Coin, elapsed_ms: int) -> int:
-        """Millionths of its price at rest that the coin costs at that moment."""
-        return MILLION + self._tides.at(elapsed_ms).level(coin.index, coin.volatility)
+        """The coin's price at that time, in millionths of its base price."""
+        return MILLION + self._price_model.at(elapsed_ms).level(coin.index, coin.volatility)
 
-    def _settle(self) -> None:
-        """Bring prices, caps and ranks to the clock's tick."""
+    def _update(self) -> None:
+        """Update prices, caps and ranks to the clock's tick."""
         tick = self.clock.tick
         if tick == self._tick:
             return
@@ -140,7 +140,7 @@ class Market:
             self._caps[index] = 0
 
     def _order(self, api: Api) -> list[tuple[int, int | None]]:
-        """Indexes and ranks of the coins that the API lists, by market cap; unknown caps stand last."""
+        """Indexes and ranks of the coins that the API lists, by market cap; unknown caps come last."""
         order = self._ranked.get(api)
         if order is None:
             hidden = self._hidden if api == "coinpaprika" else frozenset()
@@ -172,7 +172,7 @@ class Market:
     def _coingecko(self, coin: Coin, rank: int | None, moved_ms: int) -> Quote:
         price = (self._prices[coin.index], coin.scale)
         cap = self._caps[coin.index]
-        tide = self._tides.at(moved_ms)
+        path = self._price_model.at(moved_ms)
         return Quote(
             coin=coin,
             id=self._ids["coingecko"][coin.index],
@@ -181,7 +181,7 @@ class Market:
             rank=rank,
             price_usd=numeral(*price, RUBY) if coin.priced else None,
             market_cap_usd=str(cap) if cap else "0.0",
-            volume_24h_usd=str(_volume(coin, tide)),
+            volume_24h_usd=str(_volume(coin, path)),
             circulating_supply=None if coin.circulating is None else _ruby_supply(coin.circulating),
             total_supply=None if coin.total is None else _ruby_supply(coin.total),
             max_supply=None if coin.maximum is None else _ruby_supply(coin.maximum),
@@ -195,9 +195,9 @@ class Market:
 
     def _coinpaprika(self, coin: Coin, rank: int | None, moved_ms: int) -> Quote:
         price = _skewed(self._prices[coin.index], coin)
-        tide = self._tides.at(moved_ms)
+        path = self._price_model.at(moved_ms)
         unit: int = 10**SUPPLY_SCALE
-        volume = _volume(coin, tide) * 100 + coin.index % 100
+        volume = _volume(coin, path) * 100 + coin.index % 100
         return Quote(
             coin=coin,
             id=self._ids["coinpaprika"][coin.index],
@@ -205,7 +205,7 @@ class Market:
             name=coin.name,
             rank=rank,
             price_usd=numeral(*price, GO) if coin.priced else None,
-            market_cap_usd=str(self._caps[coin.index] * (MILLION + coin.past.skew) // MILLION),
+            market_cap_usd=str(self._caps[coin.index] * (MILLION + coin.history.skew) // MILLION),
             volume_24h_usd=numeral(volume, 2, GO),
             circulating_supply=str((coin.circulating or 0) // unit),
             total_supply=str((coin.total or 0) // unit),
@@ -224,27 +224,27 @@ class Market:
 
 
 def percent(now: int, then: int, decimals: int, notation: Notation) -> str:
-    """The change from ``then`` to ``now`` in percent, cut to so many decimals."""
+    """The change from `then` to `now` in percent, truncated to this number of decimals."""
     return numeral((now - then) * 10 ** (decimals + 2) // max(then, 1), decimals, notation)
 
 
 def stamp(moment: datetime, precision: Literal["seconds", "milliseconds"]) -> str:
-    """RFC 3339 in UTC with a ``Z``, as both APIs write it."""
+    """RFC 3339 in UTC with a Z, as both APIs write it."""
     return moment.isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def _skewed(price: int, coin: Coin) -> Decimal:
-    """CoinPaprika's price: a little off CoinGecko's, eight decimals or six significant digits."""
-    mantissa, scale = price * (MILLION + coin.past.skew), coin.scale + 6
+    """CoinPaprika's price: slightly different, with eight decimals or six significant digits."""
+    mantissa, scale = price * (MILLION + coin.history.skew), coin.scale + 6
     decimals = max(8, shortened(mantissa, scale, 6)[1])
     return (mantissa // 10 ** (scale - decimals), decimals) if scale > decimals else (mantissa, scale)
 
 
 def _ruby_supply(units: int) -> str:
-    """CoinGecko's supplies are floats: whole ones end in ``.0``."""
+    """CoinGecko's supplies are floats: integers end in .0."""
     written = numeral(units, SUPPLY_SCALE, RUBY)
     return written if "." in written or "e" in written else f"{written}.0"
 
 
-def _volume(coin: Coin, tide: PricePath) -> int:
-    return coin.volume * (MILLION + 6 * tide.level(coin.index, 100)) // MILLION
+def _volume(coin: Coin, path: PricePath) -> int:
+    return coin.volume * (MILLION + 6 * path.level(coin.index, 100)) // MILLION

@@ -1,13 +1,13 @@
-"""Exact decimals as the two upstreams spell them, so that no figure passes through a float."""
+"""Writes exact decimals as the two upstreams do, without floats."""
 
 from typing import NamedTuple
 
 
 class Notation(NamedTuple):
-    """How a JSON writer spells small numbers.
+    """How a JSON writer writes small numbers.
 
-    ``zeros`` is how many zeros may follow the point before it turns to an exponent, ``width`` the least
-    digits of that exponent.
+    `zeros` is how many zeros may follow the point before it uses an exponent. `width` is the smallest number
+    of digits of that exponent.
     """
 
     zeros: int
@@ -22,7 +22,7 @@ GO = Notation(zeros=6, width=1)
 
 
 def numeral(mantissa: int, scale: int, notation: Notation) -> str:
-    """The JSON text of ``mantissa / 10**scale``, shortest form, every digit kept."""
+    """The shortest JSON text of `mantissa / 10**scale` with all digits."""
     if mantissa == 0:
         return "0"
     sign = "-" if mantissa < 0 else ""
@@ -41,7 +41,7 @@ def numeral(mantissa: int, scale: int, notation: Notation) -> str:
 
 
 def shortened(mantissa: int, scale: int, significant: int) -> tuple[int, int]:
-    """The same number cut to so many significant digits, its whole part always kept."""
+    """The number truncated to this many significant digits, but never in its integer part."""
     surplus = min(len(str(abs(mantissa))) - significant, scale)
     if surplus <= 0:
         return mantissa, scale

@@ -1,4 +1,4 @@
-"""Fixed bytes that stand in for what the market would answer."""
+"""Fixed response bodies that replace those of the market."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ from kasparro.simulator.market import Api
 
 
 class Payloads:
-    """Given bodies by API and page."""
+    """ServedResponse bodies by API and page."""
 
     def __init__(self) -> None:
         self._pages: dict[Api, dict[int, bytes]] = {}
         self._complete: set[Api] = set()
 
     def put(self, api: Api, page: int, body: bytes) -> None:
-        """Serve these bytes as that page; the other pages stay what they were."""
+        """Serve these bytes as that page; other pages do not change."""
         self._pages.setdefault(api, {})[page] = body
 
     def replay(self, api: Api, bodies: Sequence[bytes]) -> None:
-        """Serve these bytes as the API's pages, and nothing after them."""
+        """Serve these bodies as the API's pages, and empty pages after them."""
         self._pages[api] = dict(enumerate(bodies, start=1))
         self._complete.add(api)
 

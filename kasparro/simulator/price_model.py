@@ -1,4 +1,4 @@
-"""How prices move: a pure function of seed, coin and time, so that any moment can be asked for directly."""
+"""Computes price movements: a pure function of seed, coin and time, so any moment is available directly."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from kasparro.simulator.seeded_random import seeded_random
 
 MILLION = 1_000_000
 
-# Waves that prices ride on, as (length in ms, height in millionths).
+# The waves that a price is the sum of: (length in ms, height in millionths).
 _WAVES = ((600_000, 1_500), (4 * 3_600_000, 6_000), (2 * 86_400_000, 25_000), (20 * 86_400_000, 60_000))
 
 
 class PricePath:
-    """Every coin's level at one moment: millionths off its price at rest."""
+    """The level of every coin at one moment: its difference from the base price in millionths."""
 
     def __init__(self, parts: list[tuple[Sequence[int], Sequence[int], int, int]], salt: int) -> None:
         self._parts = parts
@@ -21,14 +21,14 @@ class PricePath:
 
     def level(self, index: int, volatility: int) -> int:
         total = (((index + 1) * 0x9E3779B1 ^ self._salt) * 0x85EBCA6B >> 13 & 0x3FF) - 0x200  # jitter
-        for here, there, passed, length in self._parts:
-            left = here[index]
-            total += left + (there[index] - left) * passed // length
+        for before, after, offset, length in self._parts:
+            start = before[index]
+            total += start + (after[index] - start) * offset // length
         return total * volatility // 100
 
 
 class PriceModel:
-    """The levels of ``count`` coins at any moment, for one seed."""
+    """The levels of `count` coins at any moment, for one seed."""
 
     def __init__(self, seed: int, count: int) -> None:
         self._seed = seed
@@ -39,8 +39,8 @@ class PriceModel:
     def _at(self, elapsed_ms: int) -> PricePath:
         parts = []
         for wave, (length, _) in enumerate(_WAVES):
-            crest, passed = divmod(elapsed_ms, length)
-            parts.append((self._drawn(wave, crest), self._drawn(wave, crest + 1), passed, length))
+            crest, offset = divmod(elapsed_ms, length)
+            parts.append((self._drawn(wave, crest), self._drawn(wave, crest + 1), offset, length))
         return PricePath(parts, seeded_random(self._seed, "jitter", elapsed_ms).getrandbits(32))
 
     def _draw(self, wave: int, crest: int) -> Sequence[int]:

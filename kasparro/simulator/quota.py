@@ -1,4 +1,4 @@
-"""Counts an API's calls against its plan; failed and refused calls count too, as they do upstream."""
+"""Counts an API's calls against its plan. Failed and rejected calls count too, as in the real APIs."""
 
 from datetime import timedelta
 from typing import Literal, TypeAlias
@@ -7,7 +7,7 @@ from kasparro.simulator.clock import Clock
 from kasparro.simulator.upstream import Account
 
 Excess: TypeAlias = Literal["month"] | int
-"""What a call is over: the month's calls, or a rate (then how many seconds to wait)."""
+"""The limit that a call exceeds: the month's calls, or a rate (then the seconds to wait)."""
 
 
 class Quota:
@@ -25,17 +25,17 @@ class Quota:
         self._month_calls = 0
 
     def count(self) -> Excess | None:
-        """Count one call and say what it is over, if anything."""
+        """Count a call; gives the limit that it exceeds, if any."""
         now = self._clock.now()
         if (now.year, now.month) != self._month:
             self._month, self._month_calls = (now.year, now.month), 0
         self._month_calls += 1
         wait = 0
-        for place, (length, limit) in enumerate(self._rates):
-            started, calls = self._windows[place]
+        for index, (length, limit) in enumerate(self._rates):
+            started, calls = self._windows[index]
             if now - started >= length:
                 started, calls = now, 0
-            self._windows[place] = (started, calls + 1)
+            self._windows[index] = (started, calls + 1)
             if calls >= limit:
                 left = started + length - now
                 wait = max(wait, -(-left // timedelta(seconds=1)))

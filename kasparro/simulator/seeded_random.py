@@ -1,4 +1,4 @@
-"""Randomness that repeats: a stream for every purpose, named by the seed and what it is for."""
+"""Reproducible random numbers: one generator for each seed and purpose."""
 
 from random import Random
 

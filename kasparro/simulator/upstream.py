@@ -1,4 +1,4 @@
-"""What both stand-ins share: an answer, a selection of quotes and their rendered bytes."""
+"""The base of both stand-ins: accounts, responses, and records rendered as JSON."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ HTML = "text/html; charset=UTF-8"
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """How one API treats its callers."""
+    """The key and the limits of one API."""
 
     key: str | None = None
-    """The one key it accepts; without it every key is wrong."""
+    """The only key that it accepts; None: every key is wrong."""
     pro: bool = False
-    """CoinGecko: the key is a pro key, and no call passes without it."""
+    """CoinGecko: the key is a pro key, and every call needs it."""
     per_second: int | None = None
     per_minute: int | None = None
     per_month: int | None = None
@@ -28,6 +28,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
+    """A response."""
+
     status: int
     body: bytes
     content_type: str = JSON
@@ -35,25 +37,25 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """What a call asked for: a window of the listing, rendered one way."""
+    """What a call requests: a part of the listing, and how to render it."""
 
     start: int
     count: int
     changes: tuple[str, ...] = ()
-    """CoinGecko: the periods whose change is asked for."""
+    """CoinGecko: the requested periods of price changes."""
     full: bool = False
     """CoinGecko: prices with all their digits."""
     paid: bool = False
-    """CoinPaprika: with the fields that a key opens."""
+    """CoinPaprika: with the fields that need a key."""
 
     @property
     def variant(self) -> tuple[tuple[str, ...], bool, bool]:
-        """What decides how a record is written."""
+        """The options that decide how a record is written."""
         return self.changes, self.full, self.paid
 
 
 class Upstream(ABC):
-    """One API: which calls it refuses and how it writes what it answers."""
+    """One API: which calls it rejects, and how it writes its responses."""
 
     name: ClassVar[Api]
     base: ClassVar[str]
@@ -68,11 +70,11 @@ class Upstream(ABC):
 
     @abstractmethod
     def select(self, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Selection | Answer:
-        """The quotes a call asks for, or the error it gets."""
+        """The quotes that a call requests, or an error."""
 
     @abstractmethod
     def quotes(self, selection: Selection) -> Sequence[Quote]:
-        """The selected quotes in the order they are served."""
+        """The selected quotes in the order of the response."""
 
     @abstractmethod
     def renderer(self, selection: Selection) -> Callable[[Quote], str]:
@@ -84,11 +86,11 @@ class Upstream(ABC):
 
     @abstractmethod
     def exhausted(self) -> Answer:
-        """The answer once the month's calls are used up."""
+        """The response once the month's calls are used up."""
 
     @abstractmethod
     def headers(self, body: bytes) -> tuple[tuple[str, str], ...]:
-        """Headers of a good answer besides its type and length."""
+        """Headers of a successful response besides its type and length."""
 
     def throttled(self, retry_after: int) -> Answer:
         headers = (("retry-after", str(retry_after)),)
@@ -100,7 +102,7 @@ class Upstream(ABC):
         return Answer(404, self.error(404, "There is nothing at this path."))
 
     def body(self, selection: Selection) -> bytes:
-        """The selected records as a JSON array, kept until the market moves."""
+        """The selected records as a JSON array, cached until the market changes."""
         tick = self.market.clock.tick
         if tick != self._bodies_tick:
             self._bodies.clear()
@@ -111,7 +113,7 @@ class Upstream(ABC):
         return body
 
     def records(self, selection: Selection) -> list[bytes]:
-        """The selected records; those of unchanged quotes are not written again."""
+        """The selected records; records of unchanged quotes are cached."""
         write = self.renderer(selection)
         written = self._records.setdefault(selection.variant, {})
         records = []
@@ -129,11 +131,11 @@ def array_of(records: Sequence[bytes]) -> bytes:
 
 
 def text(value: str) -> str:
-    """A JSON string with ``<``, ``>`` and ``&`` escaped, as both APIs' writers do."""
+    """A JSON string with <, > and & escaped, as both APIs write it."""
     written = msgspec.json.encode(value).decode()
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def null_or(value: str | int | None) -> str:
-    """A number text, or ``null``."""
+    """A number text, or null."""
     return "null" if value is None else str(value)

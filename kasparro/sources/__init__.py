@@ -1,1 +1,1 @@
-"""Where records come from: one module a source."""
+"""The sources of records: one module each, and what they share."""

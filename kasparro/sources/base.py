@@ -1,14 +1,17 @@
-"""What a source is to the pipeline, and what the pipeline lends it for one pass."""
+"""The interface between sources and the pipeline: a source, what it declares, what a run gives it."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+from msgspec import Raw
 
 from kasparro.model.batch import Batch, Checkpoint, CrawledPage
 from kasparro.model.payload import Payload
-from kasparro.sources.page_schedule import Month
+from kasparro.model.record import Record
+from kasparro.settings import SourceSettings
+from kasparro.sources.page_schedule import MonthlyCalls
 
 
 def utc_now() -> datetime:
@@ -25,67 +28,113 @@ async def _no_pages() -> list[CrawledPage]:
     return []
 
 
-async def _unlimited() -> Month | None:
+async def _no_limit() -> MonthlyCalls | None:
     return None
 
 
-async def _uncounted() -> None:
+async def _no_count() -> None:
     return None
 
 
-async def _unkept(payload: Payload) -> None:
+async def _no_payload(payload: Payload) -> None:
     del payload
 
 
-class SourceContext(msgspec.Struct, kw_only=True):
-    """One pass over one source: what it may ask while it works, and what it has to tell.
+class SourceSummary(msgspec.Struct, kw_only=True):
+    """What a source reports of its run besides the records. The source writes it, the pipeline reads it."""
 
-    `checkpoint(key)` gives what an earlier pass committed, `checkpoint_named(name)` the newest of that name,
-    and `pages()` each page of the source's list. `month()` gives the month's calls, None where nothing limits
-    them, `interval` is the time between runs, None where nobody knows it, and `probing` says that the
-    source has failed again and again: its first call is not repeated. `note` is what a person should know
-    of the pass that is no error. `count_call()` books a call upstream before it is made and, as `month()`,
-    raises SourceError where the month's budget is spent; `uncount_call()` takes the last booking back, where
-    nothing was sent; `keep(payload)` stores what the call was answered,
-    and costs no pass its records where it cannot; `progress(done, total)` moves a bar, in the source's own
-    unit, where `total` may be unknown.
-    `planned` is the share of its list that a source sets out to bring, told where that is not all of it.
-    `bound` is how many records of its upstream's list it asks for at most, None for all.
-    `loaded` says that an earlier pass has loaded a part of the source that has not changed since: what is
-    lost beside it makes the source `partial`, not `failed`.
+    problems: list[str] = msgspec.field(default_factory=list)
+    """Pages and files that were lost while the rest went on. Any makes the source `partial`."""
+    note: str | None = None
+    """Something a person should know that is not an error."""
+    planned_share: float = 1.0
+    """The share of its list that the source planned to fetch."""
+    record_limit: int | None = None
+    """How many records of its upstream's list the source fetches at most; None: all."""
+    loaded_before: bool = False
+    """An earlier run loaded a part of the source that has not changed since. Losing the rest then makes the
+    source `partial`, not `failed`."""
+
+    def add_problem(self, text: str) -> None:
+        """Report a page or file that was lost while the rest went on."""
+        self.problems.append(text)
+
+
+class SourceContext(msgspec.Struct, kw_only=True, frozen=True):
+    """What a run gives a source: a clock, access to earlier progress, the call budget, storage for payloads.
+
+    The defaults suit a source that runs without a pipeline, as in tests.
     """
 
     clock: Callable[[], datetime] = utc_now
     checkpoint: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
+    """The checkpoint with this key, as committed earlier."""
     checkpoint_named: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
-    pages: Callable[[], Awaitable[list[CrawledPage]]] = _no_pages
-    month: Callable[[], Awaitable[Month | None]] = _unlimited
+    """The newest checkpoint with this name."""
+    known_pages: Callable[[], Awaitable[list[CrawledPage]]] = _no_pages
+    """The pages of the source's list, as committed earlier."""
+    monthly_calls: Callable[[], Awaitable[MonthlyCalls | None]] = _no_limit
+    """The month's calls; None: nothing limits them. Raises SourceError if none is left."""
     interval: timedelta | None = None
+    """The time between runs, if known."""
     probing: bool = False
-    count_call: Callable[[], Awaitable[None]] = _uncounted
-    uncount_call: Callable[[], Awaitable[None]] = _uncounted
-    keep: Callable[[Payload], Awaitable[None]] = _unkept
+    """The source failed in the last runs, so its first call is not repeated."""
+    count_call: Callable[[], Awaitable[None]] = _no_count
+    """Counts an upstream call before it is made. Raises SourceError if the month's budget is spent."""
+    uncount_call: Callable[[], Awaitable[None]] = _no_count
+    """Takes the last count back, if nothing was sent."""
+    save_payload: Callable[[Payload], Awaitable[None]] = _no_payload
+    """Stores an upstream's response. A failure to store it is no error of the source."""
     progress: Callable[[float, float | None], None] = lambda done, total: None
-    planned: float = 1.0
-    bound: int | None = None
-    loaded: bool = False
-    problems: list[str] = msgspec.field(default_factory=list)
-    note: str | None = None
-
-    def problem(self, text: str) -> None:
-        """Tell of a page or file that was lost while the rest went on: the source is then `partial`."""
-        self.problems.append(text)
+    """Moves a progress bar: done and total in a unit of the source's choice; total may be unknown."""
+    summary: SourceSummary = msgspec.field(default_factory=SourceSummary)
 
 
 class Source(Protocol):
-    """A source: its name, and a pass over all that it has now, batch by batch.
-
-    `extract` raises SourceError where it cannot go on, and NothingToDo where it has nothing to do now; the
-    batches before that stand. It may be closed at any batch. A record that is not fit becomes a Reject in a
-    batch, never an exception.
-    """
+    """Something that yields records, batch by batch."""
 
     @property
     def name(self) -> str: ...
 
-    def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]: ...
+    def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
+        """Yield everything that is due now.
+
+        Raises SourceError if it cannot continue, and NothingToDo if nothing is due. Batches yielded before
+        stay loaded. The pipeline may close the generator after any batch. A bad record becomes a Reject in
+        a batch, never an exception.
+        """
+        ...
+
+
+class Reader(Protocol):
+    """Makes a record of one item of an API's list.
+
+    Raises RejectedValue, msgspec.DecodeError or ValueError.
+    """
+
+    def __call__(self, item: Raw, now: datetime) -> Record: ...
+
+
+S = TypeVar("S", bound=SourceSettings)
+
+
+class SourceDefinition(msgspec.Struct, Generic[S], frozen=True, kw_only=True):
+    """What a source declares. An entry point of the group `kasparro.sources` names such a definition.
+
+    Settings, `--help`, call budget, page schedule, reports and the OpenAPI document derive from it.
+    """
+
+    name: str
+    """As in the `source` field of the API. The entry point has the same name."""
+    settings: type[S]
+    """The source's environment variables."""
+    build: Callable[[S], Source]
+    is_api: bool = True
+    """Whether the source calls an upstream. `/stats` then has its call budget and its drift."""
+    max_pages: Callable[[S], int] | None = None
+    """If the upstream divides its list into pages: how many of them the source fetches at most."""
+    read: Reader | None = None
+    """Reads stored payloads again. None: a run of this source cannot be replayed."""
+
+
+AnySource = SourceDefinition[Any]

@@ -1,36 +1,123 @@
-"""CoinGecko: the market list, page by page (https://docs.coingecko.com/reference/coins-markets)."""
+"""The source `coingecko`: CoinGecko's market list, page by page.
 
+https://docs.coingecko.com/reference/coins-markets
+"""
+
+import re
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from functools import partial
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 from aiolimiter import AsyncLimiter
 from msgspec import Raw
 
-from kasparro.errors import NothingToDo, SourceError
+from kasparro.errors import NothingToDo, SettingsError, SourceError
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
-from kasparro.settings import CoinGeckoPlan, Secret
+from kasparro.settings import (
+    NotAllowed,
+    Secret,
+    SourceSettings,
+    Variable,
+    parse_choice,
+    parse_http_url,
+    parse_integer,
+    parse_secret,
+)
 from kasparro.sources import conditional_requests, page_schedule
-from kasparro.sources.base import SourceContext
+from kasparro.sources.base import SourceContext, SourceDefinition
+from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import RetryLimits, UpstreamClient, UpstreamError
-from kasparro.sources.json_values import NULL, Crawl, amount, number, rank, when, zero_is_unknown
+from kasparro.sources.json_values import NULL, amount, number, rank, when, zero_is_unknown
 
+CoinGeckoPlan = Literal["public", "demo", "pro"]
+
+URL = "https://api.coingecko.com/api/v3"
+PRO_URL = "https://pro-api.coingecko.com/api/v3"
 PATH = "/coins/markets"
 PAGE_SIZE = 250
-# Three times the list of 2026: a walk that goes on beyond is an upstream that never sends a short page.
+# Three times the pages of 2026. An upstream that still sends full pages after these has no end.
 PAGES_LIMIT = 220
 KEY_HEADERS: dict[CoinGeckoPlan, str] = {"demo": "x-cg-demo-api-key", "pro": "x-cg-pro-api-key"}
 CALLS_A_MINUTE: dict[CoinGeckoPlan, int] = {"public": 5, "demo": 30, "pro": 250}
-# An upstream that has answered in this walk is worth waiting for: its 429s ask for up to two minutes.
-ON_THE_WAY = RetryLimits(attempts=6, total_s=180, longest_s=30)
+# What the demo plan grants. The limit of a paid plan is a setting.
+DEMO_MONTHLY_CALLS = 10_000
+# For all pages but the first: the upstream works, so a longer wait pays. Its 429s ask for up to two minutes.
+LATER_PAGES = RetryLimits(attempts=6, total_s=180, longest_s=30)
+
+
+def _parse_top(value: str) -> int | None:
+    if value.lower() == "all":
+        return None
+    if not re.fullmatch(r"\d{1,7}", value, re.ASCII) or not 1 <= int(value) <= 1_000_000:
+        raise NotAllowed("a whole number from 1 to 1000000, or all")
+    return int(value)
+
+
+class CoinGeckoSettings(SourceSettings, frozen=True, kw_only=True):
+    """The settings of the source `coingecko`. Raises SettingsError if plan and key contradict each other."""
+
+    url: Annotated[
+        str,
+        Variable("KASPARRO_COINGECKO_URL", "base URL of CoinGecko", "the plan's public one", parse_http_url),
+    ] = ""
+    key: Annotated[
+        Secret | None, Variable("KASPARRO_COINGECKO_KEY", "its API key", "none", parse_secret, secret=True)
+    ] = None
+    plan: Annotated[
+        CoinGeckoPlan | None,
+        Variable(
+            "KASPARRO_COINGECKO_PLAN",
+            "public, demo or pro",
+            "demo with a key, public without",
+            parse_choice("public", "demo", "pro"),
+        ),
+    ] = None
+    top: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_COINGECKO_TOP",
+            "how many coins by market cap are fetched: 1000; all",
+            "all",
+            _parse_top,
+        ),
+    ] = None
+    monthly_calls: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_COINGECKO_MONTHLY_CALLS",
+            "call budget a month, kept in the database",
+            "the plan's: 10000 with demo, none else",
+            parse_integer(1, 1_000_000_000),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        # A frozen struct takes derived values only here, and only this way.
+        derive = msgspec.structs.force_setattr
+        plan = self.plan or ("demo" if self.key else "public")
+        derive(self, "plan", plan)
+        derive(self, "url", self.url or (PRO_URL if plan == "pro" else URL))
+        if self.monthly_calls is None and plan == "demo":
+            derive(self, "monthly_calls", DEMO_MONTHLY_CALLS)
+        if plan == "public" and self.key:
+            raise SettingsError(
+                "KASPARRO_COINGECKO_PLAN is 'public', which takes no key; allowed with "
+                "KASPARRO_COINGECKO_KEY: demo, pro"
+            )
+        if plan != "public" and not self.key:
+            raise SettingsError(
+                f"KASPARRO_COINGECKO_PLAN is {plan!r}, which needs KASPARRO_COINGECKO_KEY; "
+                "allowed without a key: public"
+            )
 
 
 class Market(msgspec.Struct, frozen=True):
-    """One element of what GET /coins/markets answers. What it always holds has to be there, if only as null:
-    a field that vanished is no value that vanished."""
+    """One item of GET /coins/markets. Fields that CoinGecko always sends are required, even if they are null:
+    a field that vanished must not look like a null value."""
 
     id: str
     symbol: str
@@ -53,12 +140,12 @@ _DECODE = msgspec.json.Decoder(Market).decode
 
 
 def to_record(item: Raw, now: datetime) -> Record:
-    """One market in the unified schema. Raises RejectedValue, msgspec.DecodeError or ValueError.
+    """A market as a record. A cap of 0 with a null rank means unknown.
 
-    A cap of 0 beside a null rank means unknown.
+    Raises RejectedValue, msgspec.DecodeError or ValueError.
     """
     market = _DECODE(item)
-    place = rank(market.market_cap_rank, "market_cap_rank")
+    market_rank = rank(market.market_cap_rank, "market_cap_rank")
     cap = amount(market.market_cap, "market_cap")
     change_24h = number(
         market.price_change_percentage_24h_in_currency, "price_change_percentage_24h_in_currency"
@@ -70,9 +157,9 @@ def to_record(item: Raw, now: datetime) -> Record:
         name=label(market.name, "name", NAME_LIMIT),
         observed_at=observed_at or now,
         has_source_time=observed_at is not None,
-        rank=place,
+        rank=market_rank,
         price_usd=amount(market.current_price, "current_price"),
-        market_cap_usd=zero_is_unknown(cap) if place is None else cap,
+        market_cap_usd=zero_is_unknown(cap) if market_rank is None else cap,
         volume_24h_usd=amount(market.total_volume, "total_volume"),
         circulating_supply=amount(market.circulating_supply, "circulating_supply"),
         total_supply=amount(market.total_supply, "total_supply"),
@@ -92,7 +179,7 @@ def to_record(item: Raw, now: datetime) -> Record:
 
 
 class CoinGecko:
-    """The source `coingecko`."""
+    """Fetches the pages that are due, within the call budget."""
 
     name = "coingecko"
 
@@ -101,94 +188,103 @@ class CoinGecko:
         base_url: str,
         plan: CoinGeckoPlan,
         key: Secret | None,
-        patience: RetryLimits | None = None,
+        limits: RetryLimits | None = None,
         *,
         top: int | None = None,
     ) -> None:
         self._base_url = base_url
         self._top = top
         self._headers = {KEY_HEADERS[plan]: key.reveal()} if key and plan in KEY_HEADERS else {}
-        self._first = patience or RetryLimits()
-        self._later = patience or ON_THE_WAY
-        # The vendor's limit holds for the vendor's hosts only.
+        self._first_limits = limits or RetryLimits()
+        self._later_limits = limits or LATER_PAGES
+        # The vendor's limit is for the vendor's hosts only.
         host = urlsplit(base_url).hostname or ""
-        # Evenly spaced: a burst of a minute's calls beside the minute's rate would be twice as many.
+        # One call at a time, evenly spaced: a burst at the start of a minute would double the minute's rate.
         spaced = AsyncLimiter(1, 60 / CALLS_A_MINUTE[plan])
         self._limiter = spaced if host.endswith("coingecko.com") else None
 
-    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
-        """The pages that are due, a batch a page: where nothing limits the calls, all to the end of the list
-        or the bound.
+    async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
+        """The due pages, a batch each. Without a monthly limit these are all pages, or the first `top` coins.
 
-        A page that is lost costs that page; the first, or two in a row, end the walk. Raises SourceError,
-        and NothingToDo where the month's calls leave none for this pass.
+        A lost page costs that page. If the first page or two pages in a row are lost, the crawl ends. Raises
+        SourceError, and NothingToDo if the month's calls allow none now.
         """
-        began, month = passing.clock(), await passing.month()
-        most = page_limit(self._top)
-        known = {page.number: page for page in page_schedule.bounded(await passing.pages(), most)}
-        plan = page_schedule.plan([*known.values()], began, month, passing.interval, most=most)
+        began, month = context.clock(), await context.monthly_calls()
+        max_pages = page_limit(self._top)
+        known = {
+            page.number: page for page in page_schedule.limit_pages(await context.known_pages(), max_pages)
+        }
+        plan = page_schedule.plan([*known.values()], began, month, context.interval, max_pages=max_pages)
         if month is not None and not plan.pages:
             raise NothingToDo(
-                f"of the {month.limit:,} calls of {began:%B %Y} {month.remaining:,} are left, spread over "
-                f"the rest of it; the next is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
+                f"{month.remaining:,} of the {month.limit:,} calls of {began:%B %Y} are left and spread over "
+                f"its remaining days; the next call is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
             )
-        walk, builder, course = Crawl(), BatchBuilder(), page_schedule.PageQueue(plan, known.values())
-        passing.planned, passing.bound = course.planned, self._top
-        patience = msgspec.structs.replace(self._first, attempts=1) if passing.probing else self._first
+        crawl, builder, queue = Crawl(), BatchBuilder(), page_schedule.PageQueue(plan, known.values())
+        summary = context.summary
+        summary.planned_share, summary.record_limit = queue.planned_share, self._top
+        limits = (
+            msgspec.structs.replace(self._first_limits, attempts=1) if context.probing else self._first_limits
+        )
         async with UpstreamClient(
-            "CoinGecko", self._base_url, self._headers, passing, self._limiter
+            "CoinGecko", self._base_url, self._headers, context, self._limiter
         ) as client:
-            while (number := course.next()) is not None:
-                earlier, now, parameters = known.get(number), passing.clock(), _parameters(number)
-                limit = self._items_limit(number)
-                # Part of a page is another answer to remember than all of it.
-                told = conditional_requests.request_fingerprint(
-                    self._base_url, PATH, parameters | ({"items": str(limit)} if limit is not None else {})
+            while (number := queue.next()) is not None:
+                earlier, now, parameters = known.get(number), context.clock(), _parameters(number)
+                items_limit = self._items_limit(number)
+                # A page that is read only in part has another fingerprint than the whole page.
+                fingerprint = conditional_requests.request_fingerprint(
+                    self._base_url,
+                    PATH,
+                    parameters | ({"items": str(items_limit)} if items_limit is not None else {}),
                 )
                 try:
-                    answer = await client.get(
+                    response = await client.get(
                         PATH,
                         parameters,
-                        patience,
-                        conditional_requests.validators(earlier, told, now),
-                        items_limit=limit,
+                        limits,
+                        conditional_requests.validators(earlier, fingerprint, now),
+                        items_limit=items_limit,
                     )
                 except UpstreamError as error:
-                    if not course.fetched or course.lost_last or not error.passing:
+                    if not queue.fetched or queue.lost_previous or not error.transient:
                         raise error.at(f"page {number}") from error
-                    passing.problem(f"page {number}: {error}")
-                    course.lose(number)
+                    summary.add_problem(f"page {number}: {error}")
+                    queue.mark_lost(number)
                     continue
-                patience = self._later
-                records = conditional_requests.records(answer, earlier)
+                limits = self._later_limits
+                records = conditional_requests.record_count(response, earlier)
                 if number == 1 and not records:
                     raise SourceError("page 1: CoinGecko answered an empty list")
-                last = records < (PAGE_SIZE if limit is None else limit)
-                course.take(number, last=last or number == most)
-                if answer.items is None:
+                is_last = records < (PAGE_SIZE if items_limit is None else items_limit)
+                queue.mark_fetched(number, is_last=is_last or number == max_pages)
+                if response.items is None:
                     builder.repeat(records)
                 else:
-                    await walk.take(builder, answer.items, partial(to_record, now=answer.received_at))
-                passing.note = course.note() + self._bound_note()
-                passing.progress(len(course.fetched), course.total)
+                    await crawl.add_items(
+                        builder, response.items, partial(to_record, now=response.received_at)
+                    )
+                summary.note = queue.note() + self._top_note()
+                context.progress(len(queue.fetched), queue.total)
+                unread = builder.has_rejects or builder.has_repeats
                 yield builder.take(
-                    page=conditional_requests.settled(
-                        answer,
+                    page=conditional_requests.crawled_page(
+                        response,
                         earlier,
                         number=number,
-                        crawl_started_at=plan.resumes or began,
-                        remaining_pages=course.remaining_pages,
+                        crawl_started_at=plan.resumed_crawl or began,
+                        remaining_pages=queue.remaining_pages,
                         now=now,
-                        is_last=last,
-                        sound=answer.items is None or not (builder.refused or builder.repeated),
-                        told=told,
+                        is_last=is_last,
+                        is_complete=response.items is None or not unread,
+                        fingerprint=fingerprint,
                     )
                 )
-                if number == PAGES_LIMIT and not last and self._reaches_beyond(PAGES_LIMIT):
-                    passing.problem(f"stopped after {number} pages: the upstream never sent a short one")
+                if number == PAGES_LIMIT and not is_last and self._reaches_beyond(PAGES_LIMIT):
+                    summary.add_problem(f"stopped after {number} pages: the upstream's list does not end")
 
     def _items_limit(self, number: int) -> int | None:
-        # How many items of a page are within the bound; None for all of them.
+        """How many items of a page belong to the first `top` coins; None: all."""
         if self._top is None or self._reaches_beyond(number):
             return None
         left = self._top - (number - 1) * PAGE_SIZE
@@ -197,7 +293,7 @@ class CoinGecko:
     def _reaches_beyond(self, number: int) -> bool:
         return self._top is None or self._top > number * PAGE_SIZE
 
-    def _bound_note(self) -> str:
+    def _top_note(self) -> str:
         return "" if self._top is None else f"; the first {self._top:,} coins by market cap are fetched"
 
 
@@ -215,3 +311,12 @@ def _parameters(page: int) -> dict[str, str]:
         "price_change_percentage": "1h,24h,7d",
         "precision": "full",
     }
+
+
+SOURCE = SourceDefinition(
+    name=CoinGecko.name,
+    settings=CoinGeckoSettings,
+    build=lambda settings: CoinGecko(settings.url, settings.plan or "public", settings.key, top=settings.top),
+    max_pages=lambda settings: page_limit(settings.top),
+    read=to_record,
+)

@@ -1,8 +1,12 @@
-"""CoinPaprika: every ticker in one call (https://docs.coinpaprika.com/api-reference/tickers)."""
+"""The source `coinpaprika`: all tickers of CoinPaprika in one call.
+
+https://docs.coinpaprika.com/api-reference/tickers
+"""
 
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from functools import partial
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -12,20 +16,59 @@ from msgspec import Raw
 from kasparro.errors import SourceError
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder
 from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
-from kasparro.settings import Secret
+from kasparro.settings import (
+    Secret,
+    SourceSettings,
+    Variable,
+    parse_http_url,
+    parse_integer,
+    parse_secret,
+)
 from kasparro.sources import conditional_requests
-from kasparro.sources.base import SourceContext
+from kasparro.sources.base import SourceContext, SourceDefinition
+from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import RetryLimits, UpstreamClient
-from kasparro.sources.json_values import NULL, Crawl, amount, number, rank, when, zero_is_unknown
+from kasparro.sources.json_values import NULL, amount, number, rank, when, zero_is_unknown
 
+URL = "https://api.coinpaprika.com/v1"
+PRO_URL = "https://api-pro.coinpaprika.com/v1"
 PATH = "/tickers"
 PARAMETERS = {"quotes": "USD"}
 CALLS_A_SECOND = 10
+# What the vendor grants without a key. The limit of a paid plan is a setting.
+FREE_MONTHLY_CALLS = 20_000
+
+
+class CoinPaprikaSettings(SourceSettings, frozen=True, kw_only=True):
+    """The settings of the source `coinpaprika`."""
+
+    url: Annotated[
+        str, Variable("KASPARRO_COINPAPRIKA_URL", "base URL of CoinPaprika", "the public one", parse_http_url)
+    ] = ""
+    key: Annotated[
+        Secret | None, Variable("KASPARRO_COINPAPRIKA_KEY", "its API key", "none", parse_secret, secret=True)
+    ] = None
+    monthly_calls: Annotated[
+        int | None,
+        Variable(
+            "KASPARRO_COINPAPRIKA_MONTHLY_CALLS",
+            "call budget a month, kept in the database",
+            "the plan's: 20000 without a key, none with one",
+            parse_integer(1, 1_000_000_000),
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        # A frozen struct takes derived values only here, and only this way.
+        derive = msgspec.structs.force_setattr
+        derive(self, "url", self.url or (PRO_URL if self.key else URL))
+        if self.monthly_calls is None and self.key is None:
+            derive(self, "monthly_calls", FREE_MONTHLY_CALLS)
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """What a ticker says in one currency. What it always holds has to be there: a field that vanished is no
-    value that vanished."""
+    """A ticker's values in one currency. Fields that CoinPaprika always sends are required: a field that
+    vanished must not look like a null value."""
 
     price: Raw
     volume_24h: Raw
@@ -36,13 +79,13 @@ class Quote(msgspec.Struct, frozen=True):
 
 
 class Quotes(msgspec.Struct, frozen=True, rename="upper"):
-    """A ticker's quotes, of which we ask for one."""
+    """A ticker's quotes. We request one currency."""
 
     usd: Quote
 
 
 class Ticker(msgspec.Struct, frozen=True):
-    """One element of what GET /tickers answers. Missing values may come as empty strings."""
+    """One item of GET /tickers. Missing values may come as empty strings."""
 
     id: str
     name: str
@@ -59,9 +102,9 @@ _DECODE = msgspec.json.Decoder(Ticker).decode
 
 
 def to_record(item: Raw, now: datetime) -> Record:
-    """One ticker in the unified schema. Raises RejectedValue, msgspec.DecodeError or ValueError.
+    """A ticker as a record. A cap, circulating supply or maximum supply of 0 means unknown.
 
-    A cap, circulating or maximum supply of 0 means unknown here; a price of 0 is a price.
+    Raises RejectedValue, msgspec.DecodeError or ValueError.
     """
     ticker = _DECODE(item)
     usd = ticker.quotes.usd
@@ -86,53 +129,62 @@ def to_record(item: Raw, now: datetime) -> Record:
 
 
 class CoinPaprika:
-    """The source `coinpaprika`."""
+    """Fetches the whole list in one call."""
 
     name = "coinpaprika"
 
-    def __init__(self, base_url: str, key: Secret | None, patience: RetryLimits | None = None) -> None:
+    def __init__(self, base_url: str, key: Secret | None, limits: RetryLimits | None = None) -> None:
         self._base_url = base_url
         self._headers = {"Authorization": key.reveal()} if key else {}
-        self._patience = patience or RetryLimits()
-        # The vendor's limit holds for the vendor's hosts only.
+        self._limits = limits or RetryLimits()
+        # The vendor's limit is for the vendor's hosts only.
         host = urlsplit(base_url).hostname or ""
         self._limiter = AsyncLimiter(CALLS_A_SECOND, 1) if host.endswith("coinpaprika.com") else None
 
-    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
-        """One call, cut into batches. Raises SourceError."""
-        known = {page.number: page for page in await passing.pages()}
-        earlier, now = known.get(1), passing.clock()
-        told = conditional_requests.request_fingerprint(self._base_url, PATH, PARAMETERS)
-        patience = msgspec.structs.replace(self._patience, attempts=1) if passing.probing else self._patience
+    async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
+        """The whole list, split into batches. Raises SourceError."""
+        known = {page.number: page for page in await context.known_pages()}
+        earlier, now = known.get(1), context.clock()
+        fingerprint = conditional_requests.request_fingerprint(self._base_url, PATH, PARAMETERS)
+        limits = msgspec.structs.replace(self._limits, attempts=1) if context.probing else self._limits
         async with UpstreamClient(
-            "CoinPaprika", self._base_url, self._headers, passing, self._limiter
+            "CoinPaprika", self._base_url, self._headers, context, self._limiter
         ) as client:
-            answer = await client.get(
-                PATH, PARAMETERS, patience, conditional_requests.validators(earlier, told, now)
+            response = await client.get(
+                PATH, PARAMETERS, limits, conditional_requests.validators(earlier, fingerprint, now)
             )
-        walk, builder = Crawl(), BatchBuilder()
-        items = answer.items or []
-        if answer.items is None:
-            builder.repeat(conditional_requests.records(answer, earlier))
+        crawl, builder = Crawl(), BatchBuilder()
+        items = response.items or []
+        if response.items is None:
+            builder.repeat(conditional_requests.record_count(response, earlier))
         elif not items:
             raise SourceError("CoinPaprika answered an empty list")
-        now, sound = answer.received_at, True
+        now, is_complete = response.received_at, True
         for start in range(0, max(len(items), 1), BATCH_ROWS):
             part = items[start : start + BATCH_ROWS]
-            await walk.take(builder, part, partial(to_record, now=now))
-            passing.progress(start + len(part), len(items))
-            sound = sound and not builder.refused
-            # The list is known as a whole, so what stands for it is committed with its end.
-            ended = start + BATCH_ROWS >= len(items)
-            whole = conditional_requests.settled(
-                answer,
-                earlier,
-                number=1,
-                crawl_started_at=now,
-                remaining_pages=(),
-                now=now,
-                is_last=True,
-                sound=sound,
-                told=told,
-            )
-            yield builder.take(page=whole if ended else None)
+            await crawl.add_items(builder, part, partial(to_record, now=now))
+            context.progress(start + len(part), len(items))
+            is_complete = is_complete and not builder.has_rejects
+            # The page covers the whole list, so the last batch commits it.
+            page = None
+            if start + BATCH_ROWS >= len(items):
+                page = conditional_requests.crawled_page(
+                    response,
+                    earlier,
+                    number=1,
+                    crawl_started_at=now,
+                    remaining_pages=(),
+                    now=now,
+                    is_last=True,
+                    is_complete=is_complete,
+                    fingerprint=fingerprint,
+                )
+            yield builder.take(page=page)
+
+
+SOURCE = SourceDefinition(
+    name=CoinPaprika.name,
+    settings=CoinPaprikaSettings,
+    build=lambda settings: CoinPaprika(settings.url, settings.key),
+    read=to_record,
+)

@@ -1,4 +1,4 @@
-"""The one HTTP client of the API sources: limits, retries and errors in words."""
+"""The HTTP client of the API sources: limits, retries, payloads, and errors a person can act on."""
 
 import asyncio
 import email.utils
@@ -18,39 +18,43 @@ from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
 from kasparro.model.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
 from kasparro.sources.base import SourceContext
-from kasparro.sources.json_array import TooMany, elements
+from kasparro.sources.json_array import ArrayTooLong, split_array
 
-# CoinPaprika's whole list is 2 MB; what is far beyond any real answer is not read to its end.
+# CoinPaprika's whole list is 2 MB. A much longer response is not read to its end.
 BODY_LIMIT = 64 << 20
-# How long all calls of one pass may take together: an upstream that drips holds up no run for hours. The
-# longest list at the slowest rate, 150 pages at 5 calls a minute, takes as long.
+# The time limit for all calls of one source run, so that a slow upstream cannot hold up a run for hours. The
+# longest list at the slowest rate (150 pages, 5 calls a minute) takes as long.
 TIME_LIMIT_S = 1_800.0
-# The same of one call, and in it of the connection and of each silence.
+# The time limits of one call: in all, to connect, and without a byte received.
 CALL_S = 60.0
 CONNECT_S = 10.0
 SILENCE_S = 20.0
-# Longer is no validator that anybody sends.
+# No real validator is longer.
 VALIDATOR_LIMIT = 500
 
 
 class UpstreamError(SourceError):
-    """One call upstream gave nothing to use."""
+    """One upstream call gave nothing to use."""
 
-    def __init__(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> None:
+    def __init__(self, text: str, *, transient: bool, retry_after_s: float | None = None) -> None:
         super().__init__(text)
-        self.passing = passing
-        """Whether the same call may do better later."""
+        self.transient = transient
+        """Whether the same call may succeed later."""
         self.retry_after_s = retry_after_s
 
-    def at(self, place: str) -> "UpstreamError":
-        """The same, told with the place where it happened."""
-        return UpstreamError(f"{place}: {self}", passing=self.passing, retry_after_s=self.retry_after_s)
+    def at(self, location: str) -> "UpstreamError":
+        """The same error, with the location where it happened."""
+        return UpstreamError(
+            f"{location}: {self}", transient=self.transient, retry_after_s=self.retry_after_s
+        )
 
 
 class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to try for one answer: at most `attempts` calls within `total_s`, waiting from `initial_s`
-    up to `longest_s` between them, doubled each time with jitter; or as long as the upstream asks, where
-    that fits in `total_s`."""
+    """How often a call is made until it succeeds: at most `attempts` times within `total_s`.
+
+    The wait between two attempts starts at `initial_s` and doubles up to `longest_s`, with jitter. A
+    Retry-After of the upstream replaces it if it fits into `total_s`.
+    """
 
     attempts: int = 4
     total_s: float = 45
@@ -59,15 +63,16 @@ class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Validators(msgspec.Struct, frozen=True, kw_only=True):
-    """What an upstream knows an answer by, to be asked whether it still has that one (RFC 9110, 8.8)."""
+    """The validators of a response (RFC 9110, 8.8). A request with them asks whether it has changed."""
 
     etag: str | None = None
     last_modified: str | None = None
 
 
 class UpstreamResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The items of a JSON array, each still undecoded; None where the upstream still has what the request's
-    validators stand for. `received_at` is when it had come.
+    """The undecoded items of a JSON array. `items` is None if nothing changed since the request's validators.
+
+    `received_at` is when the response was complete.
     """
 
     items: list[msgspec.Raw] | None
@@ -76,10 +81,10 @@ class UpstreamResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
-    """Gets JSON bodies from one upstream.
+    """Gets JSON lists from one upstream.
 
-    `limiter` spaces out the calls. The pass books each one before it is made, failed ones too, and keeps what
-    was answered before anybody reads it.
+    `limiter` spaces out the calls. Each attempt is counted through `context` before it is made, and its
+    response is saved before it is parsed.
     """
 
     def __init__(
@@ -87,13 +92,13 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         name: str,
         base_url: str,
         headers: Mapping[str, str],
-        passing: SourceContext,
+        context: SourceContext,
         limiter: AbstractAsyncContextManager[None] | None = None,
     ) -> None:
         self._name = name
         self._base_url = base_url
         self._headers = headers
-        self._passing = passing
+        self._context = context
         self._limiter = limiter or nullcontext()
 
     async def __aenter__(self) -> Self:
@@ -102,7 +107,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             timeout=aiohttp.ClientTimeout(total=CALL_S, connect=CONNECT_S, sock_read=SILENCE_S),
             raise_for_status=False,
             trust_env=True,
-            middlewares=(_once,),
+            middlewares=(_no_hidden_retry,),
         )
         self._deadline = asyncio.get_running_loop().time() + TIME_LIMIT_S
         return self
@@ -116,21 +121,22 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         self,
         path: str,
         parameters: Mapping[str, str],
-        patience: RetryLimits,
+        limits: RetryLimits,
         known: Validators | None = None,
         *,
         items_limit: int | None = None,
     ) -> UpstreamResponse:
-        """What a path answers, unless it is what `known` stands for; of its items the first `items_limit`.
+        """The list at a path, or no items if it has not changed since `known`. Gives at most `items_limit`
+        items.
 
-        Raises UpstreamError when patience or the whole pass's time limit is at its end or trying again is of
-        no use, SourceError where the call budget is spent.
+        Raises UpstreamError if the limits are reached, the source run's time is over, or a retry would not
+        help. Raises SourceError if the call budget is spent.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + patience.total_s
+        deadline = loop.time() + limits.total_s
 
         def backoff(error: Exception) -> bool | float:
-            if not isinstance(error, UpstreamError) or not error.passing:
+            if not isinstance(error, UpstreamError) or not error.transient:
                 return False
             if error.retry_after_s is None:
                 return True
@@ -140,17 +146,17 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             async with timeout(self._deadline - loop.time()):
                 async for attempt in stamina.retry_context(
                     on=backoff,
-                    attempts=patience.attempts,
-                    timeout=patience.total_s,
-                    wait_initial=patience.initial_s,
-                    wait_max=patience.longest_s,
+                    attempts=limits.attempts,
+                    timeout=limits.total_s,
+                    wait_initial=limits.initial_s,
+                    wait_max=limits.longest_s,
                 ):
                     with attempt:
-                        return await self._call(path, parameters, known, patience, items_limit)
+                        return await self._call(path, parameters, known, limits, items_limit)
         except TimeoutError:
             raise UpstreamError(
                 f"{self._name} took longer than the {TIME_LIMIT_S / 60:g} min that a run gives it",
-                passing=False,
+                transient=False,
             ) from None
         raise AssertionError("unreachable: the last attempt raises")
 
@@ -159,11 +165,11 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         path: str,
         parameters: Mapping[str, str],
         known: Validators | None,
-        patience: RetryLimits,
+        limits: RetryLimits,
         items_limit: int | None,
     ) -> UpstreamResponse:
         async with self._limiter:
-            await self._passing.count_call()
+            await self._context.count_call()
             body = bytearray()
             response: aiohttp.ClientResponse | None = None
             try:
@@ -177,23 +183,23 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
                     await _read(response, body)
             except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
                 if isinstance(error, _NOTHING_SENT):
-                    await self._passing.uncount_call()
-                await self._keep(path, parameters, response, bytes(body), complete=False)
-                raise self._error(_trouble(error), passing=True) from error
-        payload = await self._keep(
+                    await self._context.uncount_call()
+                await self._save(path, parameters, response, bytes(body), complete=False)
+                raise self._error(_failure(error), transient=True) from error
+        payload = await self._save(
             path, parameters, response, bytes(body), complete=True, items_limit=items_limit
         )
         if response.status == 304 and known is not None:
             return UpstreamResponse(items=None, validators=known, received_at=payload.received_at)
         if response.status != 200:
-            raise self._refusal(response, payload.body, patience)
+            raise self._status_error(response, payload.body, limits)
         return UpstreamResponse(
             items=(await self._items(payload.body))[:items_limit],
             validators=_validators(response),
             received_at=payload.received_at,
         )
 
-    async def _keep(
+    async def _save(
         self,
         path: str,
         parameters: Mapping[str, str],
@@ -206,10 +212,10 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         payload = Payload(
             path=path,
             parameters=parameters,
-            received_at=self._passing.clock(),
+            received_at=self._context.clock(),
             status=response.status if response else None,
             headers={
-                name: self._redacted(_storable(response.headers[name][:HEADER_LIMIT]))
+                name: self._redacted(_as_utf8(response.headers[name][:HEADER_LIMIT]))
                 for name in KEPT_HEADERS
                 if response is not None and name in response.headers
             },
@@ -218,55 +224,59 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             items_limit=items_limit,
         )
         if payload.good:
-            await self._passing.keep(payload)
+            await self._context.save_payload(payload)
             return payload
-        # To be looked at, not to be read again: a part will do, and the key must not stand in it.
+        # This one is saved as evidence and not for a replay: a part is enough, and it must not hold the key.
         body = self._redacted(body[:EVIDENCE_BYTES].decode("latin-1")).encode("latin-1")
         whole = complete and len(payload.body) <= EVIDENCE_BYTES
-        await self._passing.keep(msgspec.structs.replace(payload, complete=whole, body=body))
+        await self._context.save_payload(msgspec.structs.replace(payload, complete=whole, body=body))
         return payload
 
     async def _items(self, body: bytes) -> list[msgspec.Raw]:
         try:
             return await parse_list(self._name, body)
         except UpstreamError as error:
-            # Errors come under a 200 too.
-            said = self._redacted(_said(body))
-            text = f"{error}; it says: {said}" if said else str(error)
-            raise UpstreamError(text, passing=error.passing) from error
+            # Some errors come with the status 200.
+            message = self._redacted(_error_message(body))
+            text = f"{error}; it says: {message}" if message else str(error)
+            raise UpstreamError(text, transient=error.transient) from error
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes, patience: RetryLimits) -> UpstreamError:
+    def _status_error(
+        self, response: aiohttp.ClientResponse, body: bytes, limits: RetryLimits
+    ) -> UpstreamError:
         status = response.status
-        said = self._redacted(_said(body))
+        message = self._redacted(_error_message(body))
         meaning = _MEANINGS.get(status, "")
         if 300 <= status < 400:
             meaning = "redirects are not followed; set the base URL to where the API is"
-        text = f"answered {status}{f' ({meaning})' if meaning else ''}{f': {said}' if said else ''}"
+        text = f"answered {status}{f' ({meaning})' if meaning else ''}{f': {message}' if message else ''}"
         retry_after = retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC))
         if retry_after is not None and status in {429, 503}:
             text += f"; asks to wait {retry_after:.0f} s"
-            if retry_after >= patience.total_s:
-                text += f", and a run waits {patience.total_s:.0f} s at most"
+            if retry_after >= limits.total_s:
+                text += f", and a run waits {limits.total_s:.0f} s at most"
         return self._error(
-            text, passing=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
+            text, transient=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
         )
 
     def _redacted(self, text: str) -> str:
-        # An upstream may repeat the key that it refuses.
+        # An upstream may repeat the key that it rejects.
         for secret in self._headers.values():
             text = text.replace(secret, "***")
         return text
 
-    def _error(self, text: str, *, passing: bool, retry_after_s: float | None = None) -> UpstreamError:
-        return UpstreamError(f"{self._name} {text}", passing=passing, retry_after_s=retry_after_s)
+    def _error(self, text: str, *, transient: bool, retry_after_s: float | None = None) -> UpstreamError:
+        return UpstreamError(f"{self._name} {text}", transient=transient, retry_after_s=retry_after_s)
 
 
-# No connection came about, so the upstream was asked nothing: DNS, refused, unreachable, TLS, a proxy.
+# No connection was made, so no request was sent: DNS, a refused connection, no route, TLS, a proxy.
 _NOTHING_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 
 
-async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    # aiohttp repeats a GET whose connection was cut, unseen: a call that nobody had booked.
+async def _no_hidden_retry(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    # aiohttp repeats a GET on its own if the connection was closed: a call that the budget would not count.
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -276,16 +286,16 @@ async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerTy
 
 
 def _conditions(known: Validators | None) -> dict[str, str]:
-    told = {
+    headers = {
         "If-None-Match": known.etag if known else None,
         "If-Modified-Since": known.last_modified if known else None,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in headers.items() if value is not None}
 
 
 def _validators(response: aiohttp.ClientResponse) -> Validators:
     def header(name: str) -> str | None:
-        # Sent back as it came, so nothing is kept that is no plain header.
+        # It is sent back as it came, so it must be a plain header value.
         value = response.headers.get(name, "")
         plain = value.isascii() and value.isprintable() and 0 < len(value) <= VALIDATOR_LIMIT
         return value if plain else None
@@ -303,28 +313,28 @@ _MEANINGS = {
 
 
 async def parse_list(name: str, body: bytes) -> list[msgspec.Raw]:
-    """The items of a list that the upstream of this name answered. Raises UpstreamError where it is none, or
-    longer than any that there is."""
+    """The items of a list that the upstream of this name sent.
+
+    Raises UpstreamError if the body is no list, or longer than the list of any API.
+    """
     try:
-        return await asyncio.to_thread(elements, body)
-    except TooMany as error:
-        raise UpstreamError(
-            f"{name} answered a list longer than any there is: {error}", passing=True
-        ) from error
+        return await asyncio.to_thread(split_array, body)
+    except ArrayTooLong as error:
+        raise UpstreamError(f"{name} answered a list that is too long: {error}", transient=True) from error
     except ValueError as error:
         kinds = {b"": "with an empty body", b"<": "an HTML page"}
         kind = kinds.get(body.lstrip()[:1], f"no JSON list ({error})")
-        raise UpstreamError(f"{name} answered {kind}", passing=True) from error
+        raise UpstreamError(f"{name} answered {kind}", transient=True) from error
 
 
-def _trouble(error: Exception) -> str:
-    """What came in the way of an answer."""
+def _failure(error: Exception) -> str:
+    """Why there is no complete response."""
     if isinstance(error, TimeoutError):
         return "did not answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"cannot be reached: {one_line(error)}"
     if isinstance(error, aiohttp.ClientPayloadError):
-        return f"sent an answer that breaks off or is damaged: {one_line(error)}"
+        return f"sent an incomplete or damaged response: {one_line(error)}"
     return f"could not be read: {one_line(error)}"
 
 
@@ -332,7 +342,7 @@ async def _read(response: aiohttp.ClientResponse, body: bytearray) -> None:
     async for chunk in response.content.iter_chunked(1 << 16):
         body += chunk
         if len(body) > BODY_LIMIT:
-            raise ValueError(f"the answer is longer than {BODY_LIMIT >> 20} MiB")
+            raise ValueError(f"the response is longer than {BODY_LIMIT >> 20} MiB")
 
 
 class _Status(msgspec.Struct):
@@ -340,13 +350,13 @@ class _Status(msgspec.Struct):
 
 
 class _ErrorBody(msgspec.Struct):
-    # The three shapes that CoinGecko uses, and CoinPaprika's one.
+    # The three shapes that CoinGecko uses, and CoinPaprika's only one.
     error: str | None = None
     status: _Status | None = None
 
 
-def _said(body: bytes) -> str:
-    """What an error body says, in one short line; nothing for an HTML page."""
+def _error_message(body: bytes) -> str:
+    """The message of an error body in one short line; empty for an HTML page."""
     try:
         decoded = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -357,13 +367,13 @@ def _said(body: bytes) -> str:
     return line if len(line) <= 160 else f"{line[:160]}…"
 
 
-def _storable(header: str) -> str:
-    # Bytes that are not UTF-8 come as halves of surrogate pairs.
+def _as_utf8(header: str) -> str:
+    # Bytes that are not UTF-8 arrive as lone surrogates, which PostgreSQL does not store.
     return header.encode("utf-8", "backslashreplace").decode()
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks to wait, in either form (RFC 9110, 10.2.3); None for none."""
+    """The seconds of a Retry-After header in either form (RFC 9110, 10.2.3); None for no valid header."""
     if header is None:
         return None
     header = header.strip()

@@ -1,53 +1,54 @@
-"""Cuts a JSON array into its elements, so that each can be read, or refused, on its own."""
+"""Splits a JSON array into its elements, so that each can be decoded, or rejected, on its own."""
 
 import re
 
 import msgspec
 
-# Five times any list there is, and three times as many commas as its records hold. An element that takes two
-# bytes to send takes 70 to tell apart.
+# Five times the longest list of any API, and three times the commas of its records. An element of two bytes
+# takes 70 bytes of memory as a Raw.
 ELEMENTS_LIMIT = 100_000
 COMMAS_LIMIT = 2_000_000
 
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
-# Strings whole, brackets in runs. Possessive, so that a string without an end costs one look and no more.
+# Whole strings, and runs of brackets. Possessive quantifiers: a string without an end is scanned only once.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]+|[\]}]+|[,"]', re.DOTALL)
 
 
-class TooMany(ValueError):
-    """An array holds more than any list that an API has."""
+class ArrayTooLong(ValueError):
+    """An array has more elements or values than the list of any API."""
 
 
-def elements(body: bytes) -> list[msgspec.Raw]:
-    """The elements of a JSON array, each still undecoded. Raises ValueError where it is none, TooMany where
-    it is longer than any list there is.
+def split_array(body: bytes) -> list[msgspec.Raw]:
+    """The elements of a JSON array, each still undecoded.
 
-    Some encoders write NaN, halves of surrogate pairs or bytes that are not UTF-8, which JSON does not have,
-    and nothing bounds how deep an element is nested. Such a body is cut by its brackets, commas and strings
-    alone, and what is wrong inside an element is left to cost that element.
+    Some encoders write NaN, lone surrogates or bytes that are not UTF-8, and elements may be nested too
+    deeply for the decoder. Such a body is split by its brackets, commas and strings alone. Whatever is wrong
+    inside an element then costs only that element.
+
+    Raises ValueError if the body is no array, ArrayTooLong if it is too long.
     """
     if body.count(b",") > COMMAS_LIMIT:
-        raise TooMany(f"more than {COMMAS_LIMIT:,} values")
+        raise ArrayTooLong(f"more than {COMMAS_LIMIT:,} values")
     try:
         found = _ARRAY.decode(body)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return _cut(body, error)
+        return _split_by_tokens(body, error)
     if len(found) > ELEMENTS_LIMIT:
-        raise _too_many()
+        raise _too_long()
     return found
 
 
-def _too_many() -> TooMany:
-    return TooMany(f"more than {ELEMENTS_LIMIT:,} records")
+def _too_long() -> ArrayTooLong:
+    return ArrayTooLong(f"more than {ELEMENTS_LIMIT:,} records")
 
 
-def _cut(body: bytes, strict: Exception) -> list[msgspec.Raw]:
+def _split_by_tokens(body: bytes, strict: Exception) -> list[msgspec.Raw]:
     text = body.strip(b" \t\r\n")
     if text[:1] != b"[" or text[-1:] != b"]":
         raise ValueError(str(strict))
-    cut, depth, start, last = [], 0, 1, len(text)
+    elements, depth, start, last = [], 0, 1, len(text)
     for token in _TOKEN.finditer(text):
         found = token[0]
         if found[0] in b"[{":
@@ -59,11 +60,11 @@ def _cut(body: bytes, strict: Exception) -> list[msgspec.Raw]:
         elif found == b'"':
             raise ValueError(str(strict))
         elif found == b"," and depth == 1:
-            cut.append(msgspec.Raw(text[start : token.start()].strip()))
+            elements.append(msgspec.Raw(text[start : token.start()].strip()))
             start = token.end()
-            if len(cut) == ELEMENTS_LIMIT:
-                raise _too_many()
+            if len(elements) == ELEMENTS_LIMIT:
+                raise _too_long()
     if depth != 0:
         raise ValueError(str(strict))
     final = text[start:-1].strip()
-    return [*cut, msgspec.Raw(final)] if final or cut else []
+    return [*elements, msgspec.Raw(final)] if final or elements else []

@@ -1,191 +1,201 @@
-"""Which pages of a long list a pass fetches, so that a month's calls last and no page grows too old."""
+"""Decides which pages of an upstream's list a run fetches, so that the month's calls last.
+
+docs/call-budget.md explains the rules with a worked example.
+"""
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
 from kasparro.model.batch import CrawledPage
 
-# Of what remains of a month's calls, this part is kept for retries, for runs that nobody planned, and for
-# finding the end of a list that is not known yet.
+# This share of the remaining calls is kept for retries, for runs outside the schedule, and for finding the
+# end of a list.
 RESERVE_PERCENT = 5
-# Of the pages that a run may fetch, every fourth is one of the first, which every run refreshes.
+# One of so many pages of a run is among the first pages, which every run fetches.
 FIRST_OF = 4
-# A walk that stood still for longer starts over, or one that stood still for an interval; so does one that
-# began longer ago than that. Pages shift, and a walk that joins what lies hours apart is none.
+# A crawl is resumed if it stopped at most this long ago (or one interval, if that is shorter), and began at
+# most LONGEST_CRAWL ago. Otherwise it starts again, because coins change pages meanwhile.
 RESUME_WITHIN = timedelta(minutes=15)
-LONGEST_WALK = timedelta(hours=1)
-# How much the clocks of two hosts may differ; what lies further in the future was told by a wrong clock.
+LONGEST_CRAWL = timedelta(hours=1)
+# How much the clocks of two hosts may differ. A time further in the future comes from a wrong clock.
 SKEW = timedelta(minutes=5)
 
 _SECOND = timedelta(seconds=1)
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-# Far more rounds than the longest list has pages.
+# Far more than the pages of the longest list.
 _ROUNDS = 2_000
 
 
-class Month(msgspec.Struct, frozen=True, kw_only=True):
-    """The calls of a calendar month (UTC): how many there are, and how many are left of them."""
+class MonthlyCalls(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls of a calendar month (UTC): the limit, and how many remain."""
 
     limit: int
     remaining: int
 
 
 class PagePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What one pass fetches: these pages, rising, and up to `beyond` that follow the highest known one while
-    the list goes on. No page: none is due before `next_at`.
+    """What one run fetches: `pages`, in rising order, then up to `extra_pages` after the highest known page,
+    as long as the list continues. Without pages, none is due before `next_at`.
     """
 
     pages: tuple[int, ...]
-    beyond: int = 0
-    every_run: int
+    extra_pages: int = 0
+    pages_every_run: int
     """How many of the first pages each run fetches."""
-    turn: int | None = None
-    """Every run of this number fetches the others too, all together, so that no coin moves from a page that
-    is still to come to one that was fetched before. None: pages are fetched one by one as calls come up."""
-    resumes: datetime | None = None
-    """When the unfinished walk began that this pass goes on with."""
+    rotation_runs: int | None = None
+    """Every n-th run fetches the other pages too, all together. So no coin is missed because it moved from a
+    page not yet fetched to a page fetched earlier. None: they are fetched one by one as calls accrue."""
+    resumed_crawl: datetime | None = None
+    """When the interrupted crawl began that this run resumes."""
     next_at: datetime | None = None
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the coming runs come to: `by` when each page will have been fetched once more, and how old none
-    of them gets until then. Both ages hold though one run comes late or fails.
-    """
+    """What the next runs achieve. Both ages hold even if one run is late or fails."""
 
-    by: datetime
-    oldest: timedelta
-    unseen: timedelta | None
-    """How long no coin goes unseen, even one that was missed once, for it changed pages within a walk; None
-    where pages are fetched one by one, and a coin may be missed again and again."""
+    covered_by: datetime
+    """When every page will have been fetched once more."""
+    max_age: timedelta
+    """No page gets older than this until then."""
+    promised_age: timedelta | None
+    """No coin goes longer than this without being requested, even if one crawl misses it because it changed
+    pages. None: pages are fetched one by one, so a coin may be missed any number of times."""
 
 
 class PageQueue:
-    """A walk under way: which page is next, and what becomes of the plan as the list turns out longer,
-    shorter or broken.
-    """
+    """The pages that a crawl is still to fetch. It adapts if the list turns out longer or shorter."""
 
     def __init__(self, planned: PagePlan, known: Iterable[CrawledPage]) -> None:
         self._plan = planned
-        self._coming = deque(planned.pages)
-        self._beyond = planned.beyond
-        newest = max(known, key=lambda page: page.number, default=None)
-        self._top = newest.number if newest else 0
-        self._ended = newest is not None and newest.is_last
+        self._waiting = deque(planned.pages)
+        self._extra = planned.extra_pages
+        highest = max(known, key=lambda page: page.number, default=None)
+        self._top = highest.number if highest else 0
+        self._ended = highest is not None and highest.is_last
         self._known_top, self._known_end = self._top, self._ended
         self._lost: list[int] = []
         self.fetched: list[int] = []
-        """The pages that were fetched, in that order."""
-        self.lost_last = False
-        """Whether the page before was lost."""
+        """The fetched pages, in the order of fetching."""
+        self.lost_previous = False
+        """Whether the previous page was lost."""
 
     @property
-    def planned(self) -> float:
-        """The share of the list that the plan set out for, as far as the list was known."""
-        beyond = 0 if self._known_end else self._plan.beyond
-        highest = max(self._known_top, *self._plan.pages) + beyond
-        return (len(self._plan.pages) + beyond) / highest
+    def planned_share(self) -> float:
+        """The planned share of the list, as far as the list was known before."""
+        extra = 0 if self._known_end else self._plan.extra_pages
+        top = max(self._known_top, *self._plan.pages) + extra
+        return (len(self._plan.pages) + extra) / top
 
     def next(self) -> int | None:
-        """The page to fetch now; None at the walk's end."""
-        return self._coming.popleft() if self._coming else None
+        """Take the next page; None at the end of the crawl."""
+        return self._waiting.popleft() if self._waiting else None
 
-    def take(self, number: int, *, last: bool) -> None:
-        """Count a page as fetched; `last` says that the list ends with it."""
+    def mark_fetched(self, number: int, *, is_last: bool) -> None:
+        """Record a fetched page; `is_last` says that the list ends with it."""
         self.fetched.append(number)
-        self.lost_last = False
-        if last:
-            self._coming = deque(ahead for ahead in self._coming if ahead < number)
+        self.lost_previous = False
+        if is_last:
+            self._waiting = deque(page for page in self._waiting if page < number)
             self._top, self._ended = number, True
         else:
             self._ended = self._ended and number < self._top
-            self._go_on(number)
+            self._extend(number)
 
-    def lose(self, number: int) -> None:
-        """Count a page as lost."""
+    def mark_lost(self, number: int) -> None:
+        """Record a page that could not be fetched."""
         self._lost.append(number)
-        self.lost_last = True
-        self._go_on(number)
+        self.lost_previous = True
+        self._extend(number)
 
-    def _go_on(self, number: int) -> None:
+    def _extend(self, number: int) -> None:
+        """Plan one more page if the list goes beyond its known end."""
         if number < self._top:
             return
         self._top = number
-        # What the plan has beyond the known end comes first.
-        if self._beyond and not self._coming:
-            self._coming.append(number + 1)
-            self._beyond -= 1
+        # Pages that the plan names come first.
+        if self._extra and not self._waiting:
+            self._waiting.append(number + 1)
+            self._extra -= 1
 
     @property
     def remaining_pages(self) -> tuple[int, ...]:
-        """What is still to fetch, with what was lost; nothing at the walk's end."""
-        return tuple(sorted([*self._lost, *self._coming])) if self._coming else ()
+        """The pages still to fetch, lost ones included; none at the end of the crawl."""
+        return tuple(sorted([*self._lost, *self._waiting])) if self._waiting else ()
 
     @property
     def total(self) -> int | None:
-        """How many pages the walk has, as far as it is known."""
-        return len(self.fetched) + len(self._coming) if self._ended else None
+        """How many pages the crawl has, if the end of the list is known."""
+        return len(self.fetched) + len(self._waiting) if self._ended else None
 
     def note(self) -> str:
-        """Which pages were fetched, and why those, in words."""
-        ends = f"of {self._top}" if self._ended else "of a list whose end is still to be found"
+        """Which pages were fetched, and why these, for people."""
+        ends = f"of {self._top}" if self._ended else "of a list whose end is not known yet"
         note = f"page{'' if len(self.fetched) == 1 else 's'} {_ranges(self.fetched)} {ends}"
-        if self._plan.resumes is not None:
-            note += f", going on with the walk that began at {self._plan.resumes:%Y-%m-%d %H:%M:%S} UTC"
-        if self._plan.turn != 1:
-            note += ", as planned for the month's calls to last"
+        if self._plan.resumed_crawl is not None:
+            note += f", resuming the crawl of {self._plan.resumed_crawl:%Y-%m-%d %H:%M:%S} UTC"
+        if self._plan.rotation_runs != 1:
+            note += ", as the month's call budget allows"
         return note
 
 
 def plan(
-    pages: Sequence[CrawledPage], now: datetime, month: Month | None, interval: timedelta | None, *, most: int
+    pages: Sequence[CrawledPage],
+    now: datetime,
+    month: MonthlyCalls | None,
+    interval: timedelta | None,
+    *,
+    max_pages: int,
 ) -> PagePlan:
-    """The pages that a pass at `now` fetches of a list of which `pages` are known.
+    """The pages that a run at `now` fetches of a list whose known pages are `pages`.
 
-    `month` is None where nothing limits the calls: then it is all of them. `interval` is the time between
-    runs, None where nobody knows when the next comes: a run then has its share for the time since the last.
-    `most` bounds the pages of a list that never ends.
+    `month` None means no monthly limit: all pages are fetched. `interval` None means that the time of the
+    next run is unknown: the run gets the calls that accrued since the last one. `max_pages` bounds a list
+    without end.
     """
-    left_over = _unfinished(pages, now, interval)
-    fresh = _fresh(pages, now, month, interval, most)
-    if left_over is None or (month is not None and not month.remaining):
-        return fresh
-    ahead = left_over.remaining_pages if month is None else left_over.remaining_pages[: month.remaining]
-    spare = fresh.beyond if month is None else min(fresh.beyond, month.remaining - len(ahead))
+    interrupted = _interrupted(pages, now, interval)
+    new = _new_crawl(pages, now, month, interval, max_pages)
+    if interrupted is None or (month is not None and not month.remaining):
+        return new
+    rest, extra = interrupted.remaining_pages, new.extra_pages
+    if month is not None:
+        rest = rest[: month.remaining]
+        extra = min(extra, month.remaining - len(rest))
     return msgspec.structs.replace(
-        fresh, pages=ahead, beyond=spare, resumes=left_over.crawl_started_at, next_at=None
+        new, pages=rest, extra_pages=extra, resumed_crawl=interrupted.crawl_started_at, next_at=None
     )
 
 
-def bounded(pages: Iterable[CrawledPage], most: int) -> list[CrawledPage]:
-    """The known pages of a list of which the first `most` pages are fetched: where it goes on, it ends there.
+def limit_pages(pages: Iterable[CrawledPage], max_pages: int) -> list[CrawledPage]:
+    """The known pages of a list that ends at page `max_pages` at the latest.
 
-    Pages of a time when more were fetched are none of it. They stay known for a time when more are again.
+    The database keeps the pages beyond it, in case more are fetched again later.
     """
     return [
         msgspec.structs.replace(
             page,
-            remaining_pages=tuple(ahead for ahead in page.remaining_pages if ahead <= most),
-            is_last=page.is_last or page.number == most,
+            remaining_pages=tuple(number for number in page.remaining_pages if number <= max_pages),
+            is_last=page.is_last or page.number == max_pages,
         )
         for page in pages
-        if page.number <= most
+        if page.number <= max_pages
     ]
 
 
 def coverage(
     pages: Sequence[CrawledPage],
     next_run_at: datetime,
-    month: Month | None,
+    month: MonthlyCalls | None,
     interval: timedelta | None,
     *,
-    most: int,
+    max_pages: int,
 ) -> Coverage | None:
-    """How old pages may get, found by planning the coming runs one after another, the first of them at
-    `next_run_at`; None where the end of the list or the time of runs is not known.
+    """How old pages may get, found by planning the next runs one after the other from `next_run_at`.
+
+    None if the end of the list or the time of the runs is unknown.
     """
     known = {page.number: page for page in pages}
     if interval is None or not known or not known[max(known)].is_last:
@@ -194,52 +204,59 @@ def coverage(
     waiting |= {number: page.fetched_at for number, page in known.items()}
     at, oldest, together = next_run_at, timedelta(), True
     for _ in range(_ROUNDS):
-        coming = plan([*known.values()], at, month, interval, most=most)
-        together = together and coming.turn is not None
-        for number in coming.pages:
-            if number in waiting and (since := waiting.pop(number)) is not None:
-                oldest = max(oldest, at - since)
-            known[number] = _fetched(number, at, last=number == max(known))
+        planned = plan([*known.values()], at, month, interval, max_pages=max_pages)
+        together = together and planned.rotation_runs is not None
+        for number in planned.pages:
+            if number in waiting and (fetched_at := waiting.pop(number)) is not None:
+                oldest = max(oldest, at - fetched_at)
+            known[number] = _fetched(number, at, is_last=number == max(known))
         if not waiting:
-            unseen = 2 * oldest + interval if together else None
-            return Coverage(by=at, oldest=oldest + interval, unseen=unseen)
-        following = at + interval * max(-((at - (coming.next_at or at)) // interval), 1)
+            promised = 2 * oldest + interval if together else None
+            return Coverage(covered_by=at, max_age=oldest + interval, promised_age=promised)
+        following = at + interval * max(-((at - (planned.next_at or at)) // interval), 1)
         if month is not None:
-            spent = 0 if following >= month_of(at)[1] else month.limit - month.remaining + len(coming.pages)
-            month = Month(limit=month.limit, remaining=max(month.limit - spent, 0))
+            spent = 0 if following >= month_of(at)[1] else month.limit - month.remaining + len(planned.pages)
+            month = MonthlyCalls(limit=month.limit, remaining=max(month.limit - spent, 0))
         at = following
     return None
 
 
 def month_of(now: datetime) -> tuple[datetime, datetime]:
-    """When the calendar month (UTC) began and when it ends, and with it the count of calls."""
+    """The first moment of the calendar month (UTC), and of the next one."""
     first = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     return first, (first + timedelta(days=32)).replace(day=1)
 
 
-def _unfinished(
+def _interrupted(
     pages: Sequence[CrawledPage], now: datetime, interval: timedelta | None
 ) -> CrawledPage | None:
-    # Where the newest walk stood, if it had pages ahead and its time is not over.
-    begun = [page for page in pages if page.crawl_started_at <= now]
-    if not begun:
+    """The last page of the newest crawl, if that crawl is unfinished and recent enough to resume."""
+    started = [page for page in pages if page.crawl_started_at <= now]
+    if not started:
         return None
-    stood = max(begun, key=lambda page: (page.crawl_started_at, page.fetched_at, page.number))
+    last = max(started, key=lambda page: (page.crawl_started_at, page.fetched_at, page.number))
     within = min(RESUME_WITHIN, interval or RESUME_WITHIN)
-    fresh = timedelta() <= now - stood.fetched_at <= within and now - stood.crawl_started_at <= LONGEST_WALK
-    return stood if stood.remaining_pages and fresh else None
+    recent = timedelta() <= now - last.fetched_at <= within and now - last.crawl_started_at <= LONGEST_CRAWL
+    return last if last.remaining_pages and recent else None
 
 
-def _fresh(
-    pages: Sequence[CrawledPage], now: datetime, month: Month | None, interval: timedelta | None, most: int
+def _new_crawl(
+    pages: Sequence[CrawledPage],
+    now: datetime,
+    month: MonthlyCalls | None,
+    interval: timedelta | None,
+    max_pages: int,
 ) -> PagePlan:
-    # The plan of a walk that begins now.
+    """The plan of a crawl that begins now."""
     known = {page.number: page for page in pages}
     top = max(known, default=0)
     ended = top > 0 and known[top].is_last
     if month is None:
         return PagePlan(
-            pages=tuple(range(1, max(top, 1) + 1)), beyond=most - max(top, 1), every_run=top, turn=1
+            pages=tuple(range(1, max(top, 1) + 1)),
+            extra_pages=max_pages - max(top, 1),
+            pages_every_run=top,
+            rotation_runs=1,
         )
     reserve = month.remaining * RESERVE_PERCENT // 100
     spend = month.remaining - reserve
@@ -247,93 +264,98 @@ def _fresh(
     share = spend // runs if runs else 0
     together = interval is not None and share >= 2
     if not together:
-        # Nobody knows when the next run comes, or there are more runs than calls: this one has what has come
-        # up since the last, and what was saved before.
-        share = _come_up(pages, now, month, spend)
+        # The time of the next run is unknown, or there are more runs than calls.
+        share = _accrued(pages, now, month, spend)
     if share < 1:
-        return PagePlan(pages=(), every_run=0, next_at=_next_share(pages, now, month, spend))
+        return PagePlan(pages=(), pages_every_run=0, next_at=_next_call(pages, now, month, spend))
     every_run = min(share // FIRST_OF or share // 2, top)
     others = range(every_run + 1, top + 1)
-    spare = most - top
-    turn = None
-    if not ended and spare:
-        allowed = min(max(share - every_run, reserve), spare)
-        chosen, beyond = {top + 1}, allowed - 1
+    beyond = max_pages - top
+    rotation_runs = None
+    if not ended and beyond:
+        allowed = min(max(share - every_run, reserve), beyond)
+        chosen, extra = {top + 1}, allowed - 1
     elif interval is not None and together:
-        spread = spend - every_run * runs
-        turn = _turn(known, others, now, interval, calls=spread, runs=runs)
-        if turn is None:
-            chosen = _oldest(known, others, spread, now)
+        calls = spend - every_run * runs
+        rotation_runs = _rotation_runs(known, others, now, interval, calls=calls, runs=runs)
+        if rotation_runs is None:
+            chosen = _oldest(known, others, calls, now)
         else:
-            chosen = {*others} if _is_due(known, others, now, interval, turn) else set()
-        beyond = min(spend - every_run - len(chosen), spare) if len(chosen) == len(others) else 0
+            chosen = {*others} if _is_due(known, others, now, interval, rotation_runs) else set()
+        extra = min(spend - every_run - len(chosen), beyond) if len(chosen) == len(others) else 0
     else:
         chosen = _oldest(known, others, share - every_run, now)
-        beyond = min(share - every_run - len(chosen), spare)
+        extra = min(share - every_run - len(chosen), beyond)
     return PagePlan(
         pages=tuple(sorted({*range(1, every_run + 1), *chosen})),
-        beyond=beyond,
-        every_run=every_run,
-        turn=turn,
+        extra_pages=extra,
+        pages_every_run=every_run,
+        rotation_runs=rotation_runs,
     )
 
 
-def _turn(
-    known: dict[int, CrawledPage], others: range, now: datetime, interval: timedelta, *, calls: int, runs: int
+def _rotation_runs(
+    known: Mapping[int, CrawledPage],
+    others: range,
+    now: datetime,
+    interval: timedelta,
+    *,
+    calls: int,
+    runs: int,
 ) -> int | None:
-    # The fewest runs from one that fetches all the others to the next, for which so many calls last to the
-    # month's end, in which there are so many runs with this one; None where they do for none.
+    """The smallest n for which `calls` suffice if every n-th of the month's `runs` left, this one included,
+    fetches all others. None if no n is enough."""
     age = _age(known, others, now)
 
-    def lasts(turn: int) -> bool:
-        wait = max(-((age - turn * interval + interval / 2) // interval), 0) if age is not None else 0
-        return -(-max(runs - wait, 0) // turn) * len(others) <= calls
+    def suffices(every: int) -> bool:
+        wait = max(-((age - every * interval + interval / 2) // interval), 0) if age is not None else 0
+        return -(-max(runs - wait, 0) // every) * len(others) <= calls
 
-    turns = range(1, runs + (age // interval if age is not None else 0) + 3)
-    found = bisect_left(turns, True, key=lasts)
-    return turns[found] if found < len(turns) else None
+    candidates = range(1, runs + (age // interval if age is not None else 0) + 3)
+    found = bisect_left(candidates, True, key=suffices)
+    return candidates[found] if found < len(candidates) else None
 
 
 def _is_due(
-    known: dict[int, CrawledPage], others: range, now: datetime, interval: timedelta, turn: int
+    known: Mapping[int, CrawledPage], others: range, now: datetime, interval: timedelta, rotation_runs: int
 ) -> bool:
-    # A run may be early by half an interval.
+    """Whether this run fetches the other pages. A run may be early by half an interval."""
     age = _age(known, others, now)
-    return age is None or age + interval / 2 >= turn * interval
+    return age is None or age + interval / 2 >= rotation_runs * interval
 
 
-def _age(known: dict[int, CrawledPage], numbers: range, now: datetime) -> timedelta | None:
-    # How long ago the walk began that fetched what is oldest of these; None for never, or where only a wrong
-    # clock knows.
-    walks = [known[number].crawl_started_at if number in known else None for number in numbers]
-    begun = [walk for walk in walks if walk is not None and walk <= now + SKEW]
-    return max(now - min(begun), timedelta()) if begun and len(begun) == len(walks) else None
+def _age(known: Mapping[int, CrawledPage], numbers: range, now: datetime) -> timedelta | None:
+    """How long ago the crawl began that fetched the oldest of these pages. None if a page was never fetched,
+    or only in the future according to a wrong clock."""
+    crawls = [known[number].crawl_started_at if number in known else None for number in numbers]
+    started = [crawl for crawl in crawls if crawl is not None and crawl <= now + SKEW]
+    return max(now - min(started), timedelta()) if started and len(started) == len(crawls) else None
 
 
-def _come_up(pages: Sequence[CrawledPage], now: datetime, month: Month, spend: int) -> int:
-    # The calls of a run that nobody planned.
-    since = _since(pages, now)
-    earned = 1 if since is None else spend * since // (month_of(now)[1] - now)
-    return min(max(earned, _saved(now, month)), spend)
+def _accrued(pages: Sequence[CrawledPage], now: datetime, month: MonthlyCalls, spend: int) -> int:
+    """The calls of a run outside the schedule: accrued since the last crawl, or saved by earlier runs."""
+    since = _since_last_crawl(pages, now)
+    accrued = 1 if since is None else spend * since // (month_of(now)[1] - now)
+    return min(max(accrued, _saved(now, month)), spend)
 
 
-def _saved(now: datetime, month: Month) -> int:
-    # What the month has left beyond what an even use of it needs until its end; below 0 where that is too
-    # little.
+def _saved(now: datetime, month: MonthlyCalls) -> int:
+    """The remaining calls beyond what an even use needs until the month's end; negative if too few remain."""
     began, ends = month_of(now)
     return month.remaining + month.limit * (100 - RESERVE_PERCENT) * (ends - now) // (-100 * (ends - began))
 
 
-def _next_share(pages: Sequence[CrawledPage], now: datetime, month: Month, spend: int) -> datetime:
-    # When this share is a call again: earned since the last walk, or saved.
+def _next_call(pages: Sequence[CrawledPage], now: datetime, month: MonthlyCalls, spend: int) -> datetime:
+    """When the next call will have accrued or been saved."""
     began, ends = month_of(now)
-    earned = (ends - now) / spend - (_since(pages, now) or timedelta()) if spend else ends - now
+    accrued = (ends - now) / spend - (_since_last_crawl(pages, now) or timedelta()) if spend else ends - now
     saved = (ends - began) * (1 - _saved(now, month)) * 100 / (month.limit * (100 - RESERVE_PERCENT))
-    return now + max(min(earned, saved, ends - now), _SECOND)
+    return now + max(min(accrued, saved, ends - now), _SECOND)
 
 
-def _oldest(known: dict[int, CrawledPage], numbers: range, count: int, now: datetime) -> set[int]:
-    # What was never fetched comes first, as does what a wrong clock fetched in the future.
+def _oldest(known: Mapping[int, CrawledPage], numbers: range, count: int, now: datetime) -> set[int]:
+    """The pages fetched longest ago. Pages never fetched come first, and those that a wrong clock dated."""
+
     def age(number: int) -> tuple[datetime, int]:
         page = known.get(number)
         right = page is not None and page.fetched_at <= now + SKEW
@@ -342,13 +364,13 @@ def _oldest(known: dict[int, CrawledPage], numbers: range, count: int, now: date
     return set(sorted(numbers, key=age)[:count])
 
 
-def _since(pages: Iterable[CrawledPage], now: datetime) -> timedelta | None:
-    # How long ago the newest walk over these pages began; None for none, or where only a wrong clock knows.
-    begun = [now - page.crawl_started_at for page in pages if page.crawl_started_at <= now + SKEW]
-    return max(min(begun), timedelta()) if begun else None
+def _since_last_crawl(pages: Iterable[CrawledPage], now: datetime) -> timedelta | None:
+    """How long ago the newest crawl began. None if there is none, or only one that a wrong clock dated."""
+    ages = [now - page.crawl_started_at for page in pages if page.crawl_started_at <= now + SKEW]
+    return max(min(ages), timedelta()) if ages else None
 
 
-def _fetched(number: int, at: datetime, *, last: bool) -> CrawledPage:
+def _fetched(number: int, at: datetime, *, is_last: bool) -> CrawledPage:
     return CrawledPage(
         number=number,
         crawl_started_at=at,
@@ -356,17 +378,17 @@ def _fetched(number: int, at: datetime, *, last: bool) -> CrawledPage:
         fetched_at=at,
         read_at=at,
         records=0,
-        is_last=last,
+        is_last=is_last,
         request_fingerprint="",
     )
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    # What follows on each other as a range: 1 to 3, 41 to 50.
-    found: list[list[int]] = []
+    """Consecutive numbers as ranges: 1 to 3, 41 to 50."""
+    ranges: list[list[int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in found)
+            ranges.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in ranges)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Any
 
 import msgspec
 import structlog
@@ -20,11 +21,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from kasparro import logs
-from kasparro import settings as environment
 from kasparro.errors import DatabaseUnavailable, KasparroError
 from kasparro.pipeline.scheduler import Scheduler
-from kasparro.settings import Settings
+from kasparro.settings import Settings, SourceSettings
 from kasparro.signals import stop_signals
+from kasparro.sources import registry
 from kasparro.store.bootstrap import database_url, pools, prepare, with_connections
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
@@ -171,18 +172,19 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
     # Simulated upstreams, an embedded database for the demo alone, and runs often enough to watch.
     from kasparro.simulator import Simulator  # noqa: PLC0415 - only the demo needs it
 
+    def simulated(name: str, **changes: Any) -> SourceSettings:
+        source = settings.source_settings[name]
+        return msgspec.structs.replace(source, key=None, monthly_calls=None, **changes)
+
     async with Simulator(seed=seed) as simulator:
         yield msgspec.structs.replace(
             settings,
             home=settings.home / "demo",
-            coinpaprika_url=simulator.coinpaprika_url,
-            coinpaprika_key=None,
-            coingecko_url=simulator.coingecko_url,
-            coingecko_key=None,
-            coingecko_plan="public",
-            # The simulator has no call limits of its own.
-            coinpaprika_monthly_calls=None,
-            coingecko_monthly_calls=None,
+            source_settings={
+                **settings.source_settings,
+                "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
+                "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
+            },
             interval=min(settings.interval or DEMO_INTERVAL, DEMO_INTERVAL),
         )
 
@@ -194,7 +196,7 @@ def worker() -> ASGIApp:
     if signal.SIGHUP in stop_signals():
         # A terminal that closes sends it to every process of its session.
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    settings = environment.load(os.environ)
+    settings = registry.load_settings(os.environ)
     logs.configure(settings)
     logs.capture_crashes()
     url = settings.database_url.reveal() if settings.database_url else ""

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kasparro.simulator.answers import Given
+from kasparro.simulator.served import ServedResponse
 
 VALUES = (
     "symbol",
@@ -58,7 +58,7 @@ class Model:
                 self.newest[coin] = record
 
 
-def records_of_response(given: Given) -> Iterator[tuple[Coin, Reported]]:
+def records_of_response(given: ServedResponse) -> Iterator[tuple[Coin, Reported]]:
     """The valid records of an upstream's response; none if it is not a list."""
     try:
         items = json.loads(given.body, parse_float=Decimal, parse_int=Decimal)

@@ -13,7 +13,7 @@ import aiohttp
 import asyncpg
 import msgspec
 
-from kasparro.simulator.answers import Given
+from kasparro.simulator.served import ServedResponse
 from tests.chaos import invariants
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.model import Coin, Model, records_of_archive, records_of_response
@@ -170,7 +170,7 @@ class Series:
         calls_before = sum(self._upstream_calls.values())
         async with self.world.server.admin() as connection:
             newest = await connection.fetchval("SELECT coalesce(max(id), 0) FROM runs")
-        responses: list[Given] = []
+        responses: list[ServedResponse] = []
 
         async def complete() -> bool:
             nonlocal responses
@@ -184,7 +184,7 @@ class Series:
         for given in everything:
             self._model.add(records_of_response(given))
         self._last_added_call = max(given.number for given in everything)
-        await self.world.control("DELETE", f"answers?through={self._last_added_call}")
+        await self.world.control("DELETE", f"served?through={self._last_added_call}")
         final = {coin for given in responses for coin, _ in records_of_response(given)}
         for archive in sorted(self.world.archives.glob("*.csv")):
             records = list(records_of_archive(archive))
@@ -238,7 +238,7 @@ class Series:
             return await invariants.violations(connection, self._model, final, self._upstream_calls)
 
 
-def _complete(responses: list[Given]) -> bool:
+def _complete(responses: list[ServedResponse]) -> bool:
     """Whether these responses contain all pages of both lists."""
     pages = {(given.api, given.page): sum(1 for _ in records_of_response(given)) for given in responses}
     gecko = {page: coins for (api, page), coins in pages.items() if api == "coingecko"}

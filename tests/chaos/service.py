@@ -2,9 +2,12 @@
 
 from datetime import timedelta
 
+import msgspec
+
 from kasparro.cli.commands import main
 from kasparro.pipeline import circuit_breaker, scheduler
-from kasparro.sources import coingecko, registry
+from kasparro.sources import registry
+from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
 from kasparro.store import locks, pool
@@ -20,12 +23,13 @@ circuit_breaker.COOL_DOWN = timedelta(seconds=1)
 pool.LOCK_TIMEOUT_S = 1
 
 _QUICK = RetryLimits(attempts=3, total_s=4, initial_s=0.1, longest_s=0.4)
-registry._SOURCES["coinpaprika"] = lambda settings: CoinPaprika(
-    settings.coinpaprika_url, settings.coinpaprika_key, _QUICK
-)
-registry._SOURCES["coingecko"] = lambda settings: coingecko.CoinGecko(
-    settings.coingecko_url, settings.coingecko_plan, settings.coingecko_key, _QUICK
-)
+_BUILD = {
+    "coinpaprika": lambda settings: CoinPaprika(settings.url, settings.key, _QUICK),
+    "coingecko": lambda settings: CoinGecko(settings.url, settings.plan, settings.key, _QUICK),
+}
+_sources = registry.definitions()
+for _name, _build in _BUILD.items():
+    _sources[_name] = msgspec.structs.replace(_sources[_name], build=_build)
 
 if __name__ == "__main__":
     main()

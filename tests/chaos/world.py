@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
-from kasparro import settings
-from kasparro.simulator.answers import Given
+from kasparro.simulator.served import ServedResponse
+from kasparro.sources import registry
 from tests.chaos.traffic import ClientLog
 from tests.support.postgres import Disk, Server, free_port, servers, small_disk
 from tests.support.proxy import Proxy
@@ -128,7 +128,7 @@ class World:
 
     def environment(self, database_port: int, upstream_port: int) -> dict[str, str]:
         """The environment of a service or a command: its settings, and no others."""
-        names = {variable.name for variable in settings.variables().values()}
+        names = {variable.name for variable in registry.variables()}
         upstream = f"http://127.0.0.1:{upstream_port}"
         return {name: value for name, value in os.environ.items() if name not in names} | {
             "DATABASE_URL": self.server.url(port=database_port),
@@ -203,9 +203,11 @@ class World:
             reply.raise_for_status()
             return await reply.read()
 
-    async def responses(self, after: int) -> list[Given]:
+    async def responses(self, after: int) -> list[ServedResponse]:
         """The complete responses of the simulator after this call number."""
-        return msgspec.json.decode(await self.control("GET", f"answers?after={after}"), type=list[Given])
+        return msgspec.json.decode(
+            await self.control("GET", f"served?after={after}"), type=list[ServedResponse]
+        )
 
     async def calls(self, after: int) -> list[str]:
         """The APIs of the simulator's calls after this call number."""
@@ -250,7 +252,7 @@ async def start_world(folder: Path, seed: str) -> AsyncIterator[World]:
 async def _simulator(folder: Path, seed: str, stack: AsyncExitStack) -> tuple[Process, int]:
     log = folder / "simulator.log"
     command = (
-        *(sys.executable, "-m", "kasparro.simulator", "--manual", "--keep-answers"),
+        *(sys.executable, "-m", "kasparro.simulator", "--manual", "--record-served"),
         *("--seed", str(random.Random(seed).randrange(1 << 30)), "--coins", str(COINS)),
         *("--tick", str(TICK_S), "--base", f"{datetime.now(UTC) - timedelta(days=1_500):%Y-%m-%d}"),
     )

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from kasparro.model.batch import CrawledPage
-from kasparro.sources.page_schedule import Month, coverage, plan
+from kasparro.sources.page_schedule import MonthlyCalls, coverage, plan
 from tests.support.documents import rows, section
 
 HOUR = timedelta(hours=1)
@@ -39,8 +39,8 @@ def planned(start: datetime, remaining: int) -> tuple[int, int]:
     length = 0
     while length < PAGES:
         runs += 1
-        month = Month(limit=10_000, remaining=remaining)
-        length = len(plan(pages, start + runs * HOUR, month, HOUR, most=MOST).pages)
+        month = MonthlyCalls(limit=10_000, remaining=remaining)
+        length = len(plan(pages, start + runs * HOUR, month, HOUR, max_pages=MOST).pages)
         first = min(first, length)
         remaining -= length
     return first, runs
@@ -49,13 +49,18 @@ def planned(start: datetime, remaining: int) -> tuple[int, int]:
 def test_example_is_what_the_schedule_plans() -> None:
     table = dict(rows(section("docs/call-budget.md", "A worked example"))[-5:])
     first, every = planned(START, 10_000)
-    promised = coverage(fetched(START), START + HOUR, Month(limit=10_000, remaining=10_000), HOUR, most=MOST)
+    promised = coverage(
+        fetched(START), START + HOUR, MonthlyCalls(limit=10_000, remaining=10_000), HOUR, max_pages=MOST
+    )
     assert table["`pages`, `pages_every_run`, `pages_in_rotation`"] == f"{PAGES}, {first}, {PAGES - first}"
     assert table["`rotation_runs`"] == str(every)
     assert promised is not None
-    assert promised.unseen is not None
+    assert promised.promised_age is not None
     stated = re.findall(r"\d+", table["`promised_age_s`"])
-    assert stated == [str(round(promised.unseen / timedelta(seconds=1))), str(promised.unseen // HOUR)]
+    assert stated == [
+        str(round(promised.promised_age / timedelta(seconds=1))),
+        str(promised.promised_age // HOUR),
+    ]
 
 
 def test_half_of_the_calls_at_half_of_the_month_is_the_same_plan() -> None:

@@ -7,16 +7,15 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from kasparro import settings
 from kasparro.cli import commands as cli
+from kasparro.sources import registry
 from tests.conftest import OPEN_FILES
 from tests.support.documents import ROOT, read, rows, section
 
 
 def test_settings_table_lists_the_settings() -> None:
     expected = [
-        f"| `{setting.name}` | {setting.meaning} | {setting.default} |"
-        for setting in settings.variables().values()
+        f"| `{setting.name}` | {setting.meaning} | {setting.default} |" for setting in registry.variables()
     ]
     lines = section("docs/configuration.md", "Settings").splitlines()
     assert [line for line in lines if line.startswith("|")][2:] == expected
@@ -35,12 +34,12 @@ def test_settings_table_lists_the_settings() -> None:
 )
 def test_settings_that_pages_name_exist(page: str) -> None:
     names = set(re.findall(r"\bKASPARRO_\w+", read(page)))
-    assert names <= {variable.name for variable in settings.variables().values()}
+    assert names <= {variable.name for variable in registry.variables()}
 
 
 def test_compose_passes_every_setting_on() -> None:
     # KASPARRO_HOME stays where the image has it.
-    names = {variable.name for variable in settings.variables().values()} - {"KASPARRO_HOME"}
+    names = {variable.name for variable in registry.variables()} - {"KASPARRO_HOME"}
     assert names <= set(re.findall(r"^ {6}([A-Z_]+):", read("compose.yaml"), re.MULTILINE))
 
 

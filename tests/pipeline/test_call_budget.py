@@ -13,6 +13,7 @@ from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
+from kasparro.sources.coingecko import CoinGeckoSettings
 from kasparro.store.pool import Database
 from tests.support.runs import (
     BEGIN,
@@ -39,7 +40,9 @@ def clock() -> ManualClock:
 
 async def stats(database: Database, clock: ManualClock, limit: int | None, interval: timedelta | None) -> Any:
     """CoinGecko's budget in /stats."""
-    settings = Settings(coingecko_monthly_calls=limit, interval=interval)
+    settings = Settings(
+        source_settings={"coingecko": CoinGeckoSettings(monthly_calls=limit)}, interval=interval
+    )
     async with database.reading() as connection:
         return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
 
@@ -56,7 +59,7 @@ async def test_page_schedule_makes_the_month_last(
 
     assert {run.status for run in runs} == {"succeeded"}
     assert requested_pages(simulator.calls) == [1, 2, 3, 4, 5, 1, 1, 2, 3, 4, 5]
-    assert runs[1].sources[0].note == "page 1 of 5, as planned for the month's calls to last"
+    assert runs[1].sources[0].note == "page 1 of 5, as the month's call budget allows"
     assert (budget.month, budget.calls, budget.limit, budget.remaining) == ("2026-06", 5, 2_400, 2_395)
     assert (budget.pages, budget.pages_every_run, budget.pages_in_rotation, budget.rotation_runs) == (
         5,
@@ -122,8 +125,8 @@ async def test_fewer_calls_than_runs_skips_runs(
     assert (first.sources[0].status, first.sources[0].calls) == ("succeeded", 3)
     assert (second.status, second.sources[0].status) == ("partial", "skipped")
     assert second.sources[0].error == (
-        "of the 72 calls of June 2026 69 are left, spread over the rest of it; "
-        "the next is due at 2026-06-01 10:53:38 UTC"
+        "69 of the 72 calls of June 2026 are left and spread over its remaining days; "
+        "the next call is due at 2026-06-01 10:53:38 UTC"
     )
 
 

@@ -389,7 +389,7 @@ async def test_missing_payload_makes_the_replay_partial(
     assert await replay(database, run_id) == "partial"
 
     source = (await source_outcomes(connection))["coingecko"]
-    assert source["error"] == "1 of the run's calls have no payload kept"
+    assert source["error"] == "1 of the run's calls have no stored payload"
     assert source["fetched"] == 500
 
 

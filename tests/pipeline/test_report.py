@@ -7,7 +7,8 @@ import pytest
 
 from kasparro.pipeline import report
 from kasparro.pipeline.report import Records
-from kasparro.settings import Secret, Settings
+from kasparro.settings import Settings
+from kasparro.sources.registry import load_settings
 from kasparro.store.pool import Connection
 from tests.support.runs import NOON, add_run, add_source
 
@@ -131,7 +132,7 @@ async def test_stats_count_rows_runs_and_calls(connection: Connection) -> None:
     await add_run(connection, "partial", finished_at=NOON + timedelta(hours=1))
     last = await add_run(connection, "running")
     due = NOON + timedelta(days=1)
-    stats = await report.stats(connection, Settings(coingecko_plan="demo", coingecko_key=Secret("k")), due)
+    stats = await report.stats(connection, load_settings({"KASPARRO_COINGECKO_KEY": "k"}), due)
     assert stats.status == "running"
     assert stats.last_run is not None
     assert stats.last_run.id == last

@@ -11,13 +11,13 @@ from kasparro.pipeline import circuit_breaker, retry_schedule
 from kasparro.pipeline import scheduler as scheduler_module
 from kasparro.pipeline.retry_schedule import RetrySchedule
 from kasparro.pipeline.scheduler import Scheduler
-from kasparro.settings import load
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import AnyFault, Hang, Html, Reset, Status, Truncated
 from kasparro.sources import http
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
+from kasparro.sources.registry import load_settings
 from kasparro.store.bootstrap import prepare
 from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
@@ -42,7 +42,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 def scheduler_for(
     database: Database, paprika_url: str, gecko_url: str, interval: str = "1h", **environment: str
 ) -> Scheduler:
-    settings = load(
+    settings = load_settings(
         {"KASPARRO_SOURCES": "coinpaprika,coingecko", "KASPARRO_INTERVAL": interval, **environment}
     )
     scheduler = Scheduler(settings, database, prepare=partial(prepare, database))

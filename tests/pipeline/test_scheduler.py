@@ -14,11 +14,11 @@ from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.errors import RunInProgress
 from kasparro.pipeline import scheduler as scheduler_module
 from kasparro.pipeline.scheduler import Scheduler
-from kasparro.settings import load
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
 from kasparro.sources import coingecko, coinpaprika
 from kasparro.sources.base import utc_now
+from kasparro.sources.registry import load_settings
 from kasparro.store.bootstrap import prepare
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
@@ -45,7 +45,7 @@ def scheduler_over(
     *,
     runs_at_start: bool = True,
 ) -> Scheduler:
-    settings = load(
+    settings = load_settings(
         {
             "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
             "KASPARRO_COINGECKO_URL": simulator.coingecko_url,
@@ -310,7 +310,7 @@ async def test_runs_share_the_upstream_rate_limit(
     monkeypatch.setattr(coinpaprika, "CALLS_A_SECOND", 1)
     async with Simulator(seed=3, coins=40) as simulator:
         monkeypatch.setenv("HTTP_PROXY", simulator.url)
-        settings = load(
+        settings = load_settings(
             {
                 f"KASPARRO_{source.upper()}_URL": base_url,
                 "KASPARRO_SOURCES": source,

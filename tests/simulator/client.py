@@ -1,4 +1,4 @@
-"""What the tests ask a simulator with: real HTTP, numbers read as the texts they were sent as."""
+"""An HTTP client for a simulator; it reads numbers as text, exactly as sent."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ class Reply(msgspec.Struct):
 
 
 class Client:
-    """Asks one simulator."""
+    """Sends requests to one simulator."""
 
     def __init__(self, simulator: Simulator, session: aiohttp.ClientSession) -> None:
         self._simulator = simulator
@@ -38,14 +38,14 @@ class Client:
         return await self.request("GET", f"{self._simulator.coinpaprika_url}/tickers", **options)
 
     async def markets(self, *, headers: dict[str, str] | None = None, **parameters: str | int) -> Reply:
-        asked: dict[str, str | int] = {
+        query: dict[str, str | int] = {
             "vs_currency": "usd",
             "per_page": 250,
             "precision": "full",
             **parameters,
         }
         url = f"{self._simulator.coingecko_url}/coins/markets"
-        return await self.request("GET", url, params=asked, headers=headers)
+        return await self.request("GET", url, params=query, headers=headers)
 
     async def control(self, method: str, path: str, **options: Any) -> Reply:
         return await self.request(method, f"{self._simulator.url}/control/{path}", **options)

@@ -1,4 +1,4 @@
-"""A simulator whose time stands still, and a client to ask it with."""
+"""A simulator with a stopped clock, and a client for it."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime

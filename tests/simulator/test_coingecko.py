@@ -1,4 +1,4 @@
-"""CoinGecko's stand-in keeps to the vendor's contract."""
+"""CoinGecko's stand-in follows the vendor's contract."""
 
 import aiohttp
 import pytest
@@ -17,16 +17,16 @@ FIELDS = (
 CHANGES = {f"price_change_percentage_{window}_in_currency" for window in ("1h", "24h", "7d")}
 
 
-async def test_a_record_has_the_documented_fields_and_no_others(client: Client) -> None:
+async def test_record_has_exactly_the_documented_fields(client: Client) -> None:
     assert all(set(record) == set(FIELDS.split()) for record in (await client.markets()).json())
 
 
-async def test_price_changes_come_when_asked_for(client: Client) -> None:
+async def test_price_changes_are_sent_on_request(client: Client) -> None:
     reply = await client.markets(price_change_percentage="1h,24h,7d")
     assert all(set(record) == CHANGES | set(FIELDS.split()) for record in reply.json())
 
 
-async def test_what_is_served_is_what_the_market_says(simulator: Simulator, client: Client) -> None:
+async def test_records_are_those_of_the_market(simulator: Simulator, client: Client) -> None:
     truth = simulator.market.listing("coingecko")
     served = []
     for page in range(1, 4):
@@ -69,7 +69,7 @@ async def test_what_is_served_is_what_the_market_says(simulator: Simulator, clie
             assert record["price_change_percentage_7d_in_currency"] == quote.percent_change_7d
 
 
-async def test_without_full_precision_prices_are_cut_to_six_digits(client: Client) -> None:
+async def test_without_full_precision_prices_have_six_digits(client: Client) -> None:
     short = (await client.markets(precision="")).json()[0]["current_price"]
     full = (await client.markets()).json()[0]["current_price"]
     assert full.startswith(short)
@@ -82,51 +82,45 @@ async def test_some_coins_have_a_return_on_investment(client: Client) -> None:
     assert all(set(roi) == {"times", "currency", "percentage"} for roi in returns)
 
 
-async def test_markup_is_escaped_as_the_vendor_escapes_it(client: Client) -> None:
+async def test_markup_is_escaped(client: Client) -> None:
     body = (await client.markets()).body
     assert b"\\u003cb\\u003eBold" in body
     assert b"<b>" not in body
 
 
-async def test_a_walk_ends_with_a_short_page_and_then_empty_ones(
-    simulator: Simulator, client: Client
-) -> None:
+async def test_list_ends_with_a_short_page_then_empty_pages(simulator: Simulator, client: Client) -> None:
     sizes = [len((await client.markets(page=page)).json()) for page in range(1, 6)]
     left = len(simulator.market.listing("coingecko")) - 500
     assert sizes == [250, 250, left, 0, 0]
     assert 0 < left < 250
 
 
-async def test_pages_of_one_tick_hold_every_coin_once(simulator: Simulator, client: Client) -> None:
-    walked = [coin for page in range(1, 7) for coin in (await client.markets(per_page=100, page=page)).ids]
-    assert walked == [quote.id for quote in simulator.market.listing("coingecko")]
+async def test_pages_of_one_tick_have_every_coin_once(simulator: Simulator, client: Client) -> None:
+    crawled = [coin for page in range(1, 7) for coin in (await client.markets(per_page=100, page=page)).ids]
+    assert crawled == [quote.id for quote in simulator.market.listing("coingecko")]
 
 
-async def test_no_header_tells_how_many_pages_there_are(client: Client) -> None:
+async def test_no_header_gives_the_number_of_pages(client: Client) -> None:
     assert not {"link", "total", "per-page"} & set((await client.markets()).headers)
 
 
-async def test_a_market_that_moves_during_a_walk_shifts_its_pages(
-    simulator: Simulator, client: Client
-) -> None:
-    walked = []
+async def test_moving_market_shifts_pages_during_a_crawl(simulator: Simulator, client: Client) -> None:
+    crawled = []
     for page in range(1, 60):
-        walked += (await client.markets(per_page=10, page=page)).ids
+        crawled += (await client.markets(per_page=10, page=page)).ids
         simulator.advance(30)
-    assert len(set(walked)) < len(walked)
+    assert len(set(crawled)) < len(crawled)
 
 
 @pytest.mark.parametrize(("by", "second"), [(3, slice(7, 17)), (-3, slice(13, 23))])
-async def test_pages_shift_on_demand(simulator: Simulator, client: Client, by: int, second: slice) -> None:
+async def test_page_shift_fault(simulator: Simulator, client: Client, by: int, second: slice) -> None:
     simulator.add_fault(PageShift(api="coingecko", by=by))
     order = [quote.id for quote in simulator.market.listing("coingecko")]
     assert (await client.markets(per_page=10, page=1)).ids == order[:10]
     assert (await client.markets(per_page=10, page=2)).ids == order[second]
 
 
-async def test_two_fetches_of_one_tick_are_the_same_bytes_and_of_two_ticks_are_not(
-    simulator: Simulator, client: Client
-) -> None:
+async def test_bytes_change_only_with_the_tick(simulator: Simulator, client: Client) -> None:
     first, second = await client.markets(), await client.markets()
     assert first.body == second.body
     simulator.advance()
@@ -147,7 +141,7 @@ async def test_two_fetches_of_one_tick_are_the_same_bytes_and_of_two_ticks_are_n
         ({"pages": 1}, "pages"),
     ],
 )
-async def test_a_wrong_parameter_is_an_error_that_names_it(
+async def test_error_names_the_wrong_parameter(
     client: Client, parameters: dict[str, str | int], message: str
 ) -> None:
     reply = await client.markets(headers=None, **parameters)
@@ -155,14 +149,12 @@ async def test_a_wrong_parameter_is_an_error_that_names_it(
     assert message in reply.json()["error"]
 
 
-async def test_the_currency_is_required(simulator: Simulator, client: Client) -> None:
+async def test_currency_is_required(simulator: Simulator, client: Client) -> None:
     reply = await client.request("GET", f"{simulator.coingecko_url}/coins/markets")
     assert (reply.status, reply.json()) == (422, {"error": "Missing parameter vs_currency"})
 
 
-async def test_an_answer_can_be_kept_for_30_seconds_and_asked_for_by_its_tag(
-    simulator: Simulator, client: Client
-) -> None:
+async def test_cache_headers_and_conditional_request(simulator: Simulator, client: Client) -> None:
     first = await client.markets()
     assert first.headers["cache-control"] == "public, max-age=30"
     tag = first.headers["etag"]
@@ -173,7 +165,7 @@ async def test_an_answer_can_be_kept_for_30_seconds_and_asked_for_by_its_tag(
     assert (await client.markets(headers={"If-None-Match": tag})).status == 200
 
 
-async def test_an_unknown_path_is_a_404_in_the_vendors_shape(simulator: Simulator, client: Client) -> None:
+async def test_unknown_path_is_404(simulator: Simulator, client: Client) -> None:
     reply = await client.request("GET", f"{simulator.coingecko_url}/coins/nothing")
     assert (reply.status, reply.json()["status"]["error_code"]) == (404, "404")
 
@@ -191,7 +183,7 @@ async def test_an_unknown_path_is_a_404_in_the_vendors_shape(simulator: Simulato
         (Account(key="k", pro=True), {}, 401),
     ],
 )
-async def test_a_key_must_be_the_accounts_and_in_its_plans_header(
+async def test_key_must_match_account_and_plan(
     session: aiohttp.ClientSession, account: Account, headers: dict[str, str], status: int
 ) -> None:
     async with Simulator(coins=30, base=BASE, manual=True, coingecko=account) as simulator:

@@ -1,4 +1,4 @@
-"""CoinPaprika's stand-in keeps to the vendor's contract."""
+"""CoinPaprika's stand-in follows the vendor's contract."""
 
 import aiohttp
 import pytest
@@ -15,14 +15,14 @@ QUOTE_FIELDS = (
 )
 
 
-async def test_a_record_has_the_documented_fields_and_no_others(client: Client) -> None:
+async def test_record_has_exactly_the_documented_fields(client: Client) -> None:
     for record in (await client.tickers()).json():
         assert set(record) == set(FIELDS.split())
         assert set(record["quotes"]) == {"USD"}
         assert set(record["quotes"]["USD"]) == set(QUOTE_FIELDS.split())
 
 
-async def test_what_is_served_is_what_the_market_says(simulator: Simulator, client: Client) -> None:
+async def test_records_are_those_of_the_market(simulator: Simulator, client: Client) -> None:
     truth = {quote.id: quote for quote in simulator.market.listing("coinpaprika")}
     served = (await client.tickers(params={"quotes": "USD"})).json()
     assert {record["id"] for record in served} == set(truth)
@@ -42,7 +42,7 @@ async def test_what_is_served_is_what_the_market_says(simulator: Simulator, clie
         assert usd["percent_change_7d"] == (quote.percent_change_7d or "")
 
 
-async def test_missing_values_come_as_empty_strings_and_nulls(client: Client) -> None:
+async def test_missing_values_are_empty_strings_and_nulls(client: Client) -> None:
     records = (await client.tickers()).json()
     assert any(record["max_supply"] == "" for record in records)
     assert any(record["rank"] == "" for record in records)
@@ -52,21 +52,19 @@ async def test_missing_values_come_as_empty_strings_and_nulls(client: Client) ->
     assert any(record["quotes"]["USD"]["price"] is None for record in records)
 
 
-async def test_records_are_not_in_order_of_rank(client: Client) -> None:
+async def test_records_are_not_ordered_by_rank(client: Client) -> None:
     ranks = [int(record["rank"]) for record in (await client.tickers()).json() if record["rank"]]
     assert ranks != sorted(ranks)
 
 
-async def test_two_fetches_of_one_tick_are_the_same_bytes_and_of_two_ticks_are_not(
-    simulator: Simulator, client: Client
-) -> None:
+async def test_bytes_change_only_with_the_tick(simulator: Simulator, client: Client) -> None:
     first, second = await client.tickers(), await client.tickers()
     assert first.body == second.body
     simulator.advance()
     assert (await client.tickers()).body != first.body
 
 
-async def test_the_free_plan_ends_at_2_000_assets_and_a_key_opens_the_rest(
+async def test_free_plan_has_2000_assets_and_a_key_all(
     session: aiohttp.ClientSession,
 ) -> None:
     account = Account(key="k")
@@ -83,17 +81,17 @@ async def test_the_free_plan_ends_at_2_000_assets_and_a_key_opens_the_rest(
 
 
 @pytest.mark.parametrize("sent", ["wrong", "Bearer k"])
-async def test_a_wrong_key_is_a_403(session: aiohttp.ClientSession, sent: str) -> None:
+async def test_wrong_key_is_403(session: aiohttp.ClientSession, sent: str) -> None:
     async with Simulator(coins=30, base=BASE, manual=True, coinpaprika=Account(key="k")) as simulator:
         reply = await Client(simulator, session).tickers(headers={"Authorization": sent})
     assert reply.status == 403
     assert set(reply.json()) == {"error"}
 
 
-async def test_it_quotes_in_dollars_only(client: Client) -> None:
+async def test_only_dollar_quotes_are_supported(client: Client) -> None:
     assert (await client.tickers(params={"quotes": "EUR"})).status == 400
 
 
-async def test_an_unknown_path_is_a_404_in_the_vendors_shape(simulator: Simulator, client: Client) -> None:
+async def test_unknown_path_is_404(simulator: Simulator, client: Client) -> None:
     reply = await client.request("GET", f"{simulator.coinpaprika_url}/coins")
     assert (reply.status, set(reply.json())) == (404, {"error"})

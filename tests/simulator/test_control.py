@@ -1,4 +1,4 @@
-"""A running simulator is steered over HTTP as it is from Python."""
+"""The control API does over HTTP what the simulator's methods do."""
 
 from typing import Any
 
@@ -19,13 +19,13 @@ async def test_faults_are_added_listed_and_removed(simulator: Simulator, client:
             {"api": "coinpaprika", "kind": "bad-records", "records": ["null-id"], "times": 2},
         ],
     )
-    assert (added.status, [armed["id"] for armed in added.json()]) == (201, ["1", "2"])
+    assert (added.status, [fault["id"] for fault in added.json()]) == (201, ["1", "2"])
     assert (await client.markets()).status == 429
     listed = (await client.control("GET", "faults")).json()
-    assert listed[0]["struck"] == "1"
+    assert listed[0]["hits"] == "1"
     assert listed[1]["fault"]["kind"] == "bad-records"
     assert (await client.control("DELETE", "faults?id=1")).status == 204
-    assert [armed.id for armed in simulator.faults] == [2]
+    assert [fault.id for fault in simulator.faults] == [2]
     assert (await client.control("DELETE", "faults")).status == 204
     assert simulator.faults == []
 
@@ -42,7 +42,7 @@ async def test_faults_are_added_listed_and_removed(simulator: Simulator, client:
         ({"api": "coingecko", "kind": "bad-records", "records": ["ugly"]}, "ugly"),
     ],
 )
-async def test_a_fault_that_makes_no_sense_is_refused_with_the_reason(
+async def test_invalid_fault_is_rejected_with_the_reason(
     simulator: Simulator, client: Client, fault: dict[str, Any], names: str
 ) -> None:
     reply = await client.control("POST", "faults", json=fault)
@@ -62,15 +62,15 @@ async def test_a_fault_that_makes_no_sense_is_refused_with_the_reason(
         ("POST", "reset?hard=yes"),
     ],
 )
-async def test_an_unknown_or_wrong_parameter_is_refused(client: Client, method: str, path: str) -> None:
+async def test_invalid_parameter_is_rejected(client: Client, method: str, path: str) -> None:
     assert (await client.control(method, path)).status == 400
 
 
-async def test_removing_a_fault_that_is_not_on_is_a_404(client: Client) -> None:
+async def test_removing_an_inactive_fault_is_404(client: Client) -> None:
     assert (await client.control("DELETE", "faults?id=9")).status == 404
 
 
-async def test_the_log_tells_what_was_asked_and_answered(simulator: Simulator, client: Client) -> None:
+async def test_calls_are_listed_with_request_and_status(simulator: Simulator, client: Client) -> None:
     await client.markets(page=2, headers={"x-cg-demo-api-key": "k"})
     await client.tickers()
     calls = (await client.control("GET", "calls")).json()
@@ -84,7 +84,7 @@ async def test_the_log_tells_what_was_asked_and_answered(simulator: Simulator, c
     assert (await client.control("GET", "calls?api=coingecko&after=1")).json() == []
 
 
-async def test_time_is_advanced(simulator: Simulator, client: Client) -> None:
+async def test_time_advances(simulator: Simulator, client: Client) -> None:
     reply = await client.control("POST", "advance", json={"ticks": 5})
     assert reply.json() == {"tick": "5", "now": "2026-06-01T12:05:00Z"}
     await client.control("POST", "advance")
@@ -92,7 +92,7 @@ async def test_time_is_advanced(simulator: Simulator, client: Client) -> None:
     assert (await client.control("POST", "advance", json={"ticks": -1})).status == 400
 
 
-async def test_a_reset_brings_back_the_start(simulator: Simulator, client: Client) -> None:
+async def test_reset_returns_to_the_start(simulator: Simulator, client: Client) -> None:
     first = await client.markets()
     await client.control("PUT", "payload?api=coingecko", data=b"[]")
     await client.control("POST", "faults", json={"api": "coinpaprika", "kind": "hang"})
@@ -102,7 +102,7 @@ async def test_a_reset_brings_back_the_start(simulator: Simulator, client: Clien
     assert (await client.markets()).body == first.body
 
 
-async def test_a_given_page_is_served_byte_for_byte(client: Client) -> None:
+async def test_fixed_page_is_served_exactly(client: Client) -> None:
     await client.control("PUT", "payload?api=coingecko&page=1", data=EXACT)
     assert (await client.markets(page=1)).body == EXACT
     assert len((await client.markets(page=2)).json()) == 250
@@ -110,14 +110,12 @@ async def test_a_given_page_is_served_byte_for_byte(client: Client) -> None:
     assert len((await client.markets(page=1)).json()) == 250
 
 
-async def test_a_payload_without_a_page_is_all_there_is(client: Client) -> None:
+async def test_payload_without_a_page_is_the_whole_list(client: Client) -> None:
     await client.control("PUT", "payload?api=coingecko", data=EXACT)
     assert [(await client.markets(page=page)).body for page in (1, 2)] == [EXACT, b"[]"]
 
 
-async def test_given_bodies_are_replayed_as_pages_with_nothing_after_them(
-    simulator: Simulator, client: Client
-) -> None:
+async def test_replayed_bodies_are_followed_by_empty_pages(simulator: Simulator, client: Client) -> None:
     simulator.replay("coingecko", [EXACT, b'[{"id":"c"}]'])
     assert [(await client.markets(page=page)).body for page in (1, 2, 3)] == [EXACT, b'[{"id":"c"}]', b"[]"]
     simulator.replay("coinpaprika", [b"not even JSON"])

@@ -1,4 +1,4 @@
-"""The market repeats exactly from its seed and holds everything the recordings hold."""
+"""The market is reproducible from its seed and has every oddity of real data."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -26,13 +26,13 @@ def coingecko() -> list[Quote]:
     return list(market(coins=2_500).listing("coingecko"))
 
 
-def test_the_same_seed_gives_the_same_market() -> None:
+def test_same_seed_gives_the_same_market() -> None:
     assert market().listing("coingecko") == market().listing("coingecko")
     assert market().listing("coingecko") != market(seed=8).listing("coingecko")
 
 
 @pytest.mark.parametrize("ticks", [1, 5, 255, 10_000])
-def test_a_tick_looks_the_same_however_it_was_reached(ticks: int) -> None:
+def test_tick_is_the_same_however_reached(ticks: int) -> None:
     stepped, jumped = market(coins=120), market(coins=120)
     jumped.clock.advance(ticks)
     for _ in range(min(ticks, 300)):
@@ -42,7 +42,7 @@ def test_a_tick_looks_the_same_however_it_was_reached(ticks: int) -> None:
     assert stepped.listing("coinpaprika") == jumped.listing("coinpaprika")
 
 
-def test_the_first_tick_comes_back_after_a_reset() -> None:
+def test_reset_returns_to_the_first_tick() -> None:
     moved = market()
     first = moved.listing("coingecko")
     moved.clock.advance(3)
@@ -51,17 +51,17 @@ def test_the_first_tick_comes_back_after_a_reset() -> None:
     assert moved.listing("coingecko") == first
 
 
-def test_a_larger_market_begins_with_the_coins_of_a_smaller_one() -> None:
+def test_larger_market_begins_with_a_smaller_one() -> None:
     assert make_coins(3, 200)[:50] == make_coins(3, 50)
 
 
 @pytest.mark.parametrize("count", [0, 20_001])
-def test_a_market_has_1_to_20_000_coins(count: int) -> None:
+def test_market_has_1_to_20000_coins(count: int) -> None:
     with pytest.raises(ValueError, match="1 to 20000"):
         make_coins(1, count)
 
 
-def test_about_two_fifths_of_the_coins_move_in_a_tick() -> None:
+def test_two_fifths_of_the_coins_move_in_a_tick() -> None:
     moving = market(coins=2_500)
     before = {quote.id: quote for quote in moving.listing("coingecko")}
     moving.clock.advance()
@@ -71,13 +71,13 @@ def test_about_two_fifths_of_the_coins_move_in_a_tick() -> None:
     assert sum(after[coin].price_usd != before[coin].price_usd for coin in moved) > 0.9 * len(moved)
 
 
-def test_an_unmoved_coin_stays_the_same_object() -> None:
+def test_unmoved_coin_is_the_same_object() -> None:
     still = market()
     first = still.listing("coingecko")
     assert all(a is b for a, b in zip(first, still.listing("coingecko"), strict=True))
 
 
-def test_a_running_clock_follows_the_time_given_to_it() -> None:
+def test_running_clock_follows_its_time_source() -> None:
     seconds = 100.0
     clock = Clock(BASE, 2_000, manual=False, monotonic=lambda: seconds)
     seconds = 105.0
@@ -86,7 +86,7 @@ def test_a_running_clock_follows_the_time_given_to_it() -> None:
     assert clock.tick == 5
 
 
-def test_most_coins_are_listed_by_both_apis_under_ids_of_each_ones_style() -> None:
+def test_most_coins_are_listed_by_both_apis() -> None:
     coins = make_coins(7, 2_500)
     assert (coins[0].coinpaprika_id, coins[0].coingecko_id) == ("btc-bitcoin", "bitcoin")
     both = sum(coin.coinpaprika_id is not None and coin.coingecko_id is not None for coin in coins)
@@ -101,20 +101,18 @@ def test_ids_are_unique_and_symbols_are_not(coingecko: list[Quote], coinpaprika:
         assert len({quote.symbol for quote in listing}) < len(listing) * 0.95
 
 
-def test_symbols_are_lower_case_at_coingecko_and_mostly_upper_case_at_coinpaprika(
-    coingecko: list[Quote], coinpaprika: list[Quote]
-) -> None:
+def test_case_of_symbols(coingecko: list[Quote], coinpaprika: list[Quote]) -> None:
     assert all(quote.symbol == quote.symbol.lower() for quote in coingecko)
     assert sum(quote.symbol == quote.symbol.upper() for quote in coinpaprika) > 0.9 * len(coinpaprika)
     assert {"B@", ""} <= {quote.symbol for quote in coinpaprika}
 
 
-def test_names_hold_what_the_recordings_hold(coingecko: list[Quote]) -> None:
+def test_names_have_the_oddities_of_real_data(coingecko: list[Quote]) -> None:
     names = "\n".join(quote.name for quote in coingecko)
     assert all(odd in names for odd in ("柴", "Ω", "\u200b", '"', "<b>", "\n=", "'", "\n "))
 
 
-def test_both_apis_price_a_coin_almost_alike(coingecko: list[Quote], coinpaprika: list[Quote]) -> None:
+def test_prices_of_both_apis_are_close(coingecko: list[Quote], coinpaprika: list[Quote]) -> None:
     theirs = {quote.coin.index: Decimal(quote.price_usd) for quote in coinpaprika if quote.price_usd}
     pairs = [
         (Decimal(quote.price_usd), theirs[quote.coin.index])
@@ -125,7 +123,7 @@ def test_both_apis_price_a_coin_almost_alike(coingecko: list[Quote], coinpaprika
     assert sum(a != b for a, b in pairs) > 0.99 * len(pairs)
 
 
-def test_figures_span_what_the_recordings_span(coingecko: list[Quote]) -> None:
+def test_values_have_the_range_of_real_data(coingecko: list[Quote]) -> None:
     prices = [quote.price_usd for quote in coingecko if quote.price_usd is not None]
     assert min(Decimal(price) for price in prices if Decimal(price)) < Decimal("2e-12")
     assert any("e-" in price for price in prices)
@@ -142,7 +140,7 @@ def test_figures_span_what_the_recordings_span(coingecko: list[Quote]) -> None:
     assert max(Decimal(quote.market_cap_usd or 0) for quote in coingecko) > 10**12
 
 
-def test_an_unknown_cap_is_zero_without_a_rank_and_stands_last(coingecko: list[Quote]) -> None:
+def test_unknown_cap_is_zero_unranked_and_last(coingecko: list[Quote]) -> None:
     unknown = [quote.market_cap_usd == "0.0" for quote in coingecko]
     assert 20 < sum(unknown) < 300
     assert unknown == sorted(unknown)
@@ -156,13 +154,13 @@ def test_ranks_tie_and_have_gaps(coingecko: list[Quote]) -> None:
     assert set(range(1, max(ranks))) - set(ranks)
 
 
-def test_coinpaprika_writes_zero_for_unknown_supplies_and_caps(coinpaprika: list[Quote]) -> None:
+def test_coinpaprika_writes_zero_for_unknown(coinpaprika: list[Quote]) -> None:
     assert "0" in [quote.max_supply for quote in coinpaprika]
     assert "0" in [quote.circulating_supply for quote in coinpaprika]
     assert "0" in [quote.market_cap_usd for quote in coinpaprika]
 
 
-def test_one_listing_spans_hours_and_holds_rows_weeks_old(coingecko: list[Quote]) -> None:
+def test_listing_has_times_of_hours_and_weeks_ago(coingecko: list[Quote]) -> None:
     ages = [BASE - datetime.fromisoformat(quote.last_updated) for quote in coingecko]
     assert min(ages) >= timedelta(0)
     assert sum(age < timedelta(minutes=10) for age in ages) > 0.7 * len(ages)
@@ -170,7 +168,7 @@ def test_one_listing_spans_hours_and_holds_rows_weeks_old(coingecko: list[Quote]
     assert sum(age > timedelta(days=14) for age in ages) > 10
 
 
-def test_now_and_then_coinpaprika_leaves_a_coin_out_and_brings_it_back() -> None:
+def test_coinpaprika_sometimes_omits_a_coin() -> None:
     moving = market(coins=2_500)
     seen: list[set[str]] = []
     for _ in range(6):
@@ -180,6 +178,6 @@ def test_now_and_then_coinpaprika_leaves_a_coin_out_and_brings_it_back() -> None
     assert min(map(len, seen)) > len(seen[0].union(*seen)) - 20
 
 
-def test_times_are_in_utc_with_a_z() -> None:
+def test_times_are_in_utc() -> None:
     assert market().clock.now().tzinfo is UTC
     assert all(quote.last_updated.endswith("Z") for quote in market().listing("coinpaprika"))

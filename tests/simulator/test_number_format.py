@@ -1,4 +1,4 @@
-"""Numbers are spelled exactly, the way each upstream spells them."""
+"""Numbers are written exactly, as each upstream writes them."""
 
 from decimal import Decimal
 
@@ -10,7 +10,7 @@ from kasparro.simulator.number_format import GO, RUBY, Notation, numeral, shorte
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(0, 40), st.sampled_from([RUBY, GO]))
-def test_a_numeral_is_the_number_itself(mantissa: int, scale: int, notation: Notation) -> None:
+def test_numeral_is_exact(mantissa: int, scale: int, notation: Notation) -> None:
     assert Decimal(numeral(mantissa, scale, notation)) == Decimal(f"{mantissa}e-{scale}")
 
 
@@ -26,13 +26,11 @@ def test_a_numeral_is_the_number_itself(mantissa: int, scale: int, notation: Not
         (0, 9, "0", "0"),
     ],
 )
-def test_small_numbers_turn_to_exponents_where_each_writer_does(
-    mantissa: int, scale: int, ruby: str, go: str
-) -> None:
+def test_exponents_of_each_writer(mantissa: int, scale: int, ruby: str, go: str) -> None:
     assert (numeral(mantissa, scale, RUBY), numeral(mantissa, scale, GO)) == (ruby, go)
 
 
-def test_shortening_keeps_the_whole_part() -> None:
+def test_shortened_never_truncates_the_integer_part() -> None:
     assert shortened(123_456_789, 1, 6) == (12_345_678, 0)
     assert shortened(-123_456_789, 9, 6) == (-123_456, 6)
     assert shortened(12, 1, 6) == (12, 1)

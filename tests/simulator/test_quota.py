@@ -1,4 +1,4 @@
-"""Calls are counted as the vendors count them: failed ones too."""
+"""Quotas count calls as the vendors do, failed calls too."""
 
 import aiohttp
 import pytest
@@ -11,7 +11,7 @@ from tests.simulator.conftest import BASE
 MONTH_OF_TICKS = 31 * 24 * 60
 
 
-async def test_calls_over_the_minute_are_told_how_long_to_wait(session: aiohttp.ClientSession) -> None:
+async def test_calls_over_the_minute_get_retry_after(session: aiohttp.ClientSession) -> None:
     async with Simulator(
         coins=30, base=BASE, tick=20, manual=True, coingecko=Account(per_minute=2)
     ) as simulator:
@@ -25,7 +25,7 @@ async def test_calls_over_the_minute_are_told_how_long_to_wait(session: aiohttp.
         assert (await client.markets()).status == 200
 
 
-async def test_a_throttled_call_can_come_as_plain_text(session: aiohttp.ClientSession) -> None:
+async def test_throttled_call_as_plain_text(session: aiohttp.ClientSession) -> None:
     account = Account(per_minute=0, throttled="plain")
     async with Simulator(coins=30, base=BASE, manual=True, coingecko=account) as simulator:
         over = await Client(simulator, session).markets()
@@ -33,7 +33,7 @@ async def test_a_throttled_call_can_come_as_plain_text(session: aiohttp.ClientSe
     assert over.headers["content-type"].startswith("text/plain")
 
 
-async def test_calls_over_the_second_are_refused(session: aiohttp.ClientSession) -> None:
+async def test_calls_over_the_second_are_rejected(session: aiohttp.ClientSession) -> None:
     async with Simulator(
         coins=30, base=BASE, tick=1, manual=True, coinpaprika=Account(per_second=1)
     ) as simulator:
@@ -44,9 +44,7 @@ async def test_calls_over_the_second_are_refused(session: aiohttp.ClientSession)
 
 
 @pytest.mark.parametrize("api", ["coinpaprika", "coingecko"])
-async def test_the_months_calls_end_and_come_back_with_the_next_month(
-    session: aiohttp.ClientSession, api: str
-) -> None:
+async def test_monthly_quota_resets_with_the_month(session: aiohttp.ClientSession, api: str) -> None:
     account = Account(per_month=1)
     async with Simulator(
         coins=30, base=BASE, manual=True, coinpaprika=account, coingecko=account

@@ -1,4 +1,4 @@
-"""Values of both APIs come to the tables exactly."""
+"""Values of both APIs reach the tables exactly."""
 
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -22,13 +22,13 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-def exact(numeral: object) -> Decimal | None:
-    """The value of a number as the simulator served it."""
-    return None if numeral is None else Decimal(str(numeral))
+def exact(number: object) -> Decimal | None:
+    """The value of a number that the simulator sent."""
+    return None if number is None else Decimal(str(number))
 
 
 @pytest.mark.parametrize("bad", ["nan", "lone-surrogate"])
-async def test_what_is_no_json_costs_its_record_and_changes_no_digit_of_the_others(
+async def test_invalid_json_costs_its_record_and_changes_no_other(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -36,17 +36,17 @@ async def test_what_is_no_json_costs_its_record_and_changes_no_digit_of_the_othe
 ) -> None:
     simulator.add_fault(BadRecords(api="coinpaprika", records=[bad]))
     assert await run_sources(database, apis(simulator)[:1]) == "succeeded"
-    spoilt = await source_outcomes(connection)
+    with_fault = await source_outcomes(connection)
     simulator.clear_faults()
     await run_sources(database, apis(simulator)[:1])
 
-    assert spoilt["coinpaprika"]["rejected"] == 1
-    assert spoilt["coinpaprika"]["inserted"] > 500
-    sound = (await source_outcomes(connection))["coinpaprika"]
-    assert (sound["inserted"], sound["updated"]) == (0, 0)
+    assert with_fault["coinpaprika"]["rejected"] == 1
+    assert with_fault["coinpaprika"]["inserted"] > 500
+    without_fault = (await source_outcomes(connection))["coinpaprika"]
+    assert (without_fault["inserted"], without_fault["updated"]) == (0, 0)
 
 
-async def test_a_source_that_tells_its_times_again_is_believed(
+async def test_times_of_the_source_replace_times_of_fetching(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.add_fault(SchemaDrift(api="coingecko", field="last_updated", change="drop"))
@@ -54,23 +54,25 @@ async def test_a_source_that_tells_its_times_again_is_believed(
     simulator.clear_faults()
     await run_sources(database, apis(simulator)[1:])
 
-    ahead = await connection.fetchval("SELECT count(*) FROM unified_data WHERE NOT has_source_time")
-    assert ahead == 0
+    without_source_time = await connection.fetchval(
+        "SELECT count(*) FROM unified_data WHERE NOT has_source_time"
+    )
+    assert without_source_time == 0
 
 
-async def test_a_page_longer_than_any_list_costs_that_page(
+async def test_too_long_page_costs_that_page(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.put_payload("coingecko", b"[" + b"{}," * 3_000_000 + b"{}]", page=2)
 
     assert await run_sources(database, apis(simulator)[1:]) == "partial"
 
-    ended = (await source_outcomes(connection))["coingecko"]
-    assert (ended["valid"], ended["rejected"]) == (326, 0)
-    assert "page 2: CoinGecko answered a list longer than any there is: more than" in ended["error"]
+    outcome = (await source_outcomes(connection))["coingecko"]
+    assert (outcome["valid"], outcome["rejected"]) == (326, 0)
+    assert "page 2: CoinGecko answered a list that is too long: more than" in outcome["error"]
 
 
-async def test_exact_values_come_to_rest(
+async def test_values_are_stored_exactly(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.put_payload(
@@ -92,7 +94,7 @@ async def test_exact_values_come_to_rest(
     assert (b["price_usd"], b["market_cap_usd"], b["total_supply"]) == (0, None, None)
 
 
-async def test_a_zero_is_a_value_but_where_the_source_writes_it_for_unknown(
+async def test_zero_is_a_value_unless_the_source_means_unknown(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     simulator.put_payload(
@@ -124,7 +126,7 @@ async def test_a_zero_is_a_value_but_where_the_source_writes_it_for_unknown(
         assert [row[column] for column in zeros] == [0] * 4
 
 
-async def test_the_tables_hold_what_the_upstreams_served(
+async def test_tables_have_the_values_that_were_sent(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
     assert await run_sources(database, apis(simulator)) == "succeeded"

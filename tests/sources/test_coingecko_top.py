@@ -1,4 +1,4 @@
-"""KASPARRO_COINGECKO_TOP: the first coins by market cap are fetched, and everything follows from that."""
+"""KASPARRO_COINGECKO_TOP: only the first coins by market cap are fetched, planned and compared."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,8 +14,8 @@ from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
-from kasparro.simulator.faults import Hang, ListCut, Status
-from kasparro.sources.coingecko import PAGES_LIMIT, CoinGecko, page_limit
+from kasparro.simulator.faults import Hang, ShortList, Status
+from kasparro.sources.coingecko import CoinGecko, CoinGeckoSettings
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Connection, Database
 from tests.cli.test_commands import ended
@@ -36,8 +36,8 @@ def clock() -> ManualClock:
     return ManualClock(BEGIN)
 
 
-def gecko(simulator: Simulator, top: int | None, patience: RetryLimits = QUICK) -> CoinGecko:
-    return CoinGecko(simulator.coingecko_url, "public", None, patience, top=top)
+def gecko(simulator: Simulator, top: int | None, limits: RetryLimits = QUICK) -> CoinGecko:
+    return CoinGecko(simulator.coingecko_url, "public", None, limits, top=top)
 
 
 def first(simulator: Simulator, count: int) -> set[str]:
@@ -51,7 +51,9 @@ async def stored(connection: Connection) -> set[str]:
 
 
 async def stats(database: Database, clock: ManualClock, top: int | None, limit: int | None) -> Any:
-    settings = Settings(coingecko_monthly_calls=limit, coingecko_top=top, interval=HOUR)
+    settings = Settings(
+        source_settings={"coingecko": CoinGeckoSettings(monthly_calls=limit, top=top)}, interval=HOUR
+    )
     async with database.reading() as connection:
         return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
 
@@ -78,7 +80,7 @@ async def anomalies(database: Database) -> list[str]:
         (None, [1, 2, 3, 4, 5]),
     ],
 )
-async def test_exactly_the_first_coins_are_fetched(
+async def test_only_the_first_coins_are_fetched(
     database: Database, connection: Connection, simulator: Simulator, top: int | None, pages: list[int]
 ) -> None:
     for _ in range(2):
@@ -91,14 +93,7 @@ async def test_exactly_the_first_coins_are_fetched(
         assert await stored(connection) == expected
 
 
-@pytest.mark.parametrize(
-    ("top", "pages"), [(1, 1), (250, 1), (251, 2), (1_000_000, PAGES_LIMIT), (None, PAGES_LIMIT)]
-)
-def test_a_bound_is_so_many_pages(top: int | None, pages: int) -> None:
-    assert page_limit(top) == pages
-
-
-async def test_the_run_says_what_bounds_it(database: Database, simulator: Simulator) -> None:
+async def test_note_gives_the_limit(database: Database, simulator: Simulator) -> None:
     done = await run_and_report(database, [gecko(simulator, 600)])
 
     assert done.sources[0].note == "pages 1 to 3 of 3; the first 600 coins by market cap are fetched"
@@ -107,7 +102,7 @@ async def test_the_run_says_what_bounds_it(database: Database, simulator: Simula
 @pytest.mark.parametrize(
     "change", [(600, 700), (700, 600), (600, 1_000), (None, 300), (300, None), (250, 251)]
 )
-async def test_a_changed_bound_holds_from_the_next_run_on(
+async def test_changed_limit_holds_from_the_next_run(
     database: Database,
     connection: Connection,
     simulator: Simulator,
@@ -118,12 +113,12 @@ async def test_a_changed_bound_holds_from_the_next_run_on(
     await run_and_report(database, [gecko(simulator, change[0])], clock=clock)
     clock.now += HOUR
 
-    # What has not changed is not sent again, but the part of a page that was left out before is.
+    # An unchanged page is not sent again, except for the part that was left out before.
     for _ in range(2):
         done = await run_and_report(database, [gecko(simulator, change[1])], clock=clock)
 
         assert (done.status, done.sources[0].records.fetched) == ("succeeded", after)
-        # Rows of coins beyond a lower bound stay.
+        # Rows of coins beyond a lower limit stay.
         assert await stored(connection) == first(simulator, max(before, after))
         assert done.sources[0].anomalies == []
 
@@ -139,7 +134,7 @@ async def test_a_changed_bound_holds_from_the_next_run_on(
         (750, 10, [1]),
     ],
 )
-async def test_an_interrupted_crawl_goes_on_under_the_bound_of_now(
+async def test_interrupted_crawl_resumes_with_the_new_limit(
     database: Database,
     connection: Connection,
     simulator: Simulator,
@@ -165,7 +160,7 @@ async def test_an_interrupted_crawl_goes_on_under_the_bound_of_now(
     assert await stored(connection) == first(simulator, max(500, 100_000 if after is None else after))
 
 
-async def test_a_page_that_is_lost_costs_itself_under_a_bound(
+async def test_lost_page_costs_itself_with_a_limit(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     simulator.add_fault(Status(api="coingecko", code=502, page=2))
@@ -176,11 +171,11 @@ async def test_a_page_that_is_lost_costs_itself_under_a_bound(
     assert requested_pages(simulator.calls) == [1, 2, 3]
 
 
-async def test_a_list_that_is_shorter_than_the_bound_is_fetched_whole(
+async def test_list_shorter_than_the_limit_is_fetched_completely(
     database: Database, connection: Connection, simulator: Simulator, clock: ManualClock
 ) -> None:
     short = 560
-    simulator.add_fault(ListCut(api="coingecko", keep=short))
+    simulator.add_fault(ShortList(api="coingecko", coins=short))
     for _ in range(2):
         done = await run_and_report(database, [gecko(simulator, 1_000)], clock=clock)
         assert (done.status, done.sources[0].records.fetched) == ("succeeded", short)
@@ -190,29 +185,29 @@ async def test_a_list_that_is_shorter_than_the_bound_is_fetched_whole(
     assert done.sources[0].records.fetched == 1_000
 
 
-async def test_the_budget_and_its_promise_are_of_the_bounded_list(
+async def test_budget_and_promise_are_of_the_limited_list(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
     await run_and_report(database, [gecko(simulator, None)], **plan)
     whole = await stats(database, clock, None, 2_400)
-    bounded = await stats(database, clock, 600, 2_400)
+    limited = await stats(database, clock, 600, 2_400)
     simulator.calls.clear()
     for _ in range(3):
         clock.now += HOUR
         await run_and_report(database, [gecko(simulator, 600)], **plan)
     later = await stats(database, clock, 600, 2_400)
 
-    # The same calls bring fewer pages in every run.
+    # The same calls bring the fewer pages in every run.
     assert (whole.pages, whole.rotation_runs, whole.promised_age_s) == (5, 2, 5 * 3_600)
-    assert (bounded.pages, bounded.rotation_runs, bounded.promised_age_s) == (3, 1, 3 * 3_600)
+    assert (limited.pages, limited.rotation_runs, limited.promised_age_s) == (3, 1, 3 * 3_600)
     assert requested_pages(simulator.calls) == [1, 2, 3] * 3
     assert (later.pages, later.calls, later.promised_age_s) == (3, 5 + 9, 3 * 3_600)
-    # Pages beyond the bound are promised by nobody, however old they get.
+    # The age of pages beyond the limit does not count.
     assert later.age_s == 0
 
 
-async def test_the_demo_plan_needs_no_rotation_for_a_thousand_coins(
+async def test_demo_plan_needs_no_rotation_for_a_thousand_coins(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 10_000, "interval": HOUR, "clock": clock}
@@ -222,7 +217,7 @@ async def test_the_demo_plan_needs_no_rotation_for_a_thousand_coins(
         clock.now += HOUR
 
 
-async def test_a_bound_that_was_raised_is_reached_within_the_budget(
+async def test_raised_limit_is_reached_within_the_budget(
     database: Database, connection: Connection, simulator: Simulator, clock: ManualClock
 ) -> None:
     plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
@@ -238,7 +233,7 @@ async def test_a_bound_that_was_raised_is_reached_within_the_budget(
 
 
 @pytest.mark.parametrize("tops", [(None, 300), (300, None), (1_000, 300), (300, 1_000)])
-async def test_another_bound_is_no_anomaly_and_no_drift(
+async def test_changed_limit_is_no_anomaly_and_no_drift(
     database: Database, simulator: Simulator, clock: ManualClock, tops: tuple[int | None, int | None]
 ) -> None:
     before, after = tops
@@ -255,19 +250,19 @@ async def test_another_bound_is_no_anomaly_and_no_drift(
         assert await anomalies(database) == []
 
 
-async def test_a_list_that_shrinks_under_the_same_bound_is_an_anomaly(
+async def test_shrinking_list_with_the_same_limit_is_an_anomaly(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     for _ in range(HISTORY + 1):
         await run_and_report(database, [gecko(simulator, 600)], clock=clock)
         clock.now += HOUR
-    simulator.add_fault(ListCut(api="coingecko", keep=120))
+    simulator.add_fault(ShortList(api="coingecko", coins=120))
     done = await run_and_report(database, [gecko(simulator, 600)], clock=clock)
 
     assert [found.kind for found in done.sources[0].anomalies] == ["few-records"]
 
 
-async def test_a_coin_that_drops_below_the_bound_keeps_its_row_and_alarms_nobody(
+async def test_coin_below_the_limit_keeps_its_row_without_anomaly(
     database: Database, connection: Connection, simulator: Simulator, clock: ManualClock
 ) -> None:
     seen = first(simulator, 300)
@@ -278,14 +273,14 @@ async def test_a_coin_that_drops_below_the_bound_keeps_its_row_and_alarms_nobody
         simulator.advance(600)
         clock.now += timedelta(hours=10)
 
-    # The market moves coins across the bound: else this shows nothing.
+    # Coins must cross the limit, or this test shows nothing.
     assert len(seen) > 300
     assert await stored(connection) == seen
     assert await anomalies(database) == []
 
 
 @pytest.mark.parametrize("top", [600, 250, None])
-async def test_a_replay_reads_what_the_run_stored_and_no_more(
+async def test_replay_reads_only_what_the_run_stored(
     database: Database, connection: Connection, simulator: Simulator, top: int | None
 ) -> None:
     original = await run_and_report(database, [gecko(simulator, top)], retention=Retention())
@@ -303,7 +298,7 @@ async def test_a_replay_reads_what_the_run_stored_and_no_more(
     assert await stored(connection) == before
 
 
-async def test_the_setting_bounds_what_etl_fetches(
+async def test_setting_limits_what_etl_fetches(
     database_url: str, connection: Connection, simulator: Simulator
 ) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_COINGECKO_URL": simulator.coingecko_url}

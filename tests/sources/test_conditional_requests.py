@@ -1,4 +1,4 @@
-"""A page that has not changed is not sent again."""
+"""Conditional requests: an unchanged page is not sent again."""
 
 import json
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ def clock() -> ManualClock:
     return ManualClock(BEGIN)
 
 
-async def test_a_page_that_has_not_changed_is_not_sent_again_and_counts_as_unchanged(
+async def test_unchanged_page_is_not_sent_again(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -42,24 +42,25 @@ async def test_a_page_that_has_not_changed_is_not_sent_again_and_counts_as_uncha
     moved = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert sent == [304] * 5
-    one, two = first.sources[0], again.sources[0]
-    assert (two.status, two.calls) == ("succeeded", 5)
-    assert two.records.fetched == two.records.valid == two.records.unchanged == one.records.fetched
+    before, after = first.sources[0], again.sources[0]
+    assert (after.status, after.calls) == ("succeeded", 5)
+    assert after.records.fetched == after.records.valid == after.records.unchanged
+    assert after.records.fetched == before.records.fetched
     assert moved.sources[0].records.updated > 0
     assert await connection.fetchval("SELECT calls FROM api_calls") == 15
 
 
-async def test_a_page_of_which_something_was_refused_is_asked_for_whole_again(
+async def test_page_with_a_reject_is_fetched_in_full_again(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     simulator.add_fault(BadRecords(api="coingecko", page=1, records=["string-price"]))
-    told = [await run_and_report(database, [coingecko_source(simulator)], clock=clock) for _ in range(2)]
+    runs = [await run_and_report(database, [coingecko_source(simulator)], clock=clock) for _ in range(2)]
 
     assert [call.status for call in simulator.calls if call.query["page"] == "1"] == [200, 200]
-    assert [one.sources[0].records.rejected for one in told] == [1, 1]
+    assert [run.sources[0].records.rejected for run in runs] == [1, 1]
 
 
-async def test_a_coin_that_came_up_twice_in_a_walk_gets_the_word_of_the_page_that_keeps_it(
+async def test_coin_on_two_pages_later_gets_the_values_of_its_page(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -71,7 +72,7 @@ async def test_a_coin_that_came_up_twice_in_a_walk_gets_the_word_of_the_page_tha
 
     full = [coin(f"coin-{number}", number) for number in range(1, 251)]
     ends = json.dumps([coin("slides", 251)]).encode()
-    # The first page is of a moment in which the coin was one place higher.
+    # The first page is from a moment when the coin had a rank one higher.
     simulator.replay("coingecko", [json.dumps([coin("slides", 250), *full[1:]]).encode(), ends])
     await run_and_report(database, [coingecko_source(simulator)], clock=clock)
     simulator.replay("coingecko", [json.dumps(full).encode(), ends])
@@ -81,11 +82,11 @@ async def test_a_coin_that_came_up_twice_in_a_walk_gets_the_word_of_the_page_tha
     assert rank == 251
 
 
-async def test_what_another_program_read_is_asked_for_whole_again(
+async def test_new_reader_version_fetches_in_full(
     database: Database, simulator: Simulator, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await run_and_report(database, [coingecko_source(simulator)], clock=clock)
-    monkeypatch.setattr(conditional_requests, "READING", "another")
+    monkeypatch.setattr(conditional_requests, "READER_VERSION", "another")
     simulator.calls.clear()
     await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
@@ -93,7 +94,7 @@ async def test_what_another_program_read_is_asked_for_whole_again(
 
 
 @pytest.mark.parametrize("later", [timedelta(days=1, seconds=1), -MINUTE])
-async def test_an_upstream_is_not_believed_for_longer_than_a_day_that_nothing_changed(
+async def test_unchanged_page_is_fetched_in_full_after_a_day(
     database: Database, simulator: Simulator, clock: ManualClock, later: timedelta
 ) -> None:
     await run_and_report(database, [coingecko_source(simulator)], clock=clock)
@@ -104,7 +105,7 @@ async def test_an_upstream_is_not_believed_for_longer_than_a_day_that_nothing_ch
     assert [call.status for call in simulator.calls] == [200] * 5
 
 
-async def test_a_page_whose_batch_was_not_committed_leaves_nothing_to_ask_with(
+async def test_uncommitted_page_has_no_validators(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -114,13 +115,13 @@ async def test_a_page_whose_batch_was_not_committed_leaves_nothing_to_ask_with(
     await run_and_report(database, [coingecko_source(simulator)], clock=clock)
     await connection.execute("ALTER TABLE hidden RENAME TO unified_data")
     simulator.calls.clear()
-    told = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
+    done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert [call.status for call in simulator.calls] == [200] * 5
-    assert told.sources[0].records.inserted == len(simulator.market.listing("coingecko"))
+    assert done.sources[0].records.inserted == len(simulator.market.listing("coingecko"))
 
 
-async def test_last_modified_is_sent_back_as_it_came(
+async def test_last_modified_is_sent_back_unchanged(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", clock: ManualClock
 ) -> None:
     seen: list[str | None] = []

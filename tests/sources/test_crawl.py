@@ -1,4 +1,4 @@
-"""A crawl that was interrupted goes on where it stopped."""
+"""An interrupted crawl resumes where it stopped."""
 
 import asyncio
 import json
@@ -35,15 +35,15 @@ def clock() -> ManualClock:
 async def stopped(database: Database, simulator: Simulator, calls: int, **options: Any) -> None:
     """A run over CoinGecko that is stopped while its call of this number hangs."""
     stop = asyncio.Event()
-    async with Run(database, [coingecko_source(simulator)], "etl", **options) as one:
-        working = asyncio.create_task(one.work(stop))
+    async with Run(database, [coingecko_source(simulator)], "etl", **options) as run:
+        working = asyncio.create_task(run.work(stop))
         await simulator.calls.reached(calls)
         stop.set()
         assert await working == "interrupted"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_walk_that_is_killed_goes_on_with_the_page_it_had_not_committed(
+async def test_killed_crawl_resumes_at_the_first_uncommitted_page(
     database_url: str,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -62,28 +62,28 @@ async def test_a_walk_that_is_killed_goes_on_with_the_page_it_had_not_committed(
         )
 
     simulator.add_fault(Hang(api="coingecko", page=3))
-    dying = await etl()
+    killed = await etl()
     await simulator.calls.reached(3)
     async for attempt in stamina.retry_context(on=AssertionError, attempts=None, timeout=20, wait_max=0.05):
         with attempt:
             assert await connection.fetchval("SELECT count(*) FROM pages") == 2
-    dying.send_signal(number)
-    await dying.communicate()
+    killed.send_signal(number)
+    await killed.communicate()
     simulator.clear_faults()
     simulator.calls.clear()
 
     out, _ = await (await etl()).communicate()
 
     assert requested_pages(simulator.calls) == [3, 4, 5]
-    told = json.loads(out)["sources"][0]
-    assert (told["status"], told["calls"]) == ("succeeded", 3)
-    assert told["note"].startswith("pages 3 to 5 of 5, going on with the walk that began at 20")
+    source = json.loads(out)["sources"][0]
+    assert (source["status"], source["calls"]) == ("succeeded", 3)
+    assert source["note"].startswith("pages 3 to 5 of 5, resuming the crawl of 20")
     rows = await connection.fetchval("SELECT count(*) FROM unified_data WHERE source = 'coingecko'")
     assert rows == len(simulator.market.listing("coingecko"))
 
 
 @pytest.mark.parametrize(("later", "first"), [(14 * MINUTE, 3), (16 * MINUTE, 1), (-MINUTE, 1)])
-async def test_a_walk_that_stopped_goes_on_while_it_is_fresh_and_else_starts_over(
+async def test_recent_crawl_resumes_and_an_old_one_starts_again(
     database: Database, simulator: Simulator, clock: ManualClock, later: timedelta, first: int
 ) -> None:
     simulator.add_fault(Hang(api="coingecko", page=3))
@@ -92,13 +92,13 @@ async def test_a_walk_that_stopped_goes_on_while_it_is_fresh_and_else_starts_ove
     simulator.calls.clear()
     clock.now += later
 
-    told = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
+    done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert requested_pages(simulator.calls) == list(range(first, 6))
-    assert told.status == "succeeded"
+    assert done.status == "succeeded"
 
 
-async def test_a_walk_that_went_on_is_followed_by_a_whole_one(
+async def test_resumed_crawl_is_followed_by_a_complete_one(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     simulator.add_fault(Hang(api="coingecko", page=3))
@@ -107,13 +107,13 @@ async def test_a_walk_that_went_on_is_followed_by_a_whole_one(
     await run_and_report(database, [coingecko_source(simulator)], clock=clock)
     simulator.calls.clear()
 
-    told = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
+    done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert requested_pages(simulator.calls) == [1, 2, 3, 4, 5]
-    assert told.sources[0].note == "pages 1 to 5 of 5"
+    assert done.sources[0].note == "pages 1 to 5 of 5"
 
 
-async def test_a_walk_that_its_upstream_broke_off_goes_on_with_the_first_page_that_was_lost(
+async def test_crawl_broken_by_the_upstream_resumes_at_the_first_lost_page(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
     for number in (3, 4):
@@ -122,13 +122,13 @@ async def test_a_walk_that_its_upstream_broke_off_goes_on_with_the_first_page_th
     simulator.clear_faults()
     simulator.calls.clear()
 
-    told = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
+    done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
-    assert (broken.status, told.status) == ("partial", "succeeded")
+    assert (broken.status, done.status) == ("partial", "succeeded")
     assert requested_pages(simulator.calls) == [3, 4, 5]
 
 
-async def test_pages_that_shift_over_a_stop_double_no_coin_and_lose_none_for_longer_than_a_run(
+async def test_shifted_pages_double_no_coin_and_lose_none_for_two_runs(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     simulator: Simulator,
@@ -139,19 +139,19 @@ async def test_pages_that_shift_over_a_stop_double_no_coin_and_lose_none_for_lon
     await stopped(database, simulator, 3, clock=clock)
     simulator.clear_faults()
     for _ in range(2):
-        told = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
+        done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
-    assert told.sources[0].records.fetched == len(simulator.market.listing("coingecko"))
+    assert done.sources[0].records.fetched == len(simulator.market.listing("coingecko"))
     rows = await connection.fetchval("SELECT count(*) FROM unified_data WHERE source = 'coingecko'")
     assert rows == len(simulator.market.listing("coingecko"))
 
 
-async def test_two_processes_agree_on_where_the_walk_stands(
+async def test_another_process_resumes_the_crawl(
     database_url: str, simulator: Simulator, clock: ManualClock
 ) -> None:
     simulator.add_fault(Hang(api="coingecko", page=4))
-    async with Database(database_url) as one:
-        await stopped(one, simulator, 4, clock=clock)
+    async with Database(database_url) as first:
+        await stopped(first, simulator, 4, clock=clock)
     simulator.clear_faults()
     simulator.calls.clear()
 

@@ -1,4 +1,4 @@
-"""What upstreams do on their bad days, and what a person on call reads of it."""
+"""Faults of upstreams: retries, limits, and the error that a person reads."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -23,10 +23,10 @@ from kasparro.simulator.faults import (
     Hang,
     Html,
     Huge,
-    ListCut,
     NotAnArray,
     Redirect,
     Reset,
+    ShortList,
     Slow,
     Status,
     Truncated,
@@ -43,6 +43,7 @@ from tests.support.runs import (
     QUICK,
     apis,
     coingecko_source,
+    requested_pages,
     run_and_report,
     run_sources,
     source_outcomes,
@@ -57,8 +58,8 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
-async def told_on_call(connection: Connection, source: str) -> str:
-    """Why /health is degraded."""
+async def health_error(connection: Connection, source: str) -> str:
+    """The error of a source in /health."""
     found = (await report.health(connection, [source], None))[source]
     assert found.error is not None
     assert found.reasons == [f"failed: {found.error}"]
@@ -66,8 +67,8 @@ async def told_on_call(connection: Connection, source: str) -> str:
     return found.error.removeprefix("page 1: ")
 
 
-# What an upstream does; how often it is called then; what is told of it, of which * stands for a detail.
-BAD: dict[str, tuple[AnyFault, int, str]] = {
+# The fault, the number of calls, and the error, in which * stands for a detail.
+FAULTS: dict[str, tuple[AnyFault, int, str]] = {
     "500 of CoinGecko": (
         Status(api="coingecko", code=500),
         2,
@@ -105,27 +106,27 @@ BAD: dict[str, tuple[AnyFault, int, str]] = {
         1,
         "CoinPaprika answered 404 (no such path; check the base URL): The simulator answers 404 here.",
     ),
-    "429 in words": (
+    "429 as text": (
         Status(api="coingecko", code=429, body="plain"),
         2,
         "CoinGecko answered 429 (too many requests): Throttled",
     ),
-    "429 for long": (
+    "429 with a long wait": (
         Status(api="coingecko", code=429, retry_after=119),
         1,
         "CoinGecko answered 429 (too many requests): The simulator answers 429 here.; asks to wait 119 s, "
         "and a run waits 5 s at most",
     ),
     "a web page": (Html(api="coingecko"), 2, "CoinGecko answered an HTML page"),
-    "half an answer": (
+    "half a response": (
         Truncated(api="coinpaprika"),
         2,
-        "CoinPaprika sent an answer that breaks off or is damaged: *",
+        "CoinPaprika sent an incomplete or damaged response: *",
     ),
     "damaged gzip": (
         GzipGarbage(api="coinpaprika"),
         2,
-        "CoinPaprika sent an answer that breaks off or is damaged: * Can not decode content-encoding: gzip",
+        "CoinPaprika sent an incomplete or damaged response: * Can not decode content-encoding: gzip",
     ),
     "an empty body": (Empty(api="coingecko"), 2, "CoinGecko answered with an empty body"),
     "an object for a list": (
@@ -133,10 +134,10 @@ BAD: dict[str, tuple[AnyFault, int, str]] = {
         2,
         "CoinGecko answered no JSON list (Expected `array`, got `object`)",
     ),
-    "an answer without end": (
+    "an endless response": (
         Huge(api="coinpaprika", megabytes=5),
         2,
-        "CoinPaprika could not be read: the answer is longer than 4 MiB",
+        "CoinPaprika could not be read: the response is longer than 4 MiB",
     ),
     "a redirect": (
         Redirect(api="coingecko", location="/coinpaprika/v1/tickers", code=301),
@@ -144,8 +145,8 @@ BAD: dict[str, tuple[AnyFault, int, str]] = {
         "CoinGecko answered 301 (redirects are not followed; set the base URL to where the API is)",
     ),
     "a reset": (Reset(api="coingecko"), 2, "CoinGecko could not be read: * Connection reset by peer"),
-    "silence": (Hang(api="coinpaprika"), 2, "CoinPaprika did not answer in time"),
-    "an answer that drips": (
+    "no response": (Hang(api="coinpaprika"), 2, "CoinPaprika did not answer in time"),
+    "a slow response": (
         Slow(api="coinpaprika", bytes_per_second=100),
         2,
         "CoinPaprika did not answer in time",
@@ -153,34 +154,34 @@ BAD: dict[str, tuple[AnyFault, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("bad", BAD)
-async def test_what_an_upstream_does_is_told_in_a_line_and_repaired_by_the_next_run(
+@pytest.mark.parametrize("fault_name", FAULTS)
+async def test_fault_is_reported_in_one_line_and_the_next_run_recovers(
     database: Database,
     connection: Connection,
     simulator: Simulator,
     monkeypatch: pytest.MonkeyPatch,
-    bad: str,
+    fault_name: str,
 ) -> None:
-    fault, calls, line = BAD[bad]
+    fault, calls, line = FAULTS[fault_name]
     monkeypatch.setattr(http, "SILENCE_S", 0.2)
     monkeypatch.setattr(http, "CALL_S", 1.0)
     monkeypatch.setattr(http, "BODY_LIMIT", 4 << 20)
     simulator.add_fault(fault)
-    source = [one for one in apis(simulator) if one.name == fault.api]
+    sources = [source for source in apis(simulator) if source.name == fault.api]
 
-    assert await run_sources(database, source) == "failed"
+    assert await run_sources(database, sources) == "failed"
 
-    told, (begins, _, ends) = await told_on_call(connection, fault.api), line.partition("*")
-    assert told == line or ("*" in line and told.startswith(begins) and told.endswith(ends)), told
+    error, (begins, _, ends) = await health_error(connection, fault.api), line.partition("*")
+    assert error == line or ("*" in line and error.startswith(begins) and error.endswith(ends)), error
     assert [call.api for call in simulator.calls] == [fault.api] * calls
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
     simulator.clear_faults()
-    assert await run_sources(database, source) == "succeeded"
+    assert await run_sources(database, sources) == "succeeded"
     assert (await report.health(connection, [fault.api], None))[fault.api].reasons == []
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ('{"error":"Missing parameter"}', "Expected `array`, got `object`); it says: Missing parameter"),
         (
@@ -194,32 +195,32 @@ async def test_what_an_upstream_does_is_told_in_a_line_and_repaired_by_the_next_
         ("Throttled", "invalid character (byte 0)); it says: Throttled"),
     ],
 )
-async def test_an_error_under_a_200_is_told_in_the_upstreams_words(
-    database: Database, connection: Connection, simulator: Simulator, body: str, told: str
+async def test_error_with_status_200_is_reported_in_the_words_of_the_upstream(
+    database: Database, connection: Connection, simulator: Simulator, body: str, message: str
 ) -> None:
     simulator.replay("coingecko", [body.encode()])
 
     assert await run_sources(database, apis(simulator)[1:]) == "failed"
 
-    assert (await told_on_call(connection, "coingecko")).endswith(told)
+    assert (await health_error(connection, "coingecko")).endswith(message)
 
 
 @pytest.mark.parametrize(
-    ("host", "told"),
+    ("host", "detail"),
     [("127.0.0.1:1", "Connect call failed ('127.0.0.1', 1)"), ("nowhere.invalid", "nowhere.invalid:80")],
 )
-async def test_an_upstream_that_is_not_there_is_told_with_its_address(
-    database: Database, connection: Connection, host: str, told: str
+async def test_unreachable_upstream_is_reported_with_its_address(
+    database: Database, connection: Connection, host: str, detail: str
 ) -> None:
     assert await run_sources(database, [CoinPaprika(f"http://{host}", None, QUICK)]) == "failed"
 
-    error = await told_on_call(connection, "coinpaprika")
+    error = await health_error(connection, "coinpaprika")
     assert error.startswith("CoinPaprika cannot be reached: Cannot connect to host ")
-    assert told in error
+    assert detail in error
     assert (await source_outcomes(connection))["coinpaprika"]["calls"] == 0
 
 
-async def test_what_an_answer_is_called_does_not_matter(
+async def test_content_type_does_not_matter(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
     for api in ("coinpaprika", "coingecko"):
@@ -228,29 +229,29 @@ async def test_what_an_answer_is_called_does_not_matter(
     assert await run_sources(database, apis(simulator)) == "succeeded"
 
 
-@pytest.mark.parametrize(("keep", "pages"), [(250, [1, 2]), (251, [1, 2]), (499, [1, 2]), (500, [1, 2, 3])])
-async def test_a_list_ends_with_a_short_page_or_an_empty_one(
-    database: Database, connection: Connection, keep: int, pages: list[int]
+@pytest.mark.parametrize(("coins", "pages"), [(250, [1, 2]), (251, [1, 2]), (499, [1, 2]), (500, [1, 2, 3])])
+async def test_list_ends_with_a_short_or_empty_page(
+    database: Database, connection: Connection, coins: int, pages: list[int]
 ) -> None:
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
-        simulator.add_fault(ListCut(api="coingecko", keep=keep))
+        simulator.add_fault(ShortList(api="coingecko", coins=coins))
         assert await run_sources(database, apis(simulator)[1:]) == "succeeded"
-        asked = [int(call.query["page"]) for call in simulator.calls]
+        requested = requested_pages(simulator.calls)
 
-    assert asked == pages
-    assert (await source_outcomes(connection))["coingecko"]["inserted"] == keep
+    assert requested == pages
+    assert (await source_outcomes(connection))["coingecko"]["inserted"] == coins
 
 
-async def test_a_list_without_end_is_left_at_some_page_and_told(
+async def test_endless_list_stops_and_is_reported(
     database: Database, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coingecko, "PAGES_LIMIT", 2)
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
         assert await run_sources(database, apis(simulator)[1:]) == "partial"
 
-    told = (await source_outcomes(connection))["coingecko"]
-    assert (told["calls"], told["inserted"]) == (2, 500)
-    assert told["error"] == "stopped after 2 pages: the upstream never sent a short one"
+    outcome = (await source_outcomes(connection))["coingecko"]
+    assert (outcome["calls"], outcome["inserted"]) == (2, 500)
+    assert outcome["error"] == "stopped after 2 pages: the upstream's list does not end"
 
 
 @pytest.mark.parametrize(
@@ -260,19 +261,21 @@ async def test_a_list_without_end_is_left_at_some_page_and_told(
         ("coingecko", "CoinGecko answered an empty list"),
     ],
 )
-async def test_an_empty_list_is_no_list(
+async def test_empty_list_is_an_error(
     database: Database, connection: Connection, simulator: Simulator, api: Api, line: str
 ) -> None:
-    simulator.add_fault(ListCut(api=api, keep=0))
+    simulator.add_fault(ShortList(api=api, coins=0))
 
-    assert await run_sources(database, [one for one in apis(simulator) if one.name == api]) == "failed"
+    assert (
+        await run_sources(database, [source for source in apis(simulator) if source.name == api]) == "failed"
+    )
 
-    assert await told_on_call(connection, api) == line
+    assert await health_error(connection, api) == line
 
 
 @asynccontextmanager
 async def answering(*, status: int, body: str = "[]", **headers: str) -> AsyncIterator[tuple[str, list[Any]]]:
-    """An upstream that answers so; gives its URL and the headers of its calls."""
+    """An upstream that always sends this response; gives its URL and the headers of its calls."""
     seen: list[Any] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:
@@ -290,17 +293,15 @@ async def answering(*, status: int, body: str = "[]", **headers: str) -> AsyncIt
 
 
 @pytest.mark.parametrize("status", [200, 401])
-async def test_a_key_that_an_upstream_repeats_is_not_told(
-    database: Database, connection: Connection, status: int
-) -> None:
+async def test_repeated_key_is_redacted(database: Database, connection: Connection, status: int) -> None:
     body = '{"error":"the key hunter2hunter2 is not known"}'
     async with answering(status=status, body=body) as (url, _):
         await run_sources(database, [CoinGecko(url, "demo", Secret("hunter2hunter2"), QUICK)])
 
-    assert (await told_on_call(connection, "coingecko")).endswith(": the key *** is not known")
+    assert (await health_error(connection, "coingecko")).endswith(": the key *** is not known")
 
 
-async def test_each_key_travels_in_the_header_that_its_vendor_reads(database: Database) -> None:
+async def test_key_is_sent_in_the_header_of_the_vendor(database: Database) -> None:
     key = Secret("hunter2hunter2")
     async with answering(status=404) as (url, seen):
         sources: list[Source] = [
@@ -313,7 +314,7 @@ async def test_each_key_travels_in_the_header_that_its_vendor_reads(database: Da
             await run_sources(database, [source])
 
     names = ("Authorization", "x-cg-demo-api-key", "x-cg-pro-api-key")
-    assert [{name for name in names if one.get(name) == key.reveal()} for one in seen] == [
+    assert [{name for name in names if headers.get(name) == key.reveal()} for headers in seen] == [
         {names[0]},
         {names[1]},
         {names[2]},
@@ -321,33 +322,33 @@ async def test_each_key_travels_in_the_header_that_its_vendor_reads(database: Da
     ]
 
 
-@pytest.mark.parametrize("told", ["soon", "", "-5", "1e9", "9" * 10, "Thu, 99 Foo 2026 00:00:00 GMT"])
-async def test_a_retry_after_that_says_nothing_is_as_none(
-    database: Database, connection: Connection, told: str
+@pytest.mark.parametrize("header", ["soon", "", "-5", "1e9", "9" * 10, "Thu, 99 Foo 2026 00:00:00 GMT"])
+async def test_invalid_retry_after_is_ignored(
+    database: Database, connection: Connection, header: str
 ) -> None:
-    async with answering(status=503, Retry_After=told) as (url, seen):
+    async with answering(status=503, Retry_After=header) as (url, seen):
         await run_sources(database, [CoinPaprika(url, None, QUICK)])
 
-    assert await told_on_call(connection, "coinpaprika") == "CoinPaprika answered 503"
+    assert await health_error(connection, "coinpaprika") == "CoinPaprika answered 503"
     assert len(seen) == 2
 
 
 @pytest.mark.parametrize(
-    ("header", "kept"),
+    ("header", "stored"),
     [(b'"v1"', '"v1"'), (b"\xffold", "\\udcffold"), (b"a\x01b", "a\x01b"), (b"v" * 600, "v" * 500)],
 )
-async def test_a_header_that_is_no_plain_text_is_kept_as_far_as_it_can_be_and_never_sent_back(
-    database: Database, connection: Connection, header: bytes, kept: str
+async def test_header_that_is_no_plain_text_is_stored_but_never_sent_back(
+    database: Database, connection: Connection, header: bytes, stored: str
 ) -> None:
     ticker = (
         b'[{"id":"a-a","name":"A","symbol":"A","last_updated":"2026-01-01T00:00:00Z",'
         b'"quotes":{"USD":{"price":1,"volume_24h":2,"market_cap":3}}}]'
     )
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: %b\r\nConnection: close\r\n\r\n"
-    asked: list[bytes] = []
+    requests: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        requests.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(head % (len(ticker), header) + ticker)
         writer.close()
 
@@ -360,13 +361,13 @@ async def test_a_header_that_is_no_plain_text_is_kept_as_far_as_it_can_be_and_ne
 
     assert {
         row["etag"] for row in await connection.fetch("SELECT headers ->> 'etag' AS etag FROM payloads")
-    } == {kept}
-    assert [b"If-None-Match" in one for one in asked] == [False, header == b'"v1"']
+    } == {stored}
+    assert [b"If-None-Match" in request for request in requests] == [False, header == b'"v1"']
 
 
 @pytest.fixture
 def retries() -> Iterator[list[RetryDetails]]:
-    """What is tried again."""
+    """The retries that stamina reports."""
     seen: list[RetryDetails] = []
 
     def remember(details: RetryDetails) -> None:
@@ -378,27 +379,27 @@ def retries() -> Iterator[list[RetryDetails]]:
     stamina.instrumentation.set_on_retry_hooks(before)
 
 
-async def test_waits_between_calls_begin_as_told_and_are_bounded(
+async def test_waits_start_with_the_initial_wait_and_are_limited(
     database: Database, simulator: Simulator, retries: list[RetryDetails]
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=500))
-    patience = RetryLimits(attempts=3, total_s=9, initial_s=1.05, longest_s=1.1)
+    limits = RetryLimits(attempts=3, total_s=9, initial_s=1.05, longest_s=1.1)
 
-    await run_sources(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
+    await run_sources(database, [CoinPaprika(simulator.coinpaprika_url, None, limits)])
 
-    first, second = [one.wait_for for one in retries]
+    first, second = [retry.wait_for for retry in retries]
     assert 1.05 <= first <= 1.1
-    # What was waited so far is taken off a sum of floats.
+    # stamina subtracts the time waited so far from a sum of floats.
     assert second == pytest.approx(1.1)
 
 
-async def test_waits_between_calls_are_not_of_one_length(
+async def test_waits_have_jitter(
     database: Database, simulator: Simulator, retries: list[RetryDetails]
 ) -> None:
     simulator.add_fault(Status(api="coinpaprika", code=500))
-    patience = RetryLimits(attempts=2, total_s=9, initial_s=0.01, longest_s=9)
+    limits = RetryLimits(attempts=2, total_s=9, initial_s=0.01, longest_s=9)
 
-    await run_sources(database, [CoinPaprika(simulator.coinpaprika_url, None, patience)])
+    await run_sources(database, [CoinPaprika(simulator.coinpaprika_url, None, limits)])
 
     assert 0.01 < retries[0].wait_for < 1.01
 
@@ -411,42 +412,42 @@ async def long_list() -> AsyncIterator[Simulator]:
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_an_upstream_that_asks_for_a_day_is_not_waited_for(
+async def test_retry_after_of_a_day_is_not_waited_for(
     database: Database, long_list: Simulator, form: Any
 ) -> None:
     long_list.add_fault(Status(api="coingecko", code=429, retry_after=86_400, retry_after_as=form, page=1))
 
-    told = await run_and_report(database, [coingecko_source(long_list)])
+    done = await run_and_report(database, [coingecko_source(long_list)])
 
-    assert (told.status, told.sources[0].calls) == ("failed", 1)
-    assert told.sources[0].error is not None
-    assert told.sources[0].error.endswith(" s, and a run waits 5 s at most")
+    assert (done.status, done.sources[0].calls) == ("failed", 1)
+    assert done.sources[0].error is not None
+    assert done.sources[0].error.endswith(" s, and a run waits 5 s at most")
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-async def test_an_upstream_that_asks_for_a_second_is_waited_for(
+async def test_retry_after_of_a_second_is_waited_for(
     database: Database, long_list: Simulator, form: Any
 ) -> None:
     long_list.add_fault(
         Status(api="coingecko", code=429, retry_after=1, retry_after_as=form, page=1, times=1)
     )
 
-    told = await run_and_report(database, [coingecko_source(long_list)])
+    done = await run_and_report(database, [coingecko_source(long_list)])
 
-    assert (told.status, told.sources[0].calls) == ("succeeded", 6)
+    assert (done.status, done.sources[0].calls) == ("succeeded", 6)
 
 
-async def test_an_upstream_that_drips_holds_up_a_run_for_a_limited_time(
+async def test_slow_upstream_holds_up_a_run_for_a_limited_time(
     database: Database, long_list: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http, "TIME_LIMIT_S", 6)
     long_list.add_fault(Slow(api="coingecko", page=2, bytes_per_second=10))
 
     async with asyncio.timeout(20):
-        told = await run_and_report(
+        done = await run_and_report(
             database, [CoinPaprika(long_list.coinpaprika_url, None, QUICK), coingecko_source(long_list)]
         )
 
-    dripping, other = told.sources
-    assert (dripping.status, dripping.records.fetched, other.status) == ("partial", 250, "succeeded")
-    assert dripping.error == "page 2: CoinGecko took longer than the 0.1 min that a run gives it"
+    slow, other = done.sources
+    assert (slow.status, slow.records.fetched, other.status) == ("partial", 250, "succeeded")
+    assert slow.error == "page 2: CoinGecko took longer than the 0.1 min that a run gives it"

@@ -1,4 +1,4 @@
-"""An array is cut into its elements whatever they hold, and nothing else is taken for one."""
+"""Arrays are split into their elements whatever these hold; other bodies are rejected."""
 
 import json
 import string
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasparro.sources.json_array import ELEMENTS_LIMIT, TooMany, elements
+from kasparro.sources.json_array import ELEMENTS_LIMIT, ArrayTooLong, split_array
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text() | st.text(alphabet='\\"[]{},:\n\t '),
@@ -18,31 +18,31 @@ values = st.recursive(
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
-def cut(body: bytes) -> list[bytes]:
-    return [bytes(one) for one in elements(body)]
+def split(body: bytes) -> list[bytes]:
+    return [bytes(element) for element in split_array(body)]
 
 
 @given(st.lists(values, max_size=6), st.booleans(), st.sampled_from([None, 1]))
-def test_what_is_no_json_inside_an_element_leaves_the_others_as_they_are(
-    told: list[object], ascii_only: bool, indent: int | None
+def test_invalid_element_leaves_the_others_unchanged(
+    elements: list[object], ascii_only: bool, indent: int | None
 ) -> None:
-    body = json.dumps(told, ensure_ascii=ascii_only, indent=indent).encode()
-    spoilt = body[:-1] + (b"," if told else b"") + b'{"price": NaN}]'
+    body = json.dumps(elements, ensure_ascii=ascii_only, indent=indent).encode()
+    spoilt = body[:-1] + (b"," if elements else b"") + b'{"price": NaN}]'
 
-    *sound, bad = cut(spoilt)
+    *valid, bad = split(spoilt)
 
-    assert [json.loads(one) for one in sound] == told
+    assert [json.loads(element) for element in valid] == elements
     assert bad == b'{"price": NaN}'
 
 
 @given(st.lists(values, max_size=6))
-def test_json_is_cut_as_msgspec_cuts_it(told: list[object]) -> None:
-    assert [json.loads(one) for one in cut(json.dumps(told).encode())] == told
+def test_valid_json_is_split_into_its_elements(elements: list[object]) -> None:
+    assert [json.loads(element) for element in split(json.dumps(elements).encode())] == elements
 
 
 @pytest.mark.parametrize("bad", [b"NaN", b'{"a": "\\ud800"}', b'{"a": "\xff\xfe"}', b"{'a': 1}", DEEP, b""])
-def test_one_bad_element_costs_one(bad: bytes) -> None:
-    assert cut(b'[{"id": "a", "p": 1.10}, ' + bad + b' ,{"id":"c"}]') == [
+def test_bad_element_costs_only_itself(bad: bytes) -> None:
+    assert split(b'[{"id": "a", "p": 1.10}, ' + bad + b' ,{"id":"c"}]') == [
         b'{"id": "a", "p": 1.10}',
         bad,
         b'{"id":"c"}',
@@ -50,15 +50,15 @@ def test_one_bad_element_costs_one(bad: bytes) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b" [ ]\r\n"])
-def test_an_empty_array_has_none(body: bytes) -> None:
-    assert cut(body) == []
+def test_empty_array_has_no_elements(body: bytes) -> None:
+    assert split(body) == []
 
 
 @given(st.text(alphabet=string.printable + 'é[]{}"\\,', max_size=40))
-def test_what_is_no_array_is_a_value_error_and_nothing_else(text: str) -> None:
+def test_anything_but_an_array_is_a_value_error(text: str) -> None:
     for body in (text.encode(), f"[{text}".encode(), f"[{text}]".encode()):
         try:
-            cut(body)
+            split(body)
         except ValueError:
             continue
         assert body.strip()[:1] + body.strip()[-1:] == b"[]"
@@ -79,27 +79,25 @@ def test_what_is_no_array_is_a_value_error_and_nothing_else(text: str) -> None:
         ),
     ],
 )
-def test_other_bodies_are_refused_whole(body: bytes) -> None:
+def test_other_bodies_are_rejected(body: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
-        elements(body)
+        split_array(body)
 
 
-@pytest.mark.parametrize("one", [b"{}", b"1", b'{"id":"a"}'])
+@pytest.mark.parametrize("element", [b"{}", b"1", b'{"id":"a"}'])
 @pytest.mark.parametrize("first", [b"0", b"NaN"])
 @pytest.mark.parametrize("count", [ELEMENTS_LIMIT, 5_000_000])
-def test_more_elements_than_any_list_has_are_refused_before_they_fill_the_memory(
-    first: bytes, one: bytes, count: int
-) -> None:
-    body = b"[" + first + (b"," + one) * count + b"]"
+def test_too_long_array_is_rejected_with_little_memory(first: bytes, element: bytes, count: int) -> None:
+    body = b"[" + first + (b"," + element) * count + b"]"
     tracemalloc.start()
-    with pytest.raises(TooMany, match=r"^more than \d+,000,?\d* (records|values)$"):
-        elements(body)
-    _, most = tracemalloc.get_traced_memory()
+    with pytest.raises(ArrayTooLong, match=r"^more than \d+,000,?\d* (records|values)$"):
+        split_array(body)
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert most < 32 << 20
+    assert peak < 32 << 20
 
 
-def test_a_list_of_as_many_as_there_may_be_is_cut() -> None:
-    assert len(elements(b"[0" + b",{}" * (ELEMENTS_LIMIT - 1) + b"]")) == ELEMENTS_LIMIT
-    assert len(elements(b"[NaN" + b",{}" * (ELEMENTS_LIMIT - 1) + b"]")) == ELEMENTS_LIMIT
+def test_array_of_the_largest_allowed_length() -> None:
+    assert len(split_array(b"[0" + b",{}" * (ELEMENTS_LIMIT - 1) + b"]")) == ELEMENTS_LIMIT
+    assert len(split_array(b"[NaN" + b",{}" * (ELEMENTS_LIMIT - 1) + b"]")) == ELEMENTS_LIMIT

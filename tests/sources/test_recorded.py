@@ -1,4 +1,4 @@
-"""Real input: recorded answers of both APIs, served in their place, and real archives."""
+"""Recorded payloads of both APIs and real archives, from ../shared/data; skipped without them."""
 
 import asyncio
 from decimal import Decimal
@@ -44,7 +44,7 @@ _exact = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal).decode
 
 
 @pytest.mark.parametrize("file", COINGECKO)
-async def test_recorded_pages_of_coingecko_come_to_rest_exactly(
+async def test_recorded_coingecko_pages_are_stored_exactly(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     shared_data: Path,
@@ -61,12 +61,12 @@ async def test_recorded_pages_of_coingecko_come_to_rest_exactly(
     assert counts is not None
     assert (counts["fetched"], counts["inserted"], counts["rejected"]) == (len(recorded), len(recorded), 0)
     rows = {row["source_id"]: row for row in await connection.fetch("SELECT * FROM unified_data")}
-    for told in recorded:
+    for market in recorded:
         for ours, theirs in FIELDS.items():
-            assert rows[told["id"]][ours] == told.get(theirs), (told["id"], ours)
+            assert rows[market["id"]][ours] == market.get(theirs), (market["id"], ours)
 
 
-async def test_the_recorded_tickers_of_coinpaprika_come_to_rest_exactly(
+async def test_recorded_coinpaprika_tickers_are_stored_exactly(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", shared_data: Path
 ) -> None:
     body = next((shared_data / "coinpaprika_tickers").glob("*tickers-default.json")).read_bytes()
@@ -79,15 +79,15 @@ async def test_the_recorded_tickers_of_coinpaprika_come_to_rest_exactly(
     assert counts is not None
     assert (counts["fetched"], counts["inserted"], counts["rejected"]) == (2_541, 2_541, 0)
     rows = {row["source_id"]: row for row in await connection.fetch("SELECT * FROM unified_data")}
-    for told in _exact(body):
-        row, usd = rows[told["id"]], told["quotes"]["USD"]
-        assert (row["name"], row["symbol"], row["rank"]) == (told["name"], told["symbol"], told["rank"])
+    for ticker in _exact(body):
+        row, usd = rows[ticker["id"]], ticker["quotes"]["USD"]
+        assert (row["name"], row["symbol"], row["rank"]) == (ticker["name"], ticker["symbol"], ticker["rank"])
         assert row["price_usd"] == usd["price"]
         assert row["volume_24h_usd"] == usd["volume_24h"]
         assert row["market_cap_usd"] == (usd["market_cap"] or None)
-        assert row["circulating_supply"] == (told["circulating_supply"] or None)
-        assert row["total_supply"] == told["total_supply"]
-        assert row["max_supply"] == (told["max_supply"] or None)
+        assert row["circulating_supply"] == (ticker["circulating_supply"] or None)
+        assert row["total_supply"] == ticker["total_supply"]
+        assert row["max_supply"] == (ticker["max_supply"] or None)
         assert row["percent_change_7d"] == usd["percent_change_7d"]
 
 
@@ -114,7 +114,7 @@ async def test_the_recorded_tickers_of_coinpaprika_come_to_rest_exactly(
         ),
     ],
 )
-async def test_real_archives_come_to_rest_exactly(
+async def test_real_archives_are_stored_exactly(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
     shared_data: Path,

@@ -39,7 +39,7 @@ def batch(*records: Record, rejects: int = 0, checkpoint: Checkpoint | None = No
     for one in records:
         builder.add(one)
     for number in range(rejects):
-        builder.refuse(Reject(reason="bad", field="price", raw=f"raw {number}\x00\udc80"))
+        builder.reject(Reject(reason="bad", field="price", raw=f"raw {number}\x00\udc80"))
     return builder.take(checkpoint)
 
 

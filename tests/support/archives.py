@@ -200,5 +200,5 @@ async def run_source(
             checkpoints.commit(batch)
             rows += batch.rows
             rejected += rejected_files(batch)
-    assert context.problems == []
+    assert context.summary.problems == []
     return rows, sorted(rejected)

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 
@@ -9,7 +10,8 @@ from kasparro.pipeline import report
 from kasparro.pipeline.run import Run
 from kasparro.settings import Secret, Settings
 from kasparro.simulator import Simulator
-from kasparro.sources.coingecko import PAGE_SIZE, CoinGecko
+from kasparro.sources import registry
+from kasparro.sources.coingecko import PAGE_SIZE, CoinGecko, CoinGeckoSettings
 from kasparro.store.pool import Database
 
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
@@ -37,9 +39,9 @@ async def simulated_runs(
     """Run once per interval, as the scheduler would. A tick of the simulator has to be the interval."""
     settings = Settings(
         interval=interval,
-        coingecko_plan="demo",
-        coingecko_key=Secret("k"),
-        coingecko_monthly_calls=monthly_calls,
+        source_settings={
+            "coingecko": CoinGeckoSettings(plan="demo", key=Secret("k"), monthly_calls=monthly_calls)
+        },
     )
     source = CoinGecko(simulator.coingecko_url, "demo", Secret("k"))
     clock = simulator.clock.now
@@ -56,7 +58,7 @@ async def simulated_runs(
             database,
             [source],
             "schedule",
-            budget=settings.monthly_calls,
+            budget=partial(registry.monthly_calls, settings),
             interval=settings.interval,
             clock=clock,
         ) as run:

@@ -19,6 +19,7 @@ import uvicorn
 from yarl import URL
 
 from kasparro.settings import Settings
+from kasparro.sources.registry import load_settings
 from kasparro.store.pool import Connection, Database
 from kasparro.store.selection import FIELDS
 from kasparro.supervision import Supervisor
@@ -45,7 +46,7 @@ async def serving(
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of the service over this database."""
     app = create_app(
-        settings or Settings(),
+        settings or load_settings({}),
         database=Database(database_url, read_url, **pools),
         scheduler=scheduler,
         metrics_folder=metrics_folder,

@@ -17,7 +17,8 @@ import pytest
 from kasparro import supervision
 from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.pipeline.scheduler import Scheduler
-from kasparro.settings import Settings, load
+from kasparro.settings import Settings
+from kasparro.sources.registry import load_settings
 from kasparro.store import bootstrap
 from kasparro.store.bootstrap import database_url as opened
 from kasparro.store.bootstrap import prepare
@@ -57,7 +58,7 @@ def fail_twice(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, ending: s
 @asynccontextmanager
 async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of the service with a scheduler, as one worker of several."""
-    settings = load({"KASPARRO_SOURCES": "csv", "KASPARRO_INTERVAL": "1h"})
+    settings = load_settings({"KASPARRO_SOURCES": "csv", "KASPARRO_INTERVAL": "1h"})
     supervisor, database = Supervisor(), Database(database_url)
     async with database:
         scheduler = Scheduler(settings, database, prepare=partial(prepare, database), supervisor=supervisor)

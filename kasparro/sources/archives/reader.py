@@ -213,7 +213,7 @@ async def _portions(
                     key, content = converter.convert(each)
                     builder.add_lines([key], [content])
                 except (RejectedValue, UnicodeEncodeError) as error:
-                    builder.refuse(_reject(error, each[: recognised.width], recognised, job.name, began))
+                    builder.reject(_reject(error, each[: recognised.width], recognised, job.name, began))
         held.clear()
         begun.clear()
 

@@ -6,15 +6,16 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from itertools import chain
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from kasparro.errors import SourceError
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import Reject
+from kasparro.settings import SourceSettings, Variable, parse_text
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.reader import Portion, Problem, refusal
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
-from kasparro.sources.base import SourceContext
+from kasparro.sources.base import SourceContext, SourceDefinition
 
 # Refused files in one batch: a transaction for each would take a minute for 10,000 of them.
 REFUSED_AT_ONCE = 500
@@ -26,6 +27,20 @@ MOST_WORKERS = 2
 MOST_SILENT = 3
 
 
+class ArchiveSettings(SourceSettings, frozen=True, kw_only=True):
+    """The settings of the source `csv`."""
+
+    archives: Annotated[
+        str | None,
+        Variable(
+            "KASPARRO_ARCHIVES",
+            "a file, folder or glob of CSV (plain, .gz, .zst)",
+            "the sample archive in the package",
+            parse_text,
+        ),
+    ] = None
+
+
 class Archives:
     """Every archive that `where` names, in the order of their paths."""
 
@@ -35,7 +50,7 @@ class Archives:
         self._where = where
         self._workers = workers or min(MOST_WORKERS, max(1, _cores() - 1))
 
-    async def extract(self, passing: SourceContext) -> AsyncGenerator[Batch, None]:
+    async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier pass has loaded to their end, file after file."""
         # By the key of the content, until it is known that no other name of the same content settles it.
         refused: dict[str | None, list[Reject]] = {}
@@ -50,14 +65,14 @@ class Archives:
             refused[None] = [refusal(folder.name, folder.reason).reject for folder in found.unsearched]
             waiting = _Waiting(found.archives)
             total, done, silent = waiting.bytes, 0, 0
-            passing.progress(done, total)
-            begun = self._begun(waiting, passing, first, start_worker)
+            context.progress(done, total)
+            begun = self._begun(waiting, context, first, start_worker)
             async for reading in await stack.enter_async_context(aclosing(begun)):
                 problem = None
                 try:
                     async for message in reading.messages:
                         if isinstance(message, Portion):
-                            passing.progress(done + min(message.position, reading.size), total)
+                            context.progress(done + min(message.position, reading.size), total)
                             yield message.batch
                         else:
                             problem = message
@@ -71,7 +86,7 @@ class Archives:
                 elif reading.key is not None:
                     refused.pop(reading.key, None)
                 done += reading.size
-                passing.progress(done, total)
+                context.progress(done, total)
                 if silent == MOST_SILENT:
                     stalled = (
                         f"archives {self._where}: {silent} files did not answer; check their file system"
@@ -85,7 +100,7 @@ class Archives:
     async def _begun(
         self,
         waiting: "_Waiting",
-        passing: SourceContext,
+        context: SourceContext,
         first: Worker,
         start_worker: Callable[[], Awaitable[Worker]],
     ) -> AsyncGenerator["_Reading", None]:
@@ -105,7 +120,7 @@ class Archives:
                     worker = free.pop()
                 else:
                     worker, workers = await start_worker(), workers + 1
-                reading = await self._begin(*waiting.next(), worker, passing, waiting)
+                reading = await self._begin(*waiting.next(), worker, context, waiting)
                 if reading.worker is None:
                     free.append(await replaced(worker))
                 begun.append(reading)
@@ -118,20 +133,20 @@ class Archives:
                 free.append(await replaced(reading.worker))
 
     async def _begin(
-        self, archive: Archive, size: int, worker: Worker, passing: SourceContext, waiting: "_Waiting"
+        self, archive: Archive, size: int, worker: Worker, context: SourceContext, waiting: "_Waiting"
     ) -> "_Reading":
         # What is read of a file: nothing if it cannot be read, or was loaded to its end.
-        earlier = await passing.checkpoint_named(archive.name)
+        earlier = await context.checkpoint_named(archive.name)
         try:
-            key = await worker.identify(archive, earlier, passing.clock())
+            key = await worker.identify(archive, earlier, context.clock())
         except WorkerEnded as error:
             return _Reading(archive.name, size, None, _messages(error))
         if isinstance(key, Problem):
             return _Reading(archive.name, size, None, _messages(key))
         if waiting.first(key, archive):
-            same = await passing.checkpoint(key)
+            same = await context.checkpoint(key)
             if same is not None and (same.complete or same.position):
-                passing.loaded = True
+                context.summary.loaded_before = True
             if same is None or not same.complete:
                 worker.begin(same.position if same is not None else None)
                 return _Reading(archive.name, size, key, worker.messages(archive.name), worker)
@@ -144,7 +159,7 @@ def _rejected(rejects: Sequence[Reject]) -> Iterator[Batch]:
     for start in range(0, len(rejects), REFUSED_AT_ONCE):
         builder = BatchBuilder()
         for reject in rejects[start : start + REFUSED_AT_ONCE]:
-            builder.refuse(reject)
+            builder.reject(reject)
         yield builder.take()
 
 
@@ -203,3 +218,11 @@ def _cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+SOURCE = SourceDefinition(
+    name=Archives.name,
+    settings=ArchiveSettings,
+    build=lambda settings: Archives(settings.archives),
+    is_api=False,
+)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from kasparro.model.record import RANK_LIMIT
 from kasparro.pipeline.report import Moment, SourceName
-from kasparro.settings import SOURCES
+from kasparro.sources import registry
 from kasparro.store import cursors, queries
 from kasparro.store.cursors import CursorExpired, CursorNeedsSlowPool, ReplicaBehind
 from kasparro.store.selection import Filters, Selection
@@ -219,7 +219,7 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
         """What the query asks for, page by page."""
         filters = Filters(
             # The key begins with the source: with all of them, an id is looked up in it.
-            sources=self.source or (SOURCES if self.id else ()),
+            sources=self.source or (registry.names() if self.id else ()),
             ids=self.id,
             assets=self.asset,
             symbols=self.symbol,
@@ -349,8 +349,8 @@ async def _page(service: Service, request: Request, query: DataQuery) -> Respons
 async def row(service: Service, request: Request, query: RowQuery) -> Response:
     """GET /data/{source}/{source_id}."""
     source, source_id = request.path_params["source"], request.path_params["source_id"]
-    if source not in SOURCES:
-        raise not_found("There is no such source.", parameter="source", allowed=", ".join(SOURCES))
+    if source not in registry.names():
+        raise not_found("There is no such source.", parameter="source", allowed=", ".join(registry.names()))
     if "�" in source_id:
         # The server puts this character where a path is not UTF-8.
         try:

@@ -15,7 +15,7 @@ from kasparro.pipeline.report import SourceReport
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
-from kasparro.simulator.faults import BadRecords, ListCut, ScaledPrices, SchemaDrift, Status
+from kasparro.simulator.faults import BadRecords, ScaledPrices, SchemaDrift, ShortList, Status
 from kasparro.simulator.market import Api
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
@@ -299,8 +299,8 @@ async def test_far_fewer_records_are_an_anomaly(
     upstreams: Upstreams, connection: Connection, logged: LogEvents
 ) -> None:
     await upstreams.history()
-    upstreams.simulator.add_fault(ListCut(api="coinpaprika", keep=200))
-    upstreams.simulator.add_fault(ListCut(api="coingecko", keep=550))
+    upstreams.simulator.add_fault(ShortList(api="coinpaprika", coins=200))
+    upstreams.simulator.add_fault(ShortList(api="coingecko", coins=550))
 
     gecko, paprika = (await upstreams.run()).values()
     again = (await upstreams.run())["coinpaprika"]
@@ -329,7 +329,7 @@ async def test_page_rotation_is_neither_drift_nor_anomaly(
             fetched.append(source.records.fetched)
         simulator.add_fault(SchemaDrift(api="coingecko", field="ath", change="null"))
         null = (await upstreams.run("coingecko"))["coingecko"]
-        simulator.add_fault(ListCut(api="coingecko", keep=300))
+        simulator.add_fault(ShortList(api="coingecko", coins=300))
         cut = [(await upstreams.run("coingecko"))["coingecko"] for _ in range(3)]
 
     # Some runs fetch the whole list, the others its first pages.

@@ -11,6 +11,7 @@ import pytest
 
 from kasparro.errors import RunInProgress
 from kasparro.settings import Secret, Settings
+from kasparro.sources.registry import load_settings
 from kasparro.store.pool import Connection
 from kasparro.store.tables import TABLES
 from tests.support.runs import add_run, add_source
@@ -381,7 +382,7 @@ async def test_a_run_is_started_with_the_token_alone(database_url: str) -> None:
 
 
 async def test_without_a_token_nothing_can_be_started(database_url: str) -> None:
-    async with serving(database_url, Settings(), Loop()) as client, client.post("/runs") as answer:
+    async with serving(database_url, load_settings({}), Loop()) as client, client.post("/runs") as answer:
         assert answer.status == 405
         assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
 
