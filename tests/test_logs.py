@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from kasparro import logs
 from kasparro.errors import AlreadyLogged
 from kasparro.settings import Settings
-from tests.test_printable import UNSAFE
+from tests.support.unsafe_characters import UNSAFE_CHARACTERS
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\u2028\n\ud800"
 ESCAPED = r"\x1b]0;title\x07\x9b2J\u202e\u2028\n\ud800"
@@ -54,7 +54,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 def safe(written: io.StringIO) -> str:
     """What was written, which has nothing unsafe in it but the ends of lines."""
     text = written.getvalue()
-    assert UNSAFE.isdisjoint(text.replace("\n", ""))
+    assert UNSAFE_CHARACTERS.isdisjoint(text.replace("\n", ""))
     return text
 
 
@@ -112,7 +112,7 @@ def test_a_traceback_keeps_its_lines_and_forges_none(form: Literal["text", "json
     if form == "json":
         (event,) = map(json.loads, shown.splitlines())
         lines = event["exception"].splitlines()
-        assert UNSAFE.isdisjoint("".join(lines))
+        assert UNSAFE_CHARACTERS.isdisjoint("".join(lines))
     else:
         head, *lines = shown.splitlines()
         assert "broke" in head

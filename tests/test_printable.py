@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.printable import printable, printable_json, printable_lines
+from tests.support.unsafe_characters import UNSAFE_CHARACTERS
 
-# What nobody may send to a terminal as it is: controls, surrogates, separators, and invisible format
-# characters, of which the joiners alone belong to ordinary words and emoji.
-UNSAFE = frozenset(
-    char
-    for char in map(chr, range(sys.maxunicode + 1))
-    if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and char not in "\u200c\u200d"
-)
 ORDINARY = (
     "Bitcoin",
     "1 234,5 €\u00a0\u202f$",
@@ -29,7 +23,7 @@ ORDINARY = (
 
 
 def test_every_unsafe_character_is_escaped() -> None:
-    for char in UNSAFE:
+    for char in UNSAFE_CHARACTERS:
         shown = printable(f"a{char}b")
         assert shown.isascii()
         assert shown.isprintable()
@@ -55,7 +49,7 @@ def test_letters_marks_numbers_and_symbols_of_all_scripts_stay() -> None:
 
 @given(st.text(st.characters()))
 def test_no_text_has_anything_unsafe(text: str) -> None:
-    assert UNSAFE.isdisjoint(printable(text))
+    assert UNSAFE_CHARACTERS.isdisjoint(printable(text))
     assert "\n".join(map(printable, text.split("\n"))) == printable_lines(text)
 
 
@@ -79,4 +73,4 @@ def test_cutting_is_cheap_for_text_of_any_length() -> None:
 def test_json_keeps_its_values(value: object) -> None:
     shown = printable_json(json.dumps(value, ensure_ascii=False))
     assert json.loads(shown) == value
-    assert UNSAFE.isdisjoint(shown)
+    assert UNSAFE_CHARACTERS.isdisjoint(shown)

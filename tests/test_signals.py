@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.test_commands import listening, running
+from tests.support.commands import listening_url, started_command
 
 ENVIRONMENT = {"KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json", "PORT": "0"}
 
@@ -24,8 +24,10 @@ def hangups_act() -> Iterator[None]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 async def test_a_service_stops_cleanly(database_url: str, workers: str, number: signal.Signals) -> None:
-    async with running("serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT) as process:
-        await listening(process)
+    async with started_command(
+        "serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT
+    ) as process:
+        await listening_url(process)
         process.send_signal(number)
         async with asyncio.timeout(15):
             _, err = await process.communicate()
@@ -38,12 +40,14 @@ async def test_a_service_stops_cleanly(database_url: str, workers: str, number: 
 async def test_under_nohup_a_closing_terminal_stops_nothing(database_url: str, workers: str) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        process_context = running("serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT)
+        process_context = started_command(
+            "serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT
+        )
         process = await process_context.__aenter__()
     finally:
         signal.signal(signal.SIGHUP, before)
     try:
-        await listening(process)
+        await listening_url(process)
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)
         ended = asyncio.create_task(process.wait())
@@ -58,7 +62,7 @@ async def test_under_nohup_a_closing_terminal_stops_nothing(database_url: str, w
 
 
 async def test_etl_ends_at_a_batch_border_when_the_terminal_closes(database_url: str) -> None:
-    async with running(
+    async with started_command(
         *("etl", "--json"),
         DATABASE_URL=database_url,
         KASPARRO_COINPAPRIKA_URL="http://127.0.0.1:1",

@@ -1,47 +1,17 @@
 """No background task ends unnoticed: it is logged, shown, and started again with growing pauses."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import NoReturn
 
 import pytest
 
 from kasparro import supervision
-from kasparro.errors import KasparroError
 from kasparro.supervision import Supervisor
 from tests.conftest import LogEvents
-
-Ending = Callable[[], Awaitable[None]]
-
-
-def raising(error: BaseException) -> Ending:
-    async def end() -> NoReturn:
-        raise error
-
-    return end
+from tests.support.task_endings import TASK_ENDINGS
 
 
 async def returns() -> None:
     pass
-
-
-async def is_cancelled() -> None:
-    asyncio.current_task().cancel()  # type: ignore[union-attr]
-    await asyncio.sleep(0)
-
-
-# How a task may end before its time, and what /health says of it.
-ENDINGS: dict[str, tuple[Ending, str]] = {
-    "exception": (raising(ValueError("hunter2")), "ValueError; the log has the details"),
-    "own error": (raising(KasparroError("do this")), "do this"),
-    "group": (
-        raising(BaseExceptionGroup("many", [asyncio.CancelledError()])),
-        "BaseExceptionGroup; the log has the details",
-    ),
-    "stray cancel": (raising(asyncio.CancelledError()), "UnexpectedCancel; the log has the details"),
-    "cancelled": (is_cancelled, "UnexpectedCancel; the log has the details"),
-    "return": (returns, "it returned before the stop"),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +19,11 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.001)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", TASK_ENDINGS)
 async def test_a_task_that_ends_in_any_way_is_told_shown_and_started_again(
     logged: LogEvents, ending: str
 ) -> None:
-    end, shown = ENDINGS[ending]
+    end, shown = TASK_ENDINGS[ending]
     starts = 0
     works = asyncio.Event()
 

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tests.cli.test_commands import ended, running
-from tests.test_printable import UNSAFE
+from tests.support.commands import run_command, started_command
+from tests.support.unsafe_characters import UNSAFE_CHARACTERS
 
 # Without a space: structlog quotes values that have one, and escapes some of this by the way.
 HOSTILE = "\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"
@@ -21,7 +21,7 @@ SHOWN = r"\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"
 
 
 def unsafe(*texts: str) -> set[str]:
-    return set("".join(texts).replace("\n", "")) & UNSAFE
+    return set("".join(texts).replace("\n", "")) & UNSAFE_CHARACTERS
 
 
 @asynccontextmanager
@@ -53,10 +53,10 @@ async def test_an_upstreams_error_is_printable_in_etl_and_status(database_url: s
             "KASPARRO_COINPAPRIKA_URL": url,
             "KASPARRO_LOG": form,
         }
-        code, out, log = await ended("etl", **environment)
-        _, report, _ = await ended("etl", "--json", **environment)
-        _, status, _ = await ended("status", **environment)
-        _, stats, _ = await ended("status", "--json", **environment)
+        code, out, log = await run_command("etl", **environment)
+        _, report, _ = await run_command("etl", "--json", **environment)
+        _, status, _ = await run_command("status", **environment)
+        _, stats, _ = await run_command("status", "--json", **environment)
 
     assert code == 1
     assert unsafe(out, log, report, status, stats) == set()
@@ -70,7 +70,7 @@ async def test_an_upstreams_error_is_printable_in_etl_and_status(database_url: s
 
 async def test_an_upstreams_error_with_a_nul_fails_that_source_alone(database_url: str) -> None:
     async with upstream("no\x00body") as url:
-        code, out, _ = await ended(
+        code, out, _ = await run_command(
             "etl",
             DATABASE_URL=database_url,
             KASPARRO_SOURCES="coinpaprika,csv",
@@ -91,7 +91,7 @@ async def test_a_clients_path_is_printable_in_the_log(form: str) -> None:
         "KASPARRO_LOG_LEVEL": "debug",
         "PORT": "0",
     }
-    async with running("serve", **environment) as process:
+    async with started_command("serve", **environment) as process:
         assert process.stderr is not None
         log = ""
         async with asyncio.timeout(30):

@@ -2,12 +2,8 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +17,7 @@ from kasparro.simulator import Simulator
 from kasparro.simulator.faults import SchemaDrift, Status
 from kasparro.store.bootstrap import prepare
 from kasparro.store.pool import Database
-
-
-@asynccontextmanager
-async def running(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "kasparro", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **environment},
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-async def ended(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
-    """A command run to its end: its exit code, stdout and stderr."""
-    async with running(*arguments, **environment) as process:
-        out, err = await process.communicate()
-        return process.returncode, out.decode(), err.decode()
-
-
-async def listening(process: asyncio.subprocess.Process) -> str:
-    """The URL that a service logs once it listens."""
-    assert process.stderr is not None
-    async with asyncio.timeout(30):
-        while line := await process.stderr.readline():
-            event = json.loads(line)
-            if event["event"] == "listening":
-                return str(event["url"])
-    raise AssertionError("the service ended before it listened")
+from tests.support.commands import listening_url, run_command, started_command
 
 
 async def answer(session: aiohttp.ClientSession, url: str, ready: str) -> dict[str, Any]:
@@ -72,7 +35,7 @@ async def answer(session: aiohttp.ClientSession, url: str, ready: str) -> dict[s
 
 
 async def test_etl_prints_its_report_alone_and_exits_with_0(database_url: str) -> None:
-    code, out, _ = await ended("etl", "--source", "csv", "--json", DATABASE_URL=database_url)
+    code, out, _ = await run_command("etl", "--source", "csv", "--json", DATABASE_URL=database_url)
 
     report = json.loads(out)
     assert (code, report["status"], report["trigger"]) == (0, "succeeded", "etl")
@@ -85,8 +48,8 @@ async def test_status_counts_in_plain_english(database_url: str) -> None:
 
     heads = []
     for _ in range(2):
-        await ended("etl", **environment)
-        _, out, _ = await ended("status", **environment)
+        await run_command("etl", **environment)
+        _, out, _ = await run_command("status", **environment)
         heads.append(out.splitlines()[0])
 
     assert [head.partition(" after ")[2] for head in heads] == ["1 run", "2 runs"]
@@ -96,7 +59,7 @@ async def test_status_counts_in_plain_english(database_url: str) -> None:
 async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str) -> None:
     async with Simulator(coins=5, manual=True) as simulator:
         simulator.add_fault(Status(api="coinpaprika", code=403))
-        code, out, _ = await ended(
+        code, out, _ = await run_command(
             *("etl", "--source", "coinpaprika"),
             DATABASE_URL=database_url,
             KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
@@ -109,7 +72,7 @@ async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str
 async def test_what_is_tried_again_is_a_line_in_the_log_with_its_reason(database_url: str) -> None:
     async with Simulator(coins=5, manual=True) as simulator:
         simulator.add_fault(Status(api="coinpaprika", code=503, body="html", times=1))
-        code, _, log = await ended(
+        code, _, log = await run_command(
             *("etl", "--source", "coinpaprika", "--json"),
             DATABASE_URL=database_url,
             KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
@@ -128,13 +91,13 @@ async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str
             "KASPARRO_COINPAPRIKA_URL": simulator.coinpaprika_url,
             "KASPARRO_SOURCES": "coinpaprika",
         }
-        await ended("etl", **environment)
+        await run_command("etl", **environment)
         simulator.add_fault(SchemaDrift(api="coinpaprika", field="beta_value", change="drop"))
         simulator.add_fault(SchemaDrift(api="coinpaprika", field="first_data_at", change="drop"))
-        code, out, _ = await ended("etl", **environment)
+        code, out, _ = await run_command("etl", **environment)
         simulator.add_fault(Status(api="coinpaprika", code=403))
-        await ended("etl", **environment)
-        _, after, _ = await ended("status", **environment)
+        await run_command("etl", **environment)
+        _, after, _ = await run_command("status", **environment)
 
     assert code == 0
     (line,) = [line for line in out.splitlines() if line.startswith("coinpaprika: drift: ")]
@@ -156,7 +119,7 @@ async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str
 async def test_wrong_usage_and_settings_exit_with_2_in_one_line(
     arguments: list[str], environment: dict[str, str], said: str
 ) -> None:
-    code, out, err = await ended(*arguments, **environment)
+    code, out, err = await run_command(*arguments, **environment)
 
     assert (code, out) == (2, "")
     assert said in " ".join(err.split())
@@ -168,7 +131,7 @@ async def test_etl_exits_with_3_while_another_run_works(database_url: str) -> No
     async with Database(database_url) as database:
         await prepare(database)
         async with Run(database, [], "etl"):
-            code, out, err = await ended("etl", "--source", "csv", DATABASE_URL=database_url)
+            code, out, err = await run_command("etl", "--source", "csv", DATABASE_URL=database_url)
 
     assert (code, out) == (3, "")
     assert "another run is at work on this database" in err
@@ -182,7 +145,7 @@ async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_eith
         await prepare(database, demo=True)
         async with Run(database, [], "etl"):
             pass
-    code, out, err = await ended(*command, DATABASE_URL=database_url)
+    code, out, err = await run_command(*command, DATABASE_URL=database_url)
 
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
@@ -192,7 +155,7 @@ async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_eith
 
 
 async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> None:
-    code, _, err = await ended("etl", DATABASE_URL=f"postgresql://me:hunter2@/x?host={tmp_path}")
+    code, _, err = await run_command("etl", DATABASE_URL=f"postgresql://me:hunter2@/x?host={tmp_path}")
 
     assert code == 1
     assert err.splitlines()[-1].startswith("kasparro: PostgreSQL is unreachable: ")
@@ -203,10 +166,10 @@ async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> No
 async def test_status_and_migrate_say_where_a_database_stands(empty_database_url: str) -> None:
     environment = {"DATABASE_URL": empty_database_url}
 
-    before = await ended("status", **environment)
-    migrated = await ended("migrate", **environment)
-    again = await ended("migrate", **environment)
-    after = await ended("status", "--json", **environment)
+    before = await run_command("status", **environment)
+    migrated = await run_command("migrate", **environment)
+    again = await run_command("migrate", **environment)
+    after = await run_command("status", "--json", **environment)
 
     assert before[0] == 1
     assert "run kasparro migrate" in before[2]
@@ -226,17 +189,17 @@ async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
         "KASPARRO_COINPAPRIKA_URL": f"http://127.0.0.1:1/{'long/' * 20}",
         "KASPARRO_SOURCES": "coinpaprika,csv",
     }
-    fresh = await ended("status", **environment)
-    await ended("etl", **environment)
-    code, out, _ = await ended("status", **environment)
-    off = await ended("status", KASPARRO_INTERVAL="off", **environment)
-    due = await ended("status", KASPARRO_INTERVAL="1s", **environment)
+    fresh = await run_command("status", **environment)
+    await run_command("etl", **environment)
+    code, out, _ = await run_command("status", **environment)
+    off = await run_command("status", KASPARRO_INTERVAL="off", **environment)
+    due = await run_command("status", KASPARRO_INTERVAL="1s", **environment)
     connection = await asyncpg.connect(database_url)
     await connection.execute(
         "UPDATE run_sources SET status = 'interrupted', fetched = 1234567, valid = 1234567"
     )
     await connection.close()
-    cut_short = await ended("status", **environment)
+    cut_short = await run_command("status", **environment)
 
     assert code == 0
     assert "coinpaprika interrupted 1,234,567 1,234,567" in cut_short[1]
@@ -256,9 +219,9 @@ async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(
     database_url: str, workers: str
 ) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv", "KASPARRO_LOG": "json"}
-    async with running("serve", "--workers", workers, PORT="0", **environment) as process:
+    async with started_command("serve", "--workers", workers, PORT="0", **environment) as process:
         async with aiohttp.ClientSession() as session:
-            url = await listening(process)
+            url = await listening_url(process)
             data = await answer(session, f"{url}/data", "data")
             stats = await answer(session, f"{url}/stats", "last_run")
         process.send_signal(signal.SIGTERM)
@@ -274,8 +237,8 @@ async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, workers: str) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
-    async with running("serve", "--workers", workers, PORT="0", **environment) as process:
-        await listening(process)
+    async with started_command("serve", "--workers", workers, PORT="0", **environment) as process:
+        await listening_url(process)
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             _, err = await process.communicate()
@@ -285,9 +248,9 @@ async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, worke
 
 
 async def test_the_demo_shows_all_three_sources_without_a_network(home: Path) -> None:
-    async with running("demo", KASPARRO_HOME=str(home), PORT="0", KASPARRO_LOG="json") as process:
+    async with started_command("demo", KASPARRO_HOME=str(home), PORT="0", KASPARRO_LOG="json") as process:
         async with aiohttp.ClientSession() as session:
-            url = await listening(process)
+            url = await listening_url(process)
             async with asyncio.timeout(60):
                 while True:
                     stats = await answer(session, f"{url}/stats", "totals")
@@ -303,9 +266,9 @@ async def test_the_demo_shows_all_three_sources_without_a_network(home: Path) ->
 
 async def test_two_services_on_one_port_the_second_says_so(database_url: str) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
-    async with running("serve", PORT="0", **environment) as process:
-        port = (await listening(process)).rpartition(":")[2]
-        code, _, err = await ended("serve", PORT=port, **environment)
+    async with started_command("serve", PORT="0", **environment) as process:
+        port = (await listening_url(process)).rpartition(":")[2]
+        code, _, err = await run_command("serve", PORT=port, **environment)
 
     assert code == 1
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in err

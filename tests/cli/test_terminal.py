@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kasparro.cli.terminal import PrintableConsole, write_json
-from tests.test_printable import UNSAFE
+from tests.support.unsafe_characters import UNSAFE_CHARACTERS
 
 HOSTILE = "\x1b]0;title\x07\x9b2J\u202e\u2028\r\ud800[red]:smile:"
 
@@ -34,7 +34,7 @@ def test_no_string_or_text_controls_the_terminal(text: str) -> None:
     shown.print(Text(text))
     shown.print(table)
     shown.print(text, soft_wrap=True)
-    assert UNSAFE.isdisjoint(written.getvalue().replace("\n", ""))
+    assert UNSAFE_CHARACTERS.isdisjoint(written.getvalue().replace("\n", ""))
 
 
 def test_a_string_is_one_line_and_no_markup() -> None:
@@ -62,7 +62,9 @@ def test_a_progress_bar_moves_by_richs_own_codes_alone() -> None:
     with Progress(TextColumn("{task.description}", markup=False), console=shown, transient=True) as progress:
         progress.add_task(HOSTILE, total=None)
     assert "\x1b]0" not in written.getvalue()
-    assert UNSAFE.isdisjoint(written.getvalue().replace("\x1b", "").replace("\n", "").replace("\r", ""))
+    assert UNSAFE_CHARACTERS.isdisjoint(
+        written.getvalue().replace("\x1b", "").replace("\n", "").replace("\r", "")
+    )
 
 
 def test_json_for_programs_is_exact_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,8 @@ from kasparro.simulator.faults import Status
 from kasparro.sources.archives.source import Archives
 from kasparro.store.loader import REJECTS_LIMIT
 from kasparro.store.pool import Database
-from tests.cli.test_commands import ended
 from tests.conftest import LogEvents
+from tests.support.commands import run_command
 from tests.support.runs import apis, run_sources, source_outcomes
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -129,10 +129,10 @@ async def test_exit_code_is_the_same_in_every_run(database_url: str, tmp_path: P
     environment = {"DATABASE_URL": database_url, "KASPARRO_ARCHIVES": str(tmp_path)}
 
     for _ in range(2):
-        code, out, _ = await ended("etl", "--source", "csv", "--json", **environment)
+        code, out, _ = await run_command("etl", "--source", "csv", "--json", **environment)
         assert (code, json.loads(out)["status"]) == (1, "partial")
     (tmp_path / "list.csv").unlink()
-    assert (await ended("etl", "--source", "csv", **environment))[0] == 0
+    assert (await run_command("etl", "--source", "csv", **environment))[0] == 0
 
 
 async def test_rejected_files_are_named_with_the_missing_setting(
@@ -261,7 +261,7 @@ async def test_etl_names_every_rejected_file(database_url: str, tmp_path: Path) 
     for name in ("one.csv", "two.csv"):
         (tmp_path / name).write_text(f"{PRICELESS}{name},A,A\n")
 
-    code, out, _ = await ended(
+    code, out, _ = await run_command(
         *("etl", "--source", "csv"), DATABASE_URL=database_url, KASPARRO_ARCHIVES=str(tmp_path)
     )
 

@@ -18,7 +18,7 @@ from kasparro.simulator.faults import Hang, ShortList, Status
 from kasparro.sources.coingecko import CoinGecko, CoinGeckoSettings
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Connection, Database
-from tests.cli.test_commands import ended
+from tests.support.commands import run_command
 from tests.support.runs import BEGIN, HOUR, QUICK, ManualClock, requested_pages, run_and_report
 
 ONCE = RetryLimits(attempts=1, total_s=5)
@@ -302,11 +302,13 @@ async def test_setting_limits_what_etl_fetches(
     database_url: str, connection: Connection, simulator: Simulator
 ) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_COINGECKO_URL": simulator.coingecko_url}
-    code, _, _ = await ended("etl", "--source", "coingecko", KASPARRO_COINGECKO_TOP="300", **environment)
+    code, _, _ = await run_command(
+        "etl", "--source", "coingecko", KASPARRO_COINGECKO_TOP="300", **environment
+    )
     assert code == 0
     assert len(await stored(connection)) == 300
 
-    code, _, message = await ended("etl", KASPARRO_COINGECKO_TOP="0", **environment)
+    code, _, message = await run_command("etl", KASPARRO_COINGECKO_TOP="0", **environment)
     assert code == 2
     assert message == (
         "kasparro: KASPARRO_COINGECKO_TOP is '0', which is not allowed; allowed: a whole number from 1 to "

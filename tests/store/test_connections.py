@@ -16,8 +16,8 @@ from kasparro.store import connections
 from kasparro.store.bootstrap import pools, prepare, with_connections
 from kasparro.store.connections import LEAST, MOST, RESERVED, Shares, per_process, shares
 from kasparro.store.pool import Database
-from tests.cli.test_commands import listening, running
 from tests.conftest import LogEvents
+from tests.support.commands import listening_url, started_command
 from tests.support.postgres import Server, servers
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="these servers are for Linux")
@@ -196,8 +196,8 @@ async def test_a_small_server_answers_every_request(small: Server, workers: str)
         "KASPARRO_CACHE_MB": "0",
         "PORT": "0",
     }
-    async with running("serve", "--workers", workers, **environment) as process:
-        url = await listening(process)
+    async with started_command("serve", "--workers", workers, **environment) as process:
+        url = await listening_url(process)
         drained = asyncio.create_task(process.communicate())
         async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=64)) as client:
 

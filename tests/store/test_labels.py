@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import LABELS, Record
 from kasparro.store.pool import Database
-from tests.store.test_loader import load, rows
+from tests.support.batches import fetch_rows, load_batches
 
 T0 = datetime(2026, 1, 20, tzinfo=UTC)
 # What differs with the time of loading; of the row's own record, whether the value came with it or was kept.
@@ -90,7 +90,7 @@ async def state(connection: "asyncpg.Connection[asyncpg.Record]") -> list[list[d
     for table in ("unified_data", "unified_history"):
         found = [
             {key: value for key, value in row.items() if key not in CLOCKS}
-            for row in await rows(connection, table)
+            for row in await fetch_rows(connection, table)
         ]
         for row in found:
             row.update({key: row[key] or row["observed_at"] for key in OBSERVED if key in row})
@@ -118,12 +118,12 @@ async def test_a_newer_record_without_labels_leaves_them_and_brings_its_own_figu
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     first = FULL._replace(price=10)
-    await load(database, markets(first).batch())
+    await load_batches(database, markets(first).batch())
     await connection.execute("UPDATE unified_data SET market_cap_usd = 5, total_supply = 6")
 
-    assert await load(database, closes(quote(day=2, price=20)).batch()) == (0, 1, 0)
+    assert await load_batches(database, closes(quote(day=2, price=20)).batch()) == (0, 1, 0)
 
-    (row,) = await rows(connection, "unified_data")
+    (row,) = await fetch_rows(connection, "unified_data")
     assert (row["symbol"], row["name"], row["rank"]) == ("BTC", "Bitcoin", 1)
     assert (row["price_usd"], row["observed_at"]) == (20, at(2))
     assert (row["market_cap_usd"], row["total_supply"]) == (None, None)
@@ -133,13 +133,13 @@ async def test_a_newer_record_without_labels_leaves_them_and_brings_its_own_figu
 async def test_an_older_record_with_labels_gives_them_to_a_row_that_lacks_them(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, closes(quote(day=2, price=20)).batch())
+    await load_batches(database, closes(quote(day=2, price=20)).batch())
     before = await connection.fetchrow("SELECT updated_at, version FROM unified_data")
     assert before is not None
 
-    assert await load(database, markets(FULL).batch()) == (0, 1, 0)
+    assert await load_batches(database, markets(FULL).batch()) == (0, 1, 0)
 
-    (row,) = await rows(connection, "unified_data")
+    (row,) = await fetch_rows(connection, "unified_data")
     assert (row["symbol"], row["name"], row["rank"]) == ("BTC", "Bitcoin", 1)
     assert (row["price_usd"], row["observed_at"]) == (20, at(2))
     # Caches and walks by cursor see the change.
@@ -154,8 +154,8 @@ async def test_an_older_record_with_labels_gives_them_to_a_row_that_lacks_them(
 async def test_null_in_a_record_that_has_the_field_is_a_value(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, markets(FULL).batch())
-    await load(database, markets(quote(day=2, symbol="BTC")).batch())
+    await load_batches(database, markets(FULL).batch())
+    await load_batches(database, markets(quote(day=2, symbol="BTC")).batch())
 
     assert (await shown(connection))["bitcoin"]["name"] is None
     assert (await shown(connection))["bitcoin"]["rank"] is None
@@ -164,21 +164,21 @@ async def test_null_in_a_record_that_has_the_field_is_a_value(
 async def test_a_correction_without_labels_keeps_those_of_its_moment(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, markets(FULL).batch())
+    await load_batches(database, markets(FULL).batch())
 
-    assert await load(database, closes(FULL._replace(price=11)).batch()) == (0, 1, 0)
+    assert await load_batches(database, closes(FULL._replace(price=11)).batch()) == (0, 1, 0)
 
     for table in ("unified_data", "unified_history"):
-        (row,) = await rows(connection, table)
+        (row,) = await fetch_rows(connection, table)
         assert (row["symbol"], row["rank"], row["price_usd"]) == ("BTC", 1, 11)
 
 
 async def test_a_corrected_label_of_an_older_moment_reaches_the_row(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, markets(FULL).batch())
-    await load(database, closes(quote(day=2)).batch())
-    await load(database, markets(FULL._replace(symbol="XBT")).batch())
+    await load_batches(database, markets(FULL).batch())
+    await load_batches(database, closes(quote(day=2)).batch())
+    await load_batches(database, markets(FULL._replace(symbol="XBT")).batch())
 
     assert (await shown(connection))["bitcoin"]["symbol"] == "XBT"
 
@@ -187,15 +187,15 @@ async def test_rows_of_an_earlier_version_get_their_labels_when_the_files_are_re
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     # That version knew no lacking fields: it wrote null, and hashed the record as if it were.
-    await load(database, markets(FULL).batch())
-    await load(database, markets(quote(day=2, price=20)).batch())
+    await load_batches(database, markets(FULL).batch())
+    await load_batches(database, markets(quote(day=2, price=20)).batch())
     await connection.execute(
         "UPDATE unified_data SET symbol_observed_at = '-infinity', name_observed_at = '-infinity',"
         " rank_observed_at = '-infinity'"
     )
 
-    await load(database, closes(quote(day=2, price=20)).batch())
-    await load(database, markets(FULL).batch())
+    await load_batches(database, closes(quote(day=2, price=20)).batch())
+    await load_batches(database, markets(FULL).batch())
 
     row = (await shown(connection))["bitcoin"]
     assert (row["symbol"], row["name"], row["rank"], row["price"]) == ("BTC", "Bitcoin", 1, 20)
@@ -253,13 +253,13 @@ async def test_the_order_of_files_and_batches_does_not_matter_and_nothing_is_wri
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", files: list[File], chance: Any
 ) -> None:
     await emptied(connection)
-    await load(database, *(file.batch() for file in files))
+    await load_batches(database, *(file.batch() for file in files))
     assert await shown(connection) == expected(files)
     in_order = await state(connection)
 
     before = await tuples(connection)
     for file in files:
-        assert await load(database, file.batch()) == (0, 0, len(file.quotes))
+        assert await load_batches(database, file.batch()) == (0, 0, len(file.quotes))
     assert await tuples(connection) == before
 
     await emptied(connection)
@@ -267,7 +267,7 @@ async def test_the_order_of_files_and_batches_does_not_matter_and_nothing_is_wri
     for file in shuffled:
         some = chance.sample(file.quotes, len(file.quotes))
         cut = chance.randint(0, len(some))
-        await load(database, file.batch(some[:cut]), file.batch(some[cut:]))
+        await load_batches(database, file.batch(some[:cut]), file.batch(some[cut:]))
     assert await state(connection) == in_order
 
 
@@ -284,11 +284,11 @@ async def test_files_that_contradict_each_other_end_the_same_when_all_are_read_a
 ) -> None:
     files = [File(tuple(label for label in LABELS if label in lacks), tuple(some)) for lacks, some in drawn]
     await emptied(connection)
-    await load(database, *(file.batch() for file in files))
+    await load_batches(database, *(file.batch() for file in files))
     one_off = await state(connection)
 
-    await load(database, *(file.batch() for file in files))
+    await load_batches(database, *(file.batch() for file in files))
 
     assert await state(connection) == one_off
-    newest = {row["source_id"]: row["observed_at"] for row in await rows(connection, "unified_history")}
+    newest = {row["source_id"]: row["observed_at"] for row in await fetch_rows(connection, "unified_history")}
     assert {coin: row["observed_at"] for coin, row in (await shown(connection)).items()} == newest

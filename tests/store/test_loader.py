@@ -17,59 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kasparro.errors import DatabaseUnavailable, LeaseLost
-from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint, CrawledPage
+from kasparro.model.batch import BATCH_ROWS, Batch, Checkpoint, CrawledPage
 from kasparro.model.profile import Profile
-from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record, Reject
-from kasparro.store.loader import REJECTS_LIMIT, Loader
-from kasparro.store.locks import LEASE_S
+from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record
+from kasparro.store.loader import REJECTS_KEPT, Loader
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
 from tests.conftest import copied
-
-T0 = datetime(2026, 1, 31, 23, 59, tzinfo=UTC)
-Row = dict[str, Any]
-
-
-def record(source_id: str = "btc-bitcoin", at: datetime = T0, **values: Any) -> Record:
-    return Record(**{"symbol": "BTC", "name": "Bitcoin", "source_id": source_id, "observed_at": at, **values})
-
-
-def batch(*records: Record, rejects: int = 0, checkpoint: Checkpoint | None = None) -> Batch:
-    builder = BatchBuilder()
-    for one in records:
-        builder.add(one)
-    for number in range(rejects):
-        builder.reject(Reject(reason="bad", field="price", raw=f"raw {number}\x00\udc80"))
-    return builder.take(checkpoint)
-
-
-async def loader(database: Database, source: str = "coinpaprika") -> Loader:
-    run = await RunRecord.start(database, "etl", (source,), T0)
-    return Loader(database, run.id, source)
-
-
-async def load(database: Database, *batches: Batch, source: str = "coinpaprika") -> tuple[int, int, int]:
-    """Load in a run of its own; gives what it counted as inserted, updated and unchanged."""
-    session = await database.session("a run of the tests", LEASE_S)
-    try:
-        # A service on this database buries runs that nobody holds the lock for.
-        await session.execute("SELECT pg_advisory_lock(hashtextextended('kasparro run', 0))")
-        run = await RunRecord.start(database, "etl", (source,), T0)
-        into = Loader(database, run.id, source)
-        for one in batches:
-            await into.load(one, datetime.now(UTC))
-        counts = await run.counts(source)
-    finally:
-        await session.close()
-    assert counts["valid"] == counts["inserted"] + counts["updated"] + counts["unchanged"]
-    assert counts["fetched"] == counts["valid"] + counts["rejected"]
-    return counts["inserted"], counts["updated"], counts["unchanged"]
-
-
-async def rows(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> list[Row]:
-    return [
-        dict(row) for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY source_id, observed_at")
-    ]
+from tests.support.batches import T0, fetch_rows, load_batches, make_batch, make_record, start_loader
 
 
 async def written(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
@@ -84,7 +39,7 @@ async def written(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
 async def test_values_come_to_rest_as_they_went_in(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    odd = record(
+    odd = make_record(
         name="比特币 \u200b=1+1 <b>'\"\\N\t\n",
         symbol="",
         price_usd="0.000000000012",
@@ -94,9 +49,9 @@ async def test_values_come_to_rest_as_they_went_in(
         rank=1,
     )
 
-    assert await load(database, batch(odd)) == (1, 0, 0)
+    assert await load_batches(database, make_batch(odd)) == (1, 0, 0)
 
-    (row,) = await rows(connection, "unified_data")
+    (row,) = await fetch_rows(connection, "unified_data")
     assert row["name"] == odd.name
     assert row["symbol"] == ""
     assert row["price_usd"] == Decimal("0.000000000012")
@@ -104,7 +59,7 @@ async def test_values_come_to_rest_as_they_went_in(
     assert row["total_supply"] == Decimal("123456789012345678.123456789")
     assert row["max_supply"] is None
     assert row["observed_at"] == T0
-    (history,) = await rows(connection, "unified_history")
+    (history,) = await fetch_rows(connection, "unified_history")
     assert {key: history[key] for key in history if key in row} == {
         key: row[key] for key in history if key in row
     }
@@ -120,20 +75,22 @@ async def test_the_longest_texts_fit_every_index(
         for limit in (SYMBOL_LIMIT, ID_LIMIT, NAME_LIMIT)
     )
 
-    assert await load(database, batch(record(source_id, symbol=symbol, name=name, rank=1))) == (1, 0, 0)
+    assert await load_batches(
+        database, make_batch(make_record(source_id, symbol=symbol, name=name, rank=1))
+    ) == (1, 0, 0)
 
-    (row,) = await rows(connection, "unified_data")
+    (row,) = await fetch_rows(connection, "unified_data")
     assert (row["symbol"], row["source_id"], row["name"]) == (symbol, source_id, name)
 
 
 async def test_the_same_batch_again_writes_no_tuple(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    told = batch(record(price_usd="1"), record("eth-ethereum", price_usd="2"))
-    await load(database, told)
+    told = make_batch(make_record(price_usd="1"), make_record("eth-ethereum", price_usd="2"))
+    await load_batches(database, told)
     before = await written(connection)
 
-    assert await load(database, told) == (0, 0, 2)
+    assert await load_batches(database, told) == (0, 0, 2)
 
     assert await written(connection) == before
 
@@ -141,14 +98,18 @@ async def test_the_same_batch_again_writes_no_tuple(
 async def test_a_changed_record_updates_its_row_and_is_appended_to_history(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, batch(record(price_usd="1")))
+    await load_batches(database, make_batch(make_record(price_usd="1")))
 
-    assert await load(database, batch(record(at=T0 + timedelta(hours=1), price_usd="2"))) == (0, 1, 0)
+    assert await load_batches(
+        database, make_batch(make_record(at=T0 + timedelta(hours=1), price_usd="2"))
+    ) == (0, 1, 0)
 
-    (row,) = await rows(connection, "unified_data")
+    (row,) = await fetch_rows(connection, "unified_data")
     assert row["price_usd"] == 2
     assert row["first_seen_at"] < row["updated_at"]
-    assert [(h["price_usd"], h["observed_at"].month) for h in await rows(connection, "unified_history")] == [
+    assert [
+        (h["price_usd"], h["observed_at"].month) for h in await fetch_rows(connection, "unified_history")
+    ] == [
         (1, 1),
         (2, 2),
     ]
@@ -157,46 +118,52 @@ async def test_a_changed_record_updates_its_row_and_is_appended_to_history(
 async def test_an_older_record_goes_to_history_only(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, batch(record(price_usd="2")))
+    await load_batches(database, make_batch(make_record(price_usd="2")))
 
-    assert await load(database, batch(record(at=T0 - timedelta(days=3650), price_usd="1"))) == (0, 1, 0)
+    assert await load_batches(
+        database, make_batch(make_record(at=T0 - timedelta(days=3650), price_usd="1"))
+    ) == (0, 1, 0)
 
-    (row,) = await rows(connection, "unified_data")
+    (row,) = await fetch_rows(connection, "unified_data")
     assert (row["price_usd"], row["observed_at"]) == (2, T0)
-    assert [h["price_usd"] for h in await rows(connection, "unified_history")] == [1, 2]
+    assert [h["price_usd"] for h in await fetch_rows(connection, "unified_history")] == [1, 2]
 
 
 async def test_a_correction_of_a_moment_replaces_it(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, batch(record(price_usd="1")))
+    await load_batches(database, make_batch(make_record(price_usd="1")))
 
-    assert await load(database, batch(record(price_usd="1.5"))) == (0, 1, 0)
+    assert await load_batches(database, make_batch(make_record(price_usd="1.5"))) == (0, 1, 0)
 
     assert await connection.fetchval("SELECT sum(corrected) FROM run_sources") == 1
-    assert [row["price_usd"] for row in await rows(connection, "unified_data")] == [Decimal("1.5")]
-    assert [row["price_usd"] for row in await rows(connection, "unified_history")] == [Decimal("1.5")]
+    assert [row["price_usd"] for row in await fetch_rows(connection, "unified_data")] == [Decimal("1.5")]
+    assert [row["price_usd"] for row in await fetch_rows(connection, "unified_history")] == [Decimal("1.5")]
 
 
 async def test_a_record_without_a_time_of_its_own_is_new_only_when_its_content_is(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, batch(record(has_source_time=False, price_usd="1")))
+    await load_batches(database, make_batch(make_record(has_source_time=False, price_usd="1")))
 
     later = T0 + timedelta(hours=1)
-    assert await load(database, batch(record(at=later, has_source_time=False, price_usd="1"))) == (0, 0, 1)
-    assert await load(database, batch(record(at=later, has_source_time=False, price_usd="2"))) == (0, 1, 0)
+    assert await load_batches(
+        database, make_batch(make_record(at=later, has_source_time=False, price_usd="1"))
+    ) == (0, 0, 1)
+    assert await load_batches(
+        database, make_batch(make_record(at=later, has_source_time=False, price_usd="2"))
+    ) == (0, 1, 0)
 
-    assert len(await rows(connection, "unified_history")) == 2
+    assert len(await fetch_rows(connection, "unified_history")) == 2
 
 
 async def test_sources_and_ids_identify_and_symbols_do_not(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    await load(database, batch(record("one"), record("two")))
-    await load(database, batch(record("one")), source="coingecko")
+    await load_batches(database, make_batch(make_record("one"), make_record("two")))
+    await load_batches(database, make_batch(make_record("one")), source="coingecko")
 
-    assert {(row["source"], row["source_id"]) for row in await rows(connection, "unified_data")} == {
+    assert {(row["source"], row["source_id"]) for row in await fetch_rows(connection, "unified_data")} == {
         ("coinpaprika", "one"),
         ("coinpaprika", "two"),
         ("coingecko", "one"),
@@ -217,33 +184,37 @@ async def test_any_cutting_into_batches_ends_in_the_same_tables(
     cuts: set[int],
 ) -> None:
     await connection.execute("TRUNCATE unified_data, unified_history")
-    records = [record(coin, T0 + timedelta(days=20 * day), price_usd=str(price)) for coin, day, price in told]
+    records = [
+        make_record(coin, T0 + timedelta(days=20 * day), price_usd=str(price)) for coin, day, price in told
+    ]
     borders = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]
-    parts = [batch(*records[a:b]) for a, b in itertools.pairwise(borders)]
+    parts = [make_batch(*records[a:b]) for a, b in itertools.pairwise(borders)]
 
-    inserted, updated, _ = await load(database, *parts)
+    inserted, updated, _ = await load_batches(database, *parts)
 
     history = {(coin, T0 + timedelta(days=20 * day)): price for coin, day, price in told}
     newest = {coin: price for (coin, _), price in sorted(history.items(), key=lambda item: item[0])}
     assert {
         (row["source_id"], row["observed_at"]): row["price_usd"]
-        for row in await rows(connection, "unified_history")
+        for row in await fetch_rows(connection, "unified_history")
     } == history
-    assert {row["source_id"]: row["price_usd"] for row in await rows(connection, "unified_data")} == newest
+    assert {
+        row["source_id"]: row["price_usd"] for row in await fetch_rows(connection, "unified_data")
+    } == newest
     assert inserted == len(newest)
     assert inserted + updated >= len(history)
     if len(parts) == 1:
         # Told again as a whole it is known, also where it tells one moment twice.
-        assert await load(database, *parts) == (0, 0, len(records))
+        assert await load_batches(database, *parts) == (0, 0, len(records))
 
 
 async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    into = await loader(database)
+    into = await start_loader(database)
 
-    await into.load(batch(record(), rejects=REJECTS_LIMIT - 1), T0)
-    await into.load(batch(rejects=5), T0)
+    await into.load(make_batch(make_record(), rejects=REJECTS_KEPT - 1), T0)
+    await into.load(make_batch(rejects=5), T0)
 
     assert await connection.fetchval("SELECT rejected FROM run_sources") == REJECTS_LIMIT + 4
     kept = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
@@ -256,24 +227,26 @@ async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
 async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database: Database) -> None:
     def noted(*records: Record) -> Batch:
         profile = Profile(objects={"": float(len(records))})
-        return msgspec.structs.replace(batch(*records), profile=profile)
+        return msgspec.structs.replace(make_batch(*records), profile=profile)
 
     earlier = {"a": "2", "b": "0", "c": None, "d": "7", "e": "5", "ranked": "3", "corrected": "8"}
-    await load(database, batch(*(record(coin, price_usd=price) for coin, price in earlier.items())))
-    into = await loader(database)
+    await load_batches(
+        database, make_batch(*(make_record(coin, price_usd=price) for coin, price in earlier.items()))
+    )
+    into = await start_loader(database)
     later = T0 + timedelta(minutes=1)
 
     await into.load(
         noted(
-            record("a", later, price_usd="4"),
-            record("b", later, price_usd="1"),
-            record("c", later, price_usd="1"),
-            record("d", price_usd="7"),
-            record("e", T0 - timedelta(days=1), price_usd="9"),
-            record("ranked", price_usd="3.0", rank=2),
-            record("corrected", price_usd="4"),
-            record("new", later, price_usd="1"),
-            record("untimed", later, has_source_time=False, price_usd="1"),
+            make_record("a", later, price_usd="4"),
+            make_record("b", later, price_usd="1"),
+            make_record("c", later, price_usd="1"),
+            make_record("d", price_usd="7"),
+            make_record("e", T0 - timedelta(days=1), price_usd="9"),
+            make_record("ranked", price_usd="3.0", rank=2),
+            make_record("corrected", price_usd="4"),
+            make_record("new", later, price_usd="1"),
+            make_record("untimed", later, has_source_time=False, price_usd="1"),
         ),
         T0 + timedelta(minutes=2),
     )
@@ -285,18 +258,18 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
 
 
 async def test_archives_are_compared_with_nothing(database: Database) -> None:
-    into = await loader(database, "csv")
-    await into.load(batch(record(price_usd="1")), T0)
+    into = await start_loader(database, "csv")
+    await into.load(make_batch(make_record(price_usd="1")), T0)
 
     assert not into.price_moves.ages
 
 
 async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
-    into = await loader(database, "csv")
+    into = await start_loader(database, "csv")
     point = Checkpoint(key="sha256:1", name="a.csv", position=2, complete=False)
 
     assert await into.checkpoint(point.key) is None
-    await into.load(batch(record(), checkpoint=point), T0)
+    await into.load(make_batch(make_record(), checkpoint=point), T0)
 
     assert await into.checkpoint(point.key) == point
 
@@ -311,7 +284,7 @@ async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
 async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", table: str
 ) -> None:
-    into = await loader(database)
+    into = await start_loader(database)
     walked = CrawledPage(
         number=1,
         crawl_started_at=T0,
@@ -324,7 +297,9 @@ async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
         etag="e",
     )
     told = msgspec.structs.replace(
-        batch(record(), rejects=2, checkpoint=Checkpoint(key="k", name="k", position=1, complete=True)),
+        make_batch(
+            make_record(), rejects=2, checkpoint=Checkpoint(key="k", name="k", position=1, complete=True)
+        ),
         page=walked,
     )
     await connection.execute(f"ALTER TABLE {table} RENAME TO hidden")
@@ -344,19 +319,19 @@ async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
 async def test_a_run_that_was_marked_interrupted_writes_nothing_more(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    into = await loader(database)
+    into = await start_loader(database)
     await RunRecord.start(database, "etl", ("csv",), T0)
 
     with pytest.raises(LeaseLost):
-        await into.load(batch(record()), T0)
+        await into.load(make_batch(make_record()), T0)
 
-    assert await rows(connection, "unified_data") == []
+    assert await fetch_rows(connection, "unified_data") == []
     assert await connection.fetchval("SELECT status FROM runs ORDER BY id LIMIT 1") == "interrupted"
 
 
 async def test_a_batch_whose_commit_went_through_unheard_is_not_counted_twice(database: Database) -> None:
     run = await RunRecord.start(database, "etl", ("csv",), T0)
-    told = batch(record())
+    told = make_batch(make_record())
     await Loader(database, run.id, "csv").load(told, T0)
 
     # A loader that has heard of no commit tries the same batch again.
@@ -370,7 +345,7 @@ def test_a_connection_that_ends_during_copy_is_a_transient_error(server_url: str
     # On uvloop, as in the service: its transports raise where asyncio's ignore a write after the end.
     reported: list[dict[str, Any]] = []
     errors: list[Exception] = []
-    full = batch(*(record(f"coin-{number}", name="n" * 200) for number in range(BATCH_ROWS)))
+    full = make_batch(*(make_record(f"coin-{number}", name="n" * 200) for number in range(BATCH_ROWS)))
 
     async def terminate_copies(url: str) -> None:
         connection = await asyncpg.connect(url)
@@ -386,7 +361,7 @@ def test_a_connection_that_ends_during_copy_is_a_transient_error(server_url: str
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
         async with copied(server_url, template) as url, Database(url) as database:
-            into = await loader(database)
+            into = await start_loader(database)
             terminating = asyncio.create_task(terminate_copies(url))
             try:
                 for _ in range(20):

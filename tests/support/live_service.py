@@ -12,7 +12,7 @@ import aiohttp
 import stamina
 
 from kasparro.simulator import Simulator
-from tests.cli.test_commands import listening, running
+from tests.support.commands import listening_url, started_command
 
 TOKEN = "a-token-of-the-tests"
 
@@ -38,8 +38,8 @@ async def live_service(database_url: str) -> AsyncIterator[LiveService]:
     async with Simulator(seed=1, coins=300, manual=True) as simulator:
         environment["KASPARRO_COINPAPRIKA_URL"] = simulator.coinpaprika_url
         environment["KASPARRO_COINGECKO_URL"] = simulator.coingecko_url
-        async with running("serve", **environment) as process:
-            service = LiveService(await listening(process))
+        async with started_command("serve", **environment) as process:
+            service = LiveService(await listening_url(process))
             assert process.stderr is not None
             # Read while it runs, because a full pipe would block the service.
             rest = asyncio.create_task(process.stderr.read())

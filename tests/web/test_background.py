@@ -28,10 +28,10 @@ from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
 from kasparro.web.http import request_metrics
 from tests.conftest import LogEvents
+from tests.support.json_responses import get_json
 from tests.support.response_cache import cached
-from tests.test_supervision import ENDINGS
+from tests.support.task_endings import TASK_ENDINGS
 from tests.web.conftest import serving
-from tests.web.routes.test_runs import get
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def fail_twice(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, ending: s
         nonlocal calls
         calls += 1
         if calls <= 2:
-            return await ENDINGS[ending][0]()
+            return await TASK_ENDINGS[ending][0]()
         works.set()
         return await real(*arguments, **named)
 
@@ -68,7 +68,7 @@ async def service(database_url: str, folder: Path) -> AsyncIterator[aiohttp.Clie
             yield client
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", TASK_ENDINGS)
 @pytest.mark.parametrize(
     ("task", "where", "method"),
     [
@@ -92,10 +92,10 @@ async def test_failed_task_is_shown_and_restarted(
         await logged.reached(2, "background_task_failed", task=task, level="error")
         async with asyncio.timeout(10):
             await works.wait()
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
 
         assert health["status"] == "degraded"
-        shown = f"{task} failed and is started again: {ENDINGS[ending][1]}"
+        shown = f"{task} failed and is started again: {TASK_ENDINGS[ending][1]}"
         assert health["reasons"] == [shown]
         await logged.reached(1, "run_finished", status="succeeded")
         await cached(client)
@@ -110,7 +110,7 @@ async def test_read_only_database_is_shown_until_it_is_writable(
     await server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     async with service(database_url, tmp_path) as client:
         await logged.reached(1, "waiting_for_database")
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
 
         assert health["status"] == "degraded"
         (reason,) = health["reasons"]
@@ -121,7 +121,7 @@ async def test_read_only_database_is_shown_until_it_is_writable(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
         )
         await logged.reached(1, "run_finished", status="succeeded")
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
         assert "reasons" not in health or health["reasons"] == []
     await server.close()
 
@@ -138,7 +138,7 @@ async def test_failed_run_does_not_end_the_scheduler(
         await logged.reached(1, "run_finished", status="succeeded")
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", TASK_ENDINGS)
 async def test_watch_over_the_embedded_server_is_restarted(
     tmp_path: Path, logged: LogEvents, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
@@ -207,7 +207,7 @@ async def test_failed_heartbeat_gives_up_the_lease(
 ) -> None:
     async def beat(self: AdvisoryLease, session: Any) -> None:
         del self, session
-        await ENDINGS[ending][0]()
+        await TASK_ENDINGS[ending][0]()
 
     monkeypatch.setattr(AdvisoryLease, "_send_heartbeats", beat)
     async with AdvisoryLease(database, "lead") as lease:
@@ -220,5 +220,5 @@ async def test_problems_of_other_processes_are_shown(database_url: str, tmp_path
     report = request_metrics.ProcessReport("supervisor", request_metrics.Counts(), problems=["worker 7 died"])
     async with serving(database_url, metrics_folder=tmp_path) as client:
         request_metrics.write_report(tmp_path / "supervisor", report)
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
         assert (health["status"], health["reasons"]) == ("degraded", ["worker 7 died"])

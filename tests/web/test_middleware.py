@@ -11,11 +11,11 @@ from kasparro.settings import ApiKey, Secret, Settings
 from kasparro.store.pool import Connection
 from kasparro.web.service import Service
 from tests.conftest import LogEvents
+from tests.support.exports import export_pids, insert_many_rows, unfinished_export
 from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, connected
 from tests.support.requests import status
 from tests.support.response_cache import cached
 from tests.web.conftest import Insert, serving
-from tests.web.routes.test_exports import begun, exports, many
 
 KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-secret")))
 
@@ -65,9 +65,9 @@ async def test_interrupted_response_is_a_warning(
     logged: LogEvents,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await many(connection)
-    async with begun(client) as response:
-        (pid,) = await exports(connection)
+    await insert_many_rows(connection)
+    async with unfinished_export(client) as response:
+        (pid,) = await export_pids(connection)
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()

@@ -10,7 +10,7 @@ import pytest
 from kasparro.store.data_version import POLL_S, DataVersion
 from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
-from tests.store.test_loader import batch, load, record
+from tests.support.batches import load_batches, make_batch, make_record
 from tests.support.postgres import Server, Servers, servers
 from tests.support.response_cache import MOVE, cached, wait_for_prices
 from tests.web.conftest import serving
@@ -40,7 +40,7 @@ async def test_commit_is_seen_through_a_replica(installation: Servers) -> None:
     ):
         for price in (1, 2, 3):
             await cached(client, "/data?sort=source_id")
-            await load(database, batch(record("a", price_usd=price)))
+            await load_batches(database, make_batch(make_record("a", price_usd=price)))
             await wait_for_prices(client, [price], 5 * POLL_S)
 
 

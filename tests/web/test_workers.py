@@ -21,9 +21,9 @@ from kasparro.supervision import Supervisor
 from kasparro.web.http.request_metrics import Counts, ProcessReport, RequestMetrics, write_report
 from kasparro.web.server import _listening, uvicorn_config
 from kasparro.web.workers import Workers, WorkersFailed, exit_reason
-from tests.cli.test_commands import ended, listening, running
-from tests.web.routes.test_metrics import scrape, value
-from tests.web.routes.test_runs import get
+from tests.support.commands import listening_url, run_command, started_command
+from tests.support.json_responses import get_json
+from tests.support.metrics import metric_value, scrape
 
 
 def broken() -> Any:
@@ -80,8 +80,8 @@ class Log:
 @asynccontextmanager
 async def two_workers(database_url: str) -> AsyncIterator[tuple[Log, aiohttp.ClientSession]]:
     environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
-    async with running("serve", "--workers", "2", PORT="0", **environment) as process:
-        url = await listening(process)
+    async with started_command("serve", "--workers", "2", PORT="0", **environment) as process:
+        url = await listening_url(process)
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(url, connector=connector) as client:
             yield Log(process), client
@@ -113,12 +113,12 @@ async def test_killed_worker_is_logged_counted_and_replaced(
         assert (died["pid"], died["exit"], died["level"]) == (victim, number.name, "error")
         await log.reached("worker_started")
         async with asyncio.timeout(60):
-            while value(samples := await scrape(client), "kasparro_worker_exits_total") != 1:
+            while metric_value(samples := await scrape(client), "kasparro_worker_exits_total") != 1:
                 pass
-            assert value(samples, "kasparro_worker_exits_total", exit=number.name) == 1
+            assert metric_value(samples, "kasparro_worker_exits_total", exit=number.name) == 1
             while victim in (await pids(client, 2)):
                 pass
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
         assert health["status"] == "degraded"
         assert health["reasons"] == [
             f"worker failed and is started again: process {victim} ended: {number.name}"
@@ -142,7 +142,7 @@ async def test_command_ends_if_no_worker_starts(database_url: str, tmp_path: Pat
     )
     environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
     async with asyncio.timeout(60):
-        code, _, err = await ended(
+        code, _, err = await run_command(
             *("serve", "--workers", "2"), PORT="0", PYTHONPATH=str(tmp_path), **environment
         )
 

@@ -16,7 +16,7 @@ from yarl import URL
 from kasparro.settings import Settings
 from kasparro.store.data_version import POLL_S
 from kasparro.store.pool import Connection, Database
-from tests.store.test_loader import T0, batch, load, record
+from tests.support.batches import T0, load_batches, make_batch, make_record
 from tests.support.locks import WAITING, locked_data
 from tests.support.requests import status
 from tests.support.response_cache import MOVE, NOTIFY, cached, hit, prices, wait_for_prices
@@ -72,7 +72,9 @@ async def test_invalid_query_is_rejected_every_time(
 
 async def test_committed_batch_is_seen_at_once(client: aiohttp.ClientSession, database: Database) -> None:
     for price in range(1, 6):
-        await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
+        await load_batches(
+            database, make_batch(make_record("a", T0 + timedelta(hours=price), price_usd=price))
+        )
         await wait_for_prices(client, [price], POLL_S / 2)
         await cached(client, "/data?sort=source_id")
 
@@ -99,7 +101,9 @@ async def test_workers_follow_the_same_version(database_url: str, database: Data
             # Each request uses a new connection, so that both workers cache the response.
             for _ in range(20):
                 await prices(client)
-            await load(database, batch(record("a", T0 + timedelta(hours=price), price_usd=price)))
+            await load_batches(
+                database, make_batch(make_record("a", T0 + timedelta(hours=price), price_usd=price))
+            )
             await wait_for_prices(client, [price], POLL_S)
             await asyncio.sleep(POLL_S)
             for _ in range(20):

@@ -6,10 +6,10 @@ import pytest
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.web.http import auth
 from tests.conftest import LogEvents
+from tests.support.fake_scheduler import FakeScheduler
 from tests.support.requests import status
 from tests.support.response_cache import cached
 from tests.web.conftest import serving
-from tests.web.routes.test_runs import Loop
 
 KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-secret")))
 LOCKED = Settings(api_keys=KEYS)
@@ -66,7 +66,7 @@ async def test_responses_with_keys_are_private(database_url: str) -> None:
 
 async def test_admin_token_is_a_key_too(database_url: str) -> None:
     settings = Settings(api_keys=KEYS, admin_token=Secret("root-token-of-16"))
-    async with serving(database_url, settings, Loop()) as client:
+    async with serving(database_url, settings, FakeScheduler()) as client:
         assert await status(client, Authorization="Bearer root-token-of-16") == 200
         async with client.post("/runs", headers={"Authorization": "Bearer first-secret"}) as response:
             assert response.status == 401
@@ -88,7 +88,7 @@ async def test_wrong_admin_tokens_are_limited_without_a_rate_limit(
 ) -> None:
     monkeypatch.setattr(auth, "WRONG_SECRETS", Rate(3, 3600))
     settings = Settings(admin_token=Secret(TOKEN), trusted_proxies=("127.0.0.1",))
-    async with serving(database_url, settings, Loop()) as client:
+    async with serving(database_url, settings, FakeScheduler()) as client:
         assert await start(client, TOKEN) == 202
         found = [await start(client, f"guess {number}") for number in range(5)]
         assert found == [401, 401, 401, 429, 429]
@@ -100,7 +100,7 @@ async def test_wrong_admin_tokens_are_limited_without_a_rate_limit(
 
 async def test_wrong_admin_tokens_share_the_limit_of_wrong_keys(database_url: str) -> None:
     settings = Settings(api_keys=KEYS, admin_token=Secret(TOKEN), rate_limit=Rate(3, 3600))
-    async with serving(database_url, settings, Loop()) as client:
+    async with serving(database_url, settings, FakeScheduler()) as client:
         assert await status(client, X_API_Key="guess") == 401
         assert [await start(client, "guess") for _ in range(3)] == [401, 401, 429]
         assert await start(client, TOKEN) == 429
@@ -112,7 +112,7 @@ async def test_admin_token_cannot_be_guessed_as_a_key(
     """Without a rate limit, too many wrong secrets block the admin token from their address, and no key."""
     monkeypatch.setattr(auth, "WRONG_SECRETS", Rate(3, 3600))
     settings = Settings(api_keys=KEYS, admin_token=Secret(TOKEN), trusted_proxies=("127.0.0.1",))
-    async with serving(database_url, settings, Loop()) as client:
+    async with serving(database_url, settings, FakeScheduler()) as client:
         assert await status(client, X_API_Key=TOKEN) == 200
         assert [await start(client, f"guess {number}") for number in range(2)] == [401, 401]
         assert await status(client, X_API_Key="guess") == 401
@@ -127,7 +127,7 @@ async def test_api_key_in_place_of_the_admin_token_is_no_guess(
 ) -> None:
     monkeypatch.setattr(auth, "WRONG_SECRETS", Rate(1, 3600))
     settings = Settings(api_keys=KEYS, admin_token=Secret(TOKEN))
-    async with serving(database_url, settings, Loop()) as client:
+    async with serving(database_url, settings, FakeScheduler()) as client:
         assert [await start(client, "first-secret") for _ in range(4)] == [401] * 4
         async with client.post("/runs", headers={"X-API-Key": "first-secret"}) as response:
             assert response.status == 401
@@ -140,7 +140,7 @@ async def test_wrong_secrets_are_logged_rarely_and_never_shown(
     database_url: str, keyed: bool, logged: LogEvents
 ) -> None:
     settings = Settings(api_keys=KEYS if keyed else (), admin_token=Secret(TOKEN))
-    async with serving(database_url, settings, Loop()) as client:
+    async with serving(database_url, settings, FakeScheduler()) as client:
         for number in range(50):
             await start(client, f"guess-{number}")
     lines = [event for event in logged.seen if event["level"] != "debug"]

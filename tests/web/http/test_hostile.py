@@ -15,13 +15,13 @@ from kasparro.store import pool as database_limits
 from kasparro.store.pool import Connection, Database
 from kasparro.web.http.connections import ConnectionLimits
 from kasparro.web.http.protocol import LimitedProtocol, Limits
-from tests.cli.test_commands import listening, running
 from tests.conftest import LogEvents
+from tests.support.commands import listening_url, started_command
 from tests.support.locks import locked_data
+from tests.support.metrics import metric_value, scrape
 from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, ImpatientProtocol, connected
 from tests.support.requests import fetch
 from tests.web.conftest import Insert, serving
-from tests.web.routes.test_metrics import scrape, value
 
 ROOT = Path(__file__).parents[3]
 # An idle service takes about 60 MB.
@@ -37,8 +37,8 @@ async def separate_service(database_url: str) -> AsyncIterator[tuple[aiohttp.Cli
         "KASPARRO_INTERVAL": "off",
         "KASPARRO_LOG": "json",
     }
-    async with running("serve", "--port", "0", **environment) as process:
-        url = await listening(process)
+    async with started_command("serve", "--port", "0", **environment) as process:
+        url = await listening_url(process)
         assert process.stderr is not None
         # Read while it runs, because a full pipe would block the service.
         log = asyncio.create_task(process.stderr.read())
@@ -219,7 +219,7 @@ async def test_many_different_queries_stay_within_cache_memory(database_url: str
             found = await asyncio.gather(*(fetch(flood, path) for path in paths))
         assert {status for status, *_ in found} == {200}
         samples = await scrape(client)
-        assert 0 < (value(samples, "kasparro_cache_bytes") or 0) <= 2**20
+        assert 0 < (metric_value(samples, "kasparro_cache_bytes") or 0) <= 2**20
 
 
 async def test_slow_queries_time_out_and_do_not_delay_others(

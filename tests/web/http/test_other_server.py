@@ -22,8 +22,8 @@ from kasparro.web.app import create_app
 from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.routes import exports
 from tests.conftest import LogEvents
+from tests.support.exports import insert_many_rows, unfinished_export, wait_until_no_export
 from tests.web.conftest import Insert
-from tests.web.routes.test_exports import begun, many, none_left
 
 
 @asynccontextmanager
@@ -81,8 +81,8 @@ async def test_lifespan_opens_and_closes_the_pools(database_url: str, connection
 
 
 async def test_interrupted_export_is_seen_as_incomplete(database_url: str, connection: Connection) -> None:
-    await many(connection)
-    async with hypercorn_service(database_url) as client, begun(client, "/data.csv") as response:
+    await insert_many_rows(connection)
+    async with hypercorn_service(database_url) as client, unfinished_export(client, "/data.csv") as response:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             " AND application_name = 'kasparro' AND xact_start IS NOT NULL"
@@ -98,9 +98,12 @@ async def test_aborted_slow_export_is_seen_as_incomplete(
     # No reader is fast enough.
     limits = msgspec.structs.replace(ExportQueue.limits, window_s=0.2, min_bytes_per_s=2**40)
     monkeypatch.setattr(ExportQueue, "limits", limits)
-    await many(connection)
+    await insert_many_rows(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
-    async with hypercorn_service(database_url, settings, exporters=1) as client, begun(client) as slow:
+    async with (
+        hypercorn_service(database_url, settings, exporters=1) as client,
+        unfinished_export(client) as slow,
+    ):
         headers = {"X-Forwarded-For": "192.0.2.1"}
         async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as response:
             assert response.status == 200
@@ -113,9 +116,9 @@ async def test_export_beyond_its_time_is_seen_as_incomplete(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "EXPORT_S", 0.0)
-    await many(connection)
+    await insert_many_rows(connection)
     async with hypercorn_service(database_url) as client:
         with pytest.raises(aiohttp.ClientError):
             async with client.get("/data.ndjson") as response:
                 await response.read()
-        await none_left(connection)
+        await wait_until_no_export(connection)

@@ -6,9 +6,9 @@ import aiohttp
 
 from kasparro.settings import Secret, Settings
 from tests.conftest import LogEvents
+from tests.support.fake_scheduler import FakeScheduler
 from tests.support.raw_http import NO_DATABASE
 from tests.web.conftest import serving
-from tests.web.routes.test_runs import Loop
 
 REQUESTS = 300
 
@@ -29,7 +29,7 @@ async def test_wrong_method_names_the_allowed_ones(client: aiohttp.ClientSession
 
 
 async def test_options_names_the_methods_of_a_path(database_url: str) -> None:
-    async with serving(database_url, Settings(admin_token=Secret("x")), Loop()) as client:
+    async with serving(database_url, Settings(admin_token=Secret("x")), FakeScheduler()) as client:
         for path, allowed in {
             "/data": "GET, HEAD, OPTIONS",
             "/runs": "GET, HEAD, OPTIONS, POST",

@@ -19,6 +19,7 @@ from kasparro.store.row_counts import Totals
 from kasparro.store.selection import FIELDS, Filters, Selection
 from kasparro.web.openapi import pagination
 from kasparro.web.routes.data import DataQuery, Sort
+from tests.support.expected_rows import matches, sorted_keys
 from tests.web.conftest import LONG_AGO, insert_rows
 
 KEY = b"a key"
@@ -43,44 +44,6 @@ row_values = st.fixed_dictionaries(
 tables = st.lists(row_values, max_size=12, unique_by=lambda row: (row["source"], row["source_id"]))
 
 
-def in_order(rows: list[dict[str, Any]], sort: str) -> list[tuple[str, str]]:
-    """The keys of rows as Python sorts them: by value, nulls last, ties by source and source_id.
-
-    Texts compare by code point, as their bytes in UTF-8 do.
-    """
-    column = sort.removeprefix("-")
-    ordered = sorted(rows, key=lambda row: (row["source"], row["source_id"]))
-    present = [row for row in ordered if row[column] is not None]
-    # Equal rows keep their order, reversed or not.
-    present.sort(key=lambda row: row[column], reverse=sort.startswith("-"))
-    absent = [row for row in ordered if row[column] is None]
-    return [(row["source"], row["source_id"]) for row in present + absent]
-
-
-def passes(row: dict[str, Any], filters: Filters) -> bool:
-    def has(text: str | None) -> bool:
-        return text is not None and filters.text is not None and filters.text.lower() in text.lower()
-
-    return (
-        (not filters.sources or row["source"] in filters.sources)
-        and (
-            not filters.symbols
-            or (
-                (row["symbol"] or "").lower() in {s.lower() for s in filters.symbols}
-                and row["symbol"] is not None
-            )
-        )
-        and (filters.text is None or has(row["name"]) or has(row["symbol"]))
-        and (not filters.ids or row["source_id"] in filters.ids)
-        and (filters.rank_max is None or (row["rank"] is not None and row["rank"] <= filters.rank_max))
-        and (
-            filters.price_usd_min is None
-            or (row["price_usd"] is not None and row["price_usd"] >= filters.price_usd_min)
-        )
-        and (filters.updated_since is None or row["updated_at"] >= filters.updated_since)
-    )
-
-
 filter_values = st.builds(
     Filters,
     sources=st.sampled_from([(), ("csv",), ("csv", "coingecko")]),
@@ -103,7 +66,7 @@ def test_every_row_comes_exactly_once_and_in_order(
     filters: Filters,
     limit: int,
 ) -> None:
-    expected = in_order([row for row in rows if passes(row, filters)], sort)
+    expected = sorted_keys([row for row in rows if matches(row, filters)], sort)
     query = DataQuery(limit=limit, sort=sort, symbol=filters.symbols, q=filters.text)
 
     async def walk() -> None:

@@ -16,10 +16,10 @@ from kasparro.store.cursors import CursorPosition
 from kasparro.store.pool import Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import Filters, Selection
+from tests.support.batches import load_records
+from tests.support.expected_rows import matches, sorted_keys
+from tests.support.json_responses import get_exact, parse_rows, source_ids
 from tests.web.conftest import LONG_AGO, Insert
-from tests.web.openapi.test_pagination import in_order, passes
-from tests.web.routes.test_cursor_pagination import load, rows_of
-from tests.web.routes.test_data import get, ids
 
 HOUR = timedelta(hours=1)
 # Far enough apart to lie in several partitions.
@@ -69,7 +69,7 @@ def test_the_newest_record_of_each_coin_until_then_comes_once(
                 "price_usd": None if record.price_usd is None else int(record.price_usd),
                 "observed_at": record.observed_at,
             }
-    chosen = [row for row in expected.values() if passes(row, filters)]
+    chosen = [row for row in expected.values() if matches(row, filters)]
     asked = Selection(
         filters=filters,
         sort=sort,
@@ -81,18 +81,18 @@ def test_the_newest_record_of_each_coin_until_then_comes_once(
         async with shared_database.writing() as connection:
             await connection.execute("TRUNCATE unified_data, unified_history, unified_data_versions")
         for source, record in told:
-            await load(shared_database, source, record)
+            await load_records(shared_database, source, record)
         seen: list[dict[str, Any]] = []
         after: CursorPosition | None = None
         async with shared_database.reading() as connection:
             while True:
                 page = await queries.page(connection, Totals(), asked, limit=limit, after=after)
                 assert page.total is None
-                seen += rows_of(page.json)
+                seen += parse_rows(page.json)
                 if (after := page.last) is None:
                     return seen
 
-    assert runner.run(walk()) == [expected[key] for key in in_order(chosen, sort)]
+    assert runner.run(walk()) == [expected[key] for key in sorted_keys(chosen, sort)]
 
 
 async def test_a_moment_shows_every_coin_that_had_a_record_by_then(
@@ -102,22 +102,26 @@ async def test_a_moment_shows_every_coin_that_had_a_record_by_then(
         at = LONG_AGO + hours * HOUR
         return Record(source_id=coin, symbol=None, name=None, observed_at=at, price_usd=price, rank=9 - hours)
 
-    await load(database, "csv", told("a", 0, "1"), told("b", 1, "5"))
-    await load(database, "csv", told("a", 2, "3"))
+    await load_records(database, "csv", told("a", 0, "1"), told("b", 1, "5"))
+    await load_records(database, "csv", told("a", 2, "3"))
     # An older record that comes late belongs to its moment.
-    await load(database, "csv", told("a", 1, "2"))
+    await load_records(database, "csv", told("a", 1, "2"))
 
     async def prices(query: str) -> dict[str, Any]:
-        return {row["source_id"]: row["price_usd"] for row in (await get(client, f"/data?{query}"))["data"]}
+        return {
+            row["source_id"]: row["price_usd"] for row in (await get_exact(client, f"/data?{query}"))["data"]
+        }
 
     assert await prices("as_of=2024-06-01T11:59:59.999999Z") == {}
     assert await prices("as_of=2024-06-01T12:00:00Z") == {"a": 1}
     assert await prices("as_of=2024-06-01T13:30:00Z") == {"a": 2, "b": 5}
     assert await prices("as_of=2024-06-01T14:00:00Z&price_usd_max=4") == {"a": 3}
     assert await prices("as_of=9999-01-01T00:00:00Z") == await prices("sort=source") == {"a": 3, "b": 5}
-    assert (await get(client, "/data/csv/a?as_of=2024-06-01T13:59:00Z&fields=price_usd")) == {"price_usd": 2}
-    assert (await get(client, "/data/csv/a?as_of=2024-06-01T11:59:00Z", 404))["parameter"] == "as_of"
-    page = (await get(client, "/data?as_of=2024-06-01T13:00:00Z&limit=1"))["pagination"]
+    assert (await get_exact(client, "/data/csv/a?as_of=2024-06-01T13:59:00Z&fields=price_usd")) == {
+        "price_usd": 2
+    }
+    assert (await get_exact(client, "/data/csv/a?as_of=2024-06-01T11:59:00Z", 404))["parameter"] == "as_of"
+    page = (await get_exact(client, "/data?as_of=2024-06-01T13:00:00Z&limit=1"))["pagination"]
     assert (page["total"], page["pages"], page["page"]) == (None, None, 1)
 
 
@@ -129,11 +133,11 @@ async def test_a_date_is_the_end_of_its_day_in_utc(client: aiohttp.ClientSession
         ("3", midnight),
     ):
         record = Record(source_id="a", symbol=None, name=None, observed_at=at, price_usd=price_usd)
-        await load(database, "csv", record)
+        await load_records(database, "csv", record)
 
     async def price(as_of: str) -> Any:
-        (row,) = (await get(client, f"/data?as_of={as_of}"))["data"]
-        assert await get(client, f"/data/csv/a?as_of={as_of}") == row
+        (row,) = (await get_exact(client, f"/data?as_of={as_of}"))["data"]
+        assert await get_exact(client, f"/data/csv/a?as_of={as_of}") == row
         async with client.get(f"/data.ndjson?as_of={as_of}") as answer:
             assert msgspec.json.decode(await answer.read())["price_usd"] == row["price_usd"]
         return row["price_usd"]
@@ -141,21 +145,21 @@ async def test_a_date_is_the_end_of_its_day_in_utc(client: aiohttp.ClientSession
     assert await price("2024-06-01") == await price("2024-06-01T23:59:59.999999Z") == 2
     assert await price("2024-06-02") == await price("2024-06-02T00:00:00Z") == 3
     assert await price("9999-12-31") == 3
-    assert (await get(client, "/data?as_of=2024-05-31"))["data"] == []
+    assert (await get_exact(client, "/data?as_of=2024-05-31"))["data"] == []
 
 
 async def test_a_date_and_its_last_moment_are_one_query(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
-    await load(
+    await load_records(
         database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "abc")
     )
-    page = await get(client, "/data?as_of=2024-06-01&limit=2")
+    page = await get_exact(client, "/data?as_of=2024-06-01&limit=2")
     assert "as_of=2024-06-01T23%3A59%3A59.999999Z" in page["pagination"]["next"]
-    assert ids(await get(client, page["pagination"]["next"])) == ["c"]
+    assert source_ids(await get_exact(client, page["pagination"]["next"])) == ["c"]
     cursor = page["pagination"]["next_cursor"]
-    assert ids(await get(client, f"/data?as_of=2024-06-01&limit=2&cursor={cursor}")) == ["c"]
-    other = await get(client, f"/data?as_of=2024-06-02&limit=2&cursor={cursor}", 400)
+    assert source_ids(await get_exact(client, f"/data?as_of=2024-06-01&limit=2&cursor={cursor}")) == ["c"]
+    other = await get_exact(client, f"/data?as_of=2024-06-02&limit=2&cursor={cursor}", 400)
     assert other["parameter"] == "cursor"
 
 
@@ -167,14 +171,14 @@ async def test_what_is_neither_a_moment_nor_a_date_is_refused(
     client: aiohttp.ClientSession, text: str
 ) -> None:
     for path in ("/data", "/data/csv/a", "/data.csv"):
-        problem = await get(client, f"{path}?as_of={text}", 400)
+        problem = await get_exact(client, f"{path}?as_of={text}", 400)
         assert problem["parameter"] == "as_of"
         assert problem["allowed"] == (
             "an RFC 3339 time, such as 2024-06-01T12:00:00Z, or a date, such as 2024-06-01, for the end of "
             "that day in UTC"
         )
     # Where a date could mean the start of the day as well as its end, only a moment will do.
-    assert (await get(client, "/data?updated_since=2024-06-01", 400))["parameter"] == "updated_since"
+    assert (await get_exact(client, "/data?updated_since=2024-06-01", 400))["parameter"] == "updated_since"
 
 
 async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
@@ -182,7 +186,7 @@ async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
 ) -> None:
     for hours in (2, 5):
         at = LONG_AGO + hours * HOUR
-        await load(database, "csv", Record(source_id="a", symbol=None, name=None, observed_at=at))
+        await load_records(database, "csv", Record(source_id="a", symbol=None, name=None, observed_at=at))
     # One whose only record is the one it has now.
     await insert({"source_id": "b"})
 
@@ -191,18 +195,18 @@ async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
         ("csv/a", "2024-05-31", "2024-05-31T23:59:59.999999Z", "2024-06-01T14:00:00Z"),
         ("coingecko/b", "2020-01-01T00:00:00%2B01:00", "2019-12-31T23:00:00Z", "2024-06-01T12:00:00Z"),
     ):
-        problem = await get(client, f"/data/{path}?as_of={as_of}&fields=price_usd", 404)
+        problem = await get_exact(client, f"/data/{path}?as_of={as_of}&fields=price_usd", 404)
         source = path.partition("/")[0]
         assert problem["detail"] == (
             f"{source} has no record of this id until {until}; its first record is of {first}."
         )
         assert (problem["parameter"], problem["allowed"]) == ("as_of", f"a time from {first} on")
-        assert await get(client, f"/data/{path}?as_of={first}&fields=price_usd") == {"price_usd": None}
+        assert await get_exact(client, f"/data/{path}?as_of={first}&fields=price_usd") == {"price_usd": None}
 
     # An id that never had a record is unknown at any time.
-    nosuch = await get(client, "/data/csv/nosuch?as_of=2024-06-01", 404)
+    nosuch = await get_exact(client, "/data/csv/nosuch?as_of=2024-06-01", 404)
     assert (nosuch["parameter"], nosuch["detail"]) == ("source_id", "csv has no record with this id.")
-    assert (await get(client, "/data/coingecko/a?as_of=2020-01-01", 404))["parameter"] == "source_id"
+    assert (await get_exact(client, "/data/coingecko/a?as_of=2020-01-01", 404))["parameter"] == "source_id"
 
 
 async def test_a_walk_through_a_moment_goes_on_while_history_grows(
@@ -212,18 +216,18 @@ async def test_a_walk_through_a_moment_goes_on_while_history_grows(
         at = LONG_AGO + hours * HOUR
         return [Record(source_id=c, symbol=None, name=None, observed_at=at, rank=hours) for c in "abcde"]
 
-    await load(database, "csv", *told(5))
-    page = await get(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2")
-    ranked = (await get(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2&sort=rank"))["pagination"]
-    seen = ids(page)
+    await load_records(database, "csv", *told(5))
+    page = await get_exact(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2")
+    ranked = (await get_exact(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2&sort=rank"))["pagination"]
+    seen = source_ids(page)
     for hours in (4, 6):
-        await load(database, "csv", *told(hours))
+        await load_records(database, "csv", *told(hours))
         url = page["pagination"]["next_cursor"]
-        page = await get(client, f"/data?as_of=2024-06-01T17:00:00Z&limit=2&cursor={url}")
+        page = await get_exact(client, f"/data?as_of=2024-06-01T17:00:00Z&limit=2&cursor={url}")
         assert {row["rank"] for row in page["data"]} == {5}
-        seen += ids(page)
+        seen += source_ids(page)
     assert seen == list("abcde")
-    problem = await get(
+    problem = await get_exact(
         client,
         f"/data?as_of=2024-06-01T17:00:00Z&limit=2&sort=rank&cursor={ranked['next_cursor']}",
         400,
@@ -236,7 +240,7 @@ async def test_a_coin_s_place_across_sources_is_that_of_now(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
     await insert({"source_id": "a", "asset": "coin"}, {"source_id": "b"})
-    page = await get(client, "/data?as_of=2024-06-01T12:00:00Z&asset=coin")
+    page = await get_exact(client, "/data?as_of=2024-06-01T12:00:00Z&asset=coin")
     assert [(row["source_id"], row["asset"]) for row in page["data"]] == [("a", "coin")]
 
 
@@ -250,15 +254,15 @@ async def test_symbol_name_and_rank_of_a_moment_whose_record_lacks_them(
         )
 
     labels = ("symbol", "name", "rank")
-    await load(database, "csv", record(1), record(3), record(5), lacks=labels)
-    await load(database, "csv", record(2, "A", 7))
+    await load_records(database, "csv", record(1), record(3), record(5), lacks=labels)
+    await load_records(database, "csv", record(2, "A", 7))
 
     async def row(hours: int) -> tuple[Any, ...]:
         at = (LONG_AGO + hours * HOUR).strftime("%Y-%m-%dT%H:%M:%SZ")
         fields = "symbol,name,rank,price_usd,rank_observed_at"
         # A filter by symbol finds the coin at every moment.
-        (found,) = (await get(client, f"/data?symbol=a&as_of={at}&fields={fields}"))["data"]
-        assert await get(client, f"/data/csv/a?as_of={at}&fields={fields}") == found
+        (found,) = (await get_exact(client, f"/data?symbol=a&as_of={at}&fields={fields}"))["data"]
+        assert await get_exact(client, f"/data/csv/a?as_of={at}&fields={fields}") == found
         return tuple(found.values())
 
     then = "2024-06-01T14:00:00.000000Z"
@@ -267,7 +271,7 @@ async def test_symbol_name_and_rank_of_a_moment_whose_record_lacks_them(
     assert await row(2) == ("A", "A", 7, 2, then)
     assert await row(4) == ("A", "A", 7, 3, then)
     assert await row(5) == ("A", "A", 7, 5, then)
-    (now,) = (await get(client, "/data?symbol=A&fields=rank,price_usd,rank_observed_at"))["data"]
+    (now,) = (await get_exact(client, "/data?symbol=A&fields=rank,price_usd,rank_observed_at"))["data"]
     assert now == {"rank": 7, "price_usd": 5, "rank_observed_at": then}
 
 
@@ -276,8 +280,10 @@ async def test_a_null_of_a_moment_is_not_filled_from_another(
 ) -> None:
     first = Record(source_id="a", symbol=None, name="A", observed_at=LONG_AGO)
     second = Record(source_id="a", symbol="A", name="A", observed_at=LONG_AGO + HOUR, rank=1)
-    await load(database, "csv", first, second)
+    await load_records(database, "csv", first, second)
 
-    found = await get(client, "/data/csv/a?as_of=2024-06-01T12:30:00Z&fields=symbol,rank,rank_observed_at")
+    found = await get_exact(
+        client, "/data/csv/a?as_of=2024-06-01T12:30:00Z&fields=symbol,rank,rank_observed_at"
+    )
 
     assert found == {"symbol": None, "rank": None, "rank_observed_at": None}

@@ -2,9 +2,7 @@
 
 import asyncio
 import itertools
-import json
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any, get_args
 
 import aiohttp
@@ -34,9 +32,10 @@ from kasparro.store.row_versions import CURSOR_LIFETIME
 from kasparro.store.runs import RunRecord
 from kasparro.store.selection import FIELDS, Filters, Selection
 from kasparro.web.routes.data import Sort
+from tests.support.batches import load_records
+from tests.support.expected_rows import matches, sorted_keys
+from tests.support.json_responses import get_exact, parse_rows, source_ids
 from tests.web.conftest import LONG_AGO, serving
-from tests.web.openapi.test_pagination import in_order, passes
-from tests.web.routes.test_data import get, ids
 
 values = st.none() | st.integers(0, 3).map(str)
 records = st.builds(
@@ -76,42 +75,14 @@ class Walk:
         self.place: CursorPosition | None = None
 
 
-async def load(
-    database: Database,
-    source: str,
-    *told: Record,
-    now: datetime | None = None,
-    lacks: tuple[str, ...] = (),
-) -> None:
-    """A run that loads one batch of these records."""
-    builder = BatchBuilder(lacks)
-    for one in told:
-        builder.add(one)
-    now = now or datetime.now(UTC)
-    run = await RunRecord.start(database, "etl", (source,), now)
-    await Loader(database, run.id, source).load(builder.take(None), now)
-
-
 async def table(connection: Connection, asked: Selection) -> list[dict[str, Any]]:
     """The rows that a selection shows of the table as it is now, found out without the statements of ours."""
     rows = {
         (row["source"], row["source_id"]): {field: row[field] for field in FIELDS}
         for row in await connection.fetch("SELECT * FROM unified_data")
     }
-    chosen = [row for row in rows.values() if passes(row, asked.filters)]
-    return [rows[key] for key in in_order(chosen, asked.sort)]
-
-
-def rows_of(page: str) -> list[dict[str, Any]]:
-    """The rows of a page with their values as the table has them."""
-    told = json.loads(f"[{page}]", parse_int=Decimal, parse_float=Decimal)
-    return [
-        {
-            field: datetime.fromisoformat(value) if FIELDS[field] is datetime else value
-            for field, value in row.items()
-        }
-        for row in told
-    ]
+    chosen = [row for row in rows.values() if matches(row, asked.filters)]
+    return [rows[key] for key in sorted_keys(chosen, asked.sort)]
 
 
 def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMachine]:
@@ -135,7 +106,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
 
         @rule(source=st.sampled_from(["csv", "coingecko"]), told=st.lists(records, min_size=1, max_size=8))
         def load(self, source: str, told: list[Record]) -> None:
-            runner.run(load(database, source, *told))
+            runner.run(load_records(database, source, *told))
 
         @rule(target=walks, asked=selections, limit=st.integers(1, 4))
         def begin(self, asked: Selection, limit: int) -> Any:
@@ -167,7 +138,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
 
         async def step(self, connection: Connection, walk: Walk) -> None:
             page = await queries.page(connection, self.totals, walk.asked, limit=walk.limit, after=walk.place)
-            walk.seen += rows_of(page.json)
+            walk.seen += parse_rows(page.json)
             assert page.total == len(walk.expected)
             assert walk.seen == walk.expected[: len(walk.seen)]
             assert (page.last is None) == (len(walk.seen) == len(walk.expected))
@@ -204,20 +175,20 @@ async def test_a_walk_over_http_returns_each_row_once_while_every_row_moves(
             for coin, rank in zip(coins, ranks, strict=True)
         ]
 
-    await load(database, "csv", *told(0))
-    page = await get(client, f"/data?sort={sort}&limit=3")
-    whole = ids(await get(client, f"/data?sort={sort}&limit=1000"))
-    seen, hour = ids(page), 0
+    await load_records(database, "csv", *told(0))
+    page = await get_exact(client, f"/data?sort={sort}&limit=3")
+    whole = source_ids(await get_exact(client, f"/data?sort={sort}&limit=1000"))
+    seen, hour = source_ids(page), 0
     while (cursor := page["pagination"]["next_cursor"]) is not None:
         hour += 1
-        await load(database, "csv", *told(hour))
-        await load(database, "coingecko", *told(hour)[: 2 * hour])
-        page = await get(client, f"/data?sort={sort}&limit=3&cursor={cursor}")
-        seen += ids(page)
+        await load_records(database, "csv", *told(hour))
+        await load_records(database, "coingecko", *told(hour)[: 2 * hour])
+        page = await get_exact(client, f"/data?sort={sort}&limit=3&cursor={cursor}")
+        seen += source_ids(page)
         assert page["pagination"]["total"] == 20
     assert seen == whole
     assert sorted(seen) == coins
-    assert (await get(client, "/data?limit=7"))["pagination"]["total"] == 20 + 2 * hour
+    assert (await get_exact(client, "/data?limit=7"))["pagination"]["total"] == 20 + 2 * hour
 
 
 async def test_following_links_misses_no_row_while_rows_move(
@@ -232,7 +203,7 @@ async def test_following_links_misses_no_row_while_rows_move(
             for n, rank in enumerate(ranks)
         ]
 
-    await load(database, "csv", *records(0))
+    await load_records(database, "csv", *records(0))
     url: str | None = "/data?limit=2"
     seen, hour = [], 0
     while url is not None:
@@ -241,9 +212,9 @@ async def test_following_links_misses_no_row_while_rows_move(
             link = answer.links.get("next")
         url = page["pagination"]["next"]
         assert url == (None if link is None else str(URL(link["url"]).relative()))
-        seen += ids(page)
+        seen += source_ids(page)
         hour += 1
-        await load(database, "csv", *records(hour))
+        await load_records(database, "csv", *records(hour))
     assert seen == ["c5", "c4", "c3", "c2", "c1", "c0"]
 
 
@@ -255,30 +226,30 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
         return [Record(source_id=f"c{n}", symbol=None, name=None, observed_at=at) for n in range(4)]
 
     began = datetime.now(UTC)
-    await load(database, "csv", *told(0), now=began)
-    cursor = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
-    await load(database, "csv", *told(1), now=began)
+    await load_records(database, "csv", *told(0), now=began)
+    cursor = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    await load_records(database, "csv", *told(1), now=began)
 
-    await row_versions.delete_expired(database, began + CURSOR_LIFETIME)
-    assert ids(await get(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
+    await row_versions.forget(database, began + PAST_KEPT)
+    assert source_ids(await get_exact(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
 
-    await row_versions.delete_expired(database, began + CURSOR_LIFETIME + timedelta(seconds=1))
-    problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
+    await row_versions.forget(database, began + PAST_KEPT + timedelta(seconds=1))
+    problem = await get_exact(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "its first page is too old" in problem["detail"]
     assert await connection.fetchval("SELECT count(*) FROM unified_data_versions") == 0
-    new = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
-    assert ids(await get(client, f"/data?limit=2&cursor={new}")) == ["c2", "c3"]
+    new = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    assert source_ids(await get_exact(client, f"/data?limit=2&cursor={new}")) == ["c2", "c3"]
 
 
 async def test_a_walk_waits_for_a_replica_that_is_behind(
     database_url: str, database: Database, connection: Connection
 ) -> None:
-    await load(
+    await load_records(
         database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "ab")
     )
     async with serving(database_url, read_url=database_url) as client:
-        cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+        cursor = (await get_exact(client, "/data?limit=1"))["pagination"]["next_cursor"]
 
         await connection.execute("UPDATE instance SET data_version = data_version - 1")
         async with client.get(f"/data?limit=1&cursor={cursor}") as answer:
@@ -286,7 +257,7 @@ async def test_a_walk_waits_for_a_replica_that_is_behind(
             assert answer.headers["Retry-After"] == "1"
 
         await connection.execute("UPDATE instance SET data_version = data_version + 1")
-        assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
+        assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
 async def test_a_page_after_a_great_load_is_left_to_the_connections_for_what_takes_long(
@@ -296,55 +267,57 @@ async def test_a_page_after_a_great_load_is_left_to_the_connections_for_what_tak
         at = LONG_AGO + timedelta(hours=hour)
         return [Record(source_id=c, symbol=None, name=None, observed_at=at) for c in "ab"]
 
-    await load(database, "csv", *told(0))
-    cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+    await load_records(database, "csv", *told(0))
+    cursor = (await get_exact(client, "/data?limit=1"))["pagination"]["next_cursor"]
     async with database.reading() as connection:
         place = (await queries.page(connection, Totals(), Selection(), limit=1)).last
     for hour in range(1, FAR_VERSIONS + 2):
         async with database.reading() as connection:
             await queries.page(connection, Totals(), Selection(), limit=1, after=place, slow=False)
-        await load(database, "csv", *told(hour))
+        await load_records(database, "csv", *told(hour))
     async with database.reading() as connection:
         with pytest.raises(CursorNeedsSlowPool):
             await queries.page(connection, Totals(), Selection(), limit=1, after=place, slow=False)
-    assert ids(await get(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
+    assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
 async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
-    await load(
+    await load_records(
         database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "abc")
     )
-    cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+    cursor = (await get_exact(client, "/data?limit=1"))["pagination"]["next_cursor"]
     then = "as_of=2025-01-01T00:00:00Z&limit=1"
-    cursor_then = (await get(client, f"/data?{then}"))["pagination"]["next_cursor"]
+    cursor_then = (await get_exact(client, f"/data?{then}"))["pagination"]["next_cursor"]
 
     # As a person does, or the loader of a version of the service that is older than walks.
     await connection.execute(
         "UPDATE unified_data SET source_id = 'z', version = version + 1 WHERE source_id = 'b';"
         "UPDATE instance SET data_version = data_version + 1"
     )
-    problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
+    problem = await get_exact(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "manually" in problem["detail"]
-    assert ids(await get(client, f"/data?{then}&cursor={cursor_then}")) == ["c"]
+    assert source_ids(await get_exact(client, f"/data?{then}&cursor={cursor_then}")) == ["c"]
     # Of another size, for which no answer is kept.
-    begun_since = (await get(client, "/data?limit=2"))["pagination"]["next_cursor"]
-    await load(database, "coingecko", Record(source_id="d", symbol=None, name=None, observed_at=LONG_AGO))
-    assert ids(await get(client, f"/data?limit=1&cursor={begun_since}")) == ["z"]
+    begun_since = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    await load_records(
+        database, "coingecko", Record(source_id="d", symbol=None, name=None, observed_at=LONG_AGO)
+    )
+    assert source_ids(await get_exact(client, f"/data?limit=1&cursor={begun_since}")) == ["z"]
 
 
 async def test_a_walk_of_a_database_that_was_restored_since_begins_anew(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
-    await load(
+    await load_records(
         database, "csv", *(Record(source_id=c, symbol=None, name=None, observed_at=LONG_AGO) for c in "ab")
     )
-    cursor = (await get(client, "/data?limit=1"))["pagination"]["next_cursor"]
+    cursor = (await get_exact(client, "/data?limit=1"))["pagination"]["next_cursor"]
 
     await connection.execute("UPDATE instance SET data_version = data_version - 1")
-    problem = await get(client, f"/data?limit=1&cursor={cursor}", 400)
+    problem = await get_exact(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "start again without a cursor" in problem["detail"]
 
@@ -381,22 +354,22 @@ async def test_totals_are_exact_however_the_rows_came(
         # Each time with a limit of its own, for which no answer is kept.
         limit = next(limits)
         queries = ("", "source=csv", "source=csv,csv,coingecko", "symbol=a", "q=a&page=2", "rank_min=1")
-        pages = [await get(client, f"/data?limit={limit}&{query}") for query in queries]
+        pages = [await get_exact(client, f"/data?limit={limit}&{query}") for query in queries]
         return [page["pagination"]["total"] for page in pages]
 
     assert await totals() == [0, 0, 0, 0, 0, 0]
-    await load(database, "csv", *told("a", "b"))
+    await load_records(database, "csv", *told("a", "b"))
     assert await totals() == [2, 2, 2, 1, 1, 0]
-    await load(database, "coingecko", *told("a", "c", "d"))
+    await load_records(database, "coingecko", *told("a", "c", "d"))
     assert await totals() == [5, 2, 5, 2, 2, 0]
-    await load(database, "csv", *told("a", "e"))
+    await load_records(database, "csv", *told("a", "e"))
     assert await totals() == [6, 3, 6, 2, 2, 0]
     await connection.execute(
         "DELETE FROM unified_data WHERE source_id = 'a' OR source = 'coingecko';"
         "UPDATE instance SET data_version = data_version + 1"
     )
     assert await totals() == [2, 2, 2, 0, 0, 0]
-    await load(database, "csv", *told("a"))
+    await load_records(database, "csv", *told("a"))
     assert await totals() == [3, 3, 3, 1, 1, 0]
 
 
@@ -407,16 +380,18 @@ async def test_a_walk_shows_labels_and_the_time_of_the_rank_as_they_were(
         at = LONG_AGO + timedelta(hours=hours)
         return Record(source_id=coin, symbol=coin, name=coin, observed_at=at, rank=rank)
 
-    await load(database, "csv", record("a", 0, 1), record("b", 0, 2), record("c", 0, 3))
-    await load(database, "csv", *(record(coin, 5, None) for coin in "abc"), lacks=("symbol", "name", "rank"))
+    await load_records(database, "csv", record("a", 0, 1), record("b", 0, 2), record("c", 0, 3))
+    await load_records(
+        database, "csv", *(record(coin, 5, None) for coin in "abc"), lacks=("symbol", "name", "rank")
+    )
     fields = "fields=source_id,symbol,rank,rank_observed_at"
-    page = await get(client, f"/data?limit=1&{fields}")
-    await load(database, "csv", record("b", 2, 9))
+    page = await get_exact(client, f"/data?limit=1&{fields}")
+    await load_records(database, "csv", record("b", 2, 9))
 
     cursor = page["pagination"]["next_cursor"]
-    page = await get(client, f"/data?limit=1&{fields}&cursor={cursor}")
+    page = await get_exact(client, f"/data?limit=1&{fields}&cursor={cursor}")
 
     then = "2024-06-01T12:00:00.000000Z"
     assert page["data"] == [{"source_id": "b", "symbol": "b", "rank": 2, "rank_observed_at": then}]
-    now = await get(client, f"/data/csv/b?{fields}")
+    now = await get_exact(client, f"/data/csv/b?{fields}")
     assert (now["rank"], now["rank_observed_at"]) == (9, "2024-06-01T14:00:00.000000Z")

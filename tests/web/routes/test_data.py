@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, get_args
+from typing import get_args
 from urllib.parse import quote
 
 import aiohttp
@@ -16,19 +16,8 @@ from kasparro.store.pool import Connection
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import FIELDS, ON_REQUEST, Filters, Selection
 from kasparro.web.routes.data import DataPage, Record, Sort
+from tests.support.json_responses import get_exact, source_ids
 from tests.web.conftest import LONG_AGO, Insert, serving
-
-
-async def get(client: aiohttp.ClientSession, url: str, status: int = 200) -> Any:
-    """The JSON of an answer with its numbers exact, once its status is the expected one."""
-    async with client.get(URL(url, encoded=True)) as answer:
-        body = await answer.text()
-        assert answer.status == status, body
-        return json.loads(body, parse_float=Decimal, parse_int=Decimal)
-
-
-def ids(page: Any) -> list[str]:
-    return [row["source_id"] for row in page["data"]]
 
 
 async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession, insert: Insert) -> None:
@@ -58,7 +47,8 @@ async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession,
     assert row["observed_at"] == "2024-06-01T12:00:00.123456Z"
     assert row["first_seen_at"] == "2024-06-01T12:00:00.000000Z"
     assert (
-        await get(client, "/data/coinpaprika/btc-bitcoin") == json.loads(text, parse_float=Decimal)["data"][0]
+        await get_exact(client, "/data/coinpaprika/btc-bitcoin")
+        == json.loads(text, parse_float=Decimal)["data"][0]
     )
 
 
@@ -73,8 +63,8 @@ async def test_a_record_has_the_fields_of_the_contract_in_their_order(
         *("percent_change_1h", "percent_change_24h", "percent_change_7d"),
         *("observed_at", "first_seen_at", "updated_at"),
     ]
-    assert list((await get(client, "/data"))["data"][0]) == contract
-    assert list(await get(client, "/data/coingecko/a")) == contract
+    assert list((await get_exact(client, "/data"))["data"][0]) == contract
+    assert list(await get_exact(client, "/data/coingecko/a")) == contract
     assert list(FIELDS) == contract
     assert list(Record.__struct_fields__) == [*contract, *ON_REQUEST]
 
@@ -92,7 +82,7 @@ async def test_an_answer_is_what_its_description_says(client: aiohttp.ClientSess
 
 
 async def test_an_empty_table_is_an_empty_page(client: aiohttp.ClientSession) -> None:
-    assert await get(client, "/data") == {
+    assert await get_exact(client, "/data") == {
         "data": [],
         "pagination": {"limit": 50, "page": 1, "pages": 0, "total": 0, "next": None, "next_cursor": None},
     }
@@ -103,7 +93,7 @@ async def test_a_page_beyond_the_end_is_empty_and_still_counts(
 ) -> None:
     await insert(*({"source_id": f"c{n}"} for n in range(7)))
     for page in (1_000_000, 2**31 - 1):
-        assert await get(client, f"/data?limit=3&page={page}") == {
+        assert await get_exact(client, f"/data?limit=3&page={page}") == {
             "data": [],
             "pagination": {
                 "limit": 3,
@@ -120,16 +110,16 @@ async def test_a_page_beyond_the_end_is_empty_and_still_counts(
 async def test_next_leads_through_all_pages(client: aiohttp.ClientSession, insert: Insert, mode: str) -> None:
     await insert(*({"source_id": f"c{n:02}", "rank": n % 4 or None, "name": "a b&c,%"} for n in range(23)))
     start = "/data?limit=4&q=b%26C,%25&source=coingecko,csv&sort=-rank"
-    whole = ids(await get(client, start.replace("limit=4", "limit=1000")))
-    page = await get(client, start if mode == "cursor" else f"{start}&page=1")
-    seen, number = ids(page), 1
+    whole = source_ids(await get_exact(client, start.replace("limit=4", "limit=1000")))
+    page = await get_exact(client, start if mode == "cursor" else f"{start}&page=1")
+    seen, number = source_ids(page), 1
     assert page["pagination"]["page"] == 1
     while (url := page["pagination"]["next"]) is not None:
         assert url.startswith("/data?limit=4&")
         assert "sort=-rank" in url
         assert ("cursor=" in url, "page=" in url) == (mode == "cursor", mode == "page")
-        page = await get(client, url)
-        seen, number = seen + ids(page), number + 1
+        page = await get_exact(client, url)
+        seen, number = seen + source_ids(page), number + 1
         assert page["pagination"]["total"] == 23
         assert page["pagination"]["page"] == (number if mode == "page" else None)
     assert page["pagination"]["next_cursor"] is None
@@ -164,8 +154,8 @@ async def test_filters_choose_rows(client: aiohttp.ClientSession, insert: Insert
         "q=bitcoin&source=coingecko&symbol=BTC": "1",
     }
     for query, rows in expected.items():
-        page = await get(client, f"/data?sort=source_id&{query}")
-        assert "".join(ids(page)) == rows, query
+        page = await get_exact(client, f"/data?sort=source_id&{query}")
+        assert "".join(source_ids(page)) == rows, query
         assert page["pagination"]["total"] == len(rows), query
 
 
@@ -185,7 +175,7 @@ async def test_ids_and_assets_choose_rows(client: aiohttp.ClientSession, insert:
         "asset=nosuch": [],
     }
     for query, rows in expected.items():
-        page = await get(client, f"/data?sort=source&{query}")
+        page = await get_exact(client, f"/data?sort=source&{query}")
         assert [f"{row['source']} {row['source_id']}" for row in page["data"]] == rows, query
         assert page["pagination"]["total"] == len(rows), query
 
@@ -228,8 +218,8 @@ async def test_ranges_hold_their_bounds_exactly_and_no_row_without_a_value(
         "volume_24h_usd_max=-0": ["low"],
     }
     for query, rows in expected.items():
-        page = await get(client, f"/data?{query}")
-        assert ids(page) == rows, query
+        page = await get_exact(client, f"/data?{query}")
+        assert source_ids(page) == rows, query
         assert page["pagination"]["total"] == len(rows), query
 
 
@@ -247,7 +237,7 @@ async def test_updated_since_holds_its_moment(client: aiohttp.ClientSession, ins
         "0001-01-01T00:00:00Z": ["before", "then"],
         "9999-12-31T23:59:59.999999Z": [],
     }.items():
-        assert ids(await get(client, f"/data?updated_since={moment}")) == rows, moment
+        assert source_ids(await get_exact(client, f"/data?updated_since={moment}")) == rows, moment
 
 
 async def test_fields_are_those_asked_for_in_the_order_of_the_record(
@@ -259,19 +249,19 @@ async def test_fields_are_those_asked_for_in_the_order_of_the_record(
         "fields=updated_at&fields=source,source": ["source", "updated_at"],
         f"fields={','.join(FIELDS)}": list(FIELDS),
     }.items():
-        (row,) = (await get(client, f"/data?{query}"))["data"]
+        (row,) = (await get_exact(client, f"/data?{query}"))["data"]
         assert list(row) == fields
-        assert list(await get(client, f"/data/coingecko/a?{query}")) == fields
+        assert list(await get_exact(client, f"/data/coingecko/a?{query}")) == fields
 
 
 async def test_rows_are_sorted_by_fields_that_they_do_not_show(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
     await insert(*({"source_id": f"c{n}", "rank": 9 - n, "symbol": f"S{n}"} for n in range(9)))
-    page = await get(client, "/data?fields=symbol&limit=4")
+    page = await get_exact(client, "/data?fields=symbol&limit=4")
     seen = page["data"]
     while (url := page["pagination"]["next"]) is not None:
-        page = await get(client, url)
+        page = await get_exact(client, url)
         seen += page["data"]
     assert seen == [{"symbol": f"S{8 - n}"} for n in range(9)]
 
@@ -293,12 +283,12 @@ async def test_links_lead_to_the_pages_around(client: aiohttp.ClientSession, ins
     assert await links(f"{query}&page=99") == {"first": numbered[1], "prev": numbered[3]}
     # else by cursor.
     begun = await links(query)
-    cursor = (await get(client, query))["pagination"]["next_cursor"]
+    cursor = (await get_exact(client, query))["pagination"]["next_cursor"]
     assert begun == {"first": query, "next": f"/data?limit=4&cursor={cursor}&q=a%3Eb"}
     going_on = await links(begun["next"])
     assert set(going_on) == {"first", "next"}
     assert going_on["first"] == query
-    assert ids(await get(client, going_on["next"])) == ["c8"]
+    assert source_ids(await get_exact(client, going_on["next"])) == ["c8"]
     assert await links(going_on["next"]) == {"first": query}
 
 
@@ -342,7 +332,9 @@ async def test_rows_without_a_value_come_last_and_ties_are_settled(
         {"source_id": "high", "price_usd": Decimal("1e30"), "name": "b", "observed_at": LONG_AGO + 2 * day},
         {"source_id": "high", "source": "csv", "price_usd": Decimal("1e30"), "name": "b"},
     )
-    found = [(row["source"], row["source_id"]) for row in (await get(client, f"/data?sort={sort}"))["data"]]
+    found = [
+        (row["source"], row["source_id"]) for row in (await get_exact(client, f"/data?sort={sort}"))["data"]
+    ]
     gecko, csv = "coingecko", "csv"
     assert (
         found
@@ -470,17 +462,17 @@ async def test_nothing_in_a_parameter_gets_further_than_it(
         async with client.get("/data", params={name: text}) as answer:
             assert answer.status == 200
             assert (await answer.json())["data"] == []
-    assert (await get(client, "/data"))["pagination"]["total"] == 1
+    assert (await get_exact(client, "/data"))["pagination"]["total"] == 1
 
 
 async def test_a_cursor_is_good_for_its_own_query_alone(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
     await insert(*({"source_id": f"c{n}", "symbol": "x"} for n in range(9)))
-    pagination = (await get(client, "/data?limit=2&sort=-price_usd&symbol=x"))["pagination"]
+    pagination = (await get_exact(client, "/data?limit=2&sort=-price_usd&symbol=x"))["pagination"]
     cursor = pagination["next_cursor"]
     good = f"/data?sort=-price_usd&symbol=x&cursor={cursor}"
-    assert ids(await get(client, good + "&limit=3")) == ["c2", "c3", "c4"]
+    assert source_ids(await get_exact(client, good + "&limit=3")) == ["c2", "c3", "c4"]
     middle = len(cursor) // 2
     for bad in (
         f"/data?sort=price_usd&symbol=x&cursor={cursor}",
@@ -499,7 +491,7 @@ async def test_a_cursor_is_good_for_its_own_query_alone(
         good.replace(cursor, "%D0%96"),
         good.replace(cursor, "x" * 4_001),
     ):
-        problem = await get(client, bad, 400)
+        problem = await get_exact(client, bad, 400)
         assert problem["parameter"] == "cursor", bad
         assert problem["allowed"], bad
 
@@ -507,9 +499,9 @@ async def test_a_cursor_is_good_for_its_own_query_alone(
 async def test_cursors_outlive_the_process(database_url: str, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}"} for n in range(3)))
     async with serving(database_url) as one:
-        cursor = (await get(one, "/data?limit=2"))["pagination"]["next_cursor"]
+        cursor = (await get_exact(one, "/data?limit=2"))["pagination"]["next_cursor"]
     async with serving(database_url) as other:
-        assert ids(await get(other, f"/data?limit=2&cursor={cursor}")) == ["c2"]
+        assert source_ids(await get_exact(other, f"/data?limit=2&cursor={cursor}")) == ["c2"]
 
 
 @pytest.mark.parametrize(
@@ -517,7 +509,7 @@ async def test_cursors_outlive_the_process(database_url: str, insert: Insert) ->
 )
 async def test_one_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, source_id: str) -> None:
     await insert({"source_id": source_id}, {"source_id": source_id, "source": "csv"})
-    row = await get(client, f"/data/csv/{quote(source_id, safe='')}")
+    row = await get_exact(client, f"/data/csv/{quote(source_id, safe='')}")
     assert (row["source"], row["source_id"]) == ("csv", source_id)
 
 
@@ -535,4 +527,4 @@ async def test_one_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, 
 async def test_a_row_that_is_not_there_is_a_problem(
     client: aiohttp.ClientSession, path: str, status: int, parameter: str
 ) -> None:
-    assert (await get(client, path, status))["parameter"] == parameter
+    assert (await get_exact(client, path, status))["parameter"] == parameter

@@ -20,9 +20,9 @@ from kasparro.store.pool import Connection
 from kasparro.web.http.problems import Problem
 from kasparro.web.openapi.parameters import NoParameters, describe, read
 from kasparro.web.routes.data import DataQuery
+from tests.support.fake_scheduler import FakeScheduler
 from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, serving
-from tests.web.routes.test_runs import Loop
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # What HTTP itself needs; descriptions are of the rest.
@@ -36,7 +36,7 @@ async def description(client: aiohttp.ClientSession) -> Any:
 
 
 async def test_the_description_is_valid_openapi(database_url: str) -> None:
-    async with serving(database_url, Settings(admin_token=Secret("t")), Loop()) as client:
+    async with serving(database_url, Settings(admin_token=Secret("t")), FakeScheduler()) as client:
         document = await description(client)
     validate(document)
     assert document["openapi"].startswith("3.1")

@@ -6,8 +6,8 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Any
 
@@ -22,28 +22,21 @@ from kasparro.store.selection import FIELDS
 from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.protocol import LimitedProtocol, Limits
 from tests.conftest import LogEvents
+from tests.support.exports import (
+    MANY_ROWS,
+    export_pids,
+    insert_many_rows,
+    unfinished_export,
+    wait_until_no_export,
+)
+from tests.support.json_responses import get_exact
+from tests.support.metrics import metric_value, scrape
 from tests.web.conftest import Insert, serving
-from tests.web.routes.test_data import get
-from tests.web.routes.test_metrics import scrape, value
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
-
-# More than all the buffers between PostgreSQL and a client that does not read can hold.
-MANY = 60_000
-
-
-async def many(connection: Connection) -> None:
-    # Digits of digests, which no coding makes much smaller.
-    digits = "('1.' || translate(encode(sha512(int8send({})), 'hex'), 'abcdef', '123456'))::numeric"
-    await connection.execute(
-        "INSERT INTO unified_data (source, source_id, rank, price_usd, circulating_supply, total_supply,"
-        " max_supply, percent_change_7d, observed_at, first_seen_at, updated_at, content_hash)"
-        f" SELECT 'csv', 'coin-' || n, n, n, {', '.join(digits.format(f'4 * n + {k}') for k in range(4))},"
-        f" now(), now(), now(), gen_random_uuid() FROM generate_series(1, {MANY}) AS n"
-    )
 
 
 CODINGS = ("identity", "gzip", "zstd")
@@ -61,36 +54,6 @@ async def text(client: aiohttp.ClientSession, url: str) -> str:
     async with client.get(url) as answer:
         assert answer.status == 200, await answer.text()
         return (await answer.read()).decode()
-
-
-@asynccontextmanager
-async def begun(
-    client: aiohttp.ClientSession, path: str = "/data.ndjson", coding: str = "identity"
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """An export whose client has read a little and no more yet."""
-    headers = {"Accept-Encoding": coding}
-    async with client.get(path, headers=headers, auto_decompress=False) as answer:
-        assert answer.status == 200
-        assert answer.headers.get("Content-Encoding", "identity") == coding
-        assert await answer.content.readexactly(10)
-        yield answer
-
-
-async def exports(connection: Connection) -> list[int]:
-    """The PostgreSQL processes that have an export open."""
-    return [
-        row[0]
-        for row in await connection.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
-            " AND application_name = 'kasparro' AND query ~ 'row_to_json|array_to_string'"
-        )
-    ]
-
-
-async def none_left(connection: Connection) -> None:
-    async with asyncio.timeout(20):
-        while await exports(connection):  # noqa: ASYNC110 - PostgreSQL has no event for it
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +84,7 @@ async def test_an_export_has_the_rows_of_all_pages(
             for n in range(9)
         )
     )
-    rows = (await get(client, f"/data{query}{'&' if query else '?'}limit=1000"))["data"]
+    rows = (await get_exact(client, f"/data{query}{'&' if query else '?'}limit=1000"))["data"]
 
     lines = (await text(client, f"/data.ndjson{query}")).splitlines()
     table = list(csv.reader(io.StringIO(await text(client, f"/data.csv{query}"), newline="")))
@@ -193,12 +156,12 @@ async def test_null_an_empty_text_and_numbers_differ_in_csv(
 
 @pytest.mark.parametrize("value", ["True", "1", "yes", "", "true,false"])
 async def test_a_boolean_is_true_or_false(client: aiohttp.ClientSession, value: str) -> None:
-    problem = await get(client, f"/data.csv?spreadsheet={value}", 400)
+    problem = await get_exact(client, f"/data.csv?spreadsheet={value}", 400)
     assert (problem["parameter"], problem["allowed"]) == ("spreadsheet", "true or false")
 
 
 async def test_only_csv_has_a_form_for_spreadsheets(client: aiohttp.ClientSession) -> None:
-    assert (await get(client, "/data.ndjson?spreadsheet=true", 400))["parameter"] == "spreadsheet"
+    assert (await get_exact(client, "/data.ndjson?spreadsheet=true", 400))["parameter"] == "spreadsheet"
 
 
 async def test_a_file_gets_a_name_and_its_type(client: aiohttp.ClientSession) -> None:
@@ -248,7 +211,7 @@ async def test_an_export_is_compressed_as_its_client_asks(
 async def test_rows_can_be_read_as_they_arrive(
     client: aiohttp.ClientSession, connection: Connection, coding: str
 ) -> None:
-    await many(connection)
+    await insert_many_rows(connection)
     headers = {"Accept-Encoding": coding}
     async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
         body, lines = b"", b""
@@ -256,7 +219,7 @@ async def test_rows_can_be_read_as_they_arrive(
         while lines.count(b"\n") < EXPORTED_AT_ONCE:
             body += await answer.content.readany()
             lines, _ = decoded(body, coding)
-        assert len(await exports(connection)) == 1
+        assert len(await export_pids(connection)) == 1
     assert [json.loads(line)["rank"] for line in lines.splitlines()[:EXPORTED_AT_ONCE]] == list(
         range(1, EXPORTED_AT_ONCE + 1)
     )
@@ -264,29 +227,31 @@ async def test_rows_can_be_read_as_they_arrive(
 
 @pytest.mark.parametrize("parameter", ["limit=5", "page=1", "cursor=x", "nosuch=1"])
 async def test_an_export_is_whole(client: aiohttp.ClientSession, parameter: str) -> None:
-    assert (await get(client, f"/data.csv?{parameter}", 400))["parameter"] == parameter.partition("=")[0]
+    assert (await get_exact(client, f"/data.csv?{parameter}", 400))["parameter"] == parameter.partition("=")[
+        0
+    ]
 
 
 async def test_an_export_is_of_one_moment(client: aiohttp.ClientSession, connection: Connection) -> None:
-    await many(connection)
-    async with begun(client, "/data.ndjson?fields=name,price_usd,source_id") as answer:
+    await insert_many_rows(connection)
+    async with unfinished_export(client, "/data.ndjson?fields=name,price_usd,source_id") as answer:
         await connection.execute(
             "UPDATE unified_data SET price_usd = -1; DELETE FROM unified_data WHERE rank = 9"
         )
         rest = await answer.read()
     prices = [json.loads(line)["price_usd"] for line in rest.splitlines()[1:]]
-    assert prices == list(range(2, MANY + 1))
+    assert prices == list(range(2, MANY_ROWS + 1))
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 async def test_a_client_that_hangs_up_ends_the_work_in_postgresql(
     client: aiohttp.ClientSession, connection: Connection, logged: LogEvents, coding: str
 ) -> None:
-    await many(connection)
-    async with begun(client, coding=coding) as answer:
-        assert len(await exports(connection)) == 1
+    await insert_many_rows(connection)
+    async with unfinished_export(client, coding=coding) as answer:
+        assert len(await export_pids(connection)) == 1
         answer.close()
-    await none_left(connection)
+    await wait_until_no_export(connection)
     assert [event for event in logged.seen if event["level"] in {"warning", "error", "exception"}] == []
 
 
@@ -297,9 +262,12 @@ async def test_a_client_that_never_reads_is_cut(
     class Impatient(LimitedProtocol):
         limits = Limits(drain_s=0.3)
 
-    await many(connection)
-    async with serving(database_url, http=Impatient) as client, begun(client, coding=coding) as answer:
-        await none_left(connection)
+    await insert_many_rows(connection)
+    async with (
+        serving(database_url, http=Impatient) as client,
+        unfinished_export(client, coding=coding) as answer,
+    ):
+        await wait_until_no_export(connection)
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
 
@@ -308,7 +276,7 @@ async def test_a_client_that_never_reads_is_cut(
 async def test_an_export_that_fails_on_the_way_never_looks_complete(
     client: aiohttp.ClientSession, connection: Connection, coding: str
 ) -> None:
-    await many(connection)
+    await insert_many_rows(connection)
     headers = {"Accept-Encoding": coding}
     async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
         body = await answer.content.readany()
@@ -318,7 +286,7 @@ async def test_an_export_that_fails_on_the_way_never_looks_complete(
             async for part in answer.content.iter_any():
                 body += part
 
-        (pid,) = await exports(connection)
+        (pid,) = await export_pids(connection)
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
             await read_on()
@@ -339,14 +307,15 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_their_turn(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
-    await many(connection)
+    await insert_many_rows(connection)
     async with AsyncExitStack() as stack:
         under_way = [
-            await stack.enter_async_context(begun(client)) for _ in range(ExportQueue.limits.per_client)
+            await stack.enter_async_context(unfinished_export(client))
+            for _ in range(ExportQueue.limits.per_client)
         ]
         third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
-        assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
-        assert len(await exports(connection)) == ExportQueue.limits.per_client
+        assert (await get_exact(client, "/data?limit=1"))["pagination"]["total"] == MANY_ROWS
+        assert len(await export_pids(connection)) == ExportQueue.limits.per_client
         assert not third.done()
         under_way[0].close()
         async with asyncio.timeout(20):
@@ -357,12 +326,16 @@ async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_no
     database_url: str, connection: Connection, hasty: Callable[..., None]
 ) -> None:
     hasty(queued_per_client=1)
-    await many(connection)
+    await insert_many_rows(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
-    async with serving(database_url, settings) as client, begun(client), begun(client):
+    async with (
+        serving(database_url, settings) as client,
+        unfinished_export(client),
+        unfinished_export(client),
+    ):
         waiting = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
         samples = await scrape(client)
-        while value(samples, "kasparro_pool_waiting", pool="export") != 1:
+        while metric_value(samples, "kasparro_pool_waiting", pool="export") != 1:
             samples = await scrape(client)
         async with client.get("/data.csv") as beyond:
             problem: Any = await beyond.json(content_type="application/problem+json")
@@ -379,14 +352,14 @@ async def test_whoever_waits_too_long_for_an_export_is_sent_away(
     client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
 ) -> None:
     hasty(queue_timeout_s=0.1)
-    await many(connection)
-    async with begun(client), begun(client), client.get("/data.csv") as third:
+    await insert_many_rows(connection)
+    async with unfinished_export(client), unfinished_export(client), client.get("/data.csv") as third:
         assert third.status == 503
         assert "Retry-After" in third.headers
         problem: Any = await third.json(content_type="application/problem+json")
         assert problem["type"] == "urn:kasparro:problem:too-busy"
     # What went away left its place to others.
-    await none_left(connection)
+    await wait_until_no_export(connection)
     assert await text(client, "/data.csv?symbol=nosuch")
 
 
@@ -395,9 +368,9 @@ async def test_while_others_wait_a_slow_reader_loses_its_place_and_sees_that_it_
 ) -> None:
     # Faster than anybody reads, so that it does not take long to fall behind.
     hasty(window_s=0.2, min_bytes_per_s=1 << 30)
-    await many(connection)
+    await insert_many_rows(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
-    async with serving(database_url, settings, exporters=1) as client, begun(client) as slow:
+    async with serving(database_url, settings, exporters=1) as client, unfinished_export(client) as slow:
         headers = {"X-Forwarded-For": "192.0.2.1"}
         async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as answer:
             assert answer.status == 200
@@ -409,10 +382,10 @@ async def test_a_slow_reader_for_whom_nobody_waits_is_left_alone(
     client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
 ) -> None:
     hasty(window_s=0.01)
-    await many(connection)
-    async with begun(client), begun(client) as slow:
+    await insert_many_rows(connection)
+    async with unfinished_export(client), unfinished_export(client) as slow:
         third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
         # One more of a client is for itself to wait for.
-        assert (await get(client, "/data?limit=1"))["pagination"]["total"] == MANY
-        assert (await slow.read()).count(b"\n") == MANY
+        assert (await get_exact(client, "/data?limit=1"))["pagination"]["total"] == MANY_ROWS
+        assert (await slow.read()).count(b"\n") == MANY_ROWS
         await third

@@ -4,29 +4,14 @@ import asyncio
 from datetime import UTC, datetime
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.pool import Connection
+from tests.support.fake_scheduler import FakeScheduler
+from tests.support.metrics import metric_value, scrape
 from tests.support.response_cache import cached
 from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, service, serving
-from tests.web.routes.test_runs import Loop
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-async def scrape(client: aiohttp.ClientSession, **headers: str) -> Samples:
-    async with client.get("/metrics", headers=headers) as answer:
-        assert answer.status == 200
-        assert answer.content_type == "text/plain"
-        assert answer.headers["Cache-Control"] == "no-store"
-        text = await answer.text()
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 async def asked(client: aiohttp.ClientSession, method: str, path: str, **headers: str) -> int:
@@ -34,14 +19,6 @@ async def asked(client: aiohttp.ClientSession, method: str, path: str, **headers
     async with client.request(method, path, headers=headers) as answer:
         await answer.read()
         return answer.status
-
-
-def value(samples: Samples, name: str, **labels: str) -> float | None:
-    """The sum of all samples of this name with at least these labels; None where there is none."""
-    found = [
-        told for (one, its), told in samples.items() if one == name and labels.items() <= dict(its).items()
-    ]
-    return sum(found) if found else None
 
 
 async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
@@ -55,7 +32,7 @@ async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
     samples = await scrape(client)
 
     def requests(**labels: str) -> float | None:
-        return value(samples, "kasparro_http_requests_total", **labels)
+        return metric_value(samples, "kasparro_http_requests_total", **labels)
 
     assert (requests(route="/data", method="GET", status="200", cache="hit") or 0) >= 2
     assert (requests(route="/data", status="200", cache="miss") or 0) >= 1
@@ -65,8 +42,12 @@ async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
     assert requests(route="other", status="404") == 1
     assert requests(method="other", status="405") == 1
     assert requests(method="PURGE") is None
-    total = value(samples, "kasparro_http_request_duration_seconds_count")
-    assert total == requests() == value(samples, "kasparro_http_request_duration_seconds_bucket", le="+Inf")
+    total = metric_value(samples, "kasparro_http_request_duration_seconds_count")
+    assert (
+        total
+        == requests()
+        == metric_value(samples, "kasparro_http_request_duration_seconds_bucket", le="+Inf")
+    )
 
 
 async def test_keys_are_told_by_name_and_never_by_value(database_url: str) -> None:
@@ -78,9 +59,9 @@ async def test_keys_are_told_by_name_and_never_by_value(database_url: str) -> No
         await asked(client, "GET", "/data", **{"X-API-Key": "hunter2"})
         await asked(client, "GET", "/data", **{"X-API-Key": "wrong"})
         samples = await scrape(client, **{"X-API-Key": "hunter2"})
-    assert value(samples, "kasparro_api_key_requests_total", key="alice") == 2
-    assert value(samples, "kasparro_api_key_requests_total", key="bob") == 0
-    assert value(samples, "kasparro_http_requests_total", status="401") == 1
+    assert metric_value(samples, "kasparro_api_key_requests_total", key="alice") == 2
+    assert metric_value(samples, "kasparro_api_key_requests_total", key="bob") == 0
+    assert metric_value(samples, "kasparro_http_requests_total", status="401") == 1
     assert "hunter" not in str(samples)
 
 
@@ -113,46 +94,46 @@ async def test_the_database_tells_of_records_runs_and_sources(
     await add_source(connection, run_id, "coingecko", "succeeded", fetched=7, rejected=2, valid=5)
     await add_source(connection, run_id, "csv", "failed", error="no")
     samples = await scrape(client)
-    assert value(samples, "kasparro_database_up") == 1
-    assert value(samples, "kasparro_records", source="coingecko") == 2
-    assert value(samples, "kasparro_runs_total", status="partial") == 1
-    assert value(samples, "kasparro_runs_total") == 1
-    assert value(samples, "kasparro_run_duration_seconds_sum", status="partial") == 9.5
-    assert value(samples, "kasparro_run_duration_seconds_count", status="partial") == 1
-    assert value(samples, "kasparro_run_records_total", source="coingecko", outcome="fetched") == 7
-    assert value(samples, "kasparro_run_records_total", source="coingecko", outcome="rejected") == 2
-    assert value(samples, "kasparro_run_records_total", source="csv") == 0
-    assert value(samples, "kasparro_upstream_calls_limit", source="coinpaprika") == 20_000
-    assert value(samples, "kasparro_upstream_calls_limit", source="coingecko") is None
-    assert value(samples, "kasparro_source_healthy", source="csv") == 0
-    assert (value(samples, "kasparro_source_age_seconds", source="coingecko") or 0) > 0
-    assert value(samples, "kasparro_source_age_seconds", source="csv") is None
+    assert metric_value(samples, "kasparro_database_up") == 1
+    assert metric_value(samples, "kasparro_records", source="coingecko") == 2
+    assert metric_value(samples, "kasparro_runs_total", status="partial") == 1
+    assert metric_value(samples, "kasparro_runs_total") == 1
+    assert metric_value(samples, "kasparro_run_duration_seconds_sum", status="partial") == 9.5
+    assert metric_value(samples, "kasparro_run_duration_seconds_count", status="partial") == 1
+    assert metric_value(samples, "kasparro_run_records_total", source="coingecko", outcome="fetched") == 7
+    assert metric_value(samples, "kasparro_run_records_total", source="coingecko", outcome="rejected") == 2
+    assert metric_value(samples, "kasparro_run_records_total", source="csv") == 0
+    assert metric_value(samples, "kasparro_upstream_calls_limit", source="coinpaprika") == 20_000
+    assert metric_value(samples, "kasparro_upstream_calls_limit", source="coingecko") is None
+    assert metric_value(samples, "kasparro_source_healthy", source="csv") == 0
+    assert (metric_value(samples, "kasparro_source_age_seconds", source="coingecko") or 0) > 0
+    assert metric_value(samples, "kasparro_source_age_seconds", source="csv") is None
 
 
 async def test_the_loop_tells_whether_it_leads_and_when_it_runs(database_url: str) -> None:
-    async with serving(database_url, scheduler=Loop()) as client:
+    async with serving(database_url, scheduler=FakeScheduler()) as client:
         samples = await scrape(client)
-    assert value(samples, "kasparro_leader") == 1
+    assert metric_value(samples, "kasparro_leader") == 1
     due = datetime(2030, 1, 1, tzinfo=UTC)
-    assert value(samples, "kasparro_next_run_timestamp_seconds") == due.timestamp()
+    assert metric_value(samples, "kasparro_next_run_timestamp_seconds") == due.timestamp()
 
 
 async def test_without_the_database_the_rest_is_told_all_the_same() -> None:
     async with serving("postgresql://x@127.0.0.1:1/x") as client:
         samples = await scrape(client)
-    assert value(samples, "kasparro_database_up") == 0
-    assert value(samples, "kasparro_cache_usable") == 0
-    assert value(samples, "kasparro_records") is None
-    assert value(samples, "kasparro_pool_connections_limit", pool="slow") == 2
+    assert metric_value(samples, "kasparro_database_up") == 0
+    assert metric_value(samples, "kasparro_cache_usable") == 0
+    assert metric_value(samples, "kasparro_records") is None
+    assert metric_value(samples, "kasparro_pool_connections_limit", pool="slow") == 2
 
 
 async def test_the_cache_is_shown(client: aiohttp.ClientSession) -> None:
     await cached(client)
     samples = await scrape(client)
-    assert value(samples, "kasparro_cache_answers") == 1
-    assert (value(samples, "kasparro_cache_bytes") or 0) > 0
-    assert value(samples, "kasparro_cache_limit_bytes") == 64 * 2**20
-    assert value(samples, "kasparro_cache_usable") == 1
+    assert metric_value(samples, "kasparro_cache_answers") == 1
+    assert (metric_value(samples, "kasparro_cache_bytes") or 0) > 0
+    assert metric_value(samples, "kasparro_cache_limit_bytes") == 64 * 2**20
+    assert metric_value(samples, "kasparro_cache_usable") == 1
 
 
 async def test_scrapers_get_the_format_they_ask_for(client: aiohttp.ClientSession) -> None:
@@ -173,5 +154,5 @@ async def test_any_worker_tells_for_all(database_url: str) -> None:
             asked += 1
             samples = await scrape(client)
             workers = {dict(its)["worker"] for (name, its) in samples if name == "kasparro_cache_usable"}
-        while value(await scrape(client), "kasparro_http_requests_total", status="404") != asked:
+        while metric_value(await scrape(client), "kasparro_http_requests_total", status="404") != asked:
             pass

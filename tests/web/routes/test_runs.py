@@ -3,33 +3,26 @@
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Self
 
 import aiohttp
 import pytest
 
-from kasparro.errors import RunInProgress
 from kasparro.settings import Secret, Settings
 from kasparro.sources.registry import load_settings
 from kasparro.store.pool import Connection
 from kasparro.store.tables import TABLES
+from tests.support.fake_scheduler import FakeScheduler
+from tests.support.json_responses import get_json
 from tests.support.runs import add_run, add_source
 from tests.web.conftest import LONG_AGO, Insert, serving
-
-
-async def get(client: aiohttp.ClientSession, path: str, status: int = 200) -> Any:
-    async with client.get(path) as answer:
-        assert answer.status == status, await answer.text()
-        return await answer.json(content_type=None)
 
 
 async def test_stats(client: aiohttp.ClientSession, connection: Connection, insert: Insert) -> None:
     await insert({"source_id": "a"})
     run_id = await add_run(connection, "succeeded")
-    stats = await get(client, "/stats")
+    stats = await get_json(client, "/stats")
     assert list(stats) == ["status", "last_run", "totals", "schedule", "budget", "drift"]
-    assert stats["last_run"] == await get(client, f"/runs/{run_id}")
+    assert stats["last_run"] == await get_json(client, f"/runs/{run_id}")
     assert stats["totals"]["by_source"] == {"coinpaprika": 0, "coingecko": 1, "csv": 0}
     assert stats["schedule"] == {"interval_s": 3600.0, "next_run_at": None}
 
@@ -37,32 +30,34 @@ async def test_stats(client: aiohttp.ClientSession, connection: Connection, inse
 async def test_runs_in_pages(client: aiohttp.ClientSession, connection: Connection) -> None:
     ids = [await add_run(connection, status) for status in ("failed", "succeeded", "failed", "failed")][::-1]
     for url in ("/runs?limit=3", "/runs?limit=3&page=1"):
-        page = await get(client, url)
+        page = await get_json(client, url)
         assert [run["id"] for run in page["data"]] == ids[:3]
         assert (page["pagination"]["total"], page["pagination"]["pages"]) == (4, 2)
         assert ("page=" in page["pagination"]["next"]) == ("page=" in url)
-        assert [run["id"] for run in (await get(client, page["pagination"]["next"]))["data"]] == ids[3:]
+        assert [run["id"] for run in (await get_json(client, page["pagination"]["next"]))["data"]] == ids[3:]
     cursor = page["pagination"]["next_cursor"]
-    assert [run["id"] for run in (await get(client, f"/runs?limit=3&cursor={cursor}"))["data"]] == ids[3:]
-    failed = await get(client, "/runs?status=failed&limit=2")
+    assert [run["id"] for run in (await get_json(client, f"/runs?limit=3&cursor={cursor}"))["data"]] == ids[
+        3:
+    ]
+    failed = await get_json(client, "/runs?status=failed&limit=2")
     assert failed["pagination"]["total"] == 3
-    rest = await get(client, f"/runs?status=failed&cursor={failed['pagination']['next_cursor']}")
+    rest = await get_json(client, f"/runs?status=failed&cursor={failed['pagination']['next_cursor']}")
     assert [run["id"] for run in rest["data"]] == ids[3:]
-    assert (await get(client, f"/runs?cursor={failed['pagination']['next_cursor']}", 400))[
+    assert (await get_json(client, f"/runs?cursor={failed['pagination']['next_cursor']}", 400))[
         "parameter"
     ] == "cursor"
-    assert (await get(client, "/runs?status=bad", 400))["parameter"] == "status"
+    assert (await get_json(client, "/runs?status=bad", 400))["parameter"] == "status"
 
 
 @pytest.mark.parametrize("path", ["/runs/1", "/runs/99999999999999999999999", "/runs/1/rejects", "/runs/x"])
 async def test_a_run_that_is_not_there_is_a_problem(client: aiohttp.ClientSession, path: str) -> None:
-    assert (await get(client, path, 404))["status"] == 404
+    assert (await get_json(client, path, 404))["status"] == 404
 
 
 @pytest.mark.parametrize("told", ["abc", "0", "-1", "1.5", "%31x", "٣", "9" * 200])
 async def test_an_id_that_no_run_can_have_is_named(client: aiohttp.ClientSession, told: str) -> None:
     for path in (f"/runs/{told}", f"/runs/{told}/rejects"):
-        problem = await get(client, path, 404)
+        problem = await get_json(client, path, 404)
         assert (problem["parameter"], problem["allowed"]) == ("id", "a whole number from 1")
 
 
@@ -75,7 +70,7 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
             run_id,
             number,
         )
-    page = await get(client, f"/runs/{run_id}/rejects?limit=2")
+    page = await get_json(client, f"/runs/{run_id}/rejects?limit=2")
     first = page["data"][0]
     del first["id"]
     assert first == {
@@ -89,12 +84,12 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
     }
     cursor = page["pagination"]["next_cursor"]
     assert page["pagination"]["next"] == f"/runs/{run_id}/rejects?limit=2&cursor={cursor}"
-    numbered = await get(client, f"/runs/{run_id}/rejects?limit=2&page=1")
+    numbered = await get_json(client, f"/runs/{run_id}/rejects?limit=2&page=1")
     assert numbered["pagination"]["next"] == f"/runs/{run_id}/rejects?limit=2&page=2"
-    rest = await get(client, f"/runs/{run_id}/rejects?cursor={cursor}")
+    rest = await get_json(client, f"/runs/{run_id}/rejects?cursor={cursor}")
     assert [reject["line"] for reject in rest["data"]] == [2]
     other = await add_run(connection, "succeeded")
-    assert (await get(client, f"/runs/{other}/rejects?cursor={cursor}", 400))["parameter"] == "cursor"
+    assert (await get_json(client, f"/runs/{other}/rejects?cursor={cursor}", 400))["parameter"] == "cursor"
 
 
 async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: Connection) -> None:
@@ -115,9 +110,12 @@ async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: 
     await add_source(connection, b, "coingecko", "failed", fetched=9, rejected=9, calls=1, **judged)
     await add_source(connection, b, "coinpaprika", "succeeded")
 
-    told = await get(client, f"/compare-runs?a={a}&b={b}")
+    told = await get_json(client, f"/compare-runs?a={a}&b={b}")
 
-    assert (told["a"], told["b"]) == (await get(client, f"/runs/{a}"), await get(client, f"/runs/{b}"))
+    assert (told["a"], told["b"]) == (
+        await get_json(client, f"/runs/{a}"),
+        await get_json(client, f"/runs/{b}"),
+    )
     assert (told["only_a"], told["only_b"]) == (["csv"], ["coinpaprika"])
     assert told["difference"]["duration_s"] == -5.5
     assert told["difference"]["records"] == {
@@ -136,7 +134,7 @@ async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: 
     assert (paprika["status_a"], csv["status_b"], csv["difference"]) == (None, None, None)
     prices = told["b"]["sources"][0]["prices"]
     assert prices == {"coins": 8, "size_percent": 0.0, "change_percent": 10.5171, "after_s": 60.0}
-    back = await get(client, f"/compare-runs?a={b}&b={a}")
+    back = await get_json(client, f"/compare-runs?a={b}&b={a}")
     assert back["difference"]["records"]["valid"] == 107
     assert back["sources"][0]["drift_over"] == ["price"]
 
@@ -154,15 +152,15 @@ async def test_runs_that_cannot_be_compared_are_named(
         (f"?a={run_id + 1}&b={run_id}", 404, "a"),
         (f"?a={run_id}&b={2**53 - 1}", 404, "b"),
     ):
-        assert (await get(client, f"/compare-runs{query}", status))["parameter"] == parameter, query
-    missing = await get(client, "/compare-runs?b=1", 400)
+        assert (await get_json(client, f"/compare-runs{query}", status))["parameter"] == parameter, query
+    missing = await get_json(client, "/compare-runs?b=1", 400)
     assert missing["detail"] == f"a is missing; allowed: {missing['allowed']}."
-    same = await get(client, f"/compare-runs?a={run_id}&b={run_id}")
+    same = await get_json(client, f"/compare-runs?a={run_id}&b={run_id}")
     assert not any(same["difference"]["records"].values())
 
 
 async def test_health_before_the_first_run_is_ok(client: aiohttp.ClientSession) -> None:
-    health = await get(client, "/health")
+    health = await get_json(client, "/health")
     assert health["status"] == health["database"]["status"] == "ok"
     assert health["database"]["latency_ms"] > 0
     assert list(health["sources"]) == ["coinpaprika", "coingecko", "csv"]
@@ -183,30 +181,30 @@ async def test_a_failed_source_degrades_health_and_says_why(
     run_id = await add_run(connection, "partial")
     await add_source(connection, run_id, "coingecko", "failed", error="HTTP 429 from /coins/markets")
     async with serving(database_url, Settings(sources=("coingecko", "csv"))) as client:
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
         assert health["status"] == "degraded"
         assert health["sources"]["coingecko"]["error"] == "HTTP 429 from /coins/markets"
         assert health["sources"]["coingecko"]["reasons"][0] == "failed: HTTP 429 from /coins/markets"
         assert list(health["sources"]) == ["coingecko", "csv"]
     async with serving(database_url, Settings(sources=("csv",))) as client:
-        assert (await get(client, "/health"))["status"] == "ok"
+        assert (await get_json(client, "/health"))["status"] == "ok"
 
 
 async def test_without_a_database_health_is_unavailable_and_data_a_problem() -> None:
     nowhere = "postgresql://someone:hunter2@127.0.0.1:1/nosuch"
     async with serving(nowhere) as client:
-        health = await get(client, "/health", 503)
+        health = await get_json(client, "/health", 503)
         assert (health["status"], health["database"]["status"]) == ("unavailable", "unreachable")
         assert health["database"]["error"]
         assert "hunter2" not in str(health)
-        assert await get(client, "/health/live") == {"status": "ok"}
+        assert await get_json(client, "/health/live") == {"status": "ok"}
         for path in ("/data", "/data/csv/x", "/stats", "/runs", "/runs/1", "/tables"):
             async with client.get(path) as answer:
                 problem = await answer.json(content_type="application/problem+json")
             assert (answer.status, problem["title"]) == (503, "Database unreachable")
             assert answer.headers["Retry-After"] == "5"
             assert "127.0.0.1" not in str(problem)
-        assert (await get(client, "/data?limit=0", 400))["parameter"] == "limit"
+        assert (await get_json(client, "/data?limit=0", 400))["parameter"] == "limit"
 
 
 async def test_health_says_that_the_primary_is_out_of_reach_while_reads_are_answered(
@@ -214,17 +212,17 @@ async def test_health_says_that_the_primary_is_out_of_reach_while_reads_are_answ
 ) -> None:
     await insert({"source_id": "a"})
     async with serving("postgresql://x@127.0.0.1:1/x", read_url=database_url) as client:
-        health = await get(client, "/health")
+        health = await get_json(client, "/health")
         assert (health["status"], health["database"]["status"]) == ("degraded", "ok")
         assert health["database"]["unreachable"] == ["primary"]
         (reason,) = health["reasons"]
-        assert reason.startswith("the primary (DATABASE_URL) is out of reach: PostgreSQL is unreachable: ")
-        assert (await get(client, "/data"))["data"]
+        assert reason.startswith("the primary (DATABASE_URL) is out of reach: PostgreSQL is out of reach: ")
+        assert (await get_json(client, "/data"))["data"]
 
 
 async def test_health_says_that_the_database_for_reads_is_out_of_reach(database_url: str) -> None:
     async with serving(database_url, read_url="postgresql://x@127.0.0.1:1/x") as client:
-        health = await get(client, "/health", 503)
+        health = await get_json(client, "/health", 503)
         assert (health["status"], health["database"]["status"]) == ("unavailable", "unreachable")
         assert health["database"]["unreachable"] == ["read"]
         assert health["reasons"] == []
@@ -233,17 +231,17 @@ async def test_health_says_that_the_database_for_reads_is_out_of_reach(database_
 async def test_health_names_both_databases_where_both_are_out_of_reach() -> None:
     nowhere = "postgresql://x@127.0.0.1:1/x"
     async with serving(nowhere, read_url=nowhere) as client:
-        health = await get(client, "/health", 503)
+        health = await get_json(client, "/health", 503)
         assert health["database"]["unreachable"] == ["primary", "read"]
     async with serving(nowhere) as client:
-        assert (await get(client, "/health", 503))["database"]["unreachable"] == ["primary"]
+        assert (await get_json(client, "/health", 503))["database"]["unreachable"] == ["primary"]
 
 
 async def test_a_database_that_does_not_exist_or_lets_nobody_in_is_unavailable(server_url: str) -> None:
     for url in (server_url.rsplit("/", 1)[0] + "/nosuch", server_url.replace("//kasparro", "//stranger")):
         async with serving(url) as client:
-            assert (await get(client, "/health", 503))["database"]["status"] == "unreachable"
-            assert (await get(client, "/data", 503))["title"] == "Database unreachable"
+            assert (await get_json(client, "/health", 503))["database"]["status"] == "unreachable"
+            assert (await get_json(client, "/data", 503))["title"] == "Database unreachable"
 
 
 async def test_health_answers_soon_where_the_database_says_nothing() -> None:
@@ -255,7 +253,7 @@ async def test_health_answers_soon_where_the_database_says_nothing() -> None:
     port = silent.sockets[0].getsockname()[1]
     async with silent, serving(f"postgresql://x@127.0.0.1:{port}/x") as client:
         began = time.perf_counter()
-        answers = await asyncio.gather(*(get(client, "/health", 503) for _ in range(20)))
+        answers = await asyncio.gather(*(get_json(client, "/health", 503) for _ in range(20)))
         assert time.perf_counter() - began < 3
         assert {answer["database"]["status"] for answer in answers} == {"unreachable"}
         assert answers[0]["database"]["error"] == "PostgreSQL did not answer within 2 s"
@@ -263,9 +261,9 @@ async def test_health_answers_soon_where_the_database_says_nothing() -> None:
 
 async def test_before_the_migrations_the_database_is_being_prepared(empty_database_url: str) -> None:
     async with serving(empty_database_url) as client:
-        assert (await get(client, "/health", 503))["database"]["status"] == "preparing"
+        assert (await get_json(client, "/health", 503))["database"]["status"] == "preparing"
         for path in ("/data", "/stats", "/runs", "/runs/1"):
-            assert (await get(client, path, 503))["title"] == "Database being prepared"
+            assert (await get_json(client, path, 503))["title"] == "Database being prepared"
 
 
 async def test_a_query_that_takes_too_long_is_a_problem(
@@ -292,7 +290,7 @@ async def test_tables_are_counted_and_summed(
             "VALUES ('csv', 'a', $1, now(), gen_random_uuid())",
             datetime(2024, month, 5, tzinfo=UTC),
         )
-    tables = {table.pop("name"): table for table in (await get(client, "/tables"))["tables"]}
+    tables = {table.pop("name"): table for table in (await get_json(client, "/tables"))["tables"]}
     assert tuple(tables) == TABLES
     assert tables["unified_data"]["rows"] == 10
     assert tables["unified_data"]["estimated"] is False
@@ -310,7 +308,7 @@ async def test_large_tables_are_estimated(
     monkeypatch.setattr("kasparro.store.tables.COUNTED_BYTES", 0)
     await insert(*({"source_id": str(n)} for n in range(100)))
     await connection.execute("ANALYZE unified_data")
-    (table,) = (t for t in (await get(client, "/tables"))["tables"] if t["name"] == "unified_data")
+    (table,) = (t for t in (await get_json(client, "/tables"))["tables"] if t["name"] == "unified_data")
     assert (table["rows"], table["estimated"]) == (100, True)
 
 
@@ -322,42 +320,17 @@ async def test_every_table_of_the_schema_is_listed(connection: Connection) -> No
     assert {row["relname"] for row in rows} == set(TABLES)
 
 
-class Loop:
-    """A loop that starts runs 7, 8, … one at a time, when asked."""
-
-    def __init__(self) -> None:
-        self.next_run_at = datetime(2030, 1, 1, tzinfo=UTC)
-        self.is_leader = True
-        self.working = False
-        self.entered = False
-
-    async def __aenter__(self) -> Self:
-        self.entered = True
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.entered = False
-
-    async def trigger(self) -> int:
-        if self.working:
-            raise RunInProgress("run 7 is at work")
-        self.working = True
-        return 7
-
-
 async def test_the_loop_works_while_the_service_does(database_url: str) -> None:
-    loop = Loop()
+    loop = FakeScheduler()
     async with serving(database_url, scheduler=loop) as client:
         assert loop.entered
-        assert (await get(client, "/stats"))["schedule"]["next_run_at"] == "2030-01-01T00:00:00Z"
+        assert (await get_json(client, "/stats"))["schedule"]["next_run_at"] == "2030-01-01T00:00:00Z"
     assert not loop.entered
 
 
 async def test_a_run_is_started_with_the_token_alone(database_url: str) -> None:
     token = Settings(admin_token=Secret("s3cret"))
-    async with serving(database_url, token, Loop()) as client:
+    async with serving(database_url, token, FakeScheduler()) as client:
         for headers in (
             {},
             {"Authorization": "Bearer wrong"},
@@ -382,7 +355,10 @@ async def test_a_run_is_started_with_the_token_alone(database_url: str) -> None:
 
 
 async def test_without_a_token_nothing_can_be_started(database_url: str) -> None:
-    async with serving(database_url, load_settings({}), Loop()) as client, client.post("/runs") as answer:
+    async with (
+        serving(database_url, load_settings({}), FakeScheduler()) as client,
+        client.post("/runs") as answer,
+    ):
         assert answer.status == 405
         assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
 
@@ -390,7 +366,7 @@ async def test_without_a_token_nothing_can_be_started(database_url: str) -> None
 async def test_the_service_recovers_when_its_connections_are_cut(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
-    await get(client, "/data")
+    await get_json(client, "/data")
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
