@@ -172,8 +172,8 @@ def _log_crash(kind: type[BaseException], error: BaseException | None, trace: Tr
 
 def _tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
     structlog.get_logger().warning(
-        "trying again",
+        "retry_scheduled",
         reason=str(details.caused_by),
-        attempt=details.retry_num,
-        in_s=round(details.wait_for, 1),
+        retry_num=details.retry_num,
+        wait_s=round(details.wait_for, 1),
     )

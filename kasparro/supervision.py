@@ -17,7 +17,7 @@ log = structlog.get_logger()
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 # A task that has worked for so long since it was started again is sound.
-SOUND_AFTER_S = 60.0
+HEALTHY_AFTER_S = 60.0
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -40,7 +40,7 @@ class Supervisor:
         """Keep this work going until its task is stopped."""
         return BackgroundTask(self, name, work)
 
-    def failed(
+    def record_failure(
         self,
         name: str,
         error: BaseException | None,
@@ -67,12 +67,12 @@ class Supervisor:
         # Only our own errors have texts for everybody; others may hold SQL or addresses.
         shown = reason if expected else f"{type(error).__name__}; the log has the details"
         line = f"{name} failed and is started again: {shown}"
-        self._troubles[name] = Trouble(failures, line, now + pause + SOUND_AFTER_S)
+        self._troubles[name] = Trouble(failures, line, now + pause + HEALTHY_AFTER_S)
         return pause
 
     def note(self, name: str, line: str) -> None:
         """Show a line under this name for a while, or until `clear`, for what is no failure of a task."""
-        self._troubles[name] = Trouble(0, line, time.monotonic() + SOUND_AFTER_S)
+        self._troubles[name] = Trouble(0, line, time.monotonic() + HEALTHY_AFTER_S)
 
     def clear(self, name: str) -> None:
         """Show nothing under this name any more."""
@@ -125,6 +125,6 @@ class BackgroundTask:
         error = failure(task)
         if self._may_end and (error is None or task.cancelled()):
             return
-        pause = self._supervisor.failed(self._name, error)
+        pause = self._supervisor.record_failure(self._name, error)
         if not self._may_end:
             self._timer = asyncio.get_running_loop().call_later(pause, self._start)

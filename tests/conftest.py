@@ -129,7 +129,7 @@ def template(server_url: str) -> str:
         connection = await asyncpg.connect(server_url)
         await connection.execute(f"CREATE DATABASE {name}")
         await connection.close()
-        async with Database(on_server(server_url, name)) as database:
+        async with Database(url_of_database(server_url, name)) as database:
             await migrate(database)
         return name
 
@@ -139,14 +139,14 @@ def template(server_url: str) -> str:
 @pytest.fixture
 async def empty_database_url(server_url: str) -> AsyncIterator[str]:
     """A database of the test's own with nothing in it."""
-    async with copied(server_url, "template1") as url:
+    async with copied_database(server_url, "template1") as url:
         yield url
 
 
 @pytest.fixture
 async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
     """A migrated database of the test's own."""
-    async with copied(server_url, template) as url:
+    async with copied_database(server_url, template) as url:
         yield url
 
 
@@ -204,20 +204,20 @@ async def logged() -> AsyncIterator[LogEvents]:
     structlog.reset_defaults()
 
 
-def on_server(server_url: str, name: str) -> str:
+def url_of_database(server_url: str, name: str) -> str:
     """The URL of another database on the same server."""
     parts = urlsplit(server_url)
     return urlunsplit(parts._replace(path=f"/{name}", netloc=parts.netloc))
 
 
 @asynccontextmanager
-async def copied(server_url: str, template: str) -> AsyncIterator[str]:
+async def copied_database(server_url: str, template: str) -> AsyncIterator[str]:
     """A database of one's own, copied from another; gives its URL and drops it afterwards."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     server = await asyncpg.connect(server_url)
     await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     try:
-        yield on_server(server_url, name)
+        yield url_of_database(server_url, name)
     finally:
         await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await server.close()

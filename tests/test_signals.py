@@ -70,7 +70,7 @@ async def test_etl_ends_at_a_batch_border_when_the_terminal_closes(database_url:
         KASPARRO_LOG="json",
     ) as process:
         assert process.stderr is not None
-        while json.loads(await process.stderr.readline())["event"] != "trying again":
+        while json.loads(await process.stderr.readline())["event"] != "retry_scheduled":
             pass
         process.send_signal(signal.SIGHUP)
         async with asyncio.timeout(30):

@@ -65,13 +65,13 @@ async def test_a_task_that_has_worked_for_a_while_is_sound_again(
     monkeypatch.setattr("kasparro.supervision.time.monotonic", lambda: now)
     supervisor = Supervisor()
 
-    assert supervisor.failed("ticker", ValueError()) == 0.001
-    assert supervisor.failed("ticker", ValueError()) == 0.002
-    now += supervision.SOUND_AFTER_S
+    assert supervisor.record_failure("ticker", ValueError()) == 0.001
+    assert supervisor.record_failure("ticker", ValueError()) == 0.002
+    now += supervision.HEALTHY_AFTER_S
     assert supervisor.problems()
     now += 0.01
     assert supervisor.problems() == []
-    assert supervisor.failed("ticker", ValueError()) == 0.001
+    assert supervisor.record_failure("ticker", ValueError()) == 0.001
 
 
 async def test_a_task_that_may_end_is_left_alone_when_it_does(logged: LogEvents) -> None:

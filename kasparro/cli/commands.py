@@ -21,7 +21,7 @@ from kasparro import __version__, logs
 from kasparro.cli import check_output
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.errors import KasparroError, LeaseLost, RunInProgress, SettingsError, SourceError
-from kasparro.model.record import FILE_REFUSED, Reject
+from kasparro.model.record import FILE_REJECTED, Reject
 from kasparro.pipeline import report
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.pipeline.quality.freshness import format_duration
@@ -339,7 +339,7 @@ def _print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
 
 def _print_refused_files(source: report.SourceReport, *, wrapped: bool) -> None:
     """Every refused file on a line, with the line of its description that would settle it."""
-    total = sum(count.rejects for count in source.rejects if count.reason == FILE_REFUSED)
+    total = sum(count.rejects for count in source.rejects if count.reason == FILE_REJECTED)
     for file in source.refused_files:
         refused = Reject(reason=file.reason, location=file.file, setting=file.setting)
         out.print(f"{source.source}: {refused.summary}", soft_wrap=not wrapped)
@@ -384,7 +384,7 @@ def _load(host: str | None = None, port: int | None = None) -> Settings:
     for source in registry.broken():
         log.error("source_unavailable", source=source.name, package=source.package, reason=source.reason)
     for name, meant in registry.unknown_variables(os.environ).items():
-        log.warning("unknown setting", name=name, **({"did_you_mean": meant} if meant else {}))
+        log.warning("unknown_setting", name=name, **({"did_you_mean": meant} if meant else {}))
     return told
 
 

@@ -61,7 +61,7 @@ def find_programs() -> Programs:
     )
 
 
-def for_unprivileged(programs: Programs) -> Programs:
+def unprivileged_programs(programs: Programs) -> Programs:
     """The same programs where an account without any rights can run them, as it cannot in root's folders.
 
     A virtual environment under /root is copied, as far as the server needs it, to a folder that root alone

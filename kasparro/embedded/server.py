@@ -33,7 +33,7 @@ import asyncpg
 
 from kasparro.concurrency import timeout
 from kasparro.embedded import supervisor
-from kasparro.embedded.programs import EmbeddedPostgresError, Programs, find_programs, for_unprivileged
+from kasparro.embedded.programs import EmbeddedPostgresError, Programs, find_programs, unprivileged_programs
 
 __all__ = ["DATABASE", "EmbeddedPostgres", "EmbeddedPostgresError", "Programs", "find_programs"]
 
@@ -181,7 +181,7 @@ class EmbeddedPostgres:
                 return None
             programs = find_programs()
             if os.geteuid() == 0:
-                programs = for_unprivileged(programs)
+                programs = unprivileged_programs(programs)
             told, teller = os.pipe()
             command = [sys.executable, "-I", "-S", supervisor.__file__]
             command += [str(self._home), str(programs.bin), str(programs.major), str(lock)]

@@ -6,7 +6,7 @@ from datetime import datetime
 import msgspec
 
 from kasparro.model.profile import Profile, Profiler
-from kasparro.model.record import Lines, Record, Reject, copy_lines, lines_of
+from kasparro.model.record import CopyLines, Record, Reject, copy_lines, copy_record
 
 # Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
 BATCH_ROWS = 20_000
@@ -60,7 +60,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     because their layout has no place for them: unknown, which is not null.
     """
 
-    lines: Lines
+    lines: CopyLines
     rows: int
     fetched: int
     valid: int
@@ -80,14 +80,14 @@ class BatchBuilder:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._lines: list[Lines] = []
+        self._lines: list[CopyLines] = []
         self._rows = 0
         self._rejects: list[Reject] = []
         self._repeated = 0
 
     def add(self, record: Record) -> None:
         """Take an accepted record."""
-        self._lines.append(lines_of(record, self._rows, self._lacks))
+        self._lines.append(copy_record(record, self._rows, self._lacks))
         self._rows += 1
 
     def add_lines(self, keys: Sequence[str], contents: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ class BatchBuilder:
         """What was collected, as a batch; the builder starts over."""
         valid = self._rows + self._repeated
         batch = Batch(
-            lines=Lines(
+            lines=CopyLines(
                 b"".join([lines.keys for lines in self._lines]),
                 b"".join([lines.contents for lines in self._lines]),
             ),

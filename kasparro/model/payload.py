@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 # What can tell later why an answer was as it was: its kind, its age, its validators, the limits it names.
-KEPT_HEADERS = (
+STORED_HEADERS = (
     "content-type",
     "content-encoding",
     "content-length",
@@ -30,7 +30,7 @@ KEPT_HEADERS = (
 )
 HEADER_LIMIT = 500
 # Of an answer that cannot be read again, this much is kept to be looked at.
-EVIDENCE_BYTES = 1 << 20
+FAILED_BODY_LIMIT = 1 << 20
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
     items_limit: int | None = None
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether it answers what was asked, as far as HTTP can tell."""
         return self.status == 200 and self.complete
 

@@ -19,7 +19,7 @@ RECORD_LIMIT = 256 << 10
 FIELDS_NOTED = 10 * FIELDS_KEPT
 SHAPES_NOTED = 500
 # A share of fewer objects says nothing.
-ENOUGH = 10
+MIN_OBJECTS = 10
 # Of the first records of a pass, which are the same coins every time.
 SAMPLES = 5
 SAMPLE_KEPT = 60
@@ -44,15 +44,15 @@ class Field(msgspec.Struct, kw_only=True):
     """One field: `of` counts the objects that it could have stood in, `kinds` the values by their kind.
 
     CoinPaprika writes the empty string for a missing value, so that it counts as null. The counts of one
-    pass are whole; those of many passes, in which the older weigh less, need not be. `fullest` is the largest
-    share that had a value in it in any one batch.
+    pass are whole; those of many passes, in which the older weigh less, need not be. `max_fill_share` is the
+    largest share that had a value in it in any one batch.
     """
 
     parent: str
-    of: float = 0.0
+    parents: float = 0.0
     kinds: dict[Kind, float] = {}
     samples: list[str] = []
-    fullest: float = 0.0
+    max_fill_share: float = 0.0
 
     @property
     def present(self) -> float:
@@ -150,14 +150,14 @@ class Profiler:
         if not found.objects:
             return None
         for path, field in found.fields.items():
-            field.of = found.objects[field.parent]
+            field.parents = found.objects[field.parent]
             field.samples = self._samples.get(path, [])
-            field.fullest = field.filled / field.of if field.of >= ENOUGH else 0.0
+            field.max_fill_share = field.filled / field.parents if field.parents >= MIN_OBJECTS else 0.0
         self._start_over()
-        return bounded(found)
+        return limit_fields(found)
 
 
-def merged(profiles: Iterable[Profile]) -> Profile:
+def merge_profiles(profiles: Iterable[Profile]) -> Profile:
     """The profile of all their records."""
     whole = Profile()
     for one in profiles:
@@ -168,13 +168,13 @@ def merged(profiles: Iterable[Profile]) -> Profile:
             for kind, count in field.kinds.items():
                 known.kinds[kind] = known.kinds.get(kind, 0.0) + count
             known.samples = [*known.samples, *field.samples][:SAMPLES]
-            known.fullest = max(known.fullest, field.fullest)
+            known.max_fill_share = max(known.max_fill_share, field.max_fill_share)
     for field in whole.fields.values():
-        field.of = whole.objects[field.parent]
-    return bounded(whole)
+        field.parents = whole.objects[field.parent]
+    return limit_fields(whole)
 
 
-def bounded(profile: Profile) -> Profile:
+def limit_fields(profile: Profile) -> Profile:
     """The profile with the fields that most objects had, where there are too many."""
     if len(profile.fields) > FIELDS_KEPT:
         ordered = sorted(profile.fields.items(), key=lambda item: (-item[1].present, item[0]))

@@ -19,7 +19,7 @@ FRACTION_DIGITS = 100
 RANK_LIMIT = 2**31 - 1
 # No market is older than Bitcoin's first block (3 January 2009), and clocks of upstreams run ahead a little.
 EARLIEST = datetime(2009, 1, 1, tzinfo=UTC)
-AHEAD = timedelta(minutes=10)
+CLOCK_TOLERANCE = timedelta(minutes=10)
 
 VALUE_FIELDS = (
     "price_usd",
@@ -63,7 +63,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 LABELS = ("symbol", "name", "rank")
 
 # What counts of rejects call all refused files; their reasons are too many to count by.
-FILE_REFUSED = "file refused"
+FILE_REJECTED = "file rejected"
 
 
 class Reject(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,14 +81,14 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True):
     setting: str | None = None
 
     @property
-    def of_file(self) -> bool:
+    def is_file(self) -> bool:
         """Whether a file was refused, and not a record."""
         return self.location is not None and self.line is None
 
     @property
     def kind(self) -> str:
         """What this reject has in common with others like it: its reason without the value."""
-        return FILE_REFUSED if self.of_file else self.reason.partition(":")[0]
+        return FILE_REJECTED if self.is_file else self.reason.partition(":")[0]
 
     @property
     def summary(self) -> str:
@@ -146,14 +146,14 @@ def canonical_decimal(text: str, field: str) -> str:
     return f"{minus}{whole or '0'}.{fraction}" if fraction else minus + whole
 
 
-def positive(value: str | None, field: str) -> str | None:
+def check_not_negative(value: str | None, field: str) -> str | None:
     """The value as it is, where it is not below zero. Raises RejectedValue where it is."""
     if value is not None and value[0] == "-":
         raise RejectedValue(field, f"below zero: {_shown(value)}")
     return value
 
 
-def label(value: str, field: str, limit: int) -> str:
+def check_text(value: str, field: str, limit: int) -> str:
     """A name as it is. Raises RejectedValue for what PostgreSQL cannot hold and for absurd lengths."""
     if len(value) > limit:
         raise RejectedValue(field, f"longer than {limit} characters: {_shown(value)}")
@@ -162,16 +162,16 @@ def label(value: str, field: str, limit: int) -> str:
     return value
 
 
-def identifier(value: str, field: str = "id") -> str:
+def check_id(value: str, field: str = "id") -> str:
     """A source's id of a coin as it is. Raises RejectedValue where it is empty, too long or not printable."""
     if not value.strip():
         raise RejectedValue(field, "empty")
     if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
         raise RejectedValue(field, f"holds a control character: {_shown(value)}")
-    return label(value, field, ID_LIMIT)
+    return check_text(value, field, ID_LIMIT)
 
 
-def moment(value: datetime, field: str, now: datetime) -> datetime:
+def check_time(value: datetime, field: str, now: datetime) -> datetime:
     """An aware time in UTC. Raises RejectedValue where no market was yet, or it is still to come at `now`."""
     try:
         utc = value.astimezone(UTC)
@@ -179,7 +179,7 @@ def moment(value: datetime, field: str, now: datetime) -> datetime:
         raise RejectedValue(field, f"out of bounds: {value.isoformat()}") from None
     if utc < EARLIEST:
         raise RejectedValue(field, f"before {EARLIEST:%Y}: {utc.isoformat()}")
-    if utc > now + AHEAD:
+    if utc > now + CLOCK_TOLERANCE:
         raise RejectedValue(field, f"in the future: {utc.isoformat()}")
     return utc
 
@@ -192,12 +192,12 @@ def slug(text: str) -> str:
     return _NOT_SLUG.sub("-", text.lower()).strip("-")
 
 
-def composed_id(symbol: str, name: str) -> str:
+def compose_id(symbol: str, name: str) -> str:
     """The id of a coin that its source gives none: `slug(symbol)-slug(name)`.
 
     Raises RejectedValue where neither leaves a letter or digit.
     """
-    return identifier("-".join(part for part in (slug(symbol), slug(name)) if part), "id")
+    return check_id("-".join(part for part in (slug(symbol), slug(name)) if part), "id")
 
 
 # COPY's text format: tab between columns, \N for null, and these characters escaped.
@@ -209,7 +209,7 @@ KEY_COLUMNS = ("position", "content_hash", "has_source_time", "observed_at", "so
 CONTENT_COLUMNS = ("position", "symbol", "name", "rank", *VALUE_FIELDS)
 
 
-class Lines(msgspec.Struct, frozen=True):
+class CopyLines(msgspec.Struct, frozen=True):
     """Records as COPY text, a line each, in the order of `KEY_COLUMNS` and of `CONTENT_COLUMNS`."""
 
     keys: bytes
@@ -223,7 +223,7 @@ def copy_cell(value: str | int | None) -> str:
 
 def copy_lines(
     position: int, keys: Sequence[str], contents: Sequence[str], lacks: Sequence[str] = ()
-) -> Lines:
+) -> CopyLines:
     """Records that tell their time as COPY text.
 
     `keys` holds the time and the id of each, `contents` the other values from the symbol on, as `copy_cell`
@@ -233,13 +233,13 @@ def copy_lines(
     # Encoding them all at once takes half the time of as many short calls.
     told = "\n".join(map("\t".join, zip(keys, contents, strict=True))).encode().split(b"\n")
     keyed = enumerate(zip(map(_digest, told, repeat(_person(lacks))), keys, strict=True), start=position)
-    return Lines(
+    return CopyLines(
         "".join([f"{place}\t{digest}\tt\t{key}\n" for place, (digest, key) in keyed]).encode(),
         "".join([f"{place}\t{content}\n" for place, content in enumerate(contents, start=position)]).encode(),
     )
 
 
-def lines_of(record: Record, position: int, lacks: Sequence[str] = ()) -> Lines:
+def copy_record(record: Record, position: int, lacks: Sequence[str] = ()) -> CopyLines:
     """A record as COPY text; `position` is its place in its batch, `lacks` names the fields that it has not.
 
     Equal values give equal hashes, because their digits are written in one way only.
@@ -262,7 +262,7 @@ def lines_of(record: Record, position: int, lacks: Sequence[str] = ()) -> Lines:
     content = "\t".join([copy_cell(value) for value in values])
     told = f"{when}\t{source_id}\t{content}" if record.has_source_time else f"{source_id}\t{content}"
     reported = "t" if record.has_source_time else "f"
-    return Lines(
+    return CopyLines(
         f"{position}\t{_digest(told.encode(), _person(lacks))}\t{reported}\t{when}\t{source_id}\n".encode(),
         f"{position}\t{content}\n".encode(),
     )

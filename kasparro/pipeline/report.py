@@ -117,7 +117,7 @@ class SourceReport(_Report, frozen=True, kw_only=True):
         list[RefusedFile],
         msgspec.Meta(
             description="The first 50 files that were refused, whole or from some row on, while their "
-            "rejects are kept. `rejects` counts them all as `file refused`."
+            "rejects are kept. `rejects` counts them all as `file rejected`."
         ),
     ]
     calls: Annotated[int, msgspec.Meta(description="Calls made upstream.")]

@@ -13,7 +13,7 @@ from asyncpg import Record as Row
 from kasparro.concurrency import failure
 from kasparro.errors import DatabaseUnavailable, LeaseLost, NothingToDo, SourceError, StatementTimeout
 from kasparro.model.batch import Batch
-from kasparro.model.profile import ENOUGH, Profile, merged
+from kasparro.model.profile import MIN_OBJECTS, Profile, merge_profiles
 from kasparro.model.record import Reject
 from kasparro.pipeline import circuit_breaker
 from kasparro.pipeline.circuit_breaker import Circuit
@@ -218,16 +218,16 @@ class SourceRun:
     async def _load(self, batch: Batch) -> None:
         if batch.page is not None or batch.profile is not None:
             # An API's batch. A page that has not changed comes without records, and so without a profile.
-            self._profile = merged([self._profile or Profile(), batch.profile or Profile()])
+            self._profile = merge_profiles([self._profile or Profile(), batch.profile or Profile()])
         self._reject_kinds.update(
             f"{reject.field}: {reject.kind}" if reject.field else reject.kind
             for reject in batch.rejects
-            if not reject.of_file
+            if not reject.is_file
         )
         await self._retry(lambda: self._loader.load(batch, self._clock()))
         self._complete_file |= batch.checkpoint is not None and batch.checkpoint.complete
         for reject in batch.rejects:
-            if reject.of_file:
+            if reject.is_file:
                 self._note_file(reject)
 
     def _note_file(self, reject: Reject) -> None:
@@ -319,7 +319,7 @@ def _budget_spent(limit: int | None, now: datetime) -> SourceError:
 
 def _is_unusable(batch: Batch) -> bool:
     """Whether a batch is from an API, large enough to judge, and without any valid record."""
-    return batch.profile is not None and not batch.valid and batch.fetched >= ENOUGH
+    return batch.profile is not None and not batch.valid and batch.fetched >= MIN_OBJECTS
 
 
 def _likely_cause(quality: QualityReport) -> str | None:

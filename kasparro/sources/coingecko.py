@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from kasparro.errors import NothingToDo, SettingsError, SourceError
 from kasparro.model.batch import Batch, BatchBuilder
-from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
+from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id, check_text
 from kasparro.settings import (
     NotAllowed,
     Secret,
@@ -152,9 +152,9 @@ def to_record(item: Raw, now: datetime) -> Record:
     )
     observed_at = when(market.last_updated, "last_updated", now)
     return Record(
-        source_id=identifier(market.id),
-        symbol=label(market.symbol, "symbol", SYMBOL_LIMIT),
-        name=label(market.name, "name", NAME_LIMIT),
+        source_id=check_id(market.id),
+        symbol=check_text(market.symbol, "symbol", SYMBOL_LIMIT),
+        name=check_text(market.name, "name", NAME_LIMIT),
         observed_at=observed_at or now,
         has_source_time=observed_at is not None,
         rank=market_rank,

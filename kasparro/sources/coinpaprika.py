@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from kasparro.errors import SourceError
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder
-from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, identifier, label
+from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id, check_text
 from kasparro.settings import (
     Secret,
     SourceSettings,
@@ -110,9 +110,9 @@ def to_record(item: Raw, now: datetime) -> Record:
     usd = ticker.quotes.usd
     observed_at = when(ticker.last_updated, "last_updated", now)
     return Record(
-        source_id=identifier(ticker.id),
-        symbol=label(ticker.symbol, "symbol", SYMBOL_LIMIT),
-        name=label(ticker.name, "name", NAME_LIMIT),
+        source_id=check_id(ticker.id),
+        symbol=check_text(ticker.symbol, "symbol", SYMBOL_LIMIT),
+        name=check_text(ticker.name, "name", NAME_LIMIT),
         observed_at=observed_at or now,
         has_source_time=observed_at is not None,
         rank=rank(ticker.rank, "rank"),

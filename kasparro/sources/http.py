@@ -16,7 +16,7 @@ import stamina
 from kasparro import __version__
 from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
-from kasparro.model.payload import EVIDENCE_BYTES, HEADER_LIMIT, KEPT_HEADERS, Payload
+from kasparro.model.payload import FAILED_BODY_LIMIT, HEADER_LIMIT, STORED_HEADERS, Payload
 from kasparro.sources.base import SourceContext
 from kasparro.sources.json_array import ArrayTooLong, split_array
 
@@ -216,19 +216,19 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             status=response.status if response else None,
             headers={
                 name: self._redacted(_as_utf8(response.headers[name][:HEADER_LIMIT]))
-                for name in KEPT_HEADERS
+                for name in STORED_HEADERS
                 if response is not None and name in response.headers
             },
             complete=complete,
             body=body,
             items_limit=items_limit,
         )
-        if payload.good:
+        if payload.succeeded:
             await self._context.save_payload(payload)
             return payload
         # This one is saved as evidence and not for a replay: a part is enough, and it must not hold the key.
-        body = self._redacted(body[:EVIDENCE_BYTES].decode("latin-1")).encode("latin-1")
-        whole = complete and len(payload.body) <= EVIDENCE_BYTES
+        body = self._redacted(body[:FAILED_BODY_LIMIT].decode("latin-1")).encode("latin-1")
+        whole = complete and len(payload.body) <= FAILED_BODY_LIMIT
         await self._context.save_payload(msgspec.structs.replace(payload, complete=whole, body=body))
         return payload
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import msgspec
 
-from kasparro.model.record import RANK_LIMIT, RejectedValue, canonical_decimal, moment, positive
+from kasparro.model.record import RANK_LIMIT, RejectedValue, canonical_decimal, check_not_negative, check_time
 
 NULL = msgspec.Raw(b"null")
 
@@ -27,7 +27,7 @@ def number(raw: msgspec.Raw, field: str) -> str | None:
 
 def amount(raw: msgspec.Raw, field: str) -> str | None:
     """As `number`, for values that cannot be negative: prices, caps, supplies. Raises RejectedValue."""
-    return positive(number(raw, field), field)
+    return check_not_negative(number(raw, field), field)
 
 
 def zero_is_unknown(value: str | None) -> str | None:
@@ -56,4 +56,4 @@ def when(text: str | None, field: str, now: datetime) -> datetime | None:
         at = msgspec.convert(text, _Aware)
     except msgspec.ValidationError:
         raise RejectedValue(field, f"not an RFC 3339 time: {text[:60]!r}") from None
-    return moment(at, field, now)
+    return check_time(at, field, now)

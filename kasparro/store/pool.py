@@ -12,7 +12,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTimeout, one_line
-from kasparro.places import Places
+from kasparro.fair_semaphore import FairSemaphore
 from kasparro.store import failover
 
 if TYPE_CHECKING:
@@ -337,18 +337,18 @@ class _Pool:
         self._pool = pool
         self._wait_s = wait_s
         self._most = None if queued is None else pool.get_max_size() + queued
-        self._most_per_client = None if queued is None else max(1, queued // QUEUE_PART)
-        self._places = Places(pool.get_max_size())
-        self._requests = 0
-        self._in_use = 0
+        self._most_each = None if queued is None else max(1, queued // QUEUE_PART)
+        self._slots = FairSemaphore(pool.get_max_size())
+        self._asking = 0
+        self._working = 0
 
     @asynccontextmanager
     async def connection(self, client: str = "") -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         if self._requests == self._most:
             raise self._busy()
-        if client and self._places.waiting_of(client) == self._most_per_client:
-            raise DatabaseBusy(f"{self._most_per_client} requests of this client wait for PostgreSQL already")
-        self._requests += 1
+        if client and self._slots.waiting_of(client) == self._most_each:
+            raise DatabaseBusy(f"{self._most_each} requests of this client wait for PostgreSQL already")
+        self._asking += 1
         try:
             connection = await self._acquire(client)
             self._in_use += 1
@@ -364,7 +364,7 @@ class _Pool:
                 try:
                     await self._pool.release(connection)
                 finally:
-                    self._places.give_back(client)
+                    self._slots.release(client)
         finally:
             self._requests -= 1
 
@@ -373,25 +373,25 @@ class _Pool:
         rejected: asyncpg.TooManyConnectionsError | None = None
         while True:
             try:
-                await self._places.take(client, deadline - time.monotonic())
+                await self._slots.acquire(client, deadline - time.monotonic())
             except TimeoutError:
-                raise rejected or self._busy() from None
-            if rejected is not None and time.monotonic() >= deadline:
-                self._places.give_back(client)
-                raise rejected
+                raise refused or self._busy() from None
+            if refused is not None and time.monotonic() >= deadline:
+                self._slots.release(client)
+                raise refused
             try:
                 return await self._pool.acquire(timeout=deadline - time.monotonic())
             except asyncpg.TooManyConnectionsError as error:
-                asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._places.give_back, client)
-                rejected = error
+                asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._slots.release, client)
+                refused = error
             except TimeoutError:
-                self._places.give_back(client)
-                if rejected is not None:
-                    # The time ended during an attempt; the error of the attempt before is the reason.
-                    raise rejected from None
+                self._slots.release(client)
+                if refused is not None:
+                    # The time ran out during an attempt: the refusal before it says why.
+                    raise refused from None
                 raise
             except BaseException:
-                self._places.give_back(client)
+                self._slots.release(client)
                 raise
 
     def usage(self) -> tuple[int, int, int]:

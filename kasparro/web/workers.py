@@ -99,7 +99,9 @@ class Workers(Multiprocess):
         self._counts.add(Counts(worker_exits={reason: 1}))
         self._merge(str(process.pid))
         error = KasparroError(f"process {process.pid} ended: {reason}")
-        pause = self._supervisor.failed("worker", error, event="worker_died", pid=process.pid, exit=reason)
+        pause = self._supervisor.record_failure(
+            "worker", error, event="worker_died", pid=process.pid, exit=reason
+        )
         self._restart_at[process] = time.monotonic() + pause
 
     def _replace(self, index: int, process: Process) -> None:

@@ -33,7 +33,7 @@ SELECT
 
 -- name: runs --
 -- Whole runs, one row for each of their sources. The duration of a running one ends now. Rejected files
--- come first among the counts (kasparro/model/record.py, FILE_REFUSED): a file matters more than a row.
+-- come first among the counts (kasparro/model/record.py, FILE_REJECTED): a file matters more than a row.
 SELECT
     runs.id,
     runs.trigger,
@@ -80,7 +80,7 @@ SELECT
             FROM reject_counts
             WHERE reject_counts.run_id = run_sources.run_id AND reject_counts.source = run_sources.source
             ORDER BY
-                (reject_counts.reason = 'file refused') DESC,
+                (reject_counts.reason = 'file rejected') DESC,
                 reject_counts.rejects DESC,
                 reject_counts.location ASC,
                 reject_counts.field ASC,

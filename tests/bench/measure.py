@@ -18,7 +18,7 @@ from kasparro.store import queries
 from kasparro.store.pool import Connection
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import Selection
-from tests.conftest import on_server
+from tests.conftest import url_of_database
 
 
 @asynccontextmanager
@@ -36,7 +36,7 @@ async def new_database(server_url: str, name: str) -> str:
     await connection.execute(f"CREATE DATABASE {name}")
     await connection.execute("CHECKPOINT")
     await connection.close()
-    return on_server(server_url, name)
+    return url_of_database(server_url, name)
 
 
 async def run(*command: str, **environment: str) -> bytes:

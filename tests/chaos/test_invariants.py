@@ -85,4 +85,4 @@ async def test_violation_is_described(
 )
 def test_unexpected_log_lines_are_found(line: str) -> None:
     assert invariants.unexpected_log_lines([line])
-    assert not invariants.unexpected_log_lines(['{"event": "trying again", "level": "warning"}'])
+    assert not invariants.unexpected_log_lines(['{"event": "retry_scheduled", "level": "warning"}'])

@@ -78,10 +78,10 @@ async def test_what_is_tried_again_is_a_line_in_the_log_with_its_reason(database
             KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
         )
 
-    (told,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "trying again"]
+    (told,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "retry_scheduled"]
     assert code == 0
-    assert (told["level"], told["reason"], told["attempt"]) == ("warning", "CoinPaprika answered 503", 1)
-    assert told["in_s"] > 0
+    assert (told["level"], told["reason"], told["retry_num"]) == ("warning", "CoinPaprika answered 503", 1)
+    assert told["wait_s"] > 0
 
 
 async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str) -> None:

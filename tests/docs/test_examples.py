@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.conftest import on_server
+from tests.conftest import url_of_database
 from tests.support.documents import blocks, pages, rows, section
 
 START_S = 120
@@ -35,7 +35,7 @@ def demo(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     log = tmp_path_factory.mktemp("demo") / "log"
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("KASPARRO_")},
-        "DATABASE_URL": on_server(server_url, name),
+        "DATABASE_URL": url_of_database(server_url, name),
         "KASPARRO_ADMIN_TOKEN": "a-token-of-the-test",
         "KASPARRO_LOG": "json",
         "PORT": "0",

@@ -488,7 +488,7 @@ class TestAsRoot:
                 assert await execute(postgres.dsn, "SELECT 1") == 1
 
     async def test_others_cannot_connect(self, home: Path) -> None:
-        if programs.for_unprivileged(find_programs()) != find_programs():
+        if programs.unprivileged_programs(find_programs()) != find_programs():
             pytest.skip("the checkout is closed to other accounts, so none can run its psql")
         async with EmbeddedPostgres(home):
             # Let into the folder, where a stranger never gets: the socket and the server refuse as well.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasparro.model.profile import FIELDS_KEPT, SAMPLES, Profile, Profiler, merged
+from kasparro.model.profile import FIELDS_KEPT, SAMPLES, Profile, Profiler, merge_profiles
 
 
 def profiled(*records: Any) -> Profile:
@@ -44,7 +44,7 @@ def test_fields_are_counted_by_the_kind_of_their_values() -> None:
         "tags": {"array": 2},
         "new": {"boolean": 2},
     }
-    assert (found.fields["price"].of, found.fields["roi.times"].of, found.records) == (2, 1, 2)
+    assert (found.fields["price"].parents, found.fields["roi.times"].parents, found.records) == (2, 1, 2)
 
 
 def test_samples_are_of_the_first_records() -> None:
@@ -63,7 +63,7 @@ def test_every_field_of_a_record_is_counted_once(told: list[dict[str, Any]]) -> 
         present = found.fields[name].present if name in found.fields else 0
         assert present == sum(name in record for record in told)
     for field in found.fields.values():
-        assert field.filled <= field.present <= field.of == found.objects[field.parent]
+        assert field.filled <= field.present <= field.parents == found.objects[field.parent]
 
 
 @given(told=records, cuts=st.sets(st.integers(1, 19)))
@@ -71,13 +71,13 @@ def test_profiles_of_the_parts_make_the_profile_of_the_whole(
     told: list[dict[str, Any]], cuts: set[int]
 ) -> None:
     borders = [0, *sorted(cut for cut in cuts if cut < len(told)), len(told)]
-    parts = merged(profiled(*told[a:b]) for a, b in itertools.pairwise(borders))
+    parts = merge_profiles(profiled(*told[a:b]) for a, b in itertools.pairwise(borders))
 
     whole = profiled(*told)
 
     assert parts.objects == whole.objects
-    assert {path: (one.of, one.kinds) for path, one in parts.fields.items()} == {
-        path: (one.of, one.kinds) for path, one in whole.fields.items()
+    assert {path: (one.parents, one.kinds) for path, one in parts.fields.items()} == {
+        path: (one.parents, one.kinds) for path, one in whole.fields.items()
     }
 
 

@@ -10,16 +10,16 @@ from msgspec.structs import replace
 
 from kasparro.model.record import (
     EARLIEST,
-    Lines,
+    CopyLines,
     Record,
     RejectedValue,
     canonical_decimal,
-    composed_id,
+    check_id,
+    check_text,
+    check_time,
+    compose_id,
     copy_lines,
-    identifier,
-    label,
-    lines_of,
-    moment,
+    copy_record,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -92,7 +92,7 @@ def test_absurd_numbers_are_refused(text: str) -> None:
 
 def hashed(record: Record, position: int) -> bytes:
     """The content hash that goes into its line."""
-    return lines_of(record, position).keys.split(b"\t")[1]
+    return copy_record(record, position).keys.split(b"\t")[1]
 
 
 def test_a_line_is_hashed_by_what_the_source_told() -> None:
@@ -130,36 +130,36 @@ def test_null_and_empty_and_zero_are_three_things() -> None:
 
 
 def test_times_are_bounded_by_the_first_block_and_by_now() -> None:
-    assert moment(NOW + timedelta(minutes=9), "t", NOW) == NOW + timedelta(minutes=9)
+    assert check_time(NOW + timedelta(minutes=9), "t", NOW) == NOW + timedelta(minutes=9)
     for bad in (
         EARLIEST - timedelta(seconds=1),
         NOW + timedelta(minutes=11),
         datetime.max.replace(tzinfo=UTC),
     ):
         with pytest.raises(RejectedValue):
-            moment(bad, "t", NOW)
+            check_time(bad, "t", NOW)
 
 
 def test_ids_are_composed_as_coinpaprika_does() -> None:
-    assert composed_id("BTC", "Bitcoin") == "btc-bitcoin"
-    assert composed_id("B@", "Wrapped  Token (v2)") == "b-wrapped-token-v2"
-    assert composed_id("柴犬", "柴犬") == "柴犬-柴犬"
+    assert compose_id("BTC", "Bitcoin") == "btc-bitcoin"
+    assert compose_id("B@", "Wrapped  Token (v2)") == "b-wrapped-token-v2"
+    assert compose_id("柴犬", "柴犬") == "柴犬-柴犬"
     with pytest.raises(RejectedValue):
-        composed_id("$$", "---")
+        compose_id("$$", "---")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "a\nb", "a\x00", "x" * 201])
 def test_ids_that_cannot_identify_are_refused(text: str) -> None:
     with pytest.raises(RejectedValue):
-        identifier(text)
+        check_id(text)
 
 
 def test_names_stay_as_they_are_unless_postgresql_cannot_hold_them() -> None:
     odd = "=HYPERLINK(1)\u200b<b>比特币</b>\t\n\\N"
-    assert label(odd, "name", 100) == odd
+    assert check_text(odd, "name", 100) == odd
     for bad in ("a\x00b", "x" * 101):
         with pytest.raises(RejectedValue):
-            label(bad, "name", 100)
+            check_text(bad, "name", 100)
 
 
 @given(st.lists(st.tuples(st.datetimes(timezones=st.just(UTC)), st.text(), st.text()), min_size=1))
@@ -167,7 +167,7 @@ def test_records_written_together_are_written_as_each_by_itself(
     told: list[tuple[datetime, str, str]],
 ) -> None:
     records = [replace(PLAIN, observed_at=at, source_id=source_id, name=name) for at, source_id, name in told]
-    apart = [lines_of(record, place) for place, record in enumerate(records, start=3)]
+    apart = [copy_record(record, place) for place, record in enumerate(records, start=3)]
 
     together = copy_lines(
         3,
@@ -175,6 +175,6 @@ def test_records_written_together_are_written_as_each_by_itself(
         [lines.contents.decode()[:-1].split("\t", 1)[1] for lines in apart],
     )
 
-    assert together == Lines(
+    assert together == CopyLines(
         b"".join(lines.keys for lines in apart), b"".join(lines.contents for lines in apart)
     )

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from kasparro.model.record import FILE_REFUSED
+from kasparro.model.record import FILE_REJECTED
 from kasparro.pipeline import report, source_run
 from kasparro.pipeline.report import RefusedFile, RunReport
 from kasparro.simulator import Simulator
@@ -165,7 +165,7 @@ async def test_rejected_files_are_named_with_the_missing_setting(
     assert [(reject.location, reject.line) for reject in part.items if reject.line] == [("good.csv", 3)]
     assert (csv.records.fetched, csv.records.valid, csv.records.rejected) == (12, 1, 11)
     assert [(count.location, count.reason, count.rejects) for count in csv.rejects] == [
-        (None, FILE_REFUSED, 10),
+        (None, FILE_REJECTED, 10),
         ("good.csv", "not a number", 1),
     ]
 
@@ -247,7 +247,7 @@ async def test_thousands_of_rejected_files(
 
     (csv,) = (await last_report(connection)).sources
     assert (csv.records.fetched, csv.records.rejected) == (many, many)
-    assert [(count.reason, count.rejects) for count in csv.rejects] == [(FILE_REFUSED, many)]
+    assert [(count.reason, count.rejects) for count in csv.rejects] == [(FILE_REJECTED, many)]
     assert len(csv.refused_files) == 50
     assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_LIMIT
     assert await connection.fetchval("SELECT count(*) FROM reject_counts") == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kasparro.model.batch import BATCH_ROWS
-from tests.conftest import copied
+from tests.conftest import copied_database
 from tests.support.runs import table_contents
 
 # Number of rounds, each with its own seed: `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_kill.py`.
@@ -73,7 +73,7 @@ def undisturbed(server_url: str, template: str, archives: Path) -> Undisturbed:
     """An undisturbed load, once for all rounds."""
 
     async def load() -> Undisturbed:
-        async with copied(server_url, template) as url:
+        async with copied_database(server_url, template) as url:
             began = time.monotonic()
             assert await etl(url, archives) == 0
             return Undisturbed(await table_contents(url), time.monotonic() - began)

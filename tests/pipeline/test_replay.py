@@ -74,7 +74,7 @@ async def test_every_call_stores_its_payload(
     assert [(page.path, page.parameters["page"], page.status) for page in pages] == [
         ("/coins/markets", number, 200) for number in ("1", "2", "3")
     ]
-    assert all(page.good and page.received_at == moment for page in pages)
+    assert all(page.succeeded and page.received_at == moment for page in pages)
     assert all(page.headers["content-type"].startswith("application/json") for page in pages)
     assert all({"date", "etag"} <= page.headers.keys() for page in pages)
     ids = [item["id"] for page in pages for item in msgspec.json.decode(page.body)]

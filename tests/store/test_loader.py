@@ -23,7 +23,7 @@ from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record
 from kasparro.store.loader import REJECTS_KEPT, Loader
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
-from tests.conftest import copied
+from tests.conftest import copied_database
 from tests.support.batches import T0, fetch_rows, load_batches, make_batch, make_record, start_loader
 
 
@@ -360,7 +360,7 @@ def test_a_connection_that_ends_during_copy_is_a_transient_error(server_url: str
 
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
-        async with copied(server_url, template) as url, Database(url) as database:
+        async with copied_database(server_url, template) as url, Database(url) as database:
             into = await start_loader(database)
             terminating = asyncio.create_task(terminate_copies(url))
             try:

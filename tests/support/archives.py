@@ -134,7 +134,7 @@ async def collect(messages: AsyncIterable[Portion | Problem]) -> Outcome:
 
 def rejected_files(batch: Batch) -> list[str]:
     """The files that a batch rejects, each with its reason in one line."""
-    return [reject.summary for reject in batch.rejects if reject.of_file]
+    return [reject.summary for reject in batch.rejects if reject.is_file]
 
 
 def ended(pid: int) -> bool:

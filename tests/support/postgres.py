@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from kasparro.embedded.programs import Programs, find_programs, for_unprivileged
+from kasparro.embedded.programs import Programs, find_programs, unprivileged_programs
 
 OWNER = "postgres"
 USER = "kasparro"
@@ -180,7 +180,7 @@ class Servers:
         self.folder = folder
         self.all: list[Server] = []
         found = find_programs()
-        self._programs = for_unprivileged(found) if os.geteuid() == 0 else found
+        self._programs = unprivileged_programs(found) if os.geteuid() == 0 else found
 
     async def primary(self) -> Server:
         """A new server that runs, with an empty database of the role's own."""

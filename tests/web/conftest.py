@@ -27,7 +27,7 @@ from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol
 from kasparro.web.server import uvicorn_config
 from kasparro.web.service import SchedulerLike
-from tests.conftest import on_server
+from tests.conftest import url_of_database
 
 LONG_AGO = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -152,7 +152,7 @@ def shared_database(runner: asyncio.Runner, server_url: str, template: str) -> I
         stack.push_async_callback(server.close)
         await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         stack.push_async_callback(server.execute, f"DROP DATABASE {name} WITH (FORCE)")
-        return await stack.enter_async_context(Database(on_server(server_url, name)))
+        return await stack.enter_async_context(Database(url_of_database(server_url, name)))
 
     yield runner.run(make())
     runner.run(stack.aclose())

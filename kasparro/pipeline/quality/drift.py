@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from kasparro.model.profile import ENOUGH, Field, Kind, Profile, bounded
+from kasparro.model.profile import MIN_OBJECTS, Field, Kind, Profile, limit_fields
 
 Change = Literal["appeared", "vanished", "type", "null"]
 
@@ -166,18 +166,26 @@ def _changes(baseline: DriftBaseline, profile: Profile, run_id: int, *, nulls: b
 
     for path, old in vanished.items():
         missing = profile.objects[old.parent] - _present(profile, path)
-        yield drift(path, "vanished", missing, f"in {_percent(old.present, old.of)}", "missing")
+        yield drift(path, "vanished", missing, f"in {_percent(old.present, old.parents)}", "missing")
     for path, new in appeared.items():
         yield drift(path, "appeared", new.present, "not there", _main_kind(new))
     for path in sorted(known.keys() & current.keys() - vanished.keys() - appeared.keys()):
         old, new = known[path], current[path]
-        if old.of < ENOUGH or new.of < ENOUGH:
+        if old.parents < MIN_OBJECTS or new.parents < MIN_OBJECTS:
             continue
-        if nulls and old.filled >= MOST * old.of and max(new.fullest, new.filled / new.of) <= FEW:
+        if (
+            nulls
+            and old.filled >= MOST * old.parents
+            and max(new.max_fill_share, new.filled / new.parents) <= FEW
+        ):
             yield drift(
-                path, "null", new.of - new.filled, f"filled in {_percent(old.filled, old.of)}", "null"
+                path,
+                "null",
+                new.parents - new.filled,
+                f"filled in {_percent(old.filled, old.parents)}",
+                "null",
             )
-        elif min(old.filled, new.filled) >= ENOUGH:
+        elif min(old.filled, new.filled) >= MIN_OBJECTS:
             kind = _main_kind(new)
             count = new.kinds.get(kind, 0.0)
             if count >= MOST * new.filled and old.kinds.get(kind, 0.0) <= FEW * old.filled:
@@ -186,13 +194,17 @@ def _changes(baseline: DriftBaseline, profile: Profile, run_id: int, *, nulls: b
 
 def _vanished(old: Field, path: str, profile: Profile) -> bool:
     of = profile.objects.get(old.parent, 0.0)
-    enough = min(old.of, of) >= ENOUGH
-    return enough and old.present >= MOST * old.of and _present(profile, path) <= FEW * of
+    enough = min(old.parents, of) >= MIN_OBJECTS
+    return enough and old.present >= MOST * old.parents and _present(profile, path) <= FEW * of
 
 
 def _appeared(known: Profile, path: str, new: Field) -> bool:
     of = known.objects.get(new.parent, 0.0)
-    return min(of, new.of) >= ENOUGH and new.present >= MOST * new.of and _present(known, path) <= FEW * of
+    return (
+        min(of, new.parents) >= MIN_OBJECTS
+        and new.present >= MOST * new.parents
+        and _present(known, path) <= FEW * of
+    )
 
 
 def _present(profile: Profile, path: str) -> float:
@@ -213,8 +225,8 @@ def _has_ended(change: OpenChange, profile: Profile, *, nulls: bool) -> bool:
     """Whether a run that does not show the change proves that it has ended."""
     if change.change == "type":
         field = profile.fields.get(change.field)
-        return field is not None and field.filled >= ENOUGH
-    enough = profile.objects.get(change.parent, 0.0) >= ENOUGH
+        return field is not None and field.filled >= MIN_OBJECTS
+    enough = profile.objects.get(change.parent, 0.0) >= MIN_OBJECTS
     return enough and (change.change != "null" or nulls)
 
 
@@ -241,7 +253,7 @@ def _updated(
         if blended is not None and blended.present >= 1:
             fields[path] = blended
     return DriftBaseline(
-        profile=bounded(Profile(objects=objects, fields=fields)),
+        profile=limit_fields(Profile(objects=objects, fields=fields)),
         runs=baseline.runs * WEIGHT + 1.0,
         complete=baseline.complete or complete,
     )
@@ -253,7 +265,7 @@ def _blended(old: Field, new: Field | None, of: float) -> Field:
         kinds[kind] = kinds.get(kind, 0.0) + count
     return Field(
         parent=old.parent,
-        of=old.of * WEIGHT + of,
+        parents=old.parents * WEIGHT + of,
         kinds=kinds,
         samples=new.samples if new and new.samples else old.samples,
     )

@@ -11,12 +11,12 @@ from kasparro.model.record import (
     RANK_LIMIT,
     SYMBOL_LIMIT,
     RejectedValue,
-    composed_id,
+    check_id,
+    check_not_negative,
+    check_text,
+    check_time,
+    compose_id,
     copy_cell,
-    identifier,
-    label,
-    moment,
-    positive,
 )
 from kasparro.sources.archives.header_names import CURRENCIES, PEGGED
 from kasparro.sources.archives.numbers import Kind, read_plain, read_plain_all
@@ -188,7 +188,7 @@ class Converter:
 
     def _read_number(self, kind: Kind, field: str, text: str) -> str:
         value = self._notation.read(text, field, kind)
-        return copy_cell(value if kind == "percent" else positive(value, field))
+        return copy_cell(value if kind == "percent" else check_not_negative(value, field))
 
     def _read_rank(self, text: str) -> str:
         value = self._notation.read(text, "rank", "supply")
@@ -208,9 +208,9 @@ class Converter:
             return _coin_cells(coin.source_id, coin.symbol or "", coin.name or "")
         symbol, name = (("" if text.lower() in _NO_COIN else text) for text in (symbol, name))
         if told_id.lower() not in _NO_COIN:
-            source_id = identifier(told_id)
+            source_id = check_id(told_id)
         elif symbol or name:
-            source_id = composed_id(symbol, name)
+            source_id = compose_id(symbol, name)
         else:
             raise RejectedValue("id", "empty")
         return _coin_cells(source_id, symbol, name)
@@ -227,7 +227,7 @@ class Converter:
         stamp = recognised.day or read_time(
             text, recognised.order, "observed_at", self._zone, recognised.epoch
         )
-        return moment(self._ended(stamp), "observed_at", self._now).isoformat(" ")
+        return check_time(self._ended(stamp), "observed_at", self._now).isoformat(" ")
 
     def _ended(self, stamp: Stamp) -> datetime:
         recognised = self._recognised
@@ -249,8 +249,8 @@ class Converter:
 def _coin_cells(source_id: str, symbol: str, name: str) -> tuple[str, str]:
     # The id, and symbol and name as they stand in a line.
     labels = (
-        _encodable(label(symbol, "symbol", SYMBOL_LIMIT), "symbol"),
-        _encodable(label(name, "name", NAME_LIMIT), "name"),
+        _encodable(check_text(symbol, "symbol", SYMBOL_LIMIT), "symbol"),
+        _encodable(check_text(name, "name", NAME_LIMIT), "name"),
     )
     return copy_cell(_encodable(source_id, "id")), "\t".join(copy_cell(text or None) for text in labels)
 

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, RejectedValue, composed_id, identifier
+from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, RejectedValue, check_id, compose_id
 from kasparro.sources.archives.files import Opened
 from kasparro.sources.archives.numbers import Sign
 from kasparro.sources.archives.text import shown, text_codec
@@ -75,7 +75,7 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def source_id(self) -> str:
         """Its id, else one made of symbol and name. Raises RejectedValue where neither gives one."""
-        return identifier(self.id) if self.id else composed_id(self.symbol or "", self.name or "")
+        return check_id(self.id) if self.id else compose_id(self.symbol or "", self.name or "")
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from kasparro.model.record import AHEAD, EARLIEST, RejectedValue
+from kasparro.model.record import CLOCK_TOLERANCE, EARLIEST, RejectedValue
 from kasparro.sources.archives.numbers import Ambiguous
 
 Order = Literal["dmy", "mdy", "ymd"]
@@ -245,7 +245,7 @@ def _failures(texts: Sequence[str], order: Order, now: datetime) -> int:
         except RejectedValue:
             failed += 1
         else:
-            failed += not EARLIEST <= at <= now + AHEAD + _DAY
+            failed += not EARLIEST <= at <= now + CLOCK_TOLERANCE + _DAY
     return failed
 
 

@@ -10,8 +10,8 @@ import msgspec
 import structlog
 
 from kasparro.errors import DatabaseBusy
+from kasparro.fair_semaphore import FairSemaphore
 from kasparro.log_rate import RateLimitedLog
-from kasparro.places import Places
 from kasparro.web.http.problems import Problem
 
 client_log = RateLimitedLog(structlog.get_logger())
@@ -69,19 +69,19 @@ class ExportSlot:
 
 
 class ExportQueue:
-    """Admits `slots` exports at once, in the fair order of `Places`."""
+    """Admits `slots` exports at once, in the fair order of `FairSemaphore`."""
 
     limits: ClassVar[ExportLimits] = ExportLimits()
 
     def __init__(self, slots: int) -> None:
-        self._places = Places(slots, self.limits.per_client)
+        self._slots = FairSemaphore(slots, self.limits.per_client)
         self._running: list[ExportSlot] = []
         self._check: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
         """The number of waiting exports."""
-        return self._places.waiting
+        return self._slots.waiting
 
     @asynccontextmanager
     async def slot(self, client: str, abort: Callable[[], None]) -> AsyncIterator[ExportSlot]:
@@ -89,12 +89,12 @@ class ExportQueue:
 
         Raises Problem (429) if too many exports of this client wait, DatabaseBusy after `queue_timeout_s`.
         """
-        if self._places.waiting_of(client) >= self.limits.queued_per_client:
+        if self._slots.waiting_of(client) >= self.limits.queued_per_client:
             raise _too_many(self.limits)
         if self._check is None:
             self._schedule_check()
         try:
-            await self._places.take(client, self.limits.queue_timeout_s)
+            await self._slots.acquire(client, self.limits.queue_timeout_s)
         except TimeoutError:
             raise DatabaseBusy(f"no export ended within {self.limits.queue_timeout_s:g} s") from None
         slot = ExportSlot(client, abort, self.limits)
@@ -103,7 +103,7 @@ class ExportQueue:
             yield slot
         finally:
             self._running.remove(slot)
-            self._places.give_back(client)
+            self._slots.release(client)
 
     def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()
@@ -112,7 +112,7 @@ class ExportQueue:
     def _abort_slow(self) -> None:
         # One export per check: the next check sees whether another one still has to wait.
         self._check = None
-        if not self._places.wanted:
+        if not self._slots.has_eligible_waiter:
             return
         slow = next((slot for slot in self._running if slot.slow), None)
         if slow is not None:

@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kasparro.model.profile import ENOUGH, Profile, Profiler, merged
+from kasparro.model.profile import MIN_OBJECTS, Profile, Profiler, merge_profiles
 from kasparro.pipeline.quality.drift import ACCEPTED_AFTER, DriftBaseline, DriftReport, find_drift
 
 Record = dict[str, Any]
@@ -24,7 +24,7 @@ def profiled(records: list[Record]) -> Profile:
         for record in page:
             profiler.note(msgspec.json.encode(record))
         found.append(profiler.take() or Profile())
-    return merged(found)
+    return merge_profiles(found)
 
 
 def reports(
@@ -148,9 +148,9 @@ def test_run_without_records_changes_nothing() -> None:
 
 def test_first_run_and_few_records_prove_nothing() -> None:
     assert last_report(coins(500)).drift == []
-    few = coins(ENOUGH - 1)
+    few = coins(MIN_OBJECTS - 1)
     assert last_report(few, [{"other": 1} for _ in few]).drift == []
-    assert changes(last_report(coins(ENOUGH), [{"other": 1}] * ENOUGH)) == [
+    assert changes(last_report(coins(MIN_OBJECTS), [{"other": 1}] * MIN_OBJECTS)) == [
         ("vanished", "id"),
         ("vanished", "price"),
         ("vanished", "quotes"),

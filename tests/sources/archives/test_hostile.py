@@ -62,7 +62,7 @@ async def main():
     rows, rejected = 0, []
     async for batch in Archives(sys.argv[1]).extract(context):
         rows += batch.rows
-        rejected += [reject.summary for reject in batch.rejects if reject.of_file]
+        rejected += [reject.summary for reject in batch.rejects if reject.is_file]
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps({"rows": rows, "rejected": rejected, "grown_kilobytes": grown}))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from kasparro.model.record import Record, lines_of
+from kasparro.model.record import Record, copy_record
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Portion, read_archive
 from kasparro.sources.archives.recognise import recognise, sampled
@@ -41,7 +41,7 @@ async def test_ticker_dump_gives_every_field_exactly(load: Read) -> None:
         percent_change_24h="5.76",
         percent_change_7d="26.04",
     )
-    lines = lines_of(expected, 0)
+    lines = copy_record(expected, 0)
     key, content = (text.decode()[:-1].split("\t") for text in (lines.keys, lines.contents))
     assert [*outcome.rows[0].values()] == [*key, *content[1:]]
     assert outcome.rows[1]["price_usd"] == "0.000000000012"

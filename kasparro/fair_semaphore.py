@@ -6,7 +6,7 @@ from collections import Counter, deque
 from kasparro.concurrency import timeout
 
 
-class Places:
+class FairSemaphore:
     """So many places. One that gets free goes to the client that holds the fewest, and among such to the one
     whose turn was longest ago. A client holds `each` at most, if that is told.
     """
@@ -28,11 +28,11 @@ class Places:
         return len(self._waiting.get(client, ()))
 
     @property
-    def wanted(self) -> bool:
+    def has_eligible_waiter(self) -> bool:
         """Whether somebody waits who could have a place that gets free."""
         return self._next() is not None
 
-    async def take(self, client: str, wait_s: float) -> None:
+    async def acquire(self, client: str, wait_s: float) -> None:
         """Return when the client has a place. Raises TimeoutError."""
         # While a place is free, nobody waits who could have it.
         if self._free and self._held[client] < self._each:
@@ -47,14 +47,14 @@ class Places:
         except BaseException:
             if given.done() and not given.cancelled():
                 # It was given just when its taker went away.
-                self.give_back(client)
+                self.release(client)
             elif given in self._waiting.get(client, ()):
                 self._waiting[client].remove(given)
                 if not self._waiting[client]:
                     del self._waiting[client]
             raise
 
-    def give_back(self, client: str) -> None:
+    def release(self, client: str) -> None:
         """Let others have the place of a client."""
         self._free += 1
         self._held[client] -= 1
