@@ -1,4 +1,4 @@
-"""The program: `kasparro`, and `python -m kasparro`."""
+"""The entry point of `kasparro` and `python -m kasparro`."""
 
 from kasparro import logs
 from kasparro.cli import commands
@@ -6,7 +6,7 @@ from kasparro.settings import Settings
 
 
 def run() -> None:
-    """Run a command, with a log also for what happens before its settings are read."""
+    """Run a command. Logging works before its settings are read, with the default settings."""
     logs.configure(Settings())
     logs.capture_crashes()
     commands.main()

@@ -1,9 +1,9 @@
-"""Timeouts and groups of tasks that count cancel requests right, on every Python that we support.
+"""Timeouts and groups of tasks that count cancel requests correctly on every supported Python.
 
-A task counts the cancel requests that it got (`Task.cancelling()`). On Python 3.11 and 3.12 asyncio.TaskGroup
-leaves a request behind in its parent where a child fails, and asyncio.timeout of 3.11.0 to 3.11.2 raises
-CancelledError instead of TimeoutError in a task that has one left. So the package uses `timeout` and
-`run_together`, and ruff refuses the others.
+A task counts its cancel requests (`Task.cancelling()`). On Python 3.11 and 3.12, asyncio.TaskGroup leaves a
+request behind in its parent task if a child fails. asyncio.timeout of 3.11.0 to 3.11.2 then raises
+CancelledError instead of TimeoutError in that task. Therefore the package uses `timeout` and `run_together`,
+and ruff reports uses of the others.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 class UnexpectedCancel(Exception):
-    """Work ended as if it had been cancelled, though nobody asked for that: a failure like any other."""
+    """A task ended as cancelled although nobody cancelled it: a failure like any other."""
 
 
 @asynccontextmanager
 async def timeout(seconds: float) -> AsyncIterator[None]:
-    """Cancel the block after this time and raise TimeoutError, also in a task that was cancelled before."""
+    """Cancel the block after this time and raise TimeoutError, even in a task with earlier cancel requests."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
-    limit = asyncio.timeout(seconds)  # noqa: TID251 - what is wrong with it is mended below
+    limit = asyncio.timeout(seconds)  # noqa: TID251 - the code below corrects its fault
     try:
         async with limit:
             yield
@@ -34,12 +34,12 @@ async def timeout(seconds: float) -> AsyncIterator[None]:
 
 
 async def run_together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """The results of coroutines that run side by side; where one fails, the others are cancelled.
+    """Run coroutines concurrently and return their results. If one fails, cancel the others.
 
-    Raises the errors of all that failed as one BaseExceptionGroup. A coroutine that ends as cancelled, though
-    nobody cancelled it, has failed with UnexpectedCancel.
+    Raises a BaseExceptionGroup with the errors of all that failed. A coroutine that ends as cancelled although
+    nobody cancelled it has failed with UnexpectedCancel.
     """
-    tasks = [asyncio.create_task(each) for each in work]
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
     pending, late = set(tasks), set[asyncio.Task[T]]()
     try:
         while pending:
@@ -51,19 +51,19 @@ async def run_together(*work: Coroutine[Any, Any, T]) -> list[T]:
         await cancel_all(late)
     errors = [error for task in tasks if (error := failure(task)) and not (task in late and task.cancelled())]
     if errors:
-        raise BaseExceptionGroup("work side by side failed", errors)
+        raise BaseExceptionGroup("concurrent tasks failed", errors)
     return [task.result() for task in tasks]
 
 
 def failure(task: asyncio.Task[Any]) -> BaseException | None:
-    """Why a task that is done has no result; UnexpectedCancel where it was cancelled."""
+    """The error of a finished task, or None. A cancelled task gives UnexpectedCancel."""
     if task.cancelled():
-        return UnexpectedCancel("it was cancelled from inside")
+        return UnexpectedCancel("the task was cancelled from inside")
     return task.exception()
 
 
 async def cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until each has ended."""
+    """Cancel tasks and wait until all have ended."""
     for task in tasks:
         task.cancel()
     if tasks:

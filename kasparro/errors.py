@@ -1,51 +1,51 @@
-"""The errors that Kasparro raises on purpose, told apart by what a caller can do, and how any is told."""
+"""The errors that Kasparro raises on purpose: one class for each thing that a caller can do about them."""
 
 
 class KasparroError(Exception):
-    """Base of every error Kasparro raises on purpose; its text is one line a person can act on."""
+    """Base of every error that Kasparro raises on purpose. Its text is one line that a person can act on."""
 
 
 class SettingsError(KasparroError):
-    """A setting has a value that is not allowed; the text names the variable and what is."""
+    """A setting has a value that is not allowed. The text names the variable and the allowed values."""
 
 
 class DatabaseUnavailable(KasparroError):
-    """PostgreSQL cannot be reached now; trying again later may work."""
+    """PostgreSQL cannot be reached now. A retry later may succeed."""
 
 
 class DatabaseBusy(DatabaseUnavailable):
-    """PostgreSQL is at work for others, and enough wait for it already; trying again soon may work."""
+    """All connections are in use, and enough queries wait for one already. A retry soon may succeed."""
 
 
 class StatementTimeout(KasparroError):
-    """PostgreSQL ended a statement at its time limit; trying again would end the same way."""
+    """PostgreSQL cancelled a statement at its `statement_timeout`. A retry would end the same way."""
 
 
 class MigrationError(KasparroError):
-    """The database's schema and the migrations of this program disagree; a person has to look."""
+    """The schema of the database does not match the migrations of this program. A person has to decide."""
 
 
 class RunInProgress(KasparroError):
-    """Another run is at work on this database; only one may be."""
+    """Another run is in progress on this database. Only one run at a time is allowed."""
 
 
 class LeaseLost(KasparroError):
-    """This run is no longer the one that may write: another process marked it interrupted."""
+    """This run may no longer write, because another process has marked it `interrupted`."""
 
 
 class SourceError(KasparroError):
-    """A source, one of its pages or one of its files could not be read; the text says why."""
+    """A source, a page or a file could not be read. The text says why."""
 
 
 class NothingToDo(KasparroError):
-    """A source has nothing to do in this run; the text says why."""
+    """A source has nothing to do in this run. The text says why."""
 
 
 class AlreadyLogged(Exception):
-    """Raised into a library to end its work on something, after the reason was logged; not logged again."""
+    """Makes a library stop its work, after the reason was logged. It is not logged again."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line of bounded length; its kind, where it says nothing."""
+    """The text of an error in one line of at most 200 characters; its type, if it has no text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}…"

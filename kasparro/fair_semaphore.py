@@ -1,4 +1,4 @@
-"""Shares places, such as connections to PostgreSQL, between clients that wait for them."""
+"""A semaphore that divides its permits, such as connections to PostgreSQL, fairly between clients."""
 
 import asyncio
 from collections import Counter, deque
@@ -7,69 +7,72 @@ from kasparro.concurrency import timeout
 
 
 class FairSemaphore:
-    """So many places. One that gets free goes to the client that holds the fewest, and among such to the one
-    whose turn was longest ago. A client holds `each` at most, if that is told.
+    """`count` permits. A client may hold at most `per_client` of them; None: all.
+
+    A released permit goes to the waiting client that holds the fewest. Among equals it goes to the client
+    that was served the longest ago.
     """
 
-    def __init__(self, count: int, each: int | None = None) -> None:
+    def __init__(self, count: int, per_client: int | None = None) -> None:
         self._free = count
-        self._each = count if each is None else each
+        self._per_client = count if per_client is None else per_client
         self._held: Counter[str] = Counter()
-        # Those of each client, in the order of the clients' turns.
+        # The waiters of each client. The client that was served the longest ago comes first.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """How many waiters there are."""
         return sum(map(len, self._waiting.values()))
 
     def waiting_of(self, client: str) -> int:
-        """How many of one client wait."""
+        """How many waiters one client has."""
         return len(self._waiting.get(client, ()))
 
     @property
     def has_eligible_waiter(self) -> bool:
-        """Whether somebody waits who could have a place that gets free."""
+        """Whether a waiting client could take a permit if one were released now."""
         return self._next() is not None
 
-    async def acquire(self, client: str, wait_s: float) -> None:
-        """Return when the client has a place. Raises TimeoutError."""
-        # While a place is free, nobody waits who could have it.
-        if self._free and self._held[client] < self._each:
+    async def acquire(self, client: str, timeout_s: float) -> None:
+        """Return when the client has a permit. Raises TimeoutError."""
+        # While a permit is free, every waiting client holds as many as it may.
+        if self._free and self._held[client] < self._per_client:
             self._free -= 1
             self._held[client] += 1
             return
-        given = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(given)
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(granted)
         try:
-            async with timeout(wait_s):
-                await given
+            async with timeout(timeout_s):
+                await granted
         except BaseException:
-            if given.done() and not given.cancelled():
-                # It was given just when its taker went away.
+            if granted.done() and not granted.cancelled():
+                # The permit was granted in the same moment in which the waiter gave up.
                 self.release(client)
-            elif given in self._waiting.get(client, ()):
-                self._waiting[client].remove(given)
+            elif granted in self._waiting.get(client, ()):
+                self._waiting[client].remove(granted)
                 if not self._waiting[client]:
                     del self._waiting[client]
             raise
 
     def release(self, client: str) -> None:
-        """Let others have the place of a client."""
+        """Return a permit of the client."""
         self._free += 1
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
-        while self._free and (following := self._next()) is not None:
-            waiting = self._waiting.pop(following)
-            given = waiting.popleft()
-            if waiting:
-                self._waiting[following] = waiting
-            if not given.done():
+        while self._free and (served := self._next()) is not None:
+            # Removed and inserted again: the client is now the last in order.
+            waiters = self._waiting.pop(served)
+            granted = waiters.popleft()
+            if waiters:
+                self._waiting[served] = waiters
+            if not granted.done():
                 self._free -= 1
-                self._held[following] += 1
-                given.set_result(None)
+                self._held[served] += 1
+                granted.set_result(None)
 
     def _next(self) -> str | None:
-        ready = (client for client in self._waiting if self._held[client] < self._each)
-        return min(ready, key=lambda client: self._held[client], default=None)
+        eligible = (client for client in self._waiting if self._held[client] < self._per_client)
+        return min(eligible, key=lambda client: self._held[client], default=None)

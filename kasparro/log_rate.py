@@ -1,4 +1,4 @@
-"""Bounds how often an event is logged, so that clients and libraries cannot fill the log."""
+"""Limits how often an event is logged, so that clients and libraries cannot fill the log."""
 
 import asyncio
 import logging
@@ -11,11 +11,11 @@ EVERY_S = 10.0
 
 
 class RateLimitedLog:
-    """Logs what clients can cause: one line of each event per `every_s` seconds, with a count.
+    """Logs events that clients can cause: at most one line of each event in `every_s` seconds.
 
-    The first event is written at once. Later ones within the period are counted. When it ends, one line
-    stands for them all: it has the fields of the last one, and `suppressed`, the number of events since the
-    line before. Use one instance per module, with constant event names, on the event loop:
+    The first event is logged at once. Later events within the period are counted. At the end of the period
+    one line is logged for all of them. It has the fields of the last event, and `suppressed`, the number of
+    events since the previous line. Use one instance per module, with constant event names, on the event loop:
 
         client_log = RateLimitedLog(structlog.get_logger())
         client_log.warning("connection_limit_reached", limit=limit)
@@ -34,7 +34,7 @@ class RateLimitedLog:
         self._submit(self._log.warning, event, fields)
 
     def fault(self, event: str, error: BaseException, **fields: object) -> None:
-        """Log a fault of ours as an error; of each kind of error only the first has its traceback."""
+        """Log an unexpected error. Only the first of each type of error has a traceback."""
         kind = type(error).__name__
         self._rate.submit(
             (event, type(error)),
@@ -42,20 +42,20 @@ class RateLimitedLog:
             lambda suppressed: self._log.error(event, kind=kind, **fields, suppressed=suppressed),
         )
 
-    def _submit(self, say: Callable[..., None], event: str, fields: dict[str, object]) -> None:
+    def _submit(self, write: Callable[..., None], event: str, fields: dict[str, object]) -> None:
         self._rate.submit(
             event,
-            lambda: say(event, **fields),
-            lambda suppressed: say(event, **fields, suppressed=suppressed),
+            lambda: write(event, **fields),
+            lambda suppressed: write(event, **fields, suppressed=suppressed),
         )
 
 
 class LibraryLogRate(logging.Filter):
-    """Lets one record of each place in a library's code through per `every_s` seconds.
+    """Accepts one record from each line of a library's code in `every_s` seconds.
 
-    Libraries log what their peers do (a connection that was reset while it was written to), in words that
-    differ each time. The place and the kind of error name the event. Outside of the event loop, where no
-    client acts, everything passes.
+    Libraries log what their peers do, such as a connection that was reset during a write, with a different
+    text each time. The line of code and the type of error identify the event. Records from outside the event
+    loop are all accepted, because no client causes them.
     """
 
     def __init__(self, every_s: float = EVERY_S) -> None:
@@ -65,20 +65,20 @@ class LibraryLogRate(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to log this record now."""
         if isinstance(record.msg, dict) or not _on_event_loop():
-            # A dict is an event of structlog: our own code says what it limits.
+            # A dict is an event of structlog, from our own code, which uses RateLimitedLog.
             return True
         first = False
 
-        def let_through() -> None:
+        def accept() -> None:
             nonlocal first
             first = True
 
-        # Not its arguments: formatting may fail, which is for the handler to report.
+        # The text without its arguments: formatting can fail, and then the handler reports it.
         name, message = record.name, str(record.msg)
         kind = record.exc_info[0] if record.exc_info else None
         self._rate.submit(
             (name, record.levelno, record.pathname, record.lineno, kind),
-            let_through,
+            accept,
             lambda suppressed: structlog.get_logger().warning(
                 "library_messages_suppressed", logger=name, message=message, suppressed=suppressed
             ),
@@ -87,7 +87,7 @@ class LibraryLogRate(logging.Filter):
 
 
 class EventRate:
-    """Decides which events are written: of each key the first of a period, then a summary at its end."""
+    """Decides what is logged of each key: the first event of a period, then a summary at its end."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
@@ -95,14 +95,14 @@ class EventRate:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def submit(self, key: Hashable, first: Callable[[], None], summary: Callable[[int], None]) -> None:
-        """Call `first` now; or, within a period of this key, keep `summary` for the period's end.
+        """Call `first` now. Within a period of this key, call `summary` at the end of the period instead.
 
-        The summary of the last event is called, with the number of events. It must hold no traceback, which
-        would hold what the request worked with.
+        Only the summary of the last event is called, with the number of events. It must not refer to a
+        traceback, which would keep all objects of the request in memory.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # The timers of another loop, which has ended, would never end their periods.
+            # The timers of the previous loop, which has ended, will never fire.
             self._loop = loop
             self._periods.clear()
         period = self._periods.get(key)
@@ -125,7 +125,7 @@ class EventRate:
 
 
 class _Period:
-    # The time after a line of an event in which there is no other.
+    """The time after a logged line in which further events of its key are counted."""
 
     def __init__(self) -> None:
         self.suppressed = 0

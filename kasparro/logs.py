@@ -1,6 +1,6 @@
-"""How the program logs: one line an event on stderr, as text for people or JSON for machines.
+"""Configures logging: one line for each event on stderr, as text for people or JSON for machines.
 
-What comes from outside is made printable here, where it leaves, whichever module or library logs it.
+Text from outside is escaped here, whichever module or library logs it.
 """
 
 import logging
@@ -20,17 +20,17 @@ from kasparro.log_rate import LibraryLogRate
 from kasparro.printable import printable, printable_lines
 from kasparro.settings import Settings
 
-# How many characters a field of a line may take, its name, and a traceback.
+# Limits of a field, of its name and of a traceback, in characters.
 FIELD_CHARS = 2_000
 NAME_CHARS = 100
 TRACEBACK_CHARS = 20_000
 
-# Libraries that say at INFO what nobody who runs Kasparro has to know.
+# Libraries whose INFO messages are of no use to operators.
 _QUIET = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "asyncio")
 
 
 def configure(settings: Settings) -> None:
-    """Set up structlog, and send what libraries log through the standard library down the same road."""
+    """Set up structlog, also for what libraries log through the standard library."""
     as_text = settings.log == "text" or (settings.log is None and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     shared: list[structlog.typing.Processor] = [
@@ -39,7 +39,7 @@ def configure(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[structlog.typing.Processor] = [
-        # Not the renderer's pretty formatter: it shows local variables, and with them secrets.
+        # Not the renderer's own formatter, which shows local variables and thus secrets.
         structlog.processors.format_exc_info,
         _make_printable,
     ]
@@ -67,16 +67,16 @@ def configure(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
-    handler.addFilter(_not_logged_yet)
+    handler.addFilter(_is_not_logged_yet)
     handler.addFilter(LibraryLogRate())
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
-    stamina.instrumentation.set_on_retry_hooks([_tell_retry])
+    stamina.instrumentation.set_on_retry_hooks([_log_retry])
 
 
 def capture_crashes() -> None:
-    """Log what Python itself would write to stderr as it is: uncaught errors and warnings."""
+    """Log uncaught errors and warnings, which Python would write to stderr unescaped."""
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_crash
     threading.excepthook = lambda crash: _log_crash(crash.exc_type, crash.exc_value, crash.exc_traceback)
@@ -86,44 +86,44 @@ def capture_crashes() -> None:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what is stderr at the time: a progress bar puts itself there and draws below the lines."""
+    """Writes to the present `sys.stderr`: a progress bar replaces it, to draw itself below the log lines."""
 
     @property
     def stream(self) -> TextIO:
         return sys.stderr
 
     @stream.setter
-    def stream(self, told: TextIO) -> None:
+    def stream(self, stream: TextIO) -> None:
         pass
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        """Say where a line could not be written, in place of the line and a traceback as they are."""
+        """Write where the failed log call is, instead of an unescaped line and traceback."""
         try:
             fault = printable(traceback.format_exc(limit=0), FIELD_CHARS)
             sys.stderr.write(f"a log line of {printable(record.pathname)}:{record.lineno} failed: {fault}\n")
         except OSError:
-            # Nobody can read what goes wrong on stderr.
+            # An error of stderr itself cannot be reported.
             pass
 
 
 def _make_printable(
     logger: object, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Escape and bound every name and value of an event; a traceback keeps its lines."""
-    shown: structlog.typing.EventDict = {}
+    """Escape and truncate every name and value of an event. A traceback keeps its line ends."""
+    escaped: structlog.typing.EventDict = {}
     for name, value in event.items():
         if name in _TRACEBACKS and isinstance(value, str):
-            shown[name] = printable_lines(_middle_cut(value))
+            escaped[name] = printable_lines(_truncated_traceback(value))
         else:
-            shown[printable(str(name), NAME_CHARS)] = _bounded(value)
-    return shown
+            escaped[printable(str(name), NAME_CHARS)] = _truncated(value)
+    return escaped
 
 
-# Where structlog puts what has lines.
+# The fields in which structlog puts text of several lines.
 _TRACEBACKS = ("exception", "stack")
 
 
-def _bounded(value: object) -> object:
+def _truncated(value: object) -> object:
     if isinstance(value, dict | list | tuple) and len(text := repr(value)) > FIELD_CHARS:
         return printable(text, FIELD_CHARS)
     return _escaped(value)
@@ -143,8 +143,8 @@ def _escaped(value: object) -> object:
             return printable(repr(value), FIELD_CHARS)
 
 
-def _middle_cut(text: str) -> str:
-    # A traceback says most at its start and at its end; an error may quote megabytes.
+def _truncated_traceback(text: str) -> str:
+    # The start and the end of a traceback matter most. The text of an error can have megabytes.
     half = TRACEBACK_CHARS // 2
     left_out = len(text) - 2 * half
     return text if left_out <= 0 else f"{text[:half]}\n… ({left_out:,} characters)\n{text[-half:]}"
@@ -153,14 +153,14 @@ def _middle_cut(text: str) -> str:
 def _indent_traceback(
     logger: object, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Indent a traceback, so that no line of an error's text looks like an event of its own."""
+    """Indent a traceback, so that no line of an error's text looks like another event."""
     return {
         name: textwrap.indent(value, "    ", lambda _: True) if name in _TRACEBACKS else value
         for name, value in event.items()
     }
 
 
-def _not_logged_yet(record: logging.LogRecord) -> bool:
+def _is_not_logged_yet(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], AlreadyLogged))
 
 
@@ -170,7 +170,7 @@ def _log_crash(kind: type[BaseException], error: BaseException | None, trace: Tr
         structlog.get_logger().critical("uncaught_error", exc_info=(kind, error, trace))
 
 
-def _tell_retry(details: stamina.instrumentation.RetryDetails) -> None:
+def _log_retry(details: stamina.instrumentation.RetryDetails) -> None:
     structlog.get_logger().warning(
         "retry_scheduled",
         reason=str(details.caused_by),

@@ -1,52 +1,52 @@
-"""Makes text from outside safe to print: no character in it can control a terminal or forge a line."""
+"""Escapes text from outside, so that no character in it can control a terminal or forge a log line."""
 
 import codecs
 import re
 import unicodedata
 from typing import Final
 
-# The joiners are invisible, but they shape Persian and Indic words and join emoji.
+# Joiners are invisible, but Persian and Indic words and emoji need them.
 _JOINERS: Final = "\u200c\u200d"
-# Python calls new emoji unprintable until its Unicode tables know them. These blocks hold nothing else.
+# Python calls new emoji unprintable until its Unicode tables contain them. These blocks hold only emoji and
+# other pictographs.
 _PICTOGRAPHS: Final = range(0x1F000, 0x1FB00)
-# Everything outside of plain ASCII text: what JSON text may have to escape.
+# Characters outside plain ASCII text, which JSON text may have to escape.
 _UNUSUAL: Final = re.compile("[^ -~]")
 
-
-# Looked up here, at the start: a process that has given up its rights may be unable to load the codec.
+# Looked up at import time: a sandboxed process may be unable to load the codec later.
 _unicode_escape: Final = codecs.lookup("unicode_escape").encode
 
 
 def printable(text: str, limit: int | None = None) -> str:
-    """One line of text with control characters and other invisible ones as escapes, such as `\\x1b`.
+    """Text as one line, with control characters and other invisible characters escaped, as in `\\x1b`.
 
-    Letters, marks, symbols and spaces of all scripts stay. Text longer than `limit` is cut, and its length
-    is stated.
+    Letters, marks, symbols and spaces of all scripts stay. Text of more than `limit` characters is truncated
+    and followed by its length.
     """
     shown = text if limit is None else text[:limit]
     if not shown.isprintable():
-        shown = "".join(char if _shows(char) else escape(char) for char in shown)
+        shown = "".join(char if _is_safe(char) else escape(char) for char in shown)
     if limit is not None and (len(shown) > limit or len(text) > limit):
         return f"{shown[:limit]}… ({len(text):,} characters)"
     return shown
 
 
 def printable_lines(text: str) -> str:
-    """Text of several lines, such as a traceback: its line ends stay."""
+    """Like `printable`, but line ends stay: for text of several lines, such as a traceback."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def printable_json(text: str) -> str:
-    """JSON text on one line, with the same characters as JSON's own escapes: its values stay exact."""
-    return _UNUSUAL.sub(lambda found: found[0] if _shows(found[0]) else _json_escape(found[0]), text)
+    """One line of JSON text, with the same characters as JSON escapes. Its values do not change."""
+    return _UNUSUAL.sub(lambda match: match[0] if _is_safe(match[0]) else _json_escape(match[0]), text)
 
 
 def escape(char: str) -> str:
-    """A character as Python writes it in a string."""
+    """A character as an escape of a Python string, such as `\\x1b`."""
     return _unicode_escape(char)[0].decode("ascii")
 
 
-def _shows(char: str) -> bool:
+def _is_safe(char: str) -> bool:
     return (
         char.isprintable()
         or char in _JOINERS

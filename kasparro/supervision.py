@@ -1,4 +1,4 @@
-"""Sees that no background task of a process ends unnoticed: it is logged, shown and started again."""
+"""Restarts background tasks that end, logs why they ended, and shows it on /health."""
 
 import asyncio
 import time
@@ -13,17 +13,17 @@ from kasparro.errors import KasparroError, one_line
 
 log = structlog.get_logger()
 
-# Pauses before a task is started again: the first, doubled with each failure up to the longest.
+# The pause before a restart: it doubles with each failure in a row.
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
-# A task that has worked for so long since it was started again is sound.
+# A task that has worked for this long since its restart is healthy again.
 HEALTHY_AFTER_S = 60.0
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
-class Trouble(msgspec.Struct):
-    """What is wrong with a task: how often it failed in a row, a line on it, and until when to show that."""
+class _Problem(msgspec.Struct):
+    """`line` is shown until `until`, a time of `time.monotonic`; `failures` counts failures in a row."""
 
     failures: int
     line: str
@@ -31,13 +31,13 @@ class Trouble(msgspec.Struct):
 
 
 class Supervisor:
-    """The background tasks of one process, by name, and which of them are in trouble."""
+    """The background tasks of one process, and the problems that they have or had lately, by name."""
 
     def __init__(self) -> None:
-        self._troubles: dict[str, Trouble] = {}
+        self._problems: dict[str, _Problem] = {}
 
     def start(self, name: str, work: Work) -> "BackgroundTask":
-        """Keep this work going until its task is stopped."""
+        """Start this work, and restart it whenever it ends until its task is stopped."""
         return BackgroundTask(self, name, work)
 
     def record_failure(
@@ -48,8 +48,8 @@ class Supervisor:
         event: str = "background_task_failed",
         **fields: object,
     ) -> float:
-        """Log that a task ended before its time (None: it returned); gives the pause until its next start."""
-        known = self._troubles.get(name)
+        """Log that a task ended with `error`; None: it returned. Returns the seconds until its restart."""
+        known = self._problems.get(name)
         now = time.monotonic()
         failures = known.failures + 1 if known is not None and now < known.until else 1
         pause = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
@@ -64,30 +64,30 @@ class Supervisor:
             exc_info=None if expected else error,
             **fields,
         )
-        # Only our own errors have texts for everybody; others may hold SQL or addresses.
+        # Other errors than ours may contain SQL or addresses, which /health must not show.
         shown = reason if expected else f"{type(error).__name__}; the log has the details"
         line = f"{name} failed and is started again: {shown}"
-        self._troubles[name] = Trouble(failures, line, now + pause + HEALTHY_AFTER_S)
+        self._problems[name] = _Problem(failures, line, now + pause + HEALTHY_AFTER_S)
         return pause
 
     def note(self, name: str, line: str) -> None:
-        """Show a line under this name for a while, or until `clear`, for what is no failure of a task."""
-        self._troubles[name] = Trouble(0, line, time.monotonic() + HEALTHY_AFTER_S)
+        """Show a problem that is no failure of a task, for `HEALTHY_AFTER_S` seconds or until `clear`."""
+        self._problems[name] = _Problem(0, line, time.monotonic() + HEALTHY_AFTER_S)
 
     def clear(self, name: str) -> None:
-        """Show nothing under this name any more."""
-        self._troubles.pop(name, None)
+        """Forget the problem of this name."""
+        self._problems.pop(name, None)
 
     def problems(self) -> list[str]:
-        """What is wrong, or was lately, a line each."""
+        """The present and recent problems, one line each."""
         now = time.monotonic()
-        return [trouble.line for trouble in self._troubles.copy().values() if now < trouble.until]
+        return [problem.line for problem in self._problems.copy().values() if now < problem.until]
 
 
 class BackgroundTask:
-    """Work that goes on until `stop`: however it ends before, it is started again after a pause.
+    """Work that is restarted after a pause whenever it ends, until `stop`.
 
-    Callbacks start it, not another task, which could end unnoticed itself.
+    Callbacks restart it: a task that did so could itself end unnoticed.
     """
 
     def __init__(self, supervisor: Supervisor, name: str, work: Work) -> None:
@@ -100,17 +100,17 @@ class BackgroundTask:
 
     @property
     def task(self) -> asyncio.Task[None]:
-        """The task that works now, or worked last."""
+        """The present task, or the last one."""
         return self._task
 
     def let_end(self) -> None:
-        """From now on the work may end by itself, and is not started again."""
+        """Do not restart the work from now on: it may end."""
         self._may_end = True
         if self._timer is not None:
             self._timer.cancel()
 
     async def stop(self) -> None:
-        """Cancel the work and wait for its end."""
+        """Cancel the work and wait until it has ended."""
         self.let_end()
         await cancel_all({self._task})
 

@@ -1,4 +1,4 @@
-"""Timeouts and groups of tasks count cancel requests right, whatever came before."""
+"""Timeouts and groups of tasks count cancel requests correctly, even after earlier requests."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -23,7 +23,7 @@ async def times_out() -> None:
 
 
 async def cancelled_before() -> None:
-    """Cancel the task that calls this, and swallow the request as cleaning up does."""
+    """Cancel the calling task and swallow the request, as clean-up code does."""
     task = asyncio.current_task()
     assert task is not None
     task.cancel()
@@ -31,7 +31,7 @@ async def cancelled_before() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_timeout_in_a_task_that_was_cancelled_before_is_a_timeout() -> None:
+async def test_timeout_after_a_swallowed_cancel_raises_timeout_error() -> None:
     async def clean_up() -> None:
         await cancelled_before()
         with pytest.raises(TimeoutError):
@@ -40,7 +40,7 @@ async def test_a_timeout_in_a_task_that_was_cancelled_before_is_a_timeout() -> N
     await asyncio.create_task(clean_up())
 
 
-async def test_a_cancel_within_a_timeout_stays_a_cancel() -> None:
+async def test_cancel_within_a_timeout_raises_cancelled_error() -> None:
     async def work() -> None:
         async with timeout(60):
             await waits()
@@ -52,7 +52,7 @@ async def test_a_cancel_within_a_timeout_stays_a_cancel() -> None:
         await task
 
 
-async def test_nested_timeouts_each_raise_their_own() -> None:
+async def test_nested_timeouts_each_raise() -> None:
     async def outer() -> None:
         async with timeout(0.02):
             with pytest.raises(TimeoutError):
@@ -63,7 +63,7 @@ async def test_nested_timeouts_each_raise_their_own() -> None:
         await outer()
 
 
-async def test_work_side_by_side_gives_its_results_in_order() -> None:
+async def test_results_are_in_order() -> None:
     async def number(value: int) -> int:
         for _ in range(3 - value):
             await asyncio.sleep(0)
@@ -87,7 +87,7 @@ async def cancels_itself() -> None:
         (cancels_itself, UnexpectedCancel),
     ],
 )
-async def test_a_failure_ends_the_others_and_leaves_no_cancel_request_behind(
+async def test_failure_cancels_the_others_and_leaves_no_cancel_request(
     work: Callable[[], Coroutine[Any, Any, None]], kind: type[BaseException]
 ) -> None:
     ended = asyncio.Event()
@@ -106,13 +106,13 @@ async def test_a_failure_ends_the_others_and_leaves_no_cancel_request_behind(
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
-    # What broke the background loop for good: this was a CancelledError on Python 3.11.2.
+    # On Python 3.11.2 this raised CancelledError, which ended the background loop for good.
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await waits()
 
 
-async def test_a_cancel_from_outside_ends_all_work_and_stays_a_cancel() -> None:
+async def test_cancel_from_outside_cancels_all_and_raises_cancelled_error() -> None:
     begun = asyncio.Event()
     ended = 0
 

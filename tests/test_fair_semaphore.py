@@ -1,4 +1,4 @@
-"""Places by themselves: none is lost, who holds the fewest goes first, and waiting ends by its time."""
+"""Permits of the fair semaphore: none is lost, and they are granted in the right order and in time."""
 
 import asyncio
 from collections import Counter
@@ -12,7 +12,7 @@ from kasparro.fair_semaphore import FairSemaphore
 
 
 @pytest.fixture(scope="module")
-def places_runner() -> Iterator[asyncio.Runner]:
+def shared_runner() -> Iterator[asyncio.Runner]:
     with asyncio.Runner() as runner:
         yield runner
 
@@ -24,66 +24,67 @@ steps = st.lists(
 
 
 @given(steps, st.integers(1, 4), st.none() | st.integers(1, 3))
-def test_however_holders_come_end_and_give_up_no_place_is_lost_or_given_twice(
-    places_runner: asyncio.Runner, told: list[tuple[str, int, str]], count: int, each: int | None
+def test_no_permit_is_lost_or_granted_twice(
+    shared_runner: asyncio.Runner, steps: list[tuple[str, int, str]], count: int, per_client: int | None
 ) -> None:
     async def work() -> None:
-        places = FairSemaphore(count, each)
+        semaphore = FairSemaphore(count, per_client)
         held: Counter[str] = Counter()
 
         async def hold(client: str, ended: asyncio.Event) -> None:
-            await places.acquire(client, 5)
+            await semaphore.acquire(client, 5)
             held[client] += 1
             assert held.total() <= count
-            assert each is None or max(held.values()) <= each
+            assert per_client is None or max(held.values()) <= per_client
             try:
                 await ended.wait()
             finally:
                 held[client] -= 1
-                places.release(client)
+                semaphore.release(client)
 
         tasks: list[tuple[asyncio.Task[None], asyncio.Event]] = []
-        for client, which, how in told:
+        for client, which, how in steps:
             ended = asyncio.Event()
             tasks.append((asyncio.create_task(hold(client, ended)), ended))
             await asyncio.sleep(0)
-            task, its_end = tasks[which % len(tasks)]
+            task, its_event = tasks[which % len(tasks)]
             if how != "cancel":
-                its_end.set()
+                its_event.set()
                 await asyncio.sleep(0)
             if how != "end":
                 task.cancel()
         for _, ended in tasks:
             ended.set()
-        found = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
-        assert all(one is None or isinstance(one, asyncio.CancelledError) for one in found)
-        assert (places.waiting, places.has_eligible_waiter) == (0, False)
-        for _ in range(count):
-            await places.acquire(f"{_}", 0.01)
+        results = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
+        assert all(result is None or isinstance(result, asyncio.CancelledError) for result in results)
+        assert (semaphore.waiting, semaphore.has_eligible_waiter) == (0, False)
+        for number in range(count):
+            await semaphore.acquire(f"{number}", 0.01)
         with pytest.raises(TimeoutError):
-            await places.acquire("late", 0.001)
-        assert places.waiting == 0
+            await semaphore.acquire("late", 0.001)
+        assert semaphore.waiting == 0
 
-    places_runner.run(work())
+    shared_runner.run(work())
 
 
-async def test_who_holds_the_fewest_goes_first_then_whose_turn_was_longest_ago() -> None:
-    places = FairSemaphore(2)
+async def test_order_of_grants() -> None:
+    """The client with the fewest permits is served first; among equals, the one served the longest ago."""
+    semaphore = FairSemaphore(2)
     order: list[str] = []
 
-    async def come(name: str) -> None:
-        await places.acquire(name[0], 5)
+    async def acquire(name: str) -> None:
+        await semaphore.acquire(name[0], 5)
         order.append(name)
 
     for _ in range(2):
-        await places.acquire("a", 5)
+        await semaphore.acquire("a", 5)
     tasks = []
     for name in ("a1", "a2", "b1", "b2", "c1"):
-        tasks.append(asyncio.create_task(come(name)))
+        tasks.append(asyncio.create_task(acquire(name)))
         await asyncio.sleep(0)
-    assert (places.waiting, places.waiting_of("a"), places.waiting_of("d")) == (5, 2, 0)
+    assert (semaphore.waiting, semaphore.waiting_of("a"), semaphore.waiting_of("d")) == (5, 2, 0)
     for client in "aabac":
-        places.release(client)
+        semaphore.release(client)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     await asyncio.gather(*tasks)

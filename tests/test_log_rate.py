@@ -1,4 +1,4 @@
-"""What clients can cause is logged at a bounded rate, with a count of what got no line."""
+"""Events that clients can cause are logged at a limited rate, with a count of the suppressed ones."""
 
 import asyncio
 import logging
@@ -13,14 +13,14 @@ SOON_S = 0.01
 NEVER_S = 3_600.0
 
 
-async def test_first_event_is_logged_at_once_and_the_next_are_counted(logged: LogEvents) -> None:
+async def test_only_the_first_event_is_logged_at_once(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), NEVER_S)
     for number in range(1_000):
         log.warning("flood", number=number)
     assert logged.seen == [{"level": "warning", "event": "flood", "number": 0}]
 
 
-async def test_suppressed_events_are_reported_when_the_period_ends(logged: LogEvents) -> None:
+async def test_suppressed_events_are_counted_at_the_end_of_the_period(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), SOON_S)
     for number in range(5):
         log.info("flood", number=number)
@@ -31,10 +31,10 @@ async def test_suppressed_events_are_reported_when_the_period_ends(logged: LogEv
     ]
 
 
-async def test_a_quiet_period_starts_the_count_again(logged: LogEvents) -> None:
+async def test_event_after_a_quiet_period_is_logged_at_once(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), SOON_S)
     log.info("rare")
-    # Timers of one delay fire in order: the period has ended when this one fires.
+    # The period has ended when this timer fires, because its delay is twice as long.
     ended = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_later(2 * SOON_S, ended.set_result, None)
     await ended
@@ -42,7 +42,7 @@ async def test_a_quiet_period_starts_the_count_again(logged: LogEvents) -> None:
     assert logged.seen == [{"level": "info", "event": "rare"}] * 2
 
 
-async def test_events_are_limited_separately(logged: LogEvents) -> None:
+async def test_each_event_has_its_own_limit(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), NEVER_S)
     for _ in range(3):
         log.info("one")
@@ -50,18 +50,18 @@ async def test_events_are_limited_separately(logged: LogEvents) -> None:
     assert [event["event"] for event in logged.seen] == ["one", "other"]
 
 
-async def test_a_traceback_is_logged_once_for_each_kind_of_error(logged: LogEvents) -> None:
+async def test_only_the_first_error_of_each_type_has_a_traceback(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), SOON_S)
     for _ in range(3):
-        log.fault("broke", ValueError("bad"))
-        log.fault("broke", KeyError("bad"))
-    (value, _) = await logged.reached(2, "broke", suppressed=2)
-    assert value == {"level": "error", "event": "broke", "kind": "ValueError", "suppressed": 2}
+        log.fault("failed", ValueError("bad"))
+        log.fault("failed", KeyError("bad"))
+    (value, _) = await logged.reached(2, "failed", suppressed=2)
+    assert value == {"level": "error", "event": "failed", "kind": "ValueError", "suppressed": 2}
     kinds = [type(event["exc_info"]) for event in logged.seen if "exc_info" in event]
     assert kinds == [ValueError, KeyError]
 
 
-async def test_every_loop_starts_afresh(logged: LogEvents) -> None:
+async def test_new_event_loop_starts_with_no_periods(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), NEVER_S)
 
     async def flood() -> None:
@@ -69,15 +69,15 @@ async def test_every_loop_starts_afresh(logged: LogEvents) -> None:
         log.info("flood")
 
     await flood()
-    await asyncio.to_thread(asyncio.run, _until_logged(log))
+    await asyncio.to_thread(asyncio.run, _log_once(log))
     assert [event["event"] for event in logged.seen] == ["flood", "flood"]
 
 
-async def _until_logged(log: RateLimitedLog) -> None:
+async def _log_once(log: RateLimitedLog) -> None:
     log.info("flood")
 
 
-async def test_library_records_of_one_place_are_limited(
+async def test_library_records_of_one_line_of_code_are_limited(
     logged: LogEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
     logger = logging.getLogger("some.library")
@@ -86,17 +86,17 @@ async def test_library_records_of_one_place_are_limited(
     try:
         for number in range(4):
             logger.warning(f"connection {number} was reset")
-        logger.warning("another place")
+        logger.warning("another line")
         (summary,) = await logged.reached(1, "library_messages_suppressed")
     finally:
         logger.removeFilter(limit)
-    assert [record.getMessage() for record in caplog.records] == ["connection 0 was reset", "another place"]
+    assert [record.getMessage() for record in caplog.records] == ["connection 0 was reset", "another line"]
     assert summary["logger"] == "some.library"
     assert summary["message"] == "connection 3 was reset"
     assert summary["suppressed"] == 3
 
 
-def test_library_records_outside_of_the_event_loop_pass(caplog: pytest.LogCaptureFixture) -> None:
+def test_library_records_outside_the_event_loop_are_not_limited(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("some.library")
     limit = LibraryLogRate(NEVER_S)
     logger.addFilter(limit)

@@ -1,4 +1,4 @@
-"""Log lines: what comes from outside is printable and bounded in them, whoever logs it."""
+"""Log lines contain text from outside escaped and truncated, whichever code logs it."""
 
 import io
 import json
@@ -29,20 +29,20 @@ Start = Callable[[Literal["text", "json"]], io.StringIO]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Configures the log; gives what it writes."""
+    """A function that configures logging in a form and returns the buffer that it writes to."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
 
-    def begin(form: Literal["text", "json"]) -> io.StringIO:
+    def configure(form: Literal["text", "json"]) -> io.StringIO:
         written = io.StringIO()
         monkeypatch.setattr(sys, "stderr", written)
         logs.configure(Settings(log=form))
-        # Other tests configure structlog in other ways; a cached logger would keep this one's.
+        # A cached logger would keep this configuration in later tests.
         structlog.configure(cache_logger_on_first_use=False)
         return written
 
-    yield begin
+    yield configure
     sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(capture=False)
     root.handlers[:] = handlers
@@ -52,7 +52,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 
 def safe(written: io.StringIO) -> str:
-    """What was written, which has nothing unsafe in it but the ends of lines."""
+    """The text written, after a check that it has no unsafe character except line ends."""
     text = written.getvalue()
     assert UNSAFE_CHARACTERS.isdisjoint(text.replace("\n", ""))
     return text
@@ -66,7 +66,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 class Odd:
-    """An object of somebody else whose repr is not safe."""
+    """An object with an unsafe repr, as a library may log it."""
 
     def __repr__(self) -> str:
         return f"<{HOSTILE}>"
@@ -75,9 +75,7 @@ class Odd:
 @pytest.mark.parametrize("form", ["text", "json"])
 @examples(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(st.text(st.characters()))
-def test_no_text_in_an_event_controls_the_terminal(
-    form: Literal["text", "json"], start: Start, text: str
-) -> None:
+def test_any_text_in_an_event_is_escaped(form: Literal["text", "json"], start: Start, text: str) -> None:
     written = start(form)
     log = structlog.get_logger()
     log.warning(
@@ -94,7 +92,7 @@ def test_no_text_in_an_event_controls_the_terminal(
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_events_of_libraries_and_objects_are_escaped(form: Literal["text", "json"], start: Start) -> None:
+def test_library_messages_and_objects_are_escaped(form: Literal["text", "json"], start: Start) -> None:
     written = start(form)
     structlog.get_logger().info("event", object=Odd())
     logging.getLogger("library").warning(HOSTILE)
@@ -104,10 +102,10 @@ def test_events_of_libraries_and_objects_are_escaped(form: Literal["text", "json
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_traceback_keeps_its_lines_and_forges_none(form: Literal["text", "json"], start: Start) -> None:
+def test_traceback_keeps_its_lines_and_forges_no_event(form: Literal["text", "json"], start: Start) -> None:
     written = start(form)
     forged = "2026-01-01T00:00:00Z [info     ] all is well"
-    structlog.get_logger().error("broke", exc_info=raised(ValueError(f"{HOSTILE}\n{forged}")))
+    structlog.get_logger().error("request_failed", exc_info=raised(ValueError(f"{HOSTILE}\n{forged}")))
     shown = safe(written)
     if form == "json":
         (event,) = map(json.loads, shown.splitlines())
@@ -115,14 +113,14 @@ def test_a_traceback_keeps_its_lines_and_forges_none(form: Literal["text", "json
         assert UNSAFE_CHARACTERS.isdisjoint("".join(lines))
     else:
         head, *lines = shown.splitlines()
-        assert "broke" in head
+        assert "request_failed" in head
         assert {line[:4] for line in lines} == {"    "}
         lines = [line[4:] for line in lines]
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-1] == forged
 
 
-def test_fields_are_bounded(start: Start) -> None:
+def test_fields_are_truncated(start: Start) -> None:
     written = start("json")
     structlog.get_logger().warning(
         "e" * 100_000,
@@ -131,7 +129,7 @@ def test_fields_are_bounded(start: Start) -> None:
         many=["y" * 10] * 100_000,
         **{"k" * 100_000: 1},
     )
-    structlog.get_logger().error("broke", exc_info=raised(ValueError("z" * 1_000_000)))
+    structlog.get_logger().error("failed", exc_info=raised(ValueError("z" * 1_000_000)))
     first, second = safe(written).splitlines()
     assert len(first) < 5 * (logs.FIELD_CHARS + 1_000)
     assert len(second) < logs.TRACEBACK_CHARS + 1_000
@@ -140,7 +138,7 @@ def test_fields_are_bounded(start: Start) -> None:
     assert json.loads(second)["exception"].startswith("Traceback")
 
 
-def test_ordinary_text_and_types_stay(start: Start) -> None:
+def test_ordinary_text_and_types_are_unchanged(start: Start) -> None:
     written = start("json")
     fields: dict[str, Any] = {
         "name": "比特币 🚀 é",
@@ -153,7 +151,7 @@ def test_ordinary_text_and_types_stay(start: Start) -> None:
     assert fields.items() <= json.loads(written.getvalue()).items()
 
 
-def test_retries_say_their_reason_in_printable_text(start: Start) -> None:
+def test_reason_of_a_retry_is_escaped(start: Start) -> None:
     written = start("text")
     details = stamina.instrumentation.RetryDetails("x", (), {}, 1, 1.0, 0.0, ValueError(HOSTILE))
     for hook in stamina.instrumentation.get_on_retry_hooks():
@@ -161,7 +159,7 @@ def test_retries_say_their_reason_in_printable_text(start: Start) -> None:
     assert ESCAPED in safe(written).replace("\\\\", "\\")
 
 
-def test_uncaught_errors_and_warnings_are_log_events(start: Start) -> None:
+def test_uncaught_errors_and_warnings_are_logged(start: Start) -> None:
     written = start("json")
     logs.capture_crashes()
     error = raised(ValueError(HOSTILE))
@@ -181,7 +179,7 @@ def test_uncaught_errors_and_warnings_are_log_events(start: Start) -> None:
     assert len(events) == 3
 
 
-def test_what_cannot_be_formatted_leaves_a_line_of_its_own(start: Start) -> None:
+def test_failed_formatting_is_reported_in_one_line(start: Start) -> None:
     written = start("text")
     wrong = "%d of %d"
     logging.getLogger("library").warning(wrong, HOSTILE)
@@ -190,13 +188,13 @@ def test_what_cannot_be_formatted_leaves_a_line_of_its_own(start: Start) -> None
     assert "test_logs.py" in line
 
 
-def test_what_was_logged_already_is_not_logged_by_a_library(start: Start) -> None:
+def test_already_logged_errors_are_not_logged_by_libraries(start: Start) -> None:
     written = start("text")
     logging.getLogger("uvicorn.error").error("Exception in app", exc_info=raised(AlreadyLogged("cut")))
     assert written.getvalue() == ""
 
 
-async def test_a_library_that_repeats_itself_is_limited(start: Start) -> None:
+async def test_repeated_library_messages_are_limited(start: Start) -> None:
     written = start("text")
     for _ in range(100):
         logging.getLogger("asyncio").warning("socket.send() raised exception.")

@@ -1,4 +1,4 @@
-"""Text from outside is printable wherever it leaves: no character in it controls a terminal."""
+"""Unsafe characters are escaped; ordinary text stays as it is."""
 
 import json
 import sys
@@ -35,12 +35,12 @@ def test_escapes_name_the_character() -> None:
 
 
 @pytest.mark.parametrize("text", ORDINARY)
-def test_ordinary_text_stays(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert printable(text) == text
     assert printable_json(json.dumps(text, ensure_ascii=False)) == json.dumps(text, ensure_ascii=False)
 
 
-def test_letters_marks_numbers_and_symbols_of_all_scripts_stay() -> None:
+def test_letters_marks_numbers_and_symbols_are_unchanged() -> None:
     text = "".join(
         char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] in "LMNPS"
     )
@@ -48,29 +48,29 @@ def test_letters_marks_numbers_and_symbols_of_all_scripts_stay() -> None:
 
 
 @given(st.text(st.characters()))
-def test_no_text_has_anything_unsafe(text: str) -> None:
+def test_no_output_contains_unsafe_characters(text: str) -> None:
     assert UNSAFE_CHARACTERS.isdisjoint(printable(text))
     assert "\n".join(map(printable, text.split("\n"))) == printable_lines(text)
 
 
 @given(st.text(st.characters(), max_size=300), st.integers(1, 100))
-def test_long_text_is_cut_and_says_how_long_it_is(text: str, limit: int) -> None:
+def test_long_text_is_truncated_with_its_length(text: str, limit: int) -> None:
     shown = printable(text, limit)
     if printable(text) == text and len(text) <= limit:
         assert shown == text
     assert len(shown) <= limit + len(f"… ({len(text):,} characters)")
 
 
-def test_cut_text_states_its_length() -> None:
+def test_truncated_text_states_its_length() -> None:
     assert printable("x" * 3_000, 5) == "xxxxx… (3,000 characters)"
 
 
-def test_cutting_is_cheap_for_text_of_any_length() -> None:
+def test_truncation_of_very_long_text() -> None:
     assert printable("\x1b" * 10_000_000, 8) == r"\x1b\x1b… (10,000,000 characters)"
 
 
 @given(st.recursive(st.text(st.characters(exclude_categories=["Cs"])), st.lists))
-def test_json_keeps_its_values(value: object) -> None:
+def test_json_values_are_unchanged(value: object) -> None:
     shown = printable_json(json.dumps(value, ensure_ascii=False))
     assert json.loads(shown) == value
     assert UNSAFE_CHARACTERS.isdisjoint(shown)

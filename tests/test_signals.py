@@ -1,4 +1,4 @@
-"""What asks a service to stop: SIGTERM, SIGINT, and SIGHUP unless nohup has it ignored."""
+"""Services and runs stop on SIGTERM, SIGINT and SIGHUP. Under nohup, SIGHUP is ignored."""
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ ENVIRONMENT = {"KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json", "PORT": "0"}
 
 
 @pytest.fixture(autouse=True)
-def hangups_act() -> Iterator[None]:
-    """Let SIGHUP act in the services of these tests, also where the tests themselves run under nohup."""
+def default_sighup() -> Iterator[None]:
+    """SIGHUP has its default effect in the services of these tests, even if the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -23,7 +23,7 @@ def hangups_act() -> Iterator[None]:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-async def test_a_service_stops_cleanly(database_url: str, workers: str, number: signal.Signals) -> None:
+async def test_service_stops_cleanly(database_url: str, workers: str, number: signal.Signals) -> None:
     async with started_command(
         "serve", "--workers", workers, DATABASE_URL=database_url, **ENVIRONMENT
     ) as process:
@@ -37,7 +37,7 @@ async def test_a_service_stops_cleanly(database_url: str, workers: str, number: 
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_under_nohup_a_closing_terminal_stops_nothing(database_url: str, workers: str) -> None:
+async def test_sighup_is_ignored_under_nohup(database_url: str, workers: str) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process_context = started_command(
@@ -61,7 +61,7 @@ async def test_under_nohup_a_closing_terminal_stops_nothing(database_url: str, w
         await process_context.__aexit__(*sys.exc_info())
 
 
-async def test_etl_ends_at_a_batch_border_when_the_terminal_closes(database_url: str) -> None:
+async def test_etl_interrupts_its_run_on_sighup(database_url: str) -> None:
     async with started_command(
         *("etl", "--json"),
         DATABASE_URL=database_url,

@@ -1,4 +1,4 @@
-"""The test suite keeps to what CONTRIBUTING says that it needs, and cleans up after itself."""
+"""The test suite needs no more than CONTRIBUTING says, and removes its files."""
 
 import os
 import shutil
@@ -37,14 +37,14 @@ def test_open_files():
 
 
 class Outcome(NamedTuple):
-    """What a run of the sample printed, and which files it left."""
+    """The output of a run of the sample, and the names of the files that it left."""
 
     output: str
     files: list[str]
 
 
 def run_pytest(*arguments: str, limits: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run the sample as the README's command runs the suite, with the shell's limits."""
+    """Run pytest in a shell that first sets `limits`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
         ["sh", "-c", f'{limits} && exec "$0" "$@"', sys.executable, "-m", "pytest", *arguments],
@@ -60,11 +60,11 @@ def run_pytest(*arguments: str, limits: str, **environment: str) -> "subprocess.
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    """One run with failures, which keeps most."""
+    """A run with failures, because failed tests keep their files."""
     sample = tmp_path_factory.mktemp("sample") / "test_sample.py"
     sample.write_text(SAMPLE)
     configuration = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "tests.conftest"]
-    # A short path, so that the server's socket fits into it.
+    # A short path, because the path of a socket is limited to about 100 bytes.
     with tempfile.TemporaryDirectory() as folder:
         result = run_pytest(
             *("-n", "2", *configuration, str(sample)),
@@ -75,21 +75,21 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     shutil.rmtree(sample.parent)
 
 
-def test_only_files_of_failed_tests_stay(outcome: Outcome) -> None:
+def test_only_files_of_failed_tests_are_kept(outcome: Outcome) -> None:
     assert outcome.files == ["failed"]
 
 
-def test_a_flood_of_log_lines_is_shortened(outcome: Outcome) -> None:
+def test_long_log_is_truncated(outcome: Outcome) -> None:
     assert "characters left out]" in outcome.output
     assert "error 99999\n" in outcome.output
     assert len(outcome.output) < 100_000
 
 
-def test_the_soft_limit_of_open_files_is_raised(outcome: Outcome) -> None:
+def test_soft_limit_of_open_files_is_raised(outcome: Outcome) -> None:
     assert "2 failed, 2 passed" in outcome.output
 
 
-def test_too_low_a_hard_limit_of_open_files_is_one_line() -> None:
+def test_low_hard_limit_of_open_files_is_reported_in_one_line() -> None:
     result = run_pytest("--collect-only", "tests/support/test_proxy.py", limits="ulimit -n 256")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     (line,) = filter(None, result.stdout.splitlines())

@@ -1,4 +1,4 @@
-"""No background task ends unnoticed: it is logged, shown, and started again with growing pauses."""
+"""A background task that ends is logged, shown on /health, and restarted after growing pauses."""
 
 import asyncio
 
@@ -15,17 +15,15 @@ async def returns() -> None:
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.001)
 
 
 @pytest.mark.parametrize("ending", TASK_ENDINGS)
-async def test_a_task_that_ends_in_any_way_is_told_shown_and_started_again(
-    logged: LogEvents, ending: str
-) -> None:
+async def test_ended_task_is_logged_shown_and_restarted(logged: LogEvents, ending: str) -> None:
     end, shown = TASK_ENDINGS[ending]
     starts = 0
-    works = asyncio.Event()
+    running = asyncio.Event()
 
     async def work() -> None:
         nonlocal starts
@@ -33,13 +31,13 @@ async def test_a_task_that_ends_in_any_way_is_told_shown_and_started_again(
         if starts < 3:
             await end()
             return
-        works.set()
+        running.set()
         await asyncio.Event().wait()
 
     supervisor = Supervisor()
     task = supervisor.start("ticker", work)
     async with asyncio.timeout(10):
-        await works.wait()
+        await running.wait()
 
     events = await logged.reached(2, "background_task_failed", task="ticker", level="error")
     assert [(event["failures"], event["again_in_s"]) for event in events] == [(1, 0.001), (2, 0.002)]
@@ -49,7 +47,7 @@ async def test_a_task_that_ends_in_any_way_is_told_shown_and_started_again(
     assert task.task.cancelled()
 
 
-async def test_pauses_grow_up_to_the_longest(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pauses_grow_up_to_the_limit(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "LONGEST_PAUSE_S", 0.003)
     task = Supervisor().start("ticker", returns)
     events = await logged.reached(5, "background_task_failed")
@@ -58,9 +56,7 @@ async def test_pauses_grow_up_to_the_longest(logged: LogEvents, monkeypatch: pyt
     assert [event["again_in_s"] for event in events[:5]] == [0.001, 0.002, 0.003, 0.003, 0.003]
 
 
-async def test_a_task_that_has_worked_for_a_while_is_sound_again(
-    logged: LogEvents, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_problem_is_forgotten_after_a_while(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
     monkeypatch.setattr("kasparro.supervision.time.monotonic", lambda: now)
     supervisor = Supervisor()
@@ -74,7 +70,7 @@ async def test_a_task_that_has_worked_for_a_while_is_sound_again(
     assert supervisor.record_failure("ticker", ValueError()) == 0.001
 
 
-async def test_a_task_that_may_end_is_left_alone_when_it_does(logged: LogEvents) -> None:
+async def test_allowed_end_is_no_failure(logged: LogEvents) -> None:
     supervisor = Supervisor()
     stop = asyncio.Event()
 
@@ -92,7 +88,7 @@ async def test_a_task_that_may_end_is_left_alone_when_it_does(logged: LogEvents)
     assert logged.seen == []
 
 
-async def test_a_task_that_breaks_during_the_stop_is_logged(logged: LogEvents) -> None:
+async def test_failure_during_stop_is_logged(logged: LogEvents) -> None:
     async def work() -> None:
         try:
             await asyncio.Event().wait()
@@ -106,7 +102,7 @@ async def test_a_task_that_breaks_during_the_stop_is_logged(logged: LogEvents) -
     await logged.reached(1, "background_task_failed", task="ticker")
 
 
-async def test_a_stop_in_a_pause_starts_nothing(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_restart_after_stop(logged: LogEvents, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 60.0)
     task = Supervisor().start("ticker", returns)
     await logged.reached(1, "background_task_failed")

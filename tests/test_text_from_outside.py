@@ -1,4 +1,4 @@
-"""What clients and upstreams send reaches neither a terminal nor a log as control characters."""
+"""Control characters from clients and upstreams reach neither a terminal nor a log."""
 
 import asyncio
 import json
@@ -15,9 +15,9 @@ from yarl import URL
 from tests.support.commands import run_command, started_command
 from tests.support.unsafe_characters import UNSAFE_CHARACTERS
 
-# Without a space: structlog quotes values that have one, and escapes some of this by the way.
+# Without a space: structlog quotes a value with spaces, which escapes some of these characters.
 HOSTILE = "\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"
-SHOWN = r"\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"
+ESCAPED = r"\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"
 
 
 def unsafe(*texts: str) -> set[str]:
@@ -26,13 +26,13 @@ def unsafe(*texts: str) -> set[str]:
 
 @asynccontextmanager
 async def upstream(error: str) -> AsyncIterator[str]:
-    """An API that refuses every call with this error; gives its base URL."""
+    """The base URL of an API that answers every call with status 403 and this error."""
 
-    async def refuse(request: web.Request) -> web.Response:
+    async def respond(request: web.Request) -> web.Response:
         return web.json_response({"error": error}, status=403)
 
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", refuse)
+    app.router.add_route("*", "/{path:.*}", respond)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -45,7 +45,7 @@ async def upstream(error: str) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_an_upstreams_error_is_printable_in_etl_and_status(database_url: str, form: str) -> None:
+async def test_upstream_error_is_escaped_in_etl_and_status(database_url: str, form: str) -> None:
     async with upstream(HOSTILE) as url:
         environment = {
             "DATABASE_URL": database_url,
@@ -60,15 +60,15 @@ async def test_an_upstreams_error_is_printable_in_etl_and_status(database_url: s
 
     assert code == 1
     assert unsafe(out, log, report, status, stats) == set()
-    assert SHOWN in out, log
-    assert SHOWN in status
-    assert SHOWN in log.replace("\\\\", "\\")
-    # Programs get what the upstream said.
+    assert ESCAPED in out, log
+    assert ESCAPED in status
+    assert ESCAPED in log.replace("\\\\", "\\")
+    # JSON has the original text.
     assert HOSTILE in json.loads(report)["sources"][0]["error"]
     assert HOSTILE in json.loads(stats)["last_run"]["sources"][0]["error"]
 
 
-async def test_an_upstreams_error_with_a_nul_fails_that_source_alone(database_url: str) -> None:
+async def test_upstream_error_with_nul_fails_only_that_source(database_url: str) -> None:
     async with upstream("no\x00body") as url:
         code, out, _ = await run_command(
             "etl",
@@ -83,7 +83,7 @@ async def test_an_upstreams_error_with_a_nul_fails_that_source_alone(database_ur
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_a_clients_path_is_printable_in_the_log(form: str) -> None:
+async def test_client_path_is_escaped_in_the_log(form: str) -> None:
     environment = {
         "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none",
         "KASPARRO_INTERVAL": "off",
@@ -100,12 +100,12 @@ async def test_a_clients_path_is_printable_in_the_log(form: str) -> None:
         url = re.findall(r"http://[\d.:]+", log)[0]
         async with aiohttp.ClientSession() as session:
             for path in (HOSTILE, "\n2026-01-01T00:00:00Z [info] forged", "x" * 10_000):
-                async with session.get(URL(f"{url}/data/csv/{quote(path)}", encoded=True)) as answer:
-                    assert answer.status in {404, 503}
+                async with session.get(URL(f"{url}/data/csv/{quote(path)}", encoded=True)) as response:
+                    assert response.status in {404, 503}
         process.terminate()
         log += (await process.stderr.read()).decode()
 
     assert unsafe(log) == set()
-    assert SHOWN in log.replace("\\\\", "\\")
+    assert ESCAPED in log.replace("\\\\", "\\")
     assert all(len(line) < 10_000 for line in log.splitlines())
     assert not any(line.startswith("2026-01-01") for line in log.splitlines())
