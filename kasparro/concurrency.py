@@ -20,7 +20,7 @@ class UnexpectedCancel(Exception):
 
 @asynccontextmanager
 async def timeout(seconds: float) -> AsyncIterator[None]:
-    """Cancel the block after this time and raise TimeoutError, even in a task with earlier cancel requests."""
+    """Cancel the block after this time and raise TimeoutError, even in a task that was cancelled before."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     limit = asyncio.timeout(seconds)  # noqa: TID251 - the code below corrects its fault
@@ -36,8 +36,8 @@ async def timeout(seconds: float) -> AsyncIterator[None]:
 async def run_together(*work: Coroutine[Any, Any, T]) -> list[T]:
     """Run coroutines concurrently and return their results. If one fails, cancel the others.
 
-    Raises a BaseExceptionGroup with the errors of all that failed. A coroutine that ends as cancelled although
-    nobody cancelled it has failed with UnexpectedCancel.
+    Raises a BaseExceptionGroup with all errors. A coroutine that ends as cancelled although nobody cancelled
+    it has failed with UnexpectedCancel.
     """
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     pending, late = set(tasks), set[asyncio.Task[T]]()

@@ -1,4 +1,4 @@
-"""What every test may ask for: a real PostgreSQL, and a migrated database of its own on it."""
+"""Fixtures for all tests: a real PostgreSQL server, databases on it, and the log."""
 
 import asyncio
 import os
@@ -22,18 +22,18 @@ from kasparro.store.pool import Database
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
-# A login on Debian has as many; some systems start with fewer and allow more.
+# The soft limit of a login on Debian. Some systems have a lower soft limit, which a process may raise.
 OPEN_FILES = 1_024
 
-# Of a test's log and output, a failure report shows so many characters from the end.
+# A failure report shows this many characters from the end of a test's log and output.
 REPORTED_CHARACTERS = 20_000
 
-# A test server's machine never crashes, and its write-ahead log need not grow: less to wait for and to store.
+# Faster and smaller: the data of a test server need not survive a crash of the machine.
 SERVER_SETTINGS = ("fsync = off", "full_page_writes = off", "max_wal_size = '64MB'")
 
 
 def pytest_configure() -> None:
-    """Allow as many open files as the tests need, or say that the system does not."""
+    """Raise the limit of open files to what the tests need. Raises UsageError if the system allows fewer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
         return
@@ -47,13 +47,13 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep a failure readable when an error repeats endlessly in the log."""
+    """Truncate long logs and output in failure reports."""
     report = yield
-    report.sections = [(title, _shortened(text)) for title, text in report.sections]
+    report.sections = [(title, _truncated(text)) for title, text in report.sections]
     return report
 
 
-def _shortened(text: str) -> str:
+def _truncated(text: str) -> str:
     if len(text) <= REPORTED_CHARACTERS:
         return text
     return f"[{len(text) - REPORTED_CHARACTERS} characters left out]\n{text[-REPORTED_CHARACTERS:]}"
@@ -61,14 +61,14 @@ def _shortened(text: str) -> str:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine's reaches a test."""
+    """Remove the settings of the machine from the environment of each test."""
     for variable in registry.variables():
         monkeypatch.delenv(variable.name, raising=False)
 
 
 @pytest.fixture
 def shared_data() -> Path:
-    """The recorded samples beside the repository, read in place."""
+    """The folder with recorded samples next to the repository; the test is skipped if it is missing."""
     if not SHARED_DATA.is_dir():
         pytest.skip("the recorded samples (../shared/data) are not on this machine")
     return SHARED_DATA
@@ -76,13 +76,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running PostgreSQL where databases may be made.
+    """The URL of a running PostgreSQL server on which databases can be created.
 
-    KASPARRO_TEST_SERVER names one (its maintenance database); unset, an embedded one serves, one a test
-    process.
+    KASPARRO_TEST_SERVER is the URL of its maintenance database. If it is unset, each test process starts an
+    embedded server.
     """
-    if told := os.environ.get("KASPARRO_TEST_SERVER"):
-        yield told
+    if url := os.environ.get("KASPARRO_TEST_SERVER"):
+        yield url
         return
     home = tmp_path_factory.mktemp("postgres")
     with asyncio.Runner() as runner:
@@ -92,7 +92,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.dsn
         runner.run(server.__aexit__(None, None, None))
     _remove_socket_folder(home)
-    # pytest removes folders of single tests alone.
+    # pytest removes the folders of tests, but not those of sessions.
     shutil.rmtree(home)
 
 
@@ -106,7 +106,7 @@ async def _configure(url: str) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """The home of an embedded server of the test's own, or of the demo's."""
+    """A home for an embedded server of this test, or of the demo."""
     home = tmp_path / "home"
     yield home
     _remove_socket_folder(home)
@@ -114,7 +114,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def _remove_socket_folder(home: Path) -> None:
-    """Remove the folder that holds the socket of an embedded server whose home has a long path."""
+    """Remove the folder in /tmp in which a server with a long home path has its socket."""
     record = home / "socket"
     if record.exists() and (folder := Path(record.read_text())) != home / "data":
         shutil.rmtree(folder, ignore_errors=True)
@@ -122,9 +122,9 @@ def _remove_socket_folder(home: Path) -> None:
 
 @pytest.fixture(scope="session")
 def template(server_url: str) -> str:
-    """The name of a migrated database that others are copied from, which takes milliseconds."""
+    """The name of a migrated database. Other databases are copied from it, which takes milliseconds."""
 
-    async def make() -> str:
+    async def create() -> str:
         name = f"template_{uuid.uuid4().hex[:12]}"
         connection = await asyncpg.connect(server_url)
         await connection.execute(f"CREATE DATABASE {name}")
@@ -133,40 +133,40 @@ def template(server_url: str) -> str:
             await migrate(database)
         return name
 
-    return asyncio.run(make())
+    return asyncio.run(create())
 
 
 @pytest.fixture
 async def empty_database_url(server_url: str) -> AsyncIterator[str]:
-    """A database of the test's own with nothing in it."""
+    """The URL of an empty database of this test."""
     async with copied_database(server_url, "template1") as url:
         yield url
 
 
 @pytest.fixture
 async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
-    """A migrated database of the test's own."""
+    """The URL of a migrated database of this test."""
     async with copied_database(server_url, template) as url:
         yield url
 
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """The pools of a migrated database of the test's own."""
+    """The connection pools of the migrated database of this test."""
     async with Database(database_url) as opened:
         yield opened
 
 
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A plain connection to the test's database, to look at its tables."""
+    """A connection to the database of this test, for queries of its tables."""
     opened = await asyncpg.connect(database_url, server_settings={"timezone": "UTC"})
     yield opened
     await opened.close()
 
 
 class LogEvents:
-    """What the program logs, as events to wait for."""
+    """The log events of the program, and a way to wait for them."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
@@ -184,11 +184,11 @@ class LogEvents:
             self._changed.notify_all()
 
     async def reached(self, count: int, event: str, **fields: object) -> list[dict[str, Any]]:
-        """Wait until so many of these events, with these fields, were logged; gives them."""
+        """Wait until at least `count` events with this name and these fields are logged; returns them."""
 
         def matching() -> list[dict[str, Any]]:
             wanted = {"event": event, **fields}
-            return [one for one in self.seen if wanted.items() <= one.items()]
+            return [event for event in self.seen if wanted.items() <= event.items()]
 
         async with asyncio.timeout(20), self._changed:
             await self._changed.wait_for(lambda: len(matching()) >= count)
@@ -197,7 +197,7 @@ class LogEvents:
 
 @pytest.fixture
 async def logged() -> AsyncIterator[LogEvents]:
-    """The program's log in this test."""
+    """The log events of this test."""
     events = LogEvents()
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, events])
     yield events
@@ -205,14 +205,14 @@ async def logged() -> AsyncIterator[LogEvents]:
 
 
 def url_of_database(server_url: str, name: str) -> str:
-    """The URL of another database on the same server."""
+    """The URL of the database `name` on the same server."""
     parts = urlsplit(server_url)
     return urlunsplit(parts._replace(path=f"/{name}", netloc=parts.netloc))
 
 
 @asynccontextmanager
 async def copied_database(server_url: str, template: str) -> AsyncIterator[str]:
-    """A database of one's own, copied from another; gives its URL and drops it afterwards."""
+    """The URL of a copy of the database `template`. The copy is dropped at the end of the block."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     server = await asyncpg.connect(server_url)
     await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
