@@ -237,34 +237,34 @@ async def _broken_connections(
             yield
     finally:
         for proxy in proxies:
-            proxy.pass_on()
+            proxy.forward()
 
 
 @_fault("a service disconnected from PostgreSQL", "database connection")
 async def _database_disconnected(world: World, chance: random.Random) -> AsyncIterator[None]:
     service = chance.choice(world.services)
-    async with _broken_connections([service.database], lambda proxy: proxy.refuse(), world, service):
+    async with _broken_connections([service.database], lambda proxy: proxy.reject(), world, service):
         yield
 
 
 @_fault("all services disconnected from PostgreSQL", "database connection")
 async def _database_disconnected_all(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.database for service in world.services]
-    async with _broken_connections(proxies, lambda proxy: proxy.refuse(), world, *world.services):
+    async with _broken_connections(proxies, lambda proxy: proxy.reject(), world, *world.services):
         yield
 
 
 @_fault("packets to PostgreSQL dropped", "database connection", lasts=(0.5, 3.5))
 async def _database_packets_dropped(world: World, chance: random.Random) -> AsyncIterator[None]:
     service = chance.choice(world.services)
-    async with _broken_connections([service.database], lambda proxy: proxy.swallow(), world, service):
+    async with _broken_connections([service.database], lambda proxy: proxy.block(), world, service):
         yield
 
 
 @_fault("all packets to PostgreSQL dropped", "database connection", lasts=(0.5, 3.5))
 async def _database_packets_dropped_all(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.database for service in world.services]
-    async with _broken_connections(proxies, lambda proxy: proxy.swallow(), world, *world.services):
+    async with _broken_connections(proxies, lambda proxy: proxy.block(), world, *world.services):
         yield
 
 
@@ -286,14 +286,14 @@ async def _database_half(world: World, chance: random.Random) -> AsyncIterator[N
 @_fault("the upstreams disconnected", "upstream connection")
 async def _upstream_disconnected(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.upstream for service in world.services]
-    async with _broken_connections(proxies, lambda proxy: proxy.refuse(), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.reject(), world):
         yield
 
 
 @_fault("packets to the upstreams dropped", "upstream connection")
 async def _upstream_packets_dropped(world: World, chance: random.Random) -> AsyncIterator[None]:
     proxies = [service.upstream for service in world.services]
-    async with _broken_connections(proxies, lambda proxy: proxy.swallow(), world):
+    async with _broken_connections(proxies, lambda proxy: proxy.block(), world):
         yield
 
 

@@ -110,11 +110,11 @@ async def test_leader_paused_during_a_batch_is_replaced(pair: Pair) -> None:
 
 
 async def test_follower_takes_over_from_a_disconnected_leader(pair: Pair) -> None:
-    pair.leader.database.swallow()
-    await logged(pair.leader, "lease_lost")
+    pair.leader.database.block()
+    await logged(pair.leader, "lock lost")
     await logged(pair.other, "run_finished", status="succeeded")
     runs_of_leader = {event["run"] for event in await logged(pair.leader, "run_started")}
-    pair.leader.database.pass_on()
+    pair.leader.database.forward()
 
     await logged(pair.leader, "another_process_leads")
     runs = len(await logged(pair.other, "run_finished"))

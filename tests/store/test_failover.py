@@ -37,7 +37,7 @@ async def test_writing_finds_the_primary_and_reading_prefers_a_standby(pair: tup
 async def test_a_host_that_is_silent_takes_no_time_from_the_others(pair: tuple[Server, Server]) -> None:
     primary, _ = pair
     async with Proxy(primary.port) as silent:
-        silent.swallow()
+        silent.block()
         both = url(silent.port, primary.port)
 
         async with Database(both, both) as database:

@@ -12,7 +12,7 @@ def read(name: str) -> str:
 
 
 def pages() -> list[Path]:
-    """README, the other pages beside it, and every page under docs/."""
+    """README, the other pages in the same folder, and every page under docs/."""
     return sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 

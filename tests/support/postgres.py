@@ -1,4 +1,4 @@
-"""PostgreSQL servers of a test's own, to kill, stop, fill up and fail over; Linux only."""
+"""PostgreSQL servers that tests may kill, pause, fill up and fail over; Linux only."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from kasparro.embedded.programs import Programs, find_programs, unprivileged_pro
 
 OWNER = "postgres"
 USER = "kasparro"
-# Crashes here are of processes, never of the machine, so what the kernel was given is safe.
+# `fsync = off` is safe here: only processes crash, never the machine.
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
@@ -36,14 +36,14 @@ log_timezone = 'UTC'
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port on which no process listens now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
 class Server:
-    """One server on a port of its own: the superuser `postgres` runs it, the role `kasparro` uses it."""
+    """A server on its own port, with the superuser `postgres` and the ordinary role `kasparro`."""
 
     def __init__(self, folder: Path, programs: Programs) -> None:
         self.folder = folder
@@ -52,21 +52,21 @@ class Server:
         self._process: asyncio.subprocess.Process | None = None
 
     def url(self, database: str = USER, user: str = USER, port: int | None = None) -> str:
-        """How a client reaches it; on another port, where something stands in between."""
+        """The URL of a database. `port` is that of a proxy, if there is one."""
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/{database}"
 
     @property
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
 
-    async def make(self) -> None:
-        """New data."""
+    async def create(self) -> None:
+        """Create the data directory."""
         await self._run("initdb", f"--username={OWNER}", "--auth=trust", "--encoding=UTF8", "--locale=C")
         self._configure()
 
     async def copy(self, primary: "Server") -> None:
-        """A standby's data, from a running primary."""
-        # A client's program, which an unprivileged account has no copy of.
+        """Create the data directory of a standby, from a running primary."""
+        # `unprivileged_programs` does not copy client programs.
         command = (
             find_programs().path("pg_basebackup"),
             "-D",
@@ -74,7 +74,7 @@ class Server:
             "-d",
             primary.url("postgres", OWNER),
         )
-        await _done(*map(str, command), "--write-recovery-conf", "--checkpoint=fast")
+        await _run_command(*map(str, command), "--write-recovery-conf", "--checkpoint=fast")
         _own(self.folder)
         self._configure()
 
@@ -83,7 +83,7 @@ class Server:
             file.write(f"{CONFIGURATION}port = {self.port}\n")
 
     async def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it accepts connections."""
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(str(self._programs.path("postgres")), "-D", str(self.folder)),
@@ -107,23 +107,23 @@ class Server:
         return True
 
     async def end(self, number: signal.Signals = signal.SIGINT) -> None:
-        """End it: SIGINT fast, SIGQUIT at once and without a checkpoint, SIGKILL without its knowing."""
+        """End the server: SIGINT is a fast shutdown, SIGQUIT one without a checkpoint, SIGKILL a crash."""
         process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
         children = _children(process.pid)
         process.send_signal(number)
         await process.wait()
-        # A killed server's children notice by themselves, and the next start has to wait for the last one.
+        # The children of a killed server exit a little later. Only then can the server start again.
         while any(_alive(child) for child in children):  # noqa: ASYNC110 - not ours to wait for
             await asyncio.sleep(0.01)
 
     def freeze(self) -> None:
-        """Stop all of its processes where they stand."""
+        """Pause all of its processes with SIGSTOP."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Continue all of its processes."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -134,7 +134,7 @@ class Server:
 
     @asynccontextmanager
     async def admin(self, database: str = USER) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-        """A superuser's connection."""
+        """A connection as superuser."""
         connection = await asyncpg.connect(
             self.url(database, OWNER), timeout=10, server_settings={"application_name": "test"}
         )
@@ -144,7 +144,7 @@ class Server:
             await connection.close(timeout=5)
 
     async def move_to(self, disk: "Disk") -> None:
-        """Keep the role's database there; nobody may be connected to it."""
+        """Move the role's database to this disk. The database must have no connections."""
         async with self.admin("postgres") as connection:
             await connection.execute(f"CREATE TABLESPACE small LOCATION '{disk.folder / 'space'}'")
             await connection.execute(f"ALTER DATABASE {USER} SET TABLESPACE small")
@@ -152,22 +152,22 @@ class Server:
     async def _run(self, program: str, *arguments: str) -> None:
         self.folder.mkdir()
         _own(self.folder)
-        await _done(
+        await _run_command(
             str(self._programs.path(program)), "-D", str(self.folder), *arguments, "--no-sync", **_account()
         )
 
 
 @asynccontextmanager
 async def servers() -> AsyncIterator["Servers"]:
-    """A place for servers, all of which end with it."""
-    # Not pytest's own folder, which an unprivileged account cannot enter.
+    """Servers that end with the block."""
+    # Not a folder of pytest, which an unprivileged account cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="kasparro-servers-", dir="/tmp"))
     folder.chmod(0o755)
-    made = Servers(folder)
+    started = Servers(folder)
     try:
-        yield made
+        yield started
     finally:
-        for server in made.all:
+        for server in started.all:
             server.thaw()
             await server.end(signal.SIGQUIT)
         shutil.rmtree(folder, ignore_errors=True)
@@ -183,9 +183,9 @@ class Servers:
         self._programs = unprivileged_programs(found) if os.geteuid() == 0 else found
 
     async def primary(self) -> Server:
-        """A new server that runs, with an empty database of the role's own."""
+        """A new running server with an empty database that the role owns."""
         server = self._next()
-        await server.make()
+        await server.create()
         await server.start()
         async with server.admin("postgres") as connection:
             await connection.execute(f"CREATE ROLE {USER} LOGIN")
@@ -193,7 +193,7 @@ class Servers:
         return server
 
     async def standby(self, primary: Server) -> Server:
-        """A hot standby that runs."""
+        """A new running hot standby."""
         server = self._next()
         await server.copy(primary)
         await server.start()
@@ -206,32 +206,31 @@ class Servers:
 
 
 class Disk(NamedTuple):
-    """A small disk for a database alone, with the log of its server elsewhere; `missing` says why there is
-    none."""
+    """A small disk for a database, without the server's log. `missing` says why there is none."""
 
     folder: Path
     missing: str | None
 
     def fill(self) -> None:
-        """Leave no byte free."""
+        """Fill the disk completely."""
         with suppress(OSError), (self.folder / "filler").open("wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(1 << 20))
 
     def clear(self) -> None:
-        """Give the room back."""
+        """Free the space again."""
         (self.folder / "filler").unlink(missing_ok=True)
 
 
 @asynccontextmanager
 async def small_disk(megabytes: int) -> AsyncIterator[Disk]:
-    """A disk in memory that is full soon, where this account may mount one. Servers end before it does."""
-    # Where a server's account can reach it.
+    """A small disk in memory, if this account may mount one. Its servers must end before the block ends."""
+    # A folder that the account of a server can enter.
     folder = Path(tempfile.mkdtemp(prefix="kasparro-disk-", dir="/tmp"))
     missing: str | None = "only root may mount a small disk"
     if os.geteuid() == 0:
         try:
-            await _done("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder))
+            await _run_command("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder))
             missing = None
         except RuntimeError as error:
             missing = str(error)
@@ -243,12 +242,12 @@ async def small_disk(megabytes: int) -> AsyncIterator[Disk]:
         yield Disk(folder, missing)
     finally:
         if missing is None:
-            await _done("umount", str(folder))
+            await _run_command("umount", str(folder))
         folder.rmdir()
 
 
 def _own(folder: Path) -> None:
-    """Give a folder to the account that servers run as."""
+    """Make the account that runs the servers the owner of a folder."""
     if account := _account():
         for path in (folder, *folder.rglob("*")):
             os.chown(path, account["user"], account["group"], follow_symlinks=False)
@@ -263,7 +262,7 @@ def _account() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-async def _done(*command: str, **options: Any) -> None:
+async def _run_command(*command: str, **options: Any) -> None:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd="/", **options
     )

@@ -1,24 +1,24 @@
-"""A TCP proxy that breaks lines in the ways that networks do."""
+"""A TCP proxy that breaks connections in the ways in which networks do."""
 
 import asyncio
 from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
 
-Half = Literal["client", "server"]
+Side = Literal["client", "server"]
 
 
 class Proxy:
-    """Passes on what comes to `port`, until told otherwise."""
+    """Forwards connections from `port` to the port `target`, until a method breaks them."""
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._lines: set[_Line] = set()
+        self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._refusing = False
+        self._rejecting = False
         self._delay_s = 0.0
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._forwarding = asyncio.Event()
+        self._forwarding.set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -34,38 +34,38 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
 
-    def pass_on(self) -> None:
-        """Be an honest line again; what was held back arrives now."""
-        self._refusing = False
+    def forward(self) -> None:
+        """Forward everything again. Blocked data arrives now."""
+        self._rejecting = False
         self._delay_s = 0.0
-        self._passing.set()
+        self._forwarding.set()
 
-    def refuse(self) -> None:
-        """Cut every line, and each new one at once."""
-        self._refusing = True
+    def reject(self) -> None:
+        """Abort every connection, and each new one at once."""
+        self._rejecting = True
         self.reset()
 
     def reset(self) -> None:
-        """Cut every line there is."""
-        for line in list(self._lines):
-            line.cut()
+        """Abort every present connection."""
+        for connection in list(self._connections):
+            connection.abort()
 
-    def swallow(self) -> None:
-        """Take what comes and let nothing through, as where packets are dropped; ends are not seen either."""
-        self._passing.clear()
+    def block(self) -> None:
+        """Accept data but forward nothing, as a network does that drops packets. Ends are not forwarded."""
+        self._forwarding.clear()
 
     def delay(self, seconds: float) -> None:
-        """Let everything take so much longer, each way."""
+        """Delay all data by this time, in both directions."""
         self._delay_s = seconds
 
-    def close_half(self, half: Half) -> None:
-        """End what comes from one side of each line, while the other side may still speak."""
-        for line in self._lines:
-            line.end_of(half)
+    def close_half(self, side: Side) -> None:
+        """End the data from one side of each connection. The other side may still send."""
+        for connection in self._connections:
+            connection.end_data_of(side)
 
-    async def carry(self) -> None:
-        """Wait until something may pass."""
-        await self._passing.wait()
+    async def wait_until_forwarding(self) -> None:
+        """Wait until data may be forwarded, and for the delay."""
+        await self._forwarding.wait()
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
 
@@ -76,17 +76,18 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if self._refusing:
+            if self._rejecting:
                 return
-            await self._passing.wait()
-            line = _Line(self, (reader, writer), await asyncio.open_connection("127.0.0.1", self._target))
-            self._lines.add(line)
+            await self._forwarding.wait()
+            server = await asyncio.open_connection("127.0.0.1", self._target)
+            connection = _Connection(self, (reader, writer), server)
+            self._connections.add(connection)
             try:
-                await line.run()
+                await connection.run()
             finally:
-                self._lines.discard(line)
+                self._connections.discard(connection)
         except OSError:
-            # Nobody listens there: this end breaks too.
+            # The target does not listen. The client's connection is aborted below.
             pass
         finally:
             writer.transport.abort()
@@ -95,7 +96,7 @@ class Proxy:
 _End = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class _Line:
+class _Connection:
     def __init__(self, proxy: Proxy, client: _End, server: _End) -> None:
         self._proxy = proxy
         self._client = client
@@ -107,26 +108,26 @@ class _Line:
                 group.create_task(self._pump(self._client[0], self._server[1]))
                 group.create_task(self._pump(self._server[0], self._client[1]))
         except* (OSError, RuntimeError):
-            # Gone, or told before that nothing more would come.
+            # The peer is gone, or `close_half` has already ended this direction.
             pass
         finally:
-            self.cut()
+            self.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
-            await self._proxy.carry()
+            await self._proxy.wait_until_forwarding()
             writer.write(data)
             await writer.drain()
-        await self._proxy.carry()
+        await self._proxy.wait_until_forwarding()
         if writer.can_write_eof() and not writer.is_closing():
             writer.write_eof()
 
-    def end_of(self, half: Half) -> None:
-        """Tell the other side that this one has said its last word."""
-        _, writer = self._server if half == "client" else self._client
+    def end_data_of(self, side: Side) -> None:
+        """Send the end of this side's data to the other side."""
+        _, writer = self._server if side == "client" else self._client
         with suppress(OSError, RuntimeError):
             writer.write_eof()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         for _, writer in (self._client, self._server):
             writer.transport.abort()
