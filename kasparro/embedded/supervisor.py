@@ -191,8 +191,8 @@ def account_of(data: Path) -> Account:
         account = Account(os.geteuid(), os.getegid())
         if not account.has_name:
             raise StartError(
-                f"PostgreSQL needs an account with a name, and user id {account.uid} has none; run Kasparro as"
-                " a user in /etc/passwd, or set DATABASE_URL"
+                f"PostgreSQL needs an account with a name, and user id {account.uid} has none; run Kasparro"
+                " as a user in /etc/passwd, or set DATABASE_URL"
             )
         return account
     if not OPEN_FILES.exists():
