@@ -97,7 +97,7 @@ class BatchBuilder:
 
     def note(self, item: msgspec.Raw) -> None:
         """Take a record's fields into the batch's profile, whatever becomes of the record."""
-        self._profiler.note(item)
+        self._profiler.add(item)
 
     def reject(self, reject: Reject) -> None:
         """Take a refused record."""

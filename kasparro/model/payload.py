@@ -1,11 +1,11 @@
-"""Raw payloads: what each call upstream was answered, kept for a while so that it can be read again."""
+"""Raw payloads: the responses of upstreams, stored for a while so that a run can be replayed."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import msgspec
 
-# What can tell later why an answer was as it was: its kind, its age, its validators, the limits it names.
+# The response headers that can explain a response later: type, age, validators and rate limits.
 STORED_HEADERS = (
     "content-type",
     "content-encoding",
@@ -29,17 +29,17 @@ STORED_HEADERS = (
     "cf-ray",
 )
 HEADER_LIMIT = 500
-# Of an answer that cannot be read again, this much is kept to be looked at.
+# How much of the body of a failed response is stored, for people to look at.
 FAILED_BODY_LIMIT = 1 << 20
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True):
-    """What one call upstream was answered, and when.
+    """The response to one upstream call.
 
-    `path` and `parameters` are what was asked below the base URL; keys travel in request headers, of which
-    none is kept. `status` is None where no answer began; `complete` tells whether `body` is all of it, as it
-    was once decompressed. `received_at` is the time that its records were read with. Of its list the first
-    `items_limit` items belong to what is fetched, None for all.
+    `path` and `parameters` are the request below the base URL. Request headers, which contain keys, are not
+    stored. `status` is None if no response arrived. `body` is decompressed, and `complete` says whether it is
+    whole. `received_at` is the time of fetching that its records use. Only the first `items_limit` items of
+    the list were wanted; None: all.
     """
 
     path: str
@@ -53,12 +53,12 @@ class Payload(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def succeeded(self) -> bool:
-        """Whether it answers what was asked, as far as HTTP can tell."""
+        """Whether the call succeeded, according to HTTP."""
         return self.status == 200 and self.complete
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How long raw payloads and the rejects of a run are kept, and how many bytes of payloads; 0 for none."""
+    """How long payloads and rejects are stored, and how many bytes of payloads; 0: no payloads."""
 
     age: timedelta = timedelta(days=7)
     payload_bytes: int = 512_000_000

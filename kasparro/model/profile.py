@@ -1,4 +1,4 @@
-"""What the records of an API held, field by field: how many had it, as which kinds of JSON, with samples."""
+"""Profiles of JSON records: for each field, how many records had it, with which JSON types, and samples."""
 
 import itertools
 from collections import Counter
@@ -10,19 +10,19 @@ import msgspec
 
 Kind = Literal["number", "string", "boolean", "array", "object", "null"]
 
-# Bounds for an upstream that makes up names: far above what real records hold. Of an object and of a profile
-# so many fields are kept; a longer record is looked at no further; and while records come in, so many fields
-# and shapes of objects are told apart.
-FIELDS_KEPT = 300
-NAME_KEPT = 120
-RECORD_LIMIT = 256 << 10
-FIELDS_NOTED = 10 * FIELDS_KEPT
-SHAPES_NOTED = 500
-# A share of fewer objects says nothing.
+# Limits in case an upstream invents names, far above what real records need. MAX_FIELDS limits the fields of
+# an object and of a finished profile. MAX_COUNTED_FIELDS and MAX_SHAPES limit what is counted meanwhile.
+# Records longer than MAX_RECORD_BYTES are not profiled.
+MAX_FIELDS = 300
+MAX_NAME_LENGTH = 120
+MAX_RECORD_BYTES = 256 << 10
+MAX_COUNTED_FIELDS = 10 * MAX_FIELDS
+MAX_SHAPES = 500
+# A share of fewer objects than this is not significant.
 MIN_OBJECTS = 10
-# Of the first records of a pass, which are the same coins every time.
+# Samples come from the first records of a batch, which are the same coins in every run.
 SAMPLES = 5
-SAMPLE_KEPT = 60
+MAX_SAMPLE_LENGTH = 60
 
 _KINDS: Mapping[type, Kind] = {
     float: "number",
@@ -33,53 +33,55 @@ _KINDS: Mapping[type, Kind] = {
     NoneType: "null",
 }
 
-# Numbers all become floats here: this is about their kind, the records keep their digits. Objects are looked
-# into as deep as any API nests its figures.
+# Numbers become floats here, because only their type and samples matter. Objects are decoded as deeply as the
+# APIs nest their values.
 _Deep = dict[str, bool | float | str | list[msgspec.Raw] | dict[str, msgspec.Raw] | None]
 _Nested = dict[str, bool | float | str | list[msgspec.Raw] | _Deep | None]
 _DECODE = msgspec.json.Decoder(dict[str, bool | float | str | list[msgspec.Raw] | _Nested | None]).decode
 
 
 class Field(msgspec.Struct, kw_only=True):
-    """One field: `of` counts the objects that it could have stood in, `kinds` the values by their kind.
+    """One field: `parent_count` is the number of objects that could have it, `kinds` its values by JSON type.
 
-    CoinPaprika writes the empty string for a missing value, so that it counts as null. The counts of one
-    pass are whole; those of many passes, in which the older weigh less, need not be. `max_fill_share` is the
-    largest share that had a value in it in any one batch.
+    CoinPaprika writes an empty string for a missing value, so it counts as null. In a profile of many runs
+    older runs have less weight, so counts may be fractions. `max_fill_share` is the largest share of objects
+    with a value in any batch.
     """
 
     parent: str
-    parents: float = 0.0
+    parent_count: float = 0.0
     kinds: dict[Kind, float] = {}
     samples: list[str] = []
     max_fill_share: float = 0.0
 
     @property
     def present(self) -> float:
-        """How many had the field, be it as null."""
+        """How many objects had the field, with or without a value."""
         return sum(self.kinds.values())
 
     @property
     def filled(self) -> float:
-        """How many had a value in it."""
+        """How many objects had a value in the field."""
         return self.present - self.kinds.get("null", 0.0)
 
 
 class Profile(msgspec.Struct, kw_only=True):
-    """The fields of some records by their paths, such as `quotes.USD.price`; `objects` counts the objects
-    that were met under each path, the records themselves under the empty one."""
+    """The fields of some records by path, such as `quotes.USD.price`.
+
+    `objects` is the number of objects under each path. The empty path stands for the records themselves.
+    """
 
     objects: dict[str, float] = {}
     fields: dict[str, Field] = {}
 
     @property
     def records(self) -> float:
-        """How many records it is of."""
+        """The number of records."""
         return self.objects.get("", 0.0)
 
 
 class Profiler:
-    """Builds the profile of the records that it is shown, for a few microseconds each."""
+    """Builds a profile of records, at a cost of a few microseconds for each."""
 
     def __init__(self) -> None:
         self._start_over()
@@ -90,43 +92,47 @@ class Profiler:
         self._samples: dict[str, list[str]] = {}
         self._sampled = 0
 
-    def note(self, item: bytes | msgspec.Raw) -> None:
-        """Take a record as its JSON. What is no object, holds a number of hundreds of digits, is nested
-        without end or longer than any record is none.
+    def add(self, item: bytes | msgspec.Raw) -> None:
+        """Add a record, given as JSON.
+
+        Other values than objects are ignored, as are records that are too long, too deeply nested or have
+        numbers too large for a float.
         """
-        if len(memoryview(item)) > RECORD_LIMIT:
+        if len(memoryview(item)) > MAX_RECORD_BYTES:
             return
         try:
-            told = _DECODE(item)
+            record = _DECODE(item)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
-        self._note("", told)
+        self._add_object("", record)
         if self._sampled < SAMPLES:
             self._sampled += 1
-            self._sample("", told)
+            self._sample("", record)
 
-    def _note(self, path: str, told: Mapping[str, Any]) -> None:
-        # Most records are of few shapes, so that counting shapes spares counting field by field.
-        told = _cut(told)
-        kinds = tuple([type(value) if value != "" else NoneType for value in told.values()])
-        self._shapes[path, tuple(told), kinds] += 1
-        if len(self._shapes) > SHAPES_NOTED:
+    def _add_object(self, path: str, found: Mapping[str, Any]) -> None:
+        # Most records have one of a few shapes. Counting shapes is faster than counting each field.
+        found = _first_fields(found)
+        kinds = tuple([type(value) if value != "" else NoneType for value in found.values()])
+        self._shapes[path, tuple(found), kinds] += 1
+        if len(self._shapes) > MAX_SHAPES:
             self._count()
         if dict in kinds:
-            for name, value in told.items():
+            for name, value in found.items():
                 if type(value) is dict and path.count(".") < 1:
-                    self._note(_joined(path, name), value)
+                    self._add_object(_joined(path, name), value)
 
-    def _sample(self, path: str, told: Mapping[str, Any]) -> None:
-        for name, value in _cut(told).items():
+    def _sample(self, path: str, found: Mapping[str, Any]) -> None:
+        for name, value in _first_fields(found).items():
             if type(value) is dict and path.count(".") < 1:
                 self._sample(_joined(path, name), value)
-            elif type(value) in {float, str, bool} and value != "" and len(self._samples) < FIELDS_NOTED:
+            elif (
+                type(value) in {float, str, bool} and value != "" and len(self._samples) < MAX_COUNTED_FIELDS
+            ):
                 text = msgspec.json.encode(value).decode()
-                self._samples.setdefault(_joined(path, name), []).append(_plain(text, SAMPLE_KEPT))
+                self._samples.setdefault(_joined(path, name), []).append(_plain(text, MAX_SAMPLE_LENGTH))
 
     def _count(self) -> None:
-        """Count the fields of the shapes that were noted, and forget these."""
+        """Count the fields of the shapes so far, and forget the shapes."""
         objects, fields = self._found.objects, self._found.fields
         for (parent, names, kinds), count in self._shapes.items():
             if parent and parent not in fields:
@@ -136,64 +142,66 @@ class Profiler:
                 path = _joined(parent, name)
                 field = fields.get(path)
                 if field is None:
-                    if len(fields) == FIELDS_NOTED:
+                    if len(fields) == MAX_COUNTED_FIELDS:
                         continue
                     field = fields[path] = Field(parent=parent)
-                told = _KINDS[kind]
-                field.kinds[told] = field.kinds.get(told, 0.0) + count
+                json_kind = _KINDS[kind]
+                field.kinds[json_kind] = field.kinds.get(json_kind, 0.0) + count
         self._shapes.clear()
 
     def take(self) -> Profile | None:
-        """The profile of what was noted, None where that is nothing; the profiler starts over."""
+        """Return the profile of the records since the last call, None if there were none."""
         self._count()
         found = self._found
         if not found.objects:
             return None
         for path, field in found.fields.items():
-            field.parents = found.objects[field.parent]
+            field.parent_count = found.objects[field.parent]
             field.samples = self._samples.get(path, [])
-            field.max_fill_share = field.filled / field.parents if field.parents >= MIN_OBJECTS else 0.0
+            field.max_fill_share = (
+                field.filled / field.parent_count if field.parent_count >= MIN_OBJECTS else 0.0
+            )
         self._start_over()
         return limit_fields(found)
 
 
 def merge_profiles(profiles: Iterable[Profile]) -> Profile:
-    """The profile of all their records."""
+    """One profile of the records of several."""
     whole = Profile()
-    for one in profiles:
-        for path, count in one.objects.items():
+    for profile in profiles:
+        for path, count in profile.objects.items():
             whole.objects[path] = whole.objects.get(path, 0.0) + count
-        for path, field in one.fields.items():
+        for path, field in profile.fields.items():
             known = whole.fields.setdefault(path, Field(parent=field.parent))
             for kind, count in field.kinds.items():
                 known.kinds[kind] = known.kinds.get(kind, 0.0) + count
             known.samples = [*known.samples, *field.samples][:SAMPLES]
             known.max_fill_share = max(known.max_fill_share, field.max_fill_share)
     for field in whole.fields.values():
-        field.parents = whole.objects[field.parent]
+        field.parent_count = whole.objects[field.parent]
     return limit_fields(whole)
 
 
 def limit_fields(profile: Profile) -> Profile:
-    """The profile with the fields that most objects had, where there are too many."""
-    if len(profile.fields) > FIELDS_KEPT:
+    """Keep only the fields that most objects had if there are too many. Changes and returns the profile."""
+    if len(profile.fields) > MAX_FIELDS:
         ordered = sorted(profile.fields.items(), key=lambda item: (-item[1].present, item[0]))
-        profile.fields = dict(itertools.islice(ordered, FIELDS_KEPT))
-        parents = {"", *(field.parent for field in profile.fields.values())}
-        profile.objects = {path: count for path, count in profile.objects.items() if path in parents}
+        profile.fields = dict(itertools.islice(ordered, MAX_FIELDS))
+        paths = {"", *(field.parent for field in profile.fields.values())}
+        profile.objects = {path: count for path, count in profile.objects.items() if path in paths}
     return profile
 
 
-def _cut(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    return told if len(told) <= FIELDS_KEPT else dict(itertools.islice(told.items(), FIELDS_KEPT))
+def _first_fields(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    return found if len(found) <= MAX_FIELDS else dict(itertools.islice(found.items(), MAX_FIELDS))
 
 
 def _joined(path: str, name: str) -> str:
-    name = _plain(name, NAME_KEPT)
+    name = _plain(name, MAX_NAME_LENGTH)
     return f"{path}.{name}" if path else name
 
 
 def _plain(text: str, limit: int) -> str:
-    # What comes from outside ends in logs, terminals and a database that holds no NUL.
-    cut = text if len(text) <= limit else f"{text[:limit]}…"
-    return cut if cut.isprintable() else cut.encode("unicode_escape").decode()
+    # Names and samples appear in logs and terminals, and in a database that cannot store NUL.
+    shown = text if len(text) <= limit else f"{text[:limit]}…"
+    return shown if shown.isprintable() else shown.encode("unicode_escape").decode()

@@ -1,4 +1,4 @@
-"""What the records of an API held, field by field."""
+"""Profiles count the fields of records, and stay small whatever an upstream sends."""
 
 import itertools
 import json
@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kasparro.model.profile import FIELDS_KEPT, SAMPLES, Profile, Profiler, merge_profiles
+from kasparro.model.profile import MAX_FIELDS, SAMPLES, Profile, Profiler, merge_profiles
 
 
-def profiled(*records: Any) -> Profile:
+def profile_of(*records: Any) -> Profile:
     profiler = Profiler()
     for record in records:
-        profiler.note(json.dumps(record).encode())
+        profiler.add(json.dumps(record).encode())
     return profiler.take() or Profile()
 
 
@@ -29,8 +29,8 @@ values: st.SearchStrategy[Any] = st.recursive(
 records = st.lists(st.dictionaries(st.sampled_from("abcd"), values, max_size=4), max_size=20)
 
 
-def test_fields_are_counted_by_the_kind_of_their_values() -> None:
-    found = profiled(
+def test_fields_are_counted_by_json_type() -> None:
+    found = profile_of(
         {"id": "a", "price": 1, "rank": None, "roi": {"times": 2.5}, "tags": [1], "new": True},
         {"id": "b", "price": 1e-9, "rank": "", "roi": None, "tags": [], "new": False},
     )
@@ -44,54 +44,59 @@ def test_fields_are_counted_by_the_kind_of_their_values() -> None:
         "tags": {"array": 2},
         "new": {"boolean": 2},
     }
-    assert (found.fields["price"].parents, found.fields["roi.times"].parents, found.records) == (2, 1, 2)
+    assert (found.fields["price"].parent_count, found.fields["roi.times"].parent_count, found.records) == (
+        2,
+        1,
+        2,
+    )
 
 
-def test_samples_are_of_the_first_records() -> None:
-    found = profiled(*({"n": number, "quotes": {"USD": {"price": number}}} for number in range(20)))
+def test_samples_come_from_the_first_records() -> None:
+    found = profile_of(*({"n": number, "quotes": {"USD": {"price": number}}} for number in range(20)))
 
     assert found.fields["n"].samples == found.fields["quotes.USD.price"].samples
     assert [float(sample) for sample in found.fields["n"].samples] == list(range(SAMPLES))
 
 
-@given(told=records)
-def test_every_field_of_a_record_is_counted_once(told: list[dict[str, Any]]) -> None:
-    found = profiled(*told)
+@given(given_records=records)
+def test_every_field_of_a_record_is_counted_once(given_records: list[dict[str, Any]]) -> None:
+    found = profile_of(*given_records)
 
-    assert found.records == len(told)
+    assert found.records == len(given_records)
     for name in "abcd":
         present = found.fields[name].present if name in found.fields else 0
-        assert present == sum(name in record for record in told)
+        assert present == sum(name in record for record in given_records)
     for field in found.fields.values():
-        assert field.filled <= field.present <= field.parents == found.objects[field.parent]
+        assert field.filled <= field.present <= field.parent_count == found.objects[field.parent]
 
 
-@given(told=records, cuts=st.sets(st.integers(1, 19)))
-def test_profiles_of_the_parts_make_the_profile_of_the_whole(
-    told: list[dict[str, Any]], cuts: set[int]
+@given(given_records=records, cuts=st.sets(st.integers(1, 19)))
+def test_merged_profiles_equal_the_profile_of_all_records(
+    given_records: list[dict[str, Any]], cuts: set[int]
 ) -> None:
-    borders = [0, *sorted(cut for cut in cuts if cut < len(told)), len(told)]
-    parts = merge_profiles(profiled(*told[a:b]) for a, b in itertools.pairwise(borders))
+    count = len(given_records)
+    borders = [0, *sorted(cut for cut in cuts if cut < count), count]
+    parts = merge_profiles(profile_of(*given_records[a:b]) for a, b in itertools.pairwise(borders))
 
-    whole = profiled(*told)
+    whole = profile_of(*given_records)
 
     assert parts.objects == whole.objects
-    assert {path: (one.parents, one.kinds) for path, one in parts.fields.items()} == {
-        path: (one.parents, one.kinds) for path, one in whole.fields.items()
+    assert {path: (field.parent_count, field.kinds) for path, field in parts.fields.items()} == {
+        path: (field.parent_count, field.kinds) for path, field in whole.fields.items()
     }
 
 
-def test_what_is_no_record_of_any_use_is_not_counted() -> None:
-    assert profiled([], "x", 1, None, {"price": 10**400}) == Profile()
+def test_other_values_than_records_are_ignored() -> None:
+    assert profile_of([], "x", 1, None, {"price": 10**400}) == Profile()
 
 
 @given(
     body=st.binary(max_size=60)
     | st.binary(max_size=90).map(lambda name: json.dumps({name.decode("latin-1"): str(name)}).encode())
 )
-def test_whatever_an_upstream_sends_ends_in_a_bounded_printable_profile(body: bytes) -> None:
+def test_profile_of_any_bytes_is_printable_and_survives_json(body: bytes) -> None:
     profiler = Profiler()
-    profiler.note(body)
+    profiler.add(body)
     found = profiler.take() or Profile()
 
     for path, field in found.fields.items():
@@ -100,38 +105,38 @@ def test_whatever_an_upstream_sends_ends_in_a_bounded_printable_profile(body: by
     assert msgspec.json.decode(msgspec.json.encode(found), type=Profile) == found
 
 
-def test_an_upstream_that_makes_up_names_does_not_fill_the_memory() -> None:
-    found = profiled(*({f"x{number}": 1, "id": "a", "long" * 90: 1} for number in range(1_000)))
+def test_number_and_length_of_names_are_limited() -> None:
+    found = profile_of(*({f"x{number}": 1, "id": "a", "long" * 90: 1} for number in range(1_000)))
 
-    assert len(found.fields) == FIELDS_KEPT
+    assert len(found.fields) == MAX_FIELDS
     assert found.fields["id"].present == 1_000
     assert max(map(len, found.fields)) < 200
 
 
-def ever_new_names(record: int) -> dict[str, Any]:
+def new_names(record: int) -> dict[str, Any]:
     return {f"{record}x{number}": 1 for number in range(250)}
 
 
-def ever_new_objects(record: int) -> dict[str, Any]:
+def new_objects(record: int) -> dict[str, Any]:
     return {f"{record}x": {f"{number}y": {} for number in range(50)}}
 
 
-def at_last_half_a_million_names(record: int) -> dict[str, Any]:
+def half_a_million_names_once(record: int) -> dict[str, Any]:
     return {f"x{number}": 1 for number in range(500_000)} if record == 600 else {}
 
 
-@pytest.mark.parametrize("made_up", [ever_new_names, ever_new_objects, at_last_half_a_million_names])
-def test_made_up_names_are_bounded_while_they_come_in(made_up: Callable[[int], dict[str, Any]]) -> None:
-    records = [json.dumps({"id": "a", **made_up(record)}).encode() for record in range(601)]
+@pytest.mark.parametrize("invented", [new_names, new_objects, half_a_million_names_once])
+def test_invented_names_take_little_memory(invented: Callable[[int], dict[str, Any]]) -> None:
+    records = [json.dumps({"id": "a", **invented(record)}).encode() for record in range(601)]
     profiler = Profiler()
     tracemalloc.start()
     for record in records:
-        profiler.note(record)
+        profiler.add(record)
     found = profiler.take() or Profile()
-    _, most = tracemalloc.get_traced_memory()
+    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert most < 16 << 20
+    assert peak < 16 << 20
     assert found.fields["id"].present >= 600
-    assert len(found.fields) <= FIELDS_KEPT
-    assert len(found.objects) <= FIELDS_KEPT + 1
+    assert len(found.fields) <= MAX_FIELDS
+    assert len(found.objects) <= MAX_FIELDS + 1

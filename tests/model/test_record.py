@@ -1,4 +1,4 @@
-"""The readers accept exactly what their docstrings say, and change no value."""
+"""Checks accept exactly what their docstrings say, and COPY text has exact values and stable hashes."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -27,7 +27,7 @@ PLAIN = Record(source_id="btc-bitcoin", symbol="BTC", name="Bitcoin", observed_a
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=None, min_value=-(10**50), max_value=10**50))
-def test_digits_keep_the_value_of_every_decimal(value: Decimal) -> None:
+def test_canonical_decimal_keeps_the_value(value: Decimal) -> None:
     for text in (str(value), f"{value:e}", f"{value:E}"):
         try:
             read = canonical_decimal(text, "price_usd")
@@ -39,7 +39,7 @@ def test_digits_keep_the_value_of_every_decimal(value: Decimal) -> None:
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**20), max_value=10**20, places=12))
-def test_equal_values_are_written_in_one_way(value: Decimal) -> None:
+def test_equal_values_have_one_notation(value: Decimal) -> None:
     assert (
         canonical_decimal(f"{value:f}", "x")
         == canonical_decimal(f"{value:f}000", "x")
@@ -48,7 +48,7 @@ def test_equal_values_are_written_in_one_way(value: Decimal) -> None:
 
 
 @given(st.text(alphabet="0123456789+-.eE ,_xX٣", max_size=12))
-def test_digits_accept_nothing_that_decimal_does_not(text: str) -> None:
+def test_canonical_decimal_accepts_only_what_decimal_accepts(text: str) -> None:
     try:
         read = canonical_decimal(text, "x")
     except RejectedValue:
@@ -71,53 +71,53 @@ def test_digits_accept_nothing_that_decimal_does_not(text: str) -> None:
         ("-1.5E+2", "-150"),
     ],
 )
-def test_notations_of_a_number(text: str, plain: str) -> None:
+def test_canonical_notation(text: str, plain: str) -> None:
     assert canonical_decimal(text, "x") == plain
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "abc", "1,5", "1e", ".", "--1", "NaN", "Infinity", "0x1f", "１２", "1_000", " 1", "1\n"]
 )
-def test_what_is_no_number_is_refused_with_its_field(text: str) -> None:
-    with pytest.raises(RejectedValue, match="not a number") as refused:
+def test_other_text_than_numbers_is_rejected(text: str) -> None:
+    with pytest.raises(RejectedValue, match="not a number") as rejected:
         canonical_decimal(text, "price_usd")
-    assert refused.value.field == "price_usd"
+    assert rejected.value.field == "price_usd"
 
 
 @pytest.mark.parametrize("text", ["1" * 400, "1e400", "1e-400", "9" * 61, "1e9999999999999999999999"])
-def test_absurd_numbers_are_refused(text: str) -> None:
+def test_numbers_with_too_many_digits_are_rejected(text: str) -> None:
     with pytest.raises(RejectedValue):
         canonical_decimal(text, "x")
 
 
-def hashed(record: Record, position: int) -> bytes:
-    """The content hash that goes into its line."""
+def content_hash(record: Record, position: int = 0) -> bytes:
+    """The content hash in the record's line of keys."""
     return copy_record(record, position).keys.split(b"\t")[1]
 
 
-def test_a_line_is_hashed_by_what_the_source_told() -> None:
-    told = hashed(PLAIN, 0)
+def test_hash_depends_on_what_the_source_reports() -> None:
+    plain = content_hash(PLAIN)
 
-    elsewhere_in_a_batch = hashed(PLAIN, 7)
-    another_price = hashed(replace(PLAIN, price_usd="1.6"), 0)
-    another_time = hashed(replace(PLAIN, observed_at=NOW - timedelta(days=1)), 0)
+    other_position = content_hash(PLAIN, 7)
+    other_price = content_hash(replace(PLAIN, price_usd="1.6"))
+    other_time = content_hash(replace(PLAIN, observed_at=NOW - timedelta(days=1)))
 
-    assert told == elsewhere_in_a_batch
-    assert len({told, another_price, another_time}) == 3
+    assert plain == other_position
+    assert len({plain, other_price, other_time}) == 3
 
 
-def test_a_time_that_the_source_did_not_tell_is_not_hashed() -> None:
-    unreported = replace(PLAIN, has_source_time=False)
+def test_hash_ignores_the_time_of_fetching() -> None:
+    without_time = replace(PLAIN, has_source_time=False)
 
-    first = hashed(unreported, 0)
-    later = hashed(replace(unreported, observed_at=NOW + timedelta(hours=1)), 0)
+    first = content_hash(without_time)
+    later = content_hash(replace(without_time, observed_at=NOW + timedelta(hours=1)))
 
     assert first == later
 
 
-def test_null_and_empty_and_zero_are_three_things() -> None:
+def test_null_empty_and_zero_have_different_hashes() -> None:
     hashes = {
-        hashed(replace(PLAIN, **change), 0)
+        content_hash(replace(PLAIN, **change))
         for change in (
             {"symbol": None},
             {"symbol": ""},
@@ -129,7 +129,7 @@ def test_null_and_empty_and_zero_are_three_things() -> None:
     assert len(hashes) == 5
 
 
-def test_times_are_bounded_by_the_first_block_and_by_now() -> None:
+def test_times_before_2009_and_in_the_future_are_rejected() -> None:
     assert check_time(NOW + timedelta(minutes=9), "t", NOW) == NOW + timedelta(minutes=9)
     for bad in (
         EARLIEST - timedelta(seconds=1),
@@ -140,7 +140,7 @@ def test_times_are_bounded_by_the_first_block_and_by_now() -> None:
             check_time(bad, "t", NOW)
 
 
-def test_ids_are_composed_as_coinpaprika_does() -> None:
+def test_composed_ids_look_like_those_of_coinpaprika() -> None:
     assert compose_id("BTC", "Bitcoin") == "btc-bitcoin"
     assert compose_id("B@", "Wrapped  Token (v2)") == "b-wrapped-token-v2"
     assert compose_id("柴犬", "柴犬") == "柴犬-柴犬"
@@ -149,12 +149,12 @@ def test_ids_are_composed_as_coinpaprika_does() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  ", "a\nb", "a\x00", "x" * 201])
-def test_ids_that_cannot_identify_are_refused(text: str) -> None:
+def test_unusable_ids_are_rejected(text: str) -> None:
     with pytest.raises(RejectedValue):
         check_id(text)
 
 
-def test_names_stay_as_they_are_unless_postgresql_cannot_hold_them() -> None:
+def test_names_are_unchanged_or_rejected() -> None:
     odd = "=HYPERLINK(1)\u200b<b>比特币</b>\t\n\\N"
     assert check_text(odd, "name", 100) == odd
     for bad in ("a\x00b", "x" * 101):
@@ -163,11 +163,11 @@ def test_names_stay_as_they_are_unless_postgresql_cannot_hold_them() -> None:
 
 
 @given(st.lists(st.tuples(st.datetimes(timezones=st.just(UTC)), st.text(), st.text()), min_size=1))
-def test_records_written_together_are_written_as_each_by_itself(
-    told: list[tuple[datetime, str, str]],
-) -> None:
-    records = [replace(PLAIN, observed_at=at, source_id=source_id, name=name) for at, source_id, name in told]
-    apart = [copy_record(record, place) for place, record in enumerate(records, start=3)]
+def test_copy_lines_equals_copy_record_of_each(values: list[tuple[datetime, str, str]]) -> None:
+    records = [
+        replace(PLAIN, observed_at=at, source_id=source_id, name=name) for at, source_id, name in values
+    ]
+    apart = [copy_record(record, position) for position, record in enumerate(records, start=3)]
 
     together = copy_lines(
         3,

@@ -150,7 +150,7 @@ async def test_rejected_files_are_named_with_the_missing_setting(
     assert csv.refused_files == [RefusedFile(file=name, reason=reason, setting=PRICE) for name in names]
     assert csv.error == (
         "10 files were rejected (list-0.csv, list-1.csv, list-2.csv and 7 more); "
-        f"list-0.csv: {reason}; list-0.csv.toml beside it can tell: {PRICE}"
+        f"list-0.csv: {reason}; list-0.csv.toml next to it can say: {PRICE}"
     )
     lines = await logged.reached(10, "file_rejected", source="csv", reason=reason, setting=PRICE)
     assert [line["file"] for line in lines] == names
@@ -181,7 +181,7 @@ async def test_single_rejected_file_is_named_in_full(
     (csv,) = (await last_report(connection)).sources
     assert csv.error == (
         "sub/list.csv: none of its columns is known to hold a price (id, symbol, name); "
-        f"list.csv.toml beside it can tell: {PRICE}"
+        f"list.csv.toml next to it can say: {PRICE}"
     )
 
 
@@ -268,7 +268,7 @@ async def test_etl_names_every_rejected_file(database_url: str, tmp_path: Path) 
     assert code == 1
     for name in ("one.csv", "two.csv"):
         assert f"csv: {name}: none of its columns is known to hold a price" in out
-        assert f"{name}.toml beside it can tell: {PRICE}" in out
+        assert f"{name}.toml next to it can say: {PRICE}" in out
 
 
 MARKETS = "rank,id,symbol,name,price_usd,last_updated\n1,bitcoin,BTC,Bitcoin,5,2018-01-01T00:00:00Z\n"

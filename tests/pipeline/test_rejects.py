@@ -127,7 +127,7 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
         "longer than 1000 characters",
     ),
     "name null": (field("name", b"null"), "name", "Expected `str`, got `null`"),
-    "name with NUL": (field("name", b'"nul \\u0000 inside"'), "name", "holds a NUL character"),
+    "name with NUL": (field("name", b'"nul \\u0000 inside"'), "name", "contains a NUL character"),
     "name with half a surrogate pair": (
         field("name", b'"half \\ud800"'),
         None,
@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
     "id null": (field("id", b"null"), "id", "Expected `str`, got `null`"),
     "id a number": (field("id", b"7"), "id", "Expected `str`, got `int`"),
     "id empty": (field("id", b'" "'), "id", "empty"),
-    "id with a line break": (field("id", b'"known\\n"'), "id", "holds a control character"),
+    "id with a line break": (field("id", b'"known\\n"'), "id", "contains a control character"),
     "id of a megabyte": (field("id", b'"' + b"k" * 1_000_000 + b'"'), "id", "longer than 200 characters"),
     "a field unknown to us nested without end": (tail(DEEP), None, "nested too deeply"),
     "not an object": (lambda _, __: b'"known"', None, "Expected `object`, got `str`"),

@@ -166,23 +166,23 @@ def _changes(baseline: DriftBaseline, profile: Profile, run_id: int, *, nulls: b
 
     for path, old in vanished.items():
         missing = profile.objects[old.parent] - _present(profile, path)
-        yield drift(path, "vanished", missing, f"in {_percent(old.present, old.parents)}", "missing")
+        yield drift(path, "vanished", missing, f"in {_percent(old.present, old.parent_count)}", "missing")
     for path, new in appeared.items():
         yield drift(path, "appeared", new.present, "not there", _main_kind(new))
     for path in sorted(known.keys() & current.keys() - vanished.keys() - appeared.keys()):
         old, new = known[path], current[path]
-        if old.parents < MIN_OBJECTS or new.parents < MIN_OBJECTS:
+        if old.parent_count < MIN_OBJECTS or new.parent_count < MIN_OBJECTS:
             continue
         if (
             nulls
-            and old.filled >= MOST * old.parents
-            and max(new.max_fill_share, new.filled / new.parents) <= FEW
+            and old.filled >= MOST * old.parent_count
+            and max(new.max_fill_share, new.filled / new.parent_count) <= FEW
         ):
             yield drift(
                 path,
                 "null",
-                new.parents - new.filled,
-                f"filled in {_percent(old.filled, old.parents)}",
+                new.parent_count - new.filled,
+                f"filled in {_percent(old.filled, old.parent_count)}",
                 "null",
             )
         elif min(old.filled, new.filled) >= MIN_OBJECTS:
@@ -194,15 +194,15 @@ def _changes(baseline: DriftBaseline, profile: Profile, run_id: int, *, nulls: b
 
 def _vanished(old: Field, path: str, profile: Profile) -> bool:
     of = profile.objects.get(old.parent, 0.0)
-    enough = min(old.parents, of) >= MIN_OBJECTS
-    return enough and old.present >= MOST * old.parents and _present(profile, path) <= FEW * of
+    enough = min(old.parent_count, of) >= MIN_OBJECTS
+    return enough and old.present >= MOST * old.parent_count and _present(profile, path) <= FEW * of
 
 
 def _appeared(known: Profile, path: str, new: Field) -> bool:
     of = known.objects.get(new.parent, 0.0)
     return (
-        min(of, new.parents) >= MIN_OBJECTS
-        and new.present >= MOST * new.parents
+        min(of, new.parent_count) >= MIN_OBJECTS
+        and new.present >= MOST * new.parent_count
         and _present(known, path) <= FEW * of
     )
 
@@ -265,7 +265,7 @@ def _blended(old: Field, new: Field | None, of: float) -> Field:
         kinds[kind] = kinds.get(kind, 0.0) + count
     return Field(
         parent=old.parent,
-        parents=old.parents * WEIGHT + of,
+        parent_count=old.parent_count * WEIGHT + of,
         kinds=kinds,
         samples=new.samples if new and new.samples else old.samples,
     )

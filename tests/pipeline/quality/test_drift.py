@@ -22,7 +22,7 @@ def profiled(records: list[Record]) -> Profile:
     for page in pages:
         profiler = Profiler()
         for record in page:
-            profiler.note(msgspec.json.encode(record))
+            profiler.add(msgspec.json.encode(record))
         found.append(profiler.take() or Profile())
     return merge_profiles(found)
 

@@ -95,7 +95,7 @@ async def test_prices_in_tether_are_not_dollars(load: Read) -> None:
     )
     outcome = await load(content, "BTCUSDT-1m-2021-01.csv")
     assert "in USDT, not USD" in outcome.problem
-    assert 'BTCUSDT-1m-2021-01.csv.toml beside it can tell: currency = "USD"' in outcome.problem
+    assert 'BTCUSDT-1m-2021-01.csv.toml next to it can say: currency = "USD"' in outcome.problem
     outcome = await load(table("Date,Symbol,Close,High,Low,Open", "2021-01-01,BTC/USDT,1,1,1,1"), "x.csv")
     assert "in USDT, not USD" in outcome.problem
 

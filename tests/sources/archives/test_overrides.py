@@ -94,7 +94,7 @@ async def test_override_settles_an_open_question(
 )
 async def test_open_question_names_the_override_that_settles_it(load: Read, content: str, name: str) -> None:
     problem = (await load(content, name)).problem
-    assert f"{name}.toml beside it can tell: " in problem
+    assert f"{name}.toml next to it can say: " in problem
 
 
 async def test_following_the_hints_loads_the_file(load_with: Read) -> None:
@@ -111,7 +111,7 @@ async def test_following_the_hints_loads_the_file(load_with: Read) -> None:
         outcome = await load_with("Tag;Wert;Umsatz\n01.02.2018;9.120,50;1.000\n", overrides, "kurse.csv")
         if not outcome.problems:
             break
-        hint = outcome.problem.partition(" beside it can tell: ")[2]
+        hint = outcome.problem.partition(" next to it can say: ")[2]
         overrides += f"{hints[hint]}\n"
         followed.append(hint)
 
