@@ -128,7 +128,7 @@ async def test_following_the_hints_loads_the_file(load_with: Read) -> None:
     ],
 )
 async def test_hint_names_what_the_header_lacks(load: Read, content: str, hint: str) -> None:
-    assert (await load(content, "btc-usd.csv")).problem.endswith(f"can tell: {hint}")
+    assert (await load(content, "btc-usd.csv")).problem.endswith(f"can say: {hint}")
 
 
 @pytest.mark.parametrize(
