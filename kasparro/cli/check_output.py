@@ -1,4 +1,4 @@
-"""What `kasparro check` prints, in tables for people."""
+"""Prints the results of `kasparro check` as tables."""
 
 from collections.abc import Sequence
 
@@ -7,43 +7,44 @@ from rich.table import Table
 from kasparro.cli.terminal import PrintableConsole
 from kasparro.sources.archives.explain import Cell, Checked, Column, Recognition
 
-CELL_SHOWN = 40
-RAW_SHOWN = 100
+# Longer texts are truncated, in characters.
+MAX_CELL = 40
+MAX_RAW = 100
 _DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
 _SIGNS = {".": "point", ",": "comma"}
 
 
 def show(console: PrintableConsole, checked: Sequence[Checked], *, explain: bool) -> None:
-    """Print what each file came to, then why rows were refused, and with `explain` how it was understood."""
+    """Print counts for each file, why rows are rejected, and with `explain` how each file was understood."""
     files = Table("file", "layout", "rows", "rejects")
     for column in files.columns[2:]:
         column.justify = "right"
-    for one in checked:
-        layout = one.recognition.layout if one.recognition else "-"
-        files.add_row(one.name, layout, f"{one.rows:,}", f"{one.rejected:,}")
+    for file in checked:
+        layout = file.recognition.layout if file.recognition else "-"
+        files.add_row(file.name, layout, f"{file.rows:,}", f"{file.rejected:,}")
     console.print(files)
-    for one in checked:
-        if one.problem is not None:
-            console.print(one.problem, soft_wrap=True)
-        if one.reasons:
-            _show_rejects(console, one)
-        if explain and one.recognition is not None:
-            _show_recognition(console, one.name, one.recognition)
+    for file in checked:
+        if file.problem is not None:
+            console.print(file.problem, soft_wrap=True)
+        if file.reasons:
+            _show_rejects(console, file)
+        if explain and file.recognition is not None:
+            _show_recognition(console, file.name, file.recognition)
 
 
-def _show_rejects(console: PrintableConsole, one: Checked) -> None:
+def _show_rejects(console: PrintableConsole, file: Checked) -> None:
     console.print()
-    console.print(f"{one.name}: why rows are refused", soft_wrap=True)
+    console.print(f"{file.name}: why rows are rejected", soft_wrap=True)
     table = Table("rows", "field", "reason", "line", "raw")
     table.columns[0].justify = table.columns[3].justify = "right"
-    for reason in one.reasons:
-        for place, reject in enumerate(reason.first):
+    for reason in file.reasons:
+        for index, reject in enumerate(reason.first):
             table.add_row(
-                "" if place else f"{reason.rows:,}",
-                "" if place else reason.field or "row",
+                "" if index else f"{reason.rows:,}",
+                "" if index else reason.field or "row",
                 reject.reason,
                 f"{reject.line}",
-                _short(reject.raw, RAW_SHOWN),
+                _truncated(reject.raw, MAX_RAW),
             )
     console.print(table)
 
@@ -52,8 +53,8 @@ def _show_recognition(console: PrintableConsole, name: str, found: Recognition) 
     console.print()
     console.print(f"{name}: how it was understood", soft_wrap=True)
     facts = Table(show_header=False)
-    for what, value in _facts(found):
-        facts.add_row(what, value)
+    for fact in _facts(found):
+        facts.add_row(*fact)
     console.print(facts)
     table = Table("column", "field", "first values -> stored")
     for column in found.columns:
@@ -68,14 +69,17 @@ def _facts(found: Recognition) -> list[tuple[str, str]]:
         ("currency", found.currency),
         ("encoding", found.encoding),
         ("delimiter", _DELIMITERS.get(found.delimiter, found.delimiter)),
-        ("header", f"line {found.header_line}" if found.header_line else "told, none in the file"),
+        (
+            "header",
+            f"line {found.header_line}" if found.header_line else "from the overrides, none in the file",
+        ),
         ("decimal sign", _SIGNS[found.decimal]),
-        ("date order", found.day_order or "told by each date itself"),
+        ("date order", found.day_order or "clear from each date"),
         ("epoch unit", found.epoch or "no epoch times"),
         ("time zone", found.zone),
     ]
     if found.candles_s:
-        facts.append(("period", f"{found.candles_s:,} s; a close is of its last second"))
+        facts.append(("period", f"{found.candles_s:,} s; a close price is of its last second"))
     return [*facts, *(("note", note) for note in found.notes)]
 
 
@@ -85,14 +89,14 @@ def _field(column: Column) -> str:
     return f"not read: {column.note}" if column.note else "not read"
 
 
-def _cells(cells: Sequence[Cell], read: bool) -> str:
-    told = []
+def _cells(cells: Sequence[Cell], stored: bool) -> str:
+    texts = []
     for cell in cells:
-        raw = _short(cell.raw.strip(), CELL_SHOWN) or "(empty)"
-        stored = "null" if cell.stored is None else _short(cell.stored, CELL_SHOWN)
-        told.append(f"{raw} -> {stored}" if read else raw)
-    return "; ".join(told)
+        raw = _truncated(cell.raw.strip(), MAX_CELL) or "(empty)"
+        value = "null" if cell.stored is None else _truncated(cell.stored, MAX_CELL)
+        texts.append(f"{raw} -> {value}" if stored else raw)
+    return "; ".join(texts)
 
 
-def _short(text: str, limit: int) -> str:
+def _truncated(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"

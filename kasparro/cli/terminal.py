@@ -1,4 +1,4 @@
-"""What commands print on: consoles that show text from outside and never obey it."""
+"""Consoles for the commands, which escape text from outside, so that it cannot control the terminal."""
 
 import sys
 from collections.abc import Iterable
@@ -14,19 +14,19 @@ from kasparro.printable import printable, printable_json, printable_lines
 class PrintableConsole(Console):
     """A rich console for plain text: no markup, no emoji codes, no control characters.
 
-    Strings are escaped before they are measured, so that tables stay aligned. Whatever else is rendered is
-    escaped on its way out; only rich's own control codes, which move a progress bar, pass.
+    Strings are escaped before they are measured, so that tables stay aligned. Other renderables are escaped
+    when they are written. Only the control codes of rich itself, which move a progress bar, are not escaped.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A string as rich measures and renders it. A table folds what is too wide, and cuts nothing."""
+        """Escape a string. A table wraps a string that is too wide, and truncates nothing."""
         return super().render_str(printable(text), **{"overflow": "fold", **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """The segments of anything that is printed."""
+        """Escape the segments of a renderable."""
         for segment in super().render(renderable, options):
             if segment.control:
                 yield segment
@@ -39,5 +39,5 @@ err = PrintableConsole(stderr=True)
 
 
 def write_json(encoded: bytes) -> None:
-    """Write one JSON document to stdout, for programs and for people who look at it in a terminal."""
+    """Write one JSON document to stdout, with unsafe characters as JSON escapes."""
     sys.stdout.write(printable_json(encoded.decode()) + "\n")

@@ -1,4 +1,4 @@
-"""Records on their way from a source to the store: a bounded number of them, ready for COPY."""
+"""Batches: a limited number of records and rejects of one source, ready for COPY."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,7 +8,7 @@ import msgspec
 from kasparro.model.profile import Profile, Profiler
 from kasparro.model.record import CopyLines, Record, Reject, copy_lines, copy_record
 
-# Big enough that a transaction's fixed cost vanishes, small enough for memory and for a stop within seconds.
+# Large enough to make the fixed cost of a transaction small, small enough for memory and for a stop in seconds.
 BATCH_ROWS = 20_000
 
 
@@ -51,13 +51,13 @@ class CrawledPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Some of a source's records: `rows` of them as COPY text in `lines`, beside the rejects met on the way.
+    """Records of a source as COPY text, and the rejects among them.
 
-    `fetched` counts every record that the source told, `valid` those that were accepted; of these, `rows`
-    are new to this pass and the rest repeated a record that was told already: by an earlier page, or, of a
-    page that has not changed, by itself. `profile` tells what fields an API's records had, refused ones too;
-    archives settle that file by file. `lacks` names the labels (`LABELS`) that the records do not have
-    because their layout has no place for them: unknown, which is not null.
+    `fetched` counts all records, `valid` the accepted ones and `rows` those in `lines`. The other valid
+    records are repeats: an earlier page of the crawl had them, or their page has not changed. `profile` is
+    the profile of an API's records, including rejects; archives have none. `lacks` are the fields of `LABELS`
+    that the records do not have because their layout has no column for them: unknown, which differs from
+    null.
     """
 
     lines: CopyLines
@@ -72,7 +72,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchBuilder:
-    """Collects records and rejects until they make a batch; `lacks` holds for all its records."""
+    """Collects records and rejects for batches; `lacks` as in `Batch`, for all records."""
 
     def __init__(self, lacks: tuple[str, ...] = ()) -> None:
         self._lacks = lacks
@@ -86,45 +86,44 @@ class BatchBuilder:
         self._repeated = 0
 
     def add(self, record: Record) -> None:
-        """Take an accepted record."""
+        """Add an accepted record."""
         self._lines.append(copy_record(record, self._rows, self._lacks))
         self._rows += 1
 
     def add_lines(self, keys: Sequence[str], contents: Sequence[str]) -> None:
-        """Take accepted records that are written already, as `copy_lines` asks for them."""
+        """Add accepted records as COPY text; `keys` and `contents` as for `copy_lines`."""
         self._lines.append(copy_lines(self._rows, keys, contents, self._lacks))
         self._rows += len(keys)
 
     def note(self, item: msgspec.Raw) -> None:
-        """Take a record's fields into the batch's profile, whatever becomes of the record."""
+        """Add a record, accepted or rejected, to the profile of the batch."""
         self._profiler.add(item)
 
     def reject(self, reject: Reject) -> None:
-        """Take a refused record."""
+        """Add a reject."""
         self._rejects.append(reject)
 
     def repeat(self, records: int = 1) -> None:
-        """Count accepted records for which earlier ones stand: of the same pass, or of one whose page the
-        upstream says has not changed."""
+        """Count valid records that need no load: repeats in a crawl, or records of an unchanged page."""
         self._repeated += records
 
     @property
     def full(self) -> bool:
-        """Whether the batch has reached its bound."""
+        """Whether the batch has reached its limit."""
         return self._rows + len(self._rejects) >= BATCH_ROWS
 
     @property
     def has_rejects(self) -> bool:
-        """Whether a record was refused since the last batch."""
+        """Whether there is a reject since the last batch."""
         return bool(self._rejects)
 
     @property
     def has_repeats(self) -> bool:
-        """Whether a record since the last batch gave way to one that was told already."""
+        """Whether there is a repeat since the last batch."""
         return bool(self._repeated)
 
     def take(self, checkpoint: Checkpoint | None = None, page: CrawledPage | None = None) -> Batch:
-        """What was collected, as a batch; the builder starts over."""
+        """Return a batch of everything since the last call."""
         valid = self._rows + self._repeated
         batch = Batch(
             lines=CopyLines(

@@ -1,4 +1,4 @@
-"""`kasparro check`: what archives would load, with no database and nothing written."""
+"""`kasparro check` prints what archives would load, without a database."""
 
 import json
 from pathlib import Path
@@ -24,13 +24,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_file_that_would_load_whole_exits_with_0(folder: Path) -> None:
+def test_good_file_exits_with_0(folder: Path) -> None:
     result = check(folder / "btc-usd-max.csv")
     assert result.exit_code == 0
     assert "CoinGecko export" in result.output
 
 
-def test_rejects_are_counted_by_reason_with_line_field_and_raw(folder: Path) -> None:
+def test_rejects_are_shown_by_reason(folder: Path) -> None:
     result = check(folder / "eth.csv")
     assert result.exit_code == 1
     (row,) = [line for line in result.output.splitlines() if "2021-05-21,one" in line]
@@ -43,13 +43,13 @@ def test_rejects_are_counted_by_reason_with_line_field_and_raw(folder: Path) -> 
     ]
 
 
-def test_folders_globs_and_several_names_are_taken(folder: Path) -> None:
+def test_folders_globs_and_several_files(folder: Path) -> None:
     assert len(json.loads(check("--json", folder).output)["files"]) == 3
     assert len(json.loads(check("--json", folder / "e*.csv").output)["files"]) == 2
     assert len(json.loads(check("--json", folder / "eth.csv", folder / "eur.csv").output)["files"]) == 2
 
 
-def test_json_tells_everything_in_ascii(folder: Path) -> None:
+def test_json_is_complete_and_ascii(folder: Path) -> None:
     (folder / "eth.csv").write_text(HALF_BAD + "2021-05-22,\u202e\x9b31m\n2021-05-23,2\n2021-05-24,3\n")
     output = check("--json", "--explain", folder / "eth.csv").output
     assert output.isascii()
@@ -60,7 +60,7 @@ def test_json_tells_everything_in_ascii(folder: Path) -> None:
     assert (price["field"], price["cells"][0]) == ("price_usd", {"raw": "1.5", "stored": "1.5"})
 
 
-def test_a_file_of_which_over_half_is_refused_shows_what_is_wrong_with_it(folder: Path) -> None:
+def test_file_with_mostly_bad_rows_is_rejected(folder: Path) -> None:
     (folder / "eth.csv").write_text(HALF_BAD + "2021-05-22,two\n")
     (file,) = json.loads(check("--json", folder / "eth.csv").output)["files"]
     assert (file["rows"], file["rejected"]) == (0, 2)
@@ -68,12 +68,12 @@ def test_a_file_of_which_over_half_is_refused_shows_what_is_wrong_with_it(folder
     assert [reject["line"] for reject in file["reasons"][0]["first"]] == [3, 4]
 
 
-def test_explain_shows_what_was_recognised_field_by_field(folder: Path) -> None:
+def test_explain_shows_each_column(folder: Path) -> None:
     (folder / "odd.csv").write_text(
         "unix;symbol;Schluss;Menge\n1609459200;BTC/USD;1.234,50;7\n1609545600;BTC/USD;1,5;7\n"
     )
     output = check("--explain", folder / "odd.csv").output
-    for told in (
+    for text in (
         "semicolon",
         "comma",
         "utf-8",
@@ -84,10 +84,10 @@ def test_explain_shows_what_was_recognised_field_by_field(folder: Path) -> None:
         "BTC/USD -> BTC",
         "not read",
     ):
-        assert told in output
+        assert text in output
 
 
-def test_nothing_in_a_file_steers_the_terminal(tmp_path: Path) -> None:
+def test_text_of_a_file_is_escaped(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[31m-usd.csv"
     path.write_text(
         "date,price\x1b]0;x\x07,p\u202erice_usd\n2021-05-20,[red]1,2\n2021-05-21,3,\x1b[2J\n2021-05-22,3,3\n"
@@ -104,7 +104,7 @@ def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
     assert check(tmp_path).exit_code == 2
 
 
-def test_no_database_is_needed_and_none_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_database_is_used_or_created(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
     monkeypatch.setenv("KASPARRO_HOME", str(folder / "home"))
     before = sorted(folder.iterdir())

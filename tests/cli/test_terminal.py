@@ -1,4 +1,4 @@
-"""The commands' consoles show any text and obey none."""
+"""The consoles of the commands escape every unsafe character."""
 
 import io
 
@@ -26,7 +26,7 @@ def console(**options: object) -> tuple[PrintableConsole, io.StringIO]:
 
 
 @given(st.text(st.characters()))
-def test_no_string_or_text_controls_the_terminal(text: str) -> None:
+def test_strings_texts_and_tables_are_escaped(text: str) -> None:
     shown, written = console()
     table = Table(text, text, title=text)
     table.add_row(text, Text(text))
@@ -37,7 +37,7 @@ def test_no_string_or_text_controls_the_terminal(text: str) -> None:
     assert UNSAFE_CHARACTERS.isdisjoint(written.getvalue().replace("\n", ""))
 
 
-def test_a_string_is_one_line_and_no_markup() -> None:
+def test_string_is_one_line_without_markup() -> None:
     shown, written = console()
     shown.print("a\nrun 7: succeeded " + HOSTILE, soft_wrap=True)
     assert written.getvalue() == (
@@ -45,7 +45,7 @@ def test_a_string_is_one_line_and_no_markup() -> None:
     )
 
 
-def test_a_table_stays_aligned_and_loses_nothing() -> None:
+def test_table_stays_aligned_and_truncates_nothing() -> None:
     shown, written = console(_width=60)
     table = Table("name", "rows")
     table.add_row(HOSTILE * 2, "1")
@@ -57,7 +57,7 @@ def test_a_table_stays_aligned_and_loses_nothing() -> None:
     assert cells.startswith(r"\x1b]0;title\x07\x9b2J\u202e\u2028\r\ud800[red]:smile:" * 2)
 
 
-def test_a_progress_bar_moves_by_richs_own_codes_alone() -> None:
+def test_progress_bar_uses_only_the_control_codes_of_rich() -> None:
     shown, written = console(_force_terminal=True)
     with Progress(TextColumn("{task.description}", markup=False), console=shown, transient=True) as progress:
         progress.add_task(HOSTILE, total=None)
@@ -67,6 +67,6 @@ def test_a_progress_bar_moves_by_richs_own_codes_alone() -> None:
     )
 
 
-def test_json_for_programs_is_exact_and_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_exact_and_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     write_json('{"error": "\x7f\x9b\u202e 日本"}'.encode())
     assert capsys.readouterr().out == '{"error": "\\u007f\\u009b\\u202e 日本"}\n'
