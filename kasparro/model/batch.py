@@ -8,7 +8,7 @@ import msgspec
 from kasparro.model.profile import Profile, Profiler
 from kasparro.model.record import CopyLines, Record, Reject, copy_lines, copy_record
 
-# Large enough to make the fixed cost of a transaction small, small enough for memory and for a stop in seconds.
+# Large enough that the fixed cost of a transaction is small; small enough for memory and for a quick stop.
 BATCH_ROWS = 20_000
 
 
