@@ -1,4 +1,4 @@
-"""The commands, as processes: what they print, how they end, and what they leave behind."""
+"""The commands as processes: their output, exit codes and effects."""
 
 import asyncio
 import json
@@ -20,21 +20,21 @@ from kasparro.store.pool import Database
 from tests.support.commands import listening_url, run_command, started_command
 
 
-async def answer(session: aiohttp.ClientSession, url: str, ready: str) -> dict[str, Any]:
-    """The JSON at a URL, once it has a value under the key that says it is ready."""
+async def poll_json(session: aiohttp.ClientSession, url: str, key: str) -> dict[str, Any]:
+    """Request a URL until its JSON has a value under this key; returns the JSON."""
     async for attempt in stamina.retry_context(
         on=(KeyError, aiohttp.ClientError), attempts=None, timeout=30, wait_initial=0.05, wait_max=0.2
     ):
         with attempt:
             async with session.get(url) as response:
                 body: dict[str, Any] = await response.json()
-                if not body[ready]:
-                    raise KeyError(ready)
+                if not body[key]:
+                    raise KeyError(key)
                 return body
     raise AssertionError("unreachable: the last attempt raises")
 
 
-async def test_etl_prints_its_report_alone_and_exits_with_0(database_url: str) -> None:
+async def test_etl_json_prints_only_the_report(database_url: str) -> None:
     code, out, _ = await run_command("etl", "--source", "csv", "--json", DATABASE_URL=database_url)
 
     report = json.loads(out)
@@ -43,20 +43,20 @@ async def test_etl_prints_its_report_alone_and_exits_with_0(database_url: str) -
     assert [source["source"] for source in report["sources"]] == ["csv"]
 
 
-async def test_status_counts_in_plain_english(database_url: str) -> None:
+async def test_status_uses_singular_and_plural(database_url: str) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv"}
 
-    heads = []
+    first_lines = []
     for _ in range(2):
         await run_command("etl", **environment)
         _, out, _ = await run_command("status", **environment)
-        heads.append(out.splitlines()[0])
+        first_lines.append(out.splitlines()[0])
 
-    assert [head.partition(" after ")[2] for head in heads] == ["1 run", "2 runs"]
-    assert all(head.startswith("idle; ") for head in heads)
+    assert [line.partition(" after ")[2] for line in first_lines] == ["1 run", "2 runs"]
+    assert all(line.startswith("idle; ") for line in first_lines)
 
 
-async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str) -> None:
+async def test_etl_exits_with_1_if_a_source_fails(database_url: str) -> None:
     async with Simulator(coins=5, manual=True) as simulator:
         simulator.add_fault(Status(api="coinpaprika", code=403))
         code, out, _ = await run_command(
@@ -69,7 +69,7 @@ async def test_etl_exits_with_1_where_a_source_did_not_succeed(database_url: str
     assert "coinpaprika: CoinPaprika answered 403 (access denied" in out
 
 
-async def test_what_is_tried_again_is_a_line_in_the_log_with_its_reason(database_url: str) -> None:
+async def test_retry_is_logged_with_its_reason(database_url: str) -> None:
     async with Simulator(coins=5, manual=True) as simulator:
         simulator.add_fault(Status(api="coinpaprika", code=503, body="html", times=1))
         code, _, log = await run_command(
@@ -78,13 +78,13 @@ async def test_what_is_tried_again_is_a_line_in_the_log_with_its_reason(database
             KASPARRO_COINPAPRIKA_URL=simulator.coinpaprika_url,
         )
 
-    (told,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "retry_scheduled"]
+    (event,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "retry_scheduled"]
     assert code == 0
-    assert (told["level"], told["reason"], told["retry_num"]) == ("warning", "CoinPaprika answered 503", 1)
-    assert told["wait_s"] > 0
+    assert (event["level"], event["reason"], event["retry_num"]) == ("warning", "CoinPaprika answered 503", 1)
+    assert event["wait_s"] > 0
 
 
-async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str) -> None:
+async def test_etl_and_status_show_drift(database_url: str) -> None:
     async with Simulator(coins=60, manual=True) as simulator:
         environment = {
             "DATABASE_URL": database_url,
@@ -103,12 +103,12 @@ async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str
     (line,) = [line for line in out.splitlines() if line.startswith("coinpaprika: drift: ")]
     assert line.startswith("coinpaprika: drift: beta_value vanished: missing in ")
     assert line.endswith(" (and 1 more change)")
-    # It stands in lines of 80 columns there.
+    # `status` wraps it at 80 columns.
     assert line in " ".join(after.split())
 
 
 @pytest.mark.parametrize(
-    ("arguments", "environment", "said"),
+    ("arguments", "environment", "message"),
     [
         (["etl", "--source", "binance"], {}, "'binance' is not one of"),
         (["etl"], {"KASPARRO_INTERVAL": "soon"}, "KASPARRO_INTERVAL is 'soon'"),
@@ -116,18 +116,18 @@ async def test_etl_and_status_say_what_is_not_as_it_used_to_be(database_url: str
         (["etl"], {"DATABASE_URL": "mysql://a:hunter2@b/c"}, "DATABASE_URL has a value that is not allowed"),
     ],
 )
-async def test_wrong_usage_and_settings_exit_with_2_in_one_line(
-    arguments: list[str], environment: dict[str, str], said: str
+async def test_wrong_usage_and_settings_exit_with_2(
+    arguments: list[str], environment: dict[str, str], message: str
 ) -> None:
     code, out, err = await run_command(*arguments, **environment)
 
     assert (code, out) == (2, "")
-    assert said in " ".join(err.split())
+    assert message in " ".join(err.split())
     assert "hunter2" not in err
     assert "Traceback" not in err
 
 
-async def test_etl_exits_with_3_while_another_run_works(database_url: str) -> None:
+async def test_etl_exits_with_3_during_another_run(database_url: str) -> None:
     async with Database(database_url) as database:
         await prepare(database)
         async with Run(database, [], "etl"):
@@ -138,9 +138,7 @@ async def test_etl_exits_with_3_while_another_run_works(database_url: str) -> No
 
 
 @pytest.mark.parametrize("command", [("etl",), ("replay", "1")])
-async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_either_database(
-    database_url: str, command: tuple[str, ...]
-) -> None:
+async def test_database_of_the_demo_is_rejected(database_url: str, command: tuple[str, ...]) -> None:
     async with Database(database_url) as database:
         await prepare(database, demo=True)
         async with Run(database, [], "etl"):
@@ -154,7 +152,7 @@ async def test_on_the_demo_s_figures_nothing_else_works_and_the_reason_fits_eith
     )
 
 
-async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> None:
+async def test_unreachable_database_is_one_line(tmp_path: Path) -> None:
     code, _, err = await run_command("etl", DATABASE_URL=f"postgresql://me:hunter2@/x?host={tmp_path}")
 
     assert code == 1
@@ -163,7 +161,7 @@ async def test_a_database_that_is_out_of_reach_is_one_line(tmp_path: Path) -> No
     assert "Traceback" not in err
 
 
-async def test_status_and_migrate_say_where_a_database_stands(empty_database_url: str) -> None:
+async def test_status_and_migrate_report_pending_migrations(empty_database_url: str) -> None:
     environment = {"DATABASE_URL": empty_database_url}
 
     before = await run_command("status", **environment)
@@ -178,9 +176,7 @@ async def test_status_and_migrate_say_where_a_database_stands(empty_database_url
     assert json.loads(after[1])["totals"]["records"] == 0
 
 
-async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_status_fits_80_columns(database_url: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name * 90}.csv").write_text("id,symbol,name\nbitcoin,btc,Bitcoin\n")
     environment = {
@@ -189,7 +185,7 @@ async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
         "KASPARRO_COINPAPRIKA_URL": f"http://127.0.0.1:1/{'long/' * 20}",
         "KASPARRO_SOURCES": "coinpaprika,csv",
     }
-    fresh = await run_command("status", **environment)
+    before = await run_command("status", **environment)
     await run_command("etl", **environment)
     code, out, _ = await run_command("status", **environment)
     off = await run_command("status", KASPARRO_INTERVAL="off", **environment)
@@ -199,31 +195,29 @@ async def test_status_tells_of_the_last_run_and_the_next_within_80_columns(
         "UPDATE run_sources SET status = 'interrupted', fetched = 1234567, valid = 1234567"
     )
     await connection.close()
-    cut_short = await run_command("status", **environment)
+    interrupted = await run_command("status", **environment)
 
     assert code == 0
-    assert "coinpaprika interrupted 1,234,567 1,234,567" in cut_short[1]
-    assert "last run: none so far\nnext run: when kasparro serve starts\n" in fresh[1]
+    assert "coinpaprika interrupted 1,234,567 1,234,567" in interrupted[1]
+    assert "last run: none so far\nnext run: when kasparro serve starts\n" in before[1]
     assert re.search(
-        r"^last run: 1 by etl, failed\n {10}began \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
+        r"^last run: 1 by etl, failed\n {10}started \S+ \S+ UTC, 0:00:\d\d ago$", out, re.MULTILINE
     )
     assert re.search(r"^next run: due \S+ \S+ UTC, in 0:5\d:\d\d$", out, re.MULTILINE)
-    assert "next run: none by itself, for KASPARRO_INTERVAL is off\n" in off[1]
+    assert "next run: none, because KASPARRO_INTERVAL is off\n" in off[1]
     assert re.search(r"^next run: due .* 0:00:\d\d ago; is kasparro serve running\?$", due[1], re.MULTILINE)
-    for shown in (fresh[1], out, off[1], due[1], cut_short[1]):
+    for shown in (before[1], out, off[1], due[1], interrupted[1]):
         assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(
-    database_url: str, workers: str
-) -> None:
+async def test_serve_runs_at_the_start_and_stops_cleanly(database_url: str, workers: str) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv", "KASPARRO_LOG": "json"}
     async with started_command("serve", "--workers", workers, PORT="0", **environment) as process:
         async with aiohttp.ClientSession() as session:
             url = await listening_url(process)
-            data = await answer(session, f"{url}/data", "data")
-            stats = await answer(session, f"{url}/stats", "last_run")
+            data = await poll_json(session, f"{url}/data", "data")
+            stats = await poll_json(session, f"{url}/stats", "last_run")
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             _, err = await process.communicate()
@@ -235,7 +229,7 @@ async def test_serve_answers_at_once_runs_at_its_start_and_stops_cleanly(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, workers: str) -> None:
+async def test_stop_right_after_listening(database_url: str, workers: str) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
     async with started_command("serve", "--workers", workers, PORT="0", **environment) as process:
         await listening_url(process)
@@ -247,13 +241,13 @@ async def test_a_stop_as_soon_as_serve_listens_is_heard(database_url: str, worke
     assert json.loads(err.splitlines()[-1])["event"] == "stopped"
 
 
-async def test_the_demo_shows_all_three_sources_without_a_network(home: Path) -> None:
+async def test_demo_loads_all_sources(home: Path) -> None:
     async with started_command("demo", KASPARRO_HOME=str(home), PORT="0", KASPARRO_LOG="json") as process:
         async with aiohttp.ClientSession() as session:
             url = await listening_url(process)
             async with asyncio.timeout(60):
                 while True:
-                    stats = await answer(session, f"{url}/stats", "totals")
+                    stats = await poll_json(session, f"{url}/stats", "totals")
                     if all(stats["totals"]["by_source"].values()):
                         break
         process.send_signal(signal.SIGTERM)
@@ -264,7 +258,7 @@ async def test_the_demo_shows_all_three_sources_without_a_network(home: Path) ->
     assert (home / "demo" / "data").is_dir()
 
 
-async def test_two_services_on_one_port_the_second_says_so(database_url: str) -> None:
+async def test_port_in_use_is_reported(database_url: str) -> None:
     environment = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json"}
     async with started_command("serve", PORT="0", **environment) as process:
         port = (await listening_url(process)).rpartition(":")[2]
