@@ -1,4 +1,4 @@
-"""Settings, read once from the environment into a frozen struct."""
+"""Reads the settings from environment variables into a frozen struct."""
 
 import difflib
 import ipaddress
@@ -16,12 +16,12 @@ import platformdirs
 from kasparro.errors import SettingsError
 from kasparro.model.payload import Retention
 
-# Nobody finds a random secret of this many characters by guessing.
+# A random secret of this many characters cannot be guessed.
 API_KEY_LENGTH = 16
 
 
 class Secret:
-    """A value that shows itself in no log, answer or traceback; `reveal()` gives it where it is used."""
+    """A value that logs, responses and tracebacks do not show. `reveal()` returns it."""
 
     __slots__ = ("_value",)
 
@@ -43,14 +43,14 @@ class Secret:
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """A key that admits its holder, and the name by which it is counted."""
+    """An API key of a client, and the name that metrics and logs show for it."""
 
     name: str
     secret: Secret
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """So many requests in so many seconds."""
+    """A number of requests in a number of seconds."""
 
     requests: int
     seconds: int
@@ -61,7 +61,7 @@ class NotAllowed(Exception):
 
 
 class Variable(msgspec.Struct, frozen=True):
-    """How one environment variable is read, and how `--help` and the README describe it."""
+    """An environment variable: how it is parsed, and how `--help` and docs/configuration.md describe it."""
 
     name: str
     meaning: str
@@ -71,7 +71,7 @@ class Variable(msgspec.Struct, frozen=True):
 
 
 _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
-# A host, a bracketed address or nothing, and a port up to 65535.
+# A host name, an address in brackets or nothing, and optionally a port up to 65535.
 _HOST = re.compile(
     r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
@@ -88,7 +88,7 @@ def _path(value: str) -> Path:
     try:
         return Path(value).expanduser()
     except RuntimeError:
-        raise NotAllowed("a path, in which ~NAME is a user of this machine") from None
+        raise NotAllowed("a path in which ~NAME, if present, is a user of this machine") from None
 
 
 def parse_integer(low: int, high: int) -> Callable[[str], int]:
@@ -150,17 +150,17 @@ def _size(value: str) -> int:
 
 def _api_keys(value: str) -> tuple[ApiKey, ...]:
     keys = []
-    for one in value.split(","):
-        name, _, secret = one.strip().partition(":")
+    for part in value.split(","):
+        name, _, secret = part.strip().partition(":")
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,40}", name) or not re.fullmatch(
             rf"[!-~]{{{API_KEY_LENGTH},}}", secret
         ):
             raise NotAllowed(
-                "name:secret, …; a name of up to 40 letters, digits, dots, - and _, a secret of "
+                "name:secret, …; a name has up to 40 letters, digits, dots, - and _, a secret has "
                 f"{API_KEY_LENGTH} or more printable ASCII characters without spaces and commas"
             )
         if name == "admin":
-            raise NotAllowed("any name but admin, which stands for KASPARRO_ADMIN_TOKEN")
+            raise NotAllowed("any name except admin, which means KASPARRO_ADMIN_TOKEN")
         keys.append(ApiKey(name, Secret(secret)))
     if len({key.name for key in keys}) < len(keys) or len({key.secret for key in keys}) < len(keys):
         raise NotAllowed("each name and each secret once")
@@ -172,7 +172,7 @@ def _rate(value: str) -> Rate | None:
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,8})/([smhd])", value.lower(), re.ASCII)
     if not match:
-        raise NotAllowed("requests in a second, minute, hour or day such as 10/s, 600/m or 5000/h, or off")
+        raise NotAllowed("requests per second, minute, hour or day such as 10/s, 600/m or 5000/h, or off")
     return Rate(int(match[1]), _SECONDS[match[2]])
 
 
@@ -204,7 +204,7 @@ def parse_http_url(value: str) -> str:
 
 
 def parse_secret(value: str) -> Secret:
-    # Keys and tokens travel in HTTP headers, which hold nothing else safely.
+    # Keys and tokens are sent in HTTP headers, where other characters are not safe.
     if not re.fullmatch(r"[!-~]+", value):
         raise NotAllowed("printable ASCII characters without spaces")
     return Secret(value)
@@ -224,7 +224,7 @@ def _database_url(value: str) -> Secret:
         or url.scheme not in {"postgres", "postgresql"}
         or not all(_HOST.fullmatch(host) for host in hosts)
     ):
-        raise NotAllowed("postgresql://user:password@host:port/name, several hosts divided by commas")
+        raise NotAllowed("postgresql://user:password@host:port/name, with commas between several hosts")
     return Secret(value)
 
 
@@ -239,7 +239,7 @@ class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one source. A subclass adds fields, each annotated with its `Variable`."""
 
     monthly_calls: int | None = None
-    """How many calls the source may make in a calendar month; None: nothing limits them."""
+    """How many upstream calls the source may make in a calendar month (UTC); None: no limit."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,7 +249,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "DATABASE_URL",
-            "PostgreSQL 15 or newer; several hosts allowed",
+            "URL of PostgreSQL 15 or newer; several hosts are allowed",
             "an embedded PostgreSQL under KASPARRO_HOME",
             _database_url,
             secret=True,
@@ -257,14 +257,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     database_read_url: Annotated[
         Secret | None,
-        Variable("DATABASE_READ_URL", "replicas for reads", "DATABASE_URL", _database_url, secret=True),
+        Variable(
+            "DATABASE_READ_URL", "URL of replicas for reads", "DATABASE_URL", _database_url, secret=True
+        ),
     ] = None
     database_connections: Annotated[
         int | None,
         Variable(
             "KASPARRO_DATABASE_CONNECTIONS",
-            "connections per process, from 8",
-            "a share of what the server allows",
+            "database connections per process, at least 8",
+            "a share of what the database server allows",
             parse_integer(8, 1_000),
         ),
     ] = None
@@ -276,12 +278,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = msgspec.field(default_factory=lambda: platformdirs.user_data_path("kasparro", appauthor=False))
     host: Annotated[str, Variable("KASPARRO_HOST", "listen address", "127.0.0.1", parse_text)] = "127.0.0.1"
     port: Annotated[
-        int, Variable("PORT", "listen port; 0 takes a free one", "8000", parse_integer(0, 65_535))
+        int, Variable("PORT", "listen port; 0 chooses a free port", "8000", parse_integer(0, 65_535))
     ] = 8000
     sources: Annotated[
         tuple[str, ...],
         # The installed sources decide the default and the allowed values: see `variables`.
-        Variable("KASPARRO_SOURCES", "which sources run", "", _sources(())),
+        Variable("KASPARRO_SOURCES", "the sources that run", "", _sources(())),
     ] = ()
     interval: Annotated[
         timedelta | None,
@@ -295,7 +297,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         timedelta,
         Variable(
             "KASPARRO_PAYLOAD_RETENTION",
-            "how long raw payloads and rejects are kept: 12h, 7d",
+            "how long payloads and rejects are stored: 12h, 7d",
             "7d",
             _age,
         ),
@@ -304,7 +306,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Variable(
             "KASPARRO_PAYLOAD_MAX_SIZE",
-            "how many bytes of raw payloads, compressed: 512MB, 2GB; off keeps none",
+            "total size of stored payloads, compressed: 512MB, 2GB; off stores none",
             "512MB",
             _size,
         ),
@@ -313,8 +315,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Secret | None,
         Variable(
             "KASPARRO_ADMIN_TOKEN",
-            "bearer token for what changes state",
-            "unset: those routes do not exist",
+            "bearer token for routes that change state",
+            "none: those routes do not exist",
             _admin_token,
             secret=True,
         ),
@@ -323,8 +325,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[ApiKey, ...],
         Variable(
             "KASPARRO_API_KEYS",
-            "name:secret, …: whose holders may read",
-            "none: everybody may",
+            "keys of the clients that may read: name:secret, …",
+            "none: every client may read",
             _api_keys,
             secret=True,
         ),
@@ -332,29 +334,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit: Annotated[
         Rate | None,
         Variable(
-            "KASPARRO_RATE_LIMIT", "requests of each key or address: 10/s, 600/m, 5000/h; off", "off", _rate
+            "KASPARRO_RATE_LIMIT", "requests per key or address: 10/s, 600/m, 5000/h; off", "off", _rate
         ),
     ] = None
     trusted_proxies: Annotated[
         tuple[str, ...],
         Variable(
             "KASPARRO_TRUSTED_PROXIES",
-            "addresses and networks whose X-Forwarded-For is believed; * believes any peer's last entry",
+            "addresses and networks whose X-Forwarded-For is trusted; * trusts the last entry of any peer",
             "none",
             _proxies,
         ),
     ] = ()
     cors_origins: Annotated[
         tuple[str, ...],
-        Variable(
-            "KASPARRO_CORS_ORIGINS", "origins whose pages may read in a browser; * for all", "none", _origins
-        ),
+        Variable("KASPARRO_CORS_ORIGINS", "web origins whose pages may read; * for all", "none", _origins),
     ] = ()
     cache_mb: Annotated[
         int,
         Variable(
             "KASPARRO_CACHE_MB",
-            "memory for rendered answers, in MB a worker; 0 keeps none",
+            "memory for cached responses per worker, in MB; 0 turns the cache off",
             "64",
             parse_integer(0, 65_536),
         ),
@@ -362,14 +362,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log: Annotated[
         Literal["text", "json"] | None,
         Variable(
-            "KASPARRO_LOG", "text or json", "text on a terminal, json elsewhere", parse_choice("text", "json")
+            "KASPARRO_LOG",
+            "log format: text or json",
+            "text on a terminal, json elsewhere",
+            parse_choice("text", "json"),
         ),
     ] = None
     log_level: Annotated[
         str,
         Variable(
             "KASPARRO_LOG_LEVEL",
-            "debug, info, warning or error",
+            "lowest level that is logged: debug, info, warning or error",
             "info",
             parse_choice("debug", "info", "warning", "error"),
         ),
@@ -377,7 +380,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def retention(self) -> Retention:
-        """What is kept of raw payloads and rejects."""
+        """How long and how much payload is stored."""
         return Retention(self.payload_retention, self.payload_max_size)
 
 

@@ -1,4 +1,4 @@
-"""Settings say what is wrong with them in one line, and keep secrets to themselves."""
+"""Settings are parsed from the environment. Errors are one line and never show secrets."""
 
 from datetime import timedelta
 
@@ -20,14 +20,14 @@ def gecko(environ: dict[str, str]) -> CoinGeckoSettings:
     return settings
 
 
-def test_nothing_set_gives_the_documented_defaults() -> None:
-    told = load_settings({})
+def test_defaults() -> None:
+    settings = load_settings({})
 
-    assert told.database_url is None
-    assert (told.host, told.port) == ("127.0.0.1", 8000)
-    assert told.sources == ("coinpaprika", "coingecko", "csv")
-    assert told.interval == timedelta(hours=1)
-    paprika, gecko = (told.source_settings[name] for name in ("coinpaprika", "coingecko"))
+    assert settings.database_url is None
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.sources == ("coinpaprika", "coingecko", "csv")
+    assert settings.interval == timedelta(hours=1)
+    paprika, gecko = (settings.source_settings[name] for name in ("coinpaprika", "coingecko"))
     assert isinstance(gecko, CoinGeckoSettings)
     assert isinstance(paprika, CoinPaprikaSettings)
     assert paprika.url == "https://api.coinpaprika.com/v1"
@@ -37,11 +37,11 @@ def test_nothing_set_gives_the_documented_defaults() -> None:
     assert gecko.monthly_calls is None
 
 
-def test_an_empty_value_counts_as_unset() -> None:
+def test_empty_value_counts_as_unset() -> None:
     assert load_settings({"PORT": "", "DATABASE_URL": " "}) == load_settings({})
 
 
-def test_a_key_chooses_the_plan_its_host_and_its_budget() -> None:
+def test_key_and_plan_decide_host_and_budget() -> None:
     demo = gecko({"KASPARRO_COINGECKO_KEY": "CG-1"})
     pro = gecko({"KASPARRO_COINGECKO_KEY": "CG-1", "KASPARRO_COINGECKO_PLAN": "pro"})
     paprika = load_settings({"KASPARRO_COINPAPRIKA_KEY": "k"}).source_settings["coinpaprika"]
@@ -56,30 +56,30 @@ def test_a_key_chooses_the_plan_its_host_and_its_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("2d", 172_800), ("1H", 3600)]
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("1h", 3600), ("2d", 172_800), ("1H", 3600)]
 )
-def test_intervals(told: str, seconds: int) -> None:
-    assert load_settings({"KASPARRO_INTERVAL": told}).interval == timedelta(seconds=seconds)
+def test_intervals(text: str, seconds: int) -> None:
+    assert load_settings({"KASPARRO_INTERVAL": text}).interval == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(
-    ("told", "size"), [("1MB", 10**6), ("512mb", 512_000_000), ("2GB", 2 * 10**9), ("off", 0)]
+    ("text", "size"), [("1MB", 10**6), ("512mb", 512_000_000), ("2GB", 2 * 10**9), ("off", 0)]
 )
-def test_sizes(told: str, size: int) -> None:
-    assert load_settings({"KASPARRO_PAYLOAD_MAX_SIZE": told}).retention == Retention(timedelta(days=7), size)
+def test_sizes(text: str, size: int) -> None:
+    assert load_settings({"KASPARRO_PAYLOAD_MAX_SIZE": text}).retention == Retention(timedelta(days=7), size)
 
 
-def test_raw_text_is_kept_for_a_week_or_as_told() -> None:
+def test_payload_retention() -> None:
     assert load_settings({}).retention == Retention(timedelta(days=7), 512_000_000)
     assert load_settings({"KASPARRO_PAYLOAD_RETENTION": "12h"}).retention.age == timedelta(hours=12)
 
 
-@pytest.mark.parametrize(("told", "top"), [("1", 1), ("1000", 1_000), ("all", None), ("ALL", None)])
-def test_coins_by_market_cap(told: str, top: int | None) -> None:
-    assert gecko({"KASPARRO_COINGECKO_TOP": told}).top == top
+@pytest.mark.parametrize(("text", "top"), [("1", 1), ("1000", 1_000), ("all", None), ("ALL", None)])
+def test_coingecko_top(text: str, top: int | None) -> None:
+    assert gecko({"KASPARRO_COINGECKO_TOP": text}).top == top
 
 
-def test_the_interval_can_be_off() -> None:
+def test_interval_off() -> None:
     assert load_settings({"KASPARRO_INTERVAL": "off"}).interval is None
 
 
@@ -123,9 +123,7 @@ def test_the_interval_can_be_off() -> None:
         ("KASPARRO_LOG_LEVEL", "loud"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed(
-    name: str, value: str
-) -> None:
+def test_error_names_variable_value_and_allowed_values(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as error:
         load_settings({name: value})
 
@@ -150,7 +148,7 @@ def test_a_wrong_value_is_one_line_that_names_variable_value_and_what_is_allowed
         ("KASPARRO_COINGECKO_KEY", "hunter2\n"),
     ],
 )
-def test_a_wrong_secret_is_never_shown(name: str, value: str) -> None:
+def test_error_does_not_show_a_secret(name: str, value: str) -> None:
     if value.strip() == "hunter2" and name.endswith("KEY"):
         value = "hunter2\u00e9"
     with pytest.raises(SettingsError, match=name) as error:
@@ -168,31 +166,31 @@ def test_a_wrong_secret_is_never_shown(name: str, value: str) -> None:
         "postgresql://u:p%40:w@h/x",
     ],
 )
-def test_urls_of_databases(url: str) -> None:
-    told = load_settings({"DATABASE_URL": url}).database_url
-    assert told is not None
-    assert told.reveal() == url
+def test_database_urls(url: str) -> None:
+    secret = load_settings({"DATABASE_URL": url}).database_url
+    assert secret is not None
+    assert secret.reveal() == url
 
 
-def test_secrets_do_not_show_when_settings_are_printed() -> None:
-    told = load_settings(
+def test_repr_does_not_show_secrets() -> None:
+    settings = load_settings(
         {
             "DATABASE_URL": "postgresql://me:hunter2@db/x",
             "KASPARRO_COINGECKO_KEY": "hunter2",
             "KASPARRO_ADMIN_TOKEN": "hunter2-hunter22",
         }
     )
-    assert "hunter2" not in repr(told)
-    assert told.admin_token == Secret("hunter2-hunter22")
+    assert "hunter2" not in repr(settings)
+    assert settings.admin_token == Secret("hunter2-hunter22")
 
 
-def test_a_misspelt_setting_is_found_with_the_one_meant() -> None:
+def test_unknown_variable_with_a_similar_name() -> None:
     assert unknown_variables({"KASPARRO_INTERVALL": "1h", "PATH": "", "KASPARRO_LOG": "json"}) == {
         "KASPARRO_INTERVALL": "KASPARRO_INTERVAL"
     }
 
 
-def test_every_setting_has_a_variable_with_a_meaning_and_a_default() -> None:
+def test_every_setting_is_documented() -> None:
     assert set(declared(Settings)) == set(Settings.__struct_fields__) - {"source_settings"}
     assert all(variable.meaning and variable.default for variable in registry.variables())
 
@@ -200,13 +198,13 @@ def test_every_setting_has_a_variable_with_a_meaning_and_a_default() -> None:
 LONG = "hunter2-hunter22"
 
 
-def test_api_keys_by_name() -> None:
-    told = load_settings({"KASPARRO_API_KEYS": "alice:s3cret-0123456789, bob:a:b:0123456789ab"}).api_keys
-    assert told == (
+def test_api_keys() -> None:
+    keys = load_settings({"KASPARRO_API_KEYS": "alice:s3cret-0123456789, bob:a:b:0123456789ab"}).api_keys
+    assert keys == (
         ApiKey("alice", Secret("s3cret-0123456789")),
         ApiKey("bob", Secret("a:b:0123456789ab")),
     )
-    assert "s3cret" not in repr(told)
+    assert "s3cret" not in repr(keys)
 
 
 @pytest.mark.parametrize(
@@ -224,20 +222,20 @@ def test_api_keys_by_name() -> None:
         f"admin:{LONG}",
     ],
 )
-def test_a_wrong_api_key_is_never_shown(value: str) -> None:
+def test_error_does_not_show_an_api_key(value: str) -> None:
     with pytest.raises(SettingsError, match="KASPARRO_API_KEYS") as error:
         load_settings({"KASPARRO_API_KEYS": value})
     assert "hunter2" not in str(error.value)
 
 
-def test_a_secret_that_could_be_guessed_is_no_api_key() -> None:
+def test_short_secret_is_no_api_key() -> None:
     assert load_settings({"KASPARRO_API_KEYS": "a:0123456789abcdef"}).api_keys
     with pytest.raises(SettingsError, match="16 or more"):
         load_settings({"KASPARRO_API_KEYS": "a:0123456789abcde"})
 
 
 @pytest.mark.parametrize(
-    ("told", "rate"),
+    ("text", "rate"),
     [
         ("600/m", Rate(600, 60)),
         ("10/s", Rate(10, 1)),
@@ -246,17 +244,17 @@ def test_a_secret_that_could_be_guessed_is_no_api_key() -> None:
         ("off", None),
     ],
 )
-def test_rate_limits(told: str, rate: Rate | None) -> None:
-    assert load_settings({"KASPARRO_RATE_LIMIT": told}).rate_limit == rate
+def test_rate_limits(text: str, rate: Rate | None) -> None:
+    assert load_settings({"KASPARRO_RATE_LIMIT": text}).rate_limit == rate
 
 
-def test_lists_of_proxies_and_origins() -> None:
-    told = load_settings(
+def test_proxies_and_origins() -> None:
+    settings = load_settings(
         {
             "KASPARRO_TRUSTED_PROXIES": "10.0.0.0/8, ::1",
             "KASPARRO_CORS_ORIGINS": "https://a.example, http://localhost:3000",
         }
     )
-    assert told.trusted_proxies == ("10.0.0.0/8", "::1")
-    assert told.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.trusted_proxies == ("10.0.0.0/8", "::1")
+    assert settings.cors_origins == ("https://a.example", "http://localhost:3000")
     assert load_settings({"KASPARRO_CORS_ORIGINS": "*"}).cors_origins == ("*",)

@@ -62,16 +62,19 @@ class CoinGeckoSettings(SourceSettings, frozen=True, kw_only=True):
 
     url: Annotated[
         str,
-        Variable("KASPARRO_COINGECKO_URL", "base URL of CoinGecko", "the plan's public one", parse_http_url),
+        Variable(
+            "KASPARRO_COINGECKO_URL", "base URL of CoinGecko", "the public URL of the plan", parse_http_url
+        ),
     ] = ""
     key: Annotated[
-        Secret | None, Variable("KASPARRO_COINGECKO_KEY", "its API key", "none", parse_secret, secret=True)
+        Secret | None,
+        Variable("KASPARRO_COINGECKO_KEY", "API key for CoinGecko", "none", parse_secret, secret=True),
     ] = None
     plan: Annotated[
         CoinGeckoPlan | None,
         Variable(
             "KASPARRO_COINGECKO_PLAN",
-            "public, demo or pro",
+            "plan of the key: public, demo or pro",
             "demo with a key, public without",
             parse_choice("public", "demo", "pro"),
         ),
@@ -80,7 +83,7 @@ class CoinGeckoSettings(SourceSettings, frozen=True, kw_only=True):
         int | None,
         Variable(
             "KASPARRO_COINGECKO_TOP",
-            "how many coins by market cap are fetched: 1000; all",
+            "fetch only this many coins, by market cap: 1000; all",
             "all",
             _parse_top,
         ),
@@ -89,8 +92,8 @@ class CoinGeckoSettings(SourceSettings, frozen=True, kw_only=True):
         int | None,
         Variable(
             "KASPARRO_COINGECKO_MONTHLY_CALLS",
-            "call budget a month, kept in the database",
-            "the plan's: 10000 with demo, none else",
+            "upstream calls allowed per calendar month",
+            "10000 with the plan demo, no limit otherwise",
             parse_integer(1, 1_000_000_000),
         ),
     ] = None

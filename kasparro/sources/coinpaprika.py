@@ -43,17 +43,18 @@ class CoinPaprikaSettings(SourceSettings, frozen=True, kw_only=True):
     """The settings of the source `coinpaprika`."""
 
     url: Annotated[
-        str, Variable("KASPARRO_COINPAPRIKA_URL", "base URL of CoinPaprika", "the public one", parse_http_url)
+        str, Variable("KASPARRO_COINPAPRIKA_URL", "base URL of CoinPaprika", "the public URL", parse_http_url)
     ] = ""
     key: Annotated[
-        Secret | None, Variable("KASPARRO_COINPAPRIKA_KEY", "its API key", "none", parse_secret, secret=True)
+        Secret | None,
+        Variable("KASPARRO_COINPAPRIKA_KEY", "API key for CoinPaprika", "none", parse_secret, secret=True),
     ] = None
     monthly_calls: Annotated[
         int | None,
         Variable(
             "KASPARRO_COINPAPRIKA_MONTHLY_CALLS",
-            "call budget a month, kept in the database",
-            "the plan's: 20000 without a key, none with one",
+            "upstream calls allowed per calendar month",
+            "20000 without a key, no limit with one",
             parse_integer(1, 1_000_000_000),
         ),
     ] = None
