@@ -33,10 +33,10 @@ def open_files() -> int:
 
 async def test_data_survive_a_restart(home: Path) -> None:
     async with EmbeddedPostgres(home) as postgres:
-        await execute(postgres.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+        await execute(postgres.dsn, "CREATE TABLE saved AS SELECT 42 AS answer")
     assert server_is_gone(home)
     async with EmbeddedPostgres(home) as postgres:
-        assert await execute(postgres.dsn, "SELECT answer FROM kept") == 42
+        assert await execute(postgres.dsn, "SELECT answer FROM saved") == 42
 
 
 async def test_stop_is_clean(home: Path) -> None:
@@ -149,11 +149,11 @@ async def test_killed_user_does_not_harm_others(home: Path) -> None:
 @linux
 async def test_server_ends_with_a_killed_supervisor(home: Path) -> None:
     async with EmbeddedPostgres(home) as postgres:
-        await execute(postgres.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+        await execute(postgres.dsn, "CREATE TABLE saved AS SELECT 42 AS answer")
         async with waiting_for_exit(server_pid(home)):
             os.kill(supervisor_pid(home), signal.SIGKILL)
         await postgres.ensure()
-        assert await execute(postgres.dsn, "SELECT answer FROM kept") == 42
+        assert await execute(postgres.dsn, "SELECT answer FROM saved") == 42
 
 
 @linux
@@ -171,10 +171,10 @@ async def test_recovery_after_all_processes_were_killed(home: Path) -> None:
 
 async def test_ensure_restarts_a_killed_server_for_all_users(home: Path) -> None:
     async with EmbeddedPostgres(home) as postgres, EmbeddedPostgres(home) as other:
-        await execute(postgres.dsn, "CREATE TABLE kept AS SELECT 42 AS answer")
+        await execute(postgres.dsn, "CREATE TABLE saved AS SELECT 42 AS answer")
         os.kill(server_pid(home), signal.SIGKILL)
         await asyncio.gather(postgres.ensure(), other.ensure(), postgres.ensure())
-        assert await execute(other.dsn, "SELECT answer FROM kept") == 42
+        assert await execute(other.dsn, "SELECT answer FROM saved") == 42
         server = server_pid(home)
         await postgres.ensure()
         assert server_pid(home) == server

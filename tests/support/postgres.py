@@ -255,7 +255,7 @@ def _own(folder: Path) -> None:
 
 
 def _account() -> dict[str, Any]:
-    # PostgreSQL refuses to run as root.
+    # PostgreSQL never runs as root.
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
