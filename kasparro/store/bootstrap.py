@@ -50,7 +50,7 @@ async def _keep_alive(embedded: EmbeddedPostgres, supervisor: Supervisor) -> Non
         began = time.monotonic()
         state = await embedded.ensure()
         if state == "restarted":
-            error = KasparroError("the server had ended, and was started again")
+            error = KasparroError("the server had ended and was started again")
             supervisor.record_failure("embedded_postgres", error, event="embedded_postgres_restarted")
         elif state == "stalled":
             waited_s = round(time.monotonic() - began, 1)

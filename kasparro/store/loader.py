@@ -120,7 +120,7 @@ class Loader:
         if batch.rejects:
             kinds = Counter(
                 (
-                    # Files differ from run to run without end; their names are kept with the rejects alone.
+                    # Names of rejected files differ in every run, so only the rejects themselves have them.
                     "" if reject.is_file else sanitize(reject.location or ""),
                     sanitize(reject.field or ""),
                     sanitize(reject.kind),
@@ -231,8 +231,8 @@ class Loader:
         return found
 
 
-def _kept_with(reject: Reject) -> str | None:
-    # Which rejects share a bound: those of one file's rows, those of an API, and all refused files together.
+def _limited_with(reject: Reject) -> str | None:
+    # The rows of one file share a limit, so do the records of an API, and all rejected files.
     return None if reject.is_file else reject.location
 
 

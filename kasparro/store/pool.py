@@ -337,18 +337,18 @@ class _Pool:
         self._pool = pool
         self._wait_s = wait_s
         self._most = None if queued is None else pool.get_max_size() + queued
-        self._most_each = None if queued is None else max(1, queued // QUEUE_PART)
+        self._most_per_client = None if queued is None else max(1, queued // QUEUE_PART)
         self._slots = FairSemaphore(pool.get_max_size())
-        self._asking = 0
-        self._working = 0
+        self._requests = 0
+        self._in_use = 0
 
     @asynccontextmanager
     async def connection(self, client: str = "") -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
         if self._requests == self._most:
             raise self._busy()
-        if client and self._slots.waiting_of(client) == self._most_each:
-            raise DatabaseBusy(f"{self._most_each} requests of this client wait for PostgreSQL already")
-        self._asking += 1
+        if client and self._slots.waiting_of(client) == self._most_per_client:
+            raise DatabaseBusy(f"{self._most_per_client} requests of this client wait for PostgreSQL already")
+        self._requests += 1
         try:
             connection = await self._acquire(client)
             self._in_use += 1
@@ -375,20 +375,20 @@ class _Pool:
             try:
                 await self._slots.acquire(client, deadline - time.monotonic())
             except TimeoutError:
-                raise refused or self._busy() from None
-            if refused is not None and time.monotonic() >= deadline:
+                raise rejected or self._busy() from None
+            if rejected is not None and time.monotonic() >= deadline:
                 self._slots.release(client)
-                raise refused
+                raise rejected
             try:
                 return await self._pool.acquire(timeout=deadline - time.monotonic())
             except asyncpg.TooManyConnectionsError as error:
                 asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._slots.release, client)
-                refused = error
+                rejected = error
             except TimeoutError:
                 self._slots.release(client)
-                if refused is not None:
-                    # The time ran out during an attempt: the refusal before it says why.
-                    raise refused from None
+                if rejected is not None:
+                    # The time ended during an attempt; the error of the attempt before is the reason.
+                    raise rejected from None
                 raise
             except BaseException:
                 self._slots.release(client)

@@ -111,7 +111,7 @@ async def test_leader_paused_during_a_batch_is_replaced(pair: Pair) -> None:
 
 async def test_follower_takes_over_from_a_disconnected_leader(pair: Pair) -> None:
     pair.leader.database.block()
-    await logged(pair.leader, "lock lost")
+    await logged(pair.leader, "lease_lost")
     await logged(pair.other, "run_finished", status="succeeded")
     runs_of_leader = {event["run"] for event in await logged(pair.leader, "run_started")}
     pair.leader.database.forward()

@@ -20,7 +20,7 @@ from kasparro.errors import DatabaseUnavailable, LeaseLost
 from kasparro.model.batch import BATCH_ROWS, Batch, Checkpoint, CrawledPage
 from kasparro.model.profile import Profile
 from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record
-from kasparro.store.loader import REJECTS_KEPT, Loader
+from kasparro.store.loader import REJECTS_LIMIT, Loader
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
 from tests.conftest import copied_database
@@ -213,7 +213,7 @@ async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
 ) -> None:
     into = await start_loader(database)
 
-    await into.load(make_batch(make_record(), rejects=REJECTS_KEPT - 1), T0)
+    await into.load(make_batch(make_record(), rejects=REJECTS_LIMIT - 1), T0)
     await into.load(make_batch(rejects=5), T0)
 
     assert await connection.fetchval("SELECT rejected FROM run_sources") == REJECTS_LIMIT + 4

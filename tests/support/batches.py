@@ -8,8 +8,9 @@ import asyncpg
 from kasparro.model.batch import Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import Record, Reject
 from kasparro.store.loader import Loader
+from kasparro.store.locks import LEASE_S
 from kasparro.store.pool import Database
-from kasparro.store.runs import LEASE_S, RunRecord
+from kasparro.store.runs import RunRecord
 
 T0 = datetime(2026, 1, 31, 23, 59, tzinfo=UTC)
 Row = dict[str, Any]

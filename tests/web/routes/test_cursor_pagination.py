@@ -230,10 +230,10 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
     cursor = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
     await load_records(database, "csv", *told(1), now=began)
 
-    await row_versions.forget(database, began + PAST_KEPT)
+    await row_versions.delete_expired(database, began + CURSOR_LIFETIME)
     assert source_ids(await get_exact(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
 
-    await row_versions.forget(database, began + PAST_KEPT + timedelta(seconds=1))
+    await row_versions.delete_expired(database, began + CURSOR_LIFETIME + timedelta(seconds=1))
     problem = await get_exact(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
     assert "its first page is too old" in problem["detail"]

@@ -216,7 +216,7 @@ async def test_health_says_that_the_primary_is_out_of_reach_while_reads_are_answ
         assert (health["status"], health["database"]["status"]) == ("degraded", "ok")
         assert health["database"]["unreachable"] == ["primary"]
         (reason,) = health["reasons"]
-        assert reason.startswith("the primary (DATABASE_URL) is out of reach: PostgreSQL is out of reach: ")
+        assert reason.startswith("the primary (DATABASE_URL) is out of reach: PostgreSQL is unreachable: ")
         assert (await get_json(client, "/data"))["data"]
 
 
