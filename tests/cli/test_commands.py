@@ -147,8 +147,8 @@ async def test_database_of_the_demo_is_rejected(database_url: str, command: tupl
 
     assert (code, out) == (2, "")
     assert err.splitlines()[-1] == (
-        "kasparro: this database holds the demo's simulated data, and only kasparro demo works on it: real "
-        "ones need another, which DATABASE_URL names, or KASPARRO_HOME where that is unset"
+        "kasparro: this database holds the demo's simulated data, and only kasparro demo may use it: set "
+        "DATABASE_URL, or KASPARRO_HOME if DATABASE_URL is unset, to another database"
     )
 
 
