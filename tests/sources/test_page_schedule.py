@@ -424,15 +424,15 @@ def test_spent_month_promises_for_the_next_month() -> None:
 def test_queue_ends_and_gives_remaining_pages(known: int, count: int, beyond: int, lost: set[int]) -> None:
     pages = all_fetched(known, NOON)
     queue = PageQueue(plan(pages, NOON + HOUR, None, HOUR, max_pages=max(known, 1) + beyond), pages)
-    asked: list[int] = []
+    requested: list[int] = []
     while (number := queue.next()) is not None:
-        asked.append(number)
+        requested.append(number)
         if number in lost:
             queue.mark_lost(number)
         else:
             queue.mark_fetched(number, is_last=number >= count)
         assert set(queue.remaining_pages).isdisjoint(queue.fetched)
 
-    assert asked == sorted(set(asked))
+    assert requested == sorted(set(requested))
     assert queue.remaining_pages == ()
     assert queue.note().startswith("page")

@@ -1,11 +1,13 @@
-"""Recorded payloads of both APIs and real archives, from ../shared/data; skipped without them."""
+"""Whole payloads and archives are stored exactly: our own samples, and recorded data.
+
+The recorded data is in ../shared/data. Its tests are skipped on machines that do not have it.
+"""
 
 import asyncio
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
 import pytest
 
@@ -14,8 +16,11 @@ from kasparro.simulator import Simulator
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
-from kasparro.store.pool import Database
+from kasparro.store.pool import Connection, Database
+from tests.support.payload_samples import sample
 
+COINGECKO_SAMPLES = ("coingecko_markets.json", "coingecko_markets_2021.json")
+COINPAPRIKA_SAMPLES = ("coinpaprika_tickers.json", "coinpaprika_tickers_2019.json")
 COINGECKO = (
     "Shahar-Mamok__Crypto-ETL__markets_1758966220.json",
     "Shahar-Mamok__Crypto-ETL__markets_1758986042.json",
@@ -43,15 +48,9 @@ FIELDS = {
 _exact = msgspec.json.Decoder(list[dict[str, Any]], float_hook=Decimal).decode
 
 
-@pytest.mark.parametrize("file", COINGECKO)
-async def test_recorded_coingecko_pages_are_stored_exactly(
-    database: Database,
-    connection: "asyncpg.Connection[asyncpg.Record]",
-    shared_data: Path,
-    file: str,
-) -> None:
-    body = (shared_data / "coingecko_markets" / file).read_bytes()
-    recorded = _exact(body)
+async def check_coingecko(database: Database, connection: Connection, body: bytes) -> None:
+    """Load a page, and compare the rows with its digits."""
+    markets = _exact(body)
     async with Simulator(coins=1, manual=True) as upstream:
         upstream.replay("coingecko", [body])
         async with Run(database, [CoinGecko(upstream.coingecko_url, "public", None)], "etl") as run:
@@ -59,17 +58,16 @@ async def test_recorded_coingecko_pages_are_stored_exactly(
 
     counts = await connection.fetchrow("SELECT * FROM run_sources")
     assert counts is not None
-    assert (counts["fetched"], counts["inserted"], counts["rejected"]) == (len(recorded), len(recorded), 0)
+    assert (counts["fetched"], counts["inserted"], counts["rejected"]) == (len(markets), len(markets), 0)
     rows = {row["source_id"]: row for row in await connection.fetch("SELECT * FROM unified_data")}
-    for market in recorded:
+    for market in markets:
         for ours, theirs in FIELDS.items():
             assert rows[market["id"]][ours] == market.get(theirs), (market["id"], ours)
 
 
-async def test_recorded_coinpaprika_tickers_are_stored_exactly(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", shared_data: Path
-) -> None:
-    body = next((shared_data / "coinpaprika_tickers").glob("*tickers-default.json")).read_bytes()
+async def check_coinpaprika(database: Database, connection: Connection, body: bytes) -> None:
+    """Load a list, and compare the rows with its digits."""
+    tickers = _exact(body)
     async with Simulator(coins=1, manual=True) as upstream:
         upstream.replay("coinpaprika", [body])
         async with Run(database, [CoinPaprika(upstream.coinpaprika_url, None)], "etl") as run:
@@ -77,18 +75,50 @@ async def test_recorded_coinpaprika_tickers_are_stored_exactly(
 
     counts = await connection.fetchrow("SELECT * FROM run_sources")
     assert counts is not None
-    assert (counts["fetched"], counts["inserted"], counts["rejected"]) == (2_541, 2_541, 0)
+    assert (counts["fetched"], counts["inserted"], counts["rejected"]) == (len(tickers), len(tickers), 0)
     rows = {row["source_id"]: row for row in await connection.fetch("SELECT * FROM unified_data")}
-    for ticker in _exact(body):
+    for ticker in tickers:
         row, usd = rows[ticker["id"]], ticker["quotes"]["USD"]
-        assert (row["name"], row["symbol"], row["rank"]) == (ticker["name"], ticker["symbol"], ticker["rank"])
+        assert (row["name"], row["symbol"]) == (ticker["name"], ticker["symbol"])
+        assert row["rank"] == (ticker["rank"] or None)
         assert row["price_usd"] == usd["price"]
         assert row["volume_24h_usd"] == usd["volume_24h"]
         assert row["market_cap_usd"] == (usd["market_cap"] or None)
-        assert row["circulating_supply"] == (ticker["circulating_supply"] or None)
+        assert row["circulating_supply"] == (ticker.get("circulating_supply") or None)
         assert row["total_supply"] == ticker["total_supply"]
         assert row["max_supply"] == (ticker["max_supply"] or None)
-        assert row["percent_change_7d"] == usd["percent_change_7d"]
+        assert row["percent_change_7d"] == (
+            None if usd["percent_change_7d"] == "" else usd["percent_change_7d"]
+        )
+
+
+@pytest.mark.parametrize("name", COINGECKO_SAMPLES)
+async def test_sample_coingecko_pages_are_stored_exactly(
+    database: Database, connection: Connection, name: str
+) -> None:
+    await check_coingecko(database, connection, sample(name))
+
+
+@pytest.mark.parametrize("name", COINPAPRIKA_SAMPLES)
+async def test_sample_coinpaprika_tickers_are_stored_exactly(
+    database: Database, connection: Connection, name: str
+) -> None:
+    await check_coinpaprika(database, connection, sample(name))
+
+
+@pytest.mark.parametrize("file", COINGECKO)
+async def test_recorded_coingecko_pages_are_stored_exactly(
+    database: Database, connection: Connection, shared_data: Path, file: str
+) -> None:
+    await check_coingecko(database, connection, (shared_data / "coingecko_markets" / file).read_bytes())
+
+
+async def test_recorded_coinpaprika_tickers_are_stored_exactly(
+    database: Database, connection: Connection, shared_data: Path
+) -> None:
+    (path,) = (shared_data / "coinpaprika_tickers").glob("*tickers-default.json")
+    await check_coinpaprika(database, connection, path.read_bytes())
+    assert await connection.fetchval("SELECT count(*) FROM unified_data") == 2_541
 
 
 @pytest.mark.parametrize(
@@ -116,7 +146,7 @@ async def test_recorded_coinpaprika_tickers_are_stored_exactly(
 )
 async def test_real_archives_are_stored_exactly(
     database: Database,
-    connection: "asyncpg.Connection[asyncpg.Record]",
+    connection: Connection,
     shared_data: Path,
     file: str,
     rows: int,
