@@ -134,8 +134,8 @@ async def test_installed_source_runs_and_appears_everywhere(
 async def test_help_lists_the_settings_of_an_installed_source(site: Path) -> None:
     _, out, _ = await kasparro("--help", PYTHONPATH=str(site))
 
-    assert "KASPARRO_TIDE_URL\n      base URL of Tide (default: the public one)" in out
-    assert "which sources run (default: coinpaprika,coingecko,csv,tide)" in out
+    assert "KASPARRO_TIDE_URL\n      base URL of Tide (default: the public URL)" in out
+    assert "the sources that run (default: coinpaprika,coingecko,csv,tide)" in out
 
 
 async def test_broken_package_is_named_and_stops_no_other_source(database_url: str, tmp_path: Path) -> None:
