@@ -1,4 +1,4 @@
-"""How many connections a process takes, and that a server without more of them is waited for."""
+"""How many connections a process takes, and how it waits for a server that has none free."""
 
 import asyncio
 import sys
@@ -24,44 +24,42 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="these servers are fo
 
 
 @pytest.mark.parametrize(
-    ("allowed", "processes", "each"),
+    ("allowed", "processes", "expected"),
     [(97, 1, 24), (97, 4, 12), (47, 1, 23), (17, 1, 8), (17, 2, 8), (5, 1, 8), (10_000, 1, 24)],
 )
-def test_a_service_takes_half_of_what_the_server_allows_within_bounds(
-    allowed: int, processes: int, each: int
+def test_service_takes_half_of_the_allowed_connections_within_bounds(
+    allowed: int, processes: int, expected: int
 ) -> None:
-    assert per_process(allowed, processes) == each
+    assert per_process(allowed, processes) == expected
 
 
 @pytest.mark.parametrize("count", [LEAST, 9, 12, 17, MOST, 60])
-def test_the_pools_share_all_connections_and_each_has_one(count: int) -> None:
+def test_pools_share_all_connections(count: int) -> None:
     sizes = shares(count)
-    each = [sizes.read, sizes.slow, sizes.export, sizes.write]
-    assert sum(each) + RESERVED == count
-    assert min(each) >= 1
-    assert sizes.read == max(each)
+    numbers = [sizes.read, sizes.slow, sizes.export, sizes.write]
+    assert sum(numbers) + RESERVED == count
+    assert min(numbers) >= 1
+    assert sizes.read == max(numbers)
 
 
-def test_the_full_share_is_what_the_pools_want() -> None:
+def test_most_connections_give_full_pools() -> None:
     assert shares(MOST) == Shares(read=8, slow=2, export=4, write=6)
 
 
-async def test_the_setting_decides_where_there_is_one(
-    database: Database, database_url: str, logged: LogEvents
-) -> None:
+async def test_setting_decides_the_number(database: Database, database_url: str, logged: LogEvents) -> None:
     settings = await with_connections(Settings(database_connections=10), database, 1)
     (event,) = await logged.reached(1, "database_connections", level="info")
 
     assert settings.database_connections == event["per_process"] == 10
     async with pools(settings, database_url) as sized:
-        assert {pool: most for pool, (most, _, _) in sized.usage().items()} == {
+        assert {pool: limit for pool, (limit, _, _) in sized.usage().items()} == {
             "short": event["pools"]["read"],
             "slow": event["pools"]["slow"],
             "export": event["pools"]["export"],
         }
 
 
-async def test_by_default_the_server_is_asked(database: Database, logged: LogEvents) -> None:
+async def test_default_is_a_share_of_what_the_server_allows(database: Database, logged: LogEvents) -> None:
     settings = await with_connections(Settings(), database, 2)
     (event,) = await logged.reached(1, "database_connections")
 
@@ -69,13 +67,15 @@ async def test_by_default_the_server_is_asked(database: Database, logged: LogEve
     assert sum(event["pools"].values()) == event["per_process"] - RESERVED
 
 
-async def test_too_many_processes_are_told_with_what_to_do(database: Database, logged: LogEvents) -> None:
+async def test_warning_about_too_many_processes_says_what_to_do(
+    database: Database, logged: LogEvents
+) -> None:
     await with_connections(Settings(), database, 64)
     (event,) = await logged.reached(1, "database_connections_scarce", level="warning")
     assert "raise max_connections or start fewer workers" in event["reason"]
 
 
-async def test_where_the_server_cannot_be_asked_the_usual_is_assumed(logged: LogEvents) -> None:
+async def test_unreachable_server_is_assumed_to_have_its_default(logged: LogEvents) -> None:
     async with Database("postgresql://x@127.0.0.1:1/x") as database:
         settings = await with_connections(Settings(), database, 4)
     assert settings.database_connections == per_process(connections.DEFAULT_ALLOWED, 4)
@@ -84,9 +84,9 @@ async def test_where_the_server_cannot_be_asked_the_usual_is_assumed(logged: Log
 
 @pytest.fixture
 async def small() -> AsyncIterator[Server]:
-    """A server that allows 20 connections, of which three are kept for superusers."""
-    async with servers() as place:
-        server = await place.primary()
+    """A server that allows 20 connections, of which three are reserved for superusers."""
+    async with servers() as made:
+        server = await made.primary()
         await server.end()
         with (server.folder / "postgresql.conf").open("a") as file:
             file.write("max_connections = 20\n")
@@ -97,7 +97,7 @@ async def small() -> AsyncIterator[Server]:
 
 
 @LINUX
-async def test_a_limit_of_the_role_counts_too(small: Server) -> None:
+async def test_limit_of_the_role_counts(small: Server) -> None:
     async with small.admin("postgres") as admin, Database(small.url()) as database:
         async with database.writing() as connection:
             assert await connections.allowed(connection) == 17
@@ -109,7 +109,7 @@ async def test_a_limit_of_the_role_counts_too(small: Server) -> None:
 async def fill(
     server: Server, stack: AsyncExitStack, leave: int
 ) -> list["asyncpg.Connection[asyncpg.Record]"]:
-    """Take all connections but so many."""
+    """Take all connections but `leave`."""
     taken: list[asyncpg.Connection[asyncpg.Record]] = []
     for _ in range(17 - leave):
         connection = await asyncpg.connect(server.url())
@@ -120,7 +120,7 @@ async def fill(
 
 @LINUX
 @pytest.mark.parametrize("leave", [1, 2, 5])
-async def test_what_is_connected_serves_all_while_the_server_has_no_more(small: Server, leave: int) -> None:
+async def test_open_connections_serve_all_requests_of_a_full_server(small: Server, leave: int) -> None:
     async def read(database: Database) -> int:
         async with database.reading() as connection:
             value: int = await connection.fetchval("SELECT 1 FROM pg_sleep(0.002)")
@@ -133,27 +133,27 @@ async def test_what_is_connected_serves_all_while_the_server_has_no_more(small: 
 
 
 @LINUX
-async def test_a_full_server_is_waited_for_by_pools_and_locks(small: Server) -> None:
+async def test_pools_and_locks_wait_for_a_full_server(small: Server) -> None:
     async with AsyncExitStack() as stack, Database(small.url()) as database:
         taken = await fill(small, stack, 0)
-        asked = asyncio.create_task(database.session("kasparro test", 15.0))
+        session = asyncio.create_task(database.session("kasparro test", 15.0))
 
         async def write() -> None:
             async with database.writing() as connection:
                 await connection.execute("SELECT 1")
 
         writing = asyncio.create_task(write())
-        done, _ = await asyncio.wait({asked, writing}, timeout=0.6)
+        done, _ = await asyncio.wait({session, writing}, timeout=0.6)
         assert not done
         for connection in taken[:2]:
             await connection.close()
         async with asyncio.timeout(10):
             await writing
-            (await asked).terminate()
+            (await session).terminate()
 
 
 @LINUX
-async def test_a_server_that_stays_full_is_told_as_such(small: Server) -> None:
+async def test_server_that_stays_full_is_an_error(small: Server) -> None:
     async with AsyncExitStack() as stack, Database(small.url(), queue_s=0.5) as database:
         await fill(small, stack, 0)
         with pytest.raises(DatabaseUnavailable, match=r"^PostgreSQL accepts no more connections: "):
@@ -162,7 +162,7 @@ async def test_a_server_that_stays_full_is_told_as_such(small: Server) -> None:
 
 
 @LINUX
-async def test_scarce_connections_move_from_an_idle_process_to_one_that_waits(small: Server) -> None:
+async def test_idle_process_gives_connections_to_one_that_waits(small: Server) -> None:
     idle_s = connections.idle_limit_s(LEAST)
     async with (
         AsyncExitStack() as stack,
@@ -188,7 +188,7 @@ PATHS = (
 
 @LINUX
 @pytest.mark.parametrize("workers", ["1", "4"])
-async def test_a_small_server_answers_every_request(small: Server, workers: str) -> None:
+async def test_small_server_serves_every_request(small: Server, workers: str) -> None:
     environment = {
         "DATABASE_URL": small.url(),
         "KASPARRO_SOURCES": "csv",
@@ -203,9 +203,9 @@ async def test_a_small_server_answers_every_request(small: Server, workers: str)
 
             async def status(number: int) -> int:
                 path = PATHS[number % len(PATHS)].format(1 + number // len(PATHS))
-                async with client.get(path) as answer:
-                    await answer.read()
-                    return answer.status
+                async with client.get(path) as response:
+                    await response.read()
+                    return response.status
 
             found = Counter(await asyncio.gather(*(status(number) for number in range(400))))
         process.terminate()

@@ -1,4 +1,4 @@
-"""A URL with several hosts finds the one that will do, while others are down, silent or of the wrong kind."""
+"""Connecting to one of several hosts, while others are down, silent or of the wrong kind."""
 
 from collections.abc import AsyncIterator
 
@@ -23,7 +23,7 @@ def url(*ports: int) -> str:
     return f"postgresql://{USER}@{','.join(f'127.0.0.1:{port}' for port in ports)}/{USER}"
 
 
-async def test_writing_finds_the_primary_and_reading_prefers_a_standby(pair: tuple[Server, Server]) -> None:
+async def test_writes_go_to_the_primary_and_reads_to_a_standby(pair: tuple[Server, Server]) -> None:
     primary, standby = pair
     both = url(standby.port, free_port(), primary.port)
 
@@ -34,7 +34,7 @@ async def test_writing_finds_the_primary_and_reading_prefers_a_standby(pair: tup
             assert await connection.fetchval(STANDBY) is True
 
 
-async def test_a_host_that_is_silent_takes_no_time_from_the_others(pair: tuple[Server, Server]) -> None:
+async def test_silent_host_does_not_delay_the_others(pair: tuple[Server, Server]) -> None:
     primary, _ = pair
     async with Proxy(primary.port) as silent:
         silent.block()

@@ -1,4 +1,4 @@
-"""A database is for real figures or for invented ones, and says so without waiting for anybody."""
+"""A database holds real or simulated data, never both."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from kasparro.store.instance import WrongDatabase, claim
 from kasparro.store.pool import Connection, Database
 
 
-async def test_a_database_without_runs_can_become_either(database: Database) -> None:
+async def test_database_without_runs_can_become_either(database: Database) -> None:
     await claim(database, demo=True)
     await claim(database, demo=False)
     await claim(database, demo=True)
 
 
 @pytest.mark.parametrize("demo", [True, False])
-async def test_the_first_run_settles_what_a_database_is_for(database: Database, demo: bool) -> None:
+async def test_first_run_fixes_the_kind_of_the_database(database: Database, demo: bool) -> None:
     await claim(database, demo=demo)
     async with Run(database, [], "etl"):
         pass
@@ -24,7 +24,7 @@ async def test_the_first_run_settles_what_a_database_is_for(database: Database, 
         await claim(database, demo=not demo)
 
 
-async def test_a_start_beside_a_run_waits_for_no_batch(database: Database, connection: Connection) -> None:
+async def test_claim_does_not_wait_for_a_batch(database: Database, connection: Connection) -> None:
     await claim(database, demo=False)
     async with connection.transaction():
         await connection.execute("SELECT FROM instance FOR UPDATE")

@@ -1,4 +1,4 @@
-"""What is kept of the answers of upstreams, and for how long."""
+"""Payloads are stored whole, and deleted after their retention."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -16,21 +16,21 @@ from kasparro.store.runs import RunRecord
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
-answers = st.builds(
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+PAYLOADS = st.builds(
     Payload,
     path=st.just("/coins/markets"),
-    parameters=st.dictionaries(texts, st.just("1")),
+    parameters=st.dictionaries(TEXTS, st.just("1")),
     received_at=st.timedeltas(-9_000 * DAY, 9_000 * DAY).map(lambda away: NOW + away),
     status=st.none() | st.integers(100, 599),
-    headers=st.dictionaries(st.sampled_from(["etag", "date"]), texts),
+    headers=st.dictionaries(st.sampled_from(["etag", "date"]), TEXTS),
     complete=st.booleans(),
     body=st.binary(max_size=4_000),
 )
 
 
-async def keep(database: Database, run_id: int, payload: Payload) -> int:
-    """Store a payload; gives how many bytes of it are kept."""
+async def save(database: Database, run_id: int, payload: Payload) -> int:
+    """Store a payload; returns its compressed bytes."""
     body = await payloads.compressed(payload.body)
     await payloads.save(database, run_id, "coingecko", payload, body)
     return len(body)
@@ -41,69 +41,69 @@ async def start(database: Database) -> int:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(payload=answers)
-async def test_a_payload_comes_back_as_it_went_in(
+@given(payload=PAYLOADS)
+async def test_payload_is_read_as_it_was_saved(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", payload: Payload
 ) -> None:
-    await keep(database, await start(database), payload)
+    await save(database, await start(database), payload)
 
     newest = await connection.fetchval("SELECT max(id) FROM payloads")
     assert await payloads.read(database, newest) == payload
 
 
-async def test_what_is_not_there_is_none(database: Database) -> None:
+async def test_missing_payload_and_run_are_none(database: Database) -> None:
     assert await payloads.read(database, 1) is None
     assert await payloads.stored(database, 1) is None
 
 
 def received(days_ago: float, size: int) -> Payload:
-    # Random bytes stay as long as they are, but for a frame around them.
+    # Random bytes do not compress.
     at = NOW - days_ago * DAY
     return Payload(path="/coins/markets", parameters={}, received_at=at, body=os.urandom(size))
 
 
-async def runs_kept(connection: "asyncpg.Connection[asyncpg.Record]") -> list[int]:
+async def runs_with_payloads(connection: "asyncpg.Connection[asyncpg.Record]") -> list[int]:
     rows = await connection.fetch("SELECT DISTINCT run_id FROM payloads ORDER BY run_id")
     return [row["run_id"] for row in rows]
 
 
-async def test_payloads_of_runs_past_the_age_are_trimmed(
+async def test_payloads_of_old_runs_are_deleted(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     ids = [await start(database) for _ in range(3)]
     for run_id, days_ago in zip(ids, (8, 6.9, 0), strict=True):
-        await keep(database, run_id, received(days_ago, 10))
+        await save(database, run_id, received(days_ago, 10))
 
     await payloads.trim(database, Retention(age=7 * DAY), NOW)
 
-    assert await runs_kept(connection) == ids[1:]
+    assert await runs_with_payloads(connection) == ids[1:]
 
 
-@pytest.mark.parametrize(("spare", "left"), [(0, 2), (-1, 1)])
-async def test_the_oldest_runs_go_whole_until_the_rest_fits_to_the_byte(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", spare: int, left: int
+@pytest.mark.parametrize(("spare_bytes", "remaining"), [(0, 2), (-1, 1)])
+async def test_oldest_runs_are_deleted_whole_until_the_rest_fits(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", spare_bytes: int, remaining: int
 ) -> None:
     ids = [await start(database) for _ in range(3)]
     sizes = [
-        sum([await keep(database, run_id, received(0, size)) for size in (5_000, 3_000)]) for run_id in ids
+        sum([await save(database, run_id, received(0, size)) for size in (5_000, 3_000)]) for run_id in ids
     ]
 
-    await payloads.trim(database, Retention(payload_bytes=sum(sizes[1:]) + spare), NOW)
+    await payloads.trim(database, Retention(payload_bytes=sum(sizes[1:]) + spare_bytes), NOW)
 
-    assert await runs_kept(connection) == ids[-left:]
-    assert await connection.fetchval("SELECT sum(compressed_bytes) FROM payloads") == sum(sizes[-left:])
+    assert await runs_with_payloads(connection) == ids[-remaining:]
+    assert await connection.fetchval("SELECT sum(compressed_bytes) FROM payloads") == sum(sizes[-remaining:])
 
 
-async def test_sums_never_come_across_the_bodies_and_trimming_waits_for_no_reader(
+async def test_bodies_are_stored_apart_and_trimming_waits_for_no_reader(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     run_id = await start(database)
     for _ in range(20):
-        await keep(database, run_id, received(0, 100_000))
+        await save(database, run_id, received(0, 100_000))
     assert await connection.fetchval("SELECT pg_relation_size('payloads')") < 20 * 1_000
 
     async with connection.transaction(isolation="repeatable_read"):
         before = await connection.fetch("SELECT body FROM payloads")
         await payloads.trim(database, Retention(payload_bytes=0), NOW)
         assert await connection.fetch("SELECT body FROM payloads") == before
-    assert await runs_kept(connection) == []
+    assert await runs_with_payloads(connection) == []

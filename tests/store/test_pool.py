@@ -1,4 +1,4 @@
-"""What the pools tell of what PostgreSQL refuses, and of connections that end before their time."""
+"""Which errors of PostgreSQL are transient, their messages, and connections that end early."""
 
 from urllib.parse import urlsplit
 
@@ -9,17 +9,14 @@ from kasparro.errors import DatabaseUnavailable
 from kasparro.store.pool import Database
 
 
-async def meet(database: Database, sqlstate: str) -> None:
-    """Have the server raise this error."""
+async def raise_on_server(database: Database, sqlstate: str) -> None:
     async with database.writing() as connection:
-        await connection.execute(
-            f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{sqlstate}'; END $$"
-        )
+        await connection.execute(f"DO $$ BEGIN RAISE EXCEPTION 'detail' USING ERRCODE = '{sqlstate}'; END $$")
 
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 @pytest.mark.parametrize(
-    ("sqlstate", "told"),
+    ("sqlstate", "message"),
     [
         ("53100", "PostgreSQL has no room left on its disk"),
         ("53300", "PostgreSQL accepts no more connections"),
@@ -41,23 +38,19 @@ async def meet(database: Database, sqlstate: str) -> None:
         ("57014", "a statement was cancelled in PostgreSQL"),
     ],
 )
-async def test_what_passes_is_worth_another_try_and_is_told_in_words(
-    database: Database, sqlstate: str, told: str
-) -> None:
-    with pytest.raises(DatabaseUnavailable, match=f"^{told}: so it is$"):
-        await meet(database, sqlstate)
+async def test_transient_error_has_a_message(database: Database, sqlstate: str, message: str) -> None:
+    with pytest.raises(DatabaseUnavailable, match=f"^{message}: detail$"):
+        await raise_on_server(database, sqlstate)
 
 
 @pytest.mark.parametrize("sqlstate", ["42P01", "23505", "22P02", "0A000", "XX000"])
-async def test_what_no_repetition_cures_is_not_taken_for_a_server_out_of_reach(
-    database: Database, sqlstate: str
-) -> None:
-    with pytest.raises(asyncpg.PostgresError, match=r"^so it is$"):
-        await meet(database, sqlstate)
+async def test_permanent_error_is_raised_unchanged(database: Database, sqlstate: str) -> None:
+    with pytest.raises(asyncpg.PostgresError, match=r"^detail$"):
+        await raise_on_server(database, sqlstate)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("change", "message"),
     [
         ("ALLOW_CONNECTIONS false", "^PostgreSQL is unreachable: .* not currently accepting connections"),
         (
@@ -66,35 +59,33 @@ async def test_what_no_repetition_cures_is_not_taken_for_a_server_out_of_reach(
         ),
     ],
 )
-async def test_a_database_that_lets_nobody_in_or_write_is_told_so(
-    database_url: str, server_url: str, said: str, told: str
+async def test_closed_or_read_only_database_is_transient(
+    database_url: str, server_url: str, change: str, message: str
 ) -> None:
     server = await asyncpg.connect(server_url)
-    await server.execute(f"ALTER DATABASE {urlsplit(database_url).path[1:]} {said}")
+    await server.execute(f"ALTER DATABASE {urlsplit(database_url).path[1:]} {change}")
     await server.close()
 
     async with Database(database_url) as database:
-        with pytest.raises(DatabaseUnavailable, match=told):
+        with pytest.raises(DatabaseUnavailable, match=message):
             async with database.writing():
                 pass
 
 
-async def end_itself(database: Database) -> None:
+async def terminate_own_session(database: Database) -> None:
     async with database.writing() as connection, connection.transaction():
         await connection.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)")
 
 
-async def test_a_session_that_the_server_ended_in_a_transaction_is_told_with_its_reason(
-    database: Database,
-) -> None:
+async def test_terminated_session_has_the_reason_of_the_server(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable, match="administrator command"):
-        await end_itself(database)
+        await terminate_own_session(database)
 
 
-async def test_sessions_that_ended_leave_their_places_to_others(database: Database) -> None:
+async def test_terminated_sessions_free_their_slots(database: Database) -> None:
     for _ in range(20):
         with pytest.raises(DatabaseUnavailable):
-            await end_itself(database)
+            await terminate_own_session(database)
 
     async with database.writing() as connection:
         assert await connection.fetchval("SELECT 1") == 1
