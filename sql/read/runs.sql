@@ -63,8 +63,8 @@ SELECT
     run_sources.corrected,
     run_sources.calls,
     run_sources.note,
-    kept.payloads,
-    kept.payload_bytes,
+    stored.payloads,
+    stored.payload_bytes,
     run_sources.error AS source_error,
     coalesce(run_sources.drift, '[]') AS drift,
     coalesce(run_sources.anomalies, '[]') AS anomalies,
@@ -89,7 +89,7 @@ SELECT
         ) AS most
     ) AS rejects,
     (
-        SELECT coalesce(json_agg(row_to_json(refused)), '[]'::json)::text
+        SELECT coalesce(json_agg(row_to_json(rejected)), '[]'::json)::text
         FROM (
             SELECT
                 rejects.location AS file,
@@ -103,7 +103,7 @@ SELECT
                 AND rejects.line IS NULL
             ORDER BY rejects.id
             LIMIT 50
-        ) AS refused
+        ) AS rejected
     ) AS refused_files
 FROM runs
 LEFT JOIN run_sources ON runs.id = run_sources.run_id
@@ -113,7 +113,7 @@ LEFT JOIN LATERAL (
         coalesce(sum(payloads.compressed_bytes), 0) AS payload_bytes
     FROM payloads
     WHERE payloads.run_id = run_sources.run_id AND payloads.source = run_sources.source
-) AS kept ON true
+) AS stored ON true
 WHERE runs.id = ANY(:ids)
 ORDER BY runs.id DESC, run_sources.source ASC;
 

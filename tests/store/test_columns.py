@@ -11,7 +11,7 @@ from kasparro.store.sql import folder
 from kasparro.web.routes import data
 
 
-def test_lists_of_columns_are_equal() -> None:
+def test_column_lists_are_equal() -> None:
     macros = jinja2.Template((folder("macros") / "columns.sql").read_text(encoding="utf-8")).module
     columns = {name: tuple(getattr(macros, name)) for name in ("VALUES", "CONTENT", "RECORD")}
 

@@ -1,26 +1,25 @@
-"""Symbol, name and rank of a coin where some of its records have no place for them."""
+"""Symbol, name and rank of a coin if some of its records lack these columns."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-import asyncpg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import LABELS, Record
-from kasparro.store.pool import Database
+from kasparro.store.pool import Connection, Database
 from tests.support.batches import fetch_rows, load_batches
 
 T0 = datetime(2026, 1, 20, tzinfo=UTC)
-# What differs with the time of loading; of the row's own record, whether the value came with it or was kept.
+# Columns that depend on the time of loading.
 CLOCKS = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version"}
 OBSERVED = [f"{label}_observed_at" for label in LABELS]
 
 
 class Quote(NamedTuple):
-    """What a file says of a coin at a moment; a label that it lacks is in no place of it."""
+    """A coin at a moment; a file that lacks a label leaves it out."""
 
     coin: str
     day: int
@@ -31,13 +30,13 @@ class Quote(NamedTuple):
 
 
 class File(NamedTuple):
-    """Quotes of one layout."""
+    """A file whose rows lack some labels."""
 
     lacks: tuple[str, ...]
     quotes: tuple[Quote, ...]
 
     def batch(self, quotes: Sequence[Quote] | None = None) -> Batch:
-        """All its quotes, or some of them, ready to be loaded."""
+        """A batch of these quotes; by default of all quotes of the file."""
         builder = BatchBuilder(self.lacks)
         for quote in self.quotes if quotes is None else quotes:
             symbol, name, rank = (None if label in self.lacks else getattr(quote, label) for label in LABELS)
@@ -55,7 +54,7 @@ class File(NamedTuple):
 
 
 def at(day: int) -> datetime:
-    """A moment; neighbours may lie in two partitions."""
+    """A moment; two days in a row may be in two partitions."""
     return T0 + timedelta(days=9 * day)
 
 
@@ -70,11 +69,11 @@ def markets(*quotes: Quote) -> File:
 
 
 def closes(*quotes: Quote) -> File:
-    """A file with none of them."""
+    """A file with no labels."""
     return File(LABELS, quotes)
 
 
-async def shown(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[str, dict[str, Any]]:
+async def shown(connection: Connection) -> dict[str, dict[str, Any]]:
     """The rows as a client sees them, by coin."""
     found = await connection.fetch(
         "SELECT source_id, symbol, name, rank, price_usd::integer AS price, observed_at,"
@@ -84,8 +83,8 @@ async def shown(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[str, d
     return {row["source_id"]: dict(row) for row in found}
 
 
-async def state(connection: "asyncpg.Connection[asyncpg.Record]") -> list[list[dict[str, Any]]]:
-    """What both tables hold, whenever it was loaded."""
+async def contents(connection: Connection) -> list[list[dict[str, Any]]]:
+    """The rows of both tables, without the times of loading."""
     tables = []
     for table in ("unified_data", "unified_history"):
         found = [
@@ -98,8 +97,8 @@ async def state(connection: "asyncpg.Connection[asyncpg.Record]") -> list[list[d
     return tables
 
 
-async def tuples(connection: "asyncpg.Connection[asyncpg.Record]") -> list[tuple[Any, ...]]:
-    """Where each row lies and which transaction wrote it: another write of any kind changes this."""
+async def tuples(connection: Connection) -> list[tuple[Any, ...]]:
+    """The location of each row and the transaction that wrote it: any write changes this."""
     found = await connection.fetch(
         "SELECT tableoid, ctid::text, xmin::text FROM unified_data"
         " UNION ALL SELECT tableoid, ctid::text, xmin::text FROM unified_history"
@@ -107,15 +106,15 @@ async def tuples(connection: "asyncpg.Connection[asyncpg.Record]") -> list[tuple
     return sorted(tuple(row) for row in found)
 
 
-async def emptied(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+async def truncate_tables(connection: Connection) -> None:
     await connection.execute("TRUNCATE unified_data, unified_history, unified_data_versions")
 
 
 FULL = quote(day=1, price=10, symbol="BTC", name="Bitcoin", rank=1)
 
 
-async def test_a_newer_record_without_labels_leaves_them_and_brings_its_own_figures(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_newer_record_without_labels_keeps_them_and_replaces_the_values(
+    database: Database, connection: Connection
 ) -> None:
     first = FULL._replace(price=10)
     await load_batches(database, markets(first).batch())
@@ -130,8 +129,8 @@ async def test_a_newer_record_without_labels_leaves_them_and_brings_its_own_figu
     assert row["rank_observed_at"] == at(1)
 
 
-async def test_an_older_record_with_labels_gives_them_to_a_row_that_lacks_them(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_older_record_gives_labels_to_a_row_that_lacks_them(
+    database: Database, connection: Connection
 ) -> None:
     await load_batches(database, closes(quote(day=2, price=20)).batch())
     before = await connection.fetchrow("SELECT updated_at, version FROM unified_data")
@@ -142,18 +141,20 @@ async def test_an_older_record_with_labels_gives_them_to_a_row_that_lacks_them(
     (row,) = await fetch_rows(connection, "unified_data")
     assert (row["symbol"], row["name"], row["rank"]) == ("BTC", "Bitcoin", 1)
     assert (row["price_usd"], row["observed_at"]) == (20, at(2))
-    # Caches and walks by cursor see the change.
+    # Caches and snapshot cursors see the change.
     assert row["updated_at"] > before["updated_at"]
     assert row["version"] > before["version"]
-    (past,) = await connection.fetch(
+    (earlier,) = await connection.fetch(
         "SELECT symbol, price_usd, replaced_by_version FROM unified_data_versions"
     )
-    assert (past["symbol"], past["price_usd"], past["replaced_by_version"]) == (None, 20, row["version"])
+    assert (earlier["symbol"], earlier["price_usd"], earlier["replaced_by_version"]) == (
+        None,
+        20,
+        row["version"],
+    )
 
 
-async def test_null_in_a_record_that_has_the_field_is_a_value(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
+async def test_null_label_is_a_value(database: Database, connection: Connection) -> None:
     await load_batches(database, markets(FULL).batch())
     await load_batches(database, markets(quote(day=2, symbol="BTC")).batch())
 
@@ -161,8 +162,8 @@ async def test_null_in_a_record_that_has_the_field_is_a_value(
     assert (await shown(connection))["bitcoin"]["rank"] is None
 
 
-async def test_a_correction_without_labels_keeps_those_of_its_moment(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_correction_without_labels_keeps_those_of_its_moment(
+    database: Database, connection: Connection
 ) -> None:
     await load_batches(database, markets(FULL).batch())
 
@@ -173,8 +174,8 @@ async def test_a_correction_without_labels_keeps_those_of_its_moment(
         assert (row["symbol"], row["rank"], row["price_usd"]) == ("BTC", 1, 11)
 
 
-async def test_a_corrected_label_of_an_older_moment_reaches_the_row(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_corrected_label_of_an_older_moment_reaches_the_row(
+    database: Database, connection: Connection
 ) -> None:
     await load_batches(database, markets(FULL).batch())
     await load_batches(database, closes(quote(day=2)).batch())
@@ -183,10 +184,10 @@ async def test_a_corrected_label_of_an_older_moment_reaches_the_row(
     assert (await shown(connection))["bitcoin"]["symbol"] == "XBT"
 
 
-async def test_rows_of_an_earlier_version_get_their_labels_when_the_files_are_read_again(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_rows_of_an_earlier_program_get_labels_when_files_are_read_again(
+    database: Database, connection: Connection
 ) -> None:
-    # That version knew no lacking fields: it wrote null, and hashed the record as if it were.
+    # That version did not know lacking fields: it stored null, and hashed the record with null.
     await load_batches(database, markets(FULL).batch())
     await load_batches(database, markets(quote(day=2, price=20)).batch())
     await connection.execute(
@@ -202,7 +203,7 @@ async def test_rows_of_an_earlier_version_get_their_labels_when_the_files_are_re
     assert await connection.fetchval("SELECT lacks_symbol FROM unified_history WHERE price_usd = 20")
 
 
-quotes = st.builds(
+QUOTES = st.builds(
     Quote,
     coin=st.sampled_from("ab"),
     day=st.integers(0, 6),
@@ -219,8 +220,8 @@ def _moment(quote: Quote) -> tuple[str, int]:
 
 @st.composite
 def folders(draw: Callable[..., Any]) -> list[File]:
-    """Files that each say something else: no two of them know one coin at one moment."""
-    drawn = draw(st.lists(quotes, min_size=1, max_size=12, unique_by=_moment))
+    """Files that do not overlap: no two of them have a quote of one coin at one moment."""
+    drawn = draw(st.lists(QUOTES, min_size=1, max_size=12, unique_by=_moment))
     files = draw(st.lists(st.lists(st.sampled_from(LABELS), unique=True), min_size=1, max_size=4))
     shares = [draw(st.integers(0, len(files) - 1)) for _ in drawn]
     return [
@@ -233,7 +234,7 @@ def folders(draw: Callable[..., Any]) -> list[File]:
 
 
 def expected(files: Sequence[File]) -> dict[str, dict[str, Any]]:
-    """The newest quote of each coin, with each label from the newest quote that has a place for it."""
+    """The newest quote of each coin, with each label from the newest quote whose file has it."""
     found: dict[str, dict[str, Any]] = {}
     drawn = sorted(
         ((quote, file.lacks) for file in files for quote in file.quotes), key=lambda pair: pair[0].day
@@ -248,47 +249,49 @@ def expected(files: Sequence[File]) -> dict[str, dict[str, Any]]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(files=folders(), chance=st.randoms(use_true_random=False))
-async def test_the_order_of_files_and_batches_does_not_matter_and_nothing_is_written_twice(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", files: list[File], chance: Any
+@given(files=folders(), random=st.randoms(use_true_random=False))
+async def test_order_of_files_and_batches_does_not_matter(
+    database: Database, connection: Connection, files: list[File], random: Any
 ) -> None:
-    await emptied(connection)
+    await truncate_tables(connection)
     await load_batches(database, *(file.batch() for file in files))
     assert await shown(connection) == expected(files)
-    in_order = await state(connection)
+    in_order = await contents(connection)
 
     before = await tuples(connection)
     for file in files:
         assert await load_batches(database, file.batch()) == (0, 0, len(file.quotes))
     assert await tuples(connection) == before
 
-    await emptied(connection)
-    shuffled = chance.sample(files, len(files))
+    await truncate_tables(connection)
+    shuffled = random.sample(files, len(files))
     for file in shuffled:
-        some = chance.sample(file.quotes, len(file.quotes))
-        cut = chance.randint(0, len(some))
-        await load_batches(database, file.batch(some[:cut]), file.batch(some[cut:]))
-    assert await state(connection) == in_order
+        quotes = random.sample(file.quotes, len(file.quotes))
+        border = random.randint(0, len(quotes))
+        await load_batches(database, file.batch(quotes[:border]), file.batch(quotes[border:]))
+    assert await contents(connection) == in_order
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     drawn=st.lists(
-        st.tuples(st.lists(st.sampled_from(LABELS), unique=True), st.lists(quotes, max_size=5)), max_size=4
+        st.tuples(st.lists(st.sampled_from(LABELS), unique=True), st.lists(QUOTES, max_size=5)), max_size=4
     )
 )
-async def test_files_that_contradict_each_other_end_the_same_when_all_are_read_again(
+async def test_contradicting_files_give_the_same_rows_when_read_again(
     database: Database,
-    connection: "asyncpg.Connection[asyncpg.Record]",
+    connection: Connection,
     drawn: list[tuple[list[str], list[Quote]]],
 ) -> None:
-    files = [File(tuple(label for label in LABELS if label in lacks), tuple(some)) for lacks, some in drawn]
-    await emptied(connection)
+    files = [
+        File(tuple(label for label in LABELS if label in lacks), tuple(quotes)) for lacks, quotes in drawn
+    ]
+    await truncate_tables(connection)
     await load_batches(database, *(file.batch() for file in files))
-    one_off = await state(connection)
+    once = await contents(connection)
 
     await load_batches(database, *(file.batch() for file in files))
 
-    assert await state(connection) == one_off
+    assert await contents(connection) == once
     newest = {row["source_id"]: row["observed_at"] for row in await fetch_rows(connection, "unified_history")}
     assert {coin: row["observed_at"] for coin, row in (await shown(connection)).items()} == newest

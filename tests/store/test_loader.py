@@ -1,4 +1,4 @@
-"""What a batch does to the tables."""
+"""What a batch writes to the tables."""
 
 import asyncio
 import gc
@@ -21,13 +21,13 @@ from kasparro.model.batch import BATCH_ROWS, Batch, Checkpoint, CrawledPage
 from kasparro.model.profile import Profile
 from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, Record
 from kasparro.store.loader import REJECTS_LIMIT, Loader
-from kasparro.store.pool import Database
+from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 from tests.conftest import copied_database
 from tests.support.batches import T0, fetch_rows, load_batches, make_batch, make_record, start_loader
 
 
-async def written(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+async def written_tuples(connection: Connection) -> int:
     """Tuples that PostgreSQL has written in the data tables and their partitions, dead or alive."""
     await connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
     count: int = await connection.fetchval(
@@ -36,10 +36,8 @@ async def written(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
     return count
 
 
-async def test_values_come_to_rest_as_they_went_in(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
-    odd = make_record(
+async def test_values_are_stored_exactly(database: Database, connection: Connection) -> None:
+    record = make_record(
         name="比特币 \u200b=1+1 <b>'\"\\N\t\n",
         symbol="",
         price_usd="0.000000000012",
@@ -49,10 +47,10 @@ async def test_values_come_to_rest_as_they_went_in(
         rank=1,
     )
 
-    assert await load_batches(database, make_batch(odd)) == (1, 0, 0)
+    assert await load_batches(database, make_batch(record)) == (1, 0, 0)
 
     (row,) = await fetch_rows(connection, "unified_data")
-    assert row["name"] == odd.name
+    assert row["name"] == record.name
     assert row["symbol"] == ""
     assert row["price_usd"] == Decimal("0.000000000012")
     assert row["market_cap_usd"] == 0
@@ -65,13 +63,11 @@ async def test_values_come_to_rest_as_they_went_in(
     }
 
 
-async def test_the_longest_texts_fit_every_index(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
-    # Four bytes each, and no two alike, so that nothing packs them.
-    chance = random.Random(1)
+async def test_longest_texts_fit_every_index(database: Database, connection: Connection) -> None:
+    # Random characters of four bytes each do not compress.
+    generator = random.Random(1)
     symbol, source_id, name = (
-        "".join(chr(chance.randrange(0x1F300, 0x1FAFF)) for _ in range(limit))
+        "".join(chr(generator.randrange(0x1F300, 0x1FAFF)) for _ in range(limit))
         for limit in (SYMBOL_LIMIT, ID_LIMIT, NAME_LIMIT)
     )
 
@@ -83,20 +79,18 @@ async def test_the_longest_texts_fit_every_index(
     assert (row["symbol"], row["source_id"], row["name"]) == (symbol, source_id, name)
 
 
-async def test_the_same_batch_again_writes_no_tuple(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
-    told = make_batch(make_record(price_usd="1"), make_record("eth-ethereum", price_usd="2"))
-    await load_batches(database, told)
-    before = await written(connection)
+async def test_same_batch_again_writes_no_tuple(database: Database, connection: Connection) -> None:
+    batch = make_batch(make_record(price_usd="1"), make_record("eth-ethereum", price_usd="2"))
+    await load_batches(database, batch)
+    before = await written_tuples(connection)
 
-    assert await load_batches(database, told) == (0, 0, 2)
+    assert await load_batches(database, batch) == (0, 0, 2)
 
-    assert await written(connection) == before
+    assert await written_tuples(connection) == before
 
 
-async def test_a_changed_record_updates_its_row_and_is_appended_to_history(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_changed_record_updates_its_row_and_extends_history(
+    database: Database, connection: Connection
 ) -> None:
     await load_batches(database, make_batch(make_record(price_usd="1")))
 
@@ -107,17 +101,11 @@ async def test_a_changed_record_updates_its_row_and_is_appended_to_history(
     (row,) = await fetch_rows(connection, "unified_data")
     assert row["price_usd"] == 2
     assert row["first_seen_at"] < row["updated_at"]
-    assert [
-        (h["price_usd"], h["observed_at"].month) for h in await fetch_rows(connection, "unified_history")
-    ] == [
-        (1, 1),
-        (2, 2),
-    ]
+    history = await fetch_rows(connection, "unified_history")
+    assert [(moment["price_usd"], moment["observed_at"].month) for moment in history] == [(1, 1), (2, 2)]
 
 
-async def test_an_older_record_goes_to_history_only(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
+async def test_older_record_goes_to_history_only(database: Database, connection: Connection) -> None:
     await load_batches(database, make_batch(make_record(price_usd="2")))
 
     assert await load_batches(
@@ -126,11 +114,11 @@ async def test_an_older_record_goes_to_history_only(
 
     (row,) = await fetch_rows(connection, "unified_data")
     assert (row["price_usd"], row["observed_at"]) == (2, T0)
-    assert [h["price_usd"] for h in await fetch_rows(connection, "unified_history")] == [1, 2]
+    assert [row["price_usd"] for row in await fetch_rows(connection, "unified_history")] == [1, 2]
 
 
-async def test_a_correction_of_a_moment_replaces_it(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_correction_replaces_the_record_of_its_moment(
+    database: Database, connection: Connection
 ) -> None:
     await load_batches(database, make_batch(make_record(price_usd="1")))
 
@@ -141,8 +129,8 @@ async def test_a_correction_of_a_moment_replaces_it(
     assert [row["price_usd"] for row in await fetch_rows(connection, "unified_history")] == [Decimal("1.5")]
 
 
-async def test_a_record_without_a_time_of_its_own_is_new_only_when_its_content_is(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_record_without_a_source_time_is_new_only_with_new_content(
+    database: Database, connection: Connection
 ) -> None:
     await load_batches(database, make_batch(make_record(has_source_time=False, price_usd="1")))
 
@@ -157,9 +145,7 @@ async def test_a_record_without_a_time_of_its_own_is_new_only_when_its_content_i
     assert len(await fetch_rows(connection, "unified_history")) == 2
 
 
-async def test_sources_and_ids_identify_and_symbols_do_not(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
+async def test_source_and_source_id_identify_a_row(database: Database, connection: Connection) -> None:
     await load_batches(database, make_batch(make_record("one"), make_record("two")))
     await load_batches(database, make_batch(make_record("one")), source="coingecko")
 
@@ -172,27 +158,27 @@ async def test_sources_and_ids_identify_and_symbols_do_not(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    told=st.lists(
+    quotes=st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=30
     ),
-    cuts=st.sets(st.integers(1, 29)),
+    borders=st.sets(st.integers(1, 29)),
 )
-async def test_any_cutting_into_batches_ends_in_the_same_tables(
+async def test_batch_borders_do_not_matter(
     database: Database,
-    connection: "asyncpg.Connection[asyncpg.Record]",
-    told: list[tuple[str, int, int]],
-    cuts: set[int],
+    connection: Connection,
+    quotes: list[tuple[str, int, int]],
+    borders: set[int],
 ) -> None:
     await connection.execute("TRUNCATE unified_data, unified_history")
     records = [
-        make_record(coin, T0 + timedelta(days=20 * day), price_usd=str(price)) for coin, day, price in told
+        make_record(coin, T0 + timedelta(days=20 * day), price_usd=str(price)) for coin, day, price in quotes
     ]
-    borders = [0, *sorted(cut for cut in cuts if cut < len(records)), len(records)]
-    parts = [make_batch(*records[a:b]) for a, b in itertools.pairwise(borders)]
+    edges = [0, *sorted(border for border in borders if border < len(records)), len(records)]
+    batches = [make_batch(*records[start:end]) for start, end in itertools.pairwise(edges)]
 
-    inserted, updated, _ = await load_batches(database, *parts)
+    inserted, updated, _ = await load_batches(database, *batches)
 
-    history = {(coin, T0 + timedelta(days=20 * day)): price for coin, day, price in told}
+    history = {(coin, T0 + timedelta(days=20 * day)): price for coin, day, price in quotes}
     newest = {coin: price for (coin, _), price in sorted(history.items(), key=lambda item: item[0])}
     assert {
         (row["source_id"], row["observed_at"]): row["price_usd"]
@@ -203,29 +189,29 @@ async def test_any_cutting_into_batches_ends_in_the_same_tables(
     } == newest
     assert inserted == len(newest)
     assert inserted + updated >= len(history)
-    if len(parts) == 1:
-        # Told again as a whole it is known, also where it tells one moment twice.
-        assert await load_batches(database, *parts) == (0, 0, len(records))
+    if len(batches) == 1:
+        # The same batch again changes nothing, even if it has two records of one moment.
+        assert await load_batches(database, *batches) == (0, 0, len(records))
 
 
-async def test_rejects_are_counted_all_and_kept_up_to_a_bound(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
+async def test_all_rejects_are_counted_and_some_are_stored(
+    database: Database, connection: Connection
 ) -> None:
-    into = await start_loader(database)
+    loader = await start_loader(database)
 
-    await into.load(make_batch(make_record(), rejects=REJECTS_LIMIT - 1), T0)
-    await into.load(make_batch(rejects=5), T0)
+    await loader.load(make_batch(make_record(), rejects=REJECTS_LIMIT - 1), T0)
+    await loader.load(make_batch(rejects=5), T0)
 
     assert await connection.fetchval("SELECT rejected FROM run_sources") == REJECTS_LIMIT + 4
-    kept = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
-    assert len(kept) == REJECTS_LIMIT
-    assert tuple(kept[0]) == ("bad", "price", "raw 0\\x00\\udc80")
+    stored = await connection.fetch("SELECT reason, field, raw FROM rejects ORDER BY id")
+    assert len(stored) == REJECTS_LIMIT
+    assert tuple(stored[0]) == ("bad", "price", "raw 0\\x00\\udc80")
     (counted,) = await connection.fetch("SELECT field, reason, rejects FROM reject_counts")
     assert tuple(counted) == ("price", "bad", REJECTS_LIMIT + 4)
 
 
-async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database: Database) -> None:
-    def noted(*records: Record) -> Batch:
+async def test_api_batch_is_compared_with_the_rows_before_it(database: Database) -> None:
+    def profiled(*records: Record) -> Batch:
         profile = Profile(objects={"": float(len(records))})
         return msgspec.structs.replace(make_batch(*records), profile=profile)
 
@@ -233,11 +219,11 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
     await load_batches(
         database, make_batch(*(make_record(coin, price_usd=price) for coin, price in earlier.items()))
     )
-    into = await start_loader(database)
+    loader = await start_loader(database)
     later = T0 + timedelta(minutes=1)
 
-    await into.load(
-        noted(
+    await loader.load(
+        profiled(
             make_record("a", later, price_usd="4"),
             make_record("b", later, price_usd="1"),
             make_record("c", later, price_usd="1"),
@@ -251,27 +237,27 @@ async def test_an_apis_batch_is_compared_with_what_was_there_before_it(database:
         T0 + timedelta(minutes=2),
     )
 
-    moves = sorted(zip(into.price_moves.gaps, into.price_moves.moves, strict=True))
+    moves = sorted(zip(loader.price_moves.gaps, loader.price_moves.moves, strict=True))
     assert [gap for gap, _ in moves] == [0.0, 60.0]
     assert [move for _, move in moves] == pytest.approx([-math.log(2), math.log(2)])
-    assert sorted(into.price_moves.ages) == [60.0] * 4 + [120.0] * 3 + [86_520.0]
+    assert sorted(loader.price_moves.ages) == [60.0] * 4 + [120.0] * 3 + [86_520.0]
 
 
-async def test_archives_are_compared_with_nothing(database: Database) -> None:
-    into = await start_loader(database, "csv")
-    await into.load(make_batch(make_record(price_usd="1")), T0)
+async def test_archive_is_not_compared(database: Database) -> None:
+    loader = await start_loader(database, "csv")
+    await loader.load(make_batch(make_record(price_usd="1")), T0)
 
-    assert not into.price_moves.ages
+    assert not loader.price_moves.ages
 
 
-async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
-    into = await start_loader(database, "csv")
-    point = Checkpoint(key="sha256:1", name="a.csv", position=2, complete=False)
+async def test_checkpoint_commits_with_its_batch(database: Database) -> None:
+    loader = await start_loader(database, "csv")
+    checkpoint = Checkpoint(key="sha256:1", name="a.csv", position=2, complete=False)
 
-    assert await into.checkpoint(point.key) is None
-    await into.load(make_batch(make_record(), checkpoint=point), T0)
+    assert await loader.checkpoint(checkpoint.key) is None
+    await loader.load(make_batch(make_record(), checkpoint=checkpoint), T0)
 
-    assert await into.checkpoint(point.key) == point
+    assert await loader.checkpoint(checkpoint.key) == checkpoint
 
 
 @pytest.mark.parametrize(
@@ -281,11 +267,11 @@ async def test_a_checkpoint_commits_with_its_batch(database: Database) -> None:
         *("insert_counters", "instance"),
     ],
 )
-async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", table: str
+async def test_batch_that_fails_at_any_statement_leaves_nothing(
+    database: Database, connection: Connection, table: str
 ) -> None:
-    into = await start_loader(database)
-    walked = CrawledPage(
+    loader = await start_loader(database)
+    page = CrawledPage(
         number=1,
         crawl_started_at=T0,
         remaining_pages=(2,),
@@ -296,53 +282,51 @@ async def test_a_batch_that_breaks_off_at_any_of_its_statements_leaves_nothing(
         request_fingerprint="r",
         etag="e",
     )
-    told = msgspec.structs.replace(
+    batch = msgspec.structs.replace(
         make_batch(
             make_record(), rejects=2, checkpoint=Checkpoint(key="k", name="k", position=1, complete=True)
         ),
-        page=walked,
+        page=page,
     )
     await connection.execute(f"ALTER TABLE {table} RENAME TO hidden")
     with pytest.raises(asyncpg.UndefinedTableError):
-        await into.load(told, T0)
+        await loader.load(batch, T0)
     await connection.execute(f"ALTER TABLE hidden RENAME TO {table}")
 
-    for one in ("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"):
-        assert await connection.fetchval(f"SELECT count(*) FROM {one}") == 0, one
+    for empty in ("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"):
+        assert await connection.fetchval(f"SELECT count(*) FROM {empty}") == 0, empty
     assert await connection.fetchval("SELECT max(fetched + batches) FROM run_sources") == 0
-    await into.load(told, T0)
-    assert await into.checkpoint("k") == told.checkpoint
-    assert await into.pages() == [walked]
+    await loader.load(batch, T0)
+    assert await loader.checkpoint("k") == batch.checkpoint
+    assert await loader.pages() == [page]
     assert await connection.fetchval("SELECT max(fetched) FROM run_sources") == 3
 
 
-async def test_a_run_that_was_marked_interrupted_writes_nothing_more(
-    database: Database, connection: "asyncpg.Connection[asyncpg.Record]"
-) -> None:
-    into = await start_loader(database)
+async def test_interrupted_run_writes_nothing_more(database: Database, connection: Connection) -> None:
+    loader = await start_loader(database)
     await RunRecord.start(database, "etl", ("csv",), T0)
 
     with pytest.raises(LeaseLost):
-        await into.load(make_batch(make_record()), T0)
+        await loader.load(make_batch(make_record()), T0)
 
     assert await fetch_rows(connection, "unified_data") == []
     assert await connection.fetchval("SELECT status FROM runs ORDER BY id LIMIT 1") == "interrupted"
 
 
-async def test_a_batch_whose_commit_went_through_unheard_is_not_counted_twice(database: Database) -> None:
+async def test_retried_batch_that_was_committed_is_not_counted_twice(database: Database) -> None:
     run = await RunRecord.start(database, "etl", ("csv",), T0)
-    told = make_batch(make_record())
-    await Loader(database, run.id, "csv").load(told, T0)
+    batch = make_batch(make_record())
+    await Loader(database, run.id, "csv").load(batch, T0)
 
-    # A loader that has heard of no commit tries the same batch again.
-    await Loader(database, run.id, "csv").load(told, T0)
+    # A second loader knows of no commit, as after a connection that was lost during the commit.
+    await Loader(database, run.id, "csv").load(batch, T0)
 
     counts = await run.counts("csv")
     assert (counts["fetched"], counts["inserted"], counts["unchanged"]) == (1, 1, 0)
 
 
-def test_a_connection_that_ends_during_copy_is_a_transient_error(server_url: str, template: str) -> None:
-    # On uvloop, as in the service: its transports raise where asyncio's ignore a write after the end.
+def test_connection_lost_during_copy_is_a_transient_error(server_url: str, template: str) -> None:
+    # On uvloop, as in the service: its transports raise on a write after the end, asyncio's ignore it.
     reported: list[dict[str, Any]] = []
     errors: list[Exception] = []
     full = make_batch(*(make_record(f"coin-{number}", name="n" * 200) for number in range(BATCH_ROWS)))
@@ -361,15 +345,15 @@ def test_a_connection_that_ends_during_copy_is_a_transient_error(server_url: str
     async def scenario() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
         async with copied_database(server_url, template) as url, Database(url) as database:
-            into = await start_loader(database)
+            loader = await start_loader(database)
             terminating = asyncio.create_task(terminate_copies(url))
             try:
                 for _ in range(20):
-                    # A COPY that waits for its dead connection would wait for ever.
+                    # A COPY must not wait forever for its lost connection.
                     try:
                         async with asyncio.timeout(30):
-                            await into.load(full, datetime.now(UTC))
-                    except Exception as error:  # noqa: BLE001 - the assertion below tells which are allowed
+                            await loader.load(full, datetime.now(UTC))
+                    except Exception as error:  # noqa: BLE001 - the assertion below says which are allowed
                         errors.append(error)
             finally:
                 terminating.cancel()

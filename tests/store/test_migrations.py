@@ -1,4 +1,4 @@
-"""Migrations run once, in order, and stop at anything that does not fit."""
+"""Migrations are applied once and in order, keep rows, and stop at files that do not fit."""
 
 import asyncio
 import itertools
@@ -17,9 +17,9 @@ def migration(version: int, text: str, checksum: str = "") -> Migration:
     return Migration(version, f"{version:04}_test.sql", text, checksum or text)
 
 
-async def test_an_empty_database_is_brought_up_to_date_once(empty_database_url: str) -> None:
+async def test_empty_database_is_migrated_once(empty_database_url: str) -> None:
     async with Database(empty_database_url) as database:
-        names = [one.name for one in available()]
+        names = [migration.name for migration in available()]
 
         assert await pending(database) == names
         assert await migrate(database) == names
@@ -27,18 +27,18 @@ async def test_an_empty_database_is_brought_up_to_date_once(empty_database_url: 
         assert await migrate(database) == []
 
 
-async def test_processes_that_start_together_share_the_work(empty_database_url: str) -> None:
+async def test_processes_that_start_together_migrate_once(empty_database_url: str) -> None:
     async with (
-        Database(empty_database_url) as one,
-        Database(empty_database_url) as two,
-        Database(empty_database_url) as three,
+        Database(empty_database_url) as first,
+        Database(empty_database_url) as second,
+        Database(empty_database_url) as third,
     ):
-        done = await asyncio.gather(migrate(one), migrate(two), migrate(three))
+        done = await asyncio.gather(migrate(first), migrate(second), migrate(third))
 
-    assert sorted(itertools.chain.from_iterable(done)) == [one.name for one in available()]
+    assert sorted(itertools.chain.from_iterable(done)) == [migration.name for migration in available()]
 
 
-async def test_an_edited_migration_stops_the_start(empty_database_url: str) -> None:
+async def test_edited_migration_is_an_error(empty_database_url: str) -> None:
     async with Database(empty_database_url) as database:
         await migrate(database, [migration(1, "SELECT 1")])
 
@@ -46,7 +46,7 @@ async def test_an_edited_migration_stops_the_start(empty_database_url: str) -> N
             await migrate(database, [migration(1, "SELECT 2")])
 
 
-async def test_a_missing_migration_stops_the_start(empty_database_url: str) -> None:
+async def test_unknown_applied_migration_is_an_error(empty_database_url: str) -> None:
     async with Database(empty_database_url) as database:
         await migrate(database, [migration(1, "SELECT 1"), migration(2, "SELECT 1")])
 
@@ -54,7 +54,7 @@ async def test_a_missing_migration_stops_the_start(empty_database_url: str) -> N
             await migrate(database, [migration(1, "SELECT 1")])
 
 
-async def test_a_migration_below_an_applied_one_stops_the_start(empty_database_url: str) -> None:
+async def test_new_migration_below_an_applied_one_is_an_error(empty_database_url: str) -> None:
     async with Database(empty_database_url) as database:
         await migrate(database, [migration(2, "SELECT 1")])
 
@@ -62,7 +62,7 @@ async def test_a_migration_below_an_applied_one_stops_the_start(empty_database_u
             await migrate(database, [migration(1, "SELECT 1"), migration(2, "SELECT 1")])
 
 
-async def test_a_failing_migration_leaves_nothing_behind_and_the_earlier_ones_stand(
+async def test_failing_migration_leaves_nothing(
     empty_database_url: str,
 ) -> None:
     async with Database(empty_database_url) as database:
@@ -77,10 +77,10 @@ async def test_a_failing_migration_leaves_nothing_behind_and_the_earlier_ones_st
     await connection.close()
 
 
-async def test_a_database_that_refuses_the_extension_is_migrated_without_its_index(
+async def test_database_that_forbids_the_extension_lacks_only_its_index(
     empty_database_url: str,
 ) -> None:
-    # A role may create an extension where it may create in the database; this one may in a schema alone.
+    # Only a role that may create objects in the database may create an extension; this one may in a schema.
     owner = await asyncpg.connect(empty_database_url)
     role = f"limited_{uuid.uuid4().hex[:12]}"
     await owner.execute(f"CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")
@@ -88,7 +88,7 @@ async def test_a_database_that_refuses_the_extension_is_migrated_without_its_ind
     async with Database(
         f"{empty_database_url}{'&' if '?' in empty_database_url else '?'}role={role}"
     ) as limited:
-        assert await migrate(limited) == [one.name for one in available()]
+        assert await migrate(limited) == [migration.name for migration in available()]
 
     indexes = await owner.fetch("SELECT indexname FROM pg_indexes WHERE tablename = 'unified_data'")
     assert "unified_data_by_rank" in {row[0] for row in indexes}
@@ -97,7 +97,7 @@ async def test_a_database_that_refuses_the_extension_is_migrated_without_its_ind
     await owner.close()
 
 
-async def test_an_extension_off_the_search_path_serves_too(empty_database_url: str) -> None:
+async def test_extension_outside_the_search_path_is_used(empty_database_url: str) -> None:
     connection = await asyncpg.connect(empty_database_url)
     await connection.execute('CREATE SCHEMA "Tools"; CREATE EXTENSION pg_trgm SCHEMA "Tools"')
 
@@ -108,7 +108,7 @@ async def test_an_extension_off_the_search_path_serves_too(empty_database_url: s
     await connection.close()
 
 
-async def test_database_of_a_development_version_is_one_clear_line(empty_database_url: str) -> None:
+async def test_database_of_a_development_version_is_an_error(empty_database_url: str) -> None:
     async with Database(empty_database_url) as database:
         await migrate(database, [migration(1, "SELECT 1"), migration(2, "SELECT 1")])
         async with database.writing() as connection:
@@ -123,8 +123,8 @@ async def test_database_of_a_development_version_is_one_clear_line(empty_databas
             await migrate(database)
 
 
-async def test_migrations_keep_what_a_populated_database_holds(empty_database_url: str) -> None:
-    """Each migration, and one that comes after them, is applied to a database with rows in every table."""
+async def test_migrations_keep_the_rows_of_a_populated_database(empty_database_url: str) -> None:
+    """Each migration, and a later one, is applied to a database with a row in every table."""
     async with Database(empty_database_url) as database:
         connection = await asyncpg.connect(empty_database_url)
         known = available()
@@ -151,7 +151,7 @@ TABLES = [name for name in ALL_TABLES if name != "schema_migrations"]
 
 
 async def populate(connection: Connection) -> None:
-    """Put a row into every table, with a value in every column that has no default."""
+    """Insert a row into every table."""
     await connection.execute("SELECT create_history_partition('2024-06-01')")
     await connection.execute(
         "INSERT INTO runs (trigger, status, started_at) VALUES ('etl', 'running', now())"
@@ -169,7 +169,7 @@ async def populate(connection: Connection) -> None:
         await connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join(values)})")
 
 
-# What `populate` puts into a column, by its name or by its type.
+# The values of `populate`, by the name of the column or by its type.
 VALUES = {
     "run_sources.status": "'running'",
     "ARRAY": "'{2,3}'",

@@ -83,7 +83,7 @@ def exports() -> Iterator[dict[str, Any]]:
         ),
     ],
 )
-async def test_every_combination_is_accepted(
+async def test_all_combinations_can_be_prepared(
     connection: Connection, path: str, name: str, cases: Iterator[dict[str, Any]]
 ) -> None:
     texts = {templates(path)[name].compose(**case).text for case in cases}
@@ -95,7 +95,7 @@ async def test_every_combination_is_accepted(
 
 
 @pytest.mark.parametrize("path", FIXED)
-async def test_fixed_statements_are_accepted(connection: Connection, path: str) -> None:
+async def test_fixed_statements_can_be_prepared(connection: Connection, path: str) -> None:
     await connection.execute(statements("load/batch.sql")["staging"])
 
     for name, text in statements(path).items():
@@ -103,12 +103,12 @@ async def test_fixed_statements_are_accepted(connection: Connection, path: str) 
             await connection.prepare(text)
 
 
-def test_a_missing_variable_is_an_error() -> None:
+def test_missing_variable_is_an_error() -> None:
     with pytest.raises(jinja2.UndefinedError, match="is undefined"):
         templates("read/data.sql")["first_page"].compose(limit=50)
 
 
-def test_values_are_numbered_in_order_and_never_enter_the_text() -> None:
+def test_values_are_parameters_in_order() -> None:
     case = variables("rank", ("sources", "text"), as_of=False)
     statement = templates("read/data.sql")["first_page"].compose(**case, offset=True, total=None, limit=50)
 

@@ -3,13 +3,11 @@
 from datetime import UTC, datetime
 from typing import Any
 
-import asyncpg
-
 from kasparro.model.batch import Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import Record, Reject
 from kasparro.store.loader import Loader
 from kasparro.store.locks import LEASE_S
-from kasparro.store.pool import Database
+from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 
 T0 = datetime(2026, 1, 31, 23, 59, tzinfo=UTC)
@@ -73,7 +71,7 @@ async def load_records(
     await Loader(database, run.id, source).load(builder.take(None), now)
 
 
-async def fetch_rows(connection: "asyncpg.Connection[asyncpg.Record]", table: str) -> list[Row]:
+async def fetch_rows(connection: Connection, table: str) -> list[Row]:
     """All rows of a table, ordered by source_id and observed_at."""
     return [
         dict(row) for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY source_id, observed_at")
