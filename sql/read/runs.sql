@@ -89,7 +89,7 @@ SELECT
         ) AS most
     ) AS rejects,
     (
-        SELECT coalesce(json_agg(row_to_json(rejected)), '[]'::json)::text
+        SELECT coalesce(json_agg(row_to_json(rejected_file)), '[]'::json)::text
         FROM (
             SELECT
                 rejects.location AS file,
@@ -103,7 +103,7 @@ SELECT
                 AND rejects.line IS NULL
             ORDER BY rejects.id
             LIMIT 50
-        ) AS rejected
+        ) AS rejected_file
     ) AS refused_files
 FROM runs
 LEFT JOIN run_sources ON runs.id = run_sources.run_id
