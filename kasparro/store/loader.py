@@ -95,7 +95,7 @@ class Loader:
         return Checkpoint(**row) if row else None
 
     async def pages(self) -> list[CrawledPage]:
-        """Each page of the source's list, as an earlier pass committed it. Raises DatabaseUnavailable."""
+        """The pages of the source's list that earlier batches committed. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
             return await known_pages(connection, self._source)
 
@@ -218,7 +218,7 @@ class Loader:
         if changes["updating_labels"]:
             latest_rows += await connection.fetchval(_SQL["update_labels"], self._source, now, version, lacks)
         # A coin's first record is `inserted`; every other that was written, to either table, is `updated`.
-        # All of them are in the history, unless somebody emptied unified_data and not the history.
+        # All of them are in the history, unless only unified_data was emptied manually.
         return Written(inserted, max(history_rows, latest_rows) - inserted, changes["correcting"]), moves
 
     def _within_limit(self, rejects: Sequence[Reject]) -> list[Reject]:

@@ -21,9 +21,11 @@ EXPORTED_AT_ONCE = 250
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page: its rows as JSON objects separated by commas, how many rows pass the filters in all (None with
-    `as_of`, because counting would read every coin's history), and the position of its last row (None if no
-    row follows it).
+    """A page.
+
+    `json` has its rows as objects separated by commas, `total` is the number of rows of the selection (None
+    with `as_of`, because counting would read every coin's history), and `last` is the position of its last
+    row (None if no row follows it).
     """
 
     json: str

@@ -1,4 +1,4 @@
-"""How many rows pass a selection's filters, without counting them for every page."""
+"""How many rows a selection has, without counting them for every page."""
 
 import time
 from collections import OrderedDict
@@ -21,7 +21,7 @@ class Totals:
     """The number of rows of each selection.
 
     Whole sources are counted now and then. In between, their numbers grow by what the batches report as
-    inserted; after a version that no batch made, they are counted again. The rows that pass other filters are
+    inserted; after a version that no batch made, they are counted again. The rows of other filters are
     counted once for each data version.
     """
 

@@ -39,7 +39,7 @@ _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "u
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """The conditions of a selection; without any, all rows pass.
+    """The conditions of a selection; without any, all rows are selected.
 
     Bounds are inclusive. A row without a value is in no range.
     """

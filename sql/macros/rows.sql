@@ -71,8 +71,8 @@
 {%- endmacro %}
 
 {#- The rows of a selection. With `unchanged_since_version`, only those that have not changed since the
-    version of a cursor. OFFSET 0 keeps a filter that few rows pass out of the ordering: PostgreSQL would
-    otherwise try it on every row of an index until enough rows have passed. #}
+    version of a cursor. OFFSET 0 keeps a filter that few rows meet apart from the ordering: PostgreSQL would
+    otherwise check it on every row of an index until enough rows meet it. #}
 {%- macro selected_rows(unchanged_since_version=false) -%}
 (
     SELECT
