@@ -245,7 +245,9 @@ async def test_vanished_required_field_ends_the_crawl(upstreams: Upstreams, conn
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 250
 
 
-@pytest.mark.parametrize(("page", "note"), [(1, "pages 1 to 3 of 3"), (2, "pages 2 to 3 of 3, going on")])
+@pytest.mark.parametrize(
+    ("page", "note"), [(1, "pages 1 to 3 of 3"), (2, "pages 2 to 3 of 3, resuming the crawl")]
+)
 async def test_next_run_resumes_with_the_unusable_page(upstreams: Upstreams, page: int, note: str) -> None:
     await upstreams.run("coingecko")
     upstreams.simulator.add_fault(
