@@ -20,7 +20,7 @@ from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
-from kasparro.pipeline import report
+from kasparro.web import reports, schemas
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
@@ -193,7 +193,7 @@ def status(as_json: bool) -> None:
     """Show what the database contains, how the last run went, and when the next run is due."""
     settings = _load_settings()
 
-    async def read(database: Database) -> tuple[report.Stats, datetime | None]:
+    async def read(database: Database) -> tuple[schemas.Stats, datetime | None]:
         if missing := await pending(database):
             raise KasparroError(
                 f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate"
@@ -201,11 +201,11 @@ def status(as_json: bool) -> None:
         last = await last_start(database)
         due = last + settings.interval if last and settings.interval else None
         async with database.reading() as connection:
-            return await report.stats(connection, settings, due), due
+            return await reports.stats(connection, settings, due), due
 
     stats, due = _exit_on_error(lambda: asyncio.run(with_database(settings, read)))
     if as_json:
-        write_json(report.encode(stats))
+        write_json(reports.encode(stats))
     else:
         print_status(stats, settings.interval, due)
 
@@ -216,7 +216,7 @@ def _run_and_exit(
     """Run once, print the report on stdout, and exit."""
     finished = _exit_on_error(lambda: asyncio.run(run_once(settings, plan, progress=not as_json)))
     if as_json:
-        write_json(report.encode(finished))
+        write_json(reports.encode(finished))
     else:
         print_run(finished)
     sys.exit(0 if finished.status == "succeeded" else FAILED)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from kasparro.cli.terminal import err
 from kasparro.errors import LeaseLost
-from kasparro.pipeline import report
+from kasparro.web import reports, schemas
 from kasparro.pipeline.run import STOP_GRACE_S, Run, ignore_progress
 from kasparro.settings import Settings
 from kasparro.signals import stop_signals
@@ -26,7 +26,7 @@ RunPlan = tuple[Sequence[Source], Callable[..., Run]]
 
 async def run_once(
     settings: Settings, plan: Callable[[Database], Awaitable[RunPlan]], *, progress: bool
-) -> report.RunReport:
+) -> schemas.RunReport:
     """Run the planned sources and return the report. On a terminal, `progress` shows bars on stderr.
 
     The first stop signal ends the run at the next batch, or after a grace period. The second one ends it at
@@ -49,7 +49,7 @@ async def run_once(
     for number in stop_signals():
         loop.add_signal_handler(number, on_signal)
 
-    async def work(database: Database) -> report.RunReport:
+    async def work(database: Database) -> schemas.RunReport:
         opened.append(database)
         await prepare(database)
         sources, create_run = await plan(database)
@@ -58,7 +58,7 @@ async def run_once(
             async with create_run(database, on_progress=on_progress) as run:
                 await run.work(stop)
         async with database.writing() as connection:
-            finished = await report.run_report(connection, run.id)
+            finished = await reports.run_report(connection, run.id)
         if finished is None:
             raise LeaseLost(f"run {run.id} is no longer in the database")
         return finished

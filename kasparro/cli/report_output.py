@@ -7,14 +7,14 @@ from rich.table import Table
 
 from kasparro.cli.terminal import out
 from kasparro.model.record import FILE_REJECTED, Reject
-from kasparro.pipeline import report
+from kasparro.web import reports, schemas
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.pipeline.quality.freshness import format_duration
 
 _COUNTS = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
 
 
-def print_status(stats: report.Stats, interval: timedelta | None, due: datetime | None) -> None:
+def print_status(stats: schemas.Stats, interval: timedelta | None, due: datetime | None) -> None:
     """Print what the database contains, the last run, and when the next run is due."""
     now = datetime.now(UTC)
     records, runs = _counted(stats.totals.records, "record"), _counted(stats.totals.runs, "run")
@@ -34,7 +34,7 @@ def print_status(stats: report.Stats, interval: timedelta | None, due: datetime 
             out.print(f"{name}: {_drift(found)}")
 
 
-def print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
+def print_run(run: schemas.RunReport, *, wrapped: bool = False) -> None:
     """Print the report of a run. Lines of text are wrapped only if `wrapped`."""
     # Without a frame the table fits into 80 columns, which is also the width of a pipe.
     title = f"run {run.id}: {run.status}"
@@ -51,13 +51,13 @@ def print_run(run: report.RunReport, *, wrapped: bool = False) -> None:
         _print_rejects(run)
     for source in run.sources:
         # If only one file was rejected, the error of the source already says all of it.
-        if len(source.refused_files) > 1:
+        if len(source.rejected_files) > 1:
             _print_rejected_files(source, wrapped=wrapped)
         for line in filter(None, [source.note, source.error, *_quality(source)]):
             out.print(f"{source.source}: {line}", soft_wrap=not wrapped)
 
 
-def _last_run(run: report.RunReport | None, now: datetime) -> list[str]:
+def _last_run(run: schemas.RunReport | None, now: datetime) -> list[str]:
     if run is None:
         return ["last run: none so far"]
     age = format_duration((now - run.started_at).total_seconds())
@@ -85,7 +85,7 @@ def _time(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _print_rejects(run: report.RunReport) -> None:
+def _print_rejects(run: schemas.RunReport) -> None:
     table = Table("rejected", "by", "field", "reason", title="rejects", title_justify="left", box=None)
     table.columns[0].justify = "right"
     for source in run.sources:
@@ -96,17 +96,17 @@ def _print_rejects(run: report.RunReport) -> None:
     out.print(f"GET /runs/{run.id}/rejects has them with their raw text")
 
 
-def _print_rejected_files(source: report.SourceReport, *, wrapped: bool) -> None:
+def _print_rejected_files(source: schemas.SourceReport, *, wrapped: bool) -> None:
     """Print each rejected file in one line, with the setting that would make it loadable."""
     total = sum(count.rejects for count in source.rejects if count.reason == FILE_REJECTED)
-    for file in source.refused_files:
+    for file in source.rejected_files:
         reject = Reject(reason=file.reason, location=file.file, setting=file.setting)
         out.print(f"{source.source}: {reject.summary}", soft_wrap=not wrapped)
-    if (more := total - len(source.refused_files)) > 0:
+    if (more := total - len(source.rejected_files)) > 0:
         out.print(f"{source.source}: {_counted(more, 'more file')} rejected")
 
 
-def _quality(source: report.SourceReport) -> list[str]:
+def _quality(source: schemas.SourceReport) -> list[str]:
     """The anomalies and the drift of a source, one line each."""
     lines = [f"{anomaly.kind}: {anomaly.detail}" for anomaly in source.anomalies]
     return [*lines, _drift(source.drift)] if source.drift else lines

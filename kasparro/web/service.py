@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -11,22 +11,23 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 from starlette.requests import Request
 
-from kasparro.errors import DatabaseUnavailable
-from kasparro.pipeline import report
-from kasparro.pipeline.report import SourceHealth, Stats
-from kasparro.pipeline.totals import RunTotals, run_totals
+from kasparro.errors import DatabaseUnavailable, MigrationError
 from kasparro.settings import Settings
-from kasparro.store import cursors
+from kasparro.store import cursors, queries, run_queries
 from kasparro.store.data_version import version_of
+from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
+from kasparro.store.selection import Selection
 from kasparro.supervision import Supervisor
+from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
 from kasparro.web.http.auth import AccessControl
 from kasparro.web.http.context import context_of
 from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.http.request_metrics import RequestMetrics
+from kasparro.web.schemas import SourceHealth, Stats
 
 T = TypeVar("T")
 
@@ -118,10 +119,10 @@ class Service:
     async def problems(self) -> list[str]:
         """Problems of all background tasks and worker processes of the service, one line each."""
         try:
-            reports = await self.request_metrics.reports()
+            processes = await self.request_metrics.reports()
         except OSError as error:
             return [f"cannot read the metrics of the other processes: {error.strerror}"]
-        return list(dict.fromkeys(line for report in reports for line in report.problems))
+        return list(dict.fromkeys(line for process in processes for line in process.problems))
 
     async def probe_primary(self, timeout_s: float) -> None:
         """Return if the primary answers in time. Raises DatabaseUnavailable."""
@@ -135,17 +136,33 @@ class Service:
         """The health of each source. Raises DatabaseUnavailable if the database does not answer in time."""
         return await self._probe("health", self._source_health, timeout_s)
 
+    async def check_ready(self, timeout_s: float) -> None:
+        """Return if /data can be answered now.
+
+        Raises KasparroError or asyncpg.PostgresError, with the reason, if it cannot or if the database does
+        not answer in time.
+        """
+        await self._probe("ready", self._read_first_page, timeout_s)
+
+    async def _read_first_page(self) -> None:
+        # An older process keeps answering while a newer one migrates. Whether it still can, the page shows.
+        with suppress(MigrationError):
+            if missing := await pending(self.database):
+                raise DatabaseUnavailable(f"the database is being prepared: {missing[0]} is not applied yet")
+        async with self.database.reading() as connection:
+            await queries.page(connection, self.totals, Selection(), limit=1)
+
     async def stats(self, timeout_s: float) -> Stats:
         """The answer of /stats. Raises DatabaseUnavailable if the database does not answer in time."""
         return await self._probe("stats", self._stats, timeout_s)
 
-    async def run_totals(self, timeout_s: float) -> RunTotals:
+    async def run_totals(self, timeout_s: float) -> run_queries.RunTotals:
         """Sums over all runs. Raises DatabaseUnavailable if the database does not answer in time."""
         return await self._probe("run_totals", self._run_totals, timeout_s)
 
-    async def _run_totals(self) -> RunTotals:
+    async def _run_totals(self) -> run_queries.RunTotals:
         async with self.database.reading(pool="slow") as connection:
-            return await run_totals(connection)
+            return await run_queries.run_totals(connection)
 
     async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         # A probe may hang, because a dead connection takes long to notice. Later callers wait for the same
@@ -164,12 +181,12 @@ class Service:
     async def _source_health(self) -> dict[str, SourceHealth]:
         async with self.database.probing() as connection:
             up_s = time.monotonic() - self._started
-            return await report.health(connection, self.settings.sources, self.settings.interval, up_s)
+            return await reports.health(connection, self.settings.sources, self.settings.interval, up_s)
 
     async def _stats(self) -> Stats:
         # This counts rows, which may take long. The connection of the health checks must stay free.
         async with self.database.reading(pool="slow") as connection:
-            return await report.stats(connection, self.settings, self.next_run_at)
+            return await reports.stats(connection, self.settings, self.next_run_at)
 
     def _gauges(self) -> dict[str, float]:
         gauges = self.cache_policy.gauges()

@@ -104,7 +104,7 @@ SELECT
             ORDER BY rejects.id
             LIMIT 50
         ) AS rejected_file
-    ) AS refused_files
+    ) AS rejected_files
 FROM runs
 LEFT JOIN run_sources ON runs.id = run_sources.run_id
 LEFT JOIN LATERAL (

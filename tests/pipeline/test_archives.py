@@ -11,8 +11,9 @@ import asyncpg
 import pytest
 
 from kasparro.model.record import FILE_REJECTED
-from kasparro.pipeline import report, source_run
-from kasparro.pipeline.report import RefusedFile, RunReport
+from kasparro.pipeline import source_run
+from kasparro.web import reports
+from kasparro.web.schemas import RejectedFile, RunReport
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Status
 from kasparro.sources.archives.source import Archives
@@ -38,7 +39,7 @@ def damaged() -> bytes:
 
 async def last_report(connection: Connection) -> RunReport:
     """The newest run, as in /runs/{id}."""
-    found = await report.run_report(connection, await connection.fetchval("SELECT max(id) FROM runs"))
+    found = await reports.run_report(connection, await connection.fetchval("SELECT max(id) FROM runs"))
     assert found is not None
     return found
 
@@ -147,7 +148,7 @@ async def test_rejected_files_are_named_with_the_missing_setting(
 
     (csv,) = (await last_report(connection)).sources
     names = [f"list-{number}.csv" for number in range(10)]
-    assert csv.refused_files == [RefusedFile(file=name, reason=reason, setting=PRICE) for name in names]
+    assert csv.rejected_files == [RejectedFile(file=name, reason=reason, setting=PRICE) for name in names]
     assert csv.error == (
         "10 files were rejected (list-0.csv, list-1.csv, list-2.csv and 7 more); "
         f"list-0.csv: {reason}; list-0.csv.toml next to it can say: {PRICE}"
@@ -155,7 +156,7 @@ async def test_rejected_files_are_named_with_the_missing_setting(
     lines = await logged.reached(10, "file_rejected", source="csv", reason=reason, setting=PRICE)
     assert [line["file"] for line in lines] == names
     # They are listed as rejects, and all sums include them.
-    part = await report.rejects_of(connection, 1, limit=100)
+    part = await reports.rejects(connection, 1, limit=100)
     assert part is not None
     assert part.total == 11
     files = [reject for reject in part.items if reject.line is None]
@@ -194,7 +195,7 @@ async def test_truncated_and_misconfigured_files_are_rejects(
     await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
-    described, broken = sorted(csv.refused_files, key=lambda rejected: rejected.file)
+    described, broken = sorted(csv.rejected_files, key=lambda rejected: rejected.file)
     assert described.file == "other.csv"
     assert described.reason.startswith("not loaded, for other.csv.toml: unknown key 'dezimal'")
     assert broken.file == "prices.csv.gz"
@@ -214,7 +215,7 @@ async def test_copies_of_a_rejected_file_are_named(
     await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
-    assert [rejected.file for rejected in csv.refused_files] == ["a.csv", "b.csv", "c.csv"]
+    assert [rejected.file for rejected in csv.rejected_files] == ["a.csv", "b.csv", "c.csv"]
 
 
 async def test_copy_with_a_telling_name_is_loaded(
@@ -248,7 +249,7 @@ async def test_thousands_of_rejected_files(
     (csv,) = (await last_report(connection)).sources
     assert (csv.records.fetched, csv.records.rejected) == (many, many)
     assert [(count.reason, count.rejects) for count in csv.rejects] == [(FILE_REJECTED, many)]
-    assert len(csv.refused_files) == 50
+    assert len(csv.rejected_files) == 50
     assert await connection.fetchval("SELECT count(*) FROM rejects") == REJECTS_LIMIT
     assert await connection.fetchval("SELECT count(*) FROM reject_counts") == 1
     # One transaction per file would take a minute for 10,000 files.

@@ -8,13 +8,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from kasparro.pipeline import report
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Hang
 from kasparro.sources.coingecko import CoinGeckoSettings
 from kasparro.store.pool import Database
+from kasparro.web import reports
 from tests.support.runs import (
     BEGIN,
     HOUR,
@@ -44,7 +44,7 @@ async def stats(database: Database, clock: ManualClock, limit: int | None, inter
         source_settings={"coingecko": CoinGeckoSettings(monthly_calls=limit)}, interval=interval
     )
     async with database.reading() as connection:
-        return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
+        return (await reports.stats(connection, settings, clock=clock)).budget["coingecko"]
 
 
 async def test_page_schedule_makes_the_month_last(

@@ -10,13 +10,13 @@ import asyncpg
 import pytest
 
 from kasparro.model.payload import Retention
-from kasparro.pipeline import report
 from kasparro.pipeline.run import Run
 from kasparro.simulator import Simulator
 from kasparro.simulator.damage import edited
 from kasparro.simulator.faults import BadRecords
 from kasparro.store.loader import REJECTS_LIMIT, TEXT_LIMIT
 from kasparro.store.pool import Database
+from kasparro.web import reports
 from tests.support.runs import apis, run_sources, source_outcomes
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -241,7 +241,7 @@ async def test_expired_rejects_are_deleted_but_counted(
 
     left = await connection.fetch("SELECT DISTINCT run_id FROM rejects ORDER BY run_id")
     assert [row["run_id"] for row in left] == ids[1:]
-    oldest = await report.run_report(connection, ids[0])
+    oldest = await reports.run_report(connection, ids[0])
     assert oldest is not None
     assert oldest.records.rejected == 2
     assert [(count.field, count.rejects) for count in oldest.sources[0].rejects] == [
@@ -249,6 +249,6 @@ async def test_expired_rejects_are_deleted_but_counted(
         ("id", 1),
     ]
     assert oldest.sources[0].payloads == 0
-    newest = await report.run_report(connection, ids[2])
+    newest = await reports.run_report(connection, ids[2])
     assert newest is not None
     assert newest.sources[0].payloads == 1

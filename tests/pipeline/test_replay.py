@@ -17,7 +17,6 @@ import pytest
 from aiohttp import web
 
 from kasparro.model.payload import Payload, Retention
-from kasparro.pipeline import report
 from kasparro.pipeline.replay import NothingToReplay, prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Secret
@@ -28,6 +27,7 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.store import payloads
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord, last_start
+from kasparro.web import reports
 from tests.conftest import LogEvents
 from tests.support.runs import QUICK, apis, run_sources, source_outcomes, table_contents
 
@@ -492,7 +492,7 @@ async def test_replay_does_not_count_as_a_success(
 
     await replay(database, run_id)
 
-    health = await report.health(connection, ["coinpaprika"], timedelta(hours=1))
+    health = await reports.health(connection, ["coinpaprika"], timedelta(hours=1))
     assert health["coinpaprika"].stale
     assert health["coinpaprika"].last_success_at == then
     assert await last_start(database) == then

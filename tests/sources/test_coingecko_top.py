@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kasparro.model.payload import Retention
-from kasparro.pipeline import report
+from kasparro.web import reports
 from kasparro.pipeline.quality.anomalies import HISTORY
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
@@ -55,14 +55,14 @@ async def stats(database: Database, clock: ManualClock, top: int | None, limit: 
         source_settings={"coingecko": CoinGeckoSettings(monthly_calls=limit, top=top)}, interval=HOUR
     )
     async with database.reading() as connection:
-        return (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
+        return (await reports.stats(connection, settings, clock=clock)).budget["coingecko"]
 
 
 async def anomalies(database: Database) -> list[str]:
     async with database.reading() as connection:
         return [
             reason
-            for reason in (await report.health(connection, ["coingecko"], None))["coingecko"].reasons
+            for reason in (await reports.health(connection, ["coingecko"], None))["coingecko"].reasons
             if not reason.startswith("overdue")
         ]
 

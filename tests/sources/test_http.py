@@ -12,7 +12,6 @@ from aiohttp import web
 from stamina.instrumentation import RetryDetails
 
 from kasparro.model.payload import Retention
-from kasparro.pipeline import report
 from kasparro.settings import Secret
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import (
@@ -38,6 +37,7 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Database
+from kasparro.web import reports
 from tests.support.runs import (
     BEGIN,
     QUICK,
@@ -60,7 +60,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 async def health_error(connection: Connection, source: str) -> str:
     """The error of a source in /health."""
-    found = (await report.health(connection, [source], None))[source]
+    found = (await reports.health(connection, [source], None))[source]
     assert found.error is not None
     assert found.reasons == [f"failed: {found.error}"]
     assert "\n" not in found.error
@@ -177,7 +177,7 @@ async def test_fault_is_reported_in_one_line_and_the_next_run_recovers(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
     simulator.clear_faults()
     assert await run_sources(database, sources) == "succeeded"
-    assert (await report.health(connection, [fault.api], None))[fault.api].reasons == []
+    assert (await reports.health(connection, [fault.api], None))[fault.api].reasons == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from kasparro.model import record
 from kasparro.store import selection
 from kasparro.store.sql import folder
 from kasparro.web.routes import data
+from kasparro.web.schemas import Field
 
 
 def test_column_lists_are_equal() -> None:
@@ -24,6 +25,4 @@ def test_column_lists_are_equal() -> None:
         "has_source_time",
         *columns["CONTENT"],
     }
-    assert (
-        get_args(data.Field) == data.Record.__struct_fields__ == (*columns["RECORD"], *selection.ON_REQUEST)
-    )
+    assert get_args(Field) == data.Record.__struct_fields__ == (*columns["RECORD"], *selection.ON_REQUEST)

@@ -7,8 +7,6 @@ from typing import Any
 
 import asyncpg
 
-from kasparro.pipeline import report
-from kasparro.pipeline.report import Records
 from kasparro.pipeline.run import Run
 from kasparro.pipeline.source_run import Trigger
 from kasparro.simulator import Simulator
@@ -18,6 +16,8 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Connection, Database
+from kasparro.web import reports, schemas
+from kasparro.web.schemas import Records
 
 QUICK = RetryLimits(attempts=2, total_s=5, initial_s=0.01, longest_s=0.02)
 HOUR = timedelta(hours=1)
@@ -67,12 +67,12 @@ async def run_sources(
 
 async def run_and_report(
     database: Database, sources: Sequence[Source], trigger: Trigger = "etl", **options: Any
-) -> report.RunReport:
+) -> schemas.RunReport:
     """One run; returns its report, as `/runs/{id}` has it."""
     async with Run(database, sources, trigger, **options) as run:
         await run.work(asyncio.Event())
     async with database.reading() as connection:
-        found = await report.run_report(connection, run.id)
+        found = await reports.run_report(connection, run.id)
     assert found is not None
     return found
 

@@ -6,13 +6,13 @@ from functools import partial
 
 import msgspec
 
-from kasparro.pipeline import report
 from kasparro.pipeline.run import Run
 from kasparro.settings import Secret, Settings
 from kasparro.simulator import Simulator
 from kasparro.sources import registry
 from kasparro.sources.coingecko import PAGE_SIZE, CoinGecko, CoinGeckoSettings
 from kasparro.store.pool import Database
+from kasparro.web import reports
 
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
 
@@ -69,7 +69,7 @@ async def simulated_runs(
                 fetched_at |= dict.fromkeys(coins[start : start + PAGE_SIZE], now)
         simulator.calls.clear()
         async with database.reading() as connection:
-            budget = (await report.stats(connection, settings, clock=clock)).budget["coingecko"]
+            budget = (await reports.stats(connection, settings, clock=clock)).budget["coingecko"]
         age_after = max(now - fetched_at.get(coin, datetime.min.replace(tzinfo=UTC)) for coin in coins)
         promised_before = promised
         promised = None if budget.promised_age_s is None else timedelta(seconds=budget.promised_age_s)

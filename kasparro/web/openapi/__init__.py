@@ -1,1 +1,1 @@
-"""Endpoints described once: their parameters, pages, and OpenAPI document."""
+"""Endpoints, their parameters and pages, and the OpenAPI document."""

@@ -1,4 +1,4 @@
-"""An endpoint said once: the route that serves it and its description come from the same words."""
+"""Describes a route once: its Starlette route and its OpenAPI operation both follow from an Endpoint."""
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,40 +15,43 @@ from kasparro.web.http.context import OTHER, context_of
 from kasparro.web.http.disconnects import cancel_on_disconnect
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.parameters import NoParameters
+from kasparro.web.reports import encode
 from kasparro.web.service import Service
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One method of one path: what it takes, what it gives, and the problems it may answer with.
+    """One method of one path: its parameters, responses and problems.
 
-    `query` and `path_shape` are structs whose fields are its parameters, `answer` is the struct of its body,
-    or str where that is text of another media type.
-    `caching` says what its answers follow from: the version of the data alone, with path and query, so that
-    they are kept; more than that, so that clients ask each time whether theirs is still good; or the moment.
-    `wide` tells of a query that its answer may take long.
+    The fields of the structs `query` and `path_params` are the parameters. `response` is the struct of the
+    body, or str for text of another media type; `other_responses` has a description and a struct for each
+    other status. `slow` says whether a query may take long. `admin` marks a route that needs the admin token.
+
+    `caching` is `version` if the response follows from path, query and data version, so that it is cached;
+    `revalidate` if it depends on more, so that clients ask again with its ETag; `never` if it is only about
+    the moment.
     """
 
     path: str
     handler: Callable[[Service, Request, Any], Awaitable[Response]]
     summary: str
     description: str
-    area: str
-    answer: Any
+    tag: str
+    response: Any
     media_type: str = "application/json"
     method: str = "GET"
     status: int = 200
     query: type[msgspec.Struct] = NoParameters
-    path_shape: type[msgspec.Struct] | None = None
+    path_params: type[msgspec.Struct] | None = None
     problems: tuple[int, ...] = (400, 500, 503)
-    other_answers: dict[int, tuple[str, Any]] = {}
+    other_responses: dict[int, tuple[str, Any]] = {}
     headers: dict[str, str] = {}
-    guarded: bool = False
+    admin: bool = False
     caching: Literal["version", "revalidate", "never"] = "revalidate"
     slow: Callable[[Any], bool] = lambda query: False
 
     @property
     def template(self) -> str:
-        """The path as people write it, with the bare names of its parameters."""
+        """The path as documented: its parameters without converters."""
         return _template(self.path)
 
 
@@ -56,37 +59,40 @@ def _template(path: str) -> str:
     return re.sub(r":\w+}", "}", path)
 
 
-def route(endpoint: Endpoint, service: Service) -> Route:
-    """The route that reads the endpoint's query before its handler does anything."""
-    shape, handler, caching = endpoint.query, endpoint.handler, service.cache_policy
-    render = partial(handler, service)
+def json_response(body: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response with a struct as its JSON body."""
+    return Response(encode(body), status, headers, "application/json")
 
-    async def answer(request: Request) -> ASGIApp:
+
+def route(endpoint: Endpoint, service: Service) -> Route:
+    """The route of an endpoint. It parses the query before it calls the handler."""
+    cache_policy = service.cache_policy
+    handler = partial(endpoint.handler, service)
+
+    async def respond(request: Request) -> ASGIApp:
         context = context_of(request.scope)
         context.route = endpoint.template
-        query = parameters.read(shape, request.scope["query_string"])
+        query = parameters.parse(endpoint.query, request.scope["query_string"])
         context.slow = endpoint.slow(query)
         if endpoint.method != "GET":
-            return await made(request, query)
+            return await render(request, query)
         async with cancel_on_disconnect(request):
-            return await made(request, query)
+            return await render(request, query)
 
-    async def made(request: Request, query: Any) -> ASGIApp:
+    async def render(request: Request, query: Any) -> ASGIApp:
         if endpoint.caching == "version":
-            return await caching.cached(request, query, render)
-        response = await render(request, query)
-        return (
-            caching.no_store(response)
-            if endpoint.caching == "never"
-            else await caching.with_etag(request, response)
-        )
+            return await cache_policy.cached(request, query, handler)
+        response = await handler(request, query)
+        if endpoint.caching == "never":
+            return cache_policy.no_store(response)
+        return await cache_policy.with_etag(request, response)
 
-    return Route(endpoint.path, answer, methods=[endpoint.method], name=handler.__name__)
+    return Route(endpoint.path, respond, methods=[endpoint.method], name=endpoint.handler.__name__)
 
 
 def route_of(routes: Iterable[BaseRoute], scope: Scope) -> str:
-    """The path that a request is counted under, by whatever method it asks; `other` where no route has it."""
-    for one in routes:
-        if isinstance(one, Route) and one.matches(scope)[0] is not Match.NONE:
-            return _template(one.path)
+    """The template of a request's path for the metrics, for any method; `other` if no route has the path."""
+    for candidate in routes:
+        if isinstance(candidate, Route) and candidate.matches(scope)[0] is not Match.NONE:
+            return _template(candidate.path)
     return OTHER

@@ -1,4 +1,4 @@
-"""/docs: Swagger UI from its package, on our own paths, asking no other host for anything."""
+"""GET /docs and /openapi.json: Swagger UI from its package, without requests to other hosts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ _ASSETS = {
     "favicon-32x32.png": "image/png",
 }
 
-# Swagger UI sets styles on its elements and draws its icons from data: URLs.
+# Swagger UI sets styles on its elements and has icons in data: URLs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PAGE_HEADERS = {"Content-Security-Policy": _POLICY}
 
-# Relative addresses, so that the page works under a prefix too.
+# Relative URLs, so that the page also works under a path prefix.
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -40,7 +40,7 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <div id="swagger-ui"></div>
-<noscript>The description itself: <a href="openapi.json">openapi.json</a></noscript>
+<noscript>The OpenAPI document: <a href="openapi.json">openapi.json</a></noscript>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
 </body>
@@ -51,20 +51,20 @@ _START = Path(__file__).with_name("docs.js")
 
 
 def routes(endpoints: Sequence[Endpoint], service: Service) -> list[Route]:
-    """The routes that describe these endpoints, to programs and to people."""
-    caching, settings = service.cache_policy, service.settings
+    """The routes of the OpenAPI document of these endpoints and of Swagger UI."""
+    policy, settings = service.cache_policy, service.settings
     description = document.document(
         endpoints, keyed=bool(settings.api_keys), limited=settings.rate_limit is not None
     )
     return [
         Route("/", _redirect),
-        _route("/openapi.json", caching, Response(description, media_type="application/json")),
-        _route("/docs", caching, Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")),
-        _route("/docs/start.js", caching, Response(_START.read_bytes(), media_type="text/javascript")),
+        _route("/openapi.json", policy, Response(description, media_type="application/json")),
+        _route("/docs", policy, Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")),
+        _route("/docs/start.js", policy, Response(_START.read_bytes(), media_type="text/javascript")),
         *(
             _route(
                 f"/docs/{name}",
-                caching,
+                policy,
                 Response((swagger_ui_path / name).read_bytes(), media_type=media_type),
                 "public, max-age=86400",
             )
@@ -74,15 +74,15 @@ def routes(endpoints: Sequence[Endpoint], service: Service) -> list[Route]:
 
 
 async def _redirect(request: Request) -> Response:
-    parameters.read(NoParameters, request.scope["query_string"])
+    parameters.parse(NoParameters, request.scope["query_string"])
     return RedirectResponse("docs")
 
 
-def _route(path: str, caching: CachePolicy, response: Response, cache_control: str = "no-cache") -> Route:
-    fixed = caching.static(response, cache_control)
+def _route(path: str, policy: CachePolicy, response: Response, cache_control: str = "no-cache") -> Route:
+    static = policy.static(response, cache_control)
 
-    async def answer(request: Request) -> ASGIApp:
-        parameters.read(NoParameters, request.scope["query_string"])
-        return await prepare(request, fixed)
+    async def respond(request: Request) -> ASGIApp:
+        parameters.parse(NoParameters, request.scope["query_string"])
+        return await prepare(request, static)
 
-    return Route(path, answer)
+    return Route(path, respond)

@@ -1,4 +1,4 @@
-"""GET /data.csv and /data.ndjson: everything that a query selects, streamed."""
+"""GET /data.csv and /data.ndjson: all rows that a query selects, streamed."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ from kasparro.web.service import Service
 
 client_log = RateLimitedLog(structlog.get_logger())
 
-# PostgreSQL keeps what was replaced since an export began until it ends: no longer than this.
+# Until an export ends, PostgreSQL keeps all rows that were replaced since it started.
 EXPORT_S = 3_600.0
 
 Form = Literal["csv", "ndjson"]
@@ -38,9 +38,9 @@ _BYTE_ORDER_MARK = "\ufeff"
 Spreadsheet = Annotated[
     bool,
     msgspec.Meta(
-        description="For a spreadsheet program: the file begins with a byte order mark, by which it knows "
-        "UTF-8, and a text that it would read as a formula gets an apostrophe first. Programs leave it out, "
-        "and read back exactly what the source sent.",
+        description="For spreadsheet programs: the file starts with a byte order mark, so that they detect "
+        "UTF-8, and a text that they would take for a formula gets an apostrophe in front. Leave it out to "
+        "read back exactly what the source sent.",
         examples=[True],
         extra_json_schema={"example": True},
     ),
@@ -48,7 +48,7 @@ Spreadsheet = Annotated[
 
 
 def _query(name: str, *fields: tuple[str, Any, Any]) -> Any:
-    # The query of /data without its paging, and more fields.
+    # The query of /data without pages, and with more fields.
     of_data = [
         (field.name, field.type, field.default)
         for field in msgspec.structs.fields(DataQuery)
@@ -69,48 +69,48 @@ NdjsonQuery = _query("NdjsonQuery")
 
 
 class _Export(Response):
-    # Ends what it streams from, however it ends itself. Not Starlette's own: where a client hangs up, that
-    # cancels again and again, also what PostgreSQL is told at the end.
+    # A streamed response that always closes its chunks. Starlette's StreamingResponse cancels them again and
+    # again when the client disconnects, also while PostgreSQL is told to end the query.
 
     def __init__(
         self,
         headers: dict[str, str],
         first: bytes,
-        pieces: AsyncGenerator[bytes, None],
+        chunks: AsyncGenerator[bytes, None],
         *,
         form: Form,
-        cut: asyncio.Event,
+        aborted: asyncio.Event,
     ) -> None:
         super().__init__(headers=headers, media_type=_MEDIA_TYPES[form])
         del self.headers["Content-Length"]
         self._first = first
-        self._pieces = pieces
-        self._cut = cut
+        self._chunks = chunks
+        self._aborted = aborted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(send))
-        others = {asyncio.create_task(_hung_up(receive)), asyncio.create_task(self._cut.wait())}
+        others = {asyncio.create_task(_disconnected(receive)), asyncio.create_task(self._aborted.wait())}
         try:
             await asyncio.wait({sending, *others}, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
-            elif self._cut.is_set():
+            elif self._aborted.is_set():
                 raise ResponseAborted
         finally:
             for task in (sending, *others):
                 task.cancel()
             await asyncio.wait({sending, *others})
-            await self._pieces.aclose()
+            await self._chunks.aclose()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self._first, "more_body": True})
-        async for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async for chunk in self._chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _hung_up(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -126,66 +126,68 @@ async def export_ndjson(service: Service, request: Request, query: Any) -> Respo
 
 
 async def _export(
-    service: Service, request: Request, asked: Selection, form: Form, *, spreadsheet: bool = False
+    service: Service, request: Request, selection: Selection, form: Form, *, spreadsheet: bool = False
 ) -> Response:
-    coding = context_of(request.scope).encoding
+    encoding = context_of(request.scope).encoding
     headers = {
         "Content-Disposition": f'attachment; filename="kasparro-data.{form}"',
         "Vary": service.cache_policy.vary,
-        **({} if coding == IDENTITY else {"Content-Encoding": coding}),
+        **({} if encoding == IDENTITY else {"Content-Encoding": encoding}),
     }
     if request.method == "HEAD":
         response = Response(headers=headers, media_type=_MEDIA_TYPES[form])
-        # How long the export would be is not known, and a length told here is that of a GET (RFC 9110, 8.6).
+        # It would be the length of a GET (RFC 9110, 8.6), which is not known.
         del response.headers["Content-Length"]
         return response
-    cut = asyncio.Event()
-    encoder = new_encoder(coding)
-    pieces = _pieces(service, request, asked, form, cut=cut, encoder=encoder, spreadsheet=spreadsheet)
+    aborted = asyncio.Event()
+    encoder = new_encoder(encoding)
+    chunks = _chunks(
+        service, request, selection, form, aborted=aborted, encoder=encoder, spreadsheet=spreadsheet
+    )
     try:
-        # What goes wrong before there is anything to give is told as a problem.
-        first = await anext(pieces, b"")
+        # An error before the first chunk still becomes a problem document.
+        first = await anext(chunks, b"")
     except BaseException:
-        await pieces.aclose()
+        await chunks.aclose()
         raise
-    return _Export(headers, first, pieces, form=form, cut=cut)
+    return _Export(headers, first, chunks, form=form, aborted=aborted)
 
 
-async def _pieces(
+async def _chunks(
     service: Service,
     request: Request,
-    asked: Selection,
+    selection: Selection,
     form: Form,
     *,
-    cut: asyncio.Event,
+    aborted: asyncio.Event,
     encoder: Encoder | None,
     spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
     client = client_id(context_of(request.scope).key_name, request.scope)
-    end = _LINE_ENDS[form]
-    head = ",".join(in_order(asked.fields)) + end if form == "csv" else ""
+    line_end = _LINE_ENDS[form]
+    header = ",".join(in_order(selection.fields)) + line_end if form == "csv" else ""
     if spreadsheet:
-        head = _BYTE_ORDER_MARK + head
+        header = _BYTE_ORDER_MARK + header
     async with (
-        service.export_queue.slot(client, cut.set) as turn,
+        service.export_queue.slot(client, aborted.set) as slot,
         service.database.exporting() as connection,
-        aclosing(queries.export(connection, asked, form, spreadsheet=spreadsheet)) as parts,
+        aclosing(queries.export(connection, selection, form, spreadsheet=spreadsheet)) as parts,
     ):
         ends_at = time.monotonic() + EXPORT_S
         async for lines in parts:
-            piece = (head + end.join(lines) + end).encode()
-            head = ""
+            chunk = (header + line_end.join(lines) + line_end).encode()
+            header = ""
             # In a thread: compressing this many rows takes longer than other requests should wait.
-            coded = piece if encoder is None else await asyncio.to_thread(encoder.encode, piece)
-            # The pace is that of rows, however small they are on the wire.
-            with turn.sending(len(piece)):
-                yield coded
+            encoded = chunk if encoder is None else await asyncio.to_thread(encoder.encode, chunk)
+            # The speed of a client is measured in rows, however well they are compressed.
+            with slot.sending(len(chunk)):
+                yield encoded
             if time.monotonic() > ends_at:
                 client_log.info("long_export_aborted", address=client, limit_s=EXPORT_S)
                 raise ResponseAborted
-    rest = head.encode()
+    rest = header.encode()
     if encoder is not None:
-        # Only a whole export gets the end that a decoder looks for.
+        # A decoder checks the end mark, so only a complete export gets it.
         rest = (encoder.encode(rest) if rest else b"") + encoder.finish()
     if rest:
         yield rest
@@ -194,17 +196,16 @@ async def _pieces(
 _HEADERS = {
     "Content-Disposition": "A name for the file.",
     "Cache-Control": "Always `no-store`.",
-    "Vary": "What beside the URL the answer depends on.",
+    "Vary": "The request headers that the response depends on.",
 }
-_TERMS = ExportQueue.limits
+_LIMITS = ExportQueue.limits
 _DESCRIPTION = (
-    "Everything that the filters let through, of one moment, streamed, compressed by Accept-Encoding (zstd, "
-    "gzip). An answer that breaks off, without the last chunk that HTTP has at its end, is not whole. "
-    f"A client, which is a key or an address, has {_TERMS.per_client} exports at work at once; "
-    f"{_TERMS.queued_per_client} more wait for their turn, for {_TERMS.queue_timeout_s:.0f} s at most. While "
-    f"others wait, one whose client takes less than {_TERMS.min_bytes_per_s // 1024} KiB/s (before "
-    f"compression) over {_TERMS.window_s:.0f} s is cut. No export takes longer than {EXPORT_S / 60:.0f} "
-    "minutes. "
+    "All rows that pass the filters, read at one moment. The response is streamed, and compressed according "
+    "to Accept-Encoding (zstd, gzip). A response without the last chunk of HTTP is incomplete. "
+    f"A client, which is an API key or an address, has at most {_LIMITS.per_client} exports running. "
+    f"{_LIMITS.queued_per_client} more wait, each for up to {_LIMITS.queue_timeout_s:.0f} s. While others "
+    f"wait, an export ends if its client reads less than {_LIMITS.min_bytes_per_s // 1024} KiB/s (before "
+    f"compression) over {_LIMITS.window_s:.0f} s. An export takes at most {EXPORT_S / 60:.0f} minutes. "
 )
 ENDPOINTS = (
     Endpoint(
@@ -212,11 +213,11 @@ ENDPOINTS = (
         handler=export_csv,
         summary="All rows as CSV",
         description=_DESCRIPTION
-        + "Null is an empty cell without quotes, an empty text is a quoted one. Values are exact; "
-        "`spreadsheet=true` makes a file that spreadsheet programs open safely.",
-        area="data",
+        + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
+        "`spreadsheet=true` makes the file safe for spreadsheet programs.",
+        tag="data",
         query=CsvQuery,
-        answer=str,
+        response=str,
         problems=(400, 429, 500, 503),
         media_type="text/csv",
         headers=_HEADERS,
@@ -226,10 +227,10 @@ ENDPOINTS = (
         path="/data.ndjson",
         handler=export_ndjson,
         summary="All rows as lines of JSON",
-        description=_DESCRIPTION + "A line is a record as in /data.",
-        area="data",
+        description=_DESCRIPTION + "Each line is a record as in /data.",
+        tag="data",
         query=NdjsonQuery,
-        answer=str,
+        response=str,
         problems=(400, 429, 500, 503),
         media_type="application/x-ndjson",
         headers=_HEADERS,

@@ -1,4 +1,4 @@
-"""GET /metrics: how the service fares, for Prometheus."""
+"""GET /metrics: the state of the service and its runs, for Prometheus."""
 
 import asyncio
 from collections.abc import Awaitable, Iterator
@@ -21,31 +21,31 @@ from starlette.responses import Response
 
 from kasparro import __version__
 from kasparro.errors import KasparroError
-from kasparro.pipeline.report import FIGURES, SourceHealth, Stats
-from kasparro.pipeline.totals import RunTotals
+from kasparro.store.run_queries import RunTotals
 from kasparro.web.http.request_metrics import BUCKETS_S, Counts, ProcessReport
 from kasparro.web.openapi.endpoint import Endpoint
+from kasparro.web.schemas import OUTCOMES, SourceHealth, Stats
 from kasparro.web.service import Service
 
-# A scrape gives up after ten seconds by default; without a database it has the rest well before that.
+# By default, Prometheus gives up after 10 s. Without a database, it gets the other metrics well before that.
 DATABASE_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
 
 _GAUGES = {
-    "cache_answers": "Rendered answers kept for this version of the data.",
-    "cache_bytes": "Bytes that they take.",
-    "cache_limit_bytes": "Bytes that they may take.",
-    "cache_usable": "1 while the version of the data is known, and kept answers are served.",
-    "pool_connections_limit": "Connections for reading that a worker may have.",
-    "pool_connections_busy": "Those that are at work.",
-    "pool_waiting": "Requests that wait for one.",
-    "leader": "1 while this process runs the loop, of all that share the database.",
+    "cache_answers": "Responses in the cache.",
+    "cache_bytes": "Bytes of the responses in the cache.",
+    "cache_limit_bytes": "The most bytes that the cache may hold.",
+    "cache_usable": "1 while the data version is known, so that the cache can answer.",
+    "pool_connections_limit": "The most connections of a pool for reads.",
+    "pool_connections_busy": "Connections of the pool that are in use.",
+    "pool_waiting": "Requests that wait for a connection of the pool.",
+    "leader": "1 while this process is the leader of all processes that share the database.",
 }
 
 
 class _Scrape(Collector):
-    """The metrics of one moment."""
+    """The metrics of one scrape."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class _Scrape(Collector):
         self._totals = totals
 
     def collect(self) -> Iterator[Metric]:
-        """All of them, family by family."""
-        yield InfoMetricFamily("kasparro_build", "Which version of the service.", {"version": __version__})
+        """Collect all metrics."""
+        yield InfoMetricFamily("kasparro_build", "The version of the service.", {"version": __version__})
         yield from self._requests()
         yield from self._gauges()
         yield from self._database()
@@ -72,51 +72,51 @@ class _Scrape(Collector):
             counts.add(report.counts)
         requests = CounterMetricFamily(
             "kasparro_http_requests",
-            "Requests answered; cache is hit where the answer was kept, miss where it is kept from now on.",
+            "Responses. The label cache is hit if the response was in the cache, miss if it is from now on.",
             labels=("route", "method", "status", "cache"),
         )
-        taken: dict[tuple[str, str], list[float]] = {}
-        for (route, method, status, cache), line in counts.requests.items():
-            requests.add_metric((route, method, str(status), cache), sum(line[1:]))
-            told = taken.setdefault((route, cache), [0.0] * len(line))
-            told[:] = map(sum, zip(told, line, strict=True))
+        by_route: dict[tuple[str, str], list[float]] = {}
+        for (route, method, status, cache), figures in counts.requests.items():
+            requests.add_metric((route, method, str(status), cache), sum(figures[1:]))
+            sums = by_route.setdefault((route, cache), [0.0] * len(figures))
+            sums[:] = map(sum, zip(sums, figures, strict=True))
         yield requests
         durations = HistogramMetricFamily(
             "kasparro_http_request_duration_seconds",
-            "From a request's headers to its answer's last byte handed over.",
+            "Time from a request's headers to the last byte of its response.",
             labels=("route", "cache"),
         )
-        for labels, (seconds, *under) in taken.items():
+        for labels, (seconds, *in_bucket) in by_route.items():
             total = 0.0
             buckets = []
-            for bound, requests_under in zip((*map(str, BUCKETS_S), "+Inf"), under, strict=True):
-                total += requests_under
+            for bound, requests_in_bucket in zip((*map(str, BUCKETS_S), "+Inf"), in_bucket, strict=True):
+                total += requests_in_bucket
                 buckets.append((bound, total))
             durations.add_metric(labels, buckets, seconds)
         yield durations
         keys = CounterMetricFamily("kasparro_api_key_requests", "Requests by API key.", labels=("key",))
-        for name, used in counts.keys.items():
-            keys.add_metric((name,), used)
+        for name, requests_of_key in counts.keys.items():
+            keys.add_metric((name,), requests_of_key)
         yield keys
         exits = CounterMetricFamily(
             "kasparro_worker_exits",
-            "Worker processes that ended before the stop, by signal or exit code.",
+            "Worker processes that ended before the service was stopped, by signal or exit code.",
             labels=("exit",),
         )
-        for how, times in counts.worker_exits.items():
-            exits.add_metric((how,), times)
+        for reason, times in counts.worker_exits.items():
+            exits.add_metric((reason,), times)
         yield exits
 
     def _gauges(self) -> Iterator[Metric]:
         for name, text in _GAUGES.items():
-            pooled = name.startswith("pool")
-            labels = ("worker", "pool") if pooled else ("worker",)
+            of_pool = name.startswith("pool")
+            labels = ("worker", "pool") if of_pool else ("worker",)
             family = GaugeMetricFamily(f"kasparro_{name}", text, labels=labels)
             for report in self._reports:
-                for told, value in report.gauges.items():
-                    gauge, _, pool = told.partition(":")
-                    if gauge == name:
-                        family.add_metric((report.worker, pool) if pooled else (report.worker,), value)
+                for gauge, value in report.gauges.items():
+                    gauge_name, _, pool = gauge.partition(":")
+                    if gauge_name == name:
+                        family.add_metric((report.worker, pool) if of_pool else (report.worker,), value)
             yield family
 
     def _database(self) -> Iterator[Metric]:
@@ -132,38 +132,38 @@ class _Scrape(Collector):
 
     def _sources(self, health: dict[str, SourceHealth]) -> Iterator[Metric]:
         age = GaugeMetricFamily(
-            "kasparro_source_age_seconds", "Since a source's last success.", labels=("source",)
+            "kasparro_source_age_seconds", "Seconds since a source's last success.", labels=("source",)
         )
-        sound = GaugeMetricFamily(
+        healthy = GaugeMetricFamily(
             "kasparro_source_healthy",
-            "1 while a source's last pass did not fail and its data is no staler than it should be.",
+            "1 while a source's last run succeeded and its data has a normal age and no anomalies.",
             labels=("source",),
         )
-        for source, told in health.items():
-            if told.age_s is not None:
-                age.add_metric((source,), told.age_s)
-            sound.add_metric((source,), int(told.sound))
+        for name, source in health.items():
+            if source.age_s is not None:
+                age.add_metric((name,), source.age_s)
+            healthy.add_metric((name,), int(source.healthy))
         yield age
-        yield sound
+        yield healthy
 
     def _runs(self, totals: RunTotals) -> Iterator[Metric]:
-        runs = CounterMetricFamily("kasparro_runs", "Runs that ended, by status.", labels=("status",))
+        runs = CounterMetricFamily("kasparro_runs", "Finished runs by status.", labels=("status",))
         durations = SummaryMetricFamily(
-            "kasparro_run_duration_seconds", "From a run's start to its end.", labels=("status",)
+            "kasparro_run_duration_seconds", "Time from the start to the end of a run.", labels=("status",)
         )
-        for status, ended in totals.ended.items():
-            runs.add_metric((status,), ended.runs)
-            durations.add_metric((status,), ended.runs, ended.seconds)
+        for ended in totals.ended:
+            runs.add_metric((ended["status"],), ended["runs"])
+            durations.add_metric((ended["status"],), ended["runs"], ended["seconds"])
         yield runs
         yield durations
         records = CounterMetricFamily(
             "kasparro_run_records",
-            "Records of all runs: fetched, of these valid or rejected, and what became of the valid ones.",
+            "Records of all runs: fetched, then valid or rejected, and the outcome of the valid ones.",
             labels=("source", "outcome"),
         )
-        for source, figures in totals.records.items():
-            for outcome in FIGURES:
-                records.add_metric((source, outcome), getattr(figures, outcome))
+        for source in totals.records:
+            for outcome in OUTCOMES:
+                records.add_metric((source["source"], outcome), source[outcome])
         yield records
 
     def _now(self, stats: Stats) -> Iterator[Metric]:
@@ -172,14 +172,14 @@ class _Scrape(Collector):
             records.add_metric((source,), rows)
         yield records
         yield GaugeMetricFamily(
-            "kasparro_run_active", "1 while a run is at work.", int(stats.status == "running")
+            "kasparro_run_active", "1 while a run is in progress.", int(stats.status == "running")
         )
         calls = GaugeMetricFamily(
-            "kasparro_upstream_calls_this_month", "Calls booked with a source this month.", labels=("source",)
+            "kasparro_upstream_calls_this_month", "Calls to an upstream this month.", labels=("source",)
         )
         limits = GaugeMetricFamily(
             "kasparro_upstream_calls_limit",
-            "Calls that a source may be asked a month; none where nothing limits them.",
+            "Calls to an upstream that a month allows; absent if there is no limit.",
             labels=("source",),
         )
         for source, budget in stats.budget.items():
@@ -190,16 +190,16 @@ class _Scrape(Collector):
         yield limits
         if (due := stats.schedule.next_run_at) is not None:
             yield GaugeMetricFamily(
-                "kasparro_next_run_timestamp_seconds", "When the next run is due.", due.timestamp()
+                "kasparro_next_run_timestamp_seconds", "When the next run starts.", due.timestamp()
             )
 
 
 async def metrics(service: Service, request: Request, query: Any) -> Response:
     """GET /metrics."""
     health, stats, totals = await asyncio.gather(
-        _told(service.source_health(DATABASE_TIMEOUT_S)),
-        _told(service.stats(DATABASE_TIMEOUT_S)),
-        _told(service.run_totals(DATABASE_TIMEOUT_S)),
+        _or_none(service.source_health(DATABASE_TIMEOUT_S)),
+        _or_none(service.stats(DATABASE_TIMEOUT_S)),
+        _or_none(service.run_totals(DATABASE_TIMEOUT_S)),
     )
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Scrape(await service.request_metrics.reports(), health, stats, totals))
@@ -207,9 +207,10 @@ async def metrics(service: Service, request: Request, query: Any) -> Response:
     return Response(write(registry), media_type=None, headers={"Content-Type": media_type})
 
 
-async def _told(asked: Awaitable[T]) -> T | None:
+async def _or_none(probe: Awaitable[T]) -> T | None:
+    # None if the database does not answer.
     try:
-        return await asked
+        return await probe
     except (KasparroError, asyncpg.PostgresError):
         return None
 
@@ -218,10 +219,10 @@ ENDPOINT = Endpoint(
     path="/metrics",
     handler=metrics,
     summary="Metrics for Prometheus",
-    description="Requests by route, status and API key, latencies, the cache, the pools, runs and sources; "
-    "counts are of all workers together, gauges of each. Text in the format that the scraper accepts.",
-    area="operations",
-    answer=str,
+    description="Requests by route, status and API key, latencies, the cache, the pools, runs and sources. "
+    "Counts are of all workers together, gauges of each. The text format is one that the scraper accepts.",
+    tag="operations",
+    response=str,
     media_type="text/plain",
     problems=(400, 500),
     caching="never",

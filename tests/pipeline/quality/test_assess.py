@@ -8,10 +8,8 @@ from typing import Literal
 
 import pytest
 
-from kasparro.pipeline import report
 from kasparro.pipeline.quality.anomalies import HISTORY
 from kasparro.pipeline.quality.drift import ACCEPTED_AFTER
-from kasparro.pipeline.report import SourceReport
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
@@ -22,6 +20,8 @@ from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Connection, Database
+from kasparro.web import reports
+from kasparro.web.schemas import SourceReport
 from tests.conftest import LogEvents
 
 QUICK = RetryLimits(attempts=1, total_s=5)
@@ -63,7 +63,7 @@ class Upstreams:
         ) as run:
             await run.work(asyncio.Event())
         async with self._database.reading() as connection:
-            done = await report.run_report(connection, run.id)
+            done = await reports.run_report(connection, run.id)
         assert done is not None
         return {source.source: source for source in done.sources}
 
@@ -81,7 +81,7 @@ async def upstreams(database: Database) -> AsyncIterator[Upstreams]:
 
 async def health_reasons(connection: Connection, source: str) -> list[str]:
     """Why /health is degraded, without the age of these runs, which happen in a simulated June."""
-    reasons = (await report.health(connection, [source], None))[source].reasons
+    reasons = (await reports.health(connection, [source], None))[source].reasons
     return [reason for reason in reasons if not reason.startswith("overdue: ")]
 
 
@@ -179,15 +179,15 @@ async def test_lasting_drift_is_accepted(upstreams: Upstreams, logged: LogEvents
 
 
 async def test_stats_show_open_drift(upstreams: Upstreams, connection: Connection) -> None:
-    assert (await report.stats(connection, Settings())).drift == {}
+    assert (await reports.stats(connection, Settings())).drift == {}
     await upstreams.run()
-    assert (await report.stats(connection, Settings())).drift == {"coinpaprika": [], "coingecko": []}
+    assert (await reports.stats(connection, Settings())).drift == {"coinpaprika": [], "coingecko": []}
     upstreams.simulator.add_fault(SchemaDrift(api="coingecko", field="ath", change="null"))
     await upstreams.run()
     upstreams.simulator.add_fault(Status(api="coingecko", code=500))
     await upstreams.run()
 
-    (found,) = (await report.stats(connection, Settings())).drift["coingecko"]
+    (found,) = (await reports.stats(connection, Settings())).drift["coingecko"]
 
     assert (found.field, found.change, found.since_run) == ("ath", "null", 2)
 

@@ -18,7 +18,8 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import FIELDS, Filters, Selection
 from kasparro.web.openapi import pagination
-from kasparro.web.routes.data import DataQuery, Sort
+from kasparro.web.routes.data import DataQuery
+from kasparro.web.schemas import Sort
 from tests.support.expected_rows import matches, sorted_keys
 from tests.web.conftest import LONG_AGO, insert_rows
 

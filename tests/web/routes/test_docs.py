@@ -18,7 +18,7 @@ from yarl import URL
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.pool import Connection
 from kasparro.web.http.problems import Problem
-from kasparro.web.openapi.parameters import NoParameters, describe, read
+from kasparro.web.openapi.parameters import NoParameters, describe, parse
 from kasparro.web.routes.data import DataQuery
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.runs import add_run, add_source
@@ -181,10 +181,10 @@ async def test_choices_have_names_that_generated_code_can_use(client: aiohttp.Cl
 
 
 def test_a_route_without_parameters_takes_none() -> None:
-    assert read(NoParameters, b"") == read(NoParameters, b"&&") == NoParameters()
+    assert parse(NoParameters, b"") == parse(NoParameters, b"&&") == NoParameters()
     assert describe(NoParameters, "query") == []
     with pytest.raises(Problem) as error:
-        read(NoParameters, b"a=1")
+        parse(NoParameters, b"a=1")
     assert error.value.allowed == "no parameters"
 
 
@@ -193,7 +193,7 @@ def test_a_struct_that_cannot_be_read_from_a_query_is_a_mistake_of_ours() -> Non
         when: float = 0.0
 
     with pytest.raises(TypeError):
-        read(Bad, b"when=1")
+        parse(Bad, b"when=1")
 
 
 async def test_the_page_asks_no_other_host(client: aiohttp.ClientSession) -> None:
