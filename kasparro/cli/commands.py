@@ -20,7 +20,6 @@ from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
-from kasparro.web import reports, schemas
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
@@ -31,6 +30,7 @@ from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
 from kasparro.store.pool import Database
 from kasparro.store.runs import last_start
+from kasparro.web import reports, schemas
 
 log = structlog.get_logger()
 T = TypeVar("T")

@@ -9,7 +9,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from kasparro.cli.terminal import err
 from kasparro.errors import LeaseLost
-from kasparro.web import reports, schemas
 from kasparro.pipeline.run import STOP_GRACE_S, Run, ignore_progress
 from kasparro.settings import Settings
 from kasparro.signals import stop_signals
@@ -17,6 +16,7 @@ from kasparro.sources.base import Source
 from kasparro.store.bootstrap import database_url, pools, prepare
 from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
+from kasparro.web import reports, schemas
 
 T = TypeVar("T")
 

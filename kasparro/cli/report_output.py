@@ -7,9 +7,9 @@ from rich.table import Table
 
 from kasparro.cli.terminal import out
 from kasparro.model.record import FILE_REJECTED, Reject
-from kasparro.web import reports, schemas
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.pipeline.quality.freshness import format_duration
+from kasparro.web import schemas
 
 _COUNTS = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
 

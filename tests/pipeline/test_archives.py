@@ -12,13 +12,13 @@ import pytest
 
 from kasparro.model.record import FILE_REJECTED
 from kasparro.pipeline import source_run
-from kasparro.web import reports
-from kasparro.web.schemas import RejectedFile, RunReport
 from kasparro.simulator import Simulator
 from kasparro.simulator.faults import Status
 from kasparro.sources.archives.source import Archives
 from kasparro.store.loader import REJECTS_LIMIT
 from kasparro.store.pool import Database
+from kasparro.web import reports
+from kasparro.web.schemas import RejectedFile, RunReport
 from tests.conftest import LogEvents
 from tests.support.commands import run_command
 from tests.support.runs import apis, run_sources, source_outcomes

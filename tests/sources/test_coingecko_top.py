@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from kasparro.model.payload import Retention
-from kasparro.web import reports
 from kasparro.pipeline.quality.anomalies import HISTORY
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
@@ -18,6 +17,7 @@ from kasparro.simulator.faults import Hang, ShortList, Status
 from kasparro.sources.coingecko import CoinGecko, CoinGeckoSettings
 from kasparro.sources.http import RetryLimits
 from kasparro.store.pool import Connection, Database
+from kasparro.web import reports
 from tests.support.commands import run_command
 from tests.support.runs import BEGIN, HOUR, QUICK, ManualClock, requested_pages, run_and_report
 

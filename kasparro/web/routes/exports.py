@@ -70,7 +70,7 @@ NdjsonQuery = _query("NdjsonQuery")
 
 class _Export(Response):
     # A streamed response that always closes its chunks. Starlette's StreamingResponse cancels them again and
-    # again when the client disconnects, also while PostgreSQL is told to end the query.
+    # again when the client disconnects, also while the query in PostgreSQL is being ended.
 
     def __init__(
         self,

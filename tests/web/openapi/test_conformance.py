@@ -1,11 +1,11 @@
-"""The description and the service agree: schemathesis finds no difference, and a generated client works."""
+"""The service matches its OpenAPI document, according to schemathesis and to a generated client."""
 
 import os
 from pathlib import Path
 
 from tests.support.live_service import TOKEN, command, live_service
 
-# `just fuzz` goes on for ten minutes, each time with other requests.
+# `just fuzz` runs for ten minutes, with new requests each time.
 SECONDS = int(os.environ.get("KASPARRO_TEST_FUZZ", "0"))
 HERE = Path(__file__).parent
 
@@ -24,7 +24,7 @@ async def test_schemathesis_finds_nothing(database_url: str) -> None:
     assert [event for event in service.log if event["level"] in {"error", "critical"}] == []
 
 
-# What somebody writes who has the generated client alone.
+# A program that uses the generated client.
 USE = """
 import decimal
 import json
@@ -50,18 +50,18 @@ after = page.sync(
     client=client, limit=2, source=[Source.COINGECKO, Source.CSV], sort=Sort.RANK_DESC, cursor=cursor
 )
 assert isinstance(after, DataPage) and after.pagination.page is None
-assert {one.source_id for one in after.data}.isdisjoint({first.source_id, second.source_id})
+assert {record.source_id for record in after.data}.isdisjoint({first.source_id, second.source_id})
 
-answer = row.sync_detailed(Source.COINGECKO, "bitcoin", client=client)
-assert isinstance(answer.parsed, Record)
-price, most = answer.parsed.price_usd, answer.parsed.max_supply
-assert most is None or isinstance(most, int | float)
-# A parsed number is a float; who needs each digit has the bytes.
-exact = json.loads(answer.content, parse_float=decimal.Decimal)["price_usd"]
+response = row.sync_detailed(Source.COINGECKO, "bitcoin", client=client)
+assert isinstance(response.parsed, Record)
+price, supply = response.parsed.price_usd, response.parsed.max_supply
+assert supply is None or isinstance(supply, int | float)
+# A parsed number is a float. The bytes have every digit.
+exact = json.loads(response.content, parse_float=decimal.Decimal)["price_usd"]
 assert price == float(exact)
 
-refused = page.sync(client=client, page=1, cursor=cursor)
-assert isinstance(refused, ProblemDocument) and refused.parameter == "page, cursor"
+problem = page.sync(client=client, page=1, cursor=cursor)
+assert isinstance(problem, ProblemDocument) and problem.parameter == "page, cursor"
 
 missing = run.sync(10**9, client=client)
 assert isinstance(missing, ProblemDocument) and missing.status == 404
@@ -71,27 +71,25 @@ assert isinstance(done, RunReport) and done.status is RunStatus.SUCCEEDED
 """
 
 
-async def test_a_generated_client_reads_with_names_and_types_that_make_sense(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_generated_client(database_url: str, tmp_path: Path) -> None:
     config = tmp_path / "client.yml"
     config.write_text(
         "package_name_override: kasparro_client\npost_hooks: []\n"
-        # It knows text by this name alone.
+        # The generator knows no other text type.
         "content_type_overrides: {application/x-ndjson: text/plain}\n"
     )
     (tmp_path / "use.py").write_text(USE)
-    place = ["--config", str(config), "--output-path", str(tmp_path / "kasparro_client")]
+    paths = ["--config", str(config), "--output-path", str(tmp_path / "kasparro_client")]
     async with live_service(database_url) as service:
-        generated, told = await command(
+        generated, output = await command(
             *("openapi_python_client", "generate", "--url", f"{service.url}/openapi.json"),
-            *("--meta", "none", "--fail-on-warning", *place),
+            *("--meta", "none", "--fail-on-warning", *paths),
         )
-        assert generated == 0, told
+        assert generated == 0, output
         checked, errors = await command(
             *("mypy", "--strict", "--config-file", "", "--cache-dir", os.devnull, str(tmp_path / "use.py")),
             MYPYPATH=str(tmp_path),
         )
         assert checked == 0, errors
-        code, said = await command("use", service.url, PYTHONPATH=str(tmp_path))
-    assert (code, said) == (0, "")
+        code, output = await command("use", service.url, PYTHONPATH=str(tmp_path))
+    assert (code, output) == (0, "")

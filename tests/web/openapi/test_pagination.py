@@ -1,4 +1,4 @@
-"""Walking pages and cursors over any rows, in any order, through any filter: each row once, in order."""
+"""Pages by number and by cursor return each row once and in order, for any rows, order and filters."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ filter_values = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(rows=tables, sort=st.sampled_from(get_args(Sort)), filters=filter_values, limit=st.integers(1, 5))
-def test_every_row_comes_exactly_once_and_in_order(
+def test_each_row_once_and_in_order(
     runner: asyncio.Runner,
     shared_database: Database,
     rows: list[dict[str, Any]],
@@ -70,39 +70,38 @@ def test_every_row_comes_exactly_once_and_in_order(
     expected = sorted_keys([row for row in rows if matches(row, filters)], sort)
     query = DataQuery(limit=limit, sort=sort, symbol=filters.symbols, q=filters.text)
 
-    async def walk() -> None:
+    async def check() -> None:
         async with shared_database.writing() as connection, rolled_back(connection):
             await insert_rows(connection, rows)
-            totals, asked = Totals(), Selection(filters=filters, sort=sort)
+            totals, selection = Totals(), Selection(filters=filters, sort=sort)
             by_page = []
             for offset in range(0, len(expected) + limit, limit):
-                page = await queries.page(connection, totals, asked, limit=limit, offset=offset)
+                page = await queries.page(connection, totals, selection, limit=limit, offset=offset)
                 assert page.total == len(expected)
                 assert (page.last is not None) == (offset + limit < len(expected))
                 by_page += keys(page.json)
             by_cursor: list[tuple[str, str]] = []
             after: CursorPosition | None = None
             while True:
-                page = await queries.page(connection, totals, asked, limit=limit, after=after)
+                page = await queries.page(connection, totals, selection, limit=limit, after=after)
                 by_cursor += keys(page.json)
                 if page.last is None:
                     break
-                # Through the text that a client carries.
-                told = pagination.pagination(
-                    query, "/data", KEY, total=page.total, last=page.last
-                ).next_cursor
-                going_on = msgspec.structs.replace(query, cursor=told)
-                after = cursors.position(sort, pagination.start(going_on, "/data", KEY))
+                # The cursor passes through the text that a client sends.
+                described = pagination.pagination(query, "/data", KEY, total=page.total, last=page.last)
+                next_query = msgspec.structs.replace(query, cursor=described.next_cursor)
+                decoded = pagination.decode_cursor(next_query, "/data", KEY)
+                after = cursors.position(sort, decoded)
                 assert after == page.last
         assert by_page == expected
         assert by_cursor == expected
 
-    runner.run(walk())
+    runner.run(check())
 
 
 @asynccontextmanager
 async def rolled_back(connection: Connection) -> AsyncIterator[None]:
-    """A transaction that leaves nothing behind."""
+    """A transaction that is rolled back at the end."""
     transaction = connection.transaction()
     await transaction.start()
     try:

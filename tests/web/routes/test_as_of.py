@@ -1,4 +1,4 @@
-"""`as_of`: what was newest at a moment, from history."""
+"""`as_of`: the newest records at a moment, from history."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ records = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    told=st.lists(st.tuples(st.sampled_from(["csv", "coingecko"]), records), max_size=12),
+    loaded=st.lists(st.tuples(st.sampled_from(["csv", "coingecko"]), records), max_size=12),
     as_of=moments,
     sort=st.sampled_from(["source", "rank", "-price_usd"]),
     filters=st.builds(
@@ -48,17 +48,17 @@ records = st.builds(
     ),
     limit=st.integers(1, 3),
 )
-def test_the_newest_record_of_each_coin_until_then_comes_once(
+def test_newest_record_of_each_coin_once(
     runner: asyncio.Runner,
     shared_database: Database,
-    told: list[tuple[str, Record]],
+    loaded: list[tuple[str, Record]],
     as_of: Any,
     sort: str,
     filters: Filters,
     limit: int,
 ) -> None:
     expected: dict[tuple[str, str], dict[str, Any]] = {}
-    for source, record in told:
+    for source, record in loaded:
         known = expected.get((source, record.source_id))
         if record.observed_at <= as_of and (known is None or record.observed_at >= known["observed_at"]):
             expected[source, record.source_id] = {
@@ -70,42 +70,42 @@ def test_the_newest_record_of_each_coin_until_then_comes_once(
                 "observed_at": record.observed_at,
             }
     chosen = [row for row in expected.values() if matches(row, filters)]
-    asked = Selection(
+    selection = Selection(
         filters=filters,
         sort=sort,
         as_of=as_of,
         fields=("source", "source_id", "symbol", "rank", "price_usd", "observed_at"),
     )
 
-    async def walk() -> list[dict[str, Any]]:
+    async def read_all() -> list[dict[str, Any]]:
         async with shared_database.writing() as connection:
             await connection.execute("TRUNCATE unified_data, unified_history, unified_data_versions")
-        for source, record in told:
+        for source, record in loaded:
             await load_records(shared_database, source, record)
         seen: list[dict[str, Any]] = []
         after: CursorPosition | None = None
         async with shared_database.reading() as connection:
             while True:
-                page = await queries.page(connection, Totals(), asked, limit=limit, after=after)
+                page = await queries.page(connection, Totals(), selection, limit=limit, after=after)
                 assert page.total is None
                 seen += parse_rows(page.json)
                 if (after := page.last) is None:
                     return seen
 
-    assert runner.run(walk()) == [expected[key] for key in sorted_keys(chosen, sort)]
+    assert runner.run(read_all()) == [expected[key] for key in sorted_keys(chosen, sort)]
 
 
-async def test_a_moment_shows_every_coin_that_had_a_record_by_then(
+async def test_coins_with_a_record_until_the_moment(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
-    def told(coin: str, hours: int, price: str) -> Record:
+    def record(coin: str, hours: int, price: str) -> Record:
         at = LONG_AGO + hours * HOUR
         return Record(source_id=coin, symbol=None, name=None, observed_at=at, price_usd=price, rank=9 - hours)
 
-    await load_records(database, "csv", told("a", 0, "1"), told("b", 1, "5"))
-    await load_records(database, "csv", told("a", 2, "3"))
-    # An older record that comes late belongs to its moment.
-    await load_records(database, "csv", told("a", 1, "2"))
+    await load_records(database, "csv", record("a", 0, "1"), record("b", 1, "5"))
+    await load_records(database, "csv", record("a", 2, "3"))
+    # A record that is loaded late belongs to its own moment.
+    await load_records(database, "csv", record("a", 1, "2"))
 
     async def prices(query: str) -> dict[str, Any]:
         return {
@@ -125,7 +125,7 @@ async def test_a_moment_shows_every_coin_that_had_a_record_by_then(
     assert (page["total"], page["pages"], page["page"]) == (None, None, 1)
 
 
-async def test_a_date_is_the_end_of_its_day_in_utc(client: aiohttp.ClientSession, database: Database) -> None:
+async def test_date_means_the_end_of_the_day(client: aiohttp.ClientSession, database: Database) -> None:
     midnight = datetime(2024, 6, 2, tzinfo=UTC)
     for price_usd, at in (
         ("1", midnight - timedelta(days=1)),
@@ -148,7 +148,7 @@ async def test_a_date_is_the_end_of_its_day_in_utc(client: aiohttp.ClientSession
     assert (await get_exact(client, "/data?as_of=2024-05-31"))["data"] == []
 
 
-async def test_a_date_and_its_last_moment_are_one_query(
+async def test_cursor_fits_a_date_and_its_last_moment(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
     await load_records(
@@ -167,9 +167,7 @@ async def test_a_date_and_its_last_moment_are_one_query(
     "text",
     ["2024-02-30", "20240601", "2024-W22-6", "2024-6-1", "0000-01-01", "2024-06", "today", "", "2024-06-01Z"],
 )
-async def test_what_is_neither_a_moment_nor_a_date_is_refused(
-    client: aiohttp.ClientSession, text: str
-) -> None:
+async def test_invalid_moment(client: aiohttp.ClientSession, text: str) -> None:
     for path in ("/data", "/data/csv/a", "/data.csv"):
         problem = await get_exact(client, f"{path}?as_of={text}", 400)
         assert problem["parameter"] == "as_of"
@@ -177,17 +175,17 @@ async def test_what_is_neither_a_moment_nor_a_date_is_refused(
             "an RFC 3339 time, such as 2024-06-01T12:00:00Z, or a date, such as 2024-06-01, for the end of "
             "that day in UTC"
         )
-    # Where a date could mean the start of the day as well as its end, only a moment will do.
+    # A date could mean the start or the end of the day here, so it is not allowed.
     assert (await get_exact(client, "/data?updated_since=2024-06-01", 400))["parameter"] == "updated_since"
 
 
-async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
+async def test_row_before_its_first_record(
     client: aiohttp.ClientSession, database: Database, insert: Insert
 ) -> None:
     for hours in (2, 5):
         at = LONG_AGO + hours * HOUR
         await load_records(database, "csv", Record(source_id="a", symbol=None, name=None, observed_at=at))
-    # One whose only record is the one it has now.
+    # A coin with a single record, the current one.
     await insert({"source_id": "b"})
 
     for path, as_of, until, first in (
@@ -198,7 +196,7 @@ async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
         problem = await get_exact(client, f"/data/{path}?as_of={as_of}&fields=price_usd", 404)
         source = path.partition("/")[0]
         assert problem["detail"] == (
-            f"{source} has no record of this id until {until}; its first record is of {first}."
+            f"{source} has no record with this id until {until}. The first record is of {first}."
         )
         assert (problem["parameter"], problem["allowed"]) == ("as_of", f"a time from {first} on")
         assert await get_exact(client, f"/data/{path}?as_of={first}&fields=price_usd") == {"price_usd": None}
@@ -209,21 +207,21 @@ async def test_a_row_asked_for_before_its_first_record_says_when_that_is(
     assert (await get_exact(client, "/data/coingecko/a?as_of=2020-01-01", 404))["parameter"] == "source_id"
 
 
-async def test_a_walk_through_a_moment_goes_on_while_history_grows(
+async def test_cursor_continues_while_history_grows(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
-    def told(hours: int) -> list[Record]:
+    def records(hours: int) -> list[Record]:
         at = LONG_AGO + hours * HOUR
         return [Record(source_id=c, symbol=None, name=None, observed_at=at, rank=hours) for c in "abcde"]
 
-    await load_records(database, "csv", *told(5))
+    await load_records(database, "csv", *records(5))
     page = await get_exact(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2")
     ranked = (await get_exact(client, "/data?as_of=2024-06-01T17:00:00Z&limit=2&sort=rank"))["pagination"]
     seen = source_ids(page)
     for hours in (4, 6):
-        await load_records(database, "csv", *told(hours))
-        url = page["pagination"]["next_cursor"]
-        page = await get_exact(client, f"/data?as_of=2024-06-01T17:00:00Z&limit=2&cursor={url}")
+        await load_records(database, "csv", *records(hours))
+        cursor = page["pagination"]["next_cursor"]
+        page = await get_exact(client, f"/data?as_of=2024-06-01T17:00:00Z&limit=2&cursor={cursor}")
         assert {row["rank"] for row in page["data"]} == {5}
         seen += source_ids(page)
     assert seen == list("abcde")
@@ -236,17 +234,13 @@ async def test_a_walk_through_a_moment_goes_on_while_history_grows(
     assert "only the order by source continues" in problem["detail"]
 
 
-async def test_a_coin_s_place_across_sources_is_that_of_now(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_asset_is_the_current_one(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert({"source_id": "a", "asset": "coin"}, {"source_id": "b"})
     page = await get_exact(client, "/data?as_of=2024-06-01T12:00:00Z&asset=coin")
     assert [(row["source_id"], row["asset"]) for row in page["data"]] == [("a", "coin")]
 
 
-async def test_symbol_name_and_rank_of_a_moment_whose_record_lacks_them(
-    client: aiohttp.ClientSession, database: Database
-) -> None:
+async def test_labels_that_the_record_lacks(client: aiohttp.ClientSession, database: Database) -> None:
     def record(hours: int, symbol: str | None = None, rank: int | None = None) -> Record:
         at = LONG_AGO + hours * HOUR
         return Record(
@@ -266,7 +260,7 @@ async def test_symbol_name_and_rank_of_a_moment_whose_record_lacks_them(
         return tuple(found.values())
 
     then = "2024-06-01T14:00:00.000000Z"
-    # Symbol and name say which coin it is; a rank that was not known yet is none of that moment.
+    # Symbol and name identify the coin at any moment; a rank counts from the moment it was reported.
     assert await row(1) == ("A", "A", None, 1, None)
     assert await row(2) == ("A", "A", 7, 2, then)
     assert await row(4) == ("A", "A", 7, 3, then)
@@ -275,7 +269,7 @@ async def test_symbol_name_and_rank_of_a_moment_whose_record_lacks_them(
     assert now == {"rank": 7, "price_usd": 5, "rank_observed_at": then}
 
 
-async def test_a_null_of_a_moment_is_not_filled_from_another(
+async def test_null_is_not_filled_from_another_record(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
     first = Record(source_id="a", symbol=None, name="A", observed_at=LONG_AGO)

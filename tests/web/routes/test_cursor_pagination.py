@@ -1,4 +1,4 @@
-"""Walks by cursor while runs load: each shows the table as it was when it began."""
+"""Snapshot cursors while runs load: all pages show the table as it was at the first page."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ from kasparro.store.row_counts import Totals
 from kasparro.store.row_versions import CURSOR_LIFETIME
 from kasparro.store.runs import RunRecord
 from kasparro.store.selection import FIELDS, Filters, Selection
-from kasparro.web.routes.data import Sort
+from kasparro.web.schemas import Sort
 from tests.support.batches import load_records
 from tests.support.expected_rows import matches, sorted_keys
 from tests.support.json_responses import get_exact, parse_rows, source_ids
@@ -64,32 +64,32 @@ selections = st.builds(
 )
 
 
-class Walk:
-    """A walk under way: what it is to show, and what it has shown."""
+class Reader:
+    """A client that follows cursors: the rows it must get, and those it has got."""
 
-    def __init__(self, asked: Selection, limit: int, expected: list[Any]) -> None:
-        self.asked = asked
+    def __init__(self, selection: Selection, limit: int, expected: list[Any]) -> None:
+        self.selection = selection
         self.limit = limit
         self.expected = expected
         self.seen: list[Any] = []
-        self.place: CursorPosition | None = None
+        self.position: CursorPosition | None = None
 
 
-async def table(connection: Connection, asked: Selection) -> list[dict[str, Any]]:
-    """The rows that a selection shows of the table as it is now, found out without the statements of ours."""
+async def expected_rows(connection: Connection, selection: Selection) -> list[dict[str, Any]]:
+    """The rows of a selection as the table is now, without our statements."""
     rows = {
         (row["source"], row["source_id"]): {field: row[field] for field in FIELDS}
         for row in await connection.fetch("SELECT * FROM unified_data")
     }
-    chosen = [row for row in rows.values() if matches(row, asked.filters)]
-    return [rows[key] for key in sorted_keys(chosen, asked.sort)]
+    chosen = [row for row in rows.values() if matches(row, selection.filters)]
+    return [rows[key] for key in sorted_keys(chosen, selection.sort)]
 
 
 def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMachine]:
-    """Walks and loads in any order, over one database that each example empties first."""
+    """Readers and loads in any order, over one database that each example empties first."""
 
-    class Walks(RuleBasedStateMachine):
-        walks = Bundle("walks")
+    class Readers(RuleBasedStateMachine):
+        readers = Bundle("readers")
 
         @initialize()
         def empty(self) -> None:
@@ -104,52 +104,54 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
 
             runner.run(work())
 
-        @rule(source=st.sampled_from(["csv", "coingecko"]), told=st.lists(records, min_size=1, max_size=8))
-        def load(self, source: str, told: list[Record]) -> None:
-            runner.run(load_records(database, source, *told))
+        @rule(source=st.sampled_from(["csv", "coingecko"]), loaded=st.lists(records, min_size=1, max_size=8))
+        def load(self, source: str, loaded: list[Record]) -> None:
+            runner.run(load_records(database, source, *loaded))
 
-        @rule(target=walks, asked=selections, limit=st.integers(1, 4))
-        def begin(self, asked: Selection, limit: int) -> Any:
+        @rule(target=readers, selection=selections, limit=st.integers(1, 4))
+        def start(self, selection: Selection, limit: int) -> Any:
             async def work() -> Any:
                 async with database.reading() as connection:
-                    walk = Walk(asked, limit, await table(connection, asked))
-                    await self.step(connection, walk)
-                return walk if walk.place is not None else multiple()
+                    reader = Reader(selection, limit, await expected_rows(connection, selection))
+                    await self.step(connection, reader)
+                return reader if reader.position is not None else multiple()
 
             return runner.run(work())
 
-        @rule(target=walks, walk=consumes(walks))
-        def go_on(self, walk: Walk) -> Any:
+        @rule(target=readers, reader=consumes(readers))
+        def read_next(self, reader: Reader) -> Any:
             async def work() -> Any:
                 async with database.reading() as connection:
-                    await self.step(connection, walk)
-                return walk if walk.place is not None else multiple()
+                    await self.step(connection, reader)
+                return reader if reader.position is not None else multiple()
 
             return runner.run(work())
 
-        @rule(walk=consumes(walks))
-        def finish(self, walk: Walk) -> None:
+        @rule(reader=consumes(readers))
+        def read_all(self, reader: Reader) -> None:
             async def work() -> None:
                 async with database.reading() as connection:
-                    while walk.place is not None:
-                        await self.step(connection, walk)
+                    while reader.position is not None:
+                        await self.step(connection, reader)
 
             runner.run(work())
 
-        async def step(self, connection: Connection, walk: Walk) -> None:
-            page = await queries.page(connection, self.totals, walk.asked, limit=walk.limit, after=walk.place)
-            walk.seen += parse_rows(page.json)
-            assert page.total == len(walk.expected)
-            assert walk.seen == walk.expected[: len(walk.seen)]
-            assert (page.last is None) == (len(walk.seen) == len(walk.expected))
-            # Through the bytes that a cursor carries.
-            told = msgspec.msgpack.decode(msgspec.msgpack.encode(page.last))
-            walk.place = None if told is None else cursors.position(walk.asked.sort, told)
+        async def step(self, connection: Connection, reader: Reader) -> None:
+            page = await queries.page(
+                connection, self.totals, reader.selection, limit=reader.limit, after=reader.position
+            )
+            reader.seen += parse_rows(page.json)
+            assert page.total == len(reader.expected)
+            assert reader.seen == reader.expected[: len(reader.seen)]
+            assert (page.last is None) == (len(reader.seen) == len(reader.expected))
+            # The position passes through the bytes of a cursor.
+            decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(page.last))
+            reader.position = None if decoded is None else cursors.position(reader.selection.sort, decoded)
 
-    return Walks
+    return Readers
 
 
-def test_a_walk_shows_the_table_as_it_was_when_it_began(
+def test_pages_show_the_table_as_it_was_at_the_first_page(
     runner: asyncio.Runner, shared_database: Database
 ) -> None:
     run_state_machine_as_test(
@@ -161,13 +163,13 @@ def test_a_walk_shows_the_table_as_it_was_when_it_began(
 
 
 @pytest.mark.parametrize("sort", ["rank", "-price_usd", "source"])
-async def test_a_walk_over_http_returns_each_row_once_while_every_row_moves(
+async def test_each_row_once_while_all_rows_move(
     client: aiohttp.ClientSession, database: Database, sort: str
 ) -> None:
     coins = [f"c{n:02}" for n in range(20)]
 
-    def told(hour: int) -> list[Record]:
-        # Every load turns the order round.
+    def records(hour: int) -> list[Record]:
+        # Every load reverses the order.
         ranks = range(1, 21) if hour % 2 else range(20, 0, -1)
         at = LONG_AGO + timedelta(hours=hour)
         return [
@@ -175,14 +177,14 @@ async def test_a_walk_over_http_returns_each_row_once_while_every_row_moves(
             for coin, rank in zip(coins, ranks, strict=True)
         ]
 
-    await load_records(database, "csv", *told(0))
+    await load_records(database, "csv", *records(0))
     page = await get_exact(client, f"/data?sort={sort}&limit=3")
     whole = source_ids(await get_exact(client, f"/data?sort={sort}&limit=1000"))
     seen, hour = source_ids(page), 0
     while (cursor := page["pagination"]["next_cursor"]) is not None:
         hour += 1
-        await load_records(database, "csv", *told(hour))
-        await load_records(database, "coingecko", *told(hour)[: 2 * hour])
+        await load_records(database, "csv", *records(hour))
+        await load_records(database, "coingecko", *records(hour)[: 2 * hour])
         page = await get_exact(client, f"/data?sort={sort}&limit=3&cursor={cursor}")
         seen += source_ids(page)
         assert page["pagination"]["total"] == 20
@@ -191,9 +193,7 @@ async def test_a_walk_over_http_returns_each_row_once_while_every_row_moves(
     assert (await get_exact(client, "/data?limit=7"))["pagination"]["total"] == 20 + 2 * hour
 
 
-async def test_following_links_misses_no_row_while_rows_move(
-    client: aiohttp.ClientSession, database: Database
-) -> None:
+async def test_links_skip_no_row_while_rows_move(client: aiohttp.ClientSession, database: Database) -> None:
     def records(hour: int) -> list[Record]:
         # Every load reverses the order.
         ranks = range(6) if hour % 2 else range(6, 0, -1)
@@ -207,9 +207,9 @@ async def test_following_links_misses_no_row_while_rows_move(
     url: str | None = "/data?limit=2"
     seen, hour = [], 0
     while url is not None:
-        async with client.get(URL(url, encoded=True)) as answer:
-            page = await answer.json()
-            link = answer.links.get("next")
+        async with client.get(URL(url, encoded=True)) as response:
+            page = await response.json()
+            link = response.links.get("next")
         url = page["pagination"]["next"]
         assert url == (None if link is None else str(URL(link["url"]).relative()))
         seen += source_ids(page)
@@ -218,17 +218,17 @@ async def test_following_links_misses_no_row_while_rows_move(
     assert seen == ["c5", "c4", "c3", "c2", "c1", "c0"]
 
 
-async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_cannot(
+async def test_cursor_expires_an_hour_after_a_change(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
-    def told(hour: int) -> list[Record]:
+    def records(hour: int) -> list[Record]:
         at = LONG_AGO + timedelta(hours=hour)
         return [Record(source_id=f"c{n}", symbol=None, name=None, observed_at=at) for n in range(4)]
 
     began = datetime.now(UTC)
-    await load_records(database, "csv", *told(0), now=began)
+    await load_records(database, "csv", *records(0), now=began)
     cursor = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
-    await load_records(database, "csv", *told(1), now=began)
+    await load_records(database, "csv", *records(1), now=began)
 
     await row_versions.delete_expired(database, began + CURSOR_LIFETIME)
     assert source_ids(await get_exact(client, f"/data?limit=2&cursor={cursor}")) == ["c2", "c3"]
@@ -242,7 +242,7 @@ async def test_a_walk_goes_on_for_an_hour_after_a_change_and_is_told_when_it_can
     assert source_ids(await get_exact(client, f"/data?limit=2&cursor={new}")) == ["c2", "c3"]
 
 
-async def test_a_walk_waits_for_a_replica_that_is_behind(
+async def test_replica_behind_the_cursor(
     database_url: str, database: Database, connection: Connection
 ) -> None:
     await load_records(
@@ -252,36 +252,34 @@ async def test_a_walk_waits_for_a_replica_that_is_behind(
         cursor = (await get_exact(client, "/data?limit=1"))["pagination"]["next_cursor"]
 
         await connection.execute("UPDATE instance SET data_version = data_version - 1")
-        async with client.get(f"/data?limit=1&cursor={cursor}") as answer:
-            assert answer.status == 503
-            assert answer.headers["Retry-After"] == "1"
+        async with client.get(f"/data?limit=1&cursor={cursor}") as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
 
         await connection.execute("UPDATE instance SET data_version = data_version + 1")
         assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
-async def test_a_page_after_a_great_load_is_left_to_the_connections_for_what_takes_long(
-    client: aiohttp.ClientSession, database: Database
-) -> None:
-    def told(hour: int) -> list[Record]:
+async def test_old_cursor_uses_the_slow_pool(client: aiohttp.ClientSession, database: Database) -> None:
+    def records(hour: int) -> list[Record]:
         at = LONG_AGO + timedelta(hours=hour)
         return [Record(source_id=c, symbol=None, name=None, observed_at=at) for c in "ab"]
 
-    await load_records(database, "csv", *told(0))
+    await load_records(database, "csv", *records(0))
     cursor = (await get_exact(client, "/data?limit=1"))["pagination"]["next_cursor"]
     async with database.reading() as connection:
-        place = (await queries.page(connection, Totals(), Selection(), limit=1)).last
+        position = (await queries.page(connection, Totals(), Selection(), limit=1)).last
     for hour in range(1, FAR_VERSIONS + 2):
         async with database.reading() as connection:
-            await queries.page(connection, Totals(), Selection(), limit=1, after=place, slow=False)
-        await load_records(database, "csv", *told(hour))
+            await queries.page(connection, Totals(), Selection(), limit=1, after=position, slow=False)
+        await load_records(database, "csv", *records(hour))
     async with database.reading() as connection:
         with pytest.raises(CursorNeedsSlowPool):
-            await queries.page(connection, Totals(), Selection(), limit=1, after=place, slow=False)
+            await queries.page(connection, Totals(), Selection(), limit=1, after=position, slow=False)
     assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
-async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
+async def test_cursor_expires_after_manual_edits(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
     await load_records(
@@ -291,7 +289,7 @@ async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
     then = "as_of=2025-01-01T00:00:00Z&limit=1"
     cursor_then = (await get_exact(client, f"/data?{then}"))["pagination"]["next_cursor"]
 
-    # As a person does, or the loader of a version of the service that is older than walks.
+    # As a person does, or the loader of a version without snapshot cursors.
     await connection.execute(
         "UPDATE unified_data SET source_id = 'z', version = version + 1 WHERE source_id = 'b';"
         "UPDATE instance SET data_version = data_version + 1"
@@ -300,15 +298,15 @@ async def test_a_walk_ends_where_somebody_changed_rows_who_kept_nothing_of_them(
     assert problem["parameter"] == "cursor"
     assert "manually" in problem["detail"]
     assert source_ids(await get_exact(client, f"/data?{then}&cursor={cursor_then}")) == ["c"]
-    # Of another size, for which no answer is kept.
-    begun_since = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
+    # With another limit, which is not cached.
+    later_cursor = (await get_exact(client, "/data?limit=2"))["pagination"]["next_cursor"]
     await load_records(
         database, "coingecko", Record(source_id="d", symbol=None, name=None, observed_at=LONG_AGO)
     )
-    assert source_ids(await get_exact(client, f"/data?limit=1&cursor={begun_since}")) == ["z"]
+    assert source_ids(await get_exact(client, f"/data?limit=1&cursor={later_cursor}")) == ["z"]
 
 
-async def test_a_walk_of_a_database_that_was_restored_since_begins_anew(
+async def test_cursor_of_a_restored_database(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
     await load_records(
@@ -319,20 +317,15 @@ async def test_a_walk_of_a_database_that_was_restored_since_begins_anew(
     await connection.execute("UPDATE instance SET data_version = data_version - 1")
     problem = await get_exact(client, f"/data?limit=1&cursor={cursor}", 400)
     assert problem["parameter"] == "cursor"
-    assert "start again without a cursor" in problem["detail"]
+    assert "Start again without a cursor" in problem["detail"]
 
 
-async def test_batches_of_sources_that_load_together_take_their_turns(
-    database: Database, connection: Connection
-) -> None:
-    def told(source: str) -> Record:
-        return Record(source_id=source, symbol=None, name=None, observed_at=LONG_AGO)
-
+async def test_concurrent_batches_get_their_own_versions(database: Database, connection: Connection) -> None:
     run = await RunRecord.start(database, "etl", ("csv", "coingecko"), LONG_AGO)
 
     async def batch(source: str) -> None:
         builder = BatchBuilder()
-        builder.add(told(source))
+        builder.add(Record(source_id=source, symbol=None, name=None, observed_at=LONG_AGO))
         await Loader(database, run.id, source).load(builder.take(None), LONG_AGO)
 
     await asyncio.gather(batch("csv"), batch("coingecko"))
@@ -342,38 +335,38 @@ async def test_batches_of_sources_that_load_together_take_their_turns(
     assert versions == [newest - 1, newest]
 
 
-async def test_totals_are_exact_however_the_rows_came(
+async def test_totals_are_exact(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
-    def told(*names: str) -> list[Record]:
+    def records(*names: str) -> list[Record]:
         return [Record(source_id=n, symbol=n, name=n, observed_at=LONG_AGO) for n in names]
 
     limits = itertools.count(1)
 
     async def totals() -> list[int]:
-        # Each time with a limit of its own, for which no answer is kept.
+        # A new limit each time, so that no response is cached.
         limit = next(limits)
         queries = ("", "source=csv", "source=csv,csv,coingecko", "symbol=a", "q=a&page=2", "rank_min=1")
         pages = [await get_exact(client, f"/data?limit={limit}&{query}") for query in queries]
         return [page["pagination"]["total"] for page in pages]
 
     assert await totals() == [0, 0, 0, 0, 0, 0]
-    await load_records(database, "csv", *told("a", "b"))
+    await load_records(database, "csv", *records("a", "b"))
     assert await totals() == [2, 2, 2, 1, 1, 0]
-    await load_records(database, "coingecko", *told("a", "c", "d"))
+    await load_records(database, "coingecko", *records("a", "c", "d"))
     assert await totals() == [5, 2, 5, 2, 2, 0]
-    await load_records(database, "csv", *told("a", "e"))
+    await load_records(database, "csv", *records("a", "e"))
     assert await totals() == [6, 3, 6, 2, 2, 0]
     await connection.execute(
         "DELETE FROM unified_data WHERE source_id = 'a' OR source = 'coingecko';"
         "UPDATE instance SET data_version = data_version + 1"
     )
     assert await totals() == [2, 2, 2, 0, 0, 0]
-    await load_records(database, "csv", *told("a"))
+    await load_records(database, "csv", *records("a"))
     assert await totals() == [3, 3, 3, 1, 1, 0]
 
 
-async def test_a_walk_shows_labels_and_the_time_of_the_rank_as_they_were(
+async def test_cursor_shows_earlier_labels_and_rank_time(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
     def record(coin: str, hours: int, rank: int | None) -> Record:

@@ -1,4 +1,4 @@
-"""GET /data and GET /data/{source}/{source_id}, over HTTP against PostgreSQL."""
+"""GET /data and GET /data/{source}/{source_id}."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -15,12 +15,13 @@ from kasparro.store import queries
 from kasparro.store.pool import Connection
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import FIELDS, ON_REQUEST, Filters, Selection
-from kasparro.web.routes.data import DataPage, Record, Sort
+from kasparro.web.routes.data import DataPage, Record
+from kasparro.web.schemas import Sort
 from tests.support.json_responses import get_exact, source_ids
 from tests.web.conftest import LONG_AGO, Insert, serving
 
 
-async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_exact_digits_and_text(client: aiohttp.ClientSession, insert: Insert) -> None:
     name = '比特币 "quoted" \\ <b>\u2028\U0001f680'
     await insert(
         {
@@ -37,8 +38,8 @@ async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession,
             "observed_at": datetime(2024, 6, 1, 12, 0, 0, 123456, tzinfo=UTC),
         }
     )
-    async with client.get("/data") as answer:
-        text = await answer.text()
+    async with client.get("/data") as response:
+        text = await response.text()
     assert '"price_usd":0.000000000012,"market_cap_usd":123456789012345678.123456789' in text
     assert '"volume_24h_usd":0,"circulating_supply":1000000000000000000000000000000000,' in text
     assert '"total_supply":null' in text
@@ -52,9 +53,7 @@ async def test_a_record_comes_out_digit_for_digit(client: aiohttp.ClientSession,
     )
 
 
-async def test_a_record_has_the_fields_of_the_contract_in_their_order(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_fields_and_their_order(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert({"source_id": "a"})
     contract = [
         *("source", "source_id", "asset", "symbol", "name", "rank"),
@@ -69,28 +68,26 @@ async def test_a_record_has_the_fields_of_the_contract_in_their_order(
     assert list(Record.__struct_fields__) == [*contract, *ON_REQUEST]
 
 
-def test_every_field_sorts_both_ways() -> None:
+def test_all_fields_sort_in_both_directions() -> None:
     assert set(get_args(Sort)) == {sign + field for field in FIELDS for sign in ("", "-")}
 
 
-async def test_an_answer_is_what_its_description_says(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_response_matches_its_struct(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}", "price_usd": Decimal(n) / 7} for n in range(5)))
-    async with client.get("/data?limit=2") as answer:
-        page = msgspec.json.decode(await answer.read(), type=DataPage)
+    async with client.get("/data?limit=2") as response:
+        page = msgspec.json.decode(await response.read(), type=DataPage)
     assert page.data[1].price_usd == Decimal(1) / 7
     assert (page.pagination.total, page.pagination.pages, page.pagination.page) == (5, 3, 1)
 
 
-async def test_an_empty_table_is_an_empty_page(client: aiohttp.ClientSession) -> None:
+async def test_empty_table(client: aiohttp.ClientSession) -> None:
     assert await get_exact(client, "/data") == {
         "data": [],
         "pagination": {"limit": 50, "page": 1, "pages": 0, "total": 0, "next": None, "next_cursor": None},
     }
 
 
-async def test_a_page_beyond_the_end_is_empty_and_still_counts(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_page_after_the_end(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}"} for n in range(7)))
     for page in (1_000_000, 2**31 - 1):
         assert await get_exact(client, f"/data?limit=3&page={page}") == {
@@ -107,7 +104,7 @@ async def test_a_page_beyond_the_end_is_empty_and_still_counts(
 
 
 @pytest.mark.parametrize("mode", ["cursor", "page"])
-async def test_next_leads_through_all_pages(client: aiohttp.ClientSession, insert: Insert, mode: str) -> None:
+async def test_next_reaches_all_pages(client: aiohttp.ClientSession, insert: Insert, mode: str) -> None:
     await insert(*({"source_id": f"c{n:02}", "rank": n % 4 or None, "name": "a b&c,%"} for n in range(23)))
     start = "/data?limit=4&q=b%26C,%25&source=coingecko,csv&sort=-rank"
     whole = source_ids(await get_exact(client, start.replace("limit=4", "limit=1000")))
@@ -126,7 +123,7 @@ async def test_next_leads_through_all_pages(client: aiohttp.ClientSession, inser
     assert seen == whole
 
 
-async def test_filters_choose_rows(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_filters(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "1", "source": "coingecko", "symbol": "BTC", "name": "Bitcoin"},
         {"source_id": "2", "source": "coinpaprika", "symbol": "btc", "name": "Bitcoin Cash"},
@@ -159,7 +156,7 @@ async def test_filters_choose_rows(client: aiohttp.ClientSession, insert: Insert
         assert page["pagination"]["total"] == len(rows), query
 
 
-async def test_ids_and_assets_choose_rows(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_filters_by_id_and_asset(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "bitcoin", "source": "coingecko", "asset": "btc"},
         {"source_id": "btc-bitcoin", "source": "coinpaprika", "asset": "btc"},
@@ -180,15 +177,13 @@ async def test_ids_and_assets_choose_rows(client: aiohttp.ClientSession, insert:
         assert page["pagination"]["total"] == len(rows), query
 
 
-async def test_ranges_hold_their_bounds_exactly_and_no_row_without_a_value(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_ranges_are_inclusive_and_exact(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "none"},
         {
             "source_id": "low",
             "rank": 3,
-            "price_usd": Decimal("0.1000000000000000055511151231257827"),  # what 0.1 is as a float
+            "price_usd": Decimal("0.1000000000000000055511151231257827"),  # the value of the float 0.1
             "market_cap_usd": Decimal(-1),
             "volume_24h_usd": Decimal(0),
         },
@@ -223,7 +218,7 @@ async def test_ranges_hold_their_bounds_exactly_and_no_row_without_a_value(
         assert page["pagination"]["total"] == len(rows), query
 
 
-async def test_updated_since_holds_its_moment(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_updated_since_is_inclusive(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "before", "updated_at": LONG_AGO - timedelta(microseconds=1)},
         {"source_id": "then", "updated_at": LONG_AGO},
@@ -240,7 +235,7 @@ async def test_updated_since_holds_its_moment(client: aiohttp.ClientSession, ins
         assert source_ids(await get_exact(client, f"/data?updated_since={moment}")) == rows, moment
 
 
-async def test_fields_are_those_asked_for_in_the_order_of_the_record(
+async def test_requested_fields_in_the_order_of_the_record(
     client: aiohttp.ClientSession, insert: Insert
 ) -> None:
     await insert({"source_id": "a", "price_usd": Decimal("1.50"), "symbol": "A"})
@@ -254,9 +249,7 @@ async def test_fields_are_those_asked_for_in_the_order_of_the_record(
         assert list(await get_exact(client, f"/data/coingecko/a?{query}")) == fields
 
 
-async def test_rows_are_sorted_by_fields_that_they_do_not_show(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_sort_by_a_field_that_is_not_returned(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}", "rank": 9 - n, "symbol": f"S{n}"} for n in range(9)))
     page = await get_exact(client, "/data?fields=symbol&limit=4")
     seen = page["data"]
@@ -266,33 +259,33 @@ async def test_rows_are_sorted_by_fields_that_they_do_not_show(
     assert seen == [{"symbol": f"S{8 - n}"} for n in range(9)]
 
 
-async def test_links_lead_to_the_pages_around(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_link_header(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}", "name": "a>b"} for n in range(9)))
 
     async def links(url: str) -> dict[str, str]:
-        async with client.get(URL(url, encoded=True)) as answer:
-            assert answer.status == 200
-            return {str(name): str(URL(link["url"]).relative()) for name, link in answer.links.items()}
+        async with client.get(URL(url, encoded=True)) as response:
+            assert response.status == 200
+            return {str(name): str(URL(link["url"]).relative()) for name, link in response.links.items()}
 
     query = "/data?limit=4&q=a%3Eb"
-    # By number from a page that was asked for by number,
+    # A page by number has links by number,
     numbered = [f"/data?limit=4&page={page}&q=a%3Eb" for page in range(5)]
     assert await links(numbered[1]) == {"first": numbered[1], "next": numbered[2]}
     assert await links(numbered[2]) == {"first": numbered[1], "prev": numbered[1], "next": numbered[3]}
     assert await links(numbered[3]) == {"first": numbered[1], "prev": numbered[2]}
     assert await links(f"{query}&page=99") == {"first": numbered[1], "prev": numbered[3]}
-    # else by cursor.
-    begun = await links(query)
+    # other pages by cursor.
+    first = await links(query)
     cursor = (await get_exact(client, query))["pagination"]["next_cursor"]
-    assert begun == {"first": query, "next": f"/data?limit=4&cursor={cursor}&q=a%3Eb"}
-    going_on = await links(begun["next"])
-    assert set(going_on) == {"first", "next"}
-    assert going_on["first"] == query
-    assert source_ids(await get_exact(client, going_on["next"])) == ["c8"]
-    assert await links(going_on["next"]) == {"first": query}
+    assert first == {"first": query, "next": f"/data?limit=4&cursor={cursor}&q=a%3Eb"}
+    second = await links(first["next"])
+    assert set(second) == {"first", "next"}
+    assert second["first"] == query
+    assert source_ids(await get_exact(client, second["next"])) == ["c8"]
+    assert await links(second["next"]) == {"first": query}
 
 
-async def test_text_is_found_by_an_index(connection: Connection) -> None:
+async def test_text_search_uses_an_index(connection: Connection) -> None:
     await connection.execute("SET enable_seqscan = off")
     plan = await connection.fetch(
         "EXPLAIN SELECT FROM unified_data WHERE name COLLATE \"default\" ILIKE '%coin%' "
@@ -301,18 +294,16 @@ async def test_text_is_found_by_an_index(connection: Connection) -> None:
     assert sum("unified_data_by_text" in line[0] for line in plan) == 2
 
 
-async def test_pages_of_a_symbol_read_no_more_rows_than_they_show(
-    connection: Connection, insert: Insert
-) -> None:
+async def test_pages_of_a_symbol_read_few_rows(connection: Connection, insert: Insert) -> None:
     ranked = ({"source_id": f"{n:04}", "rank": n, "symbol": "BTC" if n % 2 else None} for n in range(1, 4001))
     await insert(*ranked)
     await connection.execute("VACUUM (ANALYZE) unified_data")
-    # As the pools of readers have it.
+    # The setting of the pools for reads.
     await connection.execute("SET plan_cache_mode = force_generic_plan")
-    asked = Selection(filters=Filters(symbols=("btc",)))
+    selection = Selection(filters=Filters(symbols=("btc",)))
     async with connection.transaction():
-        first = await queries.page(connection, Totals(), asked, limit=10)
-        second = await queries.page(connection, Totals(), asked, limit=10, after=first.last)
+        first = await queries.page(connection, Totals(), selection, limit=10)
+        second = await queries.page(connection, Totals(), selection, limit=10, after=first.last)
         read = await connection.fetchval(
             "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'unified_data'"
         )
@@ -322,9 +313,7 @@ async def test_pages_of_a_symbol_read_no_more_rows_than_they_show(
 
 
 @pytest.mark.parametrize("sort", ["price_usd", "-price_usd", "-observed_at", "name"])
-async def test_rows_without_a_value_come_last_and_ties_are_settled(
-    client: aiohttp.ClientSession, insert: Insert, sort: str
-) -> None:
+async def test_nulls_last_and_ties_by_key(client: aiohttp.ClientSession, insert: Insert, sort: str) -> None:
     day = timedelta(days=1)
     await insert(
         {"source_id": "none"},
@@ -378,8 +367,8 @@ SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
         ("page=1&cursor=x", "page, cursor", "page or cursor, not both"),
         ("nosuch=1", "nosuch", PARAMETERS),
         ("Limit=1", "Limit", PARAMETERS),
-        ("id=", "id", "up to 500, divided by commas, of: 1 to 200 characters"),
-        ("asset=a,,b", "asset", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("id=", "id", "up to 500, separated by commas, of: 1 to 200 characters"),
+        ("asset=a,,b", "asset", "up to 500, separated by commas, of: 1 to 200 characters"),
         ("rank_max=0", "rank_max", "a whole number from 1 to 2147483647"),
         ("rank_min=1.5", "rank_min", "a whole number from 1 to 2147483647"),
         ("price_usd_min=", "price_usd_min", "a decimal number"),
@@ -397,11 +386,11 @@ SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
         (
             "fields=price",
             "fields",
-            f"up to 50, divided by commas, of: {', '.join(sorted((*FIELDS, *ON_REQUEST)))}",
+            f"up to 50, separated by commas, of: {', '.join(sorted((*FIELDS, *ON_REQUEST)))}",
         ),
-        ("source=binance", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
-        ("source=", "source", "up to 20, divided by commas, of: coingecko, coinpaprika, csv"),
-        ("symbol=btc,,eth", "symbol", "up to 500, divided by commas, of: 1 to 200 characters"),
+        ("source=binance", "source", "up to 20, separated by commas, of: coingecko, coinpaprika, csv"),
+        ("source=", "source", "up to 20, separated by commas, of: coingecko, coinpaprika, csv"),
+        ("symbol=btc,,eth", "symbol", "up to 500, separated by commas, of: 1 to 200 characters"),
         ("q=", "q", "1 to 200 characters"),
         (f"q={'x' * 201}", "q", "1 to 200 characters"),
         ("sort=price", "sort", SORTS),
@@ -413,29 +402,29 @@ SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
         ("q=%zz", "q", "%25 for %"),
     ],
 )
-async def test_what_is_not_allowed_is_named(
+async def test_invalid_parameter(
     client: aiohttp.ClientSession, query: str, parameter: str, allowed: str
 ) -> None:
-    async with client.get(URL(f"/data?{query}", encoded=True)) as answer:
-        problem = await answer.json(content_type="application/problem+json")
-        assert answer.status == 400
+    async with client.get(URL(f"/data?{query}", encoded=True)) as response:
+        problem = await response.json(content_type="application/problem+json")
+        assert response.status == 400
     assert problem["status"] == 400
     assert problem["parameter"] == parameter
     assert problem["allowed"] == allowed
     assert problem["instance"] == "/data"
-    assert problem["request_id"] == answer.headers["X-Request-ID"]
+    assert problem["request_id"] == response.headers["X-Request-ID"]
     assert problem["title"]
     assert problem["type"]
     assert parameter.split(",", maxsplit=1)[0] in problem["detail"]
 
 
-async def test_a_list_where_one_value_is_allowed_hears_so(client: aiohttp.ClientSession) -> None:
-    async with client.get("/data?sort=rank,-price_usd") as answer:
-        problem = await answer.json(content_type="application/problem+json")
+async def test_list_for_a_single_value(client: aiohttp.ClientSession) -> None:
+    async with client.get("/data?sort=rank,-price_usd") as response:
+        problem = await response.json(content_type="application/problem+json")
     assert problem["detail"].startswith("sort is 'rank,-price_usd'; allowed: one of these, not a list: asset")
 
 
-NASTY = (
+HOSTILE_TEXTS = (
     "'; DROP TABLE unified_data; --",
     "1 OR 1=1",
     '" onload="alert(1)',
@@ -444,30 +433,26 @@ NASTY = (
     "${jndi:ldap://x}",
     "\r\nX-Injected: 1",
     "\ud7ff\uffff\U0010ffff",
-    "%s%n{0}$1:limit/* if up */",
+    "%s%n{0}$1:limit{% if descending %}",
 )
 
 
-@pytest.mark.parametrize("text", NASTY)
-async def test_nothing_in_a_parameter_gets_further_than_it(
-    client: aiohttp.ClientSession, insert: Insert, text: str
-) -> None:
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+async def test_hostile_text(client: aiohttp.ClientSession, insert: Insert, text: str) -> None:
     await insert({"source_id": "a"})
-    refusing = ("limit", "page", "cursor", "source", "rank_min", "price_usd_max", "updated_since", "sort")
-    for name in (*refusing, "fields", text):
-        async with client.get("/data", params={name: text}) as answer:
-            assert answer.status == 400
-            assert "X-Injected" not in answer.headers
+    validated = ("limit", "page", "cursor", "source", "rank_min", "price_usd_max", "updated_since", "sort")
+    for name in (*validated, "fields", text):
+        async with client.get("/data", params={name: text}) as response:
+            assert response.status == 400
+            assert "X-Injected" not in response.headers
     for name in ("symbol", "q", "id", "asset"):
-        async with client.get("/data", params={name: text}) as answer:
-            assert answer.status == 200
-            assert (await answer.json())["data"] == []
+        async with client.get("/data", params={name: text}) as response:
+            assert response.status == 200
+            assert (await response.json())["data"] == []
     assert (await get_exact(client, "/data"))["pagination"]["total"] == 1
 
 
-async def test_a_cursor_is_good_for_its_own_query_alone(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_cursor_of_another_query(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}", "symbol": "x"} for n in range(9)))
     pagination = (await get_exact(client, "/data?limit=2&sort=-price_usd&symbol=x"))["pagination"]
     cursor = pagination["next_cursor"]
@@ -496,18 +481,18 @@ async def test_a_cursor_is_good_for_its_own_query_alone(
         assert problem["allowed"], bad
 
 
-async def test_cursors_outlive_the_process(database_url: str, insert: Insert) -> None:
+async def test_cursors_survive_a_restart(database_url: str, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}"} for n in range(3)))
-    async with serving(database_url) as one:
-        cursor = (await get_exact(one, "/data?limit=2"))["pagination"]["next_cursor"]
-    async with serving(database_url) as other:
-        assert source_ids(await get_exact(other, f"/data?limit=2&cursor={cursor}")) == ["c2"]
+    async with serving(database_url) as before:
+        cursor = (await get_exact(before, "/data?limit=2"))["pagination"]["next_cursor"]
+    async with serving(database_url) as after:
+        assert source_ids(await get_exact(after, f"/data?limit=2&cursor={cursor}")) == ["c2"]
 
 
 @pytest.mark.parametrize(
     "source_id", ["bitcoin", "a/b", "a%2Fb", "история", "a b?c#d", "/", "..%2f", "é\u0301", "%", "history"]
 )
-async def test_one_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, source_id: str) -> None:
+async def test_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, source_id: str) -> None:
     await insert({"source_id": source_id}, {"source_id": source_id, "source": "csv"})
     row = await get_exact(client, f"/data/csv/{quote(source_id, safe='')}")
     assert (row["source"], row["source_id"]) == ("csv", source_id)
@@ -524,7 +509,5 @@ async def test_one_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, 
         ("/data/csv/x?limit=1", 400, "limit"),
     ],
 )
-async def test_a_row_that_is_not_there_is_a_problem(
-    client: aiohttp.ClientSession, path: str, status: int, parameter: str
-) -> None:
+async def test_unknown_row(client: aiohttp.ClientSession, path: str, status: int, parameter: str) -> None:
     assert (await get_exact(client, path, status))["parameter"] == parameter

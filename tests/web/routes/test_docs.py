@@ -1,4 +1,4 @@
-"""The description of the API, and its page."""
+"""GET /openapi.json and /docs."""
 
 import json
 import re
@@ -25,19 +25,19 @@ from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, serving
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# What HTTP itself needs; descriptions are of the rest.
+# Headers of HTTP itself, which the document does not describe.
 OWN_HEADERS = {"content-type", "content-length", "content-encoding", "date", "transfer-encoding"}
 
 
-async def description(client: aiohttp.ClientSession) -> Any:
-    async with client.get("/openapi.json") as answer:
-        assert answer.content_type == "application/json"
-        return await answer.json()
+async def openapi(client: aiohttp.ClientSession) -> Any:
+    async with client.get("/openapi.json") as response:
+        assert response.content_type == "application/json"
+        return await response.json()
 
 
-async def test_the_description_is_valid_openapi(database_url: str) -> None:
+async def test_document_is_valid(database_url: str) -> None:
     async with serving(database_url, Settings(admin_token=Secret("t")), FakeScheduler()) as client:
-        document = await description(client)
+        document = await openapi(client)
     validate(document)
     assert document["openapi"].startswith("3.1")
     assert set(document["paths"]) == {
@@ -52,22 +52,23 @@ async def test_the_description_is_valid_openapi(database_url: str) -> None:
         "/compare-runs",
         "/health",
         "/health/live",
+        "/health/ready",
         "/tables",
         "/metrics",
     }
     assert document["paths"]["/runs"]["post"]["security"] == [{"admin": []}]
 
 
-async def test_a_route_that_is_not_there_is_not_described(client: aiohttp.ClientSession) -> None:
-    document = await description(client)
+async def test_missing_route_is_not_described(client: aiohttp.ClientSession) -> None:
+    document = await openapi(client)
     assert set(document["paths"]["/runs"]) == {"get"}
     assert "securitySchemes" not in document["components"]
 
 
-async def test_keys_and_limits_are_described_where_they_are_set(database_url: str) -> None:
+async def test_keys_and_limits_are_described_if_set(database_url: str) -> None:
     settings = Settings(api_keys=(ApiKey("a", Secret("b")),), rate_limit=Rate(10, 60))
     async with serving(database_url, settings) as client:
-        document = await description(client)
+        document = await openapi(client)
     validate(document)
     read, health = (document["paths"][path]["get"] for path in ("/data", "/health"))
     assert read["security"] == [{"key": []}, {"bearer": []}]
@@ -77,8 +78,8 @@ async def test_keys_and_limits_are_described_where_they_are_set(database_url: st
     assert not {"401", "429"} & set(health["responses"])
 
 
-async def test_every_operation_says_all_there_is_to_know(client: aiohttp.ClientSession) -> None:
-    document = await description(client)
+async def test_operations_are_complete(client: aiohttp.ClientSession) -> None:
+    document = await openapi(client)
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert operation["summary"], path
@@ -88,15 +89,15 @@ async def test_every_operation_says_all_there_is_to_know(client: aiohttp.ClientS
                 assert parameter.get("description") or parameter["in"] == "path", (path, parameter)
                 assert parameter["schema"].get("examples"), (path, parameter)
             assert {"200", "400", "500"} <= set(operation["responses"]), path
-            for response in responses(document, operation).values():
-                assert response["description"], path
-                assert {"X-Request-ID", "Server-Timing"} <= set(response["headers"]), path
-                for content in response.get("content", {}).values():
+            for described in responses(document, operation).values():
+                assert described["description"], path
+                assert {"X-Request-ID", "Server-Timing"} <= set(described["headers"]), path
+                for content in described.get("content", {}).values():
                     assert "example" in content, path
 
 
-async def test_every_example_fits_its_schema(client: aiohttp.ClientSession) -> None:
-    document = await description(client)
+async def test_examples_match_schemas(client: aiohttp.ClientSession) -> None:
+    document = await openapi(client)
     validator = validator_for(document)
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -108,7 +109,7 @@ async def test_every_example_fits_its_schema(client: aiohttp.ClientSession) -> N
                     validator(content["schema"]).validate(content["example"])
 
 
-async def test_answers_fit_their_schemas(
+async def test_responses_match_schemas(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await insert({"source_id": "bitcoin", "rank": 1, "name": "Bitcoin"}, {"source_id": "b", "source": "csv"})
@@ -117,7 +118,7 @@ async def test_answers_fit_their_schemas(
     await connection.execute(
         "INSERT INTO rejects (run_id, source, reason, raw) VALUES ($1, 'csv', 'empty', '')", run_id
     )
-    document = await description(client)
+    document = await openapi(client)
     validator = validator_for(document)
     paths = {
         "/data/{source}/{source_id}": "/data/coingecko/bitcoin",
@@ -126,22 +127,22 @@ async def test_answers_fit_their_schemas(
     for path, operations in document["paths"].items():
         url = paths.get(path, path.replace("{id}", str(run_id)))
         for wrong, status in ({}, 200), ({"nosuch": "1"}, 400):
-            async with client.get(URL(url).update_query(wrong)) as answer:
-                assert answer.status == status, url
+            async with client.get(URL(url).update_query(wrong)) as response:
+                assert response.status == status, url
                 described = responses(document, operations["get"])[str(status)]
                 ((media_type, content),) = described["content"].items()
-                assert answer.content_type == media_type
-                own = {name.lower() for name in answer.headers} - OWN_HEADERS
+                assert response.content_type == media_type
+                own = {name.lower() for name in response.headers} - OWN_HEADERS
                 assert own == {name.lower() for name in described["headers"]}, url
-                text = await answer.text()
+                text = await response.text()
                 is_text = content["schema"] == {"type": "string"}
                 validator(content["schema"]).validate(text if is_text else json.loads(text))
 
 
-async def test_parameters_are_described_by_the_structs_that_read_them(client: aiohttp.ClientSession) -> None:
-    described = {p["name"]: p for p in (await description(client))["paths"]["/data"]["get"]["parameters"]}
+async def test_parameters_follow_from_structs(client: aiohttp.ClientSession) -> None:
+    described = {p["name"]: p for p in (await openapi(client))["paths"]["/data"]["get"]["parameters"]}
     assert list(described) == [*DataQuery.__struct_fields__, "If-None-Match"]
-    assert all(one["description"] for one in described.values())
+    assert all(parameter["description"] for parameter in described.values())
     assert described["price_usd_min"]["schema"]["type"] == "number"
     assert described["updated_since"]["schema"]["format"] == "date-time"
     assert described["as_of"]["schema"] == {
@@ -169,8 +170,8 @@ async def test_parameters_are_described_by_the_structs_that_read_them(client: ai
     }
 
 
-async def test_choices_have_names_that_generated_code_can_use(client: aiohttp.ClientSession) -> None:
-    schemas = (await description(client))["components"]["schemas"]
+async def test_choices_have_names_for_code(client: aiohttp.ClientSession) -> None:
+    schemas = (await openapi(client))["components"]["schemas"]
     assert schemas["Source"] == {
         "type": "string",
         "enum": ["coingecko", "coinpaprika", "csv"],
@@ -180,7 +181,7 @@ async def test_choices_have_names_that_generated_code_can_use(client: aiohttp.Cl
     assert (len(named), named["RANK"], named["RANK_DESC"]) == (36, "rank", "-rank")
 
 
-def test_a_route_without_parameters_takes_none() -> None:
+def test_no_parameters() -> None:
     assert parse(NoParameters, b"") == parse(NoParameters, b"&&") == NoParameters()
     assert describe(NoParameters, "query") == []
     with pytest.raises(Problem) as error:
@@ -188,7 +189,7 @@ def test_a_route_without_parameters_takes_none() -> None:
     assert error.value.allowed == "no parameters"
 
 
-def test_a_struct_that_cannot_be_read_from_a_query_is_a_mistake_of_ours() -> None:
+def test_unsupported_parameter_type() -> None:
     class Bad(msgspec.Struct):
         when: float = 0.0
 
@@ -196,21 +197,21 @@ def test_a_struct_that_cannot_be_read_from_a_query_is_a_mistake_of_ours() -> Non
         parse(Bad, b"when=1")
 
 
-async def test_the_page_asks_no_other_host(client: aiohttp.ClientSession) -> None:
-    async with client.get("/") as answer:
-        assert answer.status == 200
-        assert answer.url.path == "/docs"
-        page = await answer.text()
-        policy = answer.headers["Content-Security-Policy"]
+async def test_page_uses_no_other_host(client: aiohttp.ClientSession) -> None:
+    async with client.get("/") as response:
+        assert response.status == 200
+        assert response.url.path == "/docs"
+        page = await response.text()
+        policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "http" not in policy
     links = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(links) == 5
     for link in links:
         assert not link.startswith(("/", "http"))
-        async with client.get("/" + link) as answer:
-            assert answer.status == 200, link
-            assert await answer.read()
+        async with client.get("/" + link) as response:
+            assert response.status == 200, link
+            assert await response.read()
 
 
 @pytest.fixture
@@ -229,35 +230,33 @@ async def tab() -> AsyncIterator[Page]:
 
 
 async def click(element: Locator) -> None:
-    """Click without Playwright's wait for a still picture, which a busy machine may not draw in time."""
+    """Click without Playwright's wait for a still image, which takes too long on a busy machine."""
     await element.click(force=True)
 
 
 async def execute(tab: Page, client: aiohttp.ClientSession, operation: str, **fields: str) -> Locator:
-    """Try an operation out on the page with these texts filled in; gives the part that shows the answer."""
-    # A new fragment alone loads nothing.
+    """Execute an operation on the page with these texts; returns the part that shows the response."""
+    # A change of the fragment alone loads nothing.
     await tab.goto("about:blank")
     await tab.goto(f"{client._base_url}/docs#/data/{operation}")
     opened = tab.locator(".opblock.is-open")
     for name, text in fields.items():
         await opened.locator(f"tr[data-param-name={name}] input").fill(text)
     await click(opened.get_by_role("button", name="Execute"))
-    answer = opened.locator(".live-responses-table")
-    await answer.wait_for()
-    return answer
+    shown = opened.locator(".live-responses-table")
+    await shown.wait_for()
+    return shown
 
 
 async def saved(tab: Page, link: Locator) -> str:
-    """The text of the file that a click on this downloads."""
+    """The text of the file that a click on this link downloads."""
     async with tab.expect_download() as download:
         await click(link)
     return (await (await download.value).path()).read_bytes().decode()
 
 
-async def test_a_browser_shows_every_operation_and_asks_no_other_host(
-    client: aiohttp.ClientSession, tab: Page
-) -> None:
-    document = await description(client)
+async def test_browser_shows_all_operations(client: aiohttp.ClientSession, tab: Page) -> None:
+    document = await openapi(client)
     hosts = set()
     tab.on("request", lambda request: hosts.add(URL(request.url).authority))
     await tab.goto(f"{client._base_url}/docs")
@@ -268,7 +267,7 @@ async def test_a_browser_shows_every_operation_and_asks_no_other_host(
     assert hosts == {URL(str(client._base_url)).authority}
 
 
-async def test_a_browser_shows_every_digit(client: aiohttp.ClientSession, tab: Page, insert: Insert) -> None:
+async def test_browser_shows_all_digits(client: aiohttp.ClientSession, tab: Page, insert: Insert) -> None:
     digits = {
         "price_usd": Decimal("118142961.899676295445666961"),
         "market_cap_usd": Decimal(123456789012345678901234567890),
@@ -276,56 +275,54 @@ async def test_a_browser_shows_every_digit(client: aiohttp.ClientSession, tab: P
         "percent_change_1h": Decimal("-1.10"),
     }
     await insert({"source_id": "a", "name": '"\\ 1.000000000000000000001 é', **digits})
-    async with client.get("/data") as answer:
-        sent = json.loads(await answer.text(), parse_float=str, parse_int=str)
+    async with client.get("/data") as response:
+        sent = json.loads(await response.text(), parse_float=str, parse_int=str)
     shown = await execute(tab, client, "page")
     code = shown.locator(".highlight-code code")
     for text in (await code.inner_text(), await saved(tab, shown.locator(".download-contents"))):
         assert json.loads(text, parse_float=str, parse_int=str) == sent
-        # For people: a value a line.
+        # Indented, with one value per line.
         assert f'\n      "price_usd": {digits["price_usd"]},\n' in text
 
-    # An answer that is a problem, too.
+    # Problem documents too.
     shown = await execute(tab, client, "page", price_usd_min="118142961.899676295445666962")
     assert json.loads(await shown.locator("code").inner_text())["data"] == []
     shown = await execute(tab, client, "page", cursor="x")
     assert json.loads(await shown.locator("code").inner_text())["parameter"] == "cursor"
 
 
-async def test_a_browser_downloads_csv_for_spreadsheets(
-    client: aiohttp.ClientSession, tab: Page, insert: Insert
-) -> None:
+async def test_browser_downloads_csv(client: aiohttp.ClientSession, tab: Page, insert: Insert) -> None:
     await insert({"source_id": "a", "name": "=1+1", "price_usd": Decimal("118142961.899676295445666961")})
     for operation, query in (("export_csv", "/data.csv?spreadsheet=true"), ("export_ndjson", "/data.ndjson")):
-        async with client.get(query) as answer:
-            sent = (await answer.read()).decode()
+        async with client.get(query) as response:
+            sent = (await response.read()).decode()
         shown = await execute(tab, client, operation)
         assert await saved(tab, shown.get_by_text("Download file")) == sent
 
 
-async def test_the_pages_take_no_parameters_and_no_ranges(client: aiohttp.ClientSession) -> None:
+async def test_pages_take_no_parameters_and_no_ranges(client: aiohttp.ClientSession) -> None:
     for path in ("/", "/openapi.json", "/docs", "/docs/start.js", "/docs/swagger-ui.css"):
-        async with client.get(path + "?x=1") as answer:
-            problem = await answer.json(content_type="application/problem+json")
-        assert (answer.status, problem["parameter"], problem["allowed"]) == (400, "x", "no parameters")
-        async with client.get(path, headers={"Range": "bytes=9-1,x"}) as answer:
-            assert answer.status == 200
+        async with client.get(path + "?x=1") as response:
+            problem = await response.json(content_type="application/problem+json")
+        assert (response.status, problem["parameter"], problem["allowed"]) == (400, "x", "no parameters")
+        async with client.get(path, headers={"Range": "bytes=9-1,x"}) as response:
+            assert response.status == 200
 
 
-async def test_the_front_leads_to_the_page(client: aiohttp.ClientSession) -> None:
-    async with client.get("/", allow_redirects=False) as answer:
-        assert answer.status == 307
-        assert answer.headers["Location"] == "docs"
+async def test_root_redirects_to_docs(client: aiohttp.ClientSession) -> None:
+    async with client.get("/", allow_redirects=False) as response:
+        assert response.status == 307
+        assert response.headers["Location"] == "docs"
 
 
 @pytest.mark.parametrize("name", ["index.html", "..%2F__init__.py", "swagger-ui.js.map"])
-async def test_only_the_files_of_the_page_are_served(client: aiohttp.ClientSession, name: str) -> None:
-    async with client.get(f"/docs/{name}") as answer:
-        assert answer.status == 404
+async def test_other_files_are_not_served(client: aiohttp.ClientSession, name: str) -> None:
+    async with client.get(f"/docs/{name}") as response:
+        assert response.status == 404
 
 
 def responses(document: Any, operation: Any) -> dict[str, Any]:
-    """An operation's responses, those that it points to in place."""
+    """An operation's responses, with references resolved."""
     shared = document["components"]["responses"]
     return {
         status: shared[response["$ref"].rsplit("/", 1)[1]] if "$ref" in response else response
@@ -334,7 +331,7 @@ def responses(document: Any, operation: Any) -> dict[str, Any]:
 
 
 def validator_for(document: Any) -> Any:
-    """Makes a validator of a schema that may point into the document."""
+    """Makes a validator for a schema, which may refer to the document."""
 
     def make(schema: Any) -> OAS31Validator:
         return OAS31Validator({**schema, "components": document["components"]})

@@ -1,4 +1,4 @@
-"""GET /data.csv and /data.ndjson, over HTTP against PostgreSQL."""
+"""GET /data.csv and /data.ndjson."""
 
 import asyncio
 import csv
@@ -39,11 +39,11 @@ else:
     from backports import zstd
 
 
-CODINGS = ("identity", "gzip", "zstd")
+ENCODINGS = ("identity", "gzip", "zstd")
 
 
 def decoded(body: bytes, coding: str) -> tuple[bytes, bool]:
-    """What can be decoded of a body, and whether it is whole."""
+    """The decoded part of a body, and whether the body is complete."""
     if coding == "identity":
         return body, True
     decoder = zlib.decompressobj(wbits=31) if coding == "gzip" else zstd.ZstdDecompressor()
@@ -51,9 +51,9 @@ def decoded(body: bytes, coding: str) -> tuple[bytes, bool]:
 
 
 async def text(client: aiohttp.ClientSession, url: str) -> str:
-    async with client.get(url) as answer:
-        assert answer.status == 200, await answer.text()
-        return (await answer.read()).decode()
+    async with client.get(url) as response:
+        assert response.status == 200, await response.text()
+        return (await response.read()).decode()
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,7 @@ async def text(client: aiohttp.ClientSession, url: str) -> str:
         "?id=nosuch",
     ],
 )
-async def test_an_export_has_the_rows_of_all_pages(
-    client: aiohttp.ClientSession, insert: Insert, query: str
-) -> None:
+async def test_has_the_rows_of_all_pages(client: aiohttp.ClientSession, insert: Insert, query: str) -> None:
     await insert(
         *(
             {
@@ -95,7 +93,7 @@ async def test_an_export_has_the_rows_of_all_pages(
     assert table[1:] == [["" if value is None else str(value) for value in row.values()] for row in rows]
 
 
-# First characters that make a spreadsheet read a text as a formula, and texts that only look like such cells.
+# Texts that a spreadsheet takes for formulas, and texts that only look like them.
 FORMULAS = [
     "=1+1",
     "+1",
@@ -114,7 +112,7 @@ FORMULAS = [
 TEXTS = ["a=1", "'", "'=1", "", ",=1", ',"=1', '","=1","', '"', '"=1', ",", "a,\n=1", " =1", "é漢\U0001f680"]
 
 
-async def test_a_program_reads_back_every_text_exactly(client: aiohttp.ClientSession, insert: Insert) -> None:
+async def test_csv_round_trip(client: aiohttp.ClientSession, insert: Insert) -> None:
     names = [*FORMULAS, *TEXTS]
     await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
     for query in ("", "&spreadsheet=false"):
@@ -125,22 +123,18 @@ async def test_a_program_reads_back_every_text_exactly(client: aiohttp.ClientSes
         ]
 
 
-async def test_a_spreadsheet_sees_its_encoding_and_no_formula(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_csv_for_spreadsheets(client: aiohttp.ClientSession, insert: Insert) -> None:
     names = [*FORMULAS, *TEXTS]
     await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
     body = await text(client, "/data.csv?fields=symbol,name&sort=source_id&spreadsheet=true")
     assert body.startswith("\ufeffsymbol,name\r\n")
     shown = [*(f"'{name}" for name in FORMULAS), *TEXTS]
     assert list(csv.reader(io.StringIO(body, newline="")))[1:] == [[name, name] for name in shown]
-    # Also where there is no row.
+    # Also without rows.
     assert await text(client, "/data.csv?fields=name&id=nosuch&spreadsheet=true") == "\ufeffname\r\n"
 
 
-async def test_null_an_empty_text_and_numbers_differ_in_csv(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_csv_null_and_empty_text(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "a", "name": "", "rank": 1, "percent_change_1h": Decimal("-1.5")},
         {"source_id": "b", "symbol": "NULL", "price_usd": Decimal("118142961.899676295445666961")},
@@ -155,32 +149,32 @@ async def test_null_an_empty_text_and_numbers_differ_in_csv(
 
 
 @pytest.mark.parametrize("value", ["True", "1", "yes", "", "true,false"])
-async def test_a_boolean_is_true_or_false(client: aiohttp.ClientSession, value: str) -> None:
+async def test_invalid_boolean(client: aiohttp.ClientSession, value: str) -> None:
     problem = await get_exact(client, f"/data.csv?spreadsheet={value}", 400)
     assert (problem["parameter"], problem["allowed"]) == ("spreadsheet", "true or false")
 
 
-async def test_only_csv_has_a_form_for_spreadsheets(client: aiohttp.ClientSession) -> None:
+async def test_ndjson_has_no_spreadsheet_parameter(client: aiohttp.ClientSession) -> None:
     assert (await get_exact(client, "/data.ndjson?spreadsheet=true", 400))["parameter"] == "spreadsheet"
 
 
-async def test_a_file_gets_a_name_and_its_type(client: aiohttp.ClientSession) -> None:
+async def test_file_name_and_media_type(client: aiohttp.ClientSession) -> None:
     for form, media_type in (("csv", "text/csv; charset=utf-8"), ("ndjson", "application/x-ndjson")):
         for method in ("GET", "HEAD"):
-            async with client.request(method, f"/data.{form}") as answer:
-                assert answer.status == 200
-                assert answer.headers["Content-Type"] == media_type
-                assert answer.headers["Content-Disposition"] == f'attachment; filename="kasparro-data.{form}"'
-                assert answer.headers["Cache-Control"] == "no-store"
-                # How long it will be is not known when it begins, so nothing tells a length.
-                assert "Content-Length" not in answer.headers
-                head = ",".join(FIELDS) + "\r\n" if form == "csv" and method == "GET" else ""
-                assert await answer.text() == head
+            async with client.request(method, f"/data.{form}") as response:
+                assert response.status == 200
+                assert response.headers["Content-Type"] == media_type
+                assert (
+                    response.headers["Content-Disposition"] == f'attachment; filename="kasparro-data.{form}"'
+                )
+                assert response.headers["Cache-Control"] == "no-store"
+                # The length of a stream is not known in advance.
+                assert "Content-Length" not in response.headers
+                header = ",".join(FIELDS) + "\r\n" if form == "csv" and method == "GET" else ""
+                assert await response.text() == header
 
 
-async def test_an_export_is_compressed_as_its_client_asks(
-    client: aiohttp.ClientSession, insert: Insert
-) -> None:
+async def test_compression(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n:03}", "rank": n, "name": "é" * 20} for n in range(1, 700)))
     for path in ("/data.csv", "/data.ndjson", "/data.csv?id=nosuch", "/data.ndjson?id=nosuch"):
         plain = await text(client, path)
@@ -194,11 +188,11 @@ async def test_an_export_is_compressed_as_its_client_asks(
             "br": "identity",
         }.items():
             headers = {"Accept-Encoding": accepted}
-            async with client.get(path, headers=headers, auto_decompress=False) as answer:
-                body = await answer.read()
+            async with client.get(path, headers=headers, auto_decompress=False) as response:
+                body = await response.read()
             async with client.head(path, headers=headers) as head:
                 pass
-            for given in (answer, head):
+            for given in (response, head):
                 assert given.headers.get("Content-Encoding", "identity") == coding
                 assert given.headers["Vary"] == "Accept-Encoding"
                 assert "Content-Length" not in given.headers
@@ -207,17 +201,17 @@ async def test_an_export_is_compressed_as_its_client_asks(
                 assert len(body) < len(plain) / 5
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-async def test_rows_can_be_read_as_they_arrive(
+@pytest.mark.parametrize("coding", ENCODINGS)
+async def test_rows_arrive_as_a_stream(
     client: aiohttp.ClientSession, connection: Connection, coding: str
 ) -> None:
     await insert_many_rows(connection)
     headers = {"Accept-Encoding": coding}
-    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
+    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as response:
         body, lines = b"", b""
         # PostgreSQL still has most of the rows.
         while lines.count(b"\n") < EXPORTED_AT_ONCE:
-            body += await answer.content.readany()
+            body += await response.content.readany()
             lines, _ = decoded(body, coding)
         assert len(await export_pids(connection)) == 1
     assert [json.loads(line)["rank"] for line in lines.splitlines()[:EXPORTED_AT_ONCE]] == list(
@@ -226,90 +220,90 @@ async def test_rows_can_be_read_as_they_arrive(
 
 
 @pytest.mark.parametrize("parameter", ["limit=5", "page=1", "cursor=x", "nosuch=1"])
-async def test_an_export_is_whole(client: aiohttp.ClientSession, parameter: str) -> None:
+async def test_no_pages(client: aiohttp.ClientSession, parameter: str) -> None:
     assert (await get_exact(client, f"/data.csv?{parameter}", 400))["parameter"] == parameter.partition("=")[
         0
     ]
 
 
-async def test_an_export_is_of_one_moment(client: aiohttp.ClientSession, connection: Connection) -> None:
+async def test_rows_of_one_moment(client: aiohttp.ClientSession, connection: Connection) -> None:
     await insert_many_rows(connection)
-    async with unfinished_export(client, "/data.ndjson?fields=name,price_usd,source_id") as answer:
+    async with unfinished_export(client, "/data.ndjson?fields=name,price_usd,source_id") as response:
         await connection.execute(
             "UPDATE unified_data SET price_usd = -1; DELETE FROM unified_data WHERE rank = 9"
         )
-        rest = await answer.read()
+        rest = await response.read()
     prices = [json.loads(line)["price_usd"] for line in rest.splitlines()[1:]]
     assert prices == list(range(2, MANY_ROWS + 1))
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-async def test_a_client_that_hangs_up_ends_the_work_in_postgresql(
+@pytest.mark.parametrize("coding", ENCODINGS)
+async def test_disconnect_ends_the_query(
     client: aiohttp.ClientSession, connection: Connection, logged: LogEvents, coding: str
 ) -> None:
     await insert_many_rows(connection)
-    async with unfinished_export(client, coding=coding) as answer:
+    async with unfinished_export(client, coding=coding) as response:
         assert len(await export_pids(connection)) == 1
-        answer.close()
+        response.close()
     await wait_until_no_export(connection)
     assert [event for event in logged.seen if event["level"] in {"warning", "error", "exception"}] == []
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-async def test_a_client_that_never_reads_is_cut(
+@pytest.mark.parametrize("coding", ENCODINGS)
+async def test_client_that_never_reads_is_disconnected(
     database_url: str, connection: Connection, coding: str
 ) -> None:
-    class Impatient(LimitedProtocol):
+    class ShortLimits(LimitedProtocol):
         limits = Limits(drain_s=0.3)
 
     await insert_many_rows(connection)
     async with (
-        serving(database_url, http=Impatient) as client,
-        unfinished_export(client, coding=coding) as answer,
+        serving(database_url, http=ShortLimits) as client,
+        unfinished_export(client, coding=coding) as response,
     ):
         await wait_until_no_export(connection)
         with pytest.raises(aiohttp.ClientPayloadError):
-            await answer.read()
+            await response.read()
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-async def test_an_export_that_fails_on_the_way_never_looks_complete(
+@pytest.mark.parametrize("coding", ENCODINGS)
+async def test_failed_export_looks_incomplete(
     client: aiohttp.ClientSession, connection: Connection, coding: str
 ) -> None:
     await insert_many_rows(connection)
     headers = {"Accept-Encoding": coding}
-    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as answer:
-        body = await answer.content.readany()
+    async with client.get("/data.ndjson", headers=headers, auto_decompress=False) as response:
+        body = await response.content.readany()
 
-        async def read_on() -> None:
+        async def read_rest() -> None:
             nonlocal body
-            async for part in answer.content.iter_any():
-                body += part
+            async for chunk in response.content.iter_any():
+                body += chunk
 
         (pid,) = await export_pids(connection)
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
-            await read_on()
-    # Nor to a client that ignores the missing chunk: the coding has no end either.
+            await read_rest()
+    # A client that ignores the missing last chunk finds no end mark of the encoding either.
     assert coding == "identity" or not decoded(body, coding)[1]
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets the terms of exports; what is not named stays as it is."""
+def set_limits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Changes some limits of exports."""
 
-    def put(**terms: Any) -> None:
-        monkeypatch.setattr(ExportQueue, "limits", msgspec.structs.replace(ExportQueue.limits, **terms))
+    def change(**limits: Any) -> None:
+        monkeypatch.setattr(ExportQueue, "limits", msgspec.structs.replace(ExportQueue.limits, **limits))
 
-    return put
+    return change
 
 
-async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_their_turn(
+async def test_running_exports_delay_only_exports_of_the_same_client(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
     await insert_many_rows(connection)
     async with AsyncExitStack() as stack:
-        under_way = [
+        running = [
             await stack.enter_async_context(unfinished_export(client))
             for _ in range(ExportQueue.limits.per_client)
         ]
@@ -317,15 +311,15 @@ async def test_exports_under_way_hold_up_no_page_and_a_clients_others_wait_for_t
         assert (await get_exact(client, "/data?limit=1"))["pagination"]["total"] == MANY_ROWS
         assert len(await export_pids(connection)) == ExportQueue.limits.per_client
         assert not third.done()
-        under_way[0].close()
+        running[0].close()
         async with asyncio.timeout(20):
             assert (await third).startswith("source,")
 
 
-async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_not(
-    database_url: str, connection: Connection, hasty: Callable[..., None]
+async def test_too_many_waiting_exports_of_a_client(
+    database_url: str, connection: Connection, set_limits: Callable[..., None]
 ) -> None:
-    hasty(queued_per_client=1)
+    set_limits(queued_per_client=1)
     await insert_many_rows(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
     async with (
@@ -342,50 +336,50 @@ async def test_whoever_has_too_many_exports_in_wait_is_refused_and_others_are_no
             assert (beyond.status, problem["type"]) == (429, "urn:kasparro:problem:too-many-exports")
             assert int(beyond.headers["Retry-After"]) > 0
         other = {"X-Forwarded-For": "192.0.2.1"}
-        async with client.get("/data.csv?symbol=nosuch", headers=other) as answer:
-            assert answer.status == 200
+        async with client.get("/data.csv?symbol=nosuch", headers=other) as response:
+            assert response.status == 200
         assert not waiting.done()
         waiting.cancel()
 
 
-async def test_whoever_waits_too_long_for_an_export_is_sent_away(
-    client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
+async def test_export_waits_too_long(
+    client: aiohttp.ClientSession, connection: Connection, set_limits: Callable[..., None]
 ) -> None:
-    hasty(queue_timeout_s=0.1)
+    set_limits(queue_timeout_s=0.1)
     await insert_many_rows(connection)
     async with unfinished_export(client), unfinished_export(client), client.get("/data.csv") as third:
         assert third.status == 503
         assert "Retry-After" in third.headers
         problem: Any = await third.json(content_type="application/problem+json")
         assert problem["type"] == "urn:kasparro:problem:too-busy"
-    # What went away left its place to others.
+    # The place in the queue is free again.
     await wait_until_no_export(connection)
     assert await text(client, "/data.csv?symbol=nosuch")
 
 
-async def test_while_others_wait_a_slow_reader_loses_its_place_and_sees_that_it_did(
-    database_url: str, connection: Connection, hasty: Callable[..., None]
+async def test_slow_reader_is_aborted_while_others_wait(
+    database_url: str, connection: Connection, set_limits: Callable[..., None]
 ) -> None:
-    # Faster than anybody reads, so that it does not take long to fall behind.
-    hasty(window_s=0.2, min_bytes_per_s=1 << 30)
+    # Faster than any client reads, so that this one soon counts as slow.
+    set_limits(window_s=0.2, min_bytes_per_s=1 << 30)
     await insert_many_rows(connection)
     settings = Settings(trusted_proxies=("127.0.0.1",))
     async with serving(database_url, settings, exporters=1) as client, unfinished_export(client) as slow:
         headers = {"X-Forwarded-For": "192.0.2.1"}
-        async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as answer:
-            assert answer.status == 200
+        async with asyncio.timeout(20), client.get("/data.csv?symbol=nosuch", headers=headers) as response:
+            assert response.status == 200
         with pytest.raises(aiohttp.ClientPayloadError):
             await slow.read()
 
 
-async def test_a_slow_reader_for_whom_nobody_waits_is_left_alone(
-    client: aiohttp.ClientSession, connection: Connection, hasty: Callable[..., None]
+async def test_slow_reader_continues_if_no_other_client_waits(
+    client: aiohttp.ClientSession, connection: Connection, set_limits: Callable[..., None]
 ) -> None:
-    hasty(window_s=0.01)
+    set_limits(window_s=0.01)
     await insert_many_rows(connection)
     async with unfinished_export(client), unfinished_export(client) as slow:
         third = asyncio.create_task(text(client, "/data.csv?symbol=nosuch"))
-        # One more of a client is for itself to wait for.
+        # Only a further export of the same client waits.
         assert (await get_exact(client, "/data?limit=1"))["pagination"]["total"] == MANY_ROWS
         assert (await slow.read()).count(b"\n") == MANY_ROWS
         await third

@@ -1,4 +1,4 @@
-"""What /metrics tells, read as Prometheus reads it."""
+"""GET /metrics, parsed as Prometheus does."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -14,21 +14,21 @@ from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, service, serving
 
 
-async def asked(client: aiohttp.ClientSession, method: str, path: str, **headers: str) -> int:
-    """Ask, and read the answer to its end; gives its status."""
-    async with client.request(method, path, headers=headers) as answer:
-        await answer.read()
-        return answer.status
+async def status_of(client: aiohttp.ClientSession, method: str, path: str, **headers: str) -> int:
+    """The status of a response that was read to its end."""
+    async with client.request(method, path, headers=headers) as response:
+        await response.read()
+        return response.status
 
 
-async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
+async def test_requests_by_route_status_and_cache(
     client: aiohttp.ClientSession,
 ) -> None:
     await cached(client)
     for path in ("/data", "/data?limit=0", "/nosuch", "/data/csv/x", "/health/live"):
-        await asked(client, "GET", path)
-    await asked(client, "HEAD", "/data")
-    await asked(client, "PURGE", "/data")
+        await status_of(client, "GET", path)
+    await status_of(client, "HEAD", "/data")
+    await status_of(client, "PURGE", "/data")
     samples = await scrape(client)
 
     def requests(**labels: str) -> float | None:
@@ -50,14 +50,14 @@ async def test_requests_are_counted_by_route_status_and_whether_they_were_kept(
     )
 
 
-async def test_keys_are_told_by_name_and_never_by_value(database_url: str) -> None:
+async def test_keys_appear_by_name_only(database_url: str) -> None:
     settings = Settings(
         api_keys=(ApiKey("alice", Secret("hunter2")), ApiKey("bob", Secret("hunter3"))),
         rate_limit=Rate(100, 60),
     )
     async with serving(database_url, settings) as client:
-        await asked(client, "GET", "/data", **{"X-API-Key": "hunter2"})
-        await asked(client, "GET", "/data", **{"X-API-Key": "wrong"})
+        await status_of(client, "GET", "/data", **{"X-API-Key": "hunter2"})
+        await status_of(client, "GET", "/data", **{"X-API-Key": "wrong"})
         samples = await scrape(client, **{"X-API-Key": "hunter2"})
     assert metric_value(samples, "kasparro_api_key_requests_total", key="alice") == 2
     assert metric_value(samples, "kasparro_api_key_requests_total", key="bob") == 0
@@ -65,20 +65,20 @@ async def test_keys_are_told_by_name_and_never_by_value(database_url: str) -> No
     assert "hunter" not in str(samples)
 
 
-async def test_refusals_are_counted_under_the_route_that_was_asked(database_url: str) -> None:
+async def test_rejected_requests_count_for_their_route(database_url: str) -> None:
     settings = Settings(api_keys=(ApiKey("alice", Secret("hunter2")),), rate_limit=Rate(1, 3600))
     async with serving(database_url, settings) as client:
-        assert await asked(client, "GET", "/data/csv/x") == 401
-        assert await asked(client, "GET", "/nosuch") == 429
-        assert await asked(client, "HEAD", "/data") == 429
-        assert await asked(client, "POST", "/data") == 429
+        assert await status_of(client, "GET", "/data/csv/x") == 401
+        assert await status_of(client, "GET", "/nosuch") == 429
+        assert await status_of(client, "HEAD", "/data") == 429
+        assert await status_of(client, "POST", "/data") == 429
         samples = await scrape(client, **{"X-API-Key": "hunter2"})
-    told = {
-        (its["route"], its["method"], its["status"]): value
+    counts = {
+        (label["route"], label["method"], label["status"]): value
         for (name, labels), value in samples.items()
-        if name == "kasparro_http_requests_total" and (its := dict(labels))
+        if name == "kasparro_http_requests_total" and (label := dict(labels))
     }
-    assert told == {
+    assert counts == {
         ("/data/{source}/{source_id}", "GET", "401"): 1,
         ("other", "GET", "429"): 1,
         ("/data", "HEAD", "429"): 1,
@@ -86,7 +86,7 @@ async def test_refusals_are_counted_under_the_route_that_was_asked(database_url:
     }
 
 
-async def test_the_database_tells_of_records_runs_and_sources(
+async def test_records_runs_and_sources(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
     await insert({"source_id": "a"}, {"source_id": "b"})
@@ -110,7 +110,7 @@ async def test_the_database_tells_of_records_runs_and_sources(
     assert metric_value(samples, "kasparro_source_age_seconds", source="csv") is None
 
 
-async def test_the_loop_tells_whether_it_leads_and_when_it_runs(database_url: str) -> None:
+async def test_leader_and_next_run(database_url: str) -> None:
     async with serving(database_url, scheduler=FakeScheduler()) as client:
         samples = await scrape(client)
     assert metric_value(samples, "kasparro_leader") == 1
@@ -118,7 +118,7 @@ async def test_the_loop_tells_whether_it_leads_and_when_it_runs(database_url: st
     assert metric_value(samples, "kasparro_next_run_timestamp_seconds") == due.timestamp()
 
 
-async def test_without_the_database_the_rest_is_told_all_the_same() -> None:
+async def test_other_metrics_without_the_database() -> None:
     async with serving("postgresql://x@127.0.0.1:1/x") as client:
         samples = await scrape(client)
     assert metric_value(samples, "kasparro_database_up") == 0
@@ -127,7 +127,7 @@ async def test_without_the_database_the_rest_is_told_all_the_same() -> None:
     assert metric_value(samples, "kasparro_pool_connections_limit", pool="slow") == 2
 
 
-async def test_the_cache_is_shown(client: aiohttp.ClientSession) -> None:
+async def test_cache_gauges(client: aiohttp.ClientSession) -> None:
     await cached(client)
     samples = await scrape(client)
     assert metric_value(samples, "kasparro_cache_answers") == 1
@@ -136,23 +136,25 @@ async def test_the_cache_is_shown(client: aiohttp.ClientSession) -> None:
     assert metric_value(samples, "kasparro_cache_usable") == 1
 
 
-async def test_scrapers_get_the_format_they_ask_for(client: aiohttp.ClientSession) -> None:
+async def test_openmetrics_on_request(client: aiohttp.ClientSession) -> None:
     async with client.get(
         "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
-    ) as answer:
-        assert answer.content_type == "application/openmetrics-text"
-        assert (await answer.text()).endswith("# EOF\n")
+    ) as response:
+        assert response.content_type == "application/openmetrics-text"
+        assert (await response.text()).endswith("# EOF\n")
 
 
-async def test_any_worker_tells_for_all(database_url: str) -> None:
+async def test_any_worker_reports_for_all(database_url: str) -> None:
     async with service(database_url, "--workers", "2") as client, asyncio.timeout(60):
-        asked = 0
+        requests = 0
         workers: set[str] = set()
         while len(workers) < 2:
-            async with client.get("/data/csv/nosuch") as answer:
-                assert answer.status == 404
-            asked += 1
+            async with client.get("/data/csv/nosuch") as response:
+                assert response.status == 404
+            requests += 1
             samples = await scrape(client)
-            workers = {dict(its)["worker"] for (name, its) in samples if name == "kasparro_cache_usable"}
-        while metric_value(await scrape(client), "kasparro_http_requests_total", status="404") != asked:
+            workers = {
+                dict(labels)["worker"] for (name, labels) in samples if name == "kasparro_cache_usable"
+            }
+        while metric_value(await scrape(client), "kasparro_http_requests_total", status="404") != requests:
             pass

@@ -1,7 +1,6 @@
-"""The operators' routes over HTTP: statistics, runs, health, tables, and a run on demand."""
+"""GET /stats, /runs, /compare-runs and /tables, and POST /runs."""
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -50,13 +49,13 @@ async def test_runs_in_pages(client: aiohttp.ClientSession, connection: Connecti
 
 
 @pytest.mark.parametrize("path", ["/runs/1", "/runs/99999999999999999999999", "/runs/1/rejects", "/runs/x"])
-async def test_a_run_that_is_not_there_is_a_problem(client: aiohttp.ClientSession, path: str) -> None:
+async def test_unknown_run(client: aiohttp.ClientSession, path: str) -> None:
     assert (await get_json(client, path, 404))["status"] == 404
 
 
-@pytest.mark.parametrize("told", ["abc", "0", "-1", "1.5", "%31x", "٣", "9" * 200])
-async def test_an_id_that_no_run_can_have_is_named(client: aiohttp.ClientSession, told: str) -> None:
-    for path in (f"/runs/{told}", f"/runs/{told}/rejects"):
+@pytest.mark.parametrize("run_id", ["abc", "0", "-1", "1.5", "%31x", "٣", "9" * 200])
+async def test_invalid_run_id(client: aiohttp.ClientSession, run_id: str) -> None:
+    for path in (f"/runs/{run_id}", f"/runs/{run_id}/rejects"):
         problem = await get_json(client, path, 404)
         assert (problem["parameter"], problem["allowed"]) == ("id", "a whole number from 1")
 
@@ -92,7 +91,7 @@ async def test_rejects_of_a_run(client: aiohttp.ClientSession, connection: Conne
     assert (await get_json(client, f"/runs/{other}/rejects?cursor={cursor}", 400))["parameter"] == "cursor"
 
 
-async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: Connection) -> None:
+async def test_compare_runs(client: aiohttp.ClientSession, connection: Connection) -> None:
     drift = (
         '[{"field":"price","change":"vanished","records":9,"of":9,"before":"","after":"","samples":[],'
         '"nearest":"cost","confidence":0.7,"since_run":2}]'
@@ -105,20 +104,20 @@ async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: 
     b = await add_run(connection, "partial", finished_at=LONG_AGO + timedelta(seconds=4))
     await add_source(connection, a, "coingecko", "succeeded", fetched=100, valid=100, inserted=100, calls=2)
     await add_source(connection, a, "csv", "succeeded", fetched=7, valid=7, inserted=7)
-    figures = '{"at":"2024-06-01T12:00:00Z","fetched":9,"compared":8,"move":0.0,"shift":0.1,"gap_s":60}'
-    judged = {"drift": drift, "anomalies": anomaly, "metrics": figures}
-    await add_source(connection, b, "coingecko", "failed", fetched=9, rejected=9, calls=1, **judged)
+    metrics = '{"at":"2024-06-01T12:00:00Z","fetched":9,"compared":8,"move":0.0,"shift":0.1,"gap_s":60}'
+    assessment = {"drift": drift, "anomalies": anomaly, "metrics": metrics}
+    await add_source(connection, b, "coingecko", "failed", fetched=9, rejected=9, calls=1, **assessment)
     await add_source(connection, b, "coinpaprika", "succeeded")
 
-    told = await get_json(client, f"/compare-runs?a={a}&b={b}")
+    comparison = await get_json(client, f"/compare-runs?a={a}&b={b}")
 
-    assert (told["a"], told["b"]) == (
+    assert (comparison["a"], comparison["b"]) == (
         await get_json(client, f"/runs/{a}"),
         await get_json(client, f"/runs/{b}"),
     )
-    assert (told["only_a"], told["only_b"]) == (["csv"], ["coinpaprika"])
-    assert told["difference"]["duration_s"] == -5.5
-    assert told["difference"]["records"] == {
+    assert (comparison["only_a"], comparison["only_b"]) == (["csv"], ["coinpaprika"])
+    assert comparison["difference"]["duration_s"] == -5.5
+    assert comparison["difference"]["records"] == {
         "fetched": -98,
         "valid": -107,
         "rejected": 9,
@@ -126,22 +125,20 @@ async def test_two_runs_side_by_side(client: aiohttp.ClientSession, connection: 
         "updated": 0,
         "unchanged": 0,
     }
-    gecko, paprika, csv = told["sources"]
+    gecko, paprika, csv = comparison["sources"]
     assert (gecko["status_a"], gecko["status_b"]) == ("succeeded", "failed")
     assert (gecko["difference"]["calls"], gecko["difference"]["records"]["fetched"]) == (-1, -91)
     assert (gecko["drift_begun"], gecko["drift_over"]) == (["price"], [])
     assert (gecko["anomalies_begun"], gecko["anomalies_over"]) == (["few-records"], [])
     assert (paprika["status_a"], csv["status_b"], csv["difference"]) == (None, None, None)
-    prices = told["b"]["sources"][0]["prices"]
+    prices = comparison["b"]["sources"][0]["prices"]
     assert prices == {"coins": 8, "size_percent": 0.0, "change_percent": 10.5171, "after_s": 60.0}
-    back = await get_json(client, f"/compare-runs?a={b}&b={a}")
-    assert back["difference"]["records"]["valid"] == 107
-    assert back["sources"][0]["drift_over"] == ["price"]
+    reverse = await get_json(client, f"/compare-runs?a={b}&b={a}")
+    assert reverse["difference"]["records"]["valid"] == 107
+    assert reverse["sources"][0]["drift_over"] == ["price"]
 
 
-async def test_runs_that_cannot_be_compared_are_named(
-    client: aiohttp.ClientSession, connection: Connection
-) -> None:
+async def test_compare_invalid_runs(client: aiohttp.ClientSession, connection: Connection) -> None:
     run_id = await add_run(connection, "succeeded")
     for query, status, parameter in (
         ("", 400, "a"),
@@ -159,124 +156,15 @@ async def test_runs_that_cannot_be_compared_are_named(
     assert not any(same["difference"]["records"].values())
 
 
-async def test_health_before_the_first_run_is_ok(client: aiohttp.ClientSession) -> None:
-    health = await get_json(client, "/health")
-    assert health["status"] == health["database"]["status"] == "ok"
-    assert health["database"]["latency_ms"] > 0
-    assert list(health["sources"]) == ["coinpaprika", "coingecko", "csv"]
-    assert health["sources"]["csv"] == {
-        "status": None,
-        "last_success_at": None,
-        "age_s": None,
-        "expected_age_s": 7500.0,
-        "stale": False,
-        "error": None,
-        "reasons": [],
-    }
-
-
-async def test_a_failed_source_degrades_health_and_says_why(
-    database_url: str, connection: Connection
-) -> None:
-    run_id = await add_run(connection, "partial")
-    await add_source(connection, run_id, "coingecko", "failed", error="HTTP 429 from /coins/markets")
-    async with serving(database_url, Settings(sources=("coingecko", "csv"))) as client:
-        health = await get_json(client, "/health")
-        assert health["status"] == "degraded"
-        assert health["sources"]["coingecko"]["error"] == "HTTP 429 from /coins/markets"
-        assert health["sources"]["coingecko"]["reasons"][0] == "failed: HTTP 429 from /coins/markets"
-        assert list(health["sources"]) == ["coingecko", "csv"]
-    async with serving(database_url, Settings(sources=("csv",))) as client:
-        assert (await get_json(client, "/health"))["status"] == "ok"
-
-
-async def test_without_a_database_health_is_unavailable_and_data_a_problem() -> None:
-    nowhere = "postgresql://someone:hunter2@127.0.0.1:1/nosuch"
-    async with serving(nowhere) as client:
-        health = await get_json(client, "/health", 503)
-        assert (health["status"], health["database"]["status"]) == ("unavailable", "unreachable")
-        assert health["database"]["error"]
-        assert "hunter2" not in str(health)
-        assert await get_json(client, "/health/live") == {"status": "ok"}
-        for path in ("/data", "/data/csv/x", "/stats", "/runs", "/runs/1", "/tables"):
-            async with client.get(path) as answer:
-                problem = await answer.json(content_type="application/problem+json")
-            assert (answer.status, problem["title"]) == (503, "Database unreachable")
-            assert answer.headers["Retry-After"] == "5"
-            assert "127.0.0.1" not in str(problem)
-        assert (await get_json(client, "/data?limit=0", 400))["parameter"] == "limit"
-
-
-async def test_health_says_that_the_primary_is_out_of_reach_while_reads_are_answered(
-    database_url: str, insert: Insert
-) -> None:
-    await insert({"source_id": "a"})
-    async with serving("postgresql://x@127.0.0.1:1/x", read_url=database_url) as client:
-        health = await get_json(client, "/health")
-        assert (health["status"], health["database"]["status"]) == ("degraded", "ok")
-        assert health["database"]["unreachable"] == ["primary"]
-        (reason,) = health["reasons"]
-        assert reason.startswith("the primary (DATABASE_URL) is out of reach: PostgreSQL is unreachable: ")
-        assert (await get_json(client, "/data"))["data"]
-
-
-async def test_health_says_that_the_database_for_reads_is_out_of_reach(database_url: str) -> None:
-    async with serving(database_url, read_url="postgresql://x@127.0.0.1:1/x") as client:
-        health = await get_json(client, "/health", 503)
-        assert (health["status"], health["database"]["status"]) == ("unavailable", "unreachable")
-        assert health["database"]["unreachable"] == ["read"]
-        assert health["reasons"] == []
-
-
-async def test_health_names_both_databases_where_both_are_out_of_reach() -> None:
-    nowhere = "postgresql://x@127.0.0.1:1/x"
-    async with serving(nowhere, read_url=nowhere) as client:
-        health = await get_json(client, "/health", 503)
-        assert health["database"]["unreachable"] == ["primary", "read"]
-    async with serving(nowhere) as client:
-        assert (await get_json(client, "/health", 503))["database"]["unreachable"] == ["primary"]
-
-
-async def test_a_database_that_does_not_exist_or_lets_nobody_in_is_unavailable(server_url: str) -> None:
-    for url in (server_url.rsplit("/", 1)[0] + "/nosuch", server_url.replace("//kasparro", "//stranger")):
-        async with serving(url) as client:
-            assert (await get_json(client, "/health", 503))["database"]["status"] == "unreachable"
-            assert (await get_json(client, "/data", 503))["title"] == "Database unreachable"
-
-
-async def test_health_answers_soon_where_the_database_says_nothing() -> None:
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
-    async with silent, serving(f"postgresql://x@127.0.0.1:{port}/x") as client:
-        began = time.perf_counter()
-        answers = await asyncio.gather(*(get_json(client, "/health", 503) for _ in range(20)))
-        assert time.perf_counter() - began < 3
-        assert {answer["database"]["status"] for answer in answers} == {"unreachable"}
-        assert answers[0]["database"]["error"] == "PostgreSQL did not answer within 2 s"
-
-
-async def test_before_the_migrations_the_database_is_being_prepared(empty_database_url: str) -> None:
-    async with serving(empty_database_url) as client:
-        assert (await get_json(client, "/health", 503))["database"]["status"] == "preparing"
-        for path in ("/data", "/stats", "/runs", "/runs/1"):
-            assert (await get_json(client, path, 503))["title"] == "Database being prepared"
-
-
-async def test_a_query_that_takes_too_long_is_a_problem(
-    client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_query_timeout(client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch) -> None:
     async def sleep(connection: Connection) -> None:
         await connection.execute("SET LOCAL statement_timeout = 10; SELECT pg_sleep(5)")
 
     monkeypatch.setattr("kasparro.store.tables.tables", sleep)
-    async with client.get("/tables") as answer:
-        assert answer.status == 503
-        assert answer.headers["Retry-After"]
-        assert (await answer.json(content_type=None))["title"] == "Query took too long"
+    async with client.get("/tables") as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"]
+        assert (await response.json(content_type=None))["title"] == "Query took too long"
 
 
 async def test_tables_are_counted_and_summed(
@@ -339,31 +227,31 @@ async def test_a_run_is_started_with_the_token_alone(database_url: str) -> None:
             {"Authorization": "Basic s3cret"},
             {"Authorization": "s3cret"},
         ):
-            async with client.post("/runs", headers=headers) as answer:
-                assert answer.status == 401
-                assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-                assert "s3cret" not in await answer.text()
-        async with client.post("/runs", headers={"Authorization": "bearer s3cret"}) as answer:
-            assert answer.status == 202
-            assert answer.headers["Location"] == "/runs/7"
-            assert await answer.json() == {"id": 7, "status": "running"}
-        async with client.post("/runs", headers={"Authorization": "Bearer s3cret"}) as answer:
-            assert answer.status == 409
-            assert (await answer.json(content_type=None))["title"] == "Run in progress"
-        async with client.delete("/runs") as answer:
-            assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
+            async with client.post("/runs", headers=headers) as response:
+                assert response.status == 401
+                assert response.headers["WWW-Authenticate"].startswith("Bearer")
+                assert "s3cret" not in await response.text()
+        async with client.post("/runs", headers={"Authorization": "bearer s3cret"}) as response:
+            assert response.status == 202
+            assert response.headers["Location"] == "/runs/7"
+            assert await response.json() == {"id": 7, "status": "running"}
+        async with client.post("/runs", headers={"Authorization": "Bearer s3cret"}) as response:
+            assert response.status == 409
+            assert (await response.json(content_type=None))["title"] == "Run in progress"
+        async with client.delete("/runs") as response:
+            assert response.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
 
 
-async def test_without_a_token_nothing_can_be_started(database_url: str) -> None:
+async def test_no_post_without_admin_token(database_url: str) -> None:
     async with (
         serving(database_url, load_settings({}), FakeScheduler()) as client,
-        client.post("/runs") as answer,
+        client.post("/runs") as response,
     ):
-        assert answer.status == 405
-        assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
+        assert response.status == 405
+        assert response.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-async def test_the_service_recovers_when_its_connections_are_cut(
+async def test_recovers_after_its_connections_are_terminated(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
     await get_json(client, "/data")
@@ -372,9 +260,9 @@ async def test_the_service_recovers_when_its_connections_are_cut(
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     for _ in range(20):
-        async with client.get("/data") as answer:
-            assert answer.status in {200, 503}
-        if answer.status == 200:
+        async with client.get("/data") as response:
+            assert response.status in {200, 503}
+        if response.status == 200:
             break
         await asyncio.sleep(0.1)
-    assert answer.status == 200
+    assert response.status == 200
