@@ -20,6 +20,7 @@ PATHS = (
     "/tables",
     "/health",
     "/health/live",
+    "/health/ready",
 )
 # Requests that were under way when the database failed may still succeed.
 MARGIN_S = 0.3
@@ -119,7 +120,7 @@ def _problems_of(what: str, status: int, kind: str, body: bytes) -> list[str]:
     except ValueError:
         return [f"{what} returned {status} without JSON: {body[:500]!r}"]
     problem = {"type", "title", "status", "detail", "request_id"} <= set(content)
-    if status >= 400 and not problem and not (status == 503 and "database" in content):
+    if status >= 400 and not problem and not (status == 503 and {"database", "reason"} & set(content)):
         return [f"{what} returned {status} without a problem document: {body[:500]!r}"]
     if problem and kind != "application/problem+json":
         return [f"{what} returned a problem as {kind}"]

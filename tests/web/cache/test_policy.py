@@ -270,6 +270,7 @@ async def test_cache_control_of_each_route(client: aiohttp.ClientSession, insert
         "/docs/swagger-ui.css": "public, max-age=86400",
         "/health": "no-store",
         "/health/live": "no-store",
+        "/health/ready": "no-store",
         "/nosuch": "no-store",
         "/data?limit=0": "no-store",
     }.items():
