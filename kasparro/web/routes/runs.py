@@ -208,7 +208,7 @@ ENDPOINTS = (
         path="/runs/{id}/rejects",
         handler=rejects,
         summary="The rejects of a run",
-        description="Each rejected record or file with its reason and raw text, kept for "
+        description="Each rejected record or file with its reason and raw text, stored for "
         "KASPARRO_PAYLOAD_RETENTION.",
         tag="operations",
         path_params=RunPath,

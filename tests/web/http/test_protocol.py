@@ -319,7 +319,11 @@ async def test_health_is_answered_when_all_connections_are_taken(tmp_path: Path)
     async with separate_service("uvloop", 256, tmp_path / "log") as (client, _), AsyncExitStack() as stack:
         for number in range(180):
             await stack.enter_async_context(connected(client, address=f"127.0.1.{1 + number % 20}"))
-        for path, statuses in (("/health/live", {200}), ("/health", {200, 503}), ("/health/ready", {200, 503})):
+        for path, statuses in (
+            ("/health/live", {200}),
+            ("/health", {200, 503}),
+            ("/health/ready", {200, 503}),
+        ):
             async with connected(client) as connection:
                 connection.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                 assert (await connection.response())[0] in statuses
