@@ -15,7 +15,7 @@ from kasparro.pipeline.run import Run
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Job, read_archive
 from kasparro.sources.archives.source import Archives
-from kasparro.sources.archives.worker_messages import packed
+from kasparro.sources.archives.worker_messages import encode
 from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
 from kasparro.store.sql import statements as named_statements
@@ -24,11 +24,11 @@ from tests.bench import measure
 # The steps of the archive worker, each by the module and the function that does it. Detection converts sample
 # rows, so "detect" and "convert" overlap in short files.
 STEPS = {
-    "detect": ("reader.py", "_admitted"),
-    "read and decode": ("text.py", "_gathered"),
+    "detect": ("reader.py", "_detect"),
+    "read and decode": ("text.py", "_read"),
     "convert": ("convert.py", "convert_all"),
     "hash and write COPY lines": ("record.py", "copy_lines"),
-    "encode messages": ("worker_messages.py", "packed"),
+    "encode messages": ("worker_messages.py", "encode"),
 }
 # Statements that are shown on lines of their own: those that take longest.
 LONGEST = 8
@@ -69,7 +69,7 @@ async def _worker_seconds(path: Path) -> dict[str, float]:
     profiler = cProfile.Profile()
     with profiler, ArchiveFile.at(path) as archive:
         async for message in read_archive(archive, job):
-            packed(message)
+            encode(message)
     stats = pstats.Stats(profiler)
     by_function: dict[tuple[str, int, str], Any] = stats.stats  # type: ignore[attr-defined]
     spent = dict.fromkeys(STEPS, 0.0)

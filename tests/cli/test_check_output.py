@@ -64,7 +64,7 @@ def test_file_with_mostly_bad_rows_is_rejected(folder: Path) -> None:
     (folder / "eth.csv").write_text(HALF_BAD + "2021-05-22,two\n")
     (file,) = json.loads(check("--json", folder / "eth.csv").output)["files"]
     assert (file["rows"], file["rejected"]) == (0, 2)
-    assert "2 of 3 rows would be refused" in file["problem"]
+    assert "2 of 3 rows would be rejected" in file["problem"]
     assert [reject["line"] for reject in file["reasons"][0]["first"]] == [3, 4]
 
 

@@ -197,7 +197,7 @@ async def test_truncated_and_misconfigured_files_are_rejects(
     (csv,) = (await last_report(connection)).sources
     described, broken = sorted(csv.rejected_files, key=lambda rejected: rejected.file)
     assert described.file == "other.csv"
-    assert described.reason.startswith("not loaded, for other.csv.toml: unknown key 'dezimal'")
+    assert described.reason.startswith("not loaded: other.csv.toml: unknown key 'dezimal'")
     assert broken.file == "prices.csv.gz"
     assert "read up to row" in broken.reason
     assert csv.records.fetched == csv.records.valid + csv.records.rejected

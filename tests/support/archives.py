@@ -15,7 +15,7 @@ from kasparro.model.batch import Batch, Checkpoint
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.files import ArchiveFile, open_all
-from kasparro.sources.archives.overrides import FOLDER_FILE, NO_OVERRIDES, SUFFIX, Overrides, describe
+from kasparro.sources.archives.overrides import FOLDER_FILE, NO_OVERRIDES, SUFFIX, Overrides, read_overrides
 from kasparro.sources.archives.reader import Head, Job, Portion, Problem, read_archive
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
@@ -76,7 +76,7 @@ def job_for(
     head: Head | None = None,
 ) -> Job:
     """A job to read a file, as the worker makes it."""
-    return Job(name=path.name, key="a-key", position=position, now=now, said=overrides, head=head)
+    return Job(name=path.name, key="a-key", position=position, now=now, overrides=overrides, head=head)
 
 
 async def read(
@@ -91,11 +91,11 @@ async def read(
 
 def overrides_for(path: Path) -> Overrides:
     """The overrides for the archive at a path, from its folder."""
-    opened = open_all(path, None, (path.name + SUFFIX, FOLDER_FILE))
+    files = open_all(path, None, (path.name + SUFFIX, FOLDER_FILE))
     try:
-        return describe(opened, path.name)
+        return read_overrides(files, path.name)
     finally:
-        opened.close()
+        files.close()
 
 
 async def read_by(worker: Worker, file: Path | Archive) -> AsyncGenerator[Portion | Problem, None]:
@@ -105,7 +105,7 @@ async def read_by(worker: Worker, file: Path | Archive) -> AsyncGenerator[Portio
     if isinstance(key, Problem):
         yield key
         return
-    worker.begin(None)
+    worker.start_reading(None)
     async with aclosing(worker.messages(archive.name)) as messages:
         async for message in messages:
             yield message

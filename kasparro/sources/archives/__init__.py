@@ -1,1 +1,1 @@
-"""CSV archives: from any file to records."""
+"""CSV archives: finds files, detects what they hold, and converts their rows to records."""

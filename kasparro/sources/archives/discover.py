@@ -1,6 +1,6 @@
-"""Which files the setting means: a file, a folder or a glob, in the order of their paths.
+"""Finds the archives that the setting names: a file, a folder or a glob, in the order of their paths.
 
-Nothing is opened here. What a name leads to may change until it is opened, so `files` checks it then.
+It opens no file. A name may lead to another file until it is opened, so `files` checks it then.
 """
 
 import fnmatch
@@ -16,21 +16,21 @@ import msgspec
 
 from kasparro.errors import SourceError
 from kasparro.sources.archives.overrides import SUFFIX
-from kasparro.sources.archives.text import shown
+from kasparro.sources.archives.text import one_line
 
-PACKINGS = ("", ".gz", ".zst", ".zstd")
-ENDINGS = tuple(f"{kind}{packing}" for kind in (".csv", ".tsv", ".txt") for packing in PACKINGS)
+COMPRESSIONS = ("", ".gz", ".zst", ".zstd")
+ENDINGS = tuple(f"{kind}{compression}" for kind in (".csv", ".tsv", ".txt") for compression in COMPRESSIONS)
 SAMPLE = Path(__file__).parent / "sample"
-# Beyond these bounds a folder is refused: it is no folder of archives, or has no end.
+# A folder beyond these limits is rejected: it is not a folder of archives, or it has no end.
 FILES_LIMIT = 100_000
 ENTRIES_LIMIT = 2_000_000
-# PostgreSQL has to take a name into an index.
+# A name must fit into an index of PostgreSQL.
 NAME_BYTES = 512
 
 
 class Archive(msgspec.Struct, frozen=True):
-    """A file to read: where it is, what people call it, how large it seems, and the folder that it must lie
-    in; None where the user named the file itself.
+    """A file to read. `name` is for people. `root` is the folder that must contain it; None if the user named
+    the file itself.
     """
 
     path: Path
@@ -40,52 +40,52 @@ class Archive(msgspec.Struct, frozen=True):
 
 
 class Unsearched(msgspec.Struct, frozen=True, order=True):
-    """A folder whose archives are not known, and why; the reason completes "NAME: "."""
+    """A folder that could not be searched. The reason completes "NAME: "."""
 
     name: str
     reason: str
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The archives that the setting means, and the folders on the way that could not be searched."""
+    """The archives that the setting names, and the folders that could not be searched."""
 
     archives: list[Archive]
     unsearched: list[Unsearched]
 
 
-def archives(where: str | None, beat: Callable[[], None] = lambda: None) -> Found:
-    """The files that `where` names, sorted; None names the sample in the package.
+def find_archives(setting: str | None, heartbeat: Callable[[], None] = lambda: None) -> Found:
+    """Find the files that a setting names, sorted by path. None names the sample in the package.
 
-    `beat` is called for each entry of a folder. Raises SourceError where there is nothing to read.
+    Calls `heartbeat` for each entry of a folder. Raises SourceError if there is nothing to read.
     """
     try:
-        named = Path(where).expanduser() if where is not None else SAMPLE
+        path = Path(setting).expanduser() if setting is not None else SAMPLE
     except RuntimeError:
-        raise SourceError(f"archives {where}: ~NAME is no user of this machine") from None
+        raise SourceError(f"archives {setting}: ~NAME is not a user of this machine") from None
     try:
-        return _found(named, beat)
+        return _find(path, heartbeat)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise SourceError(f"archives {named}: cannot be read ({reason or error})") from None
+        raise SourceError(f"archives {path}: cannot be read ({reason or error})") from None
 
 
-def _found(named: Path, beat: Callable[[], None]) -> Found:
-    state = _state(named)
+def _find(path: Path, heartbeat: Callable[[], None]) -> Found:
+    state = _state(path)
     if state is not None and stat.S_ISREG(state.st_mode):
-        return Found([Archive(named, shown_path(named.name), state.st_size)], [])
+        return Found([Archive(path, display_name(path.name), state.st_size)], [])
     if state is not None and stat.S_ISDIR(state.st_mode):
-        # What installs the package may have made links of its files.
-        search = _Search(named, beat, confined=named != SAMPLE)
-        search.whole_folder(named, _is_archive)
-        missing = f"no archive in {named}: it holds no file ending in .csv, .tsv or .txt (.gz, .zst)"
+        # In an installed package, files may be links.
+        search = _Search(path, heartbeat, confined=path != SAMPLE)
+        search.add_folder(path, _is_archive)
+        missing = f"no archive in {path}: it holds no file ending in .csv, .tsv or .txt (.gz, .zst)"
     elif state is not None:
-        raise SourceError(f"archives {named}: it is neither a file nor a folder")
+        raise SourceError(f"archives {path}: it is neither a file nor a folder")
     else:
-        root = _root(named)
-        search = _Search(root, beat)
-        search.matches(root, named.parts[len(root.parts) :])
-        what = "no file matches" if glob.has_magic(str(named)) else "there is no file or folder"
-        missing = f"archives: {what} {named}"
+        root = _root(path)
+        search = _Search(root, heartbeat)
+        search.add_matches(root, path.parts[len(root.parts) :])
+        problem = "no file matches" if glob.has_magic(str(path)) else "there is no file or folder"
+        missing = f"archives: {problem} {path}"
     if not search.archives and not search.unsearched:
         raise SourceError(missing)
     return Found(sorted(search.archives, key=lambda archive: archive.path), sorted(search.unsearched))
@@ -99,7 +99,7 @@ def _state(path: Path) -> os.stat_result | None:
 
 
 def _root(pattern: Path) -> Path:
-    # The folder that a glob's names are relative to: no two files may have one name.
+    # Names are relative to the folder before the first part with a wildcard, so that they are unique.
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
@@ -107,45 +107,45 @@ def _is_archive(name: str) -> bool:
     return name.lower().endswith(ENDINGS) and not name.startswith(".")
 
 
-def _is_no_description(name: str) -> bool:
+def _is_not_overrides(name: str) -> bool:
     return not name.endswith(SUFFIX) and not name.startswith(".")
 
 
-def shown_path(path: str) -> str:
-    """A path as people, terminals and an index of PostgreSQL can take it."""
-    name = shown(path)
+def display_name(path: str) -> str:
+    """A path as a name that terminals and an index of PostgreSQL accept."""
+    name = one_line(path)
     if len(name.encode()) <= NAME_BYTES:
         return name
     digest = blake2b(os.fsencode(path), digest_size=8).hexdigest()
-    begin = name.encode()[: NAME_BYTES - 20].decode(errors="ignore")
-    return f"{begin}…{digest}"
+    start = name.encode()[: NAME_BYTES - 20].decode(errors="ignore")
+    return f"{start}…{digest}"
 
 
 class _Search:
-    # One pass over a folder, without a step through a link that leaves it.
-    def __init__(self, root: Path, beat: Callable[[], None], *, confined: bool = True) -> None:
+    # Searches a folder. Follows no link that leaves it.
+    def __init__(self, root: Path, heartbeat: Callable[[], None], *, confined: bool = True) -> None:
         self.archives: list[Archive] = []
         self.unsearched: list[Unsearched] = []
         self._root = root
         self._confined = confined
         self._real_root = Path(os.path.realpath(root))
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._entries = 0
         self._matched: set[tuple[int, int, int]] = set()
 
-    def whole_folder(self, folder: Path, is_meant: Callable[[str], bool], *, hidden: bool = True) -> None:
-        """Take every file below a folder whose name is meant."""
+    def add_folder(self, folder: Path, matches: Callable[[str], bool], *, hidden: bool = True) -> None:
+        """Add every file below a folder whose name matches."""
         waiting = [folder]
         while waiting:
             for entry in self._listed(waiting.pop()):
                 if entry.is_dir(follow_symlinks=False):
                     if hidden or not entry.name.startswith("."):
                         waiting.append(Path(entry.path))
-                elif not self._leads_to_folder(entry) and is_meant(entry.name):
-                    self._take(entry)
+                elif not self._leads_to_folder(entry) and matches(entry.name):
+                    self._add(entry)
 
-    def matches(self, folder: Path, parts: tuple[str, ...]) -> None:
-        """Take every file that the parts of a glob match."""
+    def add_matches(self, folder: Path, parts: tuple[str, ...]) -> None:
+        """Add every file that the parts of a glob match."""
         waiting = [(folder, 0)]
         while waiting:
             folder, index = waiting.pop()
@@ -153,7 +153,7 @@ class _Search:
                 continue
             part, last = parts[index], index == len(parts) - 1
             if part == "**" and last:
-                self.whole_folder(folder, _is_no_description, hidden=False)
+                self.add_folder(folder, _is_not_overrides, hidden=False)
                 continue
             if part == "**":
                 waiting.append((folder, index + 1))
@@ -168,25 +168,25 @@ class _Search:
                 elif self._leads_to_folder(entry):
                     if part != "**" and not last and self._is_inside(Path(entry.path)):
                         waiting.append((Path(entry.path), index + 1))
-                elif last and _is_no_description(entry.name):
-                    self._take(entry)
+                elif last and _is_not_overrides(entry.name):
+                    self._add(entry)
 
     def _seen(self, folder: Path, index: int) -> bool:
-        # Links inside the folder can lead to one place by any number of paths.
+        # With links inside the root, any number of paths can lead to one folder.
         state = _state(folder)
         if state is None:
             return True
-        place = (index, state.st_dev, state.st_ino)
-        if place in self._matched:
+        identity = (index, state.st_dev, state.st_ino)
+        if identity in self._matched:
             return True
-        self._matched.add(place)
+        self._matched.add(identity)
         return False
 
     def _listed(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    self._beat()
+                    self._heartbeat()
                     self._entries += 1
                     self._require(self._entries, ENTRIES_LIMIT, "entries")
                     yield entry
@@ -195,10 +195,10 @@ class _Search:
         except OSError as error:
             if folder == self._root:
                 raise
-            self._pass_over(folder, f"cannot be listed ({error.strerror or error})")
+            self._add_unsearched(folder, f"cannot be listed ({error.strerror or error})")
 
     def _leads_to_folder(self, entry: os.DirEntry[str]) -> bool:
-        # Of a link to a folder within the root, the files are found there.
+        # If a link leads to a folder within the root, the files are found in that folder.
         try:
             if not (entry.is_symlink() and entry.is_dir()):
                 return False
@@ -207,15 +207,15 @@ class _Search:
         path = Path(entry.path)
         if not self._is_inside(path):
             root = self._root.absolute()
-            self._pass_over(
-                path, f"not searched, for it is a link that leaves the folder {root.name or root}"
+            self._add_unsearched(
+                path, f"not searched: it is a link that leaves the folder {root.name or root}"
             )
         return True
 
     def _is_inside(self, path: Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self._real_root)
 
-    def _take(self, entry: os.DirEntry[str]) -> None:
+    def _add(self, entry: os.DirEntry[str]) -> None:
         path = Path(entry.path)
         try:
             state = entry.stat()
@@ -225,8 +225,8 @@ class _Search:
         self.archives.append(Archive(path, self._name(path), size, self._root if self._confined else None))
         self._require(len(self.archives), FILES_LIMIT, "files")
 
-    def _pass_over(self, folder: Path, reason: str) -> None:
-        self.unsearched.append(Unsearched(self._name(folder), shown(reason)))
+    def _add_unsearched(self, folder: Path, reason: str) -> None:
+        self.unsearched.append(Unsearched(self._name(folder), one_line(reason)))
         self._require(len(self.unsearched), FILES_LIMIT, "folders that cannot be searched")
 
     def _require(self, count: int, limit: int, what: str) -> None:
@@ -234,7 +234,7 @@ class _Search:
             raise SourceError(f"archives: {self._root} holds more than {limit:,} {what}; name a part of it")
 
     def _name(self, path: Path) -> str:
-        return shown_path(path.relative_to(self._root).as_posix())
+        return display_name(path.relative_to(self._root).as_posix())
 
 
 def _fits(name: str, part: str) -> bool:

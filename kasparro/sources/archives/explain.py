@@ -1,4 +1,4 @@
-"""What an archive would load and how it was understood, for `kasparro check`; nothing is written."""
+"""Checks one archive for `kasparro check`: what it would load and how it was understood. Writes nothing."""
 
 import csv
 from datetime import datetime
@@ -7,35 +7,35 @@ import msgspec
 
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject, RejectedValue
 from kasparro.sources.archives.convert import Converter
+from kasparro.sources.archives.detect import SHOWN_CELLS, Detection, detect
+from kasparro.sources.archives.detect.sample import Sample, read_sample
+from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import Overrides
-from kasparro.sources.archives.reader import Job, Portion, Tally, generic, read_archive
-from kasparro.sources.archives.recognise import (
-    SAMPLES,
-    FileRejected,
-    Recognised,
-    Sample,
-    recognise,
-    sampled,
-)
+from kasparro.sources.archives.reader import Job, Portion, RejectCount, general_reason, read_archive
 from kasparro.sources.archives.times import ORDER_NAMES
 
-# How many rejects are shown of each reason.
+# Rejects of each reason that are shown.
 EXAMPLES = 3
-# Which column of the table each field of an archive ends in, where the names differ.
-_READ = (*KEY_COLUMNS[3:], *CONTENT_COLUMNS[1:])
-_STORED = {"id": "source_id", "time": "observed_at", "closed_at": "observed_at", "clock": "observed_at"}
+_STORED_COLUMNS = (*KEY_COLUMNS[3:], *CONTENT_COLUMNS[1:])
+# The table's columns for the fields of archives, if their names differ.
+_COLUMN_OF_FIELD = {
+    "id": "source_id",
+    "time": "observed_at",
+    "closed_at": "observed_at",
+    "clock": "observed_at",
+}
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """A cell as the file has it, and what is stored of it."""
+    """A cell of a file, and its value in the table."""
 
     raw: str
     stored: str | None
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """One column: the field it goes to, or why to none, with some of its cells."""
+    """A column: the field that it gives, or why it is not read, and some of its cells."""
 
     header: str
     field: str | None
@@ -44,8 +44,8 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stored(self) -> bool:
-        """Whether its cells end in a column of the table."""
-        return self.field in _READ
+        """Whether its values are stored in a column of the table."""
+        return self.field in _STORED_COLUMNS
 
 
 class Recognition(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +67,7 @@ class Recognition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why rows were refused: how many, and the first of them."""
+    """A reason why rows are rejected: how many, and the first of them."""
 
     field: str | None
     reason: str
@@ -76,7 +76,7 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file would load; `problem` says why it would not be loaded, or not to its end."""
+    """What a file would load. `problem` says why it would not be loaded, or not to its end."""
 
     name: str
     rows: int
@@ -87,50 +87,49 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> bool:
-        """Whether every row of it would be loaded."""
+        """Whether every row would be loaded."""
         return self.problem is None and not self.rejected
 
 
 class _Reasons:
-    # Rejects by reason, the first ones of each kept.
+    # Counts rejects by field and reason, with the first rejects of each.
     def __init__(self) -> None:
-        self._told: dict[tuple[str | None, str], tuple[int, list[Reject]]] = {}
+        self._rejects: dict[tuple[str | None, str], tuple[int, list[Reject]]] = {}
 
     def add(self, reject: Reject) -> None:
-        key = reject.field, generic(reject.reason)
-        count, first = self._told.get(key, (0, []))
+        key = reject.field, general_reason(reject.reason)
+        count, first = self._rejects.get(key, (0, []))
         if len(first) < EXAMPLES:
             first.append(reject)
-        self._told[key] = count + 1, first
+        self._rejects[key] = count + 1, first
 
-    def verdict(self, rows: int) -> str | None:
-        """Why a file with so many rows is not loaded at all; None where at most half of them were refused."""
-        counts = {
+    def count(self, rows: int) -> RejectCount:
+        """The rejects among `rows` rows."""
+        reasons = {
             f"{field}: {reason}" if field else reason: count
-            for (field, reason), (count, _) in self._told.items()
+            for (field, reason), (count, _) in self._rejects.items()
         }
-        refused = sum(counts.values())
-        return Tally(rows=rows, refused=refused, reasons=counts, whole=True).verdict
+        return RejectCount(rows=rows, rejected=sum(reasons.values()), reasons=reasons, whole=True)
 
-    def most_first(self) -> tuple[Reason, ...]:
-        ordered = sorted(self._told.items(), key=lambda item: -item[1][0])
+    def most_frequent_first(self) -> tuple[Reason, ...]:
+        ordered = sorted(self._rejects.items(), key=lambda item: -item[1][0])
         return tuple(
             Reason(field=field, reason=reason, rows=count, first=tuple(first))
             for (field, reason), (count, first) in ordered
         )
 
 
-def refused(name: str, problem: str) -> Checked:
-    """What a file comes to of which nothing can be read; `problem` is the whole line."""
+def not_checked(name: str, problem: str) -> Checked:
+    """The result for a file that cannot be read. `problem` is the whole line."""
     return Checked(name=name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
 
 
-async def check(file: ArchiveFile, name: str, said: Overrides, now: datetime) -> Checked:
-    """Read a file to its end as a run would, with no database."""
+async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetime) -> Checked:
+    """Read a file to its end as a run would, without a database."""
     rows = rejected = 0
     problem: str | None = None
     reasons = _Reasons()
-    job = Job(name=name, key="", position=0, now=now, said=said, judged=False)
+    job = Job(name=name, key="", position=0, now=now, overrides=overrides, half_rule=False)
     async for message in read_archive(file, job):
         if isinstance(message, Portion):
             rows += message.batch.rows
@@ -139,69 +138,71 @@ async def check(file: ArchiveFile, name: str, said: Overrides, now: datetime) ->
                 reasons.add(reject)
         else:
             problem = message.reject.summary
-    if (verdict := reasons.verdict(rows + rejected)) is not None:
-        rows, problem = 0, f"{name}: {verdict}"
+    if (reason := reasons.count(rows + rejected).file_reason) is not None:
+        rows, problem = 0, f"{name}: {reason}"
     return Checked(
         name=name,
         rows=rows,
         rejected=rejected,
         problem=problem,
-        reasons=reasons.most_first(),
+        reasons=reasons.most_frequent_first(),
         recognition=await _recognition(file, job),
     )
 
 
 async def _recognition(file: ArchiveFile, job: Job) -> Recognition | None:
     try:
-        sample = await sampled(file, job.said)
-        found = recognise(sample, job.name, job.now, job.said)
+        sample = await read_sample(file, job.overrides)
+        detection = detect(sample, job.name, job.now, job.overrides)
     except (FileRejected, csv.Error, OSError):
         return None
-    period = found.period
+    period = detection.period
     return Recognition(
-        layout=found.layout.name,
-        encoding=found.encoding.codec,
-        delimiter=found.delimiter,
+        layout=detection.layout.name,
+        encoding=detection.encoding.codec,
+        delimiter=detection.delimiter,
         header_line=sample.header_line,
-        coin=found.coin_by,
-        currency=f"USD {found.currency_by}",
-        decimal=found.decimal,
-        day_order=ORDER_NAMES[found.order] if found.order else None,
-        epoch=found.epoch_unit,
-        zone=found.zone,
+        coin=detection.coin_settled_by,
+        currency=f"USD {detection.currency_settled_by}",
+        decimal=detection.decimal,
+        day_order=ORDER_NAMES[detection.order] if detection.order else None,
+        epoch=detection.epoch_unit,
+        zone=detection.zone,
         candles_s=int(period.total_seconds()) if period else None,
-        columns=_columns(sample, found, job),
-        notes=found.notes,
+        columns=_columns(sample, detection, job),
+        notes=detection.notes,
     )
 
 
-def _columns(sample: Sample, found: Recognised, job: Job) -> tuple[Column, ...]:
-    # The first rows that load tell what becomes of each cell.
-    convert = Converter(found, job.now).convert
+def _columns(sample: Sample, detection: Detection, job: Job) -> tuple[Column, ...]:
+    # With the first rows that load, to show the stored value of each cell.
+    convert = Converter(detection, job.now).convert
     stored: list[tuple[list[str], dict[str, str]]] = []
     for row in sample.rows:
         try:
             key, content = convert(row.copy())
         except RejectedValue:
             continue
-        stored.append((row, dict(zip(_READ, [*key.split("\t"), *content.split("\t")], strict=True))))
-        if len(stored) == SAMPLES:
+        stored.append(
+            (row, dict(zip(_STORED_COLUMNS, [*key.split("\t"), *content.split("\t")], strict=True)))
+        )
+        if len(stored) == SHOWN_CELLS:
             break
     columns = []
-    for place, column in enumerate(found.columns):
-        field = _STORED.get(column.field, column.field) if column.field else None
-        if field in _READ:
-            cells = tuple(Cell(_whole(row[place]), _plain(values[field])) for row, values in stored)
+    for index, column in enumerate(detection.columns):
+        field = _COLUMN_OF_FIELD.get(column.field, column.field) if column.field else None
+        if field in _STORED_COLUMNS:
+            cells = tuple(Cell(_valid(row[index]), _value(values[field])) for row, values in stored)
         else:
-            cells = tuple(Cell(_whole(raw), None) for raw in column.samples)
+            cells = tuple(Cell(_valid(raw), None) for raw in column.cells)
         columns.append(Column(header=column.header, field=field, note=column.note, cells=cells))
     return tuple(columns)
 
 
-def _plain(cell: str) -> str | None:
+def _value(cell: str) -> str | None:
     return None if cell == "\\N" else cell
 
 
-def _whole(cell: str) -> str:
-    # Halves of characters, which stand for bytes that are not of the encoding, do not pass between processes.
+def _valid(cell: str) -> str:
+    # Messages cannot hold the surrogates that represent bytes outside the encoding.
     return cell.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""The only place that opens foreign files: regular files, with no link that leaves their folder."""
+"""Opens files from outside safely: only regular files, and no link that leaves their folder."""
 
 import errno
 import io
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-# O_PATH: a folder on the way may forbid that it is listed.
+# O_PATH also opens folders that may not be listed.
 FOLDER_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
-# Text has no room for a hole of this size: it would be one line of NUL characters.
+# A hole of this size would be a line of NUL characters, which no table has.
 HOLE_LIMIT = 64 * 1024 * 1024
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -26,10 +26,10 @@ _KINDS = {
 
 
 def open_file(path: Path, root: Path | None) -> int:
-    """Open a regular file for reading, and give its descriptor.
+    """Open a regular file for reading, and return its descriptor.
 
-    With `root`, the file must lie in that folder after all links are resolved. Without it, the user named the
-    file, and links may lead anywhere. Raises OSError; its text completes "cannot be read (...)".
+    With `root`, the file must be in that folder after all links are resolved. Without it, the user named the
+    file, and links may lead anywhere. Raises OSError, whose text completes "cannot be read (...)".
     """
     try:
         if root is None:
@@ -42,7 +42,7 @@ def open_file(path: Path, root: Path | None) -> int:
 
 
 def _open_within(real: Path, root: Path) -> int:
-    # No component may be a link any more, so that nobody can swap one in after the check.
+    # All links are resolved, so no part may be a link: somebody could replace it after the check.
     if not real.is_relative_to(root):
         raise OSError(errno.EXDEV, f"it is a link that leaves the folder {root.name or root}")
     *folders, name = real.relative_to(root).parts or (".",)
@@ -58,7 +58,7 @@ def _open_within(real: Path, root: Path) -> int:
 
 
 def _open_regular(path: Path | str, folder: int | None, *, follow: bool) -> int:
-    # The first check keeps devices closed: to open one can have effects. The second one is free of races.
+    # The first check avoids opening devices, which can have effects. The second one has no race.
     _require_regular(os.stat(path, dir_fd=folder, follow_symlinks=follow))
     descriptor = os.open(path, FLAGS | (0 if follow else os.O_NOFOLLOW), dir_fd=folder)
     try:
@@ -79,7 +79,7 @@ def _require_regular(state: os.stat_result) -> None:
 
 
 def _require_dense(descriptor: int) -> None:
-    # A hole costs its owner nothing and us hours.
+    # A hole takes no space on disk, but hours to read.
     size = os.fstat(descriptor).st_size
     if size <= HOLE_LIMIT:
         return
@@ -89,60 +89,56 @@ def _require_dense(descriptor: int) -> None:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        # No data follow.
+        # The hole extends to the end.
         end = size
     if end - start > HOLE_LIMIT:
         raise OSError(errno.EINVAL, f"it is a sparse file: {end - start:,} bytes of it were never written")
 
 
-class Opened(NamedTuple):
-    """An archive, its own description and its folder's: the descriptor of each, or why there is none."""
+class OpenFiles(NamedTuple):
+    """An archive, its overrides and its folder's: the descriptor of each, its error, or None for no file."""
 
     archive: int | OSError
-    own: int | OSError | None
-    folder: int | OSError | None
+    file_overrides: int | OSError | None
+    folder_overrides: int | OSError | None
 
     def close(self) -> None:
-        """Close all that are open."""
+        """Close the files that are open."""
         for file in self:
             if isinstance(file, int):
                 os.close(file)
 
 
-def open_all(path: Path, root: Path | None, names: tuple[str, str]) -> Opened:
-    """Open an archive and its descriptions, which have `names` and lie beside it, in its folder."""
+def open_all(path: Path, root: Path | None, names: tuple[str, str]) -> OpenFiles:
+    """Open an archive, and its own and its folder's overrides, which are next to it and have `names`."""
     folder = root if root is not None else path.parent
-    own, general = (_description(path.with_name(name), folder) for name in names)
-    return Opened(_attempt(path, root), own, general)
+    of_file, of_folder = (_open_overrides(path.with_name(name), folder) for name in names)
+    return OpenFiles(_try_open(path, root), of_file, of_folder)
 
 
-def _attempt(path: Path, root: Path | None) -> int | OSError:
+def _try_open(path: Path, root: Path | None) -> int | OSError:
     try:
         return open_file(path, root)
     except OSError as error:
         return error
 
 
-def _description(path: Path, root: Path) -> int | OSError | None:
-    file = _attempt(path, root)
-    # A name that is too long for a file is the name of none.
+def _open_overrides(path: Path, root: Path) -> int | OSError | None:
+    file = _try_open(path, root)
+    # No file has a name that is too long.
     absent = isinstance(file, OSError) and file.errno in {errno.ENOENT, errno.ENAMETOOLONG}
     return None if absent else file
 
 
-def _no_beat() -> None:
-    pass
-
-
 class ArchiveFile:
-    """An open archive with the size and time of change that it had when it was opened.
+    """An open archive, with the size and the time of change that it had when it was opened.
 
-    `beat` is called for each piece read, so that others see that the work goes on.
+    Calls `heartbeat` for each part that is read.
     """
 
-    def __init__(self, descriptor: int, beat: Callable[[], None] = _no_beat) -> None:
+    def __init__(self, descriptor: int, heartbeat: Callable[[], None] = lambda: None) -> None:
         self._descriptor = descriptor
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._opened_as = os.fstat(descriptor)
 
     @classmethod
@@ -158,7 +154,7 @@ class ArchiveFile:
 
     @property
     def size(self) -> int:
-        """Its bytes. Nothing beyond them is read, however the file grows."""
+        """Its size in bytes. What is appended later is not read."""
         return self._opened_as.st_size
 
     @property
@@ -168,16 +164,16 @@ class ArchiveFile:
         return (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
 
     def content(self) -> io.BufferedReader:
-        """Its bytes from the beginning; to close this reader leaves the file open."""
-        return io.BufferedReader(_Content(self._descriptor, self.size, self._beat))
+        """A reader of its bytes from the beginning. Closing the reader leaves the file open."""
+        return io.BufferedReader(_Content(self._descriptor, self.size, self._heartbeat))
 
 
 class _Content(io.RawIOBase):
-    # The first `size` bytes of an open file, with a position of its own.
-    def __init__(self, descriptor: int, size: int, beat: Callable[[], None]) -> None:
+    # The first `size` bytes of an open file, with its own position.
+    def __init__(self, descriptor: int, size: int, heartbeat: Callable[[], None]) -> None:
         self._descriptor = descriptor
         self._size = size
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._position = 0
 
     def readable(self) -> bool:
@@ -192,7 +188,7 @@ class _Content(io.RawIOBase):
         part = os.pread(self._descriptor, length, self._position)
         view[: len(part)] = part
         self._position += len(part)
-        self._beat()
+        self._heartbeat()
         return len(part)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:

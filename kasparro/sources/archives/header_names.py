@@ -1,4 +1,4 @@
-"""The header names that archives use, for each field of the record: a table, so that a new one is a line."""
+"""The names of columns in archives, by field of the record: tables, so that a new name is one line."""
 
 import re
 import unicodedata
@@ -6,8 +6,14 @@ from typing import Literal
 
 import msgspec
 
-# In order of preference: where a file has several columns for a field, the first name found here is it.
-# Names are as `normal` writes them, without a currency.
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text as a set, to write long lists in few lines."""
+    return frozenset(text.split())
+
+
+# In order of preference: of several columns for a field, the one whose name is first here is read. Names are
+# as `normal` returns them, without a currency.
 NAMES: dict[str, tuple[str, ...]] = {
     "id": ("id", "coinid", "tickerid", "coingeckoid", "coinpaprikaid", "assetid", "slug"),
     "symbol": ("symbol", "ticker", "nameabr", "coinsymbol", "sym", "abbreviation"),
@@ -135,7 +141,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 FIELD_OF = {name: field for field, names in NAMES.items() for name in names}
 
-# A clock beside a column of days, with the zone that its name tells.
+# Columns of clock times next to a column of days, with the zone that the name gives.
 CLOCKS: dict[str, str] = {
     "time": "UTC",
     "timeutc": "UTC",
@@ -147,87 +153,28 @@ CLOCKS: dict[str, str] = {
     "timetokyo": "Asia/Tokyo",
 }
 
-# Fields whose figures are an amount of some currency, so that a header may name it.
-MONEY = frozenset({"open", "high", "low", "close", "price", "market_cap_usd", "volume_24h_usd", "volume"})
-
-FIAT = (
-    "usd",
-    "eur",
-    "gbp",
-    "brl",
-    "jpy",
-    "cny",
-    "cad",
-    "aud",
-    "chf",
-    "inr",
-    "krw",
-    "rub",
-    "try",
-    "mxn",
-    "idr",
-    "zar",
-    "sek",
-    "nok",
-    "dkk",
-    "pln",
-    "czk",
-    "huf",
-    "ars",
-    "clp",
-    "aed",
-    "bdt",
-    "bhd",
-    "bmd",
-    "gel",
-    "hkd",
-    "ils",
-    "kwd",
-    "lkr",
-    "mmk",
-    "myr",
-    "ngn",
-    "nzd",
-    "php",
-    "pkr",
-    "sar",
-    "sgd",
-    "thb",
-    "twd",
-    "uah",
-    "vef",
-    "vnd",
-    "xdr",
-    "ron",
-    "bgn",
+FIAT = word_set(
+    """
+    usd eur gbp brl jpy cny cad aud chf inr krw rub try mxn idr zar sek nok dkk pln czk huf ars clp aed
+    bdt bhd bmd gel hkd ils kwd lkr mmk myr ngn nzd php pkr sar sgd thb twd uah vef vnd xdr ron bgn
+    """
 )
-# Quoted like money, but no US dollar: a price in them is not a price in USD.
-COINS = (
-    "btc",
-    "eth",
-    "bnb",
-    "sats",
-    "bits",
-    "xrp",
-    "ltc",
-    "bch",
-    "dot",
-    "sol",
-    "link",
-    "xlm",
-    "eos",
-    "yfi",
-    "usdt",
-    "usdc",
-    "busd",
-    "tusd",
-    "dai",
-    "fdusd",
-    "ust",
+# Coins that prices are quoted in. A price in them is not a price in USD.
+COINS = word_set(
+    """
+    btc eth bnb sats bits xrp ltc bch dot sol link xlm eos yfi usdt usdc busd tusd dai fdusd ust
+    """
 )
-CURRENCIES = frozenset((*FIAT, *COINS))
-WORDS = {"euro": "eur", "euros": "eur", "dollar": "usd", "dollars": "usd", "yen": "jpy", "bitcoins": "btc"}
-# Made to be worth a dollar, and not one for all that.
+CURRENCIES = FIAT | COINS
+CURRENCY_WORDS = {
+    "euro": "eur",
+    "euros": "eur",
+    "dollar": "usd",
+    "dollars": "usd",
+    "yen": "jpy",
+    "bitcoins": "btc",
+}
+# Coins pegged to the dollar. They are not dollars.
 PEGGED = frozenset({"USDT", "USDC", "BUSD", "TUSD", "DAI", "FDUSD"})
 SIGNS = {
     "€": "EUR",
@@ -241,74 +188,71 @@ SIGNS = {
     "₿": "BTC",
 }
 
-Kind = Literal["quotes", "candles"]
+LayoutKind = Literal["quotes", "candles"]
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """A shape of file that many people have: what its header must hold, and what it means untold.
+    """A common shape of file: the names that its header must have, and what is known about such files.
 
-    `usd` says that its figures are US dollars where neither header, cells nor name tell a currency.
+    `usd` says that figures are in US dollars unless header, cells or file name give another currency.
     `volume_usd` says that a column called just volume is the day's turnover in that currency; in other
-    layouts it may as well count coins. `daily` says how long its candles are where one row cannot tell.
-    `reads` names headers that mean a field in this layout alone.
+    layouts it may count coins. `daily` says that candles are of a day if the rows do not show their length.
+    `fields` has names that mean a field in this layout only.
     """
 
     name: str
-    kind: Kind
+    kind: LayoutKind
     needs: frozenset[str] = frozenset()
     usd: bool = False
     volume_usd: bool = False
     daily: bool = False
-    reads: dict[str, str] = {}
+    fields: dict[str, str] = {}
 
 
-def _needs(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# The first whose names are all in the header is it; the last ones need no more than their kind's fields.
+# A file has the first layout whose names are all in its header. The last layouts need only what their kind
+# needs.
 LAYOUTS = (
     Layout(
         name="CoinMarketCap ticker dump",
         kind="quotes",
-        needs=_needs("symbol priceusd lastupdated"),
+        needs=word_set("symbol priceusd lastupdated"),
         usd=True,
         volume_usd=True,
     ),
     Layout(
         name="CoinGecko markets",
         kind="quotes",
-        needs=_needs("id symbol currentprice marketcap lastupdated"),
+        needs=word_set("id symbol currentprice marketcap lastupdated"),
         usd=True,
         volume_usd=True,
     ),
     Layout(
         name="CoinGecko export",
         kind="quotes",
-        needs=_needs("snappedat price marketcap totalvolume"),
+        needs=word_set("snappedat price marketcap totalvolume"),
         usd=True,
         volume_usd=True,
     ),
     Layout(
         name="snapshots of many coins",
         kind="quotes",
-        needs=_needs("timestamp coinid price marketcap totalvolume"),
+        needs=word_set("timestamp coinid price marketcap totalvolume"),
         usd=True,
         volume_usd=True,
     ),
     Layout(
         name="CoinMarketCap history of all coins",
         kind="candles",
-        needs=_needs("slug symbol name date ranknow open high low close volume market"),
+        needs=word_set("slug symbol name date ranknow open high low close volume market"),
         daily=True,
         usd=True,
         volume_usd=True,
-        reads={"market": "market_cap_usd"},
+        fields={"market": "market_cap_usd"},
     ),
     Layout(
         name="CoinMarketCap export",
         kind="candles",
-        needs=_needs("timeopen timeclose open high low close volume marketcap"),
+        needs=word_set("timeopen timeclose open high low close volume marketcap"),
         daily=True,
         usd=True,
         volume_usd=True,
@@ -316,7 +260,7 @@ LAYOUTS = (
     Layout(
         name="CoinMarketCap daily prices of coins",
         kind="candles",
-        needs=_needs("name symbol date open high low close volume marketcap"),
+        needs=word_set("name symbol date open high low close volume marketcap"),
         daily=True,
         usd=True,
         volume_usd=True,
@@ -324,7 +268,7 @@ LAYOUTS = (
     Layout(
         name="CoinMarketCap daily prices",
         kind="candles",
-        needs=_needs("date open high low close volume marketcap"),
+        needs=word_set("date open high low close volume marketcap"),
         daily=True,
         usd=True,
         volume_usd=True,
@@ -332,23 +276,23 @@ LAYOUTS = (
     Layout(
         name="Yahoo Finance download",
         kind="candles",
-        needs=_needs("time open high low close volume tickerrow"),
+        needs=word_set("time open high low close volume tickerrow"),
         volume_usd=True,
     ),
     Layout(
         name="Yahoo Finance prices",
         kind="candles",
-        needs=_needs("date open high low close adjclose volume"),
+        needs=word_set("date open high low close adjclose volume"),
         volume_usd=True,
     ),
     Layout(
         name="Investing.com prices",
         kind="candles",
-        needs=_needs("date price open high low changepercent"),
+        needs=word_set("date price open high low changepercent"),
         usd=True,
     ),
-    Layout(name="candles", kind="candles", needs=_needs("close")),
-    Layout(name="candles", kind="candles", needs=_needs("open high low")),
+    Layout(name="candles", kind="candles", needs=word_set("close")),
+    Layout(name="candles", kind="candles", needs=word_set("open high low")),
     Layout(name="quotes", kind="quotes"),
 )
 
@@ -357,30 +301,34 @@ _NOT_WORD = re.compile(r"[^0-9a-z]+")
 
 
 class Heading(msgspec.Struct, frozen=True):
-    """One header cell: its words run together, the same without its currency, and that currency."""
+    """The meaning of a header cell: its words joined, the same without the currency, and the currency.
+
+    `explicit` says that the overrides name the field, which is then in `full`.
+    """
 
     full: str
     base: str
     currency: str | None
+    explicit: bool = False
 
 
-# Stands for a line below the header that tells the ticker of each column.
+# Represents a line below the header that gives the ticker of each column.
 TICKER_ROW = Heading("tickerrow", "tickerrow", None)
 
 
 def normal(cell: str) -> str:
-    """A header cell without what varies: case, blanks, stars, underscores, marks no one sees."""
+    """A header cell in lower case, without blanks, stars, underscores and invisible marks."""
     return _NOT_WORD.sub("", _plain(cell).lower().replace("%", "percent"))
 
 
 def _plain(cell: str) -> str:
-    # Without accents, in the letters of ASCII where they have the same there.
+    # Without accents, and with ASCII letters in place of compatible ones.
     decomposed = unicodedata.normalize("NFKD", cell)
     return "".join(c for c in decomposed if not unicodedata.combining(c)).replace("\ufeff", "")
 
 
 def heading(cell: str) -> Heading:
-    """What a header cell says: `Market Cap**`, `24h_volume_usd`, `priceEur`, `Volume (USD)`."""
+    """The meaning of a header cell such as `Market Cap**`, `24h_volume_usd`, `priceEur`, `Volume (USD)`."""
     full = normal(cell)
     words = [
         word
@@ -388,10 +336,13 @@ def heading(cell: str) -> Heading:
         if word
     ]
     if len(words) > 2 and words[0] in {"quote", "quotes"} and words[1] in CURRENCIES:
-        # The APIs' answers, flattened: `quotes.USD.price`.
+        # A flattened response of an API: `quotes.USD.price`.
         return Heading(full, "".join(words[2:]), words[1].upper())
     for position in (-1, 0):
-        if len(words) > 1 and (currency := WORDS.get(words[position], words[position])) in CURRENCIES:
+        if (
+            len(words) > 1
+            and (currency := CURRENCY_WORDS.get(words[position], words[position])) in CURRENCIES
+        ):
             rest = "".join(words[:-1] if position == -1 else words[1:])
             if rest in FIELD_OF:
                 return Heading(full, rest, currency.upper())
@@ -399,7 +350,7 @@ def heading(cell: str) -> Heading:
 
 
 def layout_of(headings: list[Heading]) -> Layout | None:
-    """The first layout whose names are all there, with a column of prices to take; None where none is."""
+    """The first layout whose names are all present, with a price and a time; None if no layout fits."""
     fields = {FIELD_OF.get(heading.base) for heading in headings}
     present = {heading.full for heading in headings} | {heading.base for heading in headings} | fields
     timed = "time" in fields or "closed_at" in fields

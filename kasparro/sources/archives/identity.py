@@ -1,4 +1,4 @@
-"""What an archive is to the checkpoints: a key made of its content, and what of it an earlier run loaded."""
+"""Makes the checkpoint key of an archive from its content, and finds the part that an earlier run loaded."""
 
 import hashlib
 from typing import IO
@@ -10,8 +10,8 @@ from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import Overrides
 from kasparro.sources.archives.reader import Head
 
-# Part of every key: a program that reads files in another way reads them again when this moves.
-READING = "4"
+# Part of every key. A parser that reads files differently needs a new version, so that they are loaded again.
+PARSER_VERSION = "4"
 READ_BYTES = 1024 * 1024
 
 
@@ -22,23 +22,23 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     head: Head | None
 
 
-def identify(file: ArchiveFile, said: Overrides, earlier: Checkpoint | None) -> Identity:
-    """Read a file once for its digest, and on the way for that of its beginning if `earlier` ended there."""
-    suffix = f":{said.digest}" if said.digest else ""
+def identify(file: ArchiveFile, overrides: Overrides, earlier: Checkpoint | None) -> Identity:
+    """Read a file once for its digest, and for the digest of the part that `earlier` covers."""
+    suffix = f":{overrides.digest}" if overrides.digest else ""
     digest = hashlib.sha256()
     head = None
     with file.content() as content:
         if earlier is not None and earlier.complete and earlier.bytes is not None:
             lines, last = _digest(content, digest, earlier.bytes)
-            if f"{READING}:{digest.hexdigest()}{suffix}" == earlier.key:
+            if f"{PARSER_VERSION}:{digest.hexdigest()}{suffix}" == earlier.key:
                 head = _head(earlier, earlier.bytes, lines, last, content)
         while chunk := content.read(READ_BYTES):
             digest.update(chunk)
-    return Identity(key=f"{READING}:{digest.hexdigest()}{suffix}", head=head)
+    return Identity(key=f"{PARSER_VERSION}:{digest.hexdigest()}{suffix}", head=head)
 
 
 def _digest(content: IO[bytes], digest: "hashlib._Hash", size: int) -> tuple[int, bytes]:
-    # Takes that many bytes. Gives the line ends in them and the last byte.
+    # Adds `size` bytes to the digest. Returns the number of line ends in them and the last byte.
     lines, last = 0, b""
     while size and (chunk := content.read(min(size, READ_BYTES))):
         digest.update(chunk)
@@ -49,7 +49,7 @@ def _digest(content: IO[bytes], digest: "hashlib._Hash", size: int) -> tuple[int
 
 
 def _head(earlier: Checkpoint, size: int, lines: int, last: bytes, content: IO[bytes]) -> Head | None:
-    # Where the rows that were appended begin; None where the last line of the earlier content goes on.
+    # Where the appended rows begin; None if the last line of the earlier content was incomplete.
     if earlier.interpretation is None:
         return None
     following = content.read(2)

@@ -1,4 +1,4 @@
-"""Numbers as archives write them: grouped, signed with a currency or percent, shortened, or missing."""
+"""Reads numbers as archives write them: grouped, with a currency or percent sign, shortened, or missing."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,15 +7,16 @@ from typing import Literal
 import msgspec
 
 from kasparro.model.record import RejectedValue, canonical_decimal
+from kasparro.sources.archives.errors import FileRejected
 
-Sign = Literal[".", ","]
-Kind = Literal["money", "supply", "percent"]
+DecimalSign = Literal[".", ","]
+NumberKind = Literal["money", "supply", "percent"]
 
-# What programs and people write where they know no value.
+# Words for an unknown value.
 NULLS = frozenset(
     {"", "-", "--", "- -", "—", "–", "?", "n/a", "na", "#n/a", "none", "null", "nil", "nan", r"\n"}  # noqa: RUF001
 )
-# A sign that stands for nothing else than US dollars beside a figure.
+# Signs that always mean US dollars when they are next to a number.
 DOLLARS = ("us$", "$us", "$", "usd")
 MAGNITUDES = {
     "": 0,
@@ -34,8 +35,8 @@ MAGNITUDES = {
     "t": 12,
 }
 
-# Digits in groups of three under one and the same sign; apostrophes and blanks, among them the narrow and
-# the unbroken, group in either notation.
+# Digits in groups of three, all with the same separator. Apostrophes and blanks, also narrow and no-break
+# ones, separate groups in both notations.
 _POINT = re.compile(r"(?:\d{1,3}(?:([,'’ \u00a0\u202f\u2009])\d{3})(?:\1\d{3})*|\d+)?(?:\.\d*)?", re.ASCII)  # noqa: RUF001
 _COMMA = re.compile(r"(?:\d{1,3}(?:([.'’ \u00a0\u202f\u2009])\d{3})(?:\1\d{3})*|\d+)?(?:,\d*)?", re.ASCII)  # noqa: RUF001
 _WRITTEN = re.compile(
@@ -45,34 +46,25 @@ _WRITTEN = re.compile(
     r"(?P<tail>[ \u00a0\u202f]?(?:%|usd|\$)| \S{1,20})?",
     re.ASCII | re.IGNORECASE,
 )
-# Exactly what `digits` returns, but for zeros behind the point: most cells need one match and nothing else.
+# What `canonical_decimal` returns, except for trailing zeros: most cells need only this match.
 _PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{1,100})?|-[1-9]\d{0,59}(?:\.\d{1,100})?", re.ASCII)
-# Many of them that are not below zero, or empty, a line each.
-# The groups of a line are not possessive: in Python before 3.11.5 such groups, one in the other, take what
-# they do not match (`0`, `1.`, `0`).
+# Many such numbers, not below zero, or empty texts, one per line.
+# The groups of a line are not possessive: before Python 3.11.5 nested possessive groups match too much (`0`,
+# `1.`, `0`).
 _PLAIN_LINE = r"(?:(?:0|[1-9][0-9]{0,59}+)(?:\.[0-9]{1,100}+)?)?"
 _PLAIN_LINES = re.compile(rf"(?:{_PLAIN_LINE}\n)*+{_PLAIN_LINE}")
 
 
-class Ambiguous(Exception):
-    """The rows of a file do not tell how something in it is meant; the text says what and why, `setting` is
-    the line of a description that would settle it."""
-
-    def __init__(self, text: str, setting: str) -> None:
-        super().__init__(text)
-        self.setting = setting
-
-
 class Notation(msgspec.Struct, frozen=True):
-    """How the numbers of one file are written: which sign divides whole from fraction."""
+    """How the numbers of a file are written: the sign before the fraction."""
 
-    decimal: Sign = "."
+    decimal: DecimalSign = "."
 
-    def read(self, text: str, field: str, kind: Kind) -> str | None:
-        """The exact value in plain digits, None where the cell tells none.
+    def read(self, text: str, field: str, kind: NumberKind) -> str | None:
+        """The exact value in plain digits; None if the cell means null.
 
-        A currency sign is taken with money, a percent sign with percents, a unit (`18,777,093 BTC`) with
-        supplies. Raises RejectedValue for whatever has more than one meaning or none.
+        Money may have a dollar sign, percents a percent sign, and supplies a unit (`18,777,093 BTC`). Raises
+        RejectedValue for a text that has no meaning or several.
         """
         if self.decimal == "." and (plain := read_plain(text)) is not None:
             return plain
@@ -95,13 +87,13 @@ class Notation(msgspec.Struct, frozen=True):
         exponent = f"e{shift}" if shift else match["exponent"] or ""
         try:
             return canonical_decimal(f"{match['sign'] or match['inner']}{body}{exponent}", field)
-        except RejectedValue as refused:
-            bounds = refused.reason.startswith("number out of bounds")
-            raise (refused if bounds else _not_a_number(text, field)) from None
+        except RejectedValue as rejected:
+            out_of_bounds = rejected.reason.startswith("number out of bounds")
+            raise (rejected if out_of_bounds else _not_a_number(text, field)) from None
 
 
 def read_plain(text: str) -> str | None:
-    """The value of a number that is written plainly, with a decimal point; None for all others."""
+    """The value of a number in plain digits, with or without a decimal point; None for other texts."""
     if _PLAIN.fullmatch(text):
         if text[-1] == "0" and "." in text:
             return text.rstrip("0").removesuffix(".")
@@ -110,8 +102,8 @@ def read_plain(text: str) -> str | None:
 
 
 def read_plain_all(texts: Sequence[str]) -> list[str] | None:
-    """The values of many numbers, none of them below zero, "" where a text is empty; None where any of them
-    is not written plainly.
+    """The values of numbers in plain digits that are not below zero, and "" for empty texts; None if there is
+    another text among them.
     """
     lines = "\n".join(texts)
     if _PLAIN_LINES.fullmatch(lines) is None or lines.count("\n") >= len(texts):
@@ -121,7 +113,7 @@ def read_plain_all(texts: Sequence[str]) -> list[str] | None:
     ]
 
 
-def _affixes_fit(match: re.Match[str], kind: Kind) -> bool:
+def _affixes_fit(match: re.Match[str], kind: NumberKind) -> bool:
     tail = (match["tail"] or "").strip().lower()
     if match["currency"] and (kind != "money" or tail):
         return False
@@ -133,8 +125,8 @@ def _affixes_fit(match: re.Match[str], kind: Kind) -> bool:
 
 
 def _not_a_number(text: str, field: str) -> RejectedValue:
-    shown = repr(text if len(text) <= 60 else f"{text[:60]}…")
-    return RejectedValue(field, f"not a number: {shown}")
+    quoted = repr(text if len(text) <= 60 else f"{text[:60]}…")
+    return RejectedValue(field, f"not a number: {quoted}")
 
 
 _POINT_SETTING, _COMMA_SETTING = 'decimal = "."', 'decimal = "," (or ".")'
@@ -142,17 +134,19 @@ _BODY = re.compile(r"\d[\d.,'’ \u00a0\u202f\u2009]*", re.ASCII)  # noqa: RUF00
 _BLANKS = re.compile(r"['’ \u00a0\u202f\u2009]")  # noqa: RUF001
 
 
-def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
-    """The sign before the fraction in a file, settled by all the cells given, never by one of them.
+def decimal_sign(cells: Iterable[str], delimiter: str) -> DecimalSign:
+    """The sign before the fraction in the numbers of a file, by all the given cells together.
 
-    `0.5`, `12.34`, `1,234.5` and `1,234,567` speak for the point, `0,5`, `12,34`, `1.234,5` for the comma;
-    `1,234` and `1.234` alone speak for neither. Where nothing speaks, a point is the point that every program
-    writes; a comma, or points that group as well, leave it unsettled.
+    `0.5`, `12.34`, `1,234.5` and `1,234,567` show a point, `0,5`, `12,34` and `1.234,5` a comma. `1,234` and
+    `1.234` alone show neither. If no cell shows either, `1.234` has the decimal point that programs write,
+    but `1,234` leaves the question open. So does `1.234.567`, unless the delimiter is a comma.
+
+    Raises FileRejected if the question stays open.
     """
-    point = comma = lone_comma = dotted = 0
+    point = comma = lone_comma = grouped_by_points = 0
     for cell in cells:
         if "," not in cell:
-            # Most cells are plain, and there may be a million of them.
+            # A short way for plain cells, which are most of a million cells.
             whole, dot, fraction = cell.partition(".")
             if not dot:
                 continue
@@ -162,7 +156,7 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
         match = _BODY.search(cell)
         if match is None:
             continue
-        # Apostrophes and blanks group in either notation, so they speak for none.
+        # Apostrophes and blanks separate groups in both notations.
         body = _BLANKS.sub("", match[0]).rstrip(",.")
         commas, points = body.count(","), body.count(".")
         if not commas and not points:
@@ -172,7 +166,7 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
         elif commas > 1:
             point += 1
         elif points > 1:
-            dotted += 1
+            grouped_by_points += 1
         else:
             whole, _, fraction = body.partition("," if commas else ".")
             if len(fraction) != 3 or len(whole) > 3 or whole == "0":
@@ -181,12 +175,14 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> Sign:
                 lone_comma += 1
     if point and comma:
         if max(point, comma) < 20 * min(point, comma):
-            raise Ambiguous("its numbers use both the point and the comma before fractions", _POINT_SETTING)
+            raise FileRejected("its numbers have points and commas before fractions", _POINT_SETTING)
         return "." if point > comma else ","
     if comma or point:
         return "," if comma else "."
     if lone_comma:
-        raise Ambiguous("nothing tells whether 1,234 in it means a thousand or a fraction", _COMMA_SETTING)
-    if dotted and delimiter != ",":
-        raise Ambiguous("nothing tells whether the points in its numbers group or divide", _COMMA_SETTING)
+        raise FileRejected("nothing shows whether 1,234 in it is 1234 or a decimal fraction", _COMMA_SETTING)
+    if grouped_by_points and delimiter != ",":
+        raise FileRejected(
+            "nothing shows whether points in its numbers separate groups or fractions", _COMMA_SETTING
+        )
     return "."

@@ -1,4 +1,4 @@
-"""What a user says of an archive, in a small TOML file beside it; it outranks all that the file tells."""
+"""Reads the overrides of an archive: settings in small TOML files that outrank what the archive says."""
 
 import difflib
 import hashlib
@@ -12,19 +12,20 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, RejectedValue, check_id, compose_id
-from kasparro.sources.archives.files import Opened
-from kasparro.sources.archives.numbers import Sign
-from kasparro.sources.archives.text import shown, text_codec
+from kasparro.sources.archives.files import OpenFiles
+from kasparro.sources.archives.numbers import DecimalSign
+from kasparro.sources.archives.text import one_line, text_codec
 from kasparro.sources.archives.times import ORDER_NAMES, PERIODS, Epoch, Order, Stamp, read_time
 
 FOLDER_FILE = "kasparro.toml"
 SUFFIX = ".toml"
 SIZE_LIMIT = 64 * 1024
-# A key of a description has two parts at most, and a value two levels. The cost of a TOML parser grows with
-# the square of either.
+# Overrides need keys of at most two parts and values of at most two levels. The parser's time grows with the
+# square of either.
 PARTS_LIMIT = 8
 DEPTH_LIMIT = 8
-# Strings and comments as a whole, since what stands in them is no structure; an open one reaches to the end.
+# Tokens of TOML. Strings and comments are whole tokens, because signs in them are not structure. A string
+# that is never closed extends to the end.
 _TOKENS = re.compile(
     r"""
     "{3}[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*(?:"{3,5}|\\?\Z)
@@ -38,7 +39,7 @@ _TOKENS = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-Field = Literal[
+ColumnField = Literal[
     "source_id",
     "symbol",
     "name",
@@ -62,11 +63,11 @@ _Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class OverridesRejected(Exception):
-    """A TOML file beside an archive cannot be taken; the text names the file, the key and what is allowed."""
+    """A TOML file next to an archive is invalid. The text names the file, the key and what is allowed."""
 
 
 class Coin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The one coin that a file is about."""
+    """The one coin of a file."""
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=ID_LIMIT)] | None = None
     symbol: Annotated[str, msgspec.Meta(min_length=1, max_length=SYMBOL_LIMIT)] | None = None
@@ -74,18 +75,18 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def source_id(self) -> str:
-        """Its id, else one made of symbol and name. Raises RejectedValue where neither gives one."""
+        """Its id, or one made of symbol and name. Raises RejectedValue if they do not give one."""
         return check_id(self.id) if self.id else compose_id(self.symbol or "", self.name or "")
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Everything that may be said of an archive; what is None is found in the archive itself."""
+    """The overrides of an archive. What is None is detected from the archive itself."""
 
-    columns: dict[_Text, Field] = {}
+    columns: dict[_Text, ColumnField] = {}
     header: tuple[str, ...] | None = None
     coin: Coin | None = None
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3,5}$")] | None = None
-    decimal: Sign | None = None
+    decimal: DecimalSign | None = None
     day_order: Literal["day-first", "month-first", "year-first"] | None = None
     epoch: Epoch | None = None
     timezone: _Text | None = None
@@ -96,12 +97,12 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def order(self) -> Order | None:
-        """The order of days, as `times` names it."""
+        """The order of day, month and year, as `times` names it."""
         return _ORDERS[self.day_order] if self.day_order else None
 
     @property
     def length(self) -> timedelta | None:
-        """How long its candles are."""
+        """The length of its candles."""
         return PERIODS[self.period] if self.period else None
 
     @property
@@ -111,16 +112,16 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def digest(self) -> str:
-        """The same for the same words, however they are laid out; empty where nothing is said."""
-        said = msgspec.json.encode(self, order="deterministic")
-        return "" if said == b"{}" else hashlib.sha256(said).hexdigest()
+        """A digest that does not depend on the layout of the TOML; empty if there are no overrides."""
+        encoded = msgspec.json.encode(self, order="deterministic")
+        return "" if encoded == b"{}" else hashlib.sha256(encoded).hexdigest()
 
 
 NO_OVERRIDES = Overrides()
 
 _ALLOWED = {
-    "columns": f'"HEADER" = one of {", ".join(Field.__args__)}',  # type: ignore[attr-defined]
-    "header": "a list of texts, the names of the columns of a file that has none",
+    "columns": f'"HEADER" = one of {", ".join(ColumnField.__args__)}',  # type: ignore[attr-defined]
+    "header": "a list of texts: the column names of a file without a header",
     "coin": "id, symbol and name, each a text",
     "currency": 'an upper-case code such as "USD"',
     "decimal": '"." or ","',
@@ -134,18 +135,19 @@ _ALLOWED = {
 }
 
 
-def describe(opened: Opened, name: str) -> Overrides:
-    """What is said of the archive `name`: in `NAME.toml` beside it, else in its folder's kasparro.toml, key
-    by key. Raises OverridesRejected.
+def read_overrides(files: OpenFiles, name: str) -> Overrides:
+    """The overrides of the archive `name`. For each key, `NAME.toml` outranks the folder's kasparro.toml.
+
+    Raises OverridesRejected.
     """
-    general = _read(opened.folder, FOLDER_FILE)
-    special = _read(opened.own, shown(name) + SUFFIX)
-    said = {
-        field: getattr(special, field)
+    of_folder = _read(files.folder_overrides, FOLDER_FILE)
+    of_file = _read(files.file_overrides, one_line(name) + SUFFIX)
+    given = {
+        field: getattr(of_file, field)
         for field in Overrides.__struct_fields__
-        if getattr(special, field) != getattr(NO_OVERRIDES, field)
+        if getattr(of_file, field) != getattr(NO_OVERRIDES, field)
     }
-    return msgspec.structs.replace(general, **said)
+    return msgspec.structs.replace(of_folder, **given)
 
 
 def _read(file: int | OSError | None, name: str) -> Overrides:
@@ -162,23 +164,23 @@ def _read(file: int | OSError | None, name: str) -> Overrides:
     try:
         text = content.decode("utf-8-sig")
         _require_shallow(text)
-        said = tomllib.loads(text)
+        given = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise OverridesRejected(f"{name}: no TOML ({shown(str(error))[:200]})") from None
-    for key, value in said.items():
+        raise OverridesRejected(f"{name}: not TOML ({one_line(str(error))[:200]})") from None
+    for key, value in given.items():
         if key not in _ALLOWED:
             meant = difflib.get_close_matches(key[:60], _ALLOWED, n=1)
             hint = f"did you mean {meant[0]}?" if meant else f"allowed: {', '.join(_ALLOWED)}"
-            raise OverridesRejected(f"{name}: unknown key {shown(key)[:60]!r}; {hint}")
+            raise OverridesRejected(f"{name}: unknown key {one_line(key)[:60]!r}; {hint}")
         if not _allowed(key, value):
             raise OverridesRejected(
-                f"{name}: {key} is {_shown_value(value)}, which is not allowed; allowed: {_ALLOWED[key]}"
+                f"{name}: {key} is {_quoted(value)}, which is not allowed; allowed: {_ALLOWED[key]}"
             )
-    return msgspec.convert({key: _plain(value) for key, value in said.items()}, Overrides)
+    return msgspec.convert({key: _plain(value) for key, value in given.items()}, Overrides)
 
 
 def _require_shallow(text: str) -> None:
-    # Looks at each character once, before a parser takes more than that.
+    # Looks at each character once, before a slower parser does.
     parts, depth = 1, 0
     for token in _TOKENS.finditer(text):
         match token["sign"]:
@@ -196,32 +198,32 @@ def _require_shallow(text: str) -> None:
             raise ValueError(f"values are nested more than {DEPTH_LIMIT} deep")
 
 
-def _shown_value(value: Any) -> str:
-    # The beginning is enough; Python refuses to write out a number of thousands of digits.
+def _quoted(value: Any) -> str:
+    # Python does not convert a number of thousands of digits to text.
     try:
-        return shown(repr(value))[:120]
+        return one_line(repr(value))[:120]
     except ValueError:
         return "a number of thousands of digits"
 
 
 def _plain(value: Any) -> Any:
-    # TOML has times of its own.
+    # TOML has its own type for times.
     return value.isoformat() if isinstance(value, date) else value
 
 
 def _allowed(key: str, value: Any) -> bool:
     try:
-        said = msgspec.convert({key: _plain(value)}, Overrides)
-        if said.period:
-            PERIODS[said.period]
-        if said.timezone:
-            ZoneInfo(said.timezone)
-        if said.encoding and text_codec(said.encoding) is None:
+        overrides = msgspec.convert({key: _plain(value)}, Overrides)
+        if overrides.period:
+            PERIODS[overrides.period]
+        if overrides.timezone:
+            ZoneInfo(overrides.timezone)
+        if overrides.encoding and text_codec(overrides.encoding) is None:
             return False
-        if said.coin is not None:
-            _ = said.coin.source_id
-        _ = said.moment
+        if overrides.coin is not None:
+            _ = overrides.coin.source_id
+        _ = overrides.moment
     except (msgspec.ValidationError, RejectedValue, LookupError, ValueError, OverflowError, OSError):
         return False
-    fields = [field for field in said.columns.values() if field != "ignore"]
-    return len(set(fields)) == len(fields) and said.header != () and value not in ("", {})
+    fields = [field for field in overrides.columns.values() if field != "ignore"]
+    return len(set(fields)) == len(fields) and overrides.header != () and value not in ("", {})

@@ -1,4 +1,4 @@
-"""The rights that the worker gives up before it reads foreign files."""
+"""Takes rights away from the archive worker before it reads files from outside."""
 
 import ctypes
 import os
@@ -10,8 +10,8 @@ from contextlib import suppress
 # A batch of the widest rows needs 150 MiB.
 MEMORY_LIMIT = 512 * 1024 * 1024
 OPEN_FILES_LIMIT = 64
-# No account has this id on Debian, Red Hat or in systemd's table, and a container's 65,536 ids hold it. It is
-# not the id of the embedded PostgreSQL.
+# No account has this id on Debian or Red Hat or in systemd's table, and it is among a container's 65,536 ids.
+# The embedded PostgreSQL has another id.
 UNPRIVILEGED_ID = 61_183
 
 _PR_SET_PDEATHSIG = 1
@@ -19,9 +19,9 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel end this process with its parent, and end it now if the parent has ended already.
+    """Let the kernel end this process when its parent ends; end it now if the parent has already ended.
 
-    Only Linux can. Elsewhere the pipes end the process: no request comes, and writing fails.
+    Only Linux can do this. On other systems the process ends because no request comes or writing fails.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -30,7 +30,7 @@ def end_with(parent: int) -> None:
 
 
 def limit_resources() -> None:
-    """Bound memory and open files, and forbid written files, core dumps and rights by exec."""
+    """Limit memory and open files; forbid writing files, core dumps and gaining rights by exec."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for name, limit in (
@@ -39,7 +39,7 @@ def limit_resources() -> None:
         ("RLIMIT_FSIZE", 0),
         ("RLIMIT_CORE", 0),
     ):
-        # macOS knows RLIMIT_AS and refuses to set it.
+        # macOS has RLIMIT_AS but does not let it be set.
         with suppress(AttributeError, OSError, ValueError):
             kind = getattr(resource, name)
             _, hard = resource.getrlimit(kind)
@@ -48,19 +48,19 @@ def limit_resources() -> None:
 
 
 def forbid_children() -> None:
-    """Let this process start no other one."""
+    """Forbid this process to start others."""
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
 def is_root() -> bool:
-    """Whether this process has rights of root that it can give up."""
+    """Whether this process has root's rights and can give them up."""
     return sys.platform == "linux" and os.geteuid() == 0
 
 
 def become_unprivileged() -> None:
-    """Take a user id that owns nothing. A system that lacks that id leaves this process as it is."""
-    # Each by itself: a container may forbid to change groups, and allow to change the user.
+    """Take a user id that owns nothing. If the system does not have that id, nothing changes."""
+    # Each call is tried: a container may forbid changing groups but allow changing the user.
     with suppress(OSError):
         os.setgroups([])
     with suppress(OSError):

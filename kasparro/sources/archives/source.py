@@ -1,4 +1,4 @@
-"""The source `csv`: files known by their content, each read once, through the worker."""
+"""The source `csv`: loads each archive once, by its content, with the archive worker."""
 
 import os
 import sys
@@ -13,18 +13,18 @@ from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import Reject
 from kasparro.settings import SourceSettings, Variable, parse_text
 from kasparro.sources.archives.discover import Archive
-from kasparro.sources.archives.reader import Portion, Problem, refusal
+from kasparro.sources.archives.reader import Portion, Problem, file_problem
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
 from kasparro.sources.base import SourceContext, SourceDefinition
 
-# Refused files in one batch: a transaction for each would take a minute for 10,000 of them.
-REFUSED_AT_ONCE = 500
-# PostgreSQL takes a batch in about half the time that a worker takes to make it of small files, so two keep
-# it busy; one core is left to it. 250 files of 2,400 rows, on 2 cores: 23.4 and 27.7 s with one, 19.7 and
-# 23.6 s with two; 4 files of 200,000 rows: no difference beyond the spread.
-MOST_WORKERS = 2
-# After this many files that held a worker for minutes, the file system is at fault, and no file.
-MOST_SILENT = 3
+# Rejected files in one batch. With one transaction each, 10,000 of them would take a minute.
+REJECTED_FILES_PER_BATCH = 500
+# PostgreSQL loads a batch in about half the time in which a worker makes it from small files, so two workers
+# keep it busy. One core is left to it. Measured on 2 cores with 250 files of 2,400 rows: 23.4 and 27.7 s with
+# one worker, 19.7 and 23.6 s with two; with 4 files of 200,000 rows there was no clear difference.
+WORKERS_LIMIT = 2
+# After this many files that blocked a worker for minutes, the fault is the file system's.
+SILENT_LIMIT = 3
 
 
 class ArchiveSettings(SourceSettings, frozen=True, kw_only=True):
@@ -42,18 +42,18 @@ class ArchiveSettings(SourceSettings, frozen=True, kw_only=True):
 
 
 class Archives:
-    """Every archive that `where` names, in the order of their paths."""
+    """The archives that a setting names, in the order of their paths."""
 
     name = "csv"
 
-    def __init__(self, where: str | None, workers: int | None = None) -> None:
-        self._where = where
-        self._workers = workers or min(MOST_WORKERS, max(1, _cores() - 1))
+    def __init__(self, setting: str | None, workers: int | None = None) -> None:
+        self._setting = setting
+        self._workers = workers or min(WORKERS_LIMIT, max(1, _cores() - 1))
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
-        """The batches of all files that no earlier pass has loaded to their end, file after file."""
-        # By the key of the content, until it is known that no other name of the same content settles it.
-        refused: dict[str | None, list[Reject]] = {}
+        """The batches of all files that no earlier run has loaded to their end, file after file."""
+        # By the key of the content, because a file of the same content with another name may still load.
+        rejects: dict[str | None, list[Reject]] = {}
         stalled = None
         async with AsyncExitStack() as stack:
 
@@ -61,111 +61,110 @@ class Archives:
                 return await stack.enter_async_context(Worker())
 
             first = await start_worker()
-            found = await first.find(self._where)
-            refused[None] = [refusal(folder.name, folder.reason).reject for folder in found.unsearched]
-            waiting = _Waiting(found.archives)
-            total, done, silent = waiting.bytes, 0, 0
+            found = await first.find(self._setting)
+            rejects[None] = [file_problem(folder.name, folder.reason).reject for folder in found.unsearched]
+            queue = _FileQueue(found.archives)
+            total, done, silent = queue.bytes, 0, 0
             context.progress(done, total)
-            begun = self._begun(waiting, context, first, start_worker)
-            async for reading in await stack.enter_async_context(aclosing(begun)):
+            transfers = self._transfers(queue, context, first, start_worker)
+            async for transfer in await stack.enter_async_context(aclosing(transfers)):
                 problem = None
                 try:
-                    async for message in reading.messages:
+                    async for message in transfer.messages:
                         if isinstance(message, Portion):
-                            context.progress(done + min(message.position, reading.size), total)
+                            context.progress(done + min(message.position, transfer.size), total)
                             yield message.batch
                         else:
                             problem = message
                 except WorkerEnded as error:
-                    # Whatever ended the process that read this file, the others are read all the same.
-                    problem = refusal(reading.name, str(error).removeprefix(f"{reading.name}: "))
+                    # The end of the process costs this file only.
+                    problem = file_problem(transfer.name, str(error).removeprefix(f"{transfer.name}: "))
                     silent += isinstance(error, WorkerSilent)
                 if problem is not None:
-                    refused.setdefault(reading.key, []).append(problem.reject)
-                    waiting.refused(reading.key)
-                elif reading.key is not None:
-                    refused.pop(reading.key, None)
-                done += reading.size
+                    rejects.setdefault(transfer.key, []).append(problem.reject)
+                    queue.add_copy(transfer.key)
+                elif transfer.key is not None:
+                    rejects.pop(transfer.key, None)
+                done += transfer.size
                 context.progress(done, total)
-                if silent == MOST_SILENT:
+                if silent == SILENT_LIMIT:
                     stalled = (
-                        f"archives {self._where}: {silent} files did not answer; check their file system"
+                        f"archives {self._setting}: {silent} files did not answer; check their file system"
                     )
                     break
-        for batch in _rejected([*chain.from_iterable(refused.values())]):
+        for batch in _reject_batches([*chain.from_iterable(rejects.values())]):
             yield batch
         if stalled is not None:
-            raise SourceError(f"archives {self._where}: {stalled}")
+            raise SourceError(stalled)
 
-    async def _begun(
+    async def _transfers(
         self,
-        waiting: "_Waiting",
+        queue: "_FileQueue",
         context: SourceContext,
         first: Worker,
         start_worker: Callable[[], Awaitable[Worker]],
-    ) -> AsyncGenerator["_Reading", None]:
-        # What is read of each file, in their order. While one is given, the next are begun by the other
-        # workers, which read ahead as far as their pipes hold and wait.
-        free, workers, begun = [first], 1, deque[_Reading]()
+    ) -> AsyncGenerator["_Transfer", None]:
+        # The transfer of each file, in order. While the caller consumes it, the other workers start the next
+        # ones, and read ahead as far as their pipes allow.
+        free, workers, started = [first], 1, deque[_Transfer]()
 
-        async def replaced(worker: Worker) -> Worker:
+        async def alive(worker: Worker) -> Worker:
             if worker.alive:
                 return worker
             await worker.end()
             return await start_worker()
 
         while True:
-            while waiting and (free or workers < self._workers):
+            while queue and (free or workers < self._workers):
                 if free:
                     worker = free.pop()
                 else:
                     worker, workers = await start_worker(), workers + 1
-                reading = await self._begin(*waiting.next(), worker, context, waiting)
-                if reading.worker is None:
-                    free.append(await replaced(worker))
-                begun.append(reading)
-            if not begun:
+                transfer = await self._start(*queue.next(), worker, context, queue)
+                if transfer.worker is None:
+                    free.append(await alive(worker))
+                started.append(transfer)
+            if not started:
                 return
-            reading = begun.popleft()
-            async with aclosing(reading.messages):
-                yield reading
-            if reading.worker is not None:
-                free.append(await replaced(reading.worker))
+            transfer = started.popleft()
+            async with aclosing(transfer.messages):
+                yield transfer
+            if transfer.worker is not None:
+                free.append(await alive(transfer.worker))
 
-    async def _begin(
-        self, archive: Archive, size: int, worker: Worker, context: SourceContext, waiting: "_Waiting"
-    ) -> "_Reading":
-        # What is read of a file: nothing if it cannot be read, or was loaded to its end.
+    async def _start(
+        self, archive: Archive, size: int, worker: Worker, context: SourceContext, queue: "_FileQueue"
+    ) -> "_Transfer":
+        # Starts to read a file, unless it cannot be read or is already loaded.
         earlier = await context.checkpoint_named(archive.name)
         try:
             key = await worker.identify(archive, earlier, context.clock())
         except WorkerEnded as error:
-            return _Reading(archive.name, size, None, _messages(error))
+            return _Transfer(archive.name, size, None, _messages(error))
         if isinstance(key, Problem):
-            return _Reading(archive.name, size, None, _messages(key))
-        if waiting.first(key, archive):
+            return _Transfer(archive.name, size, None, _messages(key))
+        if queue.is_first(key, archive):
             same = await context.checkpoint(key)
             if same is not None and (same.complete or same.position):
                 context.summary.loaded_before = True
             if same is None or not same.complete:
-                worker.begin(same.position if same is not None else None)
-                return _Reading(archive.name, size, key, worker.messages(archive.name), worker)
+                worker.start_reading(same.position if same is not None else None)
+                return _Transfer(archive.name, size, key, worker.messages(archive.name), worker)
         worker.skip()
-        return _Reading(archive.name, size, None, _messages(None))
+        return _Transfer(archive.name, size, None, _messages(None))
 
 
-def _rejected(rejects: Sequence[Reject]) -> Iterator[Batch]:
-    # Refused files as batches that hold nothing else.
-    for start in range(0, len(rejects), REFUSED_AT_ONCE):
+def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
+    # Batches of rejected files only.
+    for start in range(0, len(rejects), REJECTED_FILES_PER_BATCH):
         builder = BatchBuilder()
-        for reject in rejects[start : start + REFUSED_AT_ONCE]:
+        for reject in rejects[start : start + REJECTED_FILES_PER_BATCH]:
             builder.reject(reject)
         yield builder.take()
 
 
-class _Reading(NamedTuple):
-    # What is read of one file, and the worker that is busy with it until then. The key is that of its
-    # content, None where nothing of it is read.
+class _Transfer(NamedTuple):
+    # The messages about a file, and the worker that sends them. `key` is None if the file is not read.
     name: str
     size: int
     key: str | None
@@ -173,45 +172,45 @@ class _Reading(NamedTuple):
     worker: Worker | None = None
 
 
-class _Waiting:
-    # The files that are still to be read, each content once. Where the first file of a content is refused,
-    # its copies are read one after the other: a name says something of what a file holds.
+class _FileQueue:
+    # The files that are not read yet. Of files with the same content the first is read. If it is rejected,
+    # its copies are read one after the other, because a file's name also says something about its content.
     def __init__(self, files: Sequence[Archive]) -> None:
         self._files = deque((file, file.size) for file in files)
         self._copies: dict[str, deque[Archive]] = {}
-        self._tried: dict[str, deque[Archive]] = {}
+        self._untried: dict[str, deque[Archive]] = {}
         self.bytes = sum(file.size for file in files)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def next(self) -> tuple[Archive, int]:
-        """The next file, and its size as far as it counts."""
+        """The next file, and its size for the progress."""
         return self._files.popleft()
 
-    def first(self, key: str, archive: Archive) -> bool:
-        """Whether this file stands for its content; else it is kept as a copy."""
+    def is_first(self, key: str, archive: Archive) -> bool:
+        """Whether this is the file to read of those with the same content; if not, remember it as a copy."""
         if key in self._copies:
             self._copies[key].append(archive)
             return False
-        self._copies[key] = self._tried.pop(key, deque())
+        self._copies[key] = self._untried.pop(key, deque())
         return True
 
-    def refused(self, key: str | None) -> None:
-        """The file that stood for its content was refused: the next copy is read."""
+    def add_copy(self, key: str | None) -> None:
+        """After the file with this content was rejected, put its next copy at the front."""
         copies = self._copies.pop(key, None) if key is not None else None
         if key is not None and copies:
-            # Its size was counted when it was passed over.
+            # The progress already includes the copy's size.
             self._files.appendleft((copies.popleft(), 0))
-            self._tried[key] = copies
+            self._untried[key] = copies
 
 
-async def _messages(only: Problem | WorkerEnded | None) -> AsyncGenerator[Portion | Problem, None]:
-    # Of a file that no worker reads.
-    if isinstance(only, WorkerEnded):
-        raise only
-    if only is not None:
-        yield only
+async def _messages(message: Problem | WorkerEnded | None) -> AsyncGenerator[Portion | Problem, None]:
+    # The messages about a file that no worker reads.
+    if isinstance(message, WorkerEnded):
+        raise message
+    if message is not None:
+        yield message
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""The text of an archive: decompressed and decoded as it streams, in reads big enough to be quick."""
+"""Reads an archive as a stream of decompressed and decoded text, and splits it into rows."""
 
 import codecs
 import gzip
@@ -20,20 +20,21 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Beyond this the gain is smaller than the memory it costs.
+# Larger reads gain less than the memory they take.
 READ_BYTES = 256 * 1024
-# What is looked at before a file is loaded: its beginning, and windows at even distances after that.
+# The sample of a file: its beginning, and windows at even distances after that.
 HEAD_BYTES = 1024 * 1024
 WINDOW_BYTES = 64 * 1024
 WINDOWS = 16
-# A cell is bounded by the csv module, and a row by this.
+# The csv module limits a cell; this limits a line.
 LINE_LIMIT = 4 * 1024 * 1024
-# No table packs this tightly: prices shrink to a third or a tenth, a constant column to a fiftieth.
-UNPACKED_LIMIT = 250
-# What a small file may unpack to, however tightly it is packed.
-UNPACKED_ALWAYS = 16 * 1024 * 1024
+# No table is compressed this much: prices shrink to between a third and a tenth, a constant column to a
+# fiftieth.
+UNPACKED_RATIO_LIMIT = 250
+# Any file may unpack to this.
+UNPACKED_ALWAYS_ALLOWED = 16 * 1024 * 1024
 
-# The encodings that a description may name. In each, ASCII stands for itself, or the unit is two bytes.
+# The encodings that overrides may name. Each contains ASCII unchanged, or has units of two bytes.
 ENCODINGS = frozenset(
     {
         *("ascii", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"),
@@ -54,27 +55,26 @@ class Damaged(Exception):
 
 
 class Encoding(msgspec.Struct, frozen=True):
-    """How bytes become text; `note` where that was not told by the file itself."""
+    """How bytes become text; `note` says so if the file itself does not show it clearly."""
 
     codec: str
     note: str | None = None
 
     @property
     def unit(self) -> int:
-        """Bytes that a character takes at least."""
+        """The fewest bytes that a character takes."""
         return 2 if self.codec.startswith("utf-16") else 1
 
 
 class Window(msgspec.Struct, frozen=True):
-    """A part of a file's bytes; one that is not the first most likely begins within a row."""
+    """A part of a file's bytes. All but the first are likely to begin within a row."""
 
     content: bytes
-    first: bool
     last: bool
 
 
 def text_codec(name: str) -> str | None:
-    """The codec of a text encoding by any of its names; None for what is not a text encoding."""
+    """The codec of a text encoding by any of its names; None if the name is not of an allowed encoding."""
     try:
         codec = codecs.lookup(name).name
     except (LookupError, ValueError):
@@ -83,8 +83,8 @@ def text_codec(name: str) -> str | None:
 
 
 @contextmanager
-def opened(file: ArchiveFile) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """A file's content, and the file as it lies on disk; the first bytes tell the compression."""
+def open_content(file: ArchiveFile) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a file's content, and the file as it is on disk. The first bytes show the compression."""
     with file.content() as raw:
         magic = raw.read(4)
         raw.seek(0)
@@ -99,7 +99,7 @@ def opened(file: ArchiveFile) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 @contextmanager
-def _damage_told() -> Iterator[None]:
+def _damage_raised() -> Iterator[None]:
     try:
         yield
     except EOFError:
@@ -110,12 +110,12 @@ def _damage_told() -> Iterator[None]:
         raise Damaged(f"it cannot be read ({error.strerror or error})") from None
 
 
-def _gathered(content: IO[bytes], size: int) -> tuple[bytes, Damaged | None]:
-    # As much as that, fewer bytes at the end or before damage: what stands before it is not lost.
+def _read(content: IO[bytes], size: int) -> tuple[bytes, Damaged | None]:
+    # Up to `size` bytes; fewer at the end or before damage, so that nothing before the damage is lost.
     parts: list[bytes] = []
     length = 0
     try:
-        with _damage_told():
+        with _damage_raised():
             while length < size and (part := cast("io.BufferedReader", content).read1(size - length)):
                 parts.append(part)
                 length += len(part)
@@ -125,23 +125,23 @@ def _gathered(content: IO[bytes], size: int) -> tuple[bytes, Damaged | None]:
 
 
 def windows(file: ArchiveFile) -> Iterator[Window]:
-    """The beginning of a file and then windows at even distances of the file as it lies on disk.
+    """The beginning of a file, then windows at even distances of the file as it is on disk.
 
-    A file that is damaged further on gives the windows before that.
+    Ends before any damage.
     """
     size = file.size
     try:
-        with _damage_told(), opened(file) as (content, raw):
-            head, damage = _gathered(content, HEAD_BYTES)
+        with _damage_raised(), open_content(file) as (content, raw):
+            head, damage = _read(content, HEAD_BYTES)
             following = b"" if damage else content.read(1)
-            yield Window(head, first=True, last=not following)
+            yield Window(head, last=not following)
             if not following:
                 return
             stride = max((size - raw.tell()) // WINDOWS, WINDOW_BYTES)
             if content is raw:
                 for start in range(HEAD_BYTES + stride // 2 // 4 * 4, size, stride):
                     raw.seek(start)
-                    yield Window(raw.read(WINDOW_BYTES), first=False, last=False)
+                    yield Window(raw.read(WINDOW_BYTES), last=False)
                 return
             due = raw.tell() + stride // 2
             unpacked = len(head)
@@ -149,20 +149,20 @@ def windows(file: ArchiveFile) -> Iterator[Window]:
                 unpacked += len(chunk)
                 _require_plausible(unpacked, raw)
                 if raw.tell() >= due:
-                    yield Window(chunk, first=False, last=False)
+                    yield Window(chunk, last=False)
                     due = raw.tell() + stride
     except Damaged:
         return
 
 
 def _require_plausible(unpacked: int, raw: IO[bytes]) -> None:
-    # A bomb is refused by its own numbers, long before it has cost a minute.
-    if unpacked > max(UNPACKED_ALWAYS, UNPACKED_LIMIT * raw.tell()):
-        raise Damaged(f"it unpacks to more than {UNPACKED_LIMIT} times its size")
+    # Rejects a compression bomb long before it takes a minute.
+    if unpacked > max(UNPACKED_ALWAYS_ALLOWED, UNPACKED_RATIO_LIMIT * raw.tell()):
+        raise Damaged(f"it unpacks to more than {UNPACKED_RATIO_LIMIT} times its size")
 
 
 def encoding_of(head: bytes) -> Encoding:
-    """How a file is encoded, by its byte order mark, else by what its beginning is made of."""
+    """The encoding of a file, by its byte order mark, or else by the bytes of its beginning."""
     if head.startswith(codecs.BOM_UTF8):
         return Encoding("utf-8-sig")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -188,39 +188,41 @@ def encoding_of(head: bytes) -> Encoding:
 
 
 def decoder(encoding: Encoding) -> codecs.IncrementalDecoder:
-    """Bytes to text; what is not of the encoding becomes surrogates, so that it costs its row only."""
+    """A decoder that turns invalid bytes into surrogates, so that they cost only their row."""
     errors = "replace" if encoding.unit == 2 else "surrogateescape"
     return codecs.getincrementaldecoder(encoding.codec)(errors)
 
 
 class ArchiveText:
-    """An open archive as aiocsv reads it; `position` is how far it has come in the file on disk, `quoted`
-    whether what was read so far ends within quotes, `characters` counts the text."""
+    """An open archive as aiocsv reads it.
+
+    `position` is how far the file on disk has been read, `characters` counts the text, and `quoted` says
+    whether the text read so far ends within quotes.
+    """
 
     def __init__(self, content: IO[bytes], raw: IO[bytes], encoding: Encoding, delimiter: str) -> None:
         self._content = content
         self._raw = raw
         self._decoder = decoder(encoding)
         self._delimiter = delimiter
-        self._texts = self._portions()
+        self._texts = self._read_lines()
         self._unpacked = 0
         self.quoted = False
         self.position = 0
         self.characters = 0
 
     async def read(self, size: int) -> str:
-        """The next lines, a good deal more than the `size` that aiocsv asks for; "" at the end.
+        """The next lines, many more than the `size` that aiocsv asks for; "" at the end.
 
-        Raises Damaged after all lines that stand before the damage. It waits for the disk as it is: who reads
-        an archive does nothing else.
+        Blocks while it reads: the worker does nothing else. Raises Damaged after all lines before the damage.
         """
         del size
         return next(self._texts, "")
 
-    def _portions(self) -> Iterator[str]:
+    def _read_lines(self) -> Iterator[str]:
         rest, last, damage = "", "", None
         while damage is None:
-            chunk, damage = _gathered(self._content, READ_BYTES)
+            chunk, damage = _read(self._content, READ_BYTES)
             self.position = self._raw.tell()
             ended = not chunk and damage is None
             if self._content is not self._raw:
@@ -231,14 +233,14 @@ class ArchiveText:
             except UnicodeError as error:
                 raise Damaged(f"its bytes do not decode ({error})") from None
             self.characters += len(text) - len(rest)
-            # Whole lines, as what follows may belong to the last one.
-            cut = len(text) if ended else max(text.rfind("\n"), text.rfind("\r")) + 1
-            lines, rest = text[:cut], text[cut:]
+            # Whole lines only, because the last one may be incomplete.
+            end = len(text) if ended else max(text.rfind("\n"), text.rfind("\r")) + 1
+            lines, rest = text[:end], text[end:]
             if lines:
                 last = lines[-1]
-                yield self._tight(lines)
+                yield self._without_blanks(lines)
             if ended:
-                # aiocsv waits for what follows a bare carriage return, and with it keeps the last row.
+                # After a bare carriage return aiocsv waits for more, and holds the last row back.
                 if last == "\r":
                     yield "\n"
                 return
@@ -246,27 +248,28 @@ class ArchiveText:
                 damage = Damaged(f"a line in it is longer than {LINE_LIMIT:,} characters")
         raise damage
 
-    def _tight(self, lines: str) -> str:
+    def _without_blanks(self, lines: str) -> str:
         began_quoted = self.quoted
         if '"' in lines:
             self.quoted = _ends_quoted(lines, self._delimiter, quoted=began_quoted)
-        return _tight(lines, self._delimiter, quoted=began_quoted)
+        return _without_blanks_before_quotes(lines, self._delimiter, quoted=began_quoted)
 
 
 def _ends_quoted(lines: str, delimiter: str, *, quoted: bool) -> bool:
-    # Whether lines end within quotes; `quoted`, they begin within them. A quote opens a cell, blanks or none
-    # before it, and is a character as any other within one. All cells match, up to one that nobody closes.
-    # The outer group is not possessive, as such groups of Python before 3.11.5 take what they do not match.
+    # Whether lines end within quotes. `quoted` says that they begin within quotes. A quote that opens a cell
+    # has only blanks before it; elsewhere in a cell a quote is an ordinary character. The pattern matches all
+    # cells up to one that is never closed.
+    # The outer group is not possessive: before Python 3.11.5 nested possessive groups match too much.
     ends = rf"\r\n{re.escape(delimiter)}"
     whole = f'"{lines}\n' if quoted else f"{lines}\n"
     matched = re.match(rf'(?: *+(?:"[^"]*+(?:""[^"]*+)*+"|(?!"))[^{ends}]*+[{ends}])*', whole)
     return matched is None or matched.end() < len(whole)
 
 
-def _tight(lines: str, delimiter: str, *, quoted: bool = False) -> str:
-    # Lines without the blanks that stand between a delimiter and a quote: they mean nothing, but with them
-    # aiocsv takes the quote for a part of the cell (its `skipinitialspace` does too, and takes blanks out of
-    # quotes). `quoted`, the lines begin within quotes.
+def _without_blanks_before_quotes(lines: str, delimiter: str, *, quoted: bool = False) -> str:
+    # Removes blanks between a delimiter and a quote. They mean nothing, but after them aiocsv takes the quote
+    # for a part of the cell. (Its `skipinitialspace` does not help: it also removes blanks within quotes.)
+    # `quoted` says that the lines begin within quotes.
     if ' "' not in lines:
         return lines
     quote = '"' if quoted else ""
@@ -274,21 +277,22 @@ def _tight(lines: str, delimiter: str, *, quoted: bool = False) -> str:
     return re.sub(rf'(\A|[{ends}]) *+("[^"]*+(?:""[^"]*+)*+"?)', r"\1\2", quote + lines)[len(quote) :]
 
 
-def shown(text: str) -> str:
-    """A piece of a file as people, terminals and PostgreSQL can take it: valid, in one line, with whatever
-    would steer a terminal written out."""
+def one_line(text: str) -> str:
+    """Text from a file as one line that terminals and PostgreSQL accept: valid, with control characters
+    escaped.
+    """
     text = " ".join(text.encode("utf-8", "replace").decode().replace("\x00", "�").split())
-    return text if text.isprintable() else "".join(map(_visible, text))
+    return (
+        text
+        if text.isprintable()
+        else "".join(character if character.isprintable() else escape(character) for character in text)
+    )
 
 
-def _visible(character: str) -> str:
-    return character if character.isprintable() else escape(character)
-
-
-class _Held:
-    # Text at hand, as aiocsv reads it.
+class _TextReader:
+    # Text in memory, as aiocsv reads it.
     def __init__(self, text: str, delimiter: str) -> None:
-        self._text = _tight(text, delimiter) + ("\n" if text.endswith("\r") else "")
+        self._text = _without_blanks_before_quotes(text, delimiter) + ("\n" if text.endswith("\r") else "")
 
     async def read(self, size: int) -> str:
         del size
@@ -297,23 +301,23 @@ class _Held:
 
 
 def rows_of(source: ArchiveText | str, delimiter: str) -> AsyncReader:
-    """The rows of a text, blank lines as empty ones."""
-    text = _Held(source, delimiter) if isinstance(source, str) else source
+    """The rows of a text. A blank line is an empty row."""
+    text = _TextReader(source, delimiter) if isinstance(source, str) else source
     return AsyncReader(text, delimiter=delimiter)
 
 
-def holds(row: list[str]) -> bool:
-    """Whether anything but blanks stands in a row."""
+def is_filled(row: list[str]) -> bool:
+    """Whether a row has a cell that is not blank."""
     return any(map(str.strip, row))
 
 
-async def told_rows(source: ArchiveText | str, delimiter: str) -> AsyncIterator[list[str]]:
-    """The rows of a text that hold anything."""
+async def filled_rows(source: ArchiveText | str, delimiter: str) -> AsyncIterator[list[str]]:
+    """The rows of a text that are not blank."""
     async for row in rows_of(source, delimiter):
-        if holds(row):
+        if is_filled(row):
             yield row
 
 
-def fitted(row: list[str], width: int) -> list[str]:
-    """A row without the blank cells that stand beyond the header's, as trailing delimiters make them."""
+def trimmed(row: list[str], width: int) -> list[str]:
+    """A row without blank cells beyond the header's width, which trailing delimiters cause."""
     return row[:width] if len(row) > width and not any(map(str.strip, row[width:])) else row

@@ -1,4 +1,4 @@
-"""Times as archives write them, and the rule for the moment that a period's close belongs to."""
+"""Reads times as archives write them, and decides to which moment the close price of a period belongs."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from kasparro.model.record import CLOCK_TOLERANCE, EARLIEST, RejectedValue
-from kasparro.sources.archives.numbers import Ambiguous
+from kasparro.sources.archives.errors import FileRejected
 
 Order = Literal["dmy", "mdy", "ymd"]
 Epoch = Literal["s", "ms"]
@@ -52,7 +52,7 @@ _CLOCK = (
     r"(?: \([A-Za-z ]{1,60}\))?"
 )
 _EPOCH_TEXT = re.compile(r"(\d{10}|\d{13}|\d{16}|\d{19})(?:\.(\d{1,9}))?", re.ASCII)
-# As programs print a big whole number; with fewer digits, as spreadsheets show it, it is rounded.
+# A large whole number as programs print it. With fewer digits, as in spreadsheets, it is rounded.
 _EPOCH_POWER = re.compile(r"(\d)\.(\d{1,18})[eE]\+?(\d{1,2})", re.ASCII)
 EXACT_DIGITS = 8
 _ISO = re.compile(
@@ -73,11 +73,11 @@ _PLAIN_ISO = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}:\d{2})?", re.ASCII
 
 
 class Stamp(msgspec.Struct, frozen=True):
-    """A time as a cell tells it. `bare` says that only the day was told, `local` that no zone was."""
+    """A time from a cell. `date_only`: the cell has no clock time. `zone_assumed`: it has no zone."""
 
     at: datetime
-    bare: bool = False
-    local: bool = True
+    date_only: bool = False
+    zone_assumed: bool = True
 
 
 def read_time(
@@ -87,20 +87,20 @@ def read_time(
     zone: tzinfo = UTC,
     epoch: Epoch | None = None,
 ) -> Stamp:
-    """The time that a cell tells, aware; one without a zone is in `zone`.
+    """The time in a cell, aware. A time without a zone is in `zone`.
 
-    `order` is the file's, and only all-numeric days need it; `epoch` is the unit of epoch times where it was
-    told, else their length tells it. Raises RejectedValue for what is no time, and for
-    local times that a zone's change of clocks repeats or leaves out.
+    Only all-numeric days need `order`. `epoch` is the unit of epoch times; without it, their length shows the
+    unit. Raises RejectedValue for a text that is no time, and for a local time that a change of the clocks
+    repeats or skips.
     """
     text = text.strip()
     if _PLAIN_ISO.fullmatch(text) and zone is UTC:
         try:
-            return Stamp(datetime.fromisoformat(text).replace(tzinfo=UTC), bare=len(text) == 10)
+            return Stamp(datetime.fromisoformat(text).replace(tzinfo=UTC), date_only=len(text) == 10)
         except ValueError:
             raise _no_time(text, field) from None
     if match := _EPOCH_POWER.fullmatch(text):
-        text = _unrolled(match, text, field)
+        text = _without_exponent(match, text, field)
     if epoch is not None and (match := _TICKS.fullmatch(text)):
         return _since_epoch(match, epoch, text, field)
     if match := _EPOCH_TEXT.fullmatch(text):
@@ -109,7 +109,7 @@ def read_time(
         microseconds = ticks * 10**6 // unit
         if match[2] and unit == 1:
             microseconds += int(match[2][:6].ljust(6, "0"))
-        return Stamp(_EPOCH + timedelta(microseconds=microseconds), local=False)
+        return Stamp(_EPOCH + timedelta(microseconds=microseconds), zone_assumed=False)
     match = _ISO.fullmatch(text) or _COMPACT.fullmatch(text)
     try:
         if match is not None:
@@ -126,7 +126,7 @@ def read_time(
         raise _no_time(text, field) from None
 
 
-def _unrolled(match: re.Match[str], text: str, field: str) -> str:
+def _without_exponent(match: re.Match[str], text: str, field: str) -> str:
     # 1.5147648e+12 as 1514764800000.
     zeros = int(match[3]) - len(match[2])
     if not 0 <= zeros <= 18:
@@ -137,10 +137,10 @@ def _unrolled(match: re.Match[str], text: str, field: str) -> str:
 
 
 def epoch_unit(text: str) -> str | None:
-    """The unit of an epoch time by its length; None where it is none."""
+    """The unit of an epoch time by its length; None for other texts."""
     if power := _EPOCH_POWER.fullmatch(text):
         try:
-            text = _unrolled(power, text, "observed_at")
+            text = _without_exponent(power, text, "observed_at")
         except RejectedValue:
             return None
     match = _EPOCH_TEXT.fullmatch(text)
@@ -151,13 +151,13 @@ def _since_epoch(match: re.Match[str], epoch: Epoch, text: str, field: str) -> S
     fraction = int((match[2] or "0")[:9].ljust(9, "0"))
     nanoseconds = (int(match[1]) * 10**9 + fraction) // (1 if epoch == "s" else 1_000)
     try:
-        return Stamp(_EPOCH + timedelta(microseconds=nanoseconds // 1_000), local=False)
+        return Stamp(_EPOCH + timedelta(microseconds=nanoseconds // 1_000), zone_assumed=False)
     except OverflowError:
         raise _no_time(text, field) from None
 
 
 def _year(text: str) -> int:
-    # No market is older than 2009, so two digits leave no doubt about the century.
+    # No market is older than 2009, so years of two digits are of this century.
     return int(text) if len(text) == 4 else 2000 + int(text)
 
 
@@ -173,10 +173,10 @@ def _numeric_day(match: re.Match[str], order: Order | None) -> date:
 
 
 def _with_clock(day: date, match: re.Match[str], text: str, field: str, zone: tzinfo) -> Stamp:
-    bare = match["hour"] is None
+    date_only = match["hour"] is None
     hour, half = int(match["hour"] or 0), match["half"]
-    if not bare and match["minute"] is None and not half:
-        # `2018-01-05 11` is no notation of a time; `2018-01-05 11-AM` is.
+    if not date_only and match["minute"] is None and not half:
+        # `2018-01-05 11` is not a time; `2018-01-05 11-AM` is.
         raise _no_time(text, field)
     if half:
         if not 1 <= hour <= 12:
@@ -186,16 +186,16 @@ def _with_clock(day: date, match: re.Match[str], text: str, field: str, zone: tz
     at = datetime(  # noqa: DTZ001 - its zone follows
         day.year, day.month, day.day, hour, int(match["minute"] or 0), int(match["second"] or 0), microsecond
     )
-    told = match["zone"]
-    if told:
-        return Stamp(at.replace(tzinfo=_zone(told)).astimezone(UTC), bare=bare, local=False)
+    if match["zone"]:
+        aware = at.replace(tzinfo=_zone(match["zone"]))
+        return Stamp(aware.astimezone(UTC), date_only=date_only, zone_assumed=False)
     aware = at.replace(tzinfo=zone)
     if zone is not UTC:
         if aware.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != at:
-            raise RejectedValue(field, f"left out when the clocks changed: {text!r}")
+            raise RejectedValue(field, f"skipped when the clocks changed: {text!r}")
         if aware.replace(fold=1).utcoffset() != aware.utcoffset():
-            raise RejectedValue(field, f"told twice when the clocks changed: {text!r}")
-    return Stamp(aware.astimezone(UTC), bare=bare)
+            raise RejectedValue(field, f"repeated when the clocks changed: {text!r}")
+    return Stamp(aware.astimezone(UTC), date_only=date_only)
 
 
 def _zone(text: str) -> tzinfo:
@@ -207,15 +207,15 @@ def _zone(text: str) -> tzinfo:
 
 
 def _no_time(text: str, field: str) -> RejectedValue:
-    shown = repr(text if len(text) <= 60 else f"{text[:60]}…")
-    return RejectedValue(field, f"not a date: {shown}")
+    quoted = repr(text if len(text) <= 60 else f"{text[:60]}…")
+    return RejectedValue(field, f"not a date: {quoted}")
 
 
 def day_order(texts: Iterable[str], now: datetime) -> Order | None:
-    """The order of day, month and year in a file's all-numeric days; None where it has none.
+    """The order of day, month and year in a file's all-numeric days; None if it has no such days.
 
-    Every order is tried on all the cells given: one under which they are days that exist, not before 2009 and
-    not to come, is the file's. Raises Ambiguous where more than one fits, or none does.
+    A file has the order with which all given cells are days that exist, from 2009 until now; a few broken
+    cells do not matter. Raises FileRejected if several orders fit, or none.
     """
     numeric = [text.strip() for text in texts if _NUMERIC.fullmatch(text.strip())]
     if not numeric:
@@ -223,14 +223,14 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
     failures = sorted((_failures(numeric, order, now), order) for order in ORDERS)
     (fewest, best), (second, other) = failures[0], failures[1]
     if fewest * 2 > len(numeric):
-        raise Ambiguous(
+        raise FileRejected(
             f"its days, such as {numeric[0]!r}, fit no order of day, month and year",
-            'day_order = "day-first", or another one,',
+            'day_order = "day-first", or another order',
         )
     if second == fewest or fewest * 10 > second:
         example = numeric[0]
-        raise Ambiguous(
-            f"its rows do not tell the day from the month: {example!r} and all the others can be read as "
+        raise FileRejected(
+            f"its rows do not show which number is the day: {example!r} and all others can be read as "
             f"{' and as '.join(sorted({best, other}))}",
             " or ".join(f'day_order = "{ORDER_NAMES[order]}"' for order in sorted((best, other))),
         )
@@ -249,7 +249,7 @@ def _failures(texts: Sequence[str], order: Order, now: datetime) -> int:
     return failed
 
 
-# Lengths that candles come in, by the words that file names use for them.
+# The lengths of candles, by the words that file names use.
 PERIODS = {
     "1m": timedelta(minutes=1),
     "1min": timedelta(minutes=1),
@@ -283,7 +283,7 @@ MONTH = PERIODS["monthly"]
 
 
 def period(stamps: Sequence[Stamp]) -> timedelta | None:
-    """The length of a file's candles, by the commonest step between rows; None where they do not tell."""
+    """The length of a file's candles, by the most frequent step between rows; None if they show none."""
     steps = Counter(
         abs(later.at - earlier.at) for earlier, later in pairwise(stamps) if later.at != earlier.at
     )
@@ -293,29 +293,31 @@ def period(stamps: Sequence[Stamp]) -> timedelta | None:
             return MONTH
         if step in _LENGTHS:
             return step
-    return _DAY if stamps and all(stamp.bare for stamp in stamps) else None
+    return _DAY if stamps and all(stamp.date_only for stamp in stamps) else None
 
 
 def period_end(stamp: Stamp, length: timedelta) -> datetime:
-    """The last second of the period that a candle's time names: the moment its close belongs to.
+    """The moment of a candle's close price: the last second of its period.
 
-    A time that begins a period (a bare day, 00:01:00 of a minute) stands for all of it, so the close is of
-    its last second; any other, such as 2018-12-15 23:59:59, is the source's own word for the end and stays.
-    The last second, and not the first of the next period, because that is how CoinMarketCap and the exchanges
-    write it: the same close told by a bare day and by a stated end is then one record, and it falls into the
-    day, week and month that it closes.
+    If a candle's time begins a period (a date, or 00:01:00 for a candle of one minute), the close is of the
+    last second of that period. Any other time, such as 2018-12-15 23:59:59, is already the end that the
+    source gives, and stays.
+
+    The end is the last second, not the first second of the next period, because CoinMarketCap and the
+    exchanges write it so. The same close is then one record whether a file gives a date or the end, and it
+    belongs to the day, week and month that it closes.
     """
     at = stamp.at
     if length == MONTH:
         if at.day != 1 or at.time() != datetime.min.time():
             return at
         return (at + timedelta(days=32)).replace(day=1) - _SECOND
-    # Weeks begin on the weekday that the source likes, so midnight is all that can be asked of them.
+    # Weeks begin on different weekdays in different sources, so any midnight may begin one.
     if (at - _EPOCH) % min(length, _DAY):
         return at
     return at + length - _SECOND
 
 
 def day_end(stamp: Stamp) -> datetime:
-    """The moment of a quote: as told, and the day's last second where only a day was, as with candles."""
-    return stamp.at + _DAY - _SECOND if stamp.bare else stamp.at
+    """The moment of a quote: its time, or the last second of its day if it has no clock time."""
+    return stamp.at + _DAY - _SECOND if stamp.date_only else stamp.at

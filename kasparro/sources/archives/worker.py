@@ -1,6 +1,6 @@
-"""The process that touches foreign files, so that none of them can hold, fill or end the service.
+"""The archive worker: the process that reads files from outside, so that no file can harm the service.
 
-It searches folders, opens files and reads them. As root it is two processes (`lending`).
+It searches folders, opens files and reads them. As root it is two processes (`privilege_separation`).
 """
 
 import asyncio
@@ -16,64 +16,64 @@ from pathlib import Path
 from typing import IO
 
 from kasparro.errors import SourceError
-from kasparro.sources.archives import lending, sandbox
-from kasparro.sources.archives.discover import archives
-from kasparro.sources.archives.explain import check, refused
-from kasparro.sources.archives.files import ArchiveFile, Opened, open_all
+from kasparro.sources.archives import privilege_separation, sandbox
+from kasparro.sources.archives.discover import find_archives
+from kasparro.sources.archives.explain import check, not_checked
+from kasparro.sources.archives.files import ArchiveFile, OpenFiles, open_all
 from kasparro.sources.archives.identity import identify
-from kasparro.sources.archives.overrides import FOLDER_FILE, SUFFIX, OverridesRejected, describe
-from kasparro.sources.archives.reader import Job, read_archive, refusal
+from kasparro.sources.archives.overrides import FOLDER_FILE, SUFFIX, OverridesRejected, read_overrides
+from kasparro.sources.archives.reader import Job, file_problem, read_archive
 from kasparro.sources.archives.text import ENCODINGS
 from kasparro.sources.archives.worker_messages import (
-    Alive,
-    Ask,
-    Find,
+    CheckResult,
+    FileKey,
+    FindArchives,
     Finished,
-    Known,
-    Listed,
+    FoundArchives,
+    Heartbeat,
     Message,
     NothingFound,
-    Order,
-    Report,
+    OpenArchive,
+    ReadArchive,
     Request,
-    next_request,
-    packed,
+    encode,
+    read_request,
 )
 
 NICENESS = 15
-# How often the worker says that it reads on; far below what the service waits.
-BEAT_S = 5.0
+# Far below the time that the service waits for a message.
+HEARTBEAT_S = 5.0
 # Archives in one message.
-LISTED_AT_ONCE = 1_000
+ARCHIVES_PER_MESSAGE = 1_000
 
-Requests = Iterator[tuple[Request, Opened | None]]
+Requests = Iterator[tuple[Request, OpenFiles | None]]
 
 
-class Teller:
-    """The way to the service. Writing blocks while the pipe is full, which holds the worker back."""
+class MessageWriter:
+    """Sends messages to the service. While the pipe is full, sending blocks and so slows the worker down."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
         self._last = time.monotonic()
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send a message."""
-        self._out.write(packed(message))
+        self._out.write(encode(message))
         self._out.flush()
         self._last = time.monotonic()
 
-    def beat(self) -> None:
-        """Say that the work goes on, if that was not said lately."""
-        if time.monotonic() - self._last > BEAT_S:
-            self.tell(Alive())
+    def heartbeat(self) -> None:
+        """Send a heartbeat, if the last message was some time ago."""
+        if time.monotonic() - self._last > HEARTBEAT_S:
+            self.send(Heartbeat())
 
 
-def _incoming(source: IO[bytes], teller: Teller) -> Requests:
-    # The requests with their files opened; a search is answered here.
-    while (request := next_request(source)) is not None:
-        if isinstance(request, Find):
-            _search(request, teller)
-        elif isinstance(request, Ask):
+def _requests(source: IO[bytes], writer: MessageWriter) -> Requests:
+    # The requests, with their files open. Searches are done here.
+    while (request := read_request(source)) is not None:
+        if isinstance(request, FindArchives):
+            _search(request, writer)
+        elif isinstance(request, OpenArchive):
             path = Path(os.fsdecode(request.path))
             root = None if request.root is None else Path(os.fsdecode(request.root))
             yield request, open_all(path, root, (path.name + SUFFIX, FOLDER_FILE))
@@ -81,14 +81,14 @@ def _incoming(source: IO[bytes], teller: Teller) -> Requests:
             yield request, None
 
 
-def _search(request: Find, teller: Teller) -> None:
-    where = None if request.where is None else os.fsdecode(request.where)
+def _search(request: FindArchives, writer: MessageWriter) -> None:
+    setting = None if request.setting is None else os.fsdecode(request.setting)
     try:
-        found = archives(where, teller.beat)
+        found = find_archives(setting, writer.heartbeat)
     except SourceError as error:
-        teller.tell(NothingFound(str(error)))
+        writer.send(NothingFound(str(error)))
         return
-    listed = [
+    archives = [
         (
             os.fsencode(archive.path.absolute()),
             archive.name,
@@ -97,98 +97,105 @@ def _search(request: Find, teller: Teller) -> None:
         )
         for archive in found.archives
     ]
-    for start in range(0, len(listed), LISTED_AT_ONCE):
-        teller.tell(Listed(listed[start : start + LISTED_AT_ONCE], [], last=False))
-    teller.tell(Listed([], found.unsearched, last=True))
+    for start in range(0, len(archives), ARCHIVES_PER_MESSAGE):
+        writer.send(FoundArchives(archives[start : start + ARCHIVES_PER_MESSAGE], [], last=False))
+    writer.send(FoundArchives([], found.unsearched, last=True))
 
 
-def _serve(requests: Requests, teller: Teller) -> None:
+def _serve(requests: Requests, writer: MessageWriter) -> None:
     with asyncio.Runner() as runner:
-        for request, opened in requests:
-            if isinstance(request, Ask) and opened is not None:
+        for request, files in requests:
+            if isinstance(request, OpenArchive) and files is not None:
                 try:
-                    finished = runner.run(_answer(request, opened, requests, teller))
+                    finished = runner.run(_respond(request, files, requests, writer))
                 finally:
-                    opened.close()
+                    files.close()
                 if finished is not None:
-                    teller.tell(finished)
+                    writer.send(finished)
 
 
-async def _answer(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> Finished | None:
-    # Whatever a file does to this process costs that file.
+async def _respond(
+    request: OpenArchive, files: OpenFiles, requests: Requests, writer: MessageWriter
+) -> Finished | None:
+    # An error of any kind costs only this file.
     try:
-        return await _read(ask, opened, requests, teller)
+        return await _read(request, files, requests, writer)
     except BrokenPipeError:
         raise
     except MemoryError:
         limit = sandbox.MEMORY_LIMIT // 1024**2
-        _refuse(ask, f"not loaded, for reading it takes more than {limit} MiB of memory", teller)
-    except Exception as error:  # noqa: BLE001 - the service logs what stands on stderr
+        _reject(request, f"not loaded: reading it takes more than {limit} MiB of memory", writer)
+    except Exception as error:  # noqa: BLE001 - the service logs what is printed on stderr
         traceback.print_exc()
-        reason = f"not loaded, for reading it failed ({type(error).__name__}); the log tells more"
-        _refuse(ask, reason, teller)
+        reason = f"not loaded: reading it failed ({type(error).__name__}); the log has the details"
+        _reject(request, reason, writer)
     return Finished(spent=True)
 
 
-async def _read(ask: Ask, opened: Opened, requests: Requests, teller: Teller) -> Finished | None:
+async def _read(
+    request: OpenArchive, files: OpenFiles, requests: Requests, writer: MessageWriter
+) -> Finished | None:
     try:
-        if isinstance(opened.archive, OSError):
-            raise opened.archive
-        said = describe(opened, Path(os.fsdecode(ask.path)).name)
-        file = ArchiveFile(opened.archive, teller.beat)
-        if ask.check:
-            teller.tell(Report(await check(file, ask.name, said, ask.now)))
+        if isinstance(files.archive, OSError):
+            raise files.archive
+        overrides = read_overrides(files, Path(os.fsdecode(request.path)).name)
+        file = ArchiveFile(files.archive, writer.heartbeat)
+        if request.check:
+            writer.send(CheckResult(await check(file, request.name, overrides, request.now)))
             return Finished()
-        identity = identify(file, said, ask.earlier)
+        identity = identify(file, overrides, request.earlier)
     except OverridesRejected as error:
-        _refuse(ask, f"not loaded, for {error}", teller)
+        _reject(request, f"not loaded: {error}", writer)
         return Finished()
     except OSError as error:
-        _refuse(ask, f"cannot be read ({error.strerror or error})", teller)
+        _reject(request, f"cannot be read ({error.strerror or error})", writer)
         return Finished()
-    teller.tell(Known(identity.key))
-    order, _ = next(requests, (None, None))
-    if not isinstance(order, Order):
+    writer.send(FileKey(identity.key))
+    following, _ = next(requests, (None, None))
+    if not isinstance(following, ReadArchive):
         return None
     job = Job(
-        name=ask.name,
+        name=request.name,
         key=identity.key,
-        position=order.position or 0,
-        now=ask.now,
-        said=said,
-        head=identity.head if order.position is None else None,
+        position=following.position or 0,
+        now=request.now,
+        overrides=overrides,
+        head=identity.head if following.position is None else None,
     )
     async for message in read_archive(file, job):
-        teller.tell(message)
+        writer.send(message)
     return Finished()
 
 
-def _refuse(ask: Ask, reason: str, teller: Teller) -> None:
-    problem = refusal(ask.name, reason)
-    teller.tell(Report(refused(ask.name, problem.reject.summary)) if ask.check else problem)
+def _reject(request: OpenArchive, reason: str, writer: MessageWriter) -> None:
+    problem = file_problem(request.name, reason)
+    if request.check:
+        writer.send(CheckResult(not_checked(request.name, problem.reject.summary)))
+    else:
+        writer.send(problem)
 
 
 def main() -> None:
-    """Answer what standard input asks, until it ends; `argv[1]` is the parent's process id."""
+    """Respond to the requests on standard input until it ends. `argv[1]` is the parent's process id."""
     sandbox.end_with(int(sys.argv[1]))
-    # Whoever waits for an answer of the service comes first.
+    # Requests to the service come first.
     os.nice(NICENESS)
-    # An interrupt of the terminal is for the service, which ends this process itself.
+    # An interrupt from the terminal is for the service, which then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Whatever is printed by accident must not get between the messages.
+    # Messages get a descriptor of their own, so that text printed by accident goes to stderr.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sandbox.limit_resources()
-    teller = Teller(out)
+    writer = MessageWriter(out)
     with suppress(BrokenPipeError):
-        requests = _incoming(sys.stdin.buffer, teller)
+        requests = _requests(sys.stdin.buffer, writer)
         if sandbox.is_root():
-            # The child may be unable to reach the modules of the standard library.
+            # The child may have no access to the modules of the standard library.
             for name in ENCODINGS:
                 codecs.lookup(name)
-            requests = lending.lend(requests)
+            requests = privilege_separation.pass_to_child(requests)
         sandbox.forbid_children()
-        _serve(requests, teller)
+        _serve(requests, writer)
 
 
 if __name__ == "__main__":

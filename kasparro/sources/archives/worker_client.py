@@ -1,4 +1,4 @@
-"""The worker process seen from the service: requests go in, messages come out, it never outlives its use."""
+"""Starts the archive worker for the service, exchanges messages with it, and always ends it after use."""
 
 import asyncio
 import os
@@ -19,49 +19,49 @@ from kasparro.sources.archives.discover import Archive, Found
 from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.reader import Portion, Problem
 from kasparro.sources.archives.worker_messages import (
-    HEAD,
+    LENGTH,
     MESSAGE_LIMIT,
-    Alive,
-    Ask,
-    Find,
+    CheckResult,
+    FileKey,
+    FindArchives,
     Finished,
-    Known,
-    Listed,
+    FoundArchives,
+    Heartbeat,
     Message,
     NothingFound,
-    Order,
-    Report,
+    OpenArchive,
+    ReadArchive,
     Request,
-    Skip,
-    message_of,
-    packed,
+    SkipArchive,
+    decode_message,
+    encode,
 )
 
-STDERR_SHOWN = 4_000
-# What is read ahead of the consumer; with the pipe's own buffer all that the worker can be ahead of it.
+STDERR_LIMIT = 4_000
+# Bytes that are read ahead of the consumer. The worker can be ahead by these and the pipe's own buffer.
 READ_AHEAD = 256 * 1024
-# A worker that reads on says so every few seconds. This much silence means that the file system or the file
-# holds it.
+# A worker sends a heartbeat every few seconds. If it sends none for this time, its file or the file system
+# blocks it.
 SILENCE_S = 120.0
-# The kernel may keep a killed process that waits for a network mount; nobody waits for it longer than this.
+# A killed process that waits for a network mount may not end. This is the longest wait for it.
 KILL_S = 5.0
-# The worker gets these variables only. The others may hold passwords, and it reads foreign files.
-_ENVIRONMENT = ("HOME", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
-_ENVIRONMENT_OF = ("LC_", "PYTHON")
+# The worker gets only these variables, because it reads files from outside and others may contain passwords.
+_VARIABLES = ("HOME", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
+_VARIABLE_PREFIXES = ("LC_", "PYTHON")
 
 log = structlog.get_logger(__name__)
 
 
 class WorkerEnded(SourceError):
-    """The worker process ended, or had to be ended, before it told all of a file."""
+    """The worker process ended, or was ended, before it had sent all of a file."""
 
 
 class WorkerSilent(WorkerEnded):
-    """The worker process was ended because nothing came from it for a long time."""
+    """The worker process was ended because it had sent nothing for a long time."""
 
 
 class Worker:
-    """A reading process, for as long as the block around it."""
+    """A worker process; it ends with the `async with` block."""
 
     async def __aenter__(self) -> Self:
         self._process = await asyncio.create_subprocess_exec(
@@ -80,7 +80,7 @@ class Worker:
             raise AssertionError("the worker was started without pipes")
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._stderr = b""
-        self._errors = asyncio.create_task(self._keep_errors(self._process.stderr))
+        self._errors = asyncio.create_task(self._read_stderr(self._process.stderr))
         self._spent = self._silent = False
         return self
 
@@ -93,7 +93,7 @@ class Worker:
         await self.end()
 
     async def end(self) -> None:
-        """End the process, if it has not ended itself."""
+        """End the process, if it has not ended."""
         self._spent = True
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
@@ -113,37 +113,37 @@ class Worker:
                 self._stderr = b""
 
     async def _ended(self) -> None:
-        # wait() waits for the ends of the pipes too, which nobody sees while a pipe is held back.
+        # wait() also waits for the ends of the pipes, and a paused pipe does not show its end.
         with suppress(ConnectionError):
             while await self._stdout.read(READ_AHEAD):
                 pass
         await self._errors
         await self._process.wait()
 
-    async def _keep_errors(self, source: asyncio.StreamReader) -> None:
+    async def _read_stderr(self, source: asyncio.StreamReader) -> None:
         with suppress(ConnectionError):
-            while part := await source.read(STDERR_SHOWN):
-                self._stderr = (self._stderr + part)[-STDERR_SHOWN:]
+            while part := await source.read(STDERR_LIMIT):
+                self._stderr = (self._stderr + part)[-STDERR_LIMIT:]
 
     @property
     def alive(self) -> bool:
-        """Whether the process may be given another file."""
+        """Whether the process can read another file."""
         return not self._spent and self._process.returncode is None
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the process."""
         return self._process.pid
 
-    async def find(self, where: str | None) -> Found:
-        """The archives that the setting means. Raises SourceError where there is nothing to read."""
-        self._send(Find(None if where is None else os.fsencode(where)))
+    async def find(self, setting: str | None) -> Found:
+        """Find the archives that a setting names. Raises SourceError if there is nothing to read."""
+        self._send(FindArchives(None if setting is None else os.fsencode(setting)))
         found = Found([], [])
         while True:
-            message = await self._next(f"archives {where}")
+            message = await self._next(f"archives {setting}")
             if isinstance(message, NothingFound):
                 raise SourceError(message.text)
-            if isinstance(message, Listed):
+            if isinstance(message, FoundArchives):
                 found.archives.extend(
                     Archive(_path(path), name, size, None if root is None else _path(root))
                     for path, name, size, root in message.archives
@@ -153,59 +153,59 @@ class Worker:
                     return found
 
     async def identify(self, archive: Archive, earlier: Checkpoint | None, now: datetime) -> str | Problem:
-        """The key of a file, which then waits for `begin` or `skip`; or why it cannot be read.
+        """Open a file and return its checkpoint key, or the problem if it cannot be read.
 
-        Raises WorkerEnded.
+        After a key, call `start_reading` or `skip`. Raises WorkerEnded.
         """
-        self._send(_ask(archive, now, earlier))
+        self._send(_open_request(archive, now, earlier))
         problem: Problem | None = None
         while True:
             message = await self._next(archive.name)
-            if isinstance(message, Known):
+            if isinstance(message, FileKey):
                 return message.key
             if isinstance(message, Problem):
                 problem = message
             elif isinstance(message, Finished) and problem is not None:
                 return problem
 
-    def begin(self, position: int | None) -> None:
-        """Have the worker read the file as far as it may read ahead: after so many rows, or, if that is None,
-        all that is new of it.
+    def start_reading(self, position: int | None) -> None:
+        """Let the worker read the open file without the first `position` rows, or all that is new if that is
+        None. It reads ahead as far as the pipe allows.
         """
-        self._send(Order(position))
+        self._send(ReadArchive(position))
 
     def skip(self) -> None:
-        """Leave the file alone."""
-        self._send(Skip())
+        """Do not read the open file."""
+        self._send(SkipArchive())
 
     async def messages(self, name: str) -> AsyncGenerator[Portion | Problem, None]:
-        """All that is told of the file that the worker began with. Raises WorkerEnded."""
+        """The messages about the file that the worker reads. Raises WorkerEnded."""
         while not isinstance(message := await self._next(name), Finished):
             if isinstance(message, Portion | Problem):
                 yield message
 
     async def check(self, archive: Archive, now: datetime) -> Checked:
         """What a run would load of a file. Raises WorkerEnded."""
-        self._send(_ask(archive, now, check=True))
+        self._send(_open_request(archive, now, check=True))
         checked: Checked | None = None
         while True:
             message = await self._next(archive.name)
-            if isinstance(message, Report):
+            if isinstance(message, CheckResult):
                 checked = message.checked
             elif isinstance(message, Finished) and checked is not None:
                 return checked
 
     def _send(self, request: Request) -> None:
-        self._stdin.write(packed(request))
+        self._stdin.write(encode(request))
 
     async def _next(self, name: str) -> Message:
         while True:
-            self._deadline = asyncio.get_running_loop().call_later(SILENCE_S / 2, self._give_half_up)
+            self._deadline = asyncio.get_running_loop().call_later(SILENCE_S / 2, self._wait_again)
             try:
-                size: int = HEAD.unpack(await self._stdout.readexactly(HEAD.size))[0]
+                size: int = LENGTH.unpack(await self._stdout.readexactly(LENGTH.size))[0]
                 if size > MESSAGE_LIMIT:
                     raise self._broken(name)
-                message: Message = message_of(await self._stdout.readexactly(size))
+                message: Message = decode_message(await self._stdout.readexactly(size))
             except (asyncio.IncompleteReadError, ConnectionError):
                 raise await self._why_ended(name) from None
             except msgspec.DecodeError:
@@ -214,15 +214,15 @@ class Worker:
                 self._deadline.cancel()
             if isinstance(message, Finished):
                 self._spent = message.spent
-            if not isinstance(message, Alive):
+            if not isinstance(message, Heartbeat):
                 return message
 
-    def _give_half_up(self) -> None:
-        # In two halves: if it was this process that stood still, what came meanwhile is read in the second.
+    def _wait_again(self) -> None:
+        # The wait has two halves: if this process itself was blocked, the second half reads what has arrived.
         self._deadline = asyncio.get_running_loop().call_later(SILENCE_S / 2, self._give_up)
 
     def _give_up(self) -> None:
-        # Whoever reads goes on at once, even where the kernel keeps the process.
+        # Ends the read at once, even if the killed process does not end.
         self._silent = True
         with suppress(ProcessLookupError):
             self._process.kill()
@@ -230,13 +230,13 @@ class Worker:
 
     def _broken(self, name: str) -> WorkerEnded:
         self._spent = True
-        return WorkerEnded(f"{name}: the process that read it sent what is no message")
+        return WorkerEnded(f"{name}: the process that read it sent an invalid message")
 
     async def _why_ended(self, name: str) -> WorkerEnded:
         self._spent = True
         if self._silent:
-            return WorkerSilent(f"{name}: nothing came of reading it for {SILENCE_S:.0f} s")
-        # It ends by itself, and the way tells what happened.
+            return WorkerSilent(f"{name}: the process that read it sent nothing for {SILENCE_S:.0f} s")
+        # The process ends without being killed, so its exit code is worth waiting for.
         await asyncio.wait({asyncio.create_task(self._process.wait())}, timeout=KILL_S)
         await self.end()
         code = self._process.returncode
@@ -246,8 +246,10 @@ class Worker:
         return WorkerEnded(f"{name}: the process that read it ended early ({how})")
 
 
-def _ask(archive: Archive, now: datetime, earlier: Checkpoint | None = None, *, check: bool = False) -> Ask:
-    return Ask(
+def _open_request(
+    archive: Archive, now: datetime, earlier: Checkpoint | None = None, *, check: bool = False
+) -> OpenArchive:
+    return OpenArchive(
         path=os.fsencode(archive.path.absolute()),
         root=None if archive.root is None else os.fsencode(archive.root.absolute()),
         name=archive.name,
@@ -265,5 +267,5 @@ def _environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_OF)
+        if name in _VARIABLES or name.startswith(_VARIABLE_PREFIXES)
     }

@@ -1,4 +1,4 @@
-"""What the service and its worker send each other: messages of msgpack, each after its length."""
+"""The messages between the service and its archive worker: msgpack, each with its length before it."""
 
 import struct
 from datetime import datetime
@@ -11,22 +11,22 @@ from kasparro.sources.archives.discover import Unsearched
 from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.reader import Portion, Problem
 
-HEAD = struct.Struct("<I")
-# A batch is far below this, as the reader bounds it by the text that it is made of.
+LENGTH = struct.Struct("<I")
+# Far larger than any batch, because the reader limits the text of a batch.
 MESSAGE_LIMIT = 128 * 1024 * 1024
 
 
-class Find(msgspec.Struct, frozen=True, tag=True):
-    """Search for archives. `where` is the setting in the file system's own bytes; None means the sample."""
+class FindArchives(msgspec.Struct, frozen=True, tag=True):
+    """Find archives. `setting` is in the file system's own bytes; None means the sample in the package."""
 
-    where: bytes | None
+    setting: bytes | None
 
 
-class Ask(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Say what a file is, and wait for an Order. Or say what a run would load of it, if `check` is set.
+class OpenArchive(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Open a file and send its FileKey, then wait for ReadArchive or SkipArchive.
 
-    `path` and `root` are in the file system's own bytes, `name` is for people, and `now` is the pass's clock.
-    `earlier` is the newest checkpoint of this name.
+    If `check` is set, send the CheckResult instead. `path` and `root` are in the file system's own bytes,
+    `name` is for people, and `now` is the run's clock. `earlier` is the newest checkpoint of this name.
     """
 
     path: bytes
@@ -37,18 +37,18 @@ class Ask(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     check: bool = False
 
 
-class Order(msgspec.Struct, frozen=True, tag=True):
-    """Read the file of the last Ask: after so many rows, or what was appended to it if that is None."""
+class ReadArchive(msgspec.Struct, frozen=True, tag=True):
+    """Read the open file without the first `position` rows, or only what was appended if that is None."""
 
     position: int | None
 
 
-class Skip(msgspec.Struct, frozen=True, tag=True):
-    """Leave the file of the last Ask alone; this needs no answer."""
+class SkipArchive(msgspec.Struct, frozen=True, tag=True):
+    """Do not read the open file. There is no response."""
 
 
-class Listed(msgspec.Struct, frozen=True, tag=True):
-    """Some of the archives that were found; `last` says that no more follow."""
+class FoundArchives(msgspec.Struct, frozen=True, tag=True):
+    """Some of the archives that were found: path, name, size and root. `last` says that no more follow."""
 
     archives: list[tuple[bytes, str, int, bytes | None]]
     unsearched: list[Unsearched]
@@ -56,51 +56,51 @@ class Listed(msgspec.Struct, frozen=True, tag=True):
 
 
 class NothingFound(msgspec.Struct, frozen=True, tag=True):
-    """There is nothing to read; `text` says why."""
+    """There is nothing to read. `text` says why."""
 
     text: str
 
 
-class Alive(msgspec.Struct, frozen=True, tag=True):
-    """The worker reads on, and has nothing to tell yet."""
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The worker is still reading."""
 
 
-class Known(msgspec.Struct, frozen=True, tag=True):
-    """The key of the file, for the checkpoints."""
+class FileKey(msgspec.Struct, frozen=True, tag=True):
+    """The key of the file's checkpoint."""
 
     key: str
 
 
-class Report(msgspec.Struct, frozen=True, tag=True):
+class CheckResult(msgspec.Struct, frozen=True, tag=True):
     """What a run would load of the file."""
 
     checked: Checked
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """All was told of the last file. `spent` says that the process must not read another one."""
+    """The last message about a file. `spent` says that the process must not read another file."""
 
     spent: bool = False
 
 
-Request = Find | Ask | Order | Skip
-Message = Listed | NothingFound | Alive | Known | Portion | Problem | Report | Finished
+Request = FindArchives | OpenArchive | ReadArchive | SkipArchive
+Message = FoundArchives | NothingFound | Heartbeat | FileKey | Portion | Problem | CheckResult | Finished
 
 _encoder = msgspec.msgpack.Encoder()
-message_of = msgspec.msgpack.Decoder(Message).decode
-_request_of = msgspec.msgpack.Decoder(Request).decode
+decode_message = msgspec.msgpack.Decoder(Message).decode
+_decode_request = msgspec.msgpack.Decoder(Request).decode
 
 
-def packed(message: Message | Request) -> bytes:
-    """A message ready to be written."""
+def encode(message: Message | Request) -> bytes:
+    """A message with its length, ready to be written."""
     content = _encoder.encode(message)
-    return HEAD.pack(len(content)) + content
+    return LENGTH.pack(len(content)) + content
 
 
-def next_request(source: IO[bytes]) -> Request | None:
-    """The next request from a pipe; None at its end."""
-    head = source.read(HEAD.size)
-    if len(head) < HEAD.size:
+def read_request(source: IO[bytes]) -> Request | None:
+    """Read the next request from a pipe; None at its end."""
+    length = source.read(LENGTH.size)
+    if len(length) < LENGTH.size:
         return None
-    request: Request = _request_of(source.read(HEAD.unpack(head)[0]))
+    request: Request = _decode_request(source.read(LENGTH.unpack(length)[0]))
     return request

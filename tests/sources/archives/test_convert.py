@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from kasparro.model.record import RejectedValue
 from kasparro.sources.archives.convert import Converter
+from kasparro.sources.archives.detect import detect
+from kasparro.sources.archives.detect.sample import read_sample
 from kasparro.sources.archives.files import ArchiveFile
-from kasparro.sources.archives.recognise import recognise, sampled
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HEADER = (
@@ -63,7 +64,7 @@ def make_converter(folder: Path) -> Converter:
     path = folder / "dump.csv"
     path.write_text(f"{HEADER}\nBTC,Bitcoin,1,1.5,2,3,4,5,1517443200\n")
     with ArchiveFile.at(path) as file:
-        return Converter(recognise(asyncio.run(sampled(file)), path.name, NOW), NOW)
+        return Converter(detect(asyncio.run(read_sample(file)), path.name, NOW), NOW)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kasparro.errors import SourceError
-from kasparro.sources.archives.discover import archives
+from kasparro.sources.archives.discover import find_archives
 from kasparro.sources.base import SourceContext
 from tests.support.archives import NOW, run_source
 from tests.support.hostile_archives import good, overrides_path
@@ -73,7 +73,7 @@ def test_link_loops_are_not_followed(tmp_path: Path, pattern: str) -> None:
         nonlocal entries
         entries += 1
 
-    found = archives(str(tmp_path / pattern), count)
+    found = find_archives(str(tmp_path / pattern), count)
 
     assert len(found.archives) == 1
     assert entries < 500
@@ -85,7 +85,7 @@ def test_glob_finds_what_a_shell_finds(tmp_path: Path) -> None:
         good(tmp_path / name, 7)
 
     def names(pattern: str) -> list[str]:
-        found = archives(f"{tmp_path}/{pattern}").archives
+        found = find_archives(f"{tmp_path}/{pattern}").archives
         return [archive.path.relative_to(tmp_path).as_posix() for archive in found]
 
     assert names("*.csv") == ["x.csv"]
@@ -132,7 +132,7 @@ async def test_deep_path_gets_a_name_that_an_index_takes(tmp_path: Path) -> None
     good(folder / "a.csv", 7)
     good(folder / "b.csv", 8)
 
-    found = archives(str(tmp_path))
+    found = find_archives(str(tmp_path))
 
     assert all(len(archive.name.encode()) <= 512 for archive in found.archives)
     assert len({archive.name for archive in found.archives}) == 2

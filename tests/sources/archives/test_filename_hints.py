@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kasparro.sources.archives.filename_hints import named
+from kasparro.sources.archives.filename_hints import read_hints
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,17 @@ from kasparro.sources.archives.filename_hints import named
     ],
 )
 def test_coin_and_currency(file: str, coin: str | None, currency: str | None) -> None:
-    hints = named(file)
+    hints = read_hints(file)
     assert (hints.coin, hints.currency) == (coin, currency)
 
 
 def test_day_is_taken_only_if_unambiguous() -> None:
     for file in ("coins_2022-03-16.csv", "coins_20220316.csv", "1647388800000.csv"):
-        day = named(file).day
+        day = read_hints(file).day
         assert day is not None
         assert day.at == datetime(2022, 3, 16, tzinfo=UTC)
-    assert named("coinmarketcap_06012018.csv").day is None
+    assert read_hints("coinmarketcap_06012018.csv").day is None
 
 
 def test_period_of_candles() -> None:
-    assert named("BTC-USD_1m.csv").period == timedelta(minutes=1)
+    assert read_hints("BTC-USD_1m.csv").period == timedelta(minutes=1)

@@ -94,7 +94,7 @@ async def test_devices_are_rejected_unopened(tmp_path: Path) -> None:
     assert await run_source(tmp_path) == (
         0,
         [
-            "a.csv: not loaded, for a.csv.toml: cannot be read (it is a device, not a file)",
+            "a.csv: not loaded: a.csv.toml: cannot be read (it is a device, not a file)",
             "zero.csv: cannot be read (it is a device, not a file)",
         ],
     )

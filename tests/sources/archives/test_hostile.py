@@ -123,5 +123,5 @@ async def test_program_ends_although_overrides_are_a_fifo(tmp_path: Path) -> Non
         result = await run_in_process(tmp_path)
 
     assert result["rejected"] == [
-        "a.csv: not loaded, for kasparro.toml: cannot be read (it is a FIFO, not a file)"
+        "a.csv: not loaded: kasparro.toml: cannot be read (it is a FIFO, not a file)"
     ]

@@ -105,7 +105,7 @@ async def test_candles_without_a_header_are_rejected(load: Read) -> None:
         "1381095255,122.0,122.0,122.0,122.0,0.1,1", "1381181655,123.61,123.61,123.61,123.61,0.1,1"
     )
     outcome = await load(content, "XBTUSD_1440.csv")
-    assert "no header was found" in outcome.problem
+    assert "it has no header" in outcome.problem
     assert "header = [" in outcome.problem
 
 
@@ -144,7 +144,7 @@ async def test_investing_in_german_needs_a_currency(load: Read) -> None:
         '"30.12.2021","47.120,9","46.470,7","47.901,4","46.003,0","1,2M","1,40%"',
     )
     outcome = await load(content, "Bitcoin Historische Daten.csv")
-    assert "nothing tells the currency" in outcome.problem
+    assert "its currency is unknown" in outcome.problem
     outcome = await load(content, "btc-usd.csv")
     assert outcome.values("source_id", "observed_at", "price_usd") == [
         ("btc", "2021-12-31 23:59:59", "46219.5"),
@@ -255,7 +255,7 @@ async def test_screener_needs_a_day_in_its_name(load: Read) -> None:
     content = table(
         '"name","symbol","priceUsd","currentMarketcap"', '"Bitcoin","BTC","46219.5","874000000000"'
     )
-    assert "tells the time" in (await load(content, "messari_screener.csv")).problem
+    assert "gives the time" in (await load(content, "messari_screener.csv")).problem
     assert (await load(content, "messari_2021-12-31.csv")).values("observed_at", "price_usd") == [
         ("2021-12-31 23:59:59", "46219.5")
     ]

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.model.record import RejectedValue
-from kasparro.sources.archives.numbers import Ambiguous, Kind, Notation, Sign, decimal_sign, read_plain_all
+from kasparro.sources.archives.errors import FileRejected
+from kasparro.sources.archives.numbers import DecimalSign, Notation, NumberKind, decimal_sign, read_plain_all
 
 POINT = Notation(".")
 COMMA = Notation(",")
@@ -39,7 +40,7 @@ finite = st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**15),
         ("100", "money", "100"),
     ],
 )
-def test_notations_are_exact(text: str, kind: Kind, value: str) -> None:
+def test_notations_are_exact(text: str, kind: NumberKind, value: str) -> None:
     assert POINT.read(text, "price_usd", kind) == value
 
 
@@ -128,7 +129,7 @@ def test_accepted_text_gives_a_canonical_decimal(text: str) -> None:
         (["628899051.8", "539.692.714.905"], "."),
     ],
 )
-def test_rows_settle_the_decimal_sign(cells: list[str], sign: Sign) -> None:
+def test_rows_settle_the_decimal_sign(cells: list[str], sign: DecimalSign) -> None:
     assert decimal_sign(cells, ",") == sign
 
 
@@ -137,7 +138,7 @@ def test_rows_settle_the_decimal_sign(cells: list[str], sign: Sign) -> None:
     [(["1,234", "2,345"], ","), (["0.5", "0,5"], ","), (["14.748.800.659", "1.234"], ";")],
 )
 def test_undecided_rows_are_ambiguous(cells: list[str], delimiter: str) -> None:
-    with pytest.raises(Ambiguous):
+    with pytest.raises(FileRejected):
         decimal_sign(cells, delimiter)
 
 
@@ -197,7 +198,7 @@ def test_exponents(value: Decimal, power: int, letter: str) -> None:
 
 
 @given(st.lists(finite.map(abs), min_size=1), st.sampled_from([".", ","]))
-def test_detected_decimal_sign_is_the_written_one(values: list[Decimal], sign: Sign) -> None:
+def test_detected_decimal_sign_is_the_written_one(values: list[Decimal], sign: DecimalSign) -> None:
     cells = [f"{value:,f}" for value in values]
     if sign == ",":
         cells = [cell.translate(str.maketrans(",.", ".,")) for cell in cells]

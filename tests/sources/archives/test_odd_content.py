@@ -23,7 +23,7 @@ async def test_yfinance_ticker_below_the_header(load: Read) -> None:
     ]
     assert [(reject.line, reject.reason) for reject in outcome.rejects] == [(5, "no close: ''")]
     several = content.replace("BTC-USD,BTC-USD\n", "BTC-USD,ETH-USD\n", 1)
-    assert "several tickers side by side (BTC-USD, ETH-USD)" in (await load(several, "x.csv")).problem
+    assert "columns of several tickers (BTC-USD, ETH-USD)" in (await load(several, "x.csv")).problem
     euro = content.replace("BTC-USD", "BTC-EUR")
     assert "in EUR, not USD" in (await load(euro, "x.csv")).problem
 
@@ -92,7 +92,7 @@ async def test_rejects_have_their_line_with_any_line_ends(load: Read) -> None:
         (b"\n\n\n", "no table"),
         (b"date symbol price\n2021-12-31 BTC 1.5\n", "no table"),
         (gzip.compress(b"PK\x03\x04" + bytes(200), mtime=0), "a ZIP archive"),
-        (b"date,symbol,price_usd\n44201,BTC,1\n44202,BTC,2\n", "a spreadsheet's day numbers ('44201')"),
+        (b"date,symbol,price_usd\n44201,BTC,1\n44202,BTC,2\n", "the day numbers of a spreadsheet ('44201')"),
         (b"date,BTC,ETH\n2021-12-31,1,2\n", "none of its columns is known to hold a price"),
         (
             b"timestamp,symbol,price_usd\n1.51476E+12,BTC,1\n1.51485E+12,BTC,2\n",

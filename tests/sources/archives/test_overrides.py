@@ -151,8 +151,8 @@ async def test_hint_names_what_the_header_lacks(load: Read, content: str, hint: 
         ("columns.a = 'price'", "columns is"),
         ("columns.a = 'price_usd'\ncolumns.b = 'price_usd'", "columns is"),
         ("header = []", "header is"),
-        ("decimal", "no TOML"),
-        ("decimal = '\x1b[31m'", "no TOML"),
+        ("decimal", "not TOML"),
+        ("decimal = '\x1b[31m'", "not TOML"),
     ],
 )
 def test_invalid_overrides_are_rejected_with_file_and_key(tmp_path: Path, overrides: str, error: str) -> None:
@@ -179,7 +179,7 @@ async def test_override_for_a_missing_column_is_rejected(load_with: Read) -> Non
 
 async def test_other_currency_by_override_is_rejected(load_with: Read) -> None:
     outcome = await load_with("date,price\n2018-01-01,5\n", 'currency = "EUR"', "btc.csv")
-    assert "in EUR, not USD (by its description)" in outcome.problem
+    assert "in EUR, not USD (by its overrides)" in outcome.problem
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_open_string_does_not_hide_a_dotted_key(tmp_path: Path, prefix: str) -> 
     (tmp_path / "kasparro.toml").write_bytes(prefix.encode() + b"\n" + b"x." * 25_000 + b"a=1")
     tracemalloc.start()
     try:
-        with pytest.raises(OverridesRejected, match=r"no TOML"):
+        with pytest.raises(OverridesRejected, match=r"not TOML"):
             overrides_for(tmp_path / "btc.csv")
         assert tracemalloc.get_traced_memory()[1] < 8 * 1024 * 1024
     finally:

@@ -9,9 +9,10 @@ import pytest
 from backports import zstd
 
 from kasparro.model.record import Record, copy_record
+from kasparro.sources.archives.detect import detect
+from kasparro.sources.archives.detect.sample import read_sample
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.reader import Portion, read_archive
-from kasparro.sources.archives.recognise import recognise, sampled
 from tests.support.archives import NOW, Read, job_for, overrides_for, read
 
 TICKERS = """\
@@ -122,7 +123,7 @@ async def test_first_of_two_columns_with_the_same_name_is_read(tmp_path: Path) -
     path = tmp_path / "prices.csv"
     path.write_text("date,symbol,price_usd,Price_USD*\n2018-01-01,BTC,1,2\n")
     with ArchiveFile.at(path) as file:
-        columns = recognise(await sampled(file), path.name, NOW).columns
+        columns = detect(await read_sample(file), path.name, NOW).columns
     assert [column.field for column in columns] == ["time", "symbol", "price_usd", None]
     assert columns[3].note == "the same name as column 3, which is read"
 
@@ -151,7 +152,7 @@ async def test_rejected_row_has_field_reason_line_and_text(load: Read) -> None:
 async def test_file_with_over_half_rejected_is_not_loaded(load: Read) -> None:
     outcome = await load(EXPORT + "2013-04-29,x,1,1\n2013-04-30,y,1,1\n")
     assert not outcome.rows
-    assert "2 of 3 rows would be refused, most often: price_usd: not a number" in outcome.problem
+    assert "2 of 3 rows would be rejected, most often: price_usd: not a number" in outcome.problem
 
 
 @pytest.mark.parametrize(
@@ -166,11 +167,11 @@ async def test_file_with_over_half_rejected_is_not_loaded(load: Read) -> None:
         ),
         ("date,price_brl\n2018-01-01,5\n", "btc.csv", "in BRL, not USD"),
         ("date,price\n2018-01-01,€5\n", "btc.csv", "in EUR, not USD"),
-        ("date,price\n2018-01-01,5\n", "btc.csv", "nothing tells the currency"),
-        ("symbol,price_usd\nBTC,5\n", "now.csv", "tells the time"),
+        ("date,price\n2018-01-01,5\n", "btc.csv", "its currency is unknown"),
+        ("symbol,price_usd\nBTC,5\n", "now.csv", "gives the time"),
         ("date,price_usd\n2018-01-01,5\n", "prices.csv", "which coin"),
         ("id,symbol,name\nbitcoin,btc,Bitcoin\n", "list.csv", "price"),
-        ("date,price_usd\n01/02/2018,5\n02/02/2018,6\n", "btc.csv", "day from the month"),
+        ("date,price_usd\n01/02/2018,5\n02/02/2018,6\n", "btc.csv", "which number is the day"),
         ("date;price_usd\n2018-01-01;1,234\n2018-01-02;2,345\n", "btc.csv", "1,234"),
         ("price_usd\n2018-01-01,5\n", "btc.csv", "one cell"),
         ("2018-01-01,5\n2018-01-02,6\n", "btc.csv", "no header"),

@@ -275,7 +275,7 @@ async def test_changed_overrides_load_the_file_again(tmp_path: Path) -> None:
     rows, rejected = await run_source(path, checkpoints)
     assert rows == 0
     assert rejected == [
-        "btc-usd.csv: not loaded, for kasparro.toml: unknown key 'dezimal'; did you mean decimal?"
+        "btc-usd.csv: not loaded: kasparro.toml: unknown key 'dezimal'; did you mean decimal?"
     ]
 
 
@@ -372,7 +372,7 @@ async def test_hanging_file_system_costs_a_file_and_then_the_source(
     good(tmp_path / "z.csv", 9)
     rows, rejected = await run_source(tmp_path)
     assert rows == 4
-    assert rejected == ["hanging.csv: nothing came of reading it for 0 s"]
+    assert rejected == ["hanging.csv: the process that read it sent nothing for 0 s"]
 
     for number in range(4):
         good(tmp_path / f"hanging{number}.csv", 10 + number)

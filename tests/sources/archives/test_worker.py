@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kasparro.sources.archives import worker
-from kasparro.sources.archives.files import FLAGS, ArchiveFile, Opened, open_file
+from kasparro.sources.archives.files import FLAGS, ArchiveFile, OpenFiles, open_file
 from kasparro.sources.archives.reader import Problem
-from kasparro.sources.archives.worker_messages import Ask, Finished, Message
+from kasparro.sources.archives.worker_messages import Finished, Message, OpenArchive
 from tests.support.archives import NOW
 from tests.support.hostile_archives import good
 
@@ -28,16 +28,18 @@ def test_unforeseen_error_rejects_the_file_and_retires_the_process(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(worker, "describe", fail)
+    monkeypatch.setattr(worker, "read_overrides", fail)
     path = good(tmp_path / "a.csv", 7)
     sent: list[Message] = []
 
-    class Teller(worker.Teller):
-        def tell(self, message: Message) -> None:
+    class RecordingWriter(worker.MessageWriter):
+        def send(self, message: Message) -> None:
             sent.append(message)
 
-    ask = Ask(path=os.fsencode(path), root=None, name="a.csv", now=NOW)
-    worker._serve(iter([(ask, Opened(os.open(path, FLAGS), None, None))]), Teller(io.BytesIO()))
+    request = OpenArchive(path=os.fsencode(path), root=None, name="a.csv", now=NOW)
+    worker._serve(
+        iter([(request, OpenFiles(os.open(path, FLAGS), None, None))]), RecordingWriter(io.BytesIO())
+    )
 
     problem, finished = sent
     assert isinstance(problem, Problem)
@@ -46,10 +48,10 @@ def test_unforeseen_error_rejects_the_file_and_retires_the_process(
 
 
 def test_worker_reports_that_it_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(worker, "BEAT_S", 0.0)
+    monkeypatch.setattr(worker, "HEARTBEAT_S", 0.0)
     out = io.BytesIO()
-    teller = worker.Teller(out)
+    writer = worker.MessageWriter(out)
     descriptor = open_file(good(tmp_path / "a.csv", 7), None)
-    with ArchiveFile(descriptor, teller.beat) as file, file.content() as content:
+    with ArchiveFile(descriptor, writer.heartbeat) as file, file.content() as content:
         content.read()
-    assert out.getvalue().count(b"Alive") >= 1
+    assert out.getvalue().count(b"Heartbeat") >= 1

@@ -39,7 +39,7 @@ async def test_killing_either_process_ends_both(tmp_path: Path, victim: int) -> 
         await worker.identify(Archive(path, path.name), None, NOW)
         handles = [os.pidfd_open(pid) for pid in with_children(worker.pid)]
         os.kill(with_children(worker.pid)[victim], signal.SIGKILL)
-        worker.begin(None)
+        worker.start_reading(None)
         with pytest.raises(SourceError, match=r"a\.csv: the process that read it ended early \(signal 9\)"):
             async for _ in worker.messages(path.name):
                 pass
@@ -83,7 +83,7 @@ async def test_blocked_worker_ends_when_the_client_leaves(tmp_path: Path) -> Non
     async with asyncio.timeout(10):
         async with Worker() as worker:
             await worker.identify(Archive(path, path.name), None, NOW)
-            worker.begin(None)
+            worker.start_reading(None)
             stdout = worker._process.stdout
             assert stdout is not None
             # Its messages fill the pipe until the stream pauses, which nothing but polling can see.
@@ -120,7 +120,7 @@ async def test_file_that_changes_while_it_is_read_is_not_complete(tmp_path: Path
     async with Worker() as worker:
         await worker.identify(Archive(path, path.name), None, NOW)
         dump(path, 6)
-        worker.begin(None)
+        worker.start_reading(None)
         messages = [message async for message in worker.messages(path.name)]
     assert "changed while it was read" in str(messages[-1])
 
@@ -140,7 +140,7 @@ async def test_file_that_changes_between_digest_and_reading_is_not_mixed(tmp_pat
             path.write_text(path.read_text().replace("7", "8"))
         else:
             good(tmp_path / "other.csv", 8).rename(path)
-        worker.begin(None)
+        worker.start_reading(None)
         messages = [message async for message in worker.messages(path.name)]
     portions = [message for message in messages if isinstance(message, Portion)]
     rows = sum(portion.batch.rows for portion in portions)

@@ -1,0 +1,199 @@
+"""Detects the format of an archive from its header, its name and its rows, before any row is loaded.
+
+Each question has a module: `header`, `columns`, `currency`, `time`, `coin`. Nothing is guessed: a file that
+leaves a question open is rejected, with the override that would settle it.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from hashlib import blake2b
+
+import msgspec
+
+from kasparro.model.record import LABELS
+from kasparro.sources.archives.detect.coin import find_coin
+from kasparro.sources.archives.detect.columns import Candidates, Evidence, find_candidates
+from kasparro.sources.archives.detect.currency import find_dollar_columns, pair_notation
+from kasparro.sources.archives.detect.header import headings_of
+from kasparro.sources.archives.detect.sample import Sample
+from kasparro.sources.archives.detect.time import find_period, find_times
+from kasparro.sources.archives.filename_hints import read_hints
+from kasparro.sources.archives.header_names import Layout
+from kasparro.sources.archives.numbers import DecimalSign, Notation, NumberKind, decimal_sign
+from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Overrides
+from kasparro.sources.archives.pairs import PairNotation
+from kasparro.sources.archives.text import Encoding, one_line
+from kasparro.sources.archives.times import PERIODS, Epoch, Order, Stamp
+
+# Cells of each column that are shown.
+SHOWN_CELLS = 3
+# How the numeric fields of a record are written.
+NUMBERS: dict[str, NumberKind] = {
+    "price_usd": "money",
+    "market_cap_usd": "money",
+    "volume_24h_usd": "money",
+    "circulating_supply": "supply",
+    "total_supply": "supply",
+    "max_supply": "supply",
+    "percent_change_1h": "percent",
+    "percent_change_24h": "percent",
+    "percent_change_7d": "percent",
+}
+
+
+class DetectedColumn(msgspec.Struct, frozen=True, kw_only=True):
+    """A column: the field that it gives, or why it is not read, and some of its cells."""
+
+    header: str
+    field: str | None
+    note: str | None = None
+    cells: tuple[str, ...] = ()
+
+
+class Detection(msgspec.Struct, frozen=True, kw_only=True):
+    """The format of a file: how its rows are read, and what `kasparro check --explain` shows.
+
+    `column_of` gives the column of each field that is read. `coin` is the coin of all rows if the file's name
+    or its overrides give one. `moment` is the time of all rows if no column gives one. `accept_pegged` says
+    that coins pegged to the dollar count as dollars.
+    """
+
+    encoding: Encoding
+    delimiter: str
+    header_row: int
+    width: int
+    layout: Layout
+    columns: tuple[DetectedColumn, ...]
+    column_of: dict[str, int]
+    decimal: DecimalSign
+    order: Order | None
+    zone: str
+    period: timedelta | None
+    coin: Coin | None
+    moment: Stamp | None
+    pairs: PairNotation
+    accept_pegged: bool
+    epoch: Epoch | None
+    epoch_unit: str | None
+    currency_settled_by: str
+    coin_settled_by: str
+    notes: tuple[str, ...]
+
+    @property
+    def notation(self) -> Notation:
+        """How its numbers are written."""
+        return Notation(self.decimal)
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """The labels that no row has, because no column and no override gives them."""
+        given = {*self.column_of}
+        if self.coin is not None:
+            # The one coin of a file outranks its columns.
+            given -= {"symbol", "name"}
+            given |= {field for field in ("symbol", "name") if getattr(self.coin, field) is not None}
+        return tuple(field for field in LABELS if field not in given)
+
+    @property
+    def interpretation(self) -> str:
+        """A digest that is equal for files whose rows are read in the same way."""
+        settled = (
+            self.encoding.codec,
+            self.delimiter,
+            self.header_row,
+            self.width,
+            self.layout.kind,
+            self.column_of,
+            self.decimal,
+            self.order,
+            self.zone,
+            self.period,
+            self.coin,
+            self.moment,
+            self.pairs.separators,
+            self.pairs.joined,
+            self.accept_pegged,
+            self.epoch,
+        )
+        return blake2b(msgspec.json.encode(settled, order="deterministic"), digest_size=16).hexdigest()
+
+
+def detect(sample: Sample, name: str, now: datetime, overrides: Overrides = NO_OVERRIDES) -> Detection:
+    """Detect the format of a file called `name`. Raises FileRejected if something stays open."""
+    layout = sample.layout
+    if overrides.period and layout.kind != "candles":
+        layout = msgspec.structs.replace(layout, kind="candles")
+    evidence = Evidence(
+        sample=sample,
+        headings=headings_of(sample.header, overrides),
+        layout=layout,
+        hints=read_hints(name),
+        overrides=overrides,
+        now=now,
+    )
+    candidates = find_candidates(evidence)
+    dollars = find_dollar_columns(evidence, candidates)
+    times = find_times(evidence, candidates)
+    period = find_period(evidence, times)
+    coin = find_coin(evidence, candidates, times, dollars.columns["price_usd"])
+
+    others = {
+        field: column
+        for field in ("rank", *NUMBERS)
+        if NUMBERS.get(field) != "money"
+        for column in candidates.first(field)
+    }
+    column_of = {**coin.columns, **others, **dollars.columns, **times.columns}
+    unread = candidates.unread | dollars.unread | coin.unread
+    if period not in {None, PERIODS["1d"]} and "volume_24h_usd" in column_of:
+        unread[column_of.pop("volume_24h_usd")] = "the volume of a candle that is not a day"
+    field_of = {column: field for field, column in column_of.items()}
+    return Detection(
+        encoding=sample.encoding,
+        delimiter=sample.delimiter,
+        header_row=sample.header_row,
+        width=len(sample.header),
+        layout=layout,
+        columns=tuple(
+            DetectedColumn(
+                header=one_line(cell),
+                field=field_of.get(column),
+                note=unread.get(column),
+                cells=tuple(_shown_cells(evidence.cells(column))),
+            )
+            for column, cell in enumerate(sample.header)
+        ),
+        column_of=column_of,
+        decimal=overrides.decimal or _decimal_sign(evidence, candidates, column_of),
+        order=times.order,
+        zone=times.zone,
+        period=period,
+        coin=coin.coin,
+        moment=times.moment,
+        pairs=pair_notation(evidence, candidates, layout),
+        accept_pegged=overrides.currency == "USD",
+        epoch=overrides.epoch,
+        epoch_unit=times.epoch_unit,
+        currency_settled_by=dollars.settled_by,
+        coin_settled_by=coin.settled_by,
+        notes=(*([sample.encoding.note] if sample.encoding.note else ()), *times.notes),
+    )
+
+
+def _decimal_sign(evidence: Evidence, candidates: Candidates, column_of: dict[str, int]) -> DecimalSign:
+    columns = [column_of[field] for field in NUMBERS if field in column_of]
+    # Columns that are not loaded are written in the same notation.
+    columns += [column for field in ("open", "high", "low") for column in candidates.of(field)]
+    cells = (cell for column in columns for cell in evidence.cells(column))
+    return decimal_sign(cells, evidence.sample.delimiter)
+
+
+def _shown_cells(cells: Iterable[str]) -> list[str]:
+    # The first cells that are not blank, shortened.
+    some: list[str] = []
+    for cell in cells:
+        if cell.strip():
+            some.append(one_line(cell)[:60])
+            if len(some) == SHOWN_CELLS:
+                break
+    return some

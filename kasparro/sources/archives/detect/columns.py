@@ -1,0 +1,123 @@
+"""Finds the columns that may hold each field, by their names, and gives access to their cells."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+
+import msgspec
+
+from kasparro.sources.archives.detect.header import OVERRIDE_FIELDS, column_name
+from kasparro.sources.archives.detect.sample import Sample
+from kasparro.sources.archives.filename_hints import FilenameHints
+from kasparro.sources.archives.header_names import CURRENCIES, FIAT, FIELD_OF, NAMES, Heading, Layout
+from kasparro.sources.archives.overrides import Overrides
+
+# The fields that an override for a field also replaces.
+REPLACED_FIELDS = {"price": ("close",), "time": ("closed_at",), "volume_24h_usd": ("volume",)}
+_SYMBOL = re.compile(r"[A-Z0-9]{2,10}")
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the detection of a file's format may use.
+
+    `layout` is the sample's, or one of candles if the overrides give a period.
+    """
+
+    sample: Sample
+    headings: list[Heading]
+    layout: Layout
+    hints: FilenameHints
+    overrides: Overrides
+    now: datetime
+
+    def cells(self, column: int) -> Iterator[str]:
+        """The cells of a column."""
+        return (row[column] for row in self.sample.rows if len(row) > column)
+
+    def distinct(self, columns: Sequence[int]) -> set[str]:
+        """The different cells of columns, without blanks around them and without empty cells."""
+        return {cell.strip() for column in columns for cell in self.cells(column)} - {""}
+
+    def most(self, column: int, test: Callable[[str], bool]) -> bool:
+        """Whether nine of ten cells of a column that are not blank have a property."""
+        cells = [cell for cell in self.cells(column) if cell.strip()]
+        return bool(cells) and sum(test(cell) for cell in cells) >= 0.9 * len(cells)
+
+
+class Candidates(msgspec.Struct, frozen=True, kw_only=True):
+    """The columns that may hold each field, best first; and why other columns are not read, by column."""
+
+    columns: dict[str, list[int]]
+    unread: dict[int, str]
+
+    def of(self, field: str) -> list[int]:
+        """The columns that may hold a field."""
+        return self.columns.get(field, [])
+
+    def first(self, field: str) -> list[int]:
+        """The best column for a field, if there is one."""
+        return self.of(field)[:1]
+
+
+def find_candidates(evidence: Evidence) -> Candidates:
+    """Find the candidates of all fields."""
+    headings, layout = evidence.headings, evidence.layout
+    found: dict[str, list[int]] = {}
+    unread: dict[int, str] = {}
+    first_of_name: dict[tuple[str, bool], int] = {}
+    for column, heading in enumerate(headings):
+        field = layout.fields.get(heading.base) or FIELD_OF.get(heading.base)
+        if field is None:
+            continue
+        if heading.currency not in {None, "USD"} and field.startswith("percent"):
+            unread[column] = f"in {heading.currency}, not USD (by its header)"
+            continue
+        name = (heading.full, heading.explicit)
+        if name in first_of_name:
+            unread[column] = f"the same name as column {first_of_name[name] + 1}, which is read"
+            continue
+        first_of_name[name] = column
+        found.setdefault(field, []).append(column)
+    for field, columns in found.items():
+        columns.sort(key=lambda column: _preference(headings[column], NAMES[field]))
+    unread |= _apply_overrides(evidence, found)
+    meaning = _field_of_currency_column(evidence, found)
+    if meaning != "currency":
+        found[meaning] = found.pop("currency")
+    return Candidates(columns=found, unread=unread)
+
+
+def _preference(heading: Heading, names: tuple[str, ...]) -> int:
+    # A name that only this layout knows comes first.
+    return names.index(heading.base) if heading.base in names else -1
+
+
+def _apply_overrides(evidence: Evidence, found: dict[str, list[int]]) -> dict[int, str]:
+    # A column that the overrides name is the only candidate for its field and for similar fields. Returns why
+    # others are not read.
+    unread = {}
+    for column, heading in enumerate(evidence.headings):
+        if not heading.explicit:
+            continue
+        field = OVERRIDE_FIELDS[evidence.overrides.columns[column_name(evidence.sample.header[column])]]
+        for replaced in (field, *REPLACED_FIELDS.get(field, ())):
+            for other in found.pop(replaced, []):
+                if other != column:
+                    unread[other] = "its overrides name another column"
+        found[field] = [column]
+    return unread
+
+
+def _field_of_currency_column(evidence: Evidence, found: dict[str, list[int]]) -> str:
+    # In a file without columns for the coin, a column called currency may hold the coins.
+    columns = found.get("currency", [])
+    if not columns or found.keys() & {"id", "symbol", "name"}:
+        return "currency"
+    if "currency" in evidence.overrides.columns.values():
+        return "currency"
+    codes = evidence.distinct(columns[:1])
+    prices = [*found.get("price", []), *found.get("close", [])]
+    headers_name_currency = any(evidence.headings[column].currency for column in prices)
+    if all(code.lower() in (FIAT if headers_name_currency else CURRENCIES) for code in codes):
+        return "currency"
+    return "symbol" if all(_SYMBOL.fullmatch(code) for code in codes) else "name"
