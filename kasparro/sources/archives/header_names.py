@@ -1,4 +1,4 @@
-"""The names of columns in archives, by field of the record: tables, so that a new name is one line."""
+"""Tables of the column names in archives, by field of the record. A new name is one word."""
 
 import re
 import unicodedata
@@ -15,129 +15,55 @@ def word_set(text: str) -> frozenset[str]:
 # In order of preference: of several columns for a field, the one whose name is first here is read. Names are
 # as `normal` returns them, without a currency.
 NAMES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "coinid", "tickerid", "coingeckoid", "coinpaprikaid", "assetid", "slug"),
-    "symbol": ("symbol", "ticker", "nameabr", "coinsymbol", "sym", "abbreviation"),
-    "name": ("name", "coinname", "cryptoname", "coin", "cryptocurrency", "currencyname", "crypto"),
-    "currency": ("vscurrency", "quotecurrency", "currency", "convert", "quote"),
-    "closed_at": ("timeperiodend", "closetime", "timeclose", "endtime", "closedat"),
-    "time": (
-        "lastupdated",
-        "lastupdate",
-        "snappedat",
-        "observedat",
-        "timestamp",
-        "unix",
-        "unixtime",
-        "unixtimestamp",
-        "opentime",
-        "timeopen",
-        "datetime",
-        "dateutc",
-        "date",
-        "dateiso",
-        "day",
-        "time",
-        "timeutc",
-        "readabletimestamp",
-        "snapshotdate",
-        "snapshotat",
-        "createdat",
-        "fetchedat",
-        "extractedat",
-        "timeperiodstart",
-        "start",
-        "datum",
-        "fecha",
-        "observationdate",
-        "data",
-    ),
-    "rank": ("rank", "marketcaprank", "cmcrank"),
-    "open": ("open", "openprice", "opening", "priceopen", "24hopen", "eroffn", "ouv", "apertura", "abertura"),
-    "high": ("high", "highprice", "pricehigh", "24hhigh", "hoch", "plushaut", "maximo", "massimo", "maxima"),
-    "low": ("low", "lowprice", "pricelow", "24hlow", "tief", "plusbas", "minimo", "minima"),
-    "close": (
-        "close",
-        "closeprice",
-        "closelast",
-        "closing",
-        "closingprice",
-        "priceclose",
-        "schluss",
-        "schlusskurs",
-        "cloture",
-        "cierre",
-        "chiusura",
-        "fechamento",
-    ),
-    "price": (
-        "price",
-        "currentprice",
-        "pricevalue",
-        "lastprice",
-        "spotprice",
-        "prices",
-        "preis",
-        "kurs",
-        "zuletzt",
-        "dernier",
-        "ultimo",
-        "prix",
-        "precio",
-        "prezzo",
-        "preco",
-    ),
-    "market_cap_usd": (
-        "marketcap",
-        "mktcap",
-        "mcap",
-        "currentmarketcap",
-        "marketcapitalization",
-        "marketcapitalisation",
-        "marketcaps",
-        "capmrktcur",
-    ),
-    "volume_24h_usd": (
-        "24hvolume",
-        "volume24h",
-        "volume24hr",
-        "volume24hours",
-        "24hrvolume",
-        "totalvolume",
-        "totalvolumes",
-        "vol24h",
-        "24hvol",
-    ),
-    "volume": ("volume", "vol"),
-    "circulating_supply": ("circulatingsupply", "availablesupply", "circulation"),
-    "total_supply": ("totalsupply",),
-    "max_supply": ("maxsupply",),
-    "percent_change_1h": (
-        "percentchange1h",
-        "pricechangepercentage1h",
-        "pricechangepercentage1hincurrency",
-        "percentagechange1hr",
-        "change1hpercent",
-        "percent1h",
-        "1hpercent",
-    ),
-    "percent_change_24h": (
-        "percentchange24h",
-        "pricechangepercentage24h",
-        "pricechangepercentage24hincurrency",
-        "percentagechange24hr",
-        "change24hpercent",
-        "percent24h",
-        "24hpercent",
-    ),
-    "percent_change_7d": (
-        "percentchange7d",
-        "pricechangepercentage7d",
-        "pricechangepercentage7dincurrency",
-        "percentagechange7d",
-        "change7dpercent",
-        "percent7d",
-        "7dpercent",
-    ),
+    field: tuple(names.split())
+    for field, names in {
+        "id": "id coinid tickerid coingeckoid coinpaprikaid assetid slug",
+        "symbol": "symbol ticker nameabr coinsymbol sym abbreviation",
+        "name": "name coinname cryptoname coin cryptocurrency currencyname crypto",
+        "currency": "vscurrency quotecurrency currency convert quote",
+        "closed_at": "timeperiodend closetime timeclose endtime closedat",
+        "time": (
+            "lastupdated lastupdate snappedat observedat timestamp unix unixtime unixtimestamp opentime "
+            "timeopen datetime dateutc date dateiso day time timeutc readabletimestamp snapshotdate "
+            "snapshotat createdat fetchedat extractedat timeperiodstart start datum fecha observationdate "
+            "data"
+        ),
+        "rank": "rank marketcaprank cmcrank",
+        "open": "open openprice opening priceopen 24hopen eroffn ouv apertura abertura",
+        "high": "high highprice pricehigh 24hhigh hoch plushaut maximo massimo maxima",
+        "low": "low lowprice pricelow 24hlow tief plusbas minimo minima",
+        "close": (
+            "close closeprice closelast closing closingprice priceclose schluss schlusskurs cloture cierre "
+            "chiusura fechamento"
+        ),
+        "price": (
+            "price currentprice pricevalue lastprice spotprice prices preis kurs zuletzt dernier ultimo "
+            "prix precio prezzo preco"
+        ),
+        "market_cap_usd": (
+            "marketcap mktcap mcap currentmarketcap marketcapitalization marketcapitalisation marketcaps "
+            "capmrktcur"
+        ),
+        "volume_24h_usd": (
+            "24hvolume volume24h volume24hr volume24hours 24hrvolume totalvolume totalvolumes vol24h 24hvol"
+        ),
+        "volume": "volume vol",
+        "circulating_supply": "circulatingsupply availablesupply circulation",
+        "total_supply": "totalsupply",
+        "max_supply": "maxsupply",
+        "percent_change_1h": (
+            "percentchange1h pricechangepercentage1h pricechangepercentage1hincurrency percentagechange1hr "
+            "change1hpercent percent1h 1hpercent"
+        ),
+        "percent_change_24h": (
+            "percentchange24h pricechangepercentage24h pricechangepercentage24hincurrency "
+            "percentagechange24hr change24hpercent percent24h 24hpercent"
+        ),
+        "percent_change_7d": (
+            "percentchange7d pricechangepercentage7d pricechangepercentage7dincurrency percentagechange7d "
+            "change7dpercent percent7d 7dpercent"
+        ),
+    }.items()
 }
 FIELD_OF = {name: field for field, names in NAMES.items() for name in names}
 
