@@ -91,6 +91,7 @@ def pair_currency(evidence: Evidence, candidates: Candidates) -> str | None:
     """The quote currency of the pairs in a file's symbols; None if they are no pairs."""
     if evidence.sample.ticker is not None:
         return PairNotation().split(evidence.sample.ticker)[1]
+    # If an override of the period turns quotes into candles, joined pairs do not settle the currency.
     notation = pair_notation(evidence, candidates, evidence.sample.layout)
     for column in candidates.first("symbol"):
         quotes = {notation.split(cell)[1] for cell in evidence.cells(column)}
