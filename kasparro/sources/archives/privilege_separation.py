@@ -1,7 +1,7 @@
 """Splits root's worker into two processes: one opens files and reads nothing, its child reads them as nobody.
 
-So files that only root may read can be loaded. Whoever takes over the parser has no rights, and gets only the
-files that the service asked for.
+So files that only root may read can be loaded. A file that takes over the parser has no rights, and gets only
+the files that the service asked for.
 """
 
 import os

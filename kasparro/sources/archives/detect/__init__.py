@@ -1,7 +1,7 @@
 """Detects the format of an archive from its header, its name and its rows, before any row is loaded.
 
-Each question has a module: `sample`, `header`, `columns`, `currency`, `time`, `coin`. Nothing is guessed: a file that
-leaves a question open is rejected, with the override that would settle it.
+Each question has a module: `sample`, `header`, `columns`, `currency`, `time`, `coin`. Nothing is guessed: a
+file that leaves a question open is rejected, with the override that would settle it.
 """
 
 from collections.abc import Iterable
