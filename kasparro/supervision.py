@@ -1,4 +1,4 @@
-"""Restarts background tasks that end, logs why they ended, and shows it on /health."""
+"""Restarts background tasks that end, logs why they ended, and reports it for /health."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _Problem(msgspec.Struct):
-    """`line` is shown until `until`, a time of `time.monotonic`; `failures` counts failures in a row."""
+    """`line` is shown until the time `until` (of `time.monotonic`). `failures` counts failures in a row."""
 
     failures: int
     line: str
@@ -31,13 +31,13 @@ class _Problem(msgspec.Struct):
 
 
 class Supervisor:
-    """The background tasks of one process, and the problems that they have or had lately, by name."""
+    """The background tasks of one process, and their current and recent problems by name."""
 
     def __init__(self) -> None:
         self._problems: dict[str, _Problem] = {}
 
     def start(self, name: str, work: Work) -> "BackgroundTask":
-        """Start this work, and restart it whenever it ends until its task is stopped."""
+        """Start this work. Restart it whenever it ends, until `stop` or `let_end` is called."""
         return BackgroundTask(self, name, work)
 
     def record_failure(
@@ -54,7 +54,7 @@ class Supervisor:
         failures = known.failures + 1 if known is not None and now < known.until else 1
         pause = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
         expected = error is None or isinstance(error, KasparroError)
-        reason = "it returned before the stop" if error is None else one_line(error)
+        reason = "it returned before it was stopped" if error is None else one_line(error)
         log.error(
             event,
             task=name,
@@ -64,14 +64,14 @@ class Supervisor:
             exc_info=None if expected else error,
             **fields,
         )
-        # Other errors than ours may contain SQL or addresses, which /health must not show.
+        # Errors of other kinds may contain SQL or addresses, which /health must not show.
         shown = reason if expected else f"{type(error).__name__}; the log has the details"
         line = f"{name} failed and is started again: {shown}"
         self._problems[name] = _Problem(failures, line, now + pause + HEALTHY_AFTER_S)
         return pause
 
     def note(self, name: str, line: str) -> None:
-        """Show a problem that is no failure of a task, for `HEALTHY_AFTER_S` seconds or until `clear`."""
+        """Show a problem that is not a failed task, for `HEALTHY_AFTER_S` seconds or until `clear`."""
         self._problems[name] = _Problem(0, line, time.monotonic() + HEALTHY_AFTER_S)
 
     def clear(self, name: str) -> None:
@@ -79,7 +79,7 @@ class Supervisor:
         self._problems.pop(name, None)
 
     def problems(self) -> list[str]:
-        """The present and recent problems, one line each."""
+        """The current and recent problems, one line each."""
         now = time.monotonic()
         return [problem.line for problem in self._problems.copy().values() if now < problem.until]
 
@@ -87,7 +87,7 @@ class Supervisor:
 class BackgroundTask:
     """Work that is restarted after a pause whenever it ends, until `stop`.
 
-    Callbacks restart it: a task that did so could itself end unnoticed.
+    A callback of the event loop restarts it, because a task for this could itself end unnoticed.
     """
 
     def __init__(self, supervisor: Supervisor, name: str, work: Work) -> None:
@@ -100,11 +100,11 @@ class BackgroundTask:
 
     @property
     def task(self) -> asyncio.Task[None]:
-        """The present task, or the last one."""
+        """The running task, or the last one."""
         return self._task
 
     def let_end(self) -> None:
-        """Do not restart the work from now on: it may end."""
+        """Let the work end: from now on, do not restart it."""
         self._may_end = True
         if self._timer is not None:
             self._timer.cancel()

@@ -7,7 +7,7 @@ from rich.table import Table
 from kasparro.cli.terminal import PrintableConsole
 from kasparro.sources.archives.explain import Cell, Checked, Column, Recognition
 
-# Longer texts are truncated, in characters.
+# Lengths in characters. Longer texts are truncated.
 MAX_CELL = 40
 MAX_RAW = 100
 _DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar"}
@@ -15,7 +15,7 @@ _SIGNS = {".": "point", ",": "comma"}
 
 
 def show(console: PrintableConsole, checked: Sequence[Checked], *, explain: bool) -> None:
-    """Print counts for each file, why rows are rejected, and with `explain` how each file was understood."""
+    """Print the counts and rejects of each file. With `explain`, also print how each file was understood."""
     files = Table("file", "layout", "rows", "rejects")
     for column in files.columns[2:]:
         column.justify = "right"
@@ -71,7 +71,7 @@ def _facts(found: Recognition) -> list[tuple[str, str]]:
         ("delimiter", _DELIMITERS.get(found.delimiter, found.delimiter)),
         (
             "header",
-            f"line {found.header_line}" if found.header_line else "from the overrides, none in the file",
+            f"line {found.header_line}" if found.header_line else "from the overrides; the file has none",
         ),
         ("decimal sign", _SIGNS[found.decimal]),
         ("date order", found.day_order or "clear from each date"),
@@ -79,7 +79,7 @@ def _facts(found: Recognition) -> list[tuple[str, str]]:
         ("time zone", found.zone),
     ]
     if found.candles_s:
-        facts.append(("period", f"{found.candles_s:,} s; a close price is of its last second"))
+        facts.append(("period", f"{found.candles_s:,} s; a close price has the time of the last second"))
     return [*facts, *(("note", note) for note in found.notes)]
 
 

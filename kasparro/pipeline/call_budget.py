@@ -1,4 +1,4 @@
-"""The call budget as /stats shows it: calls left this month, and how fresh they keep a list of pages."""
+"""The call budget as /stats shows it: the calls left this month, and the schedule of the pages."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from kasparro.sources.page_schedule import MonthlyCalls
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The upstream calls of this calendar month (UTC). For a source whose list has pages: their schedule."""
+    """The upstream calls of this calendar month (UTC). If the source's list has pages, also the schedule."""
 
     month: Annotated[str, msgspec.Meta(examples=["2025-06"])]
     calls: int
@@ -20,7 +20,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     remaining: int | None
     pages: Annotated[
         int | None,
-        msgspec.Meta(description="Number of pages in the source's list. Null: the end is not known yet."),
+        msgspec.Meta(description="Number of pages in the source's list. Null: its end is not known yet."),
     ] = None
     pages_every_run: Annotated[
         int | None, msgspec.Meta(description="How many of the first pages every run fetches.")
@@ -31,9 +31,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rotation_runs: Annotated[
         int | None,
         msgspec.Meta(
-            description="Number of runs from one refresh of the pages in rotation to the next; one run "
-            "fetches them all. Null: the calls are too few for that, or the interval is off. The pages are "
-            "then fetched singly, whenever a call is available."
+            description="Every n-th run fetches all pages in rotation together; this is n. Null: there are "
+            "too few calls for that, or the interval is off. The pages are then fetched one by one, as calls "
+            "become available."
         ),
     ] = None
     covered_by: Annotated[
@@ -49,9 +49,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     promised_age_s: Annotated[
         float | None,
         msgspec.Meta(
-            description="The longest time in seconds between two requests for the same coin. It allows for "
-            "one failed run and for one missed coin that moved to another page during a crawl. Null: no "
-            "promise, since the pages are fetched singly."
+            description="The longest time in seconds between two requests for the same coin. It includes "
+            "one failed run, and one crawl that misses the coin because it moved to another page. Null: no "
+            "time is promised, because the pages are fetched one by one."
         ),
     ] = None
 
@@ -66,10 +66,10 @@ def budget(
     next_run_at: datetime | None,
     max_pages: int,
 ) -> Budget:
-    """Return the month's calls at `now` and what the coming runs will do with them.
+    """Return the month's calls at `now` and the schedule of the next runs.
 
-    `pages` are the known pages of the source's list, of which the first `max_pages` are fetched. Without a
-    `next_run_at`, the next run is expected one interval after the last crawl.
+    `pages` are the known pages of the source's list. Runs fetch at most the first `max_pages` of them. If
+    `next_run_at` is None, the next run is expected one interval after the last crawl.
     """
     month_only = Budget(
         month=f"{now:%Y-%m}",

@@ -37,30 +37,30 @@ class Replay(click.ParamType[tuple[Api, Path]]):
         for api in get_args(Api):
             if name == api and Path(path).is_file():
                 return api, Path(path)
-        raise click.BadParameter(f"{value!r} is not of the form API=FILE with an existing file.", ctx, param)
+        raise click.BadParameter(f"{value!r} must be API=FILE with an existing file.", ctx, param)
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=0, show_default=True, help="Port to listen on; 0: any free one.")
-@click.option("--seed", default=1, show_default=True, help="The market's seed.")
+@click.option("--port", default=0, show_default=True, help="Port to listen on; 0: a free port.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the simulated market.")
 @click.option("--coins", default=2_500, show_default=True, type=click.IntRange(1, MOST_COINS))
 @click.option("--tick", default=60.0, show_default=True, help="Seconds between changes of the market.")
 @click.option("--manual", is_flag=True, help="Stop the clock; POST /control/advance moves it.")
-@click.option("--base", type=Moment(), help="The market's first moment, ISO 8601.  [default: now]")
+@click.option("--base", type=Moment(), help="Start time of the market, ISO 8601.  [default: now]")
 @click.option("--coinpaprika-key", help="The key that CoinPaprika accepts.")
-@click.option("--coinpaprika-per-minute", type=click.IntRange(0), help="CoinPaprika's calls a minute.")
-@click.option("--coinpaprika-per-month", type=click.IntRange(0), help="CoinPaprika's calls a month.")
+@click.option("--coinpaprika-per-minute", type=click.IntRange(0), help="CoinPaprika calls per minute.")
+@click.option("--coinpaprika-per-month", type=click.IntRange(0), help="CoinPaprika calls per month.")
 @click.option("--coingecko-key", help="The key that CoinGecko accepts.")
-@click.option("--coingecko-pro", is_flag=True, help="Make it a pro key, and required.")
-@click.option("--coingecko-per-minute", type=click.IntRange(0), help="CoinGecko's calls a minute.")
-@click.option("--coingecko-per-month", type=click.IntRange(0), help="CoinGecko's calls a month.")
+@click.option("--coingecko-pro", is_flag=True, help="The CoinGecko key is a pro key, and required.")
+@click.option("--coingecko-per-minute", type=click.IntRange(0), help="CoinGecko calls per minute.")
+@click.option("--coingecko-per-month", type=click.IntRange(0), help="CoinGecko calls per month.")
 @click.option("--record-served", is_flag=True, help="Record responses for GET /control/served.")
 @click.option(
     "--replay",
     type=Replay(),
     multiple=True,
-    help="Serve this file as the API's next page instead of the market; repeatable.",
+    help="Serve this file, not the market, as the API's next page; repeatable.",
 )
 def main(
     *,
@@ -81,9 +81,9 @@ def main(
     record_served: bool,
     replay: tuple[tuple[Api, Path], ...],
 ) -> None:
-    """Stand in for CoinPaprika and CoinGecko on this machine until interrupted.
+    """Simulate CoinPaprika and CoinGecko on this machine until interrupted.
 
-    Once both are available, one line of JSON on stdout gives their base URLs.
+    Once both are available, print their base URLs on stdout as one line of JSON.
     """
     simulator = Simulator(
         seed=seed,

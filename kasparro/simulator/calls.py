@@ -1,4 +1,4 @@
-"""The log of calls and their outcomes, for tests to read and wait on."""
+"""Records the calls and their outcomes, so that tests can read them and wait for them."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ HEADERS_OF_INTEREST = (
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """One request. `status` is the status that was sent; None: none, or not yet."""
+    """One request. `status` is the status of the response; None: no response was sent, or not yet."""
 
     at: datetime
     tick: int

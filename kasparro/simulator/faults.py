@@ -1,4 +1,4 @@
-"""The faults of an upstream, as data, and which of them are active."""
+"""Defines the faults of a simulated upstream, and records which faults are active."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -18,11 +18,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     api: Api
     times: _Positive | None = None
-    """How many calls it affects; None: all until it is removed."""
+    """How many calls it affects; None: all calls until it is removed."""
     page: _Positive | None = None
-    """The only page that it affects; CoinPaprika's calls are page 1."""
+    """The only page that it affects; None: all pages. CoinPaprika's calls are for page 1."""
     probability: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """The chance to affect a call, drawn from the simulator's seed."""
+    """The probability that it affects a call. The random numbers depend on the simulator's seed."""
 
 
 class Status(Fault, frozen=True, tag="status"):
@@ -40,13 +40,13 @@ class Html(Fault, frozen=True, tag="html"):
 
 
 class Truncated(Fault, frozen=True, tag="truncated"):
-    """The first part of the response, with the `Content-Length` of all of it; then the connection closes."""
+    """Only the start of the response, with the `Content-Length` of the whole; then the connection closes."""
 
     fraction: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.5
 
 
 class Slow(Fault, frozen=True, tag="slow"):
-    """The response in small pieces."""
+    """The response is sent slowly, in small pieces."""
 
     bytes_per_second: _Positive = 1_000
 
@@ -78,7 +78,7 @@ class GzipGarbage(Fault, frozen=True, tag="gzip-garbage"):
 
 
 class Huge(Fault, frozen=True, tag="huge"):
-    """A chunked body of this size: spaces within an array."""
+    """A chunked body of this size: an array that contains only spaces."""
 
     megabytes: _Positive = 100
 
@@ -107,18 +107,21 @@ BadRecord: TypeAlias = Literal[
 
 
 class BadRecords(Fault, frozen=True, tag="bad-records"):
-    """Records of these kinds among the good ones, which do not change.
+    """Bad records of these kinds in addition to the good records, which do not change.
 
-    Each is made from the first record of the response, with the id `bad-<kind>`; `duplicate` repeats that
-    record. `nan` and `lone-surrogate` are not JSON: a strict reader cannot read the response at all.
+    Each bad record is a copy of the first record of the response with one defect and the id `bad-<kind>`.
+    `duplicate` is an exact copy. With `nan` or `lone-surrogate`, the whole response is invalid JSON for a
+    strict parser.
     """
 
     records: Annotated[list[BadRecord], msgspec.Meta(min_length=1)]
 
 
 class SchemaDrift(Fault, frozen=True, tag="schema-drift"):
-    """A field of every record is renamed, dropped, null, of another type, or there twice. Dots in `field`
-    lead into objects."""
+    """A field of every record is renamed, dropped, set to null, of another type, or copied.
+
+    Dots in `field` separate the names of nested objects.
+    """
 
     field: Annotated[str, msgspec.Meta(min_length=1)]
     change: Literal["rename", "drop", "null", "retype", "copy"]
@@ -127,7 +130,7 @@ class SchemaDrift(Fault, frozen=True, tag="schema-drift"):
 
 
 class ScaledPrices(Fault, frozen=True, tag="scaled-prices"):
-    """Prices, caps and volumes are multiplied by this factor, exactly, as in another currency."""
+    """Prices, market caps and volumes are multiplied by this factor, as if in another currency."""
 
     factor: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")] = "0.92"
 
@@ -209,7 +212,7 @@ class Faults:
         return self._active.pop(fault_id, None) is not None
 
     def clear(self) -> None:
-        """Remove all faults. The next one gets the id 1 again, so that its chances repeat."""
+        """Remove all faults. The next fault gets the id 1 again, and so the same random numbers."""
         self._active.clear()
         self._chances.clear()
         self._last_id = 0
@@ -218,7 +221,7 @@ class Faults:
         return list(self._active.values())
 
     def for_call(self, api: Api, page: int | None) -> CallFaults:
-        """The faults of the next call of this page. They count as one of their `times`."""
+        """The faults that affect the next call for this page. It counts towards the `times` of each."""
         content: list[Damage] = []
         shift = 0
         list_length: int | None = None
@@ -246,6 +249,6 @@ class Faults:
 
 
 def parse_faults(body: bytes) -> list[AnyFault]:
-    """One fault or a list of faults from JSON. Raises msgspec.ValidationError."""
+    """Parse one fault or a list of faults from JSON. Raises msgspec.ValidationError."""
     parsed: Any = msgspec.json.decode(body)
     return msgspec.convert(parsed if isinstance(parsed, list) else [parsed], list[AnyFault])

@@ -1,4 +1,4 @@
-"""Fixed response bodies that replace those of the market."""
+"""Fixed response bodies that are served instead of the market's."""
 
 from collections.abc import Sequence
 
@@ -6,18 +6,18 @@ from kasparro.simulator.market import Api
 
 
 class Payloads:
-    """ServedResponse bodies by API and page."""
+    """Response bodies by API and page."""
 
     def __init__(self) -> None:
         self._pages: dict[Api, dict[int, bytes]] = {}
         self._complete: set[Api] = set()
 
     def put(self, api: Api, page: int, body: bytes) -> None:
-        """Serve these bytes as that page; other pages do not change."""
+        """Serve these bytes as this page. Other pages do not change."""
         self._pages.setdefault(api, {})[page] = body
 
     def replay(self, api: Api, bodies: Sequence[bytes]) -> None:
-        """Serve these bodies as the API's pages, and empty pages after them."""
+        """Serve these bodies as the API's first pages, and empty lists as all later pages."""
         self._pages[api] = dict(enumerate(bodies, start=1))
         self._complete.add(api)
 

@@ -1,4 +1,4 @@
-"""Computes price movements: a pure function of seed, coin and time, so any moment is available directly."""
+"""Computes the price level of a coin at any moment, as a pure function of seed, coin and time."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from kasparro.simulator.seeded_random import seeded_random
 
 MILLION = 1_000_000
 
-# The waves that a price is the sum of: (length in ms, height in millionths).
+# A price level is the sum of these waves: (length in ms, height in millionths).
 _WAVES = ((600_000, 1_500), (4 * 3_600_000, 6_000), (2 * 86_400_000, 25_000), (20 * 86_400_000, 60_000))
 
 

@@ -258,7 +258,7 @@ class CoinGecko:
                 limits = self._later_limits
                 records = conditional_requests.record_count(response, earlier)
                 if number == 1 and not records:
-                    raise SourceError("page 1: CoinGecko answered an empty list")
+                    raise SourceError("page 1: CoinGecko sent an empty list")
                 is_last = records < (PAGE_SIZE if items_limit is None else items_limit)
                 queue.mark_fetched(number, is_last=is_last or number == max_pages)
                 if response.items is None:

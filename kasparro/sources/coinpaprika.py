@@ -159,7 +159,7 @@ class CoinPaprika:
         if response.items is None:
             builder.repeat(conditional_requests.record_count(response, earlier))
         elif not items:
-            raise SourceError("CoinPaprika answered an empty list")
+            raise SourceError("CoinPaprika sent an empty list")
         now, is_complete = response.received_at, True
         for start in range(0, max(len(items), 1), BATCH_ROWS):
             part = items[start : start + BATCH_ROWS]

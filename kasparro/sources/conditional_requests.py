@@ -1,4 +1,4 @@
-"""Decides which page of an API's list is requested with validators, and what is stored of the response."""
+"""Decides which pages are requested with validators, and describes each fetched page for its batch."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -7,14 +7,14 @@ from hashlib import blake2b
 from kasparro.model.batch import CrawledPage
 from kasparro.sources.http import UpstreamResponse, Validators
 
-# Increase it when records are read in another way: every page is then fetched in full once.
+# Increase it if the code reads records differently. Every page is then fetched in full once.
 READER_VERSION = "1"
-# A page is fetched in full after this time, however often the upstream says that it has not changed.
+# A page is fetched in full after this time, even if the upstream reports no change.
 FULL_AGAIN = timedelta(days=1)
 
 
 def request_fingerprint(base_url: str, path: str, parameters: Mapping[str, str]) -> str:
-    """A hash of the request and the reader's version, without secrets. Validators are valid only for it."""
+    """A hash of the request and READER_VERSION, without secrets. Validators belong to one fingerprint."""
     lines = [READER_VERSION, base_url, path, *(f"{name}={value}" for name, value in parameters.items())]
     return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
@@ -43,8 +43,8 @@ def crawled_page(
 ) -> CrawledPage:
     """The page as its batch commits it.
 
-    `is_complete` says that every record of it was accepted and none repeats a coin of an earlier page. An
-    incomplete page gets no validators, so it is fetched in full next time.
+    `is_complete` means that every record was accepted and none repeats a coin of an earlier page. An
+    incomplete page gets no validators, so that it is fetched in full next time.
     """
     unchanged = response.items is None and earlier is not None
     return CrawledPage(
@@ -62,7 +62,7 @@ def crawled_page(
 
 
 def record_count(response: UpstreamResponse, earlier: CrawledPage | None) -> int:
-    """How many records the response has; for an unchanged page, how many it had before."""
+    """How many records the response has; for an unchanged page, how many the earlier response had."""
     if response.items is not None:
         return len(response.items)
     return earlier.records if earlier is not None else 0

@@ -1,4 +1,4 @@
-"""The HTTP client of the API sources: limits, retries, payloads, and errors a person can act on."""
+"""The HTTP client of the API sources: limits, retries, payloads, and error messages with a cause."""
 
 import asyncio
 import email.utils
@@ -23,9 +23,9 @@ from kasparro.sources.json_array import ArrayTooLong, split_array
 # CoinPaprika's whole list is 2 MB. A much longer response is not read to its end.
 BODY_LIMIT = 64 << 20
 # The time limit for all calls of one source run, so that a slow upstream cannot hold up a run for hours. The
-# longest list at the slowest rate (150 pages, 5 calls a minute) takes as long.
+# longest list at the slowest rate (150 pages, 5 calls a minute) takes this long.
 TIME_LIMIT_S = 1_800.0
-# The time limits of one call: in all, to connect, and without a byte received.
+# The time limits of one call: in total, to connect, and without receiving a byte.
 CALL_S = 60.0
 CONNECT_S = 10.0
 SILENCE_S = 20.0
@@ -34,7 +34,7 @@ VALIDATOR_LIMIT = 500
 
 
 class UpstreamError(SourceError):
-    """One upstream call gave nothing to use."""
+    """An upstream call returned nothing usable."""
 
     def __init__(self, text: str, *, transient: bool, retry_after_s: float | None = None) -> None:
         super().__init__(text)
@@ -50,10 +50,10 @@ class UpstreamError(SourceError):
 
 
 class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How often a call is made until it succeeds: at most `attempts` times within `total_s`.
+    """How often a call is attempted until it succeeds: at most `attempts` times within `total_s`.
 
     The wait between two attempts starts at `initial_s` and doubles up to `longest_s`, with jitter. A
-    Retry-After of the upstream replaces it if it fits into `total_s`.
+    Retry-After of the upstream replaces this wait if it fits into `total_s`.
     """
 
     attempts: int = 4
@@ -63,16 +63,17 @@ class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Validators(msgspec.Struct, frozen=True, kw_only=True):
-    """The validators of a response (RFC 9110, 8.8). A request with them asks whether it has changed."""
+    """The validators of a response (RFC 9110, 8.8). A request that sends them asks for changes only."""
 
     etag: str | None = None
     last_modified: str | None = None
 
 
 class UpstreamResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """The undecoded items of a JSON array. `items` is None if nothing changed since the request's validators.
+    """The undecoded items of a JSON array.
 
-    `received_at` is when the response was complete.
+    `items` is None if the list has not changed since the validators that the request sent. `received_at` is
+    when the response was complete.
     """
 
     items: list[msgspec.Raw] | None
@@ -126,8 +127,8 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         *,
         items_limit: int | None = None,
     ) -> UpstreamResponse:
-        """The list at a path, or no items if it has not changed since `known`. Gives at most `items_limit`
-        items.
+        """Get the list at a path, with at most `items_limit` items. If it has not changed since `known`, the
+        response has no items.
 
         Raises UpstreamError if the limits are reached, the source run's time is over, or a retry would not
         help. Raises SourceError if the call budget is spent.
@@ -173,7 +174,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             body = bytearray()
             response: aiohttp.ClientResponse | None = None
             try:
-                # A redirect would carry the key to another host.
+                # Following a redirect would send the key to another host.
                 async with self._session.get(
                     self._base_url + path,
                     params=parameters,
@@ -226,7 +227,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         if payload.succeeded:
             await self._context.save_payload(payload)
             return payload
-        # This one is saved as evidence and not for a replay: a part is enough, and it must not hold the key.
+        # A failed response is saved as evidence only: a part is enough, and it must not contain the key.
         body = self._redacted(body[:FAILED_BODY_LIMIT].decode("latin-1")).encode("latin-1")
         whole = complete and len(payload.body) <= FAILED_BODY_LIMIT
         await self._context.save_payload(msgspec.structs.replace(payload, complete=whole, body=body))
@@ -236,7 +237,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         try:
             return await parse_list(self._name, body)
         except UpstreamError as error:
-            # Some errors come with the status 200.
+            # Some upstreams send error messages with status 200.
             message = self._redacted(_error_message(body))
             text = f"{error}; it says: {message}" if message else str(error)
             raise UpstreamError(text, transient=error.transient) from error
@@ -260,7 +261,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         )
 
     def _redacted(self, text: str) -> str:
-        # An upstream may repeat the key that it rejects.
+        # An upstream may repeat a rejected key in its error message.
         for secret in self._headers.values():
             text = text.replace(secret, "***")
         return text
@@ -276,7 +277,7 @@ _NOTHING_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, a
 async def _no_hidden_retry(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    # aiohttp repeats a GET on its own if the connection was closed: a call that the budget would not count.
+    # aiohttp repeats a GET automatically if the connection was closed. The budget would not count that call.
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -295,7 +296,7 @@ def _conditions(known: Validators | None) -> dict[str, str]:
 
 def _validators(response: aiohttp.ClientResponse) -> Validators:
     def header(name: str) -> str | None:
-        # It is sent back as it came, so it must be a plain header value.
+        # The value is sent back unchanged, so it must be printable ASCII.
         value = response.headers.get(name, "")
         plain = value.isascii() and value.isprintable() and 0 < len(value) <= VALIDATOR_LIMIT
         return value if plain else None
@@ -313,22 +314,22 @@ _MEANINGS = {
 
 
 async def parse_list(name: str, body: bytes) -> list[msgspec.Raw]:
-    """The items of a list that the upstream of this name sent.
+    """Split the body that the upstream of this name sent into the items of its list.
 
-    Raises UpstreamError if the body is no list, or longer than the list of any API.
+    Raises UpstreamError if the body is not a list, or is longer than the list of any API.
     """
     try:
         return await asyncio.to_thread(split_array, body)
     except ArrayTooLong as error:
-        raise UpstreamError(f"{name} answered a list that is too long: {error}", transient=True) from error
+        raise UpstreamError(f"{name} sent a list that is too long: {error}", transient=True) from error
     except ValueError as error:
-        kinds = {b"": "with an empty body", b"<": "an HTML page"}
-        kind = kinds.get(body.lstrip()[:1], f"no JSON list ({error})")
-        raise UpstreamError(f"{name} answered {kind}", transient=True) from error
+        kinds = {b"": "an empty body", b"<": "an HTML page"}
+        kind = kinds.get(body.lstrip()[:1], f"a body that is not a JSON list ({error})")
+        raise UpstreamError(f"{name} sent {kind}", transient=True) from error
 
 
 def _failure(error: Exception) -> str:
-    """Why there is no complete response."""
+    """Describe why there is no complete response."""
     if isinstance(error, TimeoutError):
         return "did not answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -350,13 +351,13 @@ class _Status(msgspec.Struct):
 
 
 class _ErrorBody(msgspec.Struct):
-    # The three shapes that CoinGecko uses, and CoinPaprika's only one.
+    # CoinPaprika sends `error`. CoinGecko sends `error` or `status`.
     error: str | None = None
     status: _Status | None = None
 
 
 def _error_message(body: bytes) -> str:
-    """The message of an error body in one short line; empty for an HTML page."""
+    """The message of an error body in one short line; empty if it is an HTML page."""
     try:
         decoded = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -368,12 +369,12 @@ def _error_message(body: bytes) -> str:
 
 
 def _as_utf8(header: str) -> str:
-    # Bytes that are not UTF-8 arrive as lone surrogates, which PostgreSQL does not store.
+    # Bytes that are not UTF-8 arrive as lone surrogates, which PostgreSQL cannot store.
     return header.encode("utf-8", "backslashreplace").decode()
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """The seconds of a Retry-After header in either form (RFC 9110, 10.2.3); None for no valid header."""
+    """The seconds of a Retry-After header in either form (RFC 9110, 10.2.3); None if it is not valid."""
     if header is None:
         return None
     header = header.strip()

@@ -1,16 +1,16 @@
-"""Splits a JSON array into its elements, so that each can be decoded, or rejected, on its own."""
+"""Splits a JSON array into its elements, so that each can be decoded or rejected separately."""
 
 import re
 
 import msgspec
 
-# Five times the longest list of any API, and three times the commas of its records. An element of two bytes
-# takes 70 bytes of memory as a Raw.
+# Five times the elements and three times the commas of the longest list of any API. The limits bound memory:
+# an element of two bytes takes 70 bytes as a Raw.
 ELEMENTS_LIMIT = 100_000
 COMMAS_LIMIT = 2_000_000
 
 _ARRAY = msgspec.json.Decoder(list[msgspec.Raw])
-# Whole strings, and runs of brackets. Possessive quantifiers: a string without an end is scanned only once.
+# The possessive quantifiers ensure that a string without an end is scanned only once.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{]+|[\]}]+|[,"]', re.DOTALL)
 
 
@@ -19,13 +19,13 @@ class ArrayTooLong(ValueError):
 
 
 def split_array(body: bytes) -> list[msgspec.Raw]:
-    """The elements of a JSON array, each still undecoded.
+    """Split a JSON array into its undecoded elements.
 
-    Some encoders write NaN, lone surrogates or bytes that are not UTF-8, and elements may be nested too
-    deeply for the decoder. Such a body is split by its brackets, commas and strings alone. Whatever is wrong
-    inside an element then costs only that element.
+    A body may contain NaN, lone surrogates, bytes that are not UTF-8, or elements that are nested too deeply
+    for the decoder. Such a body is split at its commas; only brackets and strings are parsed. An error inside
+    an element then affects only that element.
 
-    Raises ValueError if the body is no array, ArrayTooLong if it is too long.
+    Raises ValueError if the body is not an array, ArrayTooLong if it is too long.
     """
     if body.count(b",") > COMMAS_LIMIT:
         raise ArrayTooLong(f"more than {COMMAS_LIMIT:,} values")

@@ -1,4 +1,4 @@
-"""Shares out the connections that PostgreSQL allows: among processes, and among the pools of a process."""
+"""Divides the connections that PostgreSQL allows among processes, and among the pools of a process."""
 
 import msgspec
 
@@ -7,16 +7,17 @@ from kasparro.store.sql import statements
 
 _SQL = statements("operations/connections.sql")
 
-# One each for health checks, for following the data version, for the leader's lease and for the run lock.
+# One each for health checks, the data version, the leader's lease and the run lock.
 RESERVED = 4
-# With fewer, a process cannot do all its work at the same time; more would only wait for the processors.
+# The limits for one process. With fewer connections it cannot do all its work at the same time. With more,
+# queries would only wait for the processors.
 LEAST, MOST = 8, 24
-# What PostgreSQL allows by default; used if it does not answer.
+# The connections that PostgreSQL allows by default; assumed if the server does not answer.
 DEFAULT_ALLOWED = 97
-# With the fewest connections each, several processes may want more than the server allows. An idle
-# connection of one process must then soon make room for another process that waits.
+# If each process has only LEAST connections, all processes together may need more than the server allows. So
+# they close idle connections soon, because another process may wait for one.
 SCARCE_IDLE_S = 0.5
-# A service uses this part of what PostgreSQL allows. The rest is for a second service, commands and backups.
+# A service uses 1 / PART of the allowed connections. The rest is for a second service, commands and backups.
 PART = 2
 
 
@@ -29,7 +30,7 @@ class Shares(msgspec.Struct, frozen=True):
     write: int
 
 
-# The proportions of the pools, which are also their sizes with MOST connections.
+# The sizes of the pools with MOST connections. With fewer, they have the same proportions.
 _FULL = Shares(read=8, slow=2, export=4, write=6)
 
 
@@ -40,12 +41,12 @@ async def allowed(connection: Connection) -> int:
 
 
 def per_process(server_allows: int, processes: int) -> int:
-    """The connections of each process of a service, of those that the server allows."""
+    """How many connections each of the `processes` of a service may use."""
     return min(max(server_allows // PART // processes, LEAST), MOST)
 
 
 def shares(connections: int) -> Shares:
-    """The pools of a process with this many connections: one for each pool, and the others in proportion."""
+    """Divide the connections of a process among its pools: one for each pool, the others in proportion."""
     sizes = dict.fromkeys(Shares.__struct_fields__, 1)
     for _ in range(connections - RESERVED - len(sizes)):
         scarcest = min(sizes, key=lambda pool: sizes[pool] / getattr(_FULL, pool))
@@ -54,5 +55,5 @@ def shares(connections: int) -> Shares:
 
 
 def idle_limit_s(connections: int) -> float:
-    """How long a process with this many connections keeps an idle one open."""
+    """How long a process with this many connections keeps an idle connection open."""
     return SCARCE_IDLE_S if connections <= LEAST else CONNECTION_IDLE_S

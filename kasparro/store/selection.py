@@ -1,4 +1,4 @@
-"""Which rows of the data a query selects, in which order, with which fields, and of which moment."""
+"""Describes a query of the data: its filters, order, fields and moment."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-# The fields that /data can be sorted by, in the order of the contract, and the types of their values in a
-# sort key.
+# The fields of a row in the order of the API, with the types of their values in a sort key. /data can be
+# sorted by each of them.
 FIELDS: Mapping[str, type] = MappingProxyType(
     {
         "source": str,
@@ -32,16 +32,16 @@ FIELDS: Mapping[str, type] = MappingProxyType(
         "updated_at": datetime,
     }
 )
-# Fields that a row has only on request.
+# Fields that a row has only if the query names them.
 ON_REQUEST = ("rank_observed_at",)
 # Fields that are never null.
 _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"})
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
-    """The conditions of a selection; without any, all rows are selected.
+    """The conditions of a selection. Without conditions, all rows are selected.
 
-    Bounds are inclusive. A row without a value is in no range.
+    Bounds are inclusive. A row whose value is null is in no range.
     """
 
     sources: tuple[str, ...] = ()
@@ -60,13 +60,13 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     updated_since: datetime | None = None
 
     def values(self) -> dict[str, Any]:
-        """The value that the statements compare with, for each condition."""
+        """The conditions that are set, with the values that the statements compare with."""
         found = {
             name: value for name, value in msgspec.structs.asdict(self).items() if value not in ((), None)
         }
         if self.symbols:
             folded = _folded(found.pop("symbols"))
-            # An index has the rows of one symbol in the order by rank.
+            # One symbol has its own condition, because an index has its rows ordered by rank.
             found |= {"symbol": folded[0]} if len(folded) == 1 else {"symbols": folded}
         if self.text is not None:
             found["text"] = _pattern(self.text)
@@ -74,17 +74,16 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CONDITIONS = (*Filters.__struct_fields__, "symbol")
-# Conditions that few rows meet, so that PostgreSQL should begin with them.
+# Few rows meet one of these conditions, so PostgreSQL should begin with it.
 _SELECTIVE = frozenset({"ids", "assets", "symbol", "symbols", "text"})
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows, in what order, with which of their fields (as `in_order` gives them), and of what moment.
+    """Which rows a query selects, their order, their fields (in the order of `in_order`), and the moment.
 
-    `sort` is a field, with `-` in front for descending order. Rows without a value come last in both
-    directions, and source and source_id break ties, so the order is total. `as_of` selects the newest record
-    of each coin at that moment in place of the current one; then only the order by source reads no more coins
-    than it returns.
+    `sort` is a field, with `-` in front for descending order. Nulls come last in both directions. source and
+    source_id break ties, so the order is total. `as_of` selects the newest record of each coin at that
+    moment, not the current record. Then only the order by source is fast: any other order reads every coin.
     """
 
     filters: Filters = Filters()
@@ -94,15 +93,15 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def column(self) -> str:
-        """The sorted column. Raises ValueError if it is no field of a row."""
+        """The column to sort by. Raises ValueError if a row has no such field."""
         name = self.sort.removeprefix("-")
         if name not in FIELDS:
-            raise ValueError(f"no field of a row: {name!r}")
+            raise ValueError(f"a row has no field {name!r}")
         return name
 
     @property
     def nullable(self) -> bool:
-        """Whether the sorted column may be null."""
+        """Whether the column to sort by may be null."""
         return self.column not in _REQUIRED
 
     @property
@@ -111,13 +110,13 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         return self.sort.startswith("-")
 
     def values(self) -> dict[str, Any]:
-        """The named values of the statements for this selection."""
+        """The values for the statements, by name."""
         return {**self.filters.values(), "as_of": self.as_of}
 
     def variables(self) -> dict[str, Any]:
-        """The variables of the templates for this selection."""
+        """The variables for the templates of the statements."""
         given = self.filters.values().keys()
-        # One symbol in the order by rank is what its index serves.
+        # An index serves one symbol ordered by rank.
         ordered = {"symbol"} if self.sort == "rank" and self.as_of is None else set()
         return {
             **{condition: condition in given for condition in CONDITIONS},
@@ -130,20 +129,20 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def in_order(names: Sequence[str]) -> list[str]:
-    """These fields in the order of the contract; without names, all but those on request."""
+    """These fields in the order of the API; without names, all fields except ON_REQUEST."""
     return [name for name in (*FIELDS, *ON_REQUEST) if name in (names or FIELDS)]
 
 
 def columns(names: Sequence[str]) -> str:
-    """The list of these fields for a statement. Raises ValueError if one is no field of a row."""
+    """The list of these fields for a statement. Raises ValueError if a row has no such field."""
     if unknown := set(names).difference(FIELDS, ON_REQUEST):
-        raise ValueError(f"no field of a row: {min(unknown)!r}")
+        raise ValueError(f"a row has no field {min(unknown)!r}")
     return ", ".join(in_order(names))
 
 
 def _folded(symbols: tuple[str, ...]) -> list[str]:
     # The index folds ASCII letters only (collation "C"), as bytes.lower does. Other letters are looked up in
-    # both cases, unless the other case is more than one letter.
+    # both cases, unless a letter becomes several letters in the other case.
     found = set()
     for symbol in symbols:
         for case in (symbol, symbol.lower(), symbol.upper()):
@@ -152,7 +151,7 @@ def _folded(symbols: tuple[str, ...]) -> list[str]:
     return sorted(found)
 
 
-# Escapes what LIKE would take for a wildcard.
+# Escapes the special characters of LIKE.
 _ESCAPED = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
 
 

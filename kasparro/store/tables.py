@@ -25,12 +25,12 @@ TABLES = (
     "instance",
     "schema_migrations",
 )
-# Counting a table of up to this size takes a few milliseconds; the rows of a larger one are estimated.
+# Counting the rows of a table up to this size takes milliseconds. For larger tables they are estimated.
 COUNTED_BYTES = 32 * 2**20
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """One table: its rows, counted or `estimated`, and its bytes with all its indexes."""
+    """One table: its number of rows, which may be `estimated`, and its bytes including indexes."""
 
     name: str
     rows: int

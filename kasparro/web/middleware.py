@@ -49,7 +49,7 @@ _USED_HEADERS = frozenset(
 # The value of Host: a name or address with an optional port, or nothing (RFC 9110, 7.2; RFC 3986, 3.2.2).
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 
-# Errors that end a response that has begun but are no fault of the code: the database, or a time limit.
+# These errors can end a response that has begun, without an error in the code: the database, or a timeout.
 _INTERRUPTIONS = (KasparroError, TimeoutError)
 
 # Clients of other APIs send their keys as parameters, such as x_cg_demo_api_key.
@@ -59,8 +59,8 @@ _CREDENTIAL = re.compile(r"([^&=]*(?:key|token|secret|passw)[^&=]*=)[^&]+", re.I
 class ServiceMiddleware:
     """Admits or rejects every request, counts it, and adds the headers that every response has.
 
-    A GET with a cached response of the current data version is answered here, without the application. An
-    unhandled exception becomes a 500. `route_of` names the route of a request that is rejected here.
+    If the cache has a response for the current data version, it is sent from here, without the application.
+    An unhandled exception becomes a 500. `route_of` returns the route of a request that is rejected here.
     """
 
     def __init__(self, app: ASGIApp, service: Service, route_of: Callable[[Scope], str]) -> None:
@@ -127,7 +127,7 @@ class ServiceMiddleware:
         *,
         key_name: str | None,
     ) -> bool:
-        # Sends the response and returns True if it is in the cache, in the encoding that the client accepts.
+        # If the cache has the response in an encoding that the client accepts, sends it and returns True.
         if (
             started > self._version.fresh_until
             or scope["method"] not in {"GET", "HEAD"}
@@ -166,7 +166,7 @@ class ServiceMiddleware:
     async def _run(
         self, app: ASGIApp, context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        # Starlette's routes raise exceptions without a response only if the scope names an application.
+        # If the scope has an application, Starlette's routes raise HTTP errors instead of sending plain text.
         scope["app"] = self._app
         connection: Connection | None = scope.get("kasparro.connection")
         status = 0
@@ -182,14 +182,14 @@ class ServiceMiddleware:
                     (b"server-timing", context.server_timing()),
                 ]
                 if status >= 400 and connection is not None and connection.pipelining:
-                    # The requests behind a failed one would probably fail too. Closing saves that work.
+                    # The pipelined requests would probably fail too. Closing the connection saves that work.
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
             await app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            # The service stops, and the time for running requests is over. uvicorn would log an error.
+            # The service stops, and the time for running requests is over. uvicorn would log an error here.
             client_log.warning(
                 "request_cancelled_by_shutdown", path=scope["path"], request_id=context.request_id
             )
@@ -197,7 +197,7 @@ class ServiceMiddleware:
             _abort(connection)
         except Exception as error:  # noqa: BLE001 - any error ends this request and is logged
             fields = {"path": scope["path"], "request_id": context.request_id}
-            # Starlette wraps an exception that has a handler if the response has begun.
+            # If the response has begun, Starlette wraps an exception that has a handler.
             cause = error.__cause__ or error
             if status and isinstance(cause, _INTERRUPTIONS):
                 client_log.warning("response_interrupted", reason=one_line(cause), **fields)
@@ -231,16 +231,16 @@ def _log_access(scope: Scope, key_name: str | None, status: int, started: float,
 
 
 def _abort(connection: Connection | None) -> None:
-    # The response has begun, so only the end of the connection tells the client that it is incomplete. Other
-    # ASGI servers close it if the application raises. Ours can close it without an error in its log.
+    # The response has begun, so only a closed connection shows the client that it is incomplete. Our server
+    # can close the connection without logging an error. Other ASGI servers close it if the application raises.
     if connection is None:
         raise AlreadyLogged("the response was aborted")
     connection.abort()
 
 
 def _invalid_host(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
-    # If a proxy and a server understand such a request differently, an attacker can exploit the difference
-    # (RFC 9112, 3.2). Several values were joined by a comma and a space, which no valid value contains.
+    # An attacker can exploit a Host that a proxy and a server interpret differently (RFC 9112, 3.2). Several
+    # Host headers were joined by a comma and a space, which no valid value contains.
     host = headers.get(b"host")
     if host is None:
         if scope["http_version"] == "1.0":

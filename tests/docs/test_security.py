@@ -22,11 +22,14 @@ def test_limits_are_the_program_limits() -> None:
         "URL": [limits.url_bytes],
         "headers": [limits.headers, limits.request_bytes],
         "body": [middleware.BODY_BYTES],
-        "requests sent ahead": [limits.pipelined, limits.pipelined_bytes],
-        "pace of a client that reads slowly": [limits.drain_bytes, limits.drain_s],
+        "pipelined requests that wait": [limits.pipelined, limits.pipelined_bytes],
+        "lowest speed of a client that reads a response": [limits.drain_bytes, limits.drain_s],
         "unread responses of all clients": [shares.unsent_bytes],
         "clients remembered": [rate_limit.MAX_CLIENTS],
-        "wrong admin tokens without it": [auth.WRONG_SECRETS.requests, auth.WRONG_SECRETS.seconds],
+        "wrong admin tokens without `KASPARRO_RATE_LIMIT`": [
+            auth.WRONG_SECRETS.requests,
+            auth.WRONG_SECRETS.seconds,
+        ],
         "secrets": [settings.API_KEY_LENGTH],
         "slow queries": [2, pool.READ_TIMEOUT_S, pool.QUEUED, pool.QUEUE_S],
     }

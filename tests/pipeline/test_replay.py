@@ -403,7 +403,7 @@ async def test_unreadable_payload_makes_the_replay_partial(
 
     source = (await source_outcomes(connection))["coingecko"]
     assert "page=2" in source["error"]
-    assert source["error"].endswith("answered an HTML page")
+    assert source["error"].endswith("sent an HTML page")
     assert source["unchanged"] == source["valid"] > 0
 
 

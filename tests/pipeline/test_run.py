@@ -63,7 +63,7 @@ async def test_unchanged_payloads_write_nothing(
         (Status(api="coingecko", code=500), "answered 500"),
         (Status(api="coingecko", code=429, retry_after=119), "asks to wait 119 s"),
         (Status(api="coingecko", code=401), "the key is missing or not accepted"),
-        (Html(api="coingecko"), "answered an HTML page"),
+        (Html(api="coingecko"), "sent an HTML page"),
     ],
 )
 async def test_unavailable_upstream_fails_only_its_source(

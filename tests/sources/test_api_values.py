@@ -69,7 +69,7 @@ async def test_too_long_page_costs_that_page(
 
     outcome = (await source_outcomes(connection))["coingecko"]
     assert (outcome["valid"], outcome["rejected"]) == (326, 0)
-    assert "page 2: CoinGecko answered a list that is too long: more than" in outcome["error"]
+    assert "page 2: CoinGecko sent a list that is too long: more than" in outcome["error"]
 
 
 async def test_values_are_stored_exactly(

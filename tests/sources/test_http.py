@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
         "CoinGecko answered 429 (too many requests): The simulator answers 429 here.; asks to wait 119 s, "
         "and a run waits 5 s at most",
     ),
-    "a web page": (Html(api="coingecko"), 2, "CoinGecko answered an HTML page"),
+    "a web page": (Html(api="coingecko"), 2, "CoinGecko sent an HTML page"),
     "half a response": (
         Truncated(api="coinpaprika"),
         2,
@@ -128,11 +128,11 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
         2,
         "CoinPaprika sent an incomplete or damaged response: * Can not decode content-encoding: gzip",
     ),
-    "an empty body": (Empty(api="coingecko"), 2, "CoinGecko answered with an empty body"),
+    "an empty body": (Empty(api="coingecko"), 2, "CoinGecko sent an empty body"),
     "an object for a list": (
         NotAnArray(api="coingecko"),
         2,
-        "CoinGecko answered no JSON list (Expected `array`, got `object`)",
+        "CoinGecko sent a body that is not a JSON list (Expected `array`, got `object`)",
     ),
     "an endless response": (
         Huge(api="coinpaprika", megabytes=5),
@@ -257,8 +257,8 @@ async def test_endless_list_stops_and_is_reported(
 @pytest.mark.parametrize(
     ("api", "line"),
     [
-        ("coinpaprika", "CoinPaprika answered an empty list"),
-        ("coingecko", "CoinGecko answered an empty list"),
+        ("coinpaprika", "CoinPaprika sent an empty list"),
+        ("coingecko", "CoinGecko sent an empty list"),
     ],
 )
 async def test_empty_list_is_an_error(

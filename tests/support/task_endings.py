@@ -35,5 +35,5 @@ TASK_ENDINGS: dict[str, tuple[Ending, str]] = {
     ),
     "stray cancel": (_raising(asyncio.CancelledError()), "UnexpectedCancel; the log has the details"),
     "cancelled": (_cancel_itself, "UnexpectedCancel; the log has the details"),
-    "return": (_return, "it returned before the stop"),
+    "return": (_return, "it returned before it was stopped"),
 }
