@@ -14,7 +14,10 @@ FULL_AGAIN = timedelta(days=1)
 
 
 def request_fingerprint(base_url: str, path: str, parameters: Mapping[str, str]) -> str:
-    """A hash of the request and READER_VERSION, without secrets. Validators belong to one fingerprint."""
+    """A hash of the request and READER_VERSION, without secrets.
+
+    Validators are sent only with a request that has the same fingerprint.
+    """
     lines = [READER_VERSION, base_url, path, *(f"{name}={value}" for name, value in parameters.items())]
     return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 

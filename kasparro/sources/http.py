@@ -63,7 +63,7 @@ class RetryLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Validators(msgspec.Struct, frozen=True, kw_only=True):
-    """The validators of a response (RFC 9110, 8.8). A request that sends them asks for changes only."""
+    """The validators of a response (RFC 9110, 8.8). A request with them gets a 304 if nothing changed."""
 
     etag: str | None = None
     last_modified: str | None = None

@@ -232,7 +232,7 @@ def _log_access(scope: Scope, key_name: str | None, status: int, started: float,
 
 def _abort(connection: Connection | None) -> None:
     # The response has begun, so only a closed connection shows the client that it is incomplete. Our server
-    # can close the connection without logging an error. Other ASGI servers close it if the application raises.
+    # can close it without logging an error. Other ASGI servers close it if the application raises.
     if connection is None:
         raise AlreadyLogged("the response was aborted")
     connection.abort()
