@@ -71,7 +71,7 @@ class Supervisor:
         return pause
 
     def note(self, name: str, line: str) -> None:
-        """Show a problem that is not a failed task, for `HEALTHY_AFTER_S` seconds or until `clear`."""
+        """Show a problem other than a failed task, for `HEALTHY_AFTER_S` seconds or until `clear`."""
         self._problems[name] = _Problem(0, line, time.monotonic() + HEALTHY_AFTER_S)
 
     def clear(self, name: str) -> None:

@@ -118,7 +118,7 @@ class BadRecords(Fault, frozen=True, tag="bad-records"):
 
 
 class SchemaDrift(Fault, frozen=True, tag="schema-drift"):
-    """A field of every record is renamed, dropped, set to null, of another type, or copied.
+    """A field of every record is renamed, dropped, set to null, changed to another type, or copied.
 
     Dots in `field` separate the names of nested objects.
     """

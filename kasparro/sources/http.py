@@ -1,4 +1,4 @@
-"""The HTTP client of the API sources: limits, retries, payloads, and error messages with a cause."""
+"""The HTTP client of the API sources: limits, retries, payloads, and errors that name the cause."""
 
 import asyncio
 import email.utils
@@ -29,7 +29,7 @@ TIME_LIMIT_S = 1_800.0
 CALL_S = 60.0
 CONNECT_S = 10.0
 SILENCE_S = 20.0
-# No real validator is longer.
+# Real validators are shorter. A longer one is ignored.
 VALIDATOR_LIMIT = 500
 
 

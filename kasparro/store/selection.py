@@ -66,7 +66,7 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
         }
         if self.symbols:
             folded = _folded(found.pop("symbols"))
-            # One symbol has its own condition, because an index has its rows ordered by rank.
+            # A single symbol has its own condition, because an index orders the rows of one symbol by rank.
             found |= {"symbol": folded[0]} if len(folded) == 1 else {"symbols": folded}
         if self.text is not None:
             found["text"] = _pattern(self.text)

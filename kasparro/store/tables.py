@@ -25,7 +25,7 @@ TABLES = (
     "instance",
     "schema_migrations",
 )
-# Counting the rows of a table up to this size takes milliseconds. For larger tables they are estimated.
+# Counting the rows of a table up to this size takes milliseconds. The rows of larger tables are estimated.
 COUNTED_BYTES = 32 * 2**20
 
 

@@ -49,7 +49,7 @@ _USED_HEADERS = frozenset(
 # The value of Host: a name or address with an optional port, or nothing (RFC 9110, 7.2; RFC 3986, 3.2.2).
 _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?")
 
-# These errors can end a response that has begun, without an error in the code: the database, or a timeout.
+# Errors of the database and timeouts can end a response that has begun. They are not errors in the code.
 _INTERRUPTIONS = (KasparroError, TimeoutError)
 
 # Clients of other APIs send their keys as parameters, such as x_cg_demo_api_key.
