@@ -1,11 +1,11 @@
-# Needs just (`.venv/bin/just` after the README's test command) and, for the stack, docker or podman.
+# Needs just (`.venv/bin/just` after `.ci/setup tests`) and, for the stack, docker or podman.
 
 compose := "$(docker compose version >/dev/null 2>&1 && echo docker compose || echo podman compose)"
 
 _list:
     @{{quote(just_executable())}} --list --unsorted
 
-# Build and start the local stack, and wait until it is healthy
+# Build and start the local stack, and wait until it is ready
 up:
     {{compose}} build || echo "could not build: starting the image that is here" >&2
     {{compose}} up --detach --wait
@@ -14,7 +14,7 @@ up:
 down:
     {{compose}} down
 
-# One run over the sources: in the stack when it is up, else here with the embedded database
+# One run: in the stack if it is up, otherwise here with the embedded database
 etl *args:
     @if {{compose}} exec -T kasparro true >/dev/null 2>&1; then {{compose}} exec $([ -t 0 ] && [ -t 1 ] || echo -T) kasparro kasparro etl {{args}}; else {{quote(just_executable())}} _run && .venv/bin/kasparro etl {{args}}; fi
 
@@ -22,19 +22,19 @@ etl *args:
 test *args: _develop
     .venv/bin/pytest -n 2 {{args}}
 
-# Hold the service against its description for ten minutes
+# Send requests made from the OpenAPI document for ten minutes
 fuzz *args: _develop
     KASPARRO_TEST_FUZZ=600 .venv/bin/pytest tests/web/openapi/test_conformance.py {{args}}
 
-# Measure loading beside psql, and answering beside a bare app and the usual stack
+# Measure loading next to psql, and responses next to a bare app and a FastAPI app
 bench *args: _develop
     .venv/bin/python -m tests.bench {{args}}
 
-# Break services, PostgreSQL and upstreams for 200 rounds, and check that nothing is lost or wrong
+# Make services, PostgreSQL and upstreams fail for 200 rounds, and check that nothing is lost or wrong
 chaos *args: _develop
     .venv/bin/python -m tests.chaos {{args}}
 
-# Check code, types and SQL
+# Check code, types, SQL and imports
 lint: _develop
     .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql && .venv/bin/lint-imports
 
