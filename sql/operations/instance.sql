@@ -1,3 +1,5 @@
+-- Real and simulated data (kasparro/store/instance.py).
+
 -- name: claim --
 -- Marks the database as one for simulated ($1) or real data, unless it holds data of the other kind. True if
 -- it is, or now becomes, of that kind. The row is written only if it changes, because a batch that is at work

@@ -1,3 +1,5 @@
+-- What migrating needs besides the migrations (kasparro/store/migrations.py).
+
 -- name: long_timeouts --
 -- Waiting for the migrations of another process may take longer than any other lock or statement.
 SELECT

@@ -1,4 +1,5 @@
--- What a run writes about itself, and the locks of runs and of the leader (kasparro/store/runs.py).
+-- What a run writes about itself, and the locks of runs and of the leader (kasparro/store/runs.py,
+-- kasparro/store/locks.py).
 
 -- name: try_run --
 -- One run at a time works on a database. The lock belongs to the session: it ends when the process dies, or

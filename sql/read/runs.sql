@@ -1,4 +1,5 @@
--- Reads runs, rejects and the state of the sources, for the API and the commands.
+-- Reads runs, rejects and the state of the sources, for the API and the commands
+-- (kasparro/store/run_queries.py).
 
 -- name: page --
 -- The ids of a page of runs, newest first, and the total. One more than the page holds is read, to know
