@@ -79,13 +79,14 @@ async def _apply_next(connection: Connection, migrations: list[Migration], done:
         await connection.execute(_SQL["short_timeouts"])
         with _stops_at("the table schema_migrations"):
             await connection.execute(_SQL["table"])
-        missing = _missing(migrations, await connection.fetch(_SQL["applied"]))
+            applied = await connection.fetch(_SQL["applied"])
+        missing = _missing(migrations, applied)
         if not missing:
             return False
         migration = missing[0]
         with _stops_at(migration.name):
             await connection.execute(migration.text, timeout=TIMEOUT_S)
-        await connection.execute(_SQL["record"], migration.version, migration.name, migration.checksum)
+            await connection.execute(_SQL["record"], migration.version, migration.name, migration.checksum)
     log.info("migrated", migration=migration.name)
     done.append(migration.name)
     return True

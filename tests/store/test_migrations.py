@@ -77,6 +77,22 @@ async def test_failing_migration_leaves_nothing(
     await connection.close()
 
 
+async def test_forbidden_table_of_migrations_is_an_error(empty_database_url: str) -> None:
+    async with Database(empty_database_url) as database:
+        await migrate(database, [migration(1, "SELECT 1")])
+    role = f"limited_{uuid.uuid4().hex[:12]}"
+    owner = await asyncpg.connect(empty_database_url)
+    await owner.execute(f"CREATE ROLE {role}; GRANT ALL ON SCHEMA public TO {role}")
+    limited = f"{empty_database_url}{'&' if '?' in empty_database_url else '?'}role={role}"
+
+    async with Database(limited) as database:
+        with pytest.raises(MigrationError, match="stopped at the table schema_migrations: permission denied"):
+            await migrate(database, [migration(1, "SELECT 1")])
+
+    await owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    await owner.close()
+
+
 async def test_database_that_forbids_the_extension_lacks_only_its_index(
     empty_database_url: str,
 ) -> None:
