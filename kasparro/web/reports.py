@@ -107,7 +107,8 @@ async def stats(
         drift_of=apis,
         pages_of=[source for source in apis if registry.is_paged(source)],
     )
-    by_source = {source: found.records.get(source, 0) for source in registry.names()}
+    # The table may have rows of a source whose package is not installed here.
+    by_source = dict.fromkeys(registry.names(), 0) | found.records
     return Stats(
         status="running" if found.totals["running"] else "idle",
         last_run=next(iter(_runs(found.last_run)), None),

@@ -114,6 +114,17 @@ async def test_stats_of_a_new_database(connection: Connection) -> None:
     assert (stats.schedule.interval_s, stats.schedule.next_run_at) == (None, None)
 
 
+async def test_stats_count_the_rows_of_a_source_that_is_not_installed(connection: Connection) -> None:
+    await connection.execute(
+        "INSERT INTO unified_data "
+        "(source, source_id, observed_at, first_seen_at, updated_at, content_hash) "
+        "VALUES ('tide', 'a', now(), now(), now(), gen_random_uuid())"
+    )
+    stats = await reports.stats(connection, Settings())
+    assert stats.totals.by_source == {"coinpaprika": 0, "coingecko": 0, "csv": 0, "tide": 1}
+    assert stats.totals.records == 1
+
+
 async def test_stats_count_rows_runs_and_calls(connection: Connection) -> None:
     for source, number in (("csv", 3), ("coingecko", 1)):
         await connection.execute(
