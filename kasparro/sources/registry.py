@@ -11,7 +11,7 @@ import msgspec
 from kasparro import settings as environment
 from kasparro.errors import SettingsError, SourceError, one_line
 from kasparro.model.batch import Batch
-from kasparro.settings import Settings, Variable
+from kasparro.settings import Settings, SourceSettings, Variable
 from kasparro.sources.base import AnySource, Source, SourceContext, SourceDefinition
 
 GROUP = "kasparro.sources"
@@ -80,6 +80,8 @@ def _definition(point: metadata.EntryPoint, found: Mapping[str, AnySource]) -> A
         raise ValueError("a name has up to 40 lower-case letters, digits and _, and starts with a letter")
     if definition.name in found:
         raise ValueError("another package has a source of this name")
+    if not issubclass(definition.settings, SourceSettings):
+        raise TypeError(f"{definition.settings.__name__} is no SourceSettings")
     taken = {variable.name for variable in environment.variables(_settings_types(found))}
     for variable in environment.declared(definition.settings).values():
         if variable.name in taken:

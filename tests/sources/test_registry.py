@@ -92,8 +92,23 @@ def test_installed_source_follows_ours(install: Install) -> None:
             SOURCE.format(name="tide", setting="KASPARRO_HOME"),
             "ValueError: another setting has the name KASPARRO_HOME",
         ),
+        (
+            "tide",
+            SOURCE.format(name="tide", setting="KASPARRO_TIDE").replace(
+                "Settings(SourceSettings,", "Settings(__import__('msgspec').Struct,"
+            ),
+            "TypeError: Settings is no SourceSettings",
+        ),
     ],
-    ids=["no definition", "no attribute", "other name", "bad name", "taken name", "taken setting"],
+    ids=[
+        "no definition",
+        "no attribute",
+        "other name",
+        "bad name",
+        "taken name",
+        "taken setting",
+        "other settings",
+    ],
 )
 def test_unusable_definition_is_reported(install: Install, point: str, code: str, reason: str) -> None:
     install("a-package", point, code)
