@@ -21,7 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from kasparro import logs
-from kasparro.errors import DatabaseUnavailable, KasparroError
+from kasparro.errors import DatabaseUnavailable, KasparroError, SettingsError
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings, SourceSettings
 from kasparro.signals import stop_signals
@@ -177,14 +177,22 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
         return msgspec.structs.replace(source, key=None, monthly_calls=None, **changes)
 
     async with Simulator(seed=seed) as simulator:
+        upstreams = {
+            "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
+            "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
+        }
+        # The APIs of other packages are not simulated: they need a network, and their data is real.
+        apis = registry.api_names()
+        sources = tuple(name for name in settings.sources if name in upstreams or name not in apis)
+        if omitted := [name for name in settings.sources if name not in sources]:
+            log.warning("sources_not_simulated", sources=omitted)
+        if not sources:
+            raise SettingsError("KASPARRO_SOURCES names no source that the demo can run without a network")
         yield msgspec.structs.replace(
             settings,
             home=settings.home / "demo",
-            source_settings={
-                **settings.source_settings,
-                "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
-                "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
-            },
+            sources=sources,
+            source_settings={**settings.source_settings, **upstreams},
             interval=min(settings.interval or DEMO_INTERVAL, DEMO_INTERVAL),
         )
 

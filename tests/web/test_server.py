@@ -1,9 +1,15 @@
-"""The server's process: file descriptors and the connection limit."""
+"""The server's process: file descriptors, the connection limit, and the settings of the demo."""
 
 import resource
 
+import msgspec
 import pytest
 
+from kasparro.errors import SettingsError
+from kasparro.settings import SourceSettings
+from kasparro.sources import registry
+from kasparro.sources.base import SourceDefinition
+from kasparro.sources.replay import SkippedSource
 from kasparro.web import server
 
 
@@ -27,3 +33,23 @@ def test_connection_limit_follows_descriptors(
     server._raise_descriptors()
     assert changes == ([] if raised is None else [raised])
     assert server._connection_limit() == connections
+
+
+async def test_demo_leaves_out_apis_without_a_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = msgspec.structs.replace(
+        registry.load_settings({}), sources=("coinpaprika", "coingecko", "csv", "tide", "folder")
+    )
+    others = {
+        name: SourceDefinition(
+            name=name, settings=SourceSettings, build=lambda _: SkippedSource("x", "x"), is_api=is_api
+        )
+        for name, is_api in (("tide", True), ("folder", False))
+    }
+    installed = registry.definitions() | others
+    monkeypatch.setattr(registry, "definitions", lambda: installed)
+
+    async with server._simulated(settings, 1) as simulated:
+        assert simulated.sources == ("coinpaprika", "coingecko", "csv", "folder")
+    with pytest.raises(SettingsError, match="KASPARRO_SOURCES names no source"):
+        async with server._simulated(msgspec.structs.replace(settings, sources=("tide",)), 1):
+            pass
