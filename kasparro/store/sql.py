@@ -71,7 +71,8 @@ def statements(path: str) -> MappingProxyType[str, str]:
     )
 
 
-@lru_cache(maxsize=4_096)
+# Clients choose limit, fields and filters. An entry takes about 6 KB; composing one takes 0.1 to 0.3 ms.
+@lru_cache(maxsize=1_024)
 def _compose(source: str, variables: frozenset[tuple[str, Any]]) -> Statement:
     numbers: dict[str, int] = {}
     text = _VALUE.sub(
