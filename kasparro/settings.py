@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 import platformdirs
 
-from kasparro.errors import SettingsError
+from kasparro.errors import SettingsError, one_line
 from kasparro.model.payload import Retention
 
 # A random secret of this many characters cannot be guessed.
@@ -442,11 +442,15 @@ def load(environ: Mapping[str, str], sources: Mapping[str, type[SourceSettings]]
 
 
 def _parsed(variable: Variable, text: str) -> Any:
+    # A value with an @ may be a URL with a password, so no log shows it.
+    hidden = variable.secret or "@" in text
     try:
         return variable.parse(text)
+    except (TypeError, ValueError) as error:
+        # From the parser of another package, such as `int`. The text of the error may contain the value.
+        reason = "" if hidden else f": {one_line(error)}"
+        raise SettingsError(f"{variable.name} cannot be used{reason}") from None
     except NotAllowed as error:
-        # A value with an @ may be a URL with a password, so no log shows it.
-        hidden = variable.secret or "@" in text
         shown = "has a value that is" if hidden else f"is {text!r}, which is"
         raise SettingsError(f"{variable.name} {shown} not allowed; allowed: {error}") from None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.errors import SourceError
+from kasparro.errors import SettingsError, SourceError
 from kasparro.sources import registry
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.base import SourceContext
@@ -116,6 +116,22 @@ def test_unusable_definition_is_reported(install: Install, point: str, code: str
     (broken,) = registry.broken()
     assert (broken.name, broken.package, broken.reason) == (point, "a-package", reason)
     assert registry.names() == ("coinpaprika", "coingecko", "csv")
+
+
+@pytest.mark.parametrize(
+    ("secret", "message"),
+    [
+        (False, "KASPARRO_TIDE cannot be used: invalid literal for int() with base 10: 'x1'"),
+        (True, "KASPARRO_TIDE cannot be used"),
+    ],
+)
+def test_error_of_a_parser_names_the_variable(install: Install, secret: bool, message: str) -> None:
+    code = SOURCE.format(name="tide", setting="KASPARRO_TIDE")
+    install("a-package", "tide", code.replace("parse_text)]", f"int, secret={secret})]"))
+
+    with pytest.raises(SettingsError) as error:
+        registry.load_settings({"KASPARRO_TIDE": "x1"})
+    assert str(error.value) == message
 
 
 async def test_source_that_cannot_be_built_fails_with_its_package(install: Install) -> None:
