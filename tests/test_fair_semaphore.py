@@ -23,6 +23,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(steps, st.integers(1, 4), st.none() | st.integers(1, 3))
 def test_no_permit_is_lost_or_granted_twice(
     shared_runner: asyncio.Runner, steps: list[tuple[str, int, str]], count: int, per_client: int | None

@@ -69,6 +69,7 @@ def test_truncation_of_very_long_text() -> None:
     assert printable("\x1b" * 10_000_000, 8) == r"\x1b\x1b… (10,000,000 characters)"
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text(st.characters(exclude_categories=["Cs"])), st.lists))
 def test_json_values_are_unchanged(value: object) -> None:
     shown = printable_json(json.dumps(value, ensure_ascii=False))

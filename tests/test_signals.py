@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.commands import listening_url, started_command
 
+pytestmark = pytest.mark.slow
+
 ENVIRONMENT = {"KASPARRO_INTERVAL": "off", "KASPARRO_LOG": "json", "PORT": "0"}
 
 

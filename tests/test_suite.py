@@ -75,6 +75,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     shutil.rmtree(sample.parent)
 
 
+@pytest.mark.slow
 def test_only_files_of_failed_tests_are_kept(outcome: Outcome) -> None:
     assert outcome.files == ["failed"]
 
@@ -89,6 +90,7 @@ def test_soft_limit_of_open_files_is_raised(outcome: Outcome) -> None:
     assert "2 failed, 2 passed" in outcome.output
 
 
+@pytest.mark.slow
 def test_low_hard_limit_of_open_files_is_reported_in_one_line() -> None:
     result = run_pytest("--collect-only", "tests/support/test_proxy.py", limits="ulimit -n 256")
     assert result.returncode == pytest.ExitCode.USAGE_ERROR

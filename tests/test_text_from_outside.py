@@ -15,6 +15,8 @@ from yarl import URL
 from tests.support.commands import run_command, started_command
 from tests.support.unsafe_characters import UNSAFE_CHARACTERS
 
+pytestmark = pytest.mark.slow
+
 # Without a space: structlog quotes a value with spaces, which escapes some of these characters.
 HOSTILE = "\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"
 ESCAPED = r"\x1b]0;pwned\x07\x9b2J\u202e\u2066\x7f"

@@ -19,7 +19,8 @@ _SQL = statements("operations/migrations.sql")
 # Longer than the server's own limits in the statement `long_timeouts`, so that the server reports first.
 TIMEOUT_S = 31 * 60.0
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
-# The first migration of the versions before 0.1, whose schema no migration leads from.
+# Development versions before 0.1 had these; no migration leads from their schema.
+_DEVELOPMENT_MIGRATION = "0002_pages.sql"
 _DEVELOPMENT_CHECKSUM = "a7805e5341c94c286c658d17cd64b2cc04f2b4e1eee19ccf68ccecdfc6324314"
 
 
@@ -107,12 +108,14 @@ def _stops_at(name: str) -> Iterator[None]:
 
 def _missing(migrations: list[Migration], applied: list[asyncpg.Record]) -> list[Migration]:
     known = {migration.version: migration for migration in migrations}
+    if any(
+        row["name"] == _DEVELOPMENT_MIGRATION or row["checksum"] == _DEVELOPMENT_CHECKSUM for row in applied
+    ):
+        raise MigrationError(
+            "this database was created by a development version before 0.1, whose schema cannot be upgraded: "
+            "export what you need with that version, and start with an empty database"
+        )
     for row in applied:
-        if row["checksum"] == _DEVELOPMENT_CHECKSUM:
-            raise MigrationError(
-                "this database was created by a development version before 0.1, whose schema cannot be "
-                "upgraded: export what you need with that version, and start with an empty database"
-            )
         migration = known.get(row["version"])
         if migration is None:
             raise MigrationError(

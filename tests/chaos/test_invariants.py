@@ -14,6 +14,8 @@ from kasparro.store.runs import RunRecord
 from tests.chaos import invariants
 from tests.chaos.model import VALUES, Coin, Model, Reported
 
+pytestmark = pytest.mark.slow
+
 AT = datetime(2026, 5, 1, tzinfo=UTC)
 SEEN = Counter({"coinpaprika": 2})
 

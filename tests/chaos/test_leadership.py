@@ -12,6 +12,8 @@ import pytest
 from tests.chaos import invariants
 from tests.chaos.world import Service, World, start_world
 
+pytestmark = pytest.mark.slow
+
 
 class Pair:
     """Two services of a world: the leader and the other one, which waits to lead."""

@@ -12,6 +12,7 @@ from tests.chaos.world import ROOT
 ROUNDS = 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and Linux's signals")
 async def test_a_few_rounds_pass() -> None:
     process = await asyncio.create_subprocess_exec(

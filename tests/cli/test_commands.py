@@ -19,6 +19,8 @@ from kasparro.store.bootstrap import prepare
 from kasparro.store.pool import Database
 from tests.support.commands import listening_url, run_command, started_command
 
+pytestmark = pytest.mark.slow
+
 
 async def poll_json(session: aiohttp.ClientSession, url: str, key: str) -> dict[str, Any]:
     """Request a URL until its JSON has a value under this key; returns the JSON."""

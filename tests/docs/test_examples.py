@@ -115,6 +115,7 @@ def assert_same_shape(shown: Any, returned: Any) -> None:
         assert isinstance(returned, (int, float) if isinstance(shown, (int, float)) else type(shown))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("url", "shown"), requests())
 def test_request_returns_what_the_page_shows(demo: str, url: str, shown: str | None) -> None:
     status, text = fetch(url.replace(LOCAL, demo))

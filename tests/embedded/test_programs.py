@@ -27,6 +27,7 @@ def machine_programs(no_wheel: None) -> Programs:
         pytest.skip("no PostgreSQL on this machine")
 
 
+@pytest.mark.slow
 async def test_programs_of_the_machine_without_the_wheel(home: Path, machine_programs: Programs) -> None:
     async with EmbeddedPostgres(home) as postgres:
         assert int(await execute(postgres.dsn, "SHOW server_version_num")) // 10_000 == machine_programs.major
@@ -51,6 +52,7 @@ async def test_error_without_programs_says_what_to_install(
     assert "DATABASE_URL" in line
 
 
+@pytest.mark.slow
 @as_root
 async def test_programs_that_only_root_can_reach_are_copied(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,8 @@ from tests.support.embedded_server import (
     waiting_for_exit,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def open_files() -> int:
     return len(list(Path("/dev/fd").iterdir()))

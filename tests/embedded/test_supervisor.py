@@ -27,6 +27,8 @@ from tests.support.embedded_server import (
     user,
 )
 
+pytestmark = pytest.mark.slow
+
 
 async def test_incomplete_data_folder_is_replaced(home: Path) -> None:
     home.mkdir()

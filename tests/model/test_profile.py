@@ -125,6 +125,7 @@ def half_a_million_names_once(record: int) -> dict[str, Any]:
     return {f"x{number}": 1 for number in range(500_000)} if record == 600 else {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("invented", [new_names, new_objects, half_a_million_names_once])
 def test_invented_names_take_little_memory(invented: Callable[[int], dict[str, Any]]) -> None:
     records = [json.dumps({"id": "a", **invented(record)}).encode() for record in range(601)]

@@ -23,6 +23,8 @@ from tests.conftest import LogEvents
 from tests.support.commands import run_command
 from tests.support.runs import apis, run_sources, source_outcomes
 
+pytestmark = pytest.mark.slow
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 GOOD = "id,symbol,name,price_usd,last_updated\nbitcoin,BTC,Bitcoin,1.5,1515230661\n"

@@ -25,6 +25,8 @@ from tests.support.runs import (
     run_and_report,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def simulator() -> AsyncIterator[Simulator]:

@@ -22,6 +22,8 @@ from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Connection, Database
 from tests.support.postgres import USER, Server, servers, small_disk
 
+pytestmark = pytest.mark.slow
+
 ROWS = 3
 
 

@@ -16,6 +16,8 @@ from kasparro.model.batch import BATCH_ROWS
 from tests.conftest import copied_database
 from tests.support.runs import table_contents
 
+pytestmark = pytest.mark.slow
+
 # Number of rounds, each with its own seed: `KASPARRO_TEST_KILLS=20 pytest tests/pipeline/test_kill.py`.
 ROUNDS = int(os.environ.get("KASPARRO_TEST_KILLS", "3"))
 SMALL_FILES, SMALL_ROWS = 8, 2_000

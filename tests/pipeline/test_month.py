@@ -4,9 +4,13 @@
 
 from datetime import timedelta
 
+import pytest
+
 from kasparro.simulator import Account, Simulator
 from kasparro.store.pool import Database
 from tests.support.simulated_month import BEGIN, simulated_runs
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 400
 INTERVAL = timedelta(hours=12)

@@ -19,6 +19,8 @@ from kasparro.store.pool import Database
 from kasparro.web import reports
 from tests.support.runs import apis, run_sources, source_outcomes
 
+pytestmark = pytest.mark.slow
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Api = Literal["coinpaprika", "coingecko"]
 

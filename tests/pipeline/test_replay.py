@@ -31,6 +31,8 @@ from kasparro.web import reports
 from tests.conftest import LogEvents
 from tests.support.runs import QUICK, apis, run_sources, source_outcomes, table_contents
 
+pytestmark = pytest.mark.slow
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 

@@ -25,6 +25,8 @@ from tests.conftest import LogEvents
 from tests.support.postgres import free_port
 from tests.support.runs import QUICK
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ async def simulator() -> AsyncIterator[Simulator]:
         yield running
 
 
+@pytest.mark.slow
 async def test_unchanged_payloads_write_nothing(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -57,6 +58,7 @@ async def test_unchanged_payloads_write_nothing(
     assert all(source["updated"] > 0 for source in moved.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -89,6 +91,7 @@ async def test_unavailable_upstream_fails_only_its_source(
     assert (await source_outcomes(connection))["coingecko"]["inserted"] > 0
 
 
+@pytest.mark.slow
 async def test_lost_page_makes_the_source_partial(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -102,6 +105,7 @@ async def test_lost_page_makes_the_source_partial(
     assert source["fetched"] == len(simulator.market.listing("coingecko")) - 250
 
 
+@pytest.mark.slow
 async def test_shifting_pages_duplicate_no_coin(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -117,6 +121,7 @@ async def test_shifting_pages_duplicate_no_coin(
     )
 
 
+@pytest.mark.slow
 async def test_bad_records_are_rejected_alone(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:
@@ -142,6 +147,7 @@ async def test_bad_records_are_rejected_alone(
     assert not await connection.fetchval("SELECT count(*) FROM unified_data WHERE source_id LIKE 'bad-%'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["rename", "drop"])
 async def test_vanished_field_fails_the_source(
     database: Database,
@@ -177,6 +183,7 @@ async def test_every_call_is_counted(
     assert {name: source["calls"] for name, source in (await source_outcomes(connection)).items()} == seen
 
 
+@pytest.mark.slow
 async def test_second_run_is_rejected(database: Database, simulator: Simulator) -> None:
     async with Run(database, apis(simulator), "etl"):
         with pytest.raises(RunInProgress):
@@ -252,6 +259,7 @@ async def test_stop_ends_a_source_that_never_waits(
     assert (await source_outcomes(connection))["csv"]["status"] == "interrupted"
 
 
+@pytest.mark.slow
 async def test_run_survives_the_loss_of_all_connections(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:

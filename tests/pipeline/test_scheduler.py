@@ -58,6 +58,7 @@ def scheduler_over(
     )
 
 
+@pytest.mark.slow
 async def test_runs_at_start_and_every_interval(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
@@ -125,6 +126,7 @@ async def test_interval_off_starts_no_run(
     assert [event["trigger"] for event in await logged.reached(1, "run_started")] == ["api"]
 
 
+@pytest.mark.slow
 async def test_follower_takes_over(database: Database, simulator: Simulator, logged: LogEvents) -> None:
     async with scheduler_over(simulator, database, "2s"):
         await logged.reached(1, "run_finished")
@@ -169,6 +171,7 @@ async def test_stop_interrupts_the_run(
     }
 
 
+@pytest.mark.slow
 async def test_scheduler_survives_an_internal_error(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
@@ -187,6 +190,7 @@ async def test_scheduler_survives_an_internal_error(
     assert await connection.fetchval("SELECT error FROM run_sources WHERE run_id = 1 LIMIT 1")
 
 
+@pytest.mark.slow
 async def test_waits_for_a_database_that_is_down_at_start(
     home: Path, simulator: Simulator, logged: LogEvents
 ) -> None:
@@ -198,6 +202,7 @@ async def test_waits_for_a_database_that_is_down_at_start(
             await logged.reached(1, "run_finished", status="succeeded")
 
 
+@pytest.mark.slow
 async def test_restart_after_clock_was_set_back(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
@@ -209,6 +214,7 @@ async def test_restart_after_clock_was_set_back(
         await logged.reached(3, "run_finished")
 
 
+@pytest.mark.slow
 async def test_takeover_after_clock_was_set_back(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
@@ -224,6 +230,7 @@ async def test_takeover_after_clock_was_set_back(
     await other.__aexit__(None, None, None)
 
 
+@pytest.mark.slow
 async def test_clock_set_back_between_runs(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
@@ -234,6 +241,7 @@ async def test_clock_set_back_between_runs(
         await logged.reached(3, "run_finished")
 
 
+@pytest.mark.slow
 async def test_scheduler_is_restarted_after_its_own_error(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
@@ -261,6 +269,7 @@ async def test_waiting_leader_marks_abandoned_runs(
     assert await connection.fetchval("SELECT status FROM run_sources WHERE source = 'csv'") == "interrupted"
 
 
+@pytest.mark.slow
 async def test_late_batch_is_terminated_at_shutdown(
     database: Database,
     connection: "asyncpg.Connection[asyncpg.Record]",
@@ -281,6 +290,7 @@ async def test_late_batch_is_terminated_at_shutdown(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 0
 
 
+@pytest.mark.slow
 async def test_due_run_waits_for_another_run(
     database: Database, simulator: Simulator, logged: LogEvents
 ) -> None:
@@ -295,6 +305,7 @@ async def test_due_run_waits_for_another_run(
     assert {event["level"] for event in logged.seen} <= {"info", "debug"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "base_url"),
     [

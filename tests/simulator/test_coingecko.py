@@ -104,6 +104,7 @@ async def test_no_header_gives_the_number_of_pages(client: Client) -> None:
     assert not {"link", "total", "per-page"} & set((await client.markets()).headers)
 
 
+@pytest.mark.slow
 async def test_moving_market_shifts_pages_during_a_crawl(simulator: Simulator, client: Client) -> None:
     crawled = []
     for page in range(1, 60):

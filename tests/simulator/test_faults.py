@@ -56,6 +56,7 @@ async def test_fault_affects_only_its_api_and_page(simulator: Simulator, client:
     assert (await client.tickers()).status == 200
 
 
+@pytest.mark.slow
 async def test_probability_repeats_with_the_seed(session: aiohttp.ClientSession) -> None:
     async def statuses() -> list[int]:
         async with Simulator(seed=5, coins=10, manual=True) as simulator:

@@ -31,6 +31,7 @@ def test_same_seed_gives_the_same_market() -> None:
     assert market().listing("coingecko") != market(seed=8).listing("coingecko")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ticks", [1, 5, 255, 10_000])
 def test_tick_is_the_same_however_reached(ticks: int) -> None:
     stepped, jumped = market(coins=120), market(coins=120)
@@ -95,6 +96,7 @@ def test_most_coins_are_listed_by_both_apis() -> None:
     assert any(coin.coingecko_id is None for coin in coins)
 
 
+@pytest.mark.slow
 def test_ids_are_unique_and_symbols_are_not(coingecko: list[Quote], coinpaprika: list[Quote]) -> None:
     for listing in (coingecko, coinpaprika):
         assert len({quote.id for quote in listing}) == len(listing)

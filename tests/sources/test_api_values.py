@@ -126,6 +126,7 @@ async def test_zero_is_a_value_unless_the_source_means_unknown(
         assert [row[column] for column in zeros] == [0] * 4
 
 
+@pytest.mark.slow
 async def test_tables_have_the_values_that_were_sent(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", simulator: Simulator
 ) -> None:

@@ -21,6 +21,8 @@ from kasparro.web import reports
 from tests.support.commands import run_command
 from tests.support.runs import BEGIN, HOUR, QUICK, ManualClock, requested_pages, run_and_report
 
+pytestmark = pytest.mark.slow
+
 ONCE = RetryLimits(attempts=1, total_s=5)
 
 

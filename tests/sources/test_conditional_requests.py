@@ -15,6 +15,8 @@ from kasparro.sources.coinpaprika import CoinPaprika
 from kasparro.store.pool import Database
 from tests.support.runs import BEGIN, MINUTE, QUICK, ManualClock, coingecko_source, run_and_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def simulator() -> AsyncIterator[Simulator]:

@@ -19,6 +19,8 @@ from kasparro.simulator.faults import Hang, PageShift, Status
 from kasparro.store.pool import Database
 from tests.support.runs import BEGIN, MINUTE, ManualClock, coingecko_source, requested_pages, run_and_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def simulator() -> AsyncIterator[Simulator]:

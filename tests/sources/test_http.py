@@ -154,6 +154,7 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault_name", FAULTS)
 async def test_fault_is_reported_in_one_line_and_the_next_run_recovers(
     database: Database,
@@ -180,6 +181,7 @@ async def test_fault_is_reported_in_one_line_and_the_next_run_recovers(
     assert (await reports.health(connection, [fault.api], None))[fault.api].reasons == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -205,6 +207,7 @@ async def test_error_with_status_200_is_reported_in_the_words_of_the_upstream(
     assert (await health_error(connection, "coingecko")).endswith(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "detail"),
     [("127.0.0.1:1", "Connect call failed ('127.0.0.1', 1)"), ("nowhere.invalid", "nowhere.invalid:80")],
@@ -220,6 +223,7 @@ async def test_unreachable_upstream_is_reported_with_its_address(
     assert (await source_outcomes(connection))["coinpaprika"]["calls"] == 0
 
 
+@pytest.mark.slow
 async def test_content_type_does_not_matter(
     database: Database, connection: Connection, simulator: Simulator
 ) -> None:
@@ -229,6 +233,7 @@ async def test_content_type_does_not_matter(
     assert await run_sources(database, apis(simulator)) == "succeeded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("coins", "pages"), [(250, [1, 2]), (251, [1, 2]), (499, [1, 2]), (500, [1, 2, 3])])
 async def test_list_ends_with_a_short_or_empty_page(
     database: Database, connection: Connection, coins: int, pages: list[int]
@@ -379,6 +384,7 @@ def retries() -> Iterator[list[RetryDetails]]:
     stamina.instrumentation.set_on_retry_hooks(before)
 
 
+@pytest.mark.slow
 async def test_waits_start_with_the_initial_wait_and_are_limited(
     database: Database, simulator: Simulator, retries: list[RetryDetails]
 ) -> None:
@@ -393,6 +399,7 @@ async def test_waits_start_with_the_initial_wait_and_are_limited(
     assert second == pytest.approx(1.1)
 
 
+@pytest.mark.slow
 async def test_waits_have_jitter(
     database: Database, simulator: Simulator, retries: list[RetryDetails]
 ) -> None:
@@ -424,6 +431,7 @@ async def test_retry_after_of_a_day_is_not_waited_for(
     assert done.sources[0].error.endswith(" s, and a run waits 5 s at most")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_of_a_second_is_waited_for(
     database: Database, long_list: Simulator, form: Any
@@ -437,6 +445,7 @@ async def test_retry_after_of_a_second_is_waited_for(
     assert (done.status, done.sources[0].calls) == ("succeeded", 6)
 
 
+@pytest.mark.slow
 async def test_slow_upstream_holds_up_a_run_for_a_limited_time(
     database: Database, long_list: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

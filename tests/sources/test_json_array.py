@@ -22,6 +22,7 @@ def split(body: bytes) -> list[bytes]:
     return [bytes(element) for element in split_array(body)]
 
 
+@pytest.mark.slow
 @given(st.lists(values, max_size=6), st.booleans(), st.sampled_from([None, 1]))
 def test_invalid_element_leaves_the_others_unchanged(
     elements: list[object], ascii_only: bool, indent: int | None
@@ -35,6 +36,7 @@ def test_invalid_element_leaves_the_others_unchanged(
     assert bad == b'{"price": NaN}'
 
 
+@pytest.mark.slow
 @given(st.lists(values, max_size=6))
 def test_valid_json_is_split_into_its_elements(elements: list[object]) -> None:
     assert [json.loads(element) for element in split(json.dumps(elements).encode())] == elements
@@ -84,6 +86,7 @@ def test_other_bodies_are_rejected(body: bytes) -> None:
         split_array(body)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("element", [b"{}", b"1", b'{"id":"a"}'])
 @pytest.mark.parametrize("first", [b"0", b"NaN"])
 @pytest.mark.parametrize("count", [ELEMENTS_LIMIT, 5_000_000])

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -291,6 +292,7 @@ def test_plan_never_exceeds_remaining_calls(
     assert planned.next_at is None or planned.next_at > now
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     moments,

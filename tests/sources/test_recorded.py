@@ -121,6 +121,7 @@ async def test_recorded_coinpaprika_tickers_are_stored_exactly(
     assert await connection.fetchval("SELECT count(*) FROM unified_data") == 2_541
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "rows", "coin", "closes"),
     [

@@ -17,6 +17,8 @@ from aiohttp import web
 from tests.support.documents import blocks, section
 from tests.support.packages import install_package
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = section("CONTRIBUTING.md", "Add a source")
 TICKERS = [
     {"id": "btc-bitcoin", "symbol": "BTC", "name": "Bitcoin", "price": 64210.50},

@@ -96,6 +96,7 @@ async def small() -> AsyncIterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 @LINUX
 async def test_limit_of_the_role_counts(small: Server) -> None:
     async with small.admin("postgres") as admin, Database(small.url()) as database:
@@ -118,6 +119,7 @@ async def fill(
     return taken
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("leave", [1, 2, 5])
 async def test_open_connections_serve_all_requests_of_a_full_server(small: Server, leave: int) -> None:
@@ -132,6 +134,7 @@ async def test_open_connections_serve_all_requests_of_a_full_server(small: Serve
             assert set(await asyncio.gather(*(read(database) for _ in range(200)))) == {1}
 
 
+@pytest.mark.slow
 @LINUX
 async def test_pools_and_locks_wait_for_a_full_server(small: Server) -> None:
     async with AsyncExitStack() as stack, Database(small.url()) as database:
@@ -152,6 +155,7 @@ async def test_pools_and_locks_wait_for_a_full_server(small: Server) -> None:
             (await session).terminate()
 
 
+@pytest.mark.slow
 @LINUX
 async def test_server_that_stays_full_is_an_error(small: Server) -> None:
     async with AsyncExitStack() as stack, Database(small.url(), queue_s=0.5) as database:
@@ -161,6 +165,7 @@ async def test_server_that_stays_full_is_an_error(small: Server) -> None:
                 pass
 
 
+@pytest.mark.slow
 @LINUX
 async def test_idle_process_gives_connections_to_one_that_waits(small: Server) -> None:
     idle_s = connections.idle_limit_s(LEAST)
@@ -186,6 +191,7 @@ PATHS = (
 )
 
 
+@pytest.mark.slow
 @LINUX
 @pytest.mark.parametrize("workers", ["1", "4"])
 async def test_small_server_serves_every_request(small: Server, workers: str) -> None:

@@ -8,6 +8,8 @@ from kasparro.store.pool import Database
 from tests.support.postgres import USER, Server, free_port, servers
 from tests.support.proxy import Proxy
 
+pytestmark = pytest.mark.slow
+
 STANDBY = "SELECT pg_is_in_recovery()"
 
 

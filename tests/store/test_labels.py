@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -248,6 +249,7 @@ def expected(files: Sequence[File]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=folders(), random=st.randoms(use_true_random=False))
 async def test_order_of_files_and_batches_does_not_matter(
@@ -272,6 +274,7 @@ async def test_order_of_files_and_batches_does_not_matter(
     assert await contents(connection) == in_order
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     drawn=st.lists(

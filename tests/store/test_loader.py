@@ -129,6 +129,7 @@ async def test_correction_replaces_the_record_of_its_moment(
     assert [row["price_usd"] for row in await fetch_rows(connection, "unified_history")] == [Decimal("1.5")]
 
 
+@pytest.mark.slow
 async def test_record_without_a_source_time_is_new_only_with_new_content(
     database: Database, connection: Connection
 ) -> None:
@@ -145,6 +146,7 @@ async def test_record_without_a_source_time_is_new_only_with_new_content(
     assert len(await fetch_rows(connection, "unified_history")) == 2
 
 
+@pytest.mark.slow
 async def test_source_and_source_id_identify_a_row(database: Database, connection: Connection) -> None:
     await load_batches(database, make_batch(make_record("one"), make_record("two")))
     await load_batches(database, make_batch(make_record("one")), source="coingecko")
@@ -156,6 +158,7 @@ async def test_source_and_source_id_identify_a_row(database: Database, connectio
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     quotes=st.lists(
@@ -260,6 +263,7 @@ async def test_checkpoint_commits_with_its_batch(database: Database) -> None:
     assert await loader.checkpoint(checkpoint.key) == checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "table",
     [
@@ -302,6 +306,7 @@ async def test_batch_that_fails_at_any_statement_leaves_nothing(
     assert await connection.fetchval("SELECT max(fetched) FROM run_sources") == 3
 
 
+@pytest.mark.slow
 async def test_interrupted_run_writes_nothing_more(database: Database, connection: Connection) -> None:
     loader = await start_loader(database)
     await RunRecord.start(database, "etl", ("csv",), T0)
@@ -313,6 +318,7 @@ async def test_interrupted_run_writes_nothing_more(database: Database, connectio
     assert await connection.fetchval("SELECT status FROM runs ORDER BY id LIMIT 1") == "interrupted"
 
 
+@pytest.mark.slow
 async def test_retried_batch_that_was_committed_is_not_counted_twice(database: Database) -> None:
     run = await RunRecord.start(database, "etl", ("csv",), T0)
     batch = make_batch(make_record())
@@ -325,6 +331,7 @@ async def test_retried_batch_that_was_committed_is_not_counted_twice(database: D
     assert (counts["fetched"], counts["inserted"], counts["unchanged"]) == (1, 1, 0)
 
 
+@pytest.mark.slow
 def test_connection_lost_during_copy_is_a_transient_error(server_url: str, template: str) -> None:
     # On uvloop, as in the service: its transports raise on a write after the end, asyncio's ignore it.
     reported: list[dict[str, Any]] = []

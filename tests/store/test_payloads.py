@@ -51,6 +51,7 @@ async def test_payload_is_read_as_it_was_saved(
     assert await payloads.read(database, newest) == payload
 
 
+@pytest.mark.slow
 async def test_missing_payload_and_run_are_none(database: Database) -> None:
     assert await payloads.read(database, 1) is None
     assert await payloads.stored(database, 1) is None

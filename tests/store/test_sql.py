@@ -61,6 +61,7 @@ def exports() -> Iterator[dict[str, Any]]:
         yield variables(sort, given, as_of, ON_REQUEST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "name", "cases"),
     [

@@ -33,6 +33,8 @@ from tests.support.response_cache import cached
 from tests.support.task_endings import TASK_ENDINGS
 from tests.web.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from tests.support.requests import status
 from tests.support.response_cache import cached
 from tests.web.conftest import Insert, serving
 
+pytestmark = pytest.mark.slow
+
 KEYS = (ApiKey("alice", Secret("first-secret")), ApiKey("bob", Secret("other-secret")))
 
 

@@ -31,6 +31,7 @@ async def migrated(installation: Servers) -> Server:
     return primary
 
 
+@pytest.mark.slow
 async def test_commit_is_seen_through_a_replica(installation: Servers) -> None:
     primary = await migrated(installation)
     standby = await installation.standby(primary)
@@ -44,6 +45,7 @@ async def test_commit_is_seen_through_a_replica(installation: Servers) -> None:
             await wait_for_prices(client, [price], 5 * POLL_S)
 
 
+@pytest.mark.slow
 async def test_lagging_replica_is_recognized(installation: Servers) -> None:
     primary = await migrated(installation)
     ahead, behind = await installation.standby(primary), await installation.standby(primary)

@@ -53,6 +53,7 @@ async def test_run_report_json(connection: Connection) -> None:
     )
 
 
+@pytest.mark.slow
 async def test_running_run_lasts_until_now(connection: Connection) -> None:
     began = datetime.now(UTC) - timedelta(minutes=2)
     run_id = await add_run(connection, "running", started_at=began)
@@ -64,6 +65,7 @@ async def test_running_run_lasts_until_now(connection: Connection) -> None:
     assert run.finished_at is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_id", [0, -1, 1, 2**63 - 1, 2**63, 10**30])
 async def test_unknown_run_is_none(connection: Connection, run_id: int) -> None:
     assert await reports.run_report(connection, run_id) is None
@@ -222,6 +224,7 @@ async def test_stale_after_two_intervals_without_success(
     assert (csv.stale, csv.healthy) == (stale, not stale)
 
 
+@pytest.mark.slow
 async def test_success_in_the_future_does_not_count(connection: Connection) -> None:
     now = datetime.now(UTC)
     ahead = await add_run(connection, "succeeded")
@@ -236,6 +239,7 @@ async def test_success_in_the_future_does_not_count(connection: Connection) -> N
     assert (later.stale, later.healthy, later.last_success_at) == (False, True, now)
 
 
+@pytest.mark.slow
 async def test_source_without_runs_becomes_stale(connection: Connection) -> None:
     assert (await reports.health(connection, ["csv"], HOUR, up_s=7_400))["csv"].healthy
     (reason,) = (await reports.health(connection, ["csv"], HOUR, up_s=7_600))["csv"].reasons
@@ -243,6 +247,7 @@ async def test_source_without_runs_becomes_stale(connection: Connection) -> None
     assert (await reports.health(connection, ["csv"], None, up_s=9e9))["csv"].healthy
 
 
+@pytest.mark.slow
 async def test_skipped_runs_do_not_count_as_success(connection: Connection) -> None:
     now = datetime.now(UTC)
     for ago, outcome in ((timedelta(hours=3), "succeeded"), (timedelta(0), "skipped")):

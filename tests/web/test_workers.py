@@ -25,6 +25,8 @@ from tests.support.commands import listening_url, run_command, started_command
 from tests.support.json_responses import get_json
 from tests.support.metrics import metric_value, scrape
 
+pytestmark = pytest.mark.slow
+
 
 def broken() -> Any:
     """An application whose construction fails."""

@@ -24,6 +24,8 @@ from kasparro.web import reports
 from kasparro.web.schemas import SourceReport
 from tests.conftest import LogEvents
 
+pytestmark = pytest.mark.slow
+
 QUICK = RetryLimits(attempts=1, total_s=5)
 BASE = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TICKS = 60

@@ -17,6 +17,7 @@ from tests.support.archives import NOW
 from tests.support.hostile_archives import HOSTILE, SLOW, good, overrides_path
 
 
+@pytest.mark.slow
 def test_check_reports_every_file_next_to_hostile_files(tmp_path: Path) -> None:
     quick = [kind for kind in HOSTILE if kind not in SLOW]
     for kind in quick:

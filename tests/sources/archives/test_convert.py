@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ def make_converter(folder: Path) -> Converter:
         return Converter(detect(asyncio.run(read_sample(file)), path.name, NOW), NOW)
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
 @given(drawn=rows, ragged=st.booleans())
 def test_rows_together_equal_rows_alone(tmp_path: Path, drawn: list[list[str]], ragged: bool) -> None:

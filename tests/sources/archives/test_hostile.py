@@ -16,6 +16,8 @@ from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import HANG_S, proc_status, read_by, with_children
 from tests.support.hostile_archives import HOSTILE, SLOW, good, link
 
+pytestmark = pytest.mark.slow
+
 # A good file of any size needs less than 80 MiB.
 MEMORY_LIMIT = 300 * 1024 * 1024
 # How often the large folder has each file that is rejected quickly.

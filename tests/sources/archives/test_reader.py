@@ -204,6 +204,7 @@ async def test_compressed_archive_loads(load: Read, pack: Callable[[bytes], byte
     assert outcome.complete
 
 
+@pytest.mark.slow
 async def test_truncated_archive_gives_the_rows_before_its_end(load: Read) -> None:
     rows = "".join(
         f"2018-01-01T{n // 3600:02}:{n // 60 % 60:02}:{n % 60:02}Z,{n}.{n * 7919 % 1000},1,1\n"
@@ -267,6 +268,7 @@ async def test_unclosed_quote_costs_its_row(load: Read) -> None:
     assert len(outcome.rejects) == 1
 
 
+@pytest.mark.slow
 async def test_kinds_of_rejects_do_not_grow_with_the_file(tmp_path: Path) -> None:
     """The service counts rejects by kind, and a file could have a million different values."""
     plain = "2021-12-31,BTC,1.5,USD\n"
@@ -282,6 +284,7 @@ async def test_kinds_of_rejects_do_not_grow_with_the_file(tmp_path: Path) -> Non
     assert {reject.kind for reject in outcome.rejects} == {"not in USD"}
 
 
+@pytest.mark.slow
 async def test_batch_is_bounded_by_the_text_of_its_rows(tmp_path: Path) -> None:
     """Rejects hold the text of their rows, and the service holds the batch in memory."""
     large = "2021-12-31,BTC,x," + "y" * 100_000 + "\n"

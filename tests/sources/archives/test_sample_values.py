@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 import asyncpg
 import msgspec
+import pytest
 
 from kasparro.model.record import VALUE_FIELDS
 from kasparro.sources.archives.files import ArchiveFile
@@ -24,6 +25,8 @@ from kasparro.store.loader import Loader
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
 from tests.support.archives import job_for
+
+pytestmark = pytest.mark.slow
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 ALL = os.environ.get("KASPARRO_TEST_SAMPLES") == "all"

@@ -4,6 +4,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from kasparro.sources.archives.explain import Cell, Checked, check
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import NO_OVERRIDES
@@ -90,6 +92,7 @@ CHECKED_ROWS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 
 
+@pytest.mark.slow
 async def test_every_sample_is_loaded_or_rejected_for_the_right_reason(shared_data: Path) -> None:
     table: list[str] = []
     for path in sorted([*(shared_data / "csv").iterdir(), *(shared_data / "csv_bulk").iterdir()]):

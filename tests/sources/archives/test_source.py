@@ -33,6 +33,8 @@ from tests.support.archives import (
 )
 from tests.support.hostile_archives import good
 
+pytestmark = pytest.mark.slow
+
 
 async def test_sample_archive_loads() -> None:
     rows, rejected = await run_source(None)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from kasparro.sources.archives import text
 from kasparro.sources.archives.text import ArchiveText, Encoding, rows_of
 
+pytestmark = pytest.mark.slow
+
 UTF_8 = Encoding("utf-8")
 cells = st.text(st.sampled_from('ab é" ,;\n\r'), max_size=5)
 ends = st.sampled_from(["\n", "\r\n", "\r"])

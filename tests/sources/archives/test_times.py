@@ -183,6 +183,7 @@ NOTATIONS: list[tuple[str, Order | None]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written", "order"), NOTATIONS)
 @given(at=moments)
 def test_every_notation_is_exact(written: str, order: Order | None, at: datetime) -> None:

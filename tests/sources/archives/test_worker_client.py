@@ -20,6 +20,7 @@ from tests.support.archives import HANG_S, NOW, dump, ended, read_by, with_child
 from tests.support.hostile_archives import good
 
 
+@pytest.mark.slow
 async def test_killed_worker_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = dump(tmp_path / "big.csv", 4 * BATCH_ROWS)
     async with Worker() as worker:
@@ -66,6 +67,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
     dump(tmp_path / "big.csv", 4 * BATCH_ROWS)
     parent = await asyncio.create_subprocess_exec(
@@ -78,6 +80,7 @@ async def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
     assert ended(worker)
 
 
+@pytest.mark.slow
 async def test_blocked_worker_ends_when_the_client_leaves(tmp_path: Path) -> None:
     path = dump(tmp_path / "big.csv", 8 * BATCH_ROWS)
     async with asyncio.timeout(10):
@@ -91,6 +94,7 @@ async def test_blocked_worker_ends_when_the_client_leaves(tmp_path: Path) -> Non
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_answer_that_came_while_the_event_loop_was_blocked_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ async def test_invalid_query_is_rejected_every_time(
                 assert response.status == 400, path
 
 
+@pytest.mark.slow
 async def test_committed_batch_is_seen_at_once(client: aiohttp.ClientSession, database: Database) -> None:
     for price in range(1, 6):
         await load_batches(
@@ -79,6 +80,7 @@ async def test_committed_batch_is_seen_at_once(client: aiohttp.ClientSession, da
         await cached(client, "/data?sort=source_id")
 
 
+@pytest.mark.slow
 async def test_batch_of_another_process_is_seen_by_every_service(database_url: str, tmp_path: Path) -> None:
     archive = tmp_path / "a.csv"
     async with serving(database_url) as first, serving(database_url) as second:
@@ -95,6 +97,7 @@ async def test_batch_of_another_process_is_seen_by_every_service(database_url: s
         await wait_for_prices(second, [7], POLL_S)
 
 
+@pytest.mark.slow
 async def test_workers_follow_the_same_version(database_url: str, database: Database) -> None:
     async with service(database_url, "--workers", "2") as client, asyncio.timeout(60):
         for price in (1, 2):
@@ -110,6 +113,7 @@ async def test_workers_follow_the_same_version(database_url: str, database: Data
                 assert await prices(client) == [price]
 
 
+@pytest.mark.slow
 async def test_poll_finds_a_version_without_notification(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
@@ -119,6 +123,7 @@ async def test_poll_finds_a_version_without_notification(
     await wait_for_prices(client, [1], 2 * POLL_S)
 
 
+@pytest.mark.slow
 async def test_terminated_listener_is_replaced(
     client: aiohttp.ClientSession, connection: Connection, insert: Insert
 ) -> None:
@@ -160,6 +165,7 @@ async def test_clients_never_see_older_data_again(
                 await connection.execute(f"{MOVE}; {NOTIFY}")
 
 
+@pytest.mark.slow
 async def test_equal_requests_share_one_query(
     client: aiohttp.ClientSession, connection: Connection, database: Database
 ) -> None:
@@ -181,6 +187,7 @@ async def test_equal_requests_share_one_query(
     assert responses[0][0] == 200
 
 
+@pytest.mark.slow
 async def test_nothing_is_served_from_the_cache_without_the_database(
     client: aiohttp.ClientSession, server_url: str, database_url: str
 ) -> None:

@@ -3,6 +3,8 @@
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("proposed", "accepted"),

@@ -23,6 +23,8 @@ from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, ImpatientProtocol,
 from tests.support.requests import fetch
 from tests.web.conftest import Insert, serving
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # An idle service takes about 60 MB.
 MEMORY_MB = 300

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import aiohttp
+import pytest
 
 from kasparro.store.pool import Connection
 from kasparro.store.tables import TABLES
 from tests.support.live_service import live_service
+
+pytestmark = pytest.mark.slow
 
 REQUESTS = 10_000
 AT_ONCE = 32

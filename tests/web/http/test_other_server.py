@@ -25,6 +25,8 @@ from tests.conftest import LogEvents
 from tests.support.exports import insert_many_rows, unfinished_export, wait_until_no_export
 from tests.web.conftest import Insert
 
+pytestmark = pytest.mark.slow
+
 
 @asynccontextmanager
 async def hypercorn_service(

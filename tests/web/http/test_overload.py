@@ -14,6 +14,8 @@ from tests.support.locks import WAITING, locked_data
 from tests.support.requests import fetch
 from tests.web.conftest import Insert, serving
 
+pytestmark = pytest.mark.slow
+
 # Shorter than the default queue, which would need more open files than a login shell allows.
 QUEUED = 128
 

@@ -3,12 +3,15 @@
 import asyncio
 
 import aiohttp
+import pytest
 
 from kasparro.settings import Secret, Settings
 from tests.conftest import LogEvents
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.raw_http import NO_DATABASE
 from tests.web.conftest import serving
+
+pytestmark = pytest.mark.slow
 
 REQUESTS = 300
 

@@ -22,6 +22,7 @@ from tests.support.raw_http import LIVE_REQUEST, NO_DATABASE, ImpatientProtocol,
 from tests.web.conftest import Insert, serving
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [b"G", b"GET /data?q=x", b"GET /data HTTP/1.1\r\nHost: x\r\nX-A: b", b"GET / HTTP/1.1\r\n", b"\r\n"],
@@ -36,11 +37,13 @@ async def test_incomplete_request_times_out(part: bytes) -> None:
             assert await connection.rest() == b""
 
 
+@pytest.mark.slow
 async def test_silent_connection_is_closed() -> None:
     async with serving(NO_DATABASE, http=ImpatientProtocol) as client, connected(client) as connection:
         assert await connection.rest() == b""
 
 
+@pytest.mark.slow
 async def test_dripping_bytes_do_not_extend_the_deadline() -> None:
     async with serving(NO_DATABASE, http=ImpatientProtocol) as client, connected(client) as connection:
         connection.writer.write(LIVE_REQUEST + b"GET /health/live HTTP/1.1\r\nX-Slow: ")
@@ -56,6 +59,7 @@ async def _drip(connection: RawConnection, piece: bytes) -> None:
         await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", [b"\r\n", b"z"])
 async def test_dripping_bytes_do_not_keep_an_idle_connection(
     piece: bytes, monkeypatch: pytest.MonkeyPatch
@@ -123,6 +127,7 @@ async def test_rejection_does_not_overtake_earlier_responses() -> None:
         assert await connection.rest() == b""
 
 
+@pytest.mark.slow
 async def test_pipelined_requests_are_limited() -> None:
     """A client that pipelines too many requests gets responses to those within the limit."""
     async with serving(NO_DATABASE) as client, connected(client) as connection:
@@ -187,6 +192,7 @@ async def test_malformed_request_is_logged_at_debug_level(logged: LogEvents) -> 
     assert {event["level"] for event in logged.seen} == {"debug"}
 
 
+@pytest.mark.slow
 async def test_client_that_does_not_read_is_disconnected(database_url: str, insert: Insert) -> None:
     await insert(*({"source_id": str(n), "name": "x" * 1_000} for n in range(1_000)))
     async with (
@@ -202,6 +208,7 @@ async def test_client_that_does_not_read_is_disconnected(database_url: str, inse
         await connection.send_until_closed()
 
 
+@pytest.mark.slow
 async def test_slow_reader_gets_its_response() -> None:
     async with (
         serving(NO_DATABASE, http=ImpatientProtocol) as client,
@@ -215,6 +222,7 @@ async def test_slow_reader_gets_its_response() -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"])
 async def test_shutdown_closes_clients_that_do_not_read(
     ending: bytes, caplog: pytest.LogCaptureFixture
@@ -228,6 +236,7 @@ async def test_shutdown_closes_clients_that_do_not_read(
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+@pytest.mark.slow
 async def test_shutdown_cancels_slow_request_without_traceback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,6 +301,7 @@ async def _live_status(client: aiohttp.ClientSession) -> int:
         return response.status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_half_open_connections_do_not_shut_out_others(loop: str, tmp_path: Path) -> None:
     """A client has at most its share. Others are served, and its own health checks are answered too."""
@@ -314,6 +324,7 @@ async def test_half_open_connections_do_not_shut_out_others(loop: str, tmp_path:
     assert log.stat().st_size < 10_000, log.read_text()[:2_000]
 
 
+@pytest.mark.slow
 async def test_health_is_answered_when_all_connections_are_taken(tmp_path: Path) -> None:
     """Clients of many addresses hold every connection and the whole reserve."""
     async with separate_service("uvloop", 256, tmp_path / "log") as (client, _), AsyncExitStack() as stack:
@@ -335,6 +346,7 @@ async def test_health_is_answered_when_all_connections_are_taken(tmp_path: Path)
             assert (problem["status"], problem["headers"]["retry-after"]) == (503, "5")
 
 
+@pytest.mark.slow
 async def test_giant_requests_need_no_memory(tmp_path: Path) -> None:
     async with separate_service("uvloop", 1_024, tmp_path / "log") as (client, pid):
         assert await _live_status(client) == 200
@@ -415,6 +427,7 @@ async def test_disconnect_cancels_running_and_pipelined_requests(
     assert {event["level"] for event in logged.seen} <= {"debug"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 async def test_disconnects_of_pipelining_clients_are_no_errors(loop: str, tmp_path: Path) -> None:
     """They disconnect before, during and after responses are written."""

@@ -92,6 +92,7 @@ async def test_right_key_is_rejected_after_too_many_guesses(database_url: str) -
         assert [await guess("first-secret", "192.0.2.2") for _ in range(3)] == [200, 200, 429]
 
 
+@pytest.mark.slow
 async def test_forwarded_address_counts_only_from_a_trusted_proxy(database_url: str) -> None:
     limit = Rate(1, 3600)
     for trusted, expected in (((), [200, 429]), (("127.0.0.0/8",), [200, 200]), (("10.0.0.1",), [200, 429])):
@@ -100,6 +101,7 @@ async def test_forwarded_address_counts_only_from_a_trusted_proxy(database_url: 
             assert found == expected, trusted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trusted", ["127.0.0.0/8", "*"])
 async def test_forwarded_junk_is_no_client(database_url: str, trusted: str) -> None:
     """Entries that are no addresses count as the proxy. Forms of one address count as one client."""
@@ -114,6 +116,7 @@ async def test_forwarded_junk_is_no_client(database_url: str, trusted: str) -> N
         assert [await status(client, X_Forwarded_For=value) for value in network] == [200] * 3 + [429]
 
 
+@pytest.mark.slow
 async def test_own_claims_of_a_client_do_not_count(database_url: str) -> None:
     settings = Settings(rate_limit=Rate(2, 3600), trusted_proxies=("*",))
     async with serving(database_url, settings) as client:
@@ -121,6 +124,7 @@ async def test_own_claims_of_a_client_do_not_count(database_url: str) -> None:
         assert found == [200, 200, 429, 429]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -150,6 +154,7 @@ async def test_paths_without_a_key_are_limited_too(database_url: str, method: st
         assert await status(client, X_API_Key="first-secret") == 200
 
 
+@pytest.mark.slow
 async def test_concurrent_requests_of_two_keys(database_url: str) -> None:
     async with serving(database_url, Settings(api_keys=KEYS, rate_limit=Rate(20, 3600))) as client:
         found = await asyncio.gather(

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.support.live_service import TOKEN, command, live_service
+
+pytestmark = pytest.mark.slow
 
 # `just fuzz` runs for ten minutes, with new requests each time.
 SECONDS = int(os.environ.get("KASPARRO_TEST_FUZZ", "0"))

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,8 @@ from kasparro.web.routes.data import DataQuery
 from kasparro.web.schemas import Sort
 from tests.support.expected_rows import matches, sorted_keys
 from tests.web.conftest import LONG_AGO, insert_rows
+
+pytestmark = pytest.mark.slow
 
 KEY = b"a key"
 

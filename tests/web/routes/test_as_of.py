@@ -35,6 +35,7 @@ records = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     loaded=st.lists(st.tuples(st.sampled_from(["csv", "coingecko"]), records), max_size=12),
@@ -95,6 +96,7 @@ def test_newest_record_of_each_coin_once(
     assert runner.run(read_all()) == [expected[key] for key in sorted_keys(chosen, sort)]
 
 
+@pytest.mark.slow
 async def test_coins_with_a_record_until_the_moment(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
@@ -125,6 +127,7 @@ async def test_coins_with_a_record_until_the_moment(
     assert (page["total"], page["pages"], page["page"]) == (None, None, 1)
 
 
+@pytest.mark.slow
 async def test_date_means_the_end_of_the_day(client: aiohttp.ClientSession, database: Database) -> None:
     midnight = datetime(2024, 6, 2, tzinfo=UTC)
     for price_usd, at in (
@@ -240,6 +243,7 @@ async def test_asset_is_the_current_one(client: aiohttp.ClientSession, insert: I
     assert [(row["source_id"], row["asset"]) for row in page["data"]] == [("a", "coin")]
 
 
+@pytest.mark.slow
 async def test_labels_that_the_record_lacks(client: aiohttp.ClientSession, database: Database) -> None:
     def record(hours: int, symbol: str | None = None, rank: int | None = None) -> Record:
         at = LONG_AGO + hours * HOUR

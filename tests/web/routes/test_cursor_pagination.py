@@ -151,6 +151,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
     return Readers
 
 
+@pytest.mark.slow
 def test_pages_show_the_table_as_it_was_at_the_first_page(
     runner: asyncio.Runner, shared_database: Database
 ) -> None:
@@ -162,6 +163,7 @@ def test_pages_show_the_table_as_it_was_at_the_first_page(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sort", ["rank", "-price_usd", "source"])
 async def test_each_row_once_while_all_rows_move(
     client: aiohttp.ClientSession, database: Database, sort: str
@@ -218,6 +220,7 @@ async def test_links_skip_no_row_while_rows_move(client: aiohttp.ClientSession, 
     assert seen == ["c5", "c4", "c3", "c2", "c1", "c0"]
 
 
+@pytest.mark.slow
 async def test_cursor_expires_an_hour_after_a_change(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
@@ -335,6 +338,7 @@ async def test_concurrent_batches_get_their_own_versions(database: Database, con
     assert versions == [newest - 1, newest]
 
 
+@pytest.mark.slow
 async def test_totals_are_exact(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:

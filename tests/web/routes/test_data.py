@@ -103,6 +103,7 @@ async def test_page_after_the_end(client: aiohttp.ClientSession, insert: Insert)
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["cursor", "page"])
 async def test_next_reaches_all_pages(client: aiohttp.ClientSession, insert: Insert, mode: str) -> None:
     await insert(*({"source_id": f"c{n:02}", "rank": n % 4 or None, "name": "a b&c,%"} for n in range(23)))
@@ -123,6 +124,7 @@ async def test_next_reaches_all_pages(client: aiohttp.ClientSession, insert: Ins
     assert seen == whole
 
 
+@pytest.mark.slow
 async def test_filters(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "1", "source": "coingecko", "symbol": "BTC", "name": "Bitcoin"},
@@ -177,6 +179,7 @@ async def test_filters_by_id_and_asset(client: aiohttp.ClientSession, insert: In
         assert page["pagination"]["total"] == len(rows), query
 
 
+@pytest.mark.slow
 async def test_ranges_are_inclusive_and_exact(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(
         {"source_id": "none"},
@@ -345,6 +348,7 @@ MOMENT = "an RFC 3339 time, such as 2024-06-01T12:00:00Z"
 SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "parameter", "allowed"),
     [
@@ -418,6 +422,7 @@ async def test_invalid_parameter(
     assert parameter.split(",", maxsplit=1)[0] in problem["detail"]
 
 
+@pytest.mark.slow
 async def test_list_for_a_single_value(client: aiohttp.ClientSession) -> None:
     async with client.get("/data?sort=rank,-price_usd") as response:
         problem = await response.json(content_type="application/problem+json")
@@ -437,6 +442,7 @@ HOSTILE_TEXTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 async def test_hostile_text(client: aiohttp.ClientSession, insert: Insert, text: str) -> None:
     await insert({"source_id": "a"})
@@ -452,6 +458,7 @@ async def test_hostile_text(client: aiohttp.ClientSession, insert: Insert, text:
     assert (await get_exact(client, "/data"))["pagination"]["total"] == 1
 
 
+@pytest.mark.slow
 async def test_cursor_of_another_query(client: aiohttp.ClientSession, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}", "symbol": "x"} for n in range(9)))
     pagination = (await get_exact(client, "/data?limit=2&sort=-price_usd&symbol=x"))["pagination"]
@@ -481,6 +488,7 @@ async def test_cursor_of_another_query(client: aiohttp.ClientSession, insert: In
         assert problem["allowed"], bad
 
 
+@pytest.mark.slow
 async def test_cursors_survive_a_restart(database_url: str, insert: Insert) -> None:
     await insert(*({"source_id": f"c{n}"} for n in range(3)))
     async with serving(database_url) as before:
@@ -489,6 +497,7 @@ async def test_cursors_survive_a_restart(database_url: str, insert: Insert) -> N
         assert source_ids(await get_exact(after, f"/data?limit=2&cursor={cursor}")) == ["c2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source_id", ["bitcoin", "a/b", "a%2Fb", "история", "a b?c#d", "/", "..%2f", "é\u0301", "%", "history"]
 )
@@ -498,6 +507,7 @@ async def test_row_by_any_id(client: aiohttp.ClientSession, insert: Insert, sour
     assert (row["source"], row["source_id"]) == ("csv", source_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "status", "parameter"),
     [

@@ -24,6 +24,8 @@ from tests.support.fake_scheduler import FakeScheduler
 from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, serving
 
+pytestmark = pytest.mark.slow
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Headers of HTTP itself, which the document does not describe.
 OWN_HEADERS = {"content-type", "content-length", "content-encoding", "date", "transfer-encoding"}

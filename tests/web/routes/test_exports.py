@@ -33,6 +33,8 @@ from tests.support.json_responses import get_exact
 from tests.support.metrics import metric_value, scrape
 from tests.web.conftest import Insert, serving
 
+pytestmark = pytest.mark.slow
+
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:

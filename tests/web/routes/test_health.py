@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
+import pytest
 
 from kasparro.settings import ApiKey, Secret, Settings
 from kasparro.store.migrations import migrate
@@ -30,6 +31,7 @@ async def test_ok_before_the_first_run(client: aiohttp.ClientSession) -> None:
     }
 
 
+@pytest.mark.slow
 async def test_degraded_after_a_failed_source(database_url: str, connection: Connection) -> None:
     run_id = await add_run(connection, "partial")
     await add_source(connection, run_id, "coingecko", "failed", error="HTTP 429 from /coins/markets")
@@ -43,6 +45,7 @@ async def test_degraded_after_a_failed_source(database_url: str, connection: Con
         assert (await get_json(client, "/health"))["status"] == "ok"
 
 
+@pytest.mark.slow
 async def test_unavailable_without_a_database() -> None:
     nowhere = "postgresql://someone:hunter2@127.0.0.1:1/nosuch"
     async with serving(nowhere) as client:
@@ -79,6 +82,7 @@ async def test_unavailable_without_the_database_for_reads(database_url: str) -> 
         assert health["reasons"] == []
 
 
+@pytest.mark.slow
 async def test_unavailable_names_both_databases() -> None:
     nowhere = "postgresql://x@127.0.0.1:1/x"
     async with serving(nowhere, read_url=nowhere) as client:
@@ -88,6 +92,7 @@ async def test_unavailable_names_both_databases() -> None:
         assert (await get_json(client, "/health", 503))["database"]["unreachable"] == ["primary"]
 
 
+@pytest.mark.slow
 async def test_unavailable_if_the_database_is_missing_or_rejects_the_login(server_url: str) -> None:
     for url in (server_url.rsplit("/", 1)[0] + "/nosuch", server_url.replace("//kasparro", "//stranger")):
         async with serving(url) as client:
@@ -95,6 +100,7 @@ async def test_unavailable_if_the_database_is_missing_or_rejects_the_login(serve
             assert (await get_json(client, "/data", 503))["title"] == "Database unreachable"
 
 
+@pytest.mark.slow
 async def test_unavailable_if_the_database_is_silent() -> None:
     async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -131,6 +137,7 @@ async def test_not_ready_before_migrations(empty_database_url: str) -> None:
         assert (await get_json(client, "/data"))["data"] == []
 
 
+@pytest.mark.slow
 async def test_not_ready_while_the_database_is_away(database_url: str, server_url: str) -> None:
     name = urlsplit(database_url).path.removeprefix("/")
     server = await asyncpg.connect(server_url)
@@ -152,6 +159,7 @@ async def test_not_ready_while_the_database_is_away(database_url: str, server_ur
         await server.close()
 
 
+@pytest.mark.slow
 async def test_not_ready_while_data_cannot_be_read(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:

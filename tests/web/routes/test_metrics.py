@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 import aiohttp
+import pytest
 
 from kasparro.settings import ApiKey, Rate, Secret, Settings
 from kasparro.store.pool import Connection
@@ -21,6 +22,7 @@ async def status_of(client: aiohttp.ClientSession, method: str, path: str, **hea
         return response.status
 
 
+@pytest.mark.slow
 async def test_requests_by_route_status_and_cache(
     client: aiohttp.ClientSession,
 ) -> None:
@@ -144,6 +146,7 @@ async def test_openmetrics_on_request(client: aiohttp.ClientSession) -> None:
         assert (await response.text()).endswith("# EOF\n")
 
 
+@pytest.mark.slow
 async def test_any_worker_reports_for_all(database_url: str) -> None:
     async with service(database_url, "--workers", "2") as client, asyncio.timeout(60):
         requests = 0

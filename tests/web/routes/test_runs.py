@@ -16,6 +16,7 @@ from tests.support.runs import add_run, add_source
 from tests.web.conftest import LONG_AGO, Insert, serving
 
 
+@pytest.mark.slow
 async def test_stats(client: aiohttp.ClientSession, connection: Connection, insert: Insert) -> None:
     await insert({"source_id": "a"})
     run_id = await add_run(connection, "succeeded")
@@ -26,6 +27,7 @@ async def test_stats(client: aiohttp.ClientSession, connection: Connection, inse
     assert stats["schedule"] == {"interval_s": 3600.0, "next_run_at": None}
 
 
+@pytest.mark.slow
 async def test_runs_in_pages(client: aiohttp.ClientSession, connection: Connection) -> None:
     ids = [await add_run(connection, status) for status in ("failed", "succeeded", "failed", "failed")][::-1]
     for url in ("/runs?limit=3", "/runs?limit=3&page=1"):
@@ -48,6 +50,7 @@ async def test_runs_in_pages(client: aiohttp.ClientSession, connection: Connecti
     assert (await get_json(client, "/runs?status=bad", 400))["parameter"] == "status"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/runs/1", "/runs/99999999999999999999999", "/runs/1/rejects", "/runs/x"])
 async def test_unknown_run(client: aiohttp.ClientSession, path: str) -> None:
     assert (await get_json(client, path, 404))["status"] == 404
@@ -216,6 +219,7 @@ async def test_the_loop_works_while_the_service_does(database_url: str) -> None:
     assert not loop.entered
 
 
+@pytest.mark.slow
 async def test_a_run_is_started_with_the_token_alone(database_url: str) -> None:
     token = Settings(admin_token=Secret("s3cret"))
     async with serving(database_url, token, FakeScheduler()) as client:
