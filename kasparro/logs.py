@@ -68,6 +68,7 @@ def configure(settings: Settings) -> None:
         )
     )
     handler.addFilter(_is_not_logged_yet)
+    handler.addFilter(_is_no_dropped_copy)
     handler.addFilter(LibraryLogRate())
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name in _QUIET:
@@ -162,6 +163,18 @@ def _indent_traceback(
 
 def _is_not_logged_yet(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], AlreadyLogged))
+
+
+def _is_no_dropped_copy(record: logging.LogRecord) -> bool:
+    # asyncpg 0.32 (protocol.copy_in) creates a future and drops it if a COPY begins just after the server has
+    # terminated the session. The caller gets another error, which is reported; asyncio then reports the future.
+    # The class is compared by name: processes without a database need not import asyncpg.
+    return not (
+        record.name == "asyncio"
+        and record.exc_info
+        and type(record.exc_info[1]).__qualname__ == "ConnectionDoesNotExistError"
+        and record.getMessage().startswith("Future exception was never retrieved")
+    )
 
 
 def _log_crash(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

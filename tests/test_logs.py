@@ -1,5 +1,7 @@
 """Log lines contain text from outside escaped and truncated, whichever code logs it."""
 
+import asyncio
+import gc
 import io
 import json
 import logging
@@ -9,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import asyncpg
 import pytest
 import stamina.instrumentation
 import structlog
@@ -199,3 +202,14 @@ async def test_repeated_library_messages_are_limited(start: Start) -> None:
     for _ in range(100):
         logging.getLogger("asyncio").warning("socket.send() raised exception.")
     assert len(written.getvalue().splitlines()) == 1
+
+
+async def test_future_that_asyncpg_drops_is_not_logged(start: Start) -> None:
+    output = start("json")
+
+    for error in (asyncpg.ConnectionDoesNotExistError("closed"), asyncpg.ConnectionFailureError("failed")):
+        asyncio.get_running_loop().create_future().set_exception(error)
+        gc.collect()
+
+    (event,) = [json.loads(line) for line in output.getvalue().splitlines()]
+    assert "ConnectionFailureError" in event["event"]
