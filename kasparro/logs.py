@@ -167,7 +167,7 @@ def _is_not_logged_yet(record: logging.LogRecord) -> bool:
 
 def _is_no_dropped_copy(record: logging.LogRecord) -> bool:
     # asyncpg 0.32 (protocol.copy_in) creates a future and drops it if a COPY begins just after the server has
-    # terminated the session. The caller gets another error, which is reported; asyncio reports the future too.
+    # terminated the session. The caller gets another error, which is reported; asyncio reports this too.
     # The class is compared by name: processes without a database need not import asyncpg.
     return not (
         record.name == "asyncio"
