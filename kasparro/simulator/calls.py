@@ -22,7 +22,7 @@ HEADERS_OF_INTEREST = (
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """One request. `status` is the status of the response; None: no response was sent, or not yet."""
+    """One request. `status` is the status of the response; None until a response is sent."""
 
     at: datetime
     tick: int

@@ -8,7 +8,8 @@ from kasparro.simulator.seeded_random import seeded_random
 
 MILLION = 1_000_000
 
-# A price level is the sum of these waves: (length in ms, height in millionths).
+# A price level is the sum of these waves and a jitter, times the volatility of the coin. Each wave is a pair:
+# (length in ms, height in millionths).
 _WAVES = ((600_000, 1_500), (4 * 3_600_000, 6_000), (2 * 86_400_000, 25_000), (20 * 86_400_000, 60_000))
 
 
