@@ -60,7 +60,8 @@ class Replay(click.ParamType[tuple[Api, Path]]):
     "--replay",
     type=Replay(),
     multiple=True,
-    help="Serve this file, not the market, as the API's next page; repeatable.",
+    help="Serve this file in place of the market: the first file of an API is its page 1, the second its "
+    "page 2. Later pages are empty.",
 )
 def main(
     *,

@@ -221,7 +221,7 @@ class Faults:
         return list(self._active.values())
 
     def for_call(self, api: Api, page: int | None) -> CallFaults:
-        """The faults that affect the next call for this page. It counts towards the `times` of each."""
+        """The faults that affect the next call for this page. The call counts towards the `times` of each."""
         content: list[Damage] = []
         shift = 0
         list_length: int | None = None

@@ -116,7 +116,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     def variables(self) -> dict[str, Any]:
         """The variables for the templates of the statements."""
         given = self.filters.values().keys()
-        # An index serves one symbol ordered by rank.
+        # An index returns the rows of one symbol in order of rank: this condition needs no separation from
+        # the order.
         ordered = {"symbol"} if self.sort == "rank" and self.as_of is None else set()
         return {
             **{condition: condition in given for condition in CONDITIONS},

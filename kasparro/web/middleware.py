@@ -197,7 +197,8 @@ class ServiceMiddleware:
             _abort(connection)
         except Exception as error:  # noqa: BLE001 - any error ends this request and is logged
             fields = {"path": scope["path"], "request_id": context.request_id}
-            # If the response has begun, Starlette wraps an exception that has a handler.
+            # If the error has an exception handler but the response has begun, Starlette raises a
+            # RuntimeError whose cause is the error.
             cause = error.__cause__ or error
             if status and isinstance(cause, _INTERRUPTIONS):
                 client_log.warning("response_interrupted", reason=one_line(cause), **fields)
