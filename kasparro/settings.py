@@ -341,7 +341,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Variable(
             "KASPARRO_TRUSTED_PROXIES",
-            "addresses and networks whose X-Forwarded-For is trusted; * trusts the last address that any peer sends",
+            "addresses and networks whose X-Forwarded-For is trusted; * trusts the last address that any "
+            "peer sends",
             "none",
             _proxies,
         ),
