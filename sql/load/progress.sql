@@ -1,5 +1,19 @@
 -- What else a batch writes, in the same transaction as its merge (kasparro/store/loader.py): the fence, price
 -- moves, rejects, the checkpoint and counts.
+{% from "macros/columns.sql" import listed, overwritten %}
+{% set CHECKPOINT = ["key", "name", "position", "complete", "bytes", "interpretation"] %}
+{% set PAGE = [
+    "number",
+    "crawl_started_at",
+    "remaining_pages",
+    "fetched_at",
+    "read_at",
+    "records",
+    "is_last",
+    "request_fingerprint",
+    "etag",
+    "last_modified",
+] %}
 
 -- name: fence --
 -- The run's right to write: no row, if another process has marked the run as interrupted. With the lock, a
@@ -105,12 +119,12 @@ ON CONFLICT (source, key) DO UPDATE SET
     interpretation = excluded.interpretation;
 
 -- name: known_checkpoint --
-SELECT key, name, position, complete, bytes, interpretation
+SELECT {{ listed(CHECKPOINT) }}
 FROM checkpoints
 WHERE source = $1 AND key = $2;
 
 -- name: named_checkpoint --
-SELECT key, name, position, complete, bytes, interpretation
+SELECT {{ listed(CHECKPOINT) }}
 FROM checkpoints
 WHERE source = $1 AND name = $2
 ORDER BY updated_at DESC
@@ -124,41 +138,14 @@ WITH deleted AS (
 )
 INSERT INTO pages (
     source,
-    number,
-    crawl_started_at,
-    remaining_pages,
-    fetched_at,
-    read_at,
-    records,
-    is_last,
-    request_fingerprint,
-    etag,
-    last_modified
+    {{ listed(PAGE) }}
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (source, number) DO UPDATE SET
-    crawl_started_at = excluded.crawl_started_at,
-    remaining_pages = excluded.remaining_pages,
-    fetched_at = excluded.fetched_at,
-    read_at = excluded.read_at,
-    records = excluded.records,
-    is_last = excluded.is_last,
-    request_fingerprint = excluded.request_fingerprint,
-    etag = excluded.etag,
-    last_modified = excluded.last_modified;
+    {{ overwritten(PAGE[1:]) }};
 
 -- name: known_pages --
-SELECT
-    number,
-    crawl_started_at,
-    remaining_pages,
-    fetched_at,
-    read_at,
-    records,
-    is_last,
-    request_fingerprint,
-    etag,
-    last_modified
+SELECT {{ listed(PAGE) }}
 FROM pages
 WHERE source = $1
 ORDER BY number;
