@@ -31,8 +31,8 @@ EXPORT_TIMEOUT_S = 60
 EXPORT_IDLE_S = 600
 LOCK_TIMEOUT_S = 30
 # Requests that may wait for a connection. At 1 ms a page, 512 of them wait for half a second; if queries are
-# slow, they are rejected after QUEUE_S. This includes connecting, and must be more than CONNECT_TIMEOUT_S /
-# 2, the time given to a silent standby.
+# slow, they are rejected after QUEUE_S. This includes connecting, and must be more than half of
+# CONNECT_TIMEOUT_S, the time given to a silent standby.
 QUEUED = 512
 # One client may use this part of a queue.
 QUEUE_PART = 4
