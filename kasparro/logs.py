@@ -154,9 +154,12 @@ def _truncated_traceback(text: str) -> str:
 def _indent_traceback(
     logger: object, method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Indent a traceback, so that no line of an error's text looks like another event."""
+    """Indent a traceback, so that no line of an error's text looks like another event.
+
+    Line ends at the end of an error's text would become an empty line without indentation.
+    """
     return {
-        name: textwrap.indent(value, "    ", lambda _: True) if name in _TRACEBACKS else value
+        name: textwrap.indent(value.rstrip("\n"), "    ", lambda _: True) if name in _TRACEBACKS else value
         for name, value in event.items()
     }
 

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import stamina.instrumentation
 import structlog
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -77,6 +77,8 @@ class Odd:
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @examples(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@example("\n")
+@example("two lines\nand an end of line\n\n")
 @given(st.text(st.characters()))
 def test_any_text_in_an_event_is_escaped(form: Literal["text", "json"], start: Start, text: str) -> None:
     written = start(form)
