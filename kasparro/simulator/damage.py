@@ -6,7 +6,7 @@ from decimal import Context, Decimal
 
 import msgspec
 
-from kasparro.simulator.faults import BadRecord, BadRecords, Damage, ScaledPrices, SchemaDrift
+from kasparro.simulator.faults import BadRecord, BadRecords, Damage, LostCoins, ScaledPrices, SchemaDrift
 from kasparro.simulator.market import Api, stamp
 
 _PRICE: dict[Api, str] = {"coinpaprika": "quotes.USD.price", "coingecko": "current_price"}
@@ -26,6 +26,8 @@ def damaged(records: Sequence[bytes], faults: Sequence[Damage], now: datetime) -
         match fault:
             case SchemaDrift():
                 result = [_drifted(record, fault) for record in result]
+            case LostCoins():
+                del result[fault.first - 1 : fault.first - 1 + fault.coins]
             case ScaledPrices():
                 result = [_scaled(record, fault) for record in result]
             case BadRecords() if result:

@@ -135,6 +135,13 @@ class ScaledPrices(Fault, frozen=True, tag="scaled-prices"):
     factor: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})?$")] = "0.92"
 
 
+class LostCoins(Fault, frozen=True, tag="lost-coins"):
+    """Each affected response lacks some of its records: `coins` of them, from the position `first` on."""
+
+    coins: _Positive = 1
+    first: _Positive = 1
+
+
 class ShortList(Fault, frozen=True, tag="short-list"):
     """The list ends after this number of coins; later pages are empty."""
 
@@ -151,7 +158,7 @@ class PageShift(Fault, frozen=True, tag="page-shift"):
     by: int = 1
 
 
-Damage: TypeAlias = BadRecords | SchemaDrift | ScaledPrices
+Damage: TypeAlias = BadRecords | LostCoins | SchemaDrift | ScaledPrices
 """Faults of the records themselves, applied in the order they were added."""
 
 Content: TypeAlias = Damage | PageShift | ShortList

@@ -51,6 +51,9 @@ class SourceSummary(msgspec.Struct, kw_only=True):
     """The share of its list that the source planned to fetch."""
     record_limit: int | None = None
     """How many records of its upstream's list the source fetches at most; None: all."""
+    list_began_at: datetime | None = None
+    """When the crawl began that has fetched the upstream's whole list; None: no crawl has. A coin that was
+    not listed since then is missing from the list."""
     loaded_before: bool = False
     """An earlier run loaded a part of the source that has not changed since. Losing the rest then makes the
     source `partial`, not `failed`."""

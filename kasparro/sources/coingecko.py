@@ -224,6 +224,8 @@ class CoinGecko:
                 f"its remaining days; the next call is due at {plan.next_at:%Y-%m-%d %H:%M:%S} UTC"
             )
         crawl, builder, queue = Crawl(), BatchBuilder(), page_schedule.PageQueue(plan, known.values())
+        # The newest fetch of each page; an empty page may show later that one of them is the last.
+        pages, crawl_started_at = dict(known), plan.resumed_crawl or began
         summary = context.summary
         summary.planned_share, summary.record_limit = queue.planned_share, self._top
         limits = (
@@ -257,9 +259,19 @@ class CoinGecko:
                     continue
                 limits = self._later_limits
                 records = conditional_requests.record_count(response, earlier)
-                if number == 1 and not records:
-                    raise SourceError("page 1: CoinGecko sent an empty list")
-                is_last = records < (PAGE_SIZE if items_limit is None else items_limit)
+                if not records:
+                    if number == 1:
+                        raise SourceError("page 1: CoinGecko sent an empty list")
+                    end = queue.mark_empty(number)
+                    if end is not None and (last := pages.get(end)) is not None:
+                        yield builder.take(
+                            page=msgspec.structs.replace(
+                                last, is_last=True, remaining_pages=queue.remaining_pages
+                            )
+                        )
+                    continue
+                missing = (PAGE_SIZE if items_limit is None else items_limit) - records
+                is_last = missing > 0 and queue.mark_short(number, missing)
                 queue.mark_fetched(number, is_last=is_last or number == max_pages)
                 if response.items is None:
                     builder.repeat(records)
@@ -270,21 +282,25 @@ class CoinGecko:
                 summary.note = queue.note() + self._top_note()
                 context.progress(len(queue.fetched), queue.total)
                 unread = builder.has_rejects or builder.has_repeats
-                yield builder.take(
-                    page=conditional_requests.crawled_page(
-                        response,
-                        earlier,
-                        number=number,
-                        crawl_started_at=plan.resumed_crawl or began,
-                        remaining_pages=queue.remaining_pages,
-                        now=now,
-                        is_last=is_last,
-                        is_complete=response.items is None or not unread,
-                        fingerprint=fingerprint,
-                    )
+                pages[number] = conditional_requests.crawled_page(
+                    response,
+                    earlier,
+                    number=number,
+                    crawl_started_at=crawl_started_at,
+                    remaining_pages=queue.remaining_pages,
+                    now=now,
+                    is_last=is_last,
+                    is_complete=response.items is None or not unread,
+                    fingerprint=fingerprint,
                 )
-                if number == PAGES_LIMIT and not is_last and self._reaches_beyond(PAGES_LIMIT):
+                yield builder.take(page=pages[number])
+                if number == PAGES_LIMIT and missing <= 0 and self._reaches_beyond(PAGES_LIMIT):
                     summary.add_problem(f"stopped after {number} pages: the upstream's list does not end")
+        summary.note = queue.note() + self._top_note()
+        for number in queue.empty:
+            summary.add_problem(f"page {number}: CoinGecko sent no coins, although the list goes on after it")
+        if queue.has_whole_list:
+            summary.list_began_at = crawl_started_at
 
     def _items_limit(self, number: int) -> int | None:
         """How many items of a page belong to the first `top` coins; None: all."""

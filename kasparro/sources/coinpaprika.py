@@ -181,6 +181,7 @@ class CoinPaprika:
                     fingerprint=fingerprint,
                 )
             yield builder.take(page=page)
+        context.summary.list_began_at = now
 
 
 SOURCE = SourceDefinition(

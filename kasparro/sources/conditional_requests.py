@@ -8,7 +8,7 @@ from kasparro.model.batch import CrawledPage
 from kasparro.sources.http import UpstreamResponse, Validators
 
 # Increase it if the code reads records differently. Every page is then fetched in full once.
-READER_VERSION = "1"
+READER_VERSION = "2"
 # A page is fetched in full after this time, even if the upstream reports no change.
 FULL_AGAIN = timedelta(days=1)
 

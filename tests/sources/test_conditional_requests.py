@@ -49,7 +49,7 @@ async def test_unchanged_page_is_not_sent_again(
     assert after.records.fetched == after.records.valid == after.records.unchanged
     assert after.records.fetched == before.records.fetched
     assert moved.sources[0].records.updated > 0
-    assert await connection.fetchval("SELECT calls FROM api_calls") == 15
+    assert await connection.fetchval("SELECT calls FROM api_calls") == 16
 
 
 async def test_page_with_a_reject_is_fetched_in_full_again(
@@ -119,7 +119,7 @@ async def test_uncommitted_page_has_no_validators(
     simulator.calls.clear()
     done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
-    assert [call.status for call in simulator.calls] == [200] * 5
+    assert [call.status for call in simulator.calls] == [200] * 6
     assert done.sources[0].records.inserted == len(simulator.market.listing("coingecko"))
 
 

@@ -76,9 +76,10 @@ async def test_killed_crawl_resumes_at_the_first_uncommitted_page(
 
     out, _ = await (await etl()).communicate()
 
-    assert requested_pages(simulator.calls) == [3, 4, 5]
+    # The last page is short; the empty page after it shows that the list ends there.
+    assert requested_pages(simulator.calls) == [3, 4, 5, 6]
     source = json.loads(out)["sources"][0]
-    assert (source["status"], source["calls"]) == ("succeeded", 3)
+    assert (source["status"], source["calls"]) == ("succeeded", 4)
     assert source["note"].startswith("pages 3 to 5 of 5, resuming the crawl of 20")
     rows = await connection.fetchval("SELECT count(*) FROM unified_data WHERE source = 'coingecko'")
     assert rows == len(simulator.market.listing("coingecko"))
@@ -96,7 +97,7 @@ async def test_recent_crawl_resumes_and_an_old_one_starts_again(
 
     done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
-    assert requested_pages(simulator.calls) == list(range(first, 6))
+    assert requested_pages(simulator.calls) == list(range(first, 7))
     assert done.status == "succeeded"
 
 
@@ -127,7 +128,7 @@ async def test_crawl_broken_by_the_upstream_resumes_at_the_first_lost_page(
     done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert (broken.status, done.status) == ("partial", "succeeded")
-    assert requested_pages(simulator.calls) == [3, 4, 5]
+    assert requested_pages(simulator.calls) == [3, 4, 5, 6]
 
 
 async def test_shifted_pages_double_no_coin_and_lose_none_for_two_runs(
@@ -160,4 +161,4 @@ async def test_another_process_resumes_the_crawl(
     async with Database(database_url) as other:
         await run_and_report(other, [coingecko_source(simulator)], clock=clock)
 
-    assert requested_pages(simulator.calls) == [4, 5]
+    assert requested_pages(simulator.calls) == [4, 5, 6]

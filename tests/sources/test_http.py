@@ -234,8 +234,10 @@ async def test_content_type_does_not_matter(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("coins", "pages"), [(250, [1, 2]), (251, [1, 2]), (499, [1, 2]), (500, [1, 2, 3])])
-async def test_list_ends_with_a_short_or_empty_page(
+@pytest.mark.parametrize(
+    ("coins", "pages"), [(250, [1, 2]), (251, [1, 2, 3]), (499, [1, 2, 3]), (500, [1, 2, 3])]
+)
+async def test_new_list_ends_with_an_empty_page(
     database: Database, connection: Connection, coins: int, pages: list[int]
 ) -> None:
     async with Simulator(seed=7, coins=600, manual=True) as simulator:
@@ -442,7 +444,7 @@ async def test_retry_after_of_a_second_is_waited_for(
 
     done = await run_and_report(database, [coingecko_source(long_list)])
 
-    assert (done.status, done.sources[0].calls) == ("succeeded", 6)
+    assert (done.status, done.sources[0].calls) == ("succeeded", 7)
 
 
 @pytest.mark.slow
