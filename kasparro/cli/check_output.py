@@ -26,6 +26,13 @@ def show(console: PrintableConsole, checked: Sequence[Checked], *, explain: bool
     for file in checked:
         if file.problem is not None:
             console.print(file.problem, soft_wrap=True)
+        if file.invalid:
+            counts = ", ".join(
+                f"{field} in {rows:,} row{'' if rows == 1 else 's'}" for field, rows in file.invalid.items()
+            )
+            console.print(
+                f"{file.name}: values stored as null, because they cannot be: {counts}", soft_wrap=True
+            )
         if file.reasons:
             _show_rejects(console, file)
         if explain and file.recognition is not None:

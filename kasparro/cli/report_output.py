@@ -53,7 +53,7 @@ def print_run(run: schemas.RunReport, *, wrapped: bool = False) -> None:
         # If only one file was rejected, the error of the source already says all of it.
         if len(source.rejected_files) > 1:
             _print_rejected_files(source, wrapped=wrapped)
-        for line in filter(None, [source.note, source.error, *_quality(source)]):
+        for line in filter(None, [source.note, source.error, *_invalid(source), *_quality(source)]):
             out.print(f"{source.source}: {line}", soft_wrap=not wrapped)
 
 
@@ -104,6 +104,15 @@ def _print_rejected_files(source: schemas.SourceReport, *, wrapped: bool) -> Non
         out.print(f"{source.source}: {reject.summary}", soft_wrap=not wrapped)
     if (more := total - len(source.rejected_files)) > 0:
         out.print(f"{source.source}: {_counted(more, 'more file')} rejected")
+
+
+def _invalid(source: schemas.SourceReport) -> list[str]:
+    """The values that became null, in one line."""
+    counts: dict[str, int] = {}
+    for found in source.invalid_fields:
+        counts[found.field] = counts.get(found.field, 0) + found.records
+    fields = ", ".join(f"{field} in {_counted(count, 'record')}" for field, count in counts.items())
+    return [f"values stored as null, because they cannot be: {fields}"] if fields else []
 
 
 def _quality(source: schemas.SourceReport) -> list[str]:

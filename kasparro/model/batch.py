@@ -6,7 +6,7 @@ from datetime import datetime
 import msgspec
 
 from kasparro.model.profile import Profile, Profiler
-from kasparro.model.record import CopyLines, Record, Reject, copy_lines, copy_record
+from kasparro.model.record import CopyLines, InvalidValue, Record, Reject, copy_lines, copy_record
 
 # Large enough that the fixed cost of a transaction is small; small enough for memory and for a quick stop.
 BATCH_ROWS = 20_000
@@ -57,7 +57,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     records are repeats: an earlier page of the crawl had them, or their page has not changed. `profile` is
     the profile of an API's records, including rejects; archives have none. `lacks` are the fields of `LABELS`
     that the records do not have because their layout has no column for them: unknown, which differs from
-    null.
+    null. `invalid` are values of the accepted records that became null. `listed` are the ids of the coins
+    that an API lists in this batch, rejected ones with the reason; archives list no coins.
     """
 
     lines: CopyLines
@@ -69,6 +70,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     page: CrawledPage | None = None
     profile: Profile | None = None
     lacks: tuple[str, ...] = ()
+    invalid: tuple[InvalidValue, ...] = ()
+    listed: dict[str, str | None] = {}
 
 
 class BatchBuilder:
@@ -83,12 +86,15 @@ class BatchBuilder:
         self._lines: list[CopyLines] = []
         self._rows = 0
         self._rejects: list[Reject] = []
+        self._invalid: list[InvalidValue] = []
+        self._listed: dict[str, str | None] = {}
         self._repeated = 0
 
     def add(self, record: Record) -> None:
         """Add an accepted record."""
         self._lines.append(copy_record(record, self._rows, self._lacks))
         self._rows += 1
+        self._invalid += record.invalid
 
     def add_lines(self, keys: Sequence[str], contents: Sequence[str]) -> None:
         """Add accepted records as COPY text; `keys` and `contents` as for `copy_lines`."""
@@ -102,6 +108,14 @@ class BatchBuilder:
     def reject(self, reject: Reject) -> None:
         """Add a reject."""
         self._rejects.append(reject)
+
+    def add_invalid(self, values: Sequence[InvalidValue]) -> None:
+        """Add invalid values of records that `add_lines` has added."""
+        self._invalid += values
+
+    def list_coin(self, source_id: str, reject: str | None = None) -> None:
+        """Note that the source lists this coin; `reject` is the reason if its record was rejected."""
+        self._listed[source_id] = reject
 
     def repeat(self, records: int = 1) -> None:
         """Count valid records that need no load: repeats in a crawl, or records of an unchanged page."""
@@ -138,6 +152,8 @@ class BatchBuilder:
             page=page,
             profile=self._profiler.take(),
             lacks=self._lacks,
+            invalid=tuple(self._invalid),
+            listed=self._listed,
         )
         self._start_over()
         return batch

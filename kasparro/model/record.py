@@ -36,11 +36,30 @@ VALUE_FIELDS = (
 )
 
 
+class InvalidValue(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A value that its field cannot have. The record is accepted with null instead.
+
+    `field` is the record's field and `reason` says what is wrong, with the value. `location` is the file of
+    an archive. `place` finds the record: the id of a coin, or the line in the file.
+    """
+
+    field: str
+    reason: str
+    place: str
+    location: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The reason without the value, by which invalid values are counted."""
+        return self.reason.partition(":")[0]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One coin as one source reported it at one moment.
 
     Numbers are decimal digits as `canonical_decimal` returns them. `has_source_time` says whether
     `observed_at` came from the source. If not, it is the time of fetching, which the content hash leaves out.
+    `invalid` are the values that became null because their field cannot have them.
     """
 
     source_id: str
@@ -58,6 +77,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     percent_change_1h: str | None = None
     percent_change_24h: str | None = None
     percent_change_7d: str | None = None
+    invalid: tuple[InvalidValue, ...] = ()
 
 
 # The fields that describe the coin and its rank. An archive may have no column for them. Its records then

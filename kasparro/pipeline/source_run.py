@@ -24,6 +24,7 @@ from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.sources.base import Source, SourceContext
 from kasparro.sources.http import UpstreamError
 from kasparro.sources.page_schedule import MonthlyCalls
+from kasparro.store.listings import ListReport
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord
 
@@ -81,6 +82,7 @@ class SourceRun:
         self._retry = retry
         self._calls = 0
         self._reject_kinds: Counter[str] = Counter()
+        self._invalid: Counter[str] = Counter()
         self._files_rejected = 0
         self._first_files: list[Reject] = []
         self._complete_file = False
@@ -104,8 +106,10 @@ class SourceRun:
             )
         context = self._context(circuit)
         stopped, failure, unavailable = False, None, False
+        listed: ListReport | None = None
         try:
             stopped = await self._load_all(self._source.extract(context), stop)
+            listed = await self._settle_listings(context)
         except NothingToDo as nothing:
             return await self._skip(str(nothing))
         except SourceError as error:
@@ -129,7 +133,7 @@ class SourceRun:
             context.summary.add_problem(self._rejection_summary(rejected, fetched))
         if self._files_rejected:
             context.summary.add_problem(_files_summary(self._first_files, self._files_rejected))
-        quality = None if stopped else await self._assess(context, counts, complete=failure is None)
+        quality = None if stopped else await self._assess(context, counts, listed, complete=failure is None)
         loaded = bool(counts["valid"]) or self._complete_file or context.summary.loaded_before
         status, error_line = outcome_of(loaded, stopped, failure, context.summary.problems)
         if error_line and quality and (cause := _likely_cause(quality)) and counts["rejected"]:
@@ -144,8 +148,11 @@ class SourceRun:
                 note=context.summary.note,
                 upstream_unavailable=unavailable and status == "failed",
                 assessment=quality.stored if quality else None,
+                usual_list=_usual_list(context, listed, quality),
             )
         )
+        if self._invalid:
+            self._log.warning("invalid_values", fields=dict(sorted(self._invalid.items())))
         log_outcome = self._log.info if status == "succeeded" else self._log.warning
         log_outcome(
             "source_finished",
@@ -224,6 +231,7 @@ class SourceRun:
             for reject in batch.rejects
             if not reject.is_file
         )
+        self._invalid.update(value.field for value in batch.invalid)
         await self._retry(lambda: self._loader.load(batch, self._clock()))
         self._complete_file |= batch.checkpoint is not None and batch.checkpoint.complete
         for reject in batch.rejects:
@@ -241,14 +249,25 @@ class SourceRun:
         elif self._files_rejected == FILES_LOGGED + 1:
             self._log.warning("more_files_rejected", logged=FILES_LOGGED)
 
-    async def _assess(self, context: SourceContext, counts: Row, *, complete: bool) -> QualityReport | None:
+    async def _settle_listings(self, context: SourceContext) -> ListReport | None:
+        """Settle which coins are delisted. Archives list no coins, and a replay reads an old list."""
+        if self._profile is None or self._options.trigger == "replay":
+            return None
+        summary = context.summary
+        return await self._retry(
+            lambda: self._loader.settle_listings(summary.list_began_at, self._clock(), summary.record_limit)
+        )
+
+    async def _assess(
+        self, context: SourceContext, counts: Row, listed: ListReport | None, *, complete: bool
+    ) -> QualityReport | None:
         # Replayed payloads are old and say nothing about what the upstream sends today.
         profile = self._profile
         if profile is None or self._options.trigger == "replay":
             return None
         baseline = await self._retry(lambda: self._record.baseline(self._name, BASELINE_RUNS))
         return await assess(
-            *(self._name, baseline, profile, self._loader.price_moves),
+            *(self._name, baseline, profile, self._loader.price_moves, listed),
             run_id=self._record.id,
             at=self._clock(),
             fetched=counts["fetched"],
@@ -315,6 +334,16 @@ def _files_summary(files: Sequence[Reject], count: int) -> str:
 
 def _budget_spent(limit: int | None, now: datetime) -> SourceError:
     return SourceError(f"the budget of {limit} calls for {now:%B %Y} is spent; a new one starts on the first")
+
+
+def _usual_list(
+    context: SourceContext, listed: ListReport | None, quality: QualityReport | None
+) -> datetime | None:
+    """Return when the crawl of a whole list began that later lists are judged by, None if it lacks coins."""
+    if listed is None or quality is None:
+        return None
+    lacking = any(anomaly.kind == "missing-coins" for anomaly in quality.anomalies)
+    return None if lacking else context.summary.list_began_at
 
 
 def _is_unusable(batch: Batch) -> bool:

@@ -24,6 +24,8 @@ DAY_MS = 24 * HOUR_MS
 _NOTATION: dict[Api, Notation] = {"coinpaprika": GO, "coingecko": RUBY}
 _MEMORY = 256  # ticks searched for a coin's last move; the chance of a longer pause is below 1e-24
 _FLICKER = 0.999  # a draw above it hides the coin from CoinPaprika for that tick
+# The largest coins are on every list.
+_STEADY = 200
 
 
 class Quote(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +123,7 @@ class Market:
             if not waiting:
                 break
         draws = self._draws(tick)
-        self._hidden = frozenset(i for i in range(60, len(self.coins)) if draws[i] > _FLICKER)
+        self._hidden = frozenset(i for i in range(_STEADY, len(self.coins)) if draws[i] > _FLICKER)
         self._ranked.clear()
         self._tick = tick
 

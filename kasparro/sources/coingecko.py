@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from kasparro.errors import NothingToDo, SettingsError, SourceError
 from kasparro.model.batch import Batch, BatchBuilder
-from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id, check_text
+from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id
 from kasparro.settings import (
     NotAllowed,
     Secret,
@@ -31,7 +31,7 @@ from kasparro.sources import conditional_requests, page_schedule
 from kasparro.sources.base import SourceContext, SourceDefinition
 from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import RetryLimits, UpstreamClient, UpstreamError
-from kasparro.sources.json_values import NULL, amount, number, rank, when, zero_is_unknown
+from kasparro.sources.json_values import MISSING, NULL, OptionalValues, amount, when, zero_is_unknown
 
 CoinGeckoPlan = Literal["public", "demo", "pro"]
 
@@ -119,16 +119,15 @@ class CoinGeckoSettings(SourceSettings, frozen=True, kw_only=True):
 
 
 class Market(msgspec.Struct, frozen=True):
-    """One item of GET /coins/markets. Fields that CoinGecko always sends are required, even if they are null:
-    a field that vanished must not look like a null value."""
+    """One item of GET /coins/markets. Only an item with an id and a price is worth a record."""
 
     id: str
-    symbol: str
-    name: str
     current_price: Raw
-    market_cap: Raw
-    market_cap_rank: Raw
-    total_volume: Raw
+    symbol: Raw = MISSING
+    name: Raw = MISSING
+    market_cap: Raw = MISSING
+    market_cap_rank: Raw = MISSING
+    total_volume: Raw = MISSING
     circulating_supply: Raw = NULL
     total_supply: Raw = NULL
     max_supply: Raw = NULL
@@ -148,36 +147,32 @@ def to_record(item: Raw, now: datetime) -> Record:
     Raises RejectedValue, msgspec.DecodeError or ValueError.
     """
     market = _DECODE(item)
-    market_rank = rank(market.market_cap_rank, "market_cap_rank")
-    cap = amount(market.market_cap, "market_cap")
-    change_24h = number(
-        market.price_change_percentage_24h_in_currency, "price_change_percentage_24h_in_currency"
-    )
+    source_id = check_id(market.id)
+    price = amount(market.current_price, "current_price")
     observed_at = when(market.last_updated, "last_updated", now)
+    read = OptionalValues(source_id)
+    market_rank = read.rank("rank", market.market_cap_rank)
+    cap = read.amount("market_cap_usd", market.market_cap)
+    change_24h = read.number("percent_change_24h", market.price_change_percentage_24h_in_currency)
+    if change_24h is None:
+        change_24h = read.number("percent_change_24h", market.price_change_percentage_24h)
     return Record(
-        source_id=check_id(market.id),
-        symbol=check_text(market.symbol, "symbol", SYMBOL_LIMIT),
-        name=check_text(market.name, "name", NAME_LIMIT),
+        source_id=source_id,
+        symbol=read.text("symbol", market.symbol, SYMBOL_LIMIT),
+        name=read.text("name", market.name, NAME_LIMIT),
         observed_at=observed_at or now,
         has_source_time=observed_at is not None,
         rank=market_rank,
-        price_usd=amount(market.current_price, "current_price"),
+        price_usd=price,
         market_cap_usd=zero_is_unknown(cap) if market_rank is None else cap,
-        volume_24h_usd=amount(market.total_volume, "total_volume"),
-        circulating_supply=amount(market.circulating_supply, "circulating_supply"),
-        total_supply=amount(market.total_supply, "total_supply"),
-        max_supply=amount(market.max_supply, "max_supply"),
-        percent_change_1h=number(
-            market.price_change_percentage_1h_in_currency, "price_change_percentage_1h_in_currency"
-        ),
-        percent_change_24h=(
-            change_24h
-            if change_24h is not None
-            else number(market.price_change_percentage_24h, "price_change_percentage_24h")
-        ),
-        percent_change_7d=number(
-            market.price_change_percentage_7d_in_currency, "price_change_percentage_7d_in_currency"
-        ),
+        volume_24h_usd=read.amount("volume_24h_usd", market.total_volume),
+        circulating_supply=read.amount("circulating_supply", market.circulating_supply),
+        total_supply=read.amount("total_supply", market.total_supply),
+        max_supply=read.amount("max_supply", market.max_supply),
+        percent_change_1h=read.number("percent_change_1h", market.price_change_percentage_1h_in_currency),
+        percent_change_24h=change_24h,
+        percent_change_7d=read.number("percent_change_7d", market.price_change_percentage_7d_in_currency),
+        invalid=read.invalid,
     )
 
 

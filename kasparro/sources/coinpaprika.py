@@ -15,7 +15,7 @@ from msgspec import Raw
 
 from kasparro.errors import SourceError
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder
-from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id, check_text
+from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id
 from kasparro.settings import (
     Secret,
     SourceSettings,
@@ -28,7 +28,7 @@ from kasparro.sources import conditional_requests
 from kasparro.sources.base import SourceContext, SourceDefinition
 from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import RetryLimits, UpstreamClient
-from kasparro.sources.json_values import NULL, amount, number, rank, when, zero_is_unknown
+from kasparro.sources.json_values import MISSING, NULL, OptionalValues, amount, when, zero_is_unknown
 
 URL = "https://api.coinpaprika.com/v1"
 PRO_URL = "https://api-pro.coinpaprika.com/v1"
@@ -68,12 +68,11 @@ class CoinPaprikaSettings(SourceSettings, frozen=True, kw_only=True):
 
 
 class Quote(msgspec.Struct, frozen=True):
-    """A ticker's values in one currency. Fields that CoinPaprika always sends are required: a field that
-    vanished must not look like a null value."""
+    """A ticker's values in one currency."""
 
     price: Raw
-    volume_24h: Raw
-    market_cap: Raw
+    volume_24h: Raw = MISSING
+    market_cap: Raw = MISSING
     percent_change_1h: Raw = NULL
     percent_change_24h: Raw = NULL
     percent_change_7d: Raw = NULL
@@ -86,12 +85,13 @@ class Quotes(msgspec.Struct, frozen=True, rename="upper"):
 
 
 class Ticker(msgspec.Struct, frozen=True):
-    """One item of GET /tickers. Missing values may come as empty strings."""
+    """One item of GET /tickers. Missing values may come as empty strings. Only an item with an id and a price
+    is worth a record."""
 
     id: str
-    name: str
-    symbol: str
     quotes: Quotes
+    name: Raw = MISSING
+    symbol: Raw = MISSING
     rank: Raw = NULL
     circulating_supply: Raw = NULL
     total_supply: Raw = NULL
@@ -109,23 +109,27 @@ def to_record(item: Raw, now: datetime) -> Record:
     """
     ticker = _DECODE(item)
     usd = ticker.quotes.usd
+    source_id = check_id(ticker.id)
+    price = amount(usd.price, "quotes.USD.price")
     observed_at = when(ticker.last_updated, "last_updated", now)
+    read = OptionalValues(source_id)
     return Record(
-        source_id=check_id(ticker.id),
-        symbol=check_text(ticker.symbol, "symbol", SYMBOL_LIMIT),
-        name=check_text(ticker.name, "name", NAME_LIMIT),
+        source_id=source_id,
+        symbol=read.text("symbol", ticker.symbol, SYMBOL_LIMIT),
+        name=read.text("name", ticker.name, NAME_LIMIT),
         observed_at=observed_at or now,
         has_source_time=observed_at is not None,
-        rank=rank(ticker.rank, "rank"),
-        price_usd=amount(usd.price, "quotes.USD.price"),
-        market_cap_usd=zero_is_unknown(amount(usd.market_cap, "quotes.USD.market_cap")),
-        volume_24h_usd=amount(usd.volume_24h, "quotes.USD.volume_24h"),
-        circulating_supply=zero_is_unknown(amount(ticker.circulating_supply, "circulating_supply")),
-        total_supply=amount(ticker.total_supply, "total_supply"),
-        max_supply=zero_is_unknown(amount(ticker.max_supply, "max_supply")),
-        percent_change_1h=number(usd.percent_change_1h, "quotes.USD.percent_change_1h"),
-        percent_change_24h=number(usd.percent_change_24h, "quotes.USD.percent_change_24h"),
-        percent_change_7d=number(usd.percent_change_7d, "quotes.USD.percent_change_7d"),
+        rank=read.rank("rank", ticker.rank),
+        price_usd=price,
+        market_cap_usd=zero_is_unknown(read.amount("market_cap_usd", usd.market_cap)),
+        volume_24h_usd=read.amount("volume_24h_usd", usd.volume_24h),
+        circulating_supply=zero_is_unknown(read.amount("circulating_supply", ticker.circulating_supply)),
+        total_supply=read.amount("total_supply", ticker.total_supply),
+        max_supply=zero_is_unknown(read.amount("max_supply", ticker.max_supply)),
+        percent_change_1h=read.number("percent_change_1h", usd.percent_change_1h),
+        percent_change_24h=read.number("percent_change_24h", usd.percent_change_24h),
+        percent_change_7d=read.number("percent_change_7d", usd.percent_change_7d),
+        invalid=read.invalid,
     )
 
 

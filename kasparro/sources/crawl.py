@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder
-from kasparro.model.record import Record, Reject, RejectedValue
+from kasparro.model.record import Record, Reject, RejectedValue, check_id
 
 
 class Crawl:
@@ -20,6 +20,7 @@ class Crawl:
 
     def __init__(self) -> None:
         self._newest = dict[str, datetime]()
+        self._rejected = set[str]()
 
     async def batches(
         self, items: Sequence[msgspec.Raw], read: Callable[[msgspec.Raw], Record]
@@ -42,20 +43,46 @@ class Crawl:
             try:
                 record = read(item)
             except RejectedValue as error:
-                builder.reject(Reject(reason=error.reason, field=error.field, raw=_text(item)))
+                self._reject(builder, item, Reject(reason=error.reason, field=error.field, raw=_text(item)))
                 continue
             except (msgspec.DecodeError, ValueError) as error:
-                builder.reject(_mismatch(item, error))
+                self._reject(builder, item, _mismatch(item, error))
                 continue
             except RecursionError:
-                builder.reject(Reject(reason="nested too deeply", raw=_text(item)))
+                self._reject(builder, item, Reject(reason="nested too deeply", raw=_text(item)))
                 continue
+            builder.list_coin(record.source_id)
             known = self._newest.get(record.source_id)
             if known is None or known < record.observed_at:
                 self._newest[record.source_id] = record.observed_at
                 builder.add(record)
             else:
                 builder.repeat()
+
+    def _reject(self, builder: BatchBuilder, item: msgspec.Raw, reject: Reject) -> None:
+        builder.reject(reject)
+        source_id = _id_of(item)
+        # Once in a crawl: the database counts the crawls that reject a coin.
+        if source_id is not None and source_id not in self._newest and source_id not in self._rejected:
+            self._rejected.add(source_id)
+            builder.list_coin(
+                source_id, f"{reject.field}: {reject.reason}" if reject.field else reject.reason
+            )
+
+
+class _Identified(msgspec.Struct, frozen=True):
+    id: str
+
+
+_decode_id = msgspec.json.Decoder(_Identified).decode
+
+
+def _id_of(item: msgspec.Raw) -> str | None:
+    """The coin of an item without a record, if that much of it can be read."""
+    try:
+        return check_id(_decode_id(item).id)
+    except (RejectedValue, ValueError, RecursionError):
+        return None
 
 
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")

@@ -20,7 +20,8 @@ class CursorPosition(msgspec.Struct, frozen=True, array_like=True):
     """The position of a client in a list.
 
     `version` is the data version that the list shows, and `total` its number of rows (None with `as_of`).
-    `value`, `source` and `source_id` are the sort key of the last row that the client has seen.
+    `value`, `source` and `source_id` are the sort key of the last row that the client has seen, and so is
+    `listing_state` in the order by rank.
     `manual_edits` counts the data versions that were no batches: nobody saved what rows contained before.
     """
 
@@ -30,6 +31,7 @@ class CursorPosition(msgspec.Struct, frozen=True, array_like=True):
     source: str
     source_id: str
     manual_edits: int
+    listing_state: int
 
 
 class CursorExpired(KasparroError):
@@ -80,6 +82,7 @@ async def next_page(
         "value": after.value,
         "last_source": after.source,
         "last_id": after.source_id,
+        "last_state": after.listing_state,
     }
     statement = _SQL["next_page"].compose(**variables)
     (found,) = await connection.fetch(statement.text, *statement.values(values))

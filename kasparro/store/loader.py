@@ -11,15 +11,19 @@ import msgspec
 
 from kasparro.errors import LeaseLost
 from kasparro.model.batch import Batch, Checkpoint, CrawledPage
-from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
+from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
+from kasparro.store import listings
+from kasparro.store.listings import LISTED, NO_LIST, ListReport
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
+from kasparro.store.text import sanitize
 
 _SQL = statements("load/batch.sql") | statements("load/progress.sql")
 # How many rejects of one file's rows, of an API's source run, or of whole files are stored with their raw
 # text. All are counted.
 REJECTS_LIMIT = 1_000
-TEXT_LIMIT = 4_000
+# How many invalid values of one kind are stored with their text. All are counted.
+INVALID_SAMPLES = 5
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -82,6 +86,28 @@ class Loader:
             self.price_moves.add(*(values or () for values in moves))
         self._rejects.update(map(_limited_with, rejects))
 
+    async def settle_listings(
+        self, list_began_at: datetime | None, now: datetime, limit: int | None
+    ) -> ListReport | None:
+        """After the last batch, settle which rows are delisted, and report what the whole list lacks.
+
+        Without a whole list (`list_began_at` None) coins can only return. Raises LeaseLost if the run may not
+        write any more, and DatabaseUnavailable.
+        """
+        async with self._database.writing() as connection, connection.transaction():
+            if await connection.fetchval(_SQL["fence"], self._run_id, self._source) is None:
+                raise LeaseLost(f"run {self._run_id} was ended by another process")
+            report = None
+            if list_began_at is not None:
+                report = await listings.judge(connection, self._source, list_began_at, now, limit)
+            await connection.execute(_SQL["staging"])
+            if await listings.stage_states(connection, self._source):
+                version = await connection.fetchval(_SQL["next_version"])
+                await connection.execute(_SQL["save_row_versions"], self._source, now, version)
+                await listings.settle_states(connection, self._source, version)
+                await connection.execute(_SQL["increment_version"])
+        return report
+
     async def checkpoint(self, key: str) -> Checkpoint | None:
         """The checkpoint of a key, from an earlier batch. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
@@ -137,6 +163,13 @@ class Loader:
                 reasons,
                 [*kinds.values()],
             )
+        if batch.invalid:
+            await connection.execute(
+                _SQL["count_invalid_values"], self._run_id, self._source, *_counted(batch.invalid)
+            )
+        if self._fetched_at is None:
+            # A replay reads an old list.
+            await listings.note_listed(connection, self._source, batch, now)
         if (checkpoint := batch.checkpoint) is not None:
             await connection.execute(
                 _SQL["save_checkpoint"],
@@ -212,7 +245,13 @@ class Loader:
             await connection.execute(_SQL["save_row_versions"], self._source, now, version)
         if changes["updating_latest"]:
             (newest,) = await connection.fetch(
-                _SQL["upsert_latest"], self._source, now, self._fetched_at, version, lacks
+                _SQL["upsert_latest"],
+                self._source,
+                now,
+                self._fetched_at,
+                version,
+                lacks,
+                NO_LIST if batch.profile is None else LISTED,
             )
             inserted, latest_rows = newest["inserted"], newest["inserted"] + newest["updated"]
         if changes["updating_labels"]:
@@ -231,6 +270,25 @@ class Loader:
         return found
 
 
+def _counted(invalid: Sequence[InvalidValue]) -> tuple[list[object], ...]:
+    # The columns of count_invalid_values: the values by file, field and kind, each with the first of them.
+    found: dict[tuple[str, str, str], list[InvalidValue]] = {}
+    for value in invalid:
+        key = sanitize(value.location or ""), value.field, sanitize(value.kind)
+        found.setdefault(key, []).append(value)
+    rows = [
+        (
+            *key,
+            len(values),
+            msgspec.json.encode(
+                [sanitize(f"{value.place}: {value.reason}") for value in values[:INVALID_SAMPLES]]
+            ).decode(),
+        )
+        for key, values in found.items()
+    ]
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
 def _limited_with(reject: Reject) -> str | None:
     # The rows of one file share a limit, so do the records of an API, and all rejected files.
     return None if reject.is_file else reject.location
@@ -240,13 +298,6 @@ async def known_pages(connection: Connection, source: str) -> list[CrawledPage]:
     """The stored pages of a source's list, by number."""
     rows = await connection.fetch(_SQL["known_pages"], source)
     return [CrawledPage(**{**row, "remaining_pages": tuple(row["remaining_pages"])}) for row in rows]
-
-
-def sanitize(text: str) -> str:
-    """Text that PostgreSQL can store: at most TEXT_LIMIT characters, with escapes for those it cannot
-    store."""
-    short = text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}…"
-    return short.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 async def _copy(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:

@@ -56,7 +56,13 @@ async def page(
     last = None
     if found["source"] is not None:
         last = CursorPosition(
-            version, total, found["value"], found["source"], found["source_id"], manual_edits
+            version,
+            total,
+            found["value"],
+            found["source"],
+            found["source_id"],
+            manual_edits,
+            found["listing_state"],
         )
     return Page(found["lines"] or "", total, last)
 

@@ -50,6 +50,10 @@ class Totals:
             inserted = msgspec.json.decode(page["inserted"] or b"{}", type=dict[str, int])
             sources = filters.sources or self._uncounted | inserted
             return sum(self._uncounted.get(source, 0) + inserted.get(source, 0) for source in set(sources))
+        if filters.listed_since is not None:
+            # What it selects changes also without a new data version.
+            total: int = page["total"]
+            return total
         if "total" in page:
             self._filtered[filters] = page["version"], page["total"]
             if len(self._filtered) > FILTERS_REMEMBERED:

@@ -9,10 +9,11 @@ import msgspec
 import structlog
 
 from kasparro.errors import LeaseLost
-from kasparro.store.loader import sanitize
+from kasparro.store import listings
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
+from kasparro.store.text import sanitize
 
 log = structlog.get_logger()
 _SQL = statements("operations/runs.sql")
@@ -21,10 +22,11 @@ _QUALITY = statements("operations/quality.sql")
 
 class Baseline(msgspec.Struct, frozen=True):
     """What earlier runs of a source left, as JSON: the profile of its fields, the metrics of its assessed
-    runs, newest first, and the anomalies of the newest."""
+    runs without anomalies, newest first, and the metrics and anomalies of the newest assessed run."""
 
     profile: str | None
-    metrics: list[str]
+    usual: list[str]
+    newest: str | None
     anomalies: str
 
 
@@ -76,9 +78,11 @@ class RunRecord:
         note: str | None = None,
         upstream_unavailable: bool = False,
         assessment: StoredAssessment | None = None,
+        usual_list: datetime | None = None,
     ) -> None:
         """Write a source's outcome together with its assessment.
 
+        `usual_list` is when the crawl began of a whole list that lacks no usual coins.
         Raises LeaseLost if another process has ended the run.
         """
         async with self._database.writing() as connection, connection.transaction():
@@ -96,6 +100,8 @@ class RunRecord:
                 note,
                 upstream_unavailable,
             )
+            if usual_list is not None:
+                await listings.add_usual_list(connection, source, usual_list)
             if assessment is not None:
                 await connection.execute(
                     _QUALITY["save_assessment"],
@@ -114,8 +120,14 @@ class RunRecord:
         """What to compare the source with, from up to this many earlier runs."""
         async with self._database.writing() as connection:
             profile = await connection.fetchval(_QUALITY["profile"], source)
-            rows = await connection.fetch(_QUALITY["baseline"], source, self.id, runs)
-        return Baseline(profile, [row["metrics"] for row in rows], rows[0]["anomalies"] if rows else "[]")
+            newest = await connection.fetchrow(_QUALITY["newest_assessment"], source, self.id)
+            usual = await connection.fetch(_QUALITY["baseline"], source, self.id, runs)
+        return Baseline(
+            profile,
+            [row["metrics"] for row in usual],
+            newest["metrics"] if newest else None,
+            newest["anomalies"] if newest else "[]",
+        )
 
     async def counts(self, source: str) -> asyncpg.Record:
         """The source's counts so far: fetched, valid, rejected, inserted, updated, unchanged."""

@@ -33,7 +33,7 @@ FIELDS: Mapping[str, type] = MappingProxyType(
     }
 )
 # Fields that a row has only if the query names them.
-ON_REQUEST = ("rank_observed_at",)
+ON_REQUEST = ("rank_observed_at", "listed_at")
 # Fields that are never null.
 _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"})
 
@@ -41,7 +41,8 @@ _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "u
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
     """The conditions of a selection. Without conditions, all rows are selected.
 
-    Bounds are inclusive. A row whose value is null is in no range.
+    Bounds are inclusive. A row whose value is null is in no range. Rows of a source without a list are
+    neither listed nor delisted.
     """
 
     sources: tuple[str, ...] = ()
@@ -58,6 +59,8 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     volume_24h_usd_min: Decimal | None = None
     volume_24h_usd_max: Decimal | None = None
     updated_since: datetime | None = None
+    listed: bool | None = None
+    listed_since: datetime | None = None
 
     def values(self) -> dict[str, Any]:
         """The conditions that are set, with the values that the statements compare with."""
@@ -82,7 +85,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which rows a query selects, their order, their fields (in the order of `in_order`), and the moment.
 
     `sort` is a field, with `-` in front for descending order. Nulls come last in both directions. source and
-    source_id break ties, so the order is total. `as_of` selects the newest record of each coin at that
+    source_id break ties, so the order is total; of equal ranks, listed rows come before delisted ones, and
+    those before rows of archives. `as_of` selects the newest record of each coin at that
     moment, not the current record. Then only the order by source is fast: any other order reads every coin.
     """
 

@@ -22,6 +22,7 @@ from kasparro.web.schemas import (
     OUTCOMES,
     Comparison,
     Difference,
+    InvalidField,
     Prices,
     Records,
     RejectCount,
@@ -43,6 +44,7 @@ T = TypeVar("T")
 encode = msgspec.json.Encoder().encode
 
 _REJECT_COUNTS = msgspec.json.Decoder(list[RejectCount])
+_INVALID_FIELDS = msgspec.json.Decoder(list[InvalidField])
 _REJECTED_FILES = msgspec.json.Decoder(list[RejectedFile])
 _DRIFT = msgspec.json.Decoder(list[Drift])
 _ANOMALIES = msgspec.json.Decoder(list[Anomaly])
@@ -195,6 +197,7 @@ def _source(row: asyncpg.Record) -> SourceReport:
         records=Records(**{name: row[name] for name in OUTCOMES}),
         corrected=row["corrected"],
         rejects=_REJECT_COUNTS.decode(row["rejects"]),
+        invalid_fields=_INVALID_FIELDS.decode(row["invalid_fields"]),
         rejected_files=_REJECTED_FILES.decode(row["rejected_files"]),
         calls=row["calls"],
         note=row["note"],
@@ -232,8 +235,16 @@ def _source_health(row: asyncpg.Record, interval: timedelta | None, up_s: float)
         expected_age_s=expected.total_seconds() if expected else None,
         stale=overdue is not None,
         error=row["error"],
-        reasons=[reason for reason in (outcome, overdue, *anomalies) if reason],
+        reasons=[reason for reason in (outcome, overdue, *anomalies, _rejected_coins(row)) if reason],
     )
+
+
+def _rejected_coins(row: asyncpg.Record) -> str | None:
+    count, first = row["rejected_coins"], row["first_rejected_coins"]
+    if not count:
+        return None
+    more = f" and {count - len(first):,} more" if count > len(first) else ""
+    return f"coins rejected in the last 3 runs or more: {', '.join(first)}{more}"
 
 
 def _compare_sources(name: str, a: SourceReport | None, b: SourceReport | None) -> SourceComparison:

@@ -73,6 +73,19 @@ class RejectedFile(_Schema, frozen=True, kw_only=True):
     ]
 
 
+class InvalidField(_Schema, frozen=True, kw_only=True):
+    """Values that their field cannot have, of accepted records: the records have null instead."""
+
+    location: Annotated[str | None, msgspec.Meta(description="The file of an archive. Null for an API.")]
+    field: Annotated[str, msgspec.Meta(description="The field of the record, as in /data.")]
+    reason: str
+    records: Annotated[int, msgspec.Meta(description="How many records have such a value.")]
+    samples: Annotated[
+        list[str],
+        msgspec.Meta(description="The first of them: the coin, or the line of the file, and the value."),
+    ]
+
+
 class Prices(_Schema, frozen=True, kw_only=True):
     """How far the prices of an API moved, over all coins with a new price and an earlier one."""
 
@@ -103,6 +116,13 @@ class SourceReport(_Schema, frozen=True, kw_only=True):
         msgspec.Meta(
             description="Rejects by file, field and reason: rejected files first, then the most frequent; at "
             "most 50."
+        ),
+    ]
+    invalid_fields: Annotated[
+        list[InvalidField],
+        msgspec.Meta(
+            description="Values of accepted records that became null because their field cannot have them, "
+            "by file, field and reason, the most frequent first; at most 50."
         ),
     ]
     rejected_files: Annotated[
@@ -249,7 +269,10 @@ class SourceHealth(_Schema, frozen=True, kw_only=True):
     error: Annotated[str | None, msgspec.Meta(description="Why its last run did not succeed.")]
     reasons: Annotated[
         list[str],
-        msgspec.Meta(description="Why it is not healthy, one line each: outcome, age, anomalies."),
+        msgspec.Meta(
+            description="Why it is not healthy, one line each: outcome, age, anomalies, and coins "
+            "that run after run has rejected."
+        ),
     ]
 
     @property

@@ -315,6 +315,7 @@ INSERT INTO unified_data_versions (
     updated_at,
     version,
     rank_observed_at,
+    listing_state,
     replaced_by_version,
     replaced_at
 )
@@ -328,6 +329,7 @@ SELECT
     known.updated_at,
     known.version,
     known.rank_observed_at,
+    known.listing_state,
     $3,
     $2
 FROM staged_changes AS changes
@@ -341,7 +343,7 @@ WHERE changes.updates_latest OR changes.updates_labels;
 
 -- name: upsert_latest --
 -- Writes the newest record of each coin. A field that the records lack ($5) keeps its newest known value.
--- xmax is 0 in a row that was inserted.
+-- xmax is 0 in a row that was inserted. A new row gets the listing state $6; `settle_states` changes it.
 WITH written AS (
     INSERT INTO unified_data AS newest (
         source,
@@ -354,6 +356,7 @@ WITH written AS (
         content_hash,
         has_source_time,
         version,
+        listing_state,
         symbol_observed_at,
         name_observed_at,
         rank_observed_at
@@ -369,6 +372,7 @@ WITH written AS (
         changes.content_hash,
         changes.has_source_time,
         $4,
+        $6,
         CASE WHEN 'symbol' = ANY($5::text[]) THEN '-infinity'::timestamptz END,
         CASE WHEN 'name' = ANY($5) THEN '-infinity'::timestamptz END,
         CASE WHEN 'rank' = ANY($5) THEN '-infinity'::timestamptz END

@@ -175,3 +175,11 @@ SET
     data_version = data_version + 1,
     counted_versions = counted_versions + 1
 RETURNING pg_notify('kasparro_data', data_version::text);
+
+-- name: count_invalid_values --
+INSERT INTO invalid_values AS counted (run_id, source, location, field, reason, records, samples)
+SELECT $1, $2, invalid.location, invalid.field, invalid.reason, invalid.records, invalid.samples
+FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::json[])
+    AS invalid (location, field, reason, records, samples)
+ON CONFLICT (run_id, source, location, field, reason) DO UPDATE
+SET records = counted.records + excluded.records;

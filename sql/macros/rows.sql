@@ -1,5 +1,5 @@
 {#- The rows that GET /data and its exports select; import it with the context of the statement. #}
-{%- from "macros/columns.sql" import CONTENT, LABELS, RECORD, VALUES, listed, rfc3339 %}
+{%- from "macros/columns.sql" import CONTENT, LABELS, RECORD, VALUES, listed as in_a_row, rfc3339 %}
 
 {#- The conditions of a selection, to follow a WHERE. ILIKE folds letters beyond ASCII only where the
     collation is not "C". #}
@@ -19,6 +19,14 @@
 {%- if volume_24h_usd_min %} AND volume_24h_usd >= :volume_24h_usd_min{% endif %}
 {%- if volume_24h_usd_max %} AND volume_24h_usd <= :volume_24h_usd_max{% endif %}
 {%- if updated_since %} AND updated_at >= :updated_since{% endif %}
+{%- if listed %} AND listing_state = CASE WHEN :listed::boolean THEN 0 ELSE 1 END{% endif %}
+{%- if listed_since %} AND (source, source_id) IN (
+    SELECT
+        coins.source,
+        coins.source_id
+    FROM listings AS coins
+    WHERE coins.listed_at >= :listed_since
+){% endif %}
 {%- endmacro %}
 
 {#- The newest record of each coin at the moment `as_of`: the one in unified_data, unless it is younger;
@@ -31,15 +39,16 @@
         coin.source,
         coin.source_id,
         coin.asset,
-        {{ listed(CONTENT, "record.") }},
+        {{ in_a_row(CONTENT, "record.") }},
         record.observed_at,
         coin.first_seen_at,
         record.updated_at,
-        record.rank_observed_at
+        record.rank_observed_at,
+        coin.listing_state
     FROM unified_data AS coin
     CROSS JOIN LATERAL (
         SELECT
-            {{ listed(CONTENT, "coin.") }},
+            {{ in_a_row(CONTENT, "coin.") }},
             coin.observed_at,
             coin.updated_at,
             coin.rank_observed_at
@@ -53,7 +62,7 @@
                     WHEN history.lacks_rank IS NULL THEN history.rank
                     WHEN coin.rank_observed_at <= :as_of THEN coin.rank
                 END AS rank,
-                {{ listed(VALUES, "history.") }},
+                {{ in_a_row(VALUES, "history.") }},
                 history.observed_at,
                 history.recorded_at,
                 CASE WHEN history.lacks_rank THEN coin.rank_observed_at END
@@ -76,8 +85,9 @@
 {%- macro selected_rows(unchanged_since_version=false) -%}
 (
     SELECT
-        {{ listed(RECORD) }},
-        rank_observed_at
+        {{ in_a_row(RECORD) }},
+        rank_observed_at,
+        listing_state
     FROM {% if as_of %}{{ rows_as_of() }}{% else %}unified_data{% endif %}
 
     WHERE
@@ -87,26 +97,36 @@
 ) AS selected_rows
 {%- endmacro %}
 
-{#- A total order: rows without a value come last in both directions, and the key breaks ties. #}
+{#- A total order: rows without a value come last in both directions, and the key breaks ties. Of rows with
+    the same rank, those that their source lists come first. #}
 {%- macro order() -%}
 ORDER BY
     {{ column }} {{ "DESC" if descending else "ASC" }} NULLS LAST,
+    {% if column == "rank" %}
+    listing_state ASC,
+    {% endif %}
     source ASC,
     source_id ASC
 {%- endmacro %}
 
-{#- The fields of a row as clients see them, in the order of the contract. #}
-{%- macro shown_fields() -%}
+{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at only
+    if the statement shows it. #}
+{%- macro shown_fields(relation) -%}
 source,
 source_id,
 asset,
-{{ listed(CONTENT) }},
+{{ in_a_row(CONTENT) }},
 {{ rfc3339("observed_at") }} AS observed_at,
 {{ rfc3339("first_seen_at") }} AS first_seen_at,
 {{ rfc3339("updated_at") }} AS updated_at,
 CASE
     WHEN rank IS NOT NULL THEN {{ rfc3339("coalesce(rank_observed_at, observed_at)") }}
-END AS rank_observed_at
+END AS rank_observed_at,
+(
+    SELECT {{ rfc3339("coins.listed_at") }}
+    FROM listings AS coins
+    WHERE coins.source = {{ relation }}.source AND coins.source_id = {{ relation }}.source_id
+) AS listed_at
 {%- endmacro %}
 
 {#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the
@@ -115,7 +135,7 @@ END AS rank_observed_at
 page AS (
     SELECT {{ fields }}
     FROM (
-        SELECT {{ shown_fields() }}
+        SELECT {{ shown_fields("candidates") }}
         FROM candidates
     ) AS shown
     LIMIT {{ limit }}
@@ -129,14 +149,16 @@ SELECT
     json.lines,
     last_row.value,
     last_row.source,
-    last_row.source_id
+    last_row.source_id,
+    last_row.listing_state
 FROM instance
 CROSS JOIN (SELECT string_agg(row_to_json(page)::text, ',') AS lines FROM page) AS json
 LEFT JOIN (
     SELECT
         {{ column }} AS value,
         source,
-        source_id
+        source_id,
+        listing_state
     FROM candidates
     LIMIT 1 OFFSET {{ limit - 1 }}
 ) AS last_row ON (SELECT count(*) > {{ limit }} FROM candidates)

@@ -5,13 +5,21 @@ SELECT profile
 FROM source_profiles
 WHERE source = $1;
 
--- name: baseline --
--- The newest assessed runs of a source, newest first.
+-- name: newest_assessment --
 SELECT
     metrics,
     anomalies
 FROM run_sources
 WHERE source = $1 AND metrics IS NOT NULL AND run_id <> $2
+ORDER BY run_id DESC
+LIMIT 1;
+
+-- name: baseline --
+-- The newest assessed runs of a source without anomalies, newest first. A run with an anomaly never becomes
+-- part of what is usual.
+SELECT metrics
+FROM run_sources
+WHERE source = $1 AND metrics IS NOT NULL AND run_id <> $2 AND anomalies::text = '[]'
 ORDER BY run_id DESC
 LIMIT $3;
 

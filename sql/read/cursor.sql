@@ -1,11 +1,17 @@
 -- Pages after a cursor (kasparro/store/cursors.py). A cursor has the sort key of the last row that a client
--- has seen: (:value, :last_source, :last_id). `position` says what follows:
+-- has seen: (:value, :last_source, :last_id), in the order by rank with :last_state before :last_source.
+-- `position` says what follows:
 --   key    the order is by source, so the row's key alone decides
 --   value  the row has a value in the sorted column
 --   null   it has none: only rows without a value follow
 {% import "macros/rows.sql" as rows with context %}
 {% import "macros/columns.sql" as columns %}
-{% set key_follows = "(source, source_id) > (:last_source, :last_id)" %}
+{% if column is defined and column == "rank" %}
+{% set key, last_key = "listing_state, source, source_id", ":last_state, :last_source, :last_id" %}
+{% else %}
+{% set key, last_key = "source, source_id", ":last_source, :last_id" %}
+{% endif %}
+{% set key_follows = "(" ~ key ~ ") > (" ~ last_key ~ ")" %}
 
 {#- Rows with a value that follow the cursor. #}
 {% macro value_follows() %}
@@ -17,7 +23,7 @@ false
 {{ column }} <= :value
 AND ({{ column }} < :value OR {{ key_follows }})
 {%- else %}
-({{ column }}, source, source_id) > (:value, :last_source, :last_id)
+({{ column }}, {{ key }}) > (:value, {{ last_key }})
 {%- endif %}
 {% endmacro %}
 
@@ -70,7 +76,8 @@ WITH
 earlier AS MATERIALIZED (
     SELECT
         {{ columns.listed(columns.RECORD) }},
-        rank_observed_at
+        rank_observed_at,
+        listing_state
     FROM unified_data_versions
     WHERE
         replaced_by_version > :version
@@ -84,7 +91,7 @@ earlier AS MATERIALIZED (
         AND ({{ column }} <= :value OR {{ column }} IS NULL)
         AND (({{ column }} = :value) IS NOT TRUE OR {{ key_follows }})
         {% else %}
-        AND (({{ column }}, source, source_id) > (:value, :last_source, :last_id) OR {{ column }} IS NULL)
+        AND (({{ column }}, {{ key }}) > (:value, {{ last_key }}) OR {{ column }} IS NULL)
         {% endif %}
         {{ rows.conditions() }}
     {{ rows.order() }}

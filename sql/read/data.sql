@@ -30,7 +30,7 @@ WITH chosen AS (
     FROM (
         SELECT {{ fields }}
         FROM (
-            SELECT {{ rows.shown_fields() }}
+            SELECT {{ rows.shown_fields("rows_as_of" if as_of else "unified_data") }}
             FROM {% if as_of %}{{ rows.rows_as_of() }}{% else %}unified_data{% endif %}
 
             WHERE source = :source AND source_id = :source_id
@@ -69,7 +69,7 @@ SELECT row_to_json(shown)::text
 FROM (
     SELECT {{ fields }}
     FROM (
-        SELECT {{ rows.shown_fields() }}
+        SELECT {{ rows.shown_fields("selected_rows") }}
         FROM {{ rows.selected_rows() }}
         {{ rows.order() }}
     ) AS record
@@ -95,9 +95,10 @@ FROM (
             observed_at,
             first_seen_at,
             updated_at,
-            rank_observed_at
+            rank_observed_at,
+            listed_at
         FROM (
-            SELECT {{ rows.shown_fields() }}
+            SELECT {{ rows.shown_fields("selected_rows") }}
             FROM {{ rows.selected_rows() }}
             {{ rows.order() }}
         ) AS record

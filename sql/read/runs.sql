@@ -90,6 +90,25 @@ SELECT
         ) AS most
     ) AS rejects,
     (
+        SELECT coalesce(json_agg(row_to_json(most)), '[]'::json)::text
+        FROM (
+            SELECT
+                nullif(invalid_values.location, '') AS location,
+                invalid_values.field,
+                invalid_values.reason,
+                invalid_values.records,
+                invalid_values.samples
+            FROM invalid_values
+            WHERE invalid_values.run_id = run_sources.run_id AND invalid_values.source = run_sources.source
+            ORDER BY
+                invalid_values.records DESC,
+                invalid_values.location ASC,
+                invalid_values.field ASC,
+                invalid_values.reason ASC
+            LIMIT 50
+        ) AS most
+    ) AS invalid_fields,
+    (
         SELECT coalesce(json_agg(row_to_json(rejected_file)), '[]'::json)::text
         FROM (
             SELECT
@@ -220,8 +239,9 @@ ORDER BY given.position;
 
 -- name: health --
 -- The state of each source: its newest finished run, its newest success and the start times of those before
--- it, the time without a success (since its first run, if there was none), and the anomalies of its newest
--- assessed run. Runs are ordered by id, because a clock may have been set back.
+-- it, the time without a success (since its first run, if there was none), the anomalies of its newest
+-- assessed run, and the coins that it lists but that three crawls in a row have rejected. Runs are ordered by
+-- id, because a clock may have been set back.
 SELECT
     given.source,
     newest.status,
@@ -239,7 +259,9 @@ SELECT
         ORDER BY run_id DESC
         LIMIT :rhythm
     ) AS starts,
-    coalesce(assessed.anomalies, '[]') AS anomalies
+    coalesce(assessed.anomalies, '[]') AS anomalies,
+    rejected.coins AS rejected_coins,
+    rejected.first AS first_rejected_coins
 FROM unnest(:sources::text[]) WITH ORDINALITY AS given (source, position)
 LEFT JOIN LATERAL (
     SELECT
@@ -277,4 +299,16 @@ LEFT JOIN LATERAL (
     ORDER BY run_id DESC
     LIMIT 1
 ) AS assessed ON true
+LEFT JOIN LATERAL (
+    SELECT
+        count(*) AS coins,
+        array_agg(numbered.coin ORDER BY numbered.position) FILTER (WHERE numbered.position <= 3) AS first
+    FROM (
+        SELECT
+            format('%s (%s)', source_id, reject_reason) AS coin,
+            row_number() OVER (ORDER BY rejected_runs DESC, source_id ASC) AS position
+        FROM listings
+        WHERE source = given.source AND rejected_runs >= 3 AND missing_since IS NULL
+    ) AS numbered
+) AS rejected ON true
 ORDER BY given.position;

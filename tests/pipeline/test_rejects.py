@@ -14,8 +14,9 @@ from kasparro.pipeline.run import Run
 from kasparro.simulator import Simulator
 from kasparro.simulator.damage import edited
 from kasparro.simulator.faults import BadRecords
-from kasparro.store.loader import REJECTS_LIMIT, TEXT_LIMIT
+from kasparro.store.loader import REJECTS_LIMIT
 from kasparro.store.pool import Database
+from kasparro.store.text import TEXT_LIMIT
 from kasparro.web import reports
 from tests.support.runs import apis, run_sources, source_outcomes
 
@@ -84,18 +85,6 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
     "price a list": (price(b"[1]"), "price", "not a number: '[1]'"),
     "price nested without end": (price(DEEP), None, "nested too deeply"),
     "price missing": (lambda record, api: edited(record, PRICE[api], None), "price", "Object missing"),
-    "rank of a third": (
-        lambda record, api: edited(record, "market_cap_rank" if api == "coingecko" else "rank", b"0.3"),
-        "rank",
-        "not a rank: 0.3",
-    ),
-    "rank beyond an integer": (
-        lambda record, api: edited(
-            record, "market_cap_rank" if api == "coingecko" else "rank", b"2147483648"
-        ),
-        "rank",
-        "not a rank: 2147483648",
-    ),
     "time in the future": (field("last_updated", b'"2026-06-02T12:00:00Z"'), "last_updated", "in the future"),
     "time before any market": (
         field("last_updated", b'"1970-01-01T00:00:00Z"'),
@@ -123,20 +112,11 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
         "last_updated",
         "Expected `str | null`, got `int`",
     ),
-    "name of a megabyte": (
-        field("name", b'"' + b"A" * 1_000_000 + b'"'),
-        "name",
-        "longer than 1000 characters",
-    ),
-    "name null": (field("name", b"null"), "name", "Expected `str`, got `null`"),
-    "name with NUL": (field("name", b'"nul \\u0000 inside"'), "name", "contains a NUL character"),
     "name with half a surrogate pair": (
         field("name", b'"half \\ud800"'),
         None,
         "JSON is malformed: unexpected",
     ),
-    "name that is not UTF-8": (field("name", b'"\xff\xfe"'), None, "not UTF-8: byte "),
-    "symbol a list": (field("symbol", b'["C"]'), "symbol", "Expected `str`, got `array`"),
     "id missing": (field("id", None), "id", "Object missing required field"),
     "id null": (field("id", b"null"), "id", "Expected `str`, got `null`"),
     "id a number": (field("id", b"7"), "id", "Expected `str`, got `int`"),
@@ -148,6 +128,49 @@ BAD: dict[str, tuple[Damage, str | None, str]] = {
     "null": (lambda _, __: b"null", None, "Expected `object`, got `null`"),
     "nothing between two commas": (lambda _, __: b"", None, "Input data was truncated"),
 }
+
+
+# By defect: how to damage a record, and the field that then is null; None if null is what the source wrote.
+INVALID: dict[str, tuple[Damage, str | None]] = {
+    "rank of a third": (
+        lambda record, api: edited(record, "market_cap_rank" if api == "coingecko" else "rank", b"0.3"),
+        "rank",
+    ),
+    "rank beyond an integer": (
+        lambda record, api: edited(
+            record, "market_cap_rank" if api == "coingecko" else "rank", b"2147483648"
+        ),
+        "rank",
+    ),
+    "name of a megabyte": (field("name", b'"' + b"A" * 1_000_000 + b'"'), "name"),
+    "name null": (field("name", b"null"), None),
+    "name with NUL": (field("name", b'"nul \\u0000 inside"'), "name"),
+    "name that is not UTF-8": (field("name", b'"\xff\xfe"'), "name"),
+    "symbol a list": (field("symbol", b'["C"]'), "symbol"),
+}
+
+
+@pytest.mark.parametrize("api", ["coinpaprika", "coingecko"])
+@pytest.mark.parametrize("name", INVALID)
+async def test_invalid_value_costs_no_record(
+    database: Database, connection: Connection, simulator: Simulator, api: Api, name: str
+) -> None:
+    source = [source for source in apis(simulator) if source.name == api]
+    damage, field_name = INVALID[name]
+    simulator.replay(api, [b"[" + damage(coin(api, "known", "1.50", LATER), api) + b"]"])
+
+    assert await run_sources(database, source, clock=lambda: NOW) == "succeeded"
+
+    row = await connection.fetchrow("SELECT * FROM unified_data")
+    assert row is not None
+    assert (row["source_id"], str(row["price_usd"])) == ("known", "1.5")
+    counted = await connection.fetch("SELECT field, records, samples FROM invalid_values")
+    assert [(found["field"], found["records"]) for found in counted] == (
+        [(field_name, 1)] if field_name else []
+    )
+    if field_name:
+        assert row[field_name] is None
+        assert counted[0]["samples"].startswith('["known: ')
 
 
 @pytest.mark.parametrize("api", ["coinpaprika", "coingecko"])

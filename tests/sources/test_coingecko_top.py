@@ -262,7 +262,7 @@ async def test_shrinking_list_with_the_same_limit_is_an_anomaly(
     simulator.add_fault(ShortList(api="coingecko", coins=120))
     done = await run_and_report(database, [gecko(simulator, 600)], clock=clock)
 
-    assert [found.kind for found in done.sources[0].anomalies] == ["few-records"]
+    assert [found.kind for found in done.sources[0].anomalies] == ["few-records", "missing-coins"]
 
 
 async def test_coin_below_the_limit_keeps_its_row_without_anomaly(

@@ -23,6 +23,7 @@ def test_column_lists_are_equal() -> None:
         "source_id",
         "observed_at",
         "has_source_time",
+        "invalid",
         *columns["CONTENT"],
     }
     assert get_args(Field) == data.Record.__struct_fields__ == (*columns["RECORD"], *selection.ON_REQUEST)

@@ -45,7 +45,7 @@ def next_pages() -> Iterator[dict[str, Any]]:
         selection = Selection(sort=sort)
         if value is None and not selection.nullable:
             continue
-        kind = kind_of(selection, CursorPosition(1, None, value, "csv", "a", 0))
+        kind = kind_of(selection, CursorPosition(1, None, value, "csv", "a", 0, 2))
         yield variables(sort, given, as_of) | {"position": kind, "nullable": selection.nullable, "limit": 50}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from kasparro.model.batch import Batch, Checkpoint
-from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject
+from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.files import ArchiveFile, open_all
 from kasparro.sources.archives.overrides import FOLDER_FILE, NO_OVERRIDES, SUFFIX, Overrides, read_overrides
@@ -35,6 +35,7 @@ class Outcome(msgspec.Struct):
 
     rows: list[dict[str, str]] = msgspec.field(default_factory=list)
     rejects: list[Reject] = msgspec.field(default_factory=list)
+    invalid: list[InvalidValue] = msgspec.field(default_factory=list)
     problems: list[str] = msgspec.field(default_factory=list)
     position: int = 0
     complete: bool = False
@@ -126,6 +127,7 @@ async def collect(messages: AsyncIterable[Portion | Problem]) -> Outcome:
         outcome.rows += [{**key, **content} for key, content in zip(keys, contents, strict=True)]
         assert [key["position"] for key in keys] == [content["position"] for content in contents]
         outcome.rejects += batch.rejects
+        outcome.invalid += batch.invalid
         assert batch.fetched == batch.rows + len(batch.rejects)
         assert batch.checkpoint is not None
         outcome.position, outcome.complete = batch.checkpoint.position, batch.checkpoint.complete

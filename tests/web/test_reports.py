@@ -48,7 +48,7 @@ async def test_run_report_json(connection: Connection) -> None:
         f'"finished_at":"2024-06-01T12:00:09.500000Z","duration_s":9.5,"records":{records},"sources":['
         '{"source":"csv","status":"succeeded","started_at":"2024-06-01T12:00:00Z",'
         f'"finished_at":"2024-06-01T12:00:04Z","duration_s":4.0,"records":{records},"corrected":0,"rejects":[],'
-        '"rejected_files":[],"calls":0,"note":null,"payloads":0,"payload_bytes":0,"drift":[],"anomalies":[],"prices":null,"error":null}],'
+        '"invalid_fields":[],"rejected_files":[],"calls":0,"note":null,"payloads":0,"payload_bytes":0,"drift":[],"anomalies":[],"prices":null,"error":null}],'
         '"error":null}'
     )
 

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from kasparro.pipeline.quality.freshness import format_duration
+from kasparro.store.listings import EXPECTED_FOR, ListReport
 from kasparro.store.loader import PriceMoves
 
-Kind = Literal["few-records", "price-jump", "stuck"]
+Kind = Literal["few-records", "missing-coins", "price-jump", "stuck"]
 
 # How many earlier runs are compared at most, and how many it takes to know the usual range.
 BASELINE_RUNS = 20
@@ -35,6 +36,14 @@ COINS_SHARE = 0.1
 # that. Such a jump lasts until it is undone. After a day it counts as normal.
 UNIFORM = 0.25
 STANDS = timedelta(days=1)
+# Another anomaly that has lasted for this long is what is usual now.
+ACCEPTED_AFTER = EXPECTED_FOR
+# A list lacks something if any of its first coins is missing, or this share of those that recent lists had.
+# Of a limited list only the first half counts as its first coins: others may fall below the limit.
+FIRST_COINS = 100
+MISSING_SHARE = 0.01
+# How many missing coins an anomaly names in its detail, and how many it lists.
+NAMED, IDS_LISTED = 5, 100
 
 
 class RunMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +72,8 @@ class RunMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Median time between the two prices of a move."""
     age_s: float | None = None
     """Age of the freshest tenth of the records: nine in ten are older."""
+    restarts: bool = False
+    """Whether an anomaly was accepted with this run: runs before it say nothing about what is usual."""
 
 
 class Anomaly(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,10 +84,16 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True):
     value: Annotated[
         float,
         msgspec.Meta(
-            description="few-records: records; price-jump: new price divided by old price; stuck: seconds."
+            description="few-records: records; missing-coins: missing coins; price-jump: new price divided "
+            "by old price; stuck: seconds."
         ),
     ]
-    usual: Annotated[float, msgspec.Meta(description="The usual value, in the same unit.")]
+    usual: Annotated[
+        float,
+        msgspec.Meta(
+            description="The usual value, in the same unit; missing-coins: coins that all recent lists had."
+        ),
+    ]
     lasting: Annotated[
         bool,
         msgspec.Meta(
@@ -85,6 +102,10 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True):
     ] = False
     since_run: Annotated[int, msgspec.Meta(description="The first run with this anomaly.")]
     since: Annotated[datetime, msgspec.Meta(description="The time of that run.")]
+    coins: Annotated[
+        list[str],
+        msgspec.Meta(description="missing-coins: the first 100 source_ids that are missing, by rank."),
+    ] = []
 
 
 def run_metrics(
@@ -123,19 +144,35 @@ def run_metrics(
 
 
 def find_anomalies(
-    current: RunMetrics, earlier: Sequence[RunMetrics], known: Sequence[Anomaly], run_id: int
-) -> list[Anomaly]:
-    """Return the anomalies of a run.
+    current: RunMetrics,
+    usual: Sequence[RunMetrics],
+    known: Sequence[Anomaly],
+    run_id: int,
+    listed: ListReport | None = None,
+) -> tuple[RunMetrics, list[Anomaly]]:
+    """Return the metrics of a run, as later runs compare them, and its anomalies.
 
-    `earlier` are the metrics of earlier runs, newest first, and `known` the anomalies of the newest of them.
-    An anomaly that continues keeps its first run.
+    `usual` are the metrics of earlier runs without anomalies, newest first, and `known` the anomalies of the
+    newest earlier run. An anomaly that continues keeps its first run. `listed` says what the whole list
+    lacks; without it the run did not read the whole list.
     """
+    earlier = _since_restart(usual)
     known_by_kind = {anomaly.kind: anomaly for anomaly in known}
-    anomalies = [
-        _anomaly(finding, known_by_kind.get(finding.kind), run_id, current.at)
-        for finding in (_few_records(current, earlier), _stuck(current, earlier))
-        if finding is not None
-    ]
+    anomalies = []
+    for finding in (_few_records(current, earlier), _stuck(current, earlier)):
+        if finding is None:
+            continue
+        before = known_by_kind.get(finding.kind)
+        if before is not None and current.at - before.since > ACCEPTED_AFTER:
+            current = msgspec.structs.replace(current, restarts=True)
+        else:
+            anomalies.append(_anomaly(finding, before, run_id, current.at))
+    missing = known_by_kind.get("missing-coins")
+    if listed is None and missing is not None:
+        # Only a whole list can show that the coins are back.
+        anomalies.append(missing)
+    elif listed is not None and (finding := _missing_coins(listed, current.bound)) is not None:
+        anomalies.append(_anomaly(finding, missing, run_id, current.at))
     jump = _price_jump(current, earlier)
     lasting = known_by_kind.get("price-jump")
     if lasting is not None and (not lasting.lasting or current.at - lasting.since > STANDS):
@@ -144,7 +181,14 @@ def find_anomalies(
         anomalies.append(_anomaly(jump, None, run_id, current.at))
     elif jump is None and lasting is not None:
         anomalies.append(lasting)
-    return anomalies
+    return current, anomalies
+
+
+def _since_restart(usual: Sequence[RunMetrics]) -> Sequence[RunMetrics]:
+    for index, run in enumerate(usual):
+        if run.restarts:
+            return usual[: index + 1]
+    return usual
 
 
 class _Finding(msgspec.Struct, frozen=True):
@@ -153,6 +197,7 @@ class _Finding(msgspec.Struct, frozen=True):
     value: float
     usual: float
     lasting: bool = False
+    coins: tuple[str, ...] = ()
 
 
 def _anomaly(finding: _Finding, earlier: Anomaly | None, run_id: int, at: datetime) -> Anomaly:
@@ -162,6 +207,7 @@ def _anomaly(finding: _Finding, earlier: Anomaly | None, run_id: int, at: dateti
         value=finding.value,
         usual=finding.usual,
         lasting=finding.lasting,
+        coins=[*finding.coins],
         since_run=earlier.since_run if earlier else run_id,
         since=earlier.since if earlier else at,
     )
@@ -182,6 +228,23 @@ def _few_records(current: RunMetrics, earlier: Sequence[RunMetrics]) -> _Finding
         return None
     detail = f"{current.fetched:,} records, usually {usual:,.0f}"
     return _Finding("few-records", detail, current.fetched, usual)
+
+
+def _missing_coins(listed: ListReport, bound: int | None) -> _Finding | None:
+    missing, first_rank = listed.missing, FIRST_COINS if bound is None else min(FIRST_COINS, bound // 2)
+    first = sum(coin.rank is not None and coin.rank <= first_rank for coin in missing)
+    if not first and (not missing or len(missing) < MISSING_SHARE * listed.usual):
+        return None
+    names = ", ".join(f"{coin.name or '?'} ({coin.source_id})" for coin in missing[:NAMED])
+    more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+    return _Finding(
+        "missing-coins",
+        f"{len(missing):,} of {listed.usual:,} coins that all recent lists had are missing, {first} of them "
+        f"from the first {first_rank}: {names}{more}",
+        len(missing),
+        listed.usual,
+        coins=tuple(coin.source_id for coin in missing[:IDS_LISTED]),
+    )
 
 
 def _stuck(current: RunMetrics, earlier: Sequence[RunMetrics]) -> _Finding | None:

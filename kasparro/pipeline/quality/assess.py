@@ -9,6 +9,7 @@ import structlog
 from kasparro.model.profile import Profile
 from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics, find_anomalies, run_metrics
 from kasparro.pipeline.quality.drift import Drift, DriftBaseline, DriftReport, find_drift
+from kasparro.store.listings import ListReport
 from kasparro.store.loader import PriceMoves
 from kasparro.store.runs import Baseline, StoredAssessment
 
@@ -38,6 +39,7 @@ async def assess(
     baseline: Baseline,
     profile: Profile,
     moves: PriceMoves,
+    listed: ListReport | None,
     *,
     run_id: int,
     at: datetime,
@@ -50,7 +52,8 @@ async def assess(
     """Assess one source run and log the news.
 
     If most records were rejected, only the fields are assessed: the metrics would distort later comparisons.
-    `complete`: the run fetched all that it planned. `planned`: the share of the list that it planned to
+    `listed`: what the whole list lacks, None if the run did not read all of it. `complete`: the run fetched
+    all that it planned. `planned`: the share of the list that it planned to
     fetch. `bound`: the largest number of records that it requested, None for all.
     """
     usable = valid * 2 >= fetched
@@ -59,14 +62,14 @@ async def assess(
         find_drift, _decode_baseline(baseline.profile), profile, run_id, usable=usable, complete=complete
     )
     _log_drift(source, run_id, fields)
-    metrics, anomalies = None, []
+    metrics: RunMetrics | None = None
+    anomalies: list[Anomaly] = []
     if usable:
-        history = [_METRICS.decode(text) for text in baseline.metrics]
-        metrics = run_metrics(
-            fetched, moves, history[:1], at=at, complete=complete, planned=planned, bound=bound
-        )
+        newest = [] if baseline.newest is None else [_METRICS.decode(baseline.newest)]
+        metrics = run_metrics(fetched, moves, newest, at=at, complete=complete, planned=planned, bound=bound)
         known = _ANOMALIES.decode(baseline.anomalies)
-        anomalies = find_anomalies(metrics, history, known, run_id)
+        usual = [_METRICS.decode(text) for text in baseline.usual]
+        metrics, anomalies = find_anomalies(metrics, usual, known, run_id, listed)
         _log_anomalies(source, run_id, known, anomalies)
     return QualityReport(
         fields.drift,

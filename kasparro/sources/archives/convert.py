@@ -1,7 +1,9 @@
 """Converts rows to lines of COPY text, with a converter made for the columns of one file."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 from operator import itemgetter
 from typing import TypeVar
 from zoneinfo import ZoneInfo
@@ -10,6 +12,7 @@ from kasparro.model.record import (
     NAME_LIMIT,
     RANK_LIMIT,
     SYMBOL_LIMIT,
+    VALUE_FIELDS,
     RejectedValue,
     check_id,
     check_not_negative,
@@ -68,6 +71,11 @@ class Converter:
 
     `convert_all(rows)` returns the same for many rows, column by column, in half the time. It returns None if
     a row needs `convert`, as every rejected row does.
+
+    A row with a time, a coin and a price is accepted whatever its other cells hold: `invalid` has the fields
+    and reasons of those that `convert` made null in its last row. `damaged` says that a number in that row
+    has the sign of fractions between its thousands, as some spreadsheet programs leave it: then all its
+    numbers are in doubt.
     """
 
     def __init__(self, detection: Detection, now: datetime) -> None:
@@ -78,6 +86,12 @@ class Converter:
         self._zone: tzinfo = UTC if detection.zone == "UTC" else ZoneInfo(detection.zone)
         column_of = detection.column_of
         blank = detection.width
+        self.invalid: Sequence[RejectedValue] = ()
+        self.damaged = False
+        # `1.234.567` where points begin fractions, and then `1.234` may be 1234.
+        sign = re.escape(detection.notation.decimal)
+        self._grouped = re.compile(rf"\d{sign}\d{{3}}{sign}\d{{3}}(?!\d)", re.ASCII)
+        self._group_or_fraction = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}{sign}\d{{3}}(?![\d.,])", re.ASCII)
         self._required = column_of["price_usd"] if detection.layout.kind == "candles" else None
         self.convert, self.convert_all = self._compiled(
             {field: column_of.get(field, blank) for field in _COLUMN_FIELDS}, column_of.get("clock")
@@ -103,15 +117,19 @@ class Converter:
                 if len(row) != width:
                     raise RejectedValue(None, f"{len(row)} cells where the header has {width}")
             row.append("")
+            self.invalid, self.damaged = (), False
+            stamp = row[day] if clock is None else f"{row[day]} {row[clock]}"
             try:
-                when = times[row[day] if clock is None else f"{row[day]} {row[clock]}"]
+                when = times[stamp]
                 source_id, labels = coins[coin_cells(row)]
                 values = [labels, ranks[row[rank]]]
                 values += map(money, money_cells(row))
                 values += map(supply, supply_cells(row))
                 values += map(percent, percent_cells(row))
-            except RejectedValue as rejected:
-                raise self._with_field(row, rejected) from None
+            except RejectedValue:
+                when = times[stamp]
+                source_id, content = self._without_invalid(row, at, coin_cells(row))
+                return f"{when}\t{source_id}", content
             if values[2] == NULL:
                 self._without_price(row, values[2:8])
             return f"{when}\t{source_id}", "\t".join(values)
@@ -173,18 +191,28 @@ class Converter:
         if all(figure == NULL for figure in figures):
             raise RejectedValue(None, "none of its cells holds a figure")
 
-    def _with_field(self, row: Sequence[str], rejected: RejectedValue) -> RejectedValue:
-        # A number reader serves many columns, so the field of a failure is searched for afterwards.
-        if rejected.field:
-            return rejected
-        for field, kind in NUMBERS.items():
-            column = self._detection.column_of.get(field)
-            if column is not None:
-                try:
-                    self._read_number(kind, field, row[column])
-                except RejectedValue as error:
-                    return error
-        return rejected
+    def _without_invalid(
+        self, row: Sequence[str], at: Mapping[str, int], coin: tuple[str, ...]
+    ) -> tuple[str, str]:
+        # The id and the content of a row with cells that cannot be read, which become null.
+        invalid: list[RejectedValue] = []
+        source_id, labels = self._read_coin(coin, invalid)
+        values = [_or_null(partial(self._read_rank, row[at["rank"]]), invalid)]
+        for field in VALUE_FIELDS:
+            read = partial(self._read_number, NUMBERS[field], field, row[at[field]])
+            values.append(read() if field == "price_usd" else _or_null(read, invalid))
+        self.damaged = any(
+            self._grouped.search(row[at[error.field]]) for error in invalid if error.field in NUMBERS
+        )
+        price = row[at["price_usd"]]
+        if self.damaged and self._group_or_fraction.search(price):
+            raise RejectedValue("price_usd", f"a fraction or thousands, as in the same row: {price[:60]!r}")
+        if values[1] == NULL:
+            if self._required is None and all(figure == NULL for figure in values[1:7]):
+                raise invalid[0]
+            self._without_price(row, values[1:7])
+        self.invalid = invalid
+        return source_id, "\t".join([labels, *values])
 
     def _read_number(self, kind: NumberKind, field: str, text: str) -> str:
         value = self._notation.read(text, field, kind)
@@ -196,7 +224,9 @@ class Converter:
             raise RejectedValue("rank", f"not a rank: {text[:60]!r}")
         return copy_cell(value)
 
-    def _read_coin(self, cells: tuple[str, ...]) -> tuple[str, str]:
+    def _read_coin(
+        self, cells: tuple[str, ...], invalid: list[RejectedValue] | None = None
+    ) -> tuple[str, str]:
         coin_id, symbol, name, currency = (cell.strip() for cell in cells)
         if currency:
             self._expect_dollars(currency.upper())
@@ -204,15 +234,16 @@ class Converter:
         if quote is not None:
             self._expect_dollars(quote)
         if (coin := self._detection.coin) is not None:
-            return _coin_cells(coin.source_id, coin.symbol or "", coin.name or "")
+            return _coin_cells(coin.source_id, coin.symbol or "", coin.name or "", invalid)
         symbol, name = (("" if text.lower() in _NO_COIN else text) for text in (symbol, name))
         if coin_id.lower() not in _NO_COIN:
             source_id = check_id(coin_id)
         elif symbol or name:
-            source_id = compose_id(symbol, name)
+            # An id that is made of them is only as good as they are.
+            return _coin_cells(compose_id(symbol, name), symbol, name, None)
         else:
             raise RejectedValue("id", "empty")
-        return _coin_cells(source_id, symbol, name)
+        return _coin_cells(source_id, symbol, name, invalid)
 
     def _expect_dollars(self, currency: str) -> None:
         if currency != "USD" and not (self._detection.accept_pegged and currency in PEGGED):
@@ -245,13 +276,27 @@ class Converter:
         return at
 
 
-def _coin_cells(source_id: str, symbol: str, name: str) -> tuple[str, str]:
-    # The id, and symbol and name as COPY text.
-    labels = (
-        _encodable(check_text(symbol, "symbol", SYMBOL_LIMIT), "symbol"),
-        _encodable(check_text(name, "name", NAME_LIMIT), "name"),
-    )
-    return copy_cell(_encodable(source_id, "id")), "\t".join(copy_cell(text or None) for text in labels)
+def _coin_cells(
+    source_id: str, symbol: str, name: str, invalid: list[RejectedValue] | None
+) -> tuple[str, str]:
+    # The id, and symbol and name as COPY text. With `invalid`, bad ones become null and are added to it.
+    labels = []
+    for text, field, limit in ((symbol, "symbol", SYMBOL_LIMIT), (name, "name", NAME_LIMIT)):
+        read = partial(_label, text, field, limit)
+        labels.append(read() if invalid is None else _or_null(read, invalid))
+    return copy_cell(_encodable(source_id, "id")), "\t".join(labels)
+
+
+def _label(text: str, field: str, limit: int) -> str:
+    return copy_cell(_encodable(check_text(text, field, limit), field) or None)
+
+
+def _or_null(read: Callable[[], str], invalid: list[RejectedValue]) -> str:
+    try:
+        return read()
+    except RejectedValue as error:
+        invalid.append(error)
+        return NULL
 
 
 def _encodable(text: str, field: str) -> str:

@@ -1,6 +1,7 @@
 """Checks one archive for `kasparro check`: what it would load and how it was understood. Writes nothing."""
 
 import csv
+from collections import Counter
 from datetime import datetime
 
 import msgspec
@@ -84,6 +85,8 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None
     reasons: tuple[Reason, ...]
     recognition: Recognition | None
+    invalid: dict[str, int] = {}
+    """How many values of each field cannot be, and are stored as null."""
 
     @property
     def whole(self) -> bool:
@@ -103,13 +106,15 @@ class _Reasons:
             first.append(reject)
         self._rejects[key] = count + 1, first
 
-    def count(self, rows: int) -> RejectCount:
-        """The rejects among `rows` rows."""
-        reasons = {
-            f"{field}: {reason}" if field else reason: count
-            for (field, reason), (count, _) in self._rejects.items()
-        }
-        return RejectCount(rows=rows, rejected=sum(reasons.values()), reasons=reasons, whole=True)
+    def count(self, rows: int, damaged: Counter[str]) -> RejectCount:
+        """The rejects among `rows` rows, and the damaged rows."""
+        reasons = damaged + Counter(
+            {
+                f"{field}: {reason}" if field else reason: count
+                for (field, reason), (count, _) in self._rejects.items()
+            }
+        )
+        return RejectCount(rows=rows, rejected=reasons.total(), reasons=dict(reasons), whole=True)
 
     def most_frequent_first(self) -> tuple[Reason, ...]:
         ordered = sorted(self._rejects.items(), key=lambda item: -item[1][0])
@@ -128,7 +133,7 @@ async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetim
     """Read a file to its end as a run would, without a database."""
     rows = rejected = 0
     problem: str | None = None
-    reasons = _Reasons()
+    reasons, damaged, invalid = _Reasons(), Counter[str](), Counter[str]()
     job = Job(name=name, key="", position=0, now=now, overrides=overrides, half_rule=False)
     async for message in read_archive(file, job):
         if isinstance(message, Portion):
@@ -136,9 +141,11 @@ async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetim
             rejected += len(message.batch.rejects)
             for reject in message.batch.rejects:
                 reasons.add(reject)
+            damaged.update(message.damaged)
+            invalid.update(value.field for value in message.batch.invalid)
         else:
             problem = message.reject.summary
-    if (reason := reasons.count(rows + rejected).file_reason) is not None:
+    if (reason := reasons.count(rows + rejected, damaged).file_reason) is not None:
         rows, problem = 0, f"{name}: {reason}"
     return Checked(
         name=name,
@@ -146,6 +153,7 @@ async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetim
         rejected=rejected,
         problem=problem,
         reasons=reasons.most_frequent_first(),
+        invalid=dict(sorted(invalid.items())),
         recognition=await _recognition(file, job),
     )
 

@@ -9,7 +9,7 @@ from datetime import datetime
 import msgspec
 
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
-from kasparro.model.record import Reject, RejectedValue
+from kasparro.model.record import InvalidValue, Reject, RejectedValue
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.detect import Detection, detect
 from kasparro.sources.archives.detect.sample import Sample, read_sample
@@ -72,10 +72,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Portion(msgspec.Struct, frozen=True, tag=True):
-    """A batch, and how many bytes of the file on disk have been read."""
+    """A batch, how many bytes of the file on disk have been read, and the damaged rows by their damage."""
 
     batch: Batch
     position: int
+    damaged: dict[str, int] = {}
 
 
 class Problem(msgspec.Struct, frozen=True, tag=True):
@@ -178,11 +179,13 @@ async def _count_all(file: ArchiveFile, detection: Detection, now: datetime) -> 
 
 
 def _reasons(converter: Converter, rows: Sequence[list[str]]) -> Iterator[str]:
-    # The reasons of the rows that would be rejected.
+    # The reasons of the rows that would be rejected, or are damaged: a file with many of them is not loaded.
     if rows and converter.convert_all(rows) is None:
         for row in rows:
             try:
                 converter.convert(row.copy())
+                if converter.damaged:
+                    yield _damage(converter)
             except RejectedValue as rejected:
                 yield _field_and_reason(rejected.field, rejected.reason)
 
@@ -190,6 +193,11 @@ def _reasons(converter: Converter, rows: Sequence[list[str]]) -> Iterator[str]:
 def general_reason(reason: str) -> str:
     """A reason without the cell that it quotes, to count equal reasons together."""
     return reason.partition(": ")[0]
+
+
+def _damage(converter: Converter) -> str:
+    (error, *_) = converter.invalid
+    return _field_and_reason(error.field, error.reason)
 
 
 def _field_and_reason(field: str | None, reason: str) -> str:
@@ -211,6 +219,7 @@ async def _read(
     # The text that had been read when rows were last converted, and when the last batch was made.
     converted = batched = 0
     row: list[str] = []
+    damaged: Counter[str] = Counter()
 
     def convert() -> None:
         if not pending:
@@ -223,6 +232,9 @@ async def _read(
                 try:
                     key, content = converter.convert(cells)
                     builder.add_lines([key], [content])
+                    builder.add_invalid(_invalid_values(converter, job.name, first_line))
+                    if converter.damaged:
+                        damaged[_damage(converter)] += 1
                 except (RejectedValue, UnicodeEncodeError) as error:
                     builder.reject(_reject(error, cells[: detection.width], detection, job.name, first_line))
         pending.clear()
@@ -238,15 +250,17 @@ async def _read(
             bytes=file.size if complete and can_be_continued() else None,
             interpretation=detection.interpretation,
         )
-        batch = builder.take(checkpoint)
-        if not half_rule_checked and batch.rejects:
-            reasons = Counter(_field_and_reason(reject.field, reject.reason) for reject in batch.rejects)
+        batch, reasons = builder.take(checkpoint), damaged.copy()
+        damaged.clear()
+        if not half_rule_checked and (batch.rejects or reasons):
+            rejected = Counter(_field_and_reason(reject.field, reject.reason) for reject in batch.rejects)
+            all_reasons = rejected + reasons
             rejects = RejectCount(
-                rows=batch.fetched, rejected=len(batch.rejects), reasons=dict(reasons), whole=True
+                rows=batch.fetched, rejected=all_reasons.total(), reasons=dict(all_reasons), whole=True
             )
             if (reason := rejects.file_reason) is not None:
                 raise FileRejected(reason)
-        return Portion(batch, text.position)
+        return Portion(batch, text.position, dict(reasons))
 
     def can_be_continued() -> bool:
         # Whether rows that are appended to the file later can be read alone: none if a quoted cell is open.
@@ -291,6 +305,19 @@ async def _read(
             yield file_problem(job.name, "changed while it was read; the next run reads it again")
             return
         yield take_batch(complete=True)
+
+
+def _invalid_values(converter: Converter, name: str, line: int) -> list[InvalidValue]:
+    # What the converter made null in the row that it converted last.
+    return [
+        InvalidValue(
+            field=error.field or "",
+            reason=one_line(error.reason)[:REASON_LIMIT],
+            place=f"line {line}",
+            location=name,
+        )
+        for error in converter.invalid
+    ]
 
 
 def _reject(

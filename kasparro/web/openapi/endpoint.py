@@ -28,7 +28,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `caching` is `version` if the response follows from path, query and data version, so that it is cached;
     `revalidate` if it depends on more, so that clients ask again with its ETag; `never` if it is only about
-    the moment.
+    the moment. `live` says for which queries `version` means `revalidate`.
     """
 
     path: str
@@ -47,6 +47,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
     admin: bool = False
     caching: Literal["version", "revalidate", "never"] = "revalidate"
+    live: Callable[[Any], bool] = lambda query: False
     slow: Callable[[Any], bool] = lambda query: False
 
     @property
@@ -80,7 +81,7 @@ def route(endpoint: Endpoint, service: Service) -> Route:
             return await render(request, query)
 
     async def render(request: Request, query: Any) -> ASGIApp:
-        if endpoint.caching == "version":
+        if endpoint.caching == "version" and not endpoint.live(query):
             return await cache_policy.cached(request, query, handler)
         response = await handler(request, query)
         if endpoint.caching == "never":

@@ -62,6 +62,15 @@ _RUN: dict[str, Any] = {
             "records": _RECORDS,
             "corrected": 0,
             "rejects": [{"location": None, "field": "price_usd", "reason": "below zero", "rejects": 1}],
+            "invalid_fields": [
+                {
+                    "location": None,
+                    "field": "market_cap_usd",
+                    "reason": "below zero",
+                    "records": 1,
+                    "samples": ["some-token: below zero: '-1'"],
+                }
+            ],
             "rejected_files": [],
             "calls": 1,
             "payloads": 1,

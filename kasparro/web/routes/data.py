@@ -38,7 +38,7 @@ Fields = Annotated[
     Annotated[tuple[Field, ...], msgspec.Meta(max_length=50)],
     msgspec.Meta(
         description="Return only these fields, in the order of the full row; a comma list, or repeated. "
-        "Unset: all fields but `rank_observed_at`.",
+        "Unset: all fields but `rank_observed_at` and `listed_at`.",
         examples=[["source", "symbol", "price_usd"]],
     ),
 ]
@@ -46,8 +46,8 @@ AsOf = Annotated[
     parameters.MomentOrDay | None,
     msgspec.Meta(
         description="Return the newest records at this moment, from history. A date means the end of that "
-        "day in UTC. Coins without a record until then are left out. `asset` and `first_seen_at` are the "
-        "current ones.",
+        "day in UTC. Coins without a record until then are left out. `asset`, `first_seen_at` and "
+        "`listed_at` are the current ones, and so are `listed` and `listed_since`.",
         examples=["2024-06-01", "2024-06-01T12:00:00Z"],
     ),
 ]
@@ -140,12 +140,32 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Rows that changed at this moment or later.", examples=["2024-06-01T12:00:00Z"]
         ),
     ] = None
+    listed: Annotated[
+        bool | None,
+        msgspec.Meta(
+            description="`true`: rows of coins that the newest whole list of their source has. `false`: rows "
+            "of coins that it lacks. A coin may be missing from one list and be back in the next; "
+            "`listed_since` takes that into account. Archives list no coins, so neither value "
+            "selects their rows.",
+            examples=[True],
+        ),
+    ] = None
+    listed_since: Annotated[
+        Moment | None,
+        msgspec.Meta(
+            description="Rows of coins that their source listed at this moment or later, with the same "
+            "values or others. On later pages of a cursor, coins that are listed again meanwhile may be "
+            "added.",
+            examples=["2024-06-01T12:00:00Z"],
+        ),
+    ] = None
     as_of: AsOf = None
     sort: Annotated[
         Sort | None,
         msgspec.Meta(
             description="The field to sort by; `-` in front means descending. Rows without a value come last "
-            "in both directions; source and source_id break ties. Unset: `rank`, or `source` with `as_of`, "
+            "in both directions; source and source_id break ties. In the order by `rank`, coins that "
+            "their source lists come first among equal ranks. Unset: `rank`, or `source` with `as_of`, "
             "because any other order must then look up every coin.",
             examples=["-market_cap_usd"],
         ),
@@ -211,6 +231,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rank_observed_at: Annotated[
         Moment | UnsetType | None,
         msgspec.Meta(description="The moment of `rank`; only if `fields` names it."),
+    ] = UNSET
+    listed_at: Annotated[
+        Moment | UnsetType | None,
+        msgspec.Meta(
+            description="When the source last listed the coin, with these values or others; only if `fields` "
+            "names it. Null for archives, which list no coins."
+        ),
     ] = UNSET
 
 
@@ -306,6 +333,11 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
     return Response(found, media_type="application/json")
 
 
+def _is_live(query: DataQuery | RowQuery) -> bool:
+    # Each run moves listed_at, also if it changes no row.
+    return "listed_at" in query.fields or getattr(query, "listed_since", None) is not None
+
+
 def _may_be_slow(query: DataQuery) -> bool:
     # These may take long: a text search, a large or deep page, an order or a filter without an index, and
     # as_of if it must look up every coin's history. The slow pool keeps them away from all other queries.
@@ -319,8 +351,10 @@ def _may_be_slow(query: DataQuery) -> bool:
         return True
     if query.id or query.asset or query.symbol:
         return False
-    # An index has the rows in these orders; source and rank leave out few of the rows on the way.
-    by_rank = msgspec.structs.replace(by_key, rank_min=query.rank_min, rank_max=query.rank_max)
+    # An index has the rows in these orders; source, rank and listed=true leave out few of the rows.
+    by_rank = msgspec.structs.replace(
+        by_key, rank_min=query.rank_min, rank_max=query.rank_max, listed=query.listed or None
+    )
     return query.sort not in {None, "rank", "source"} or filters != by_rank.selection().filters
 
 
@@ -334,6 +368,7 @@ ENDPOINTS = (
         query=DataQuery,
         response=DataPage,
         caching="version",
+        live=_is_live,
         slow=_may_be_slow,
         headers=paging.LINK_HEADER,
     ),
@@ -348,5 +383,6 @@ ENDPOINTS = (
         response=Record,
         problems=(400, 404, 500, 503),
         caching="version",
+        live=_is_live,
     ),
 )

@@ -38,7 +38,7 @@ def found(
 ) -> list[Anomaly]:
     """The anomalies of `current` as run 42; by default after 20 usual runs."""
     history = [usual()] * 20 if earlier is None else earlier
-    return find_anomalies(msgspec.structs.replace(current, at=at), history, known or [], 42)
+    return find_anomalies(msgspec.structs.replace(current, at=at), history, known or [], 42)[1]
 
 
 def kinds(current: RunMetrics, earlier: list[RunMetrics] | None = None) -> list[str]:

@@ -91,13 +91,13 @@ async def test_damaged_compressed_data_is_a_problem(load: Read, pack: Callable[[
 
 
 @pytest.mark.parametrize("rank", ["0", "1.5", "-3", "2147483648"])
-async def test_invalid_rank_is_rejected(load: Read, rank: str) -> None:
+async def test_invalid_rank_is_null(load: Read, rank: str) -> None:
     outcome = await load(
         f"date,symbol,rank,price_usd\n2018-01-01,BTC,1,5\n2018-01-02,BTC,{rank},6\n", "coins.csv"
     )
-    assert [row["rank"] for row in outcome.rows] == ["1"]
-    assert [(reject.field, reject.reason) for reject in outcome.rejects] == [
-        ("rank", f"not a rank: '{rank}'")
+    assert [(row["rank"], row["price_usd"]) for row in outcome.rows] == [("1", "5"), (r"\N", "6")]
+    assert [(value.field, value.reason, value.place) for value in outcome.invalid] == [
+        ("rank", f"not a rank: '{rank}'", "line 3")
     ]
 
 
@@ -139,14 +139,14 @@ async def test_rejected_row_has_field_reason_line_and_text(load: Read) -> None:
     outcome = await load("\r\n".join([header, *lines]), "tickers.csv")
     assert [(reject.line, reject.field) for reject in outcome.rejects] == [
         (6, "price_usd"),
-        (9, "market_cap_usd"),
         (10, None),
     ]
+    assert [(value.place, value.field) for value in outcome.invalid] == [("line 9", "market_cap_usd")]
     assert outcome.rejects[0].reason == "below zero: '-5'"
-    assert outcome.rejects[1].raw == lines[6]
-    assert outcome.rejects[2].reason == "2 cells where the header has 14"
+    assert outcome.rejects[1].raw == "c6,Coin"
+    assert outcome.rejects[1].reason == "2 cells where the header has 14"
     assert {reject.location for reject in outcome.rejects} == {"tickers.csv"}
-    assert len(outcome.rows) == 5
+    assert len(outcome.rows) == 6
 
 
 async def test_file_with_over_half_rejected_is_not_loaded(load: Read) -> None:
