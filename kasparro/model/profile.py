@@ -183,7 +183,7 @@ def merge_profiles(profiles: Iterable[Profile]) -> Profile:
 
 
 def limit_fields(profile: Profile) -> Profile:
-    """Keep only the fields that most objects had if there are too many. Changes and returns the profile."""
+    """If there are too many fields, keep those that most objects had. Changes and returns the profile."""
     if len(profile.fields) > MAX_FIELDS:
         ordered = sorted(profile.fields.items(), key=lambda item: (-item[1].present, item[0]))
         profile.fields = dict(itertools.islice(ordered, MAX_FIELDS))

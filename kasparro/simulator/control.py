@@ -40,10 +40,12 @@ class PayloadQuery(_Strict):
 
 
 class CallQuery(_Strict):
-    """Which calls to list: of all calls after the first `after`, those of `api`; None: of both APIs."""
+    """Which calls to list."""
 
     api: Api | None = None
+    """Only the calls of this API; None lists the calls of both."""
     after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many of the first calls to leave out, counted over both APIs."""
 
 
 class ServedQuery(_Strict):
