@@ -41,7 +41,7 @@ _DECODE = msgspec.json.Decoder(dict[str, bool | float | str | list[msgspec.Raw] 
 
 
 class Field(msgspec.Struct, kw_only=True):
-    """One field. `parent_count` is the number of objects that could have it; `kinds` counts its values.
+    """One field: how many objects could have it (`parent_count`), and its values counted by type (`kinds`).
 
     CoinPaprika writes an empty string for a missing value, so it counts as null. In a profile of many runs,
     older runs have less weight, so counts may be fractions. `max_fill_share` is the share of objects with a

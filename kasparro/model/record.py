@@ -64,7 +64,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 # leave the newest known value of the coin unchanged.
 LABELS = ("symbol", "name", "rank")
 
-# Rejects are counted by reason. All rejected files are counted under this one, because too many reasons occur.
+# Rejects are counted by reason. All rejected files are counted under this one, because their own reasons
+# are too many.
 FILE_REJECTED = "file rejected"
 
 
