@@ -165,7 +165,7 @@ async def _serve_by_workers(
         hangup = signal.getsignal(signal.SIGHUP)
         processes = Workers(config, listener, Path(folder), supervisor)
         if hangup is signal.SIG_IGN:
-            # `nohup` asked to ignore it, but uvicorn has installed its handler.
+            # `nohup` asked to ignore SIGHUP, but uvicorn has installed its handler.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if stop.requested:
             return
