@@ -36,9 +36,9 @@ _IN_TRANSACTIONS = (
 )
 
 SHARES_SESSIONS = (
-    "leads to a pooler in transaction mode, in which the lock that keeps two runs apart does not hold: set it to "
-    "PostgreSQL itself or to a pooler in session mode (Neon: the host without -pooler; Supabase: port 5432); "
-    "DATABASE_READ_URL may lead to this pooler"
+    "leads to a pooler in transaction mode, in which the lock that keeps two runs apart does not hold: set it "
+    "to PostgreSQL itself or to a pooler in session mode (Neon: the host without -pooler; Supabase: port "
+    "5432); DATABASE_READ_URL may lead to this pooler"
 )
 
 
