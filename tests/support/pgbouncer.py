@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -72,10 +71,11 @@ class PgBouncer:
                     await connection.close()
                     return
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the configuration file again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGHUP)
+        console = await asyncpg.connect(self._server.url("pgbouncer", port=self.port), statement_cache_size=0)
+        await console.execute("RELOAD")
+        console.terminate()
 
     async def end(self) -> None:
         """End it at once."""
