@@ -166,6 +166,11 @@ class Database:
         return self._replicas is not None
 
     @property
+    def behind_pooler(self) -> bool:
+        """Whether DATABASE_URL leads to a pooler. Known after the first connection."""
+        return self._primary.pooled
+
+    @property
     def can_listen(self) -> bool:
         """Whether `following` gives a session of its own. Known after its first connection."""
         return not self._readable.shared

@@ -36,8 +36,8 @@ _IN_TRANSACTIONS = (
 )
 
 SHARES_SESSIONS = (
-    "leads to a pooler in transaction mode, in which the lock that keeps two runs apart does not hold: set it "
-    "to PostgreSQL itself or to a pooler in session mode (Neon: the host without -pooler; Supabase: port "
+    "leads to a pooler in transaction mode, in which the lock that keeps two runs apart does not hold: set "
+    "it to PostgreSQL itself or to a pooler in session mode (Neon: the host without -pooler; Supabase: port "
     "5432); DATABASE_READ_URL may lead to this pooler"
 )
 
@@ -58,15 +58,17 @@ class Sessions:
         self.url = url
         self._setting = setting
         self._shareable = shareable
-        self._keeps_sessions = False
+        self.pooled = False
+        """Whether a pooler in session mode is between us and PostgreSQL."""
         self.shared = False
-        """Whether other clients may use the same server processes. Then nothing may be set for a session, and
-        each statement has to be in a block of `transaction`."""
+        """Whether a pooler may give the sessions to other clients too. Then nothing may be set for a session,
+        and each statement has to be in a block of `transaction`."""
 
     async def open(
         self, settings: Mapping[str, str], dsn: str | None = None, *, test_again: bool = False, **options: Any
     ) -> "asyncpg.Connection[asyncpg.Record]":
-        """A connection with these settings. The options are those of `failover.connect`.
+        """A connection with these settings. The options are those of `failover.connect`; asyncpg's pools also
+        pass the URL.
 
         With `test_again`, a pooler is tested even if it kept its sessions before. Raises SettingsError if a
         pooler cannot be used.
@@ -78,9 +80,9 @@ class Sessions:
             if await _configure(connection, settings, connection.get_server_pid()):
                 return connection
             if not self._shareable:
-                if test_again or not self._keeps_sessions:
+                if test_again or not self.pooled:
                     await self._test()
-                    self._keeps_sessions = True
+                    self.pooled = True
                 await _configure(connection, settings)
                 return connection
         except BaseException:

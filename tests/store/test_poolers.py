@@ -15,9 +15,10 @@ import pytest
 from kasparro.errors import DatabaseUnavailable, RunInProgress, SettingsError
 from kasparro.model.batch import Batch
 from kasparro.pipeline.run import Run
+from kasparro.settings import Settings
 from kasparro.simulator import Simulator
 from kasparro.store import data_version, locks, pool, sessions
-from kasparro.store.bootstrap import prepare
+from kasparro.store.bootstrap import prepare, with_connections
 from kasparro.store.data_version import DataVersion
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
@@ -144,6 +145,32 @@ async def test_commands_work_through_a_session_pooler(server: Server) -> None:
 
     assert code == 0
     assert "succeeded" in out
+
+
+async def test_service_takes_half_of_a_default_pool(server: Server) -> None:
+    async with pgbouncer(server, "session") as pooler, Database(pooler.url) as database:
+        settings = await with_connections(Settings(), database, 1)
+
+    assert settings.database_connections == 10
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("?options=-cjit%3Doff", "leads to a pooler that rejects a parameter of the URL"),
+        ("?sslmode=no", "cannot be used"),
+    ],
+)
+async def test_service_does_not_start_with_a_read_url_that_cannot_be_used(
+    server: Server, url: str, reason: str
+) -> None:
+    async with pgbouncer(server, "session") as pooler:
+        code, _, err = await run_command(
+            "serve", DATABASE_URL=server.url(), DATABASE_READ_URL=pooler.url + url, PORT="0"
+        )
+
+    assert code == 2
+    assert f"kasparro: DATABASE_READ_URL {reason}" in err
 
 
 async def test_pool_that_is_too_small_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
