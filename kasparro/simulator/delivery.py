@@ -152,6 +152,8 @@ def _status(fault: faults.Status, upstream: Upstream) -> Answer:
             return Answer(fault.code, b"Throttled\n", PLAIN, headers)
         case "html":
             return Answer(fault.code, _page(f"{fault.code} from the CDN"), HTML, headers)
+        case "cdn-1015":
+            return Answer(fault.code, b"error code: 1015", PLAIN, headers)
         case "cdn-1020":
             return Answer(fault.code, _page("Access denied. Error code: 1020"), HTML, headers)
 
