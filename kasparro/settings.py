@@ -76,16 +76,16 @@ _HOST = re.compile(
     r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
 # The parameters of database URLs that asyncpg knows. `options` goes to the server.
-_PARAMETERS = {
-    *("host", "port", "user", "password", "dbname", "database", "passfile", "service", "options"),
+URL_PARAMETERS = {
+    *("host", "port", "user", "password", "dbname", "passfile", "service", "options"),
     *("sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
     *("krbsrvname", "gsslib"),
 }
-_FILE_PARAMETERS = {"sslrootcert", "sslcert", "sslkey", "sslcrl"}
+URL_FILES = {"sslrootcert", "sslcert", "sslkey", "sslcrl"}
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 # Those that we ignore; asyncpg would send them to the server, which rejects them. For most we have values of
 # our own. asyncpg lacks those about channels and GSS. The last line is for other clients; dashboards add it.
-_IGNORED_PARAMETERS = {
+URL_IGNORED = {
     *("application_name", "fallback_application_name", "client_encoding", "connect_timeout"),
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
     *("target_session_attrs", "load_balance_hosts"),
@@ -259,12 +259,12 @@ def _database_url(value: str) -> Secret:
 
 def _database_parameters(given: Mapping[str, str]) -> dict[str, str]:
     """The parameters of a database URL that asyncpg shall see."""
-    kept = {name: value for name, value in given.items() if name not in _IGNORED_PARAMETERS}
+    kept = {name: value for name, value in given.items() if name not in URL_IGNORED}
     # libpq takes this form of JDBC, too.
     if kept.get("ssl") == "true":
         del kept["ssl"]
         kept["sslmode"] = "require"
-    if unknown := sorted(kept.keys() - _PARAMETERS - _FILE_PARAMETERS):
+    if unknown := sorted(kept.keys() - URL_PARAMETERS - URL_FILES):
         raise NotAllowed(
             f"a URL without the parameter {', '.join(unknown)}; known are the parameters of libpq that "
             "docs/configuration.md lists, and settings of the server in options, as in "
@@ -276,7 +276,7 @@ def _database_parameters(given: Mapping[str, str]) -> dict[str, str]:
         raise NotAllowed(f"a URL whose sslmode is {', '.join(_SSL_MODES)}")
     if not re.fullmatch(r"\d{1,5}(,\d{1,5})*", kept.get("port", "5432"), re.ASCII):
         raise NotAllowed("a URL whose port is a number")
-    for name in sorted(kept.keys() & _FILE_PARAMETERS):
+    for name in sorted(kept.keys() & URL_FILES):
         if not Path(kept[name]).is_file():
             raise NotAllowed(
                 f"a URL whose {name} is a file that exists, such as /etc/ssl/certs/ca-certificates.crt"

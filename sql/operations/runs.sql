@@ -16,7 +16,7 @@ WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_
 -- name: holds_lock --
 -- Whether this session holds its lock. It is also the heartbeat of a session that does; the server ends a
 -- session that was silent for its lease.
-SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
+SELECT EXISTS(SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
 
 -- name: release_locks --
 -- A pooler keeps a session for a moment after its client has closed it.
