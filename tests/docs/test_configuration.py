@@ -15,7 +15,8 @@ from tests.support.documents import ROOT, read, rows, section
 
 
 def test_page_names_every_parameter_of_a_database_url() -> None:
-    parts = section("docs/configuration.md", "Database URLs").split("\n- ")[1:]
+    page = section("docs/configuration.md", "Settings")
+    parts = page.split("\n### Database URLs\n")[1].split("\n### ")[0].split("\n- ")[1:]
     names = [set(re.findall(r"`(\w+)`", part.split(". ")[0])) for part in parts]
     assert names[0] | {"options"} == URL_PARAMETERS | URL_FILES
     assert set().union(*names[2:]) == URL_IGNORED
