@@ -154,23 +154,17 @@ async def test_service_takes_half_of_a_default_pool(server: Server) -> None:
     assert settings.database_connections == 10
 
 
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("?options=-cjit%3Doff", "leads to a pooler that rejects a parameter of the URL"),
-        ("?sslmode=no", "cannot be used"),
-    ],
-)
-async def test_service_does_not_start_with_a_read_url_that_cannot_be_used(
-    server: Server, url: str, reason: str
-) -> None:
+async def test_service_does_not_start_with_a_read_url_that_a_pooler_rejects(server: Server) -> None:
     async with pgbouncer(server, "session") as pooler:
         code, _, err = await run_command(
-            "serve", DATABASE_URL=server.url(), DATABASE_READ_URL=pooler.url + url, PORT="0"
+            "serve",
+            DATABASE_URL=server.url(),
+            DATABASE_READ_URL=f"{pooler.url}?options=-cjit%3Doff",
+            PORT="0",
         )
 
     assert code == 2
-    assert f"kasparro: DATABASE_READ_URL {reason}" in err
+    assert "kasparro: DATABASE_READ_URL leads to a pooler that rejects a parameter of the URL" in err
 
 
 async def test_pool_that_is_too_small_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +311,7 @@ async def test_parameter_that_a_pooler_rejects_is_named(server: Server) -> None:
         with pytest.raises(
             SettingsError,
             match="^DATABASE_URL leads to a pooler that rejects a parameter of the URL "
-            r"\(unsupported startup parameter: options\): remove it .* ignore_startup_parameters$",
+            r"\(unsupported startup parameter.*: \w+\): remove it .* ignore_startup_parameters$",
         ):
             await enter(database.writing())
 

@@ -1,6 +1,7 @@
 """PgBouncer in front of a PostgreSQL of the tests."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,9 @@ import pytest
 from tests.support.postgres import USER, Server, free_port, unprivileged_account
 
 # Debian installs it where only root's path leads.
-PROGRAM = shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+PROGRAM = os.environ.get("KASPARRO_TEST_PGBOUNCER") or shutil.which(
+    "pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+)
 needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="PgBouncer (Debian: pgbouncer) is not installed")
 
 Mode = Literal["session", "transaction", "statement"]
