@@ -1,5 +1,6 @@
 """Opens sessions of PostgreSQL, directly or through a pooler such as PgBouncer."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ _IN_TRANSACTIONS = (
     "lock_timeout",
     "idle_in_transaction_session_timeout",
 )
+# What PgBouncer and Supavisor say if they accept no more clients.
+_FULL = ("no more connections allowed", "max client")
 
 SHARES_SESSIONS = (
     "leads to a pooler in transaction mode, in which the lock that keeps two runs apart does not hold: set "
@@ -58,6 +61,8 @@ class Sessions:
         self.url = url
         self._setting = setting
         self._shareable = shareable
+        # One test at a time, because its clients take connections of the pooler.
+        self._testing = asyncio.Lock()
         self.pooled = False
         """Whether a pooler in session mode is between us and PostgreSQL."""
         self.shared = False
@@ -73,16 +78,18 @@ class Sessions:
         With `test_again`, a pooler is tested even if it kept its sessions before. Raises SettingsError if a
         pooler cannot be used.
         """
-        connection = await self._connect(settings, **options)
+        # Several connections may be opened at the same time.
         if self.shared:
-            return connection
+            return await self._connect(settings, statement_cache_size=0, **options)
+        connection = await self._connect(settings, **options)
         try:
             if await _configure(connection, settings, connection.get_server_pid()):
                 return connection
             if not self._shareable:
-                if test_again or not self.pooled:
-                    await self._test()
-                    self.pooled = True
+                async with self._testing:
+                    if test_again or not self.pooled:
+                        await self._test()
+                        self.pooled = True
                 await _configure(connection, settings)
                 return connection
         except BaseException:
@@ -91,7 +98,7 @@ class Sessions:
         # This connection may have named its prepared statements.
         connection.terminate()
         self.shared = True
-        return await self._connect(settings, **options)
+        return await self._connect(settings, statement_cache_size=0, **options)
 
     @asynccontextmanager
     async def transaction(
@@ -110,21 +117,23 @@ class Sessions:
     async def _connect(
         self, settings: Mapping[str, str], **options: Any
     ) -> "asyncpg.Connection[asyncpg.Record]":
-        if self.shared:
-            options["statement_cache_size"] = 0
         try:
             return await failover.connect(
                 self.url, server_settings={name: settings[name] for name in _STARTUP}, **options
             )
-        except asyncpg.ProtocolViolationError as error:
-            if "unsupported startup parameter" not in str(error):
-                raise
-            # PgBouncer's text. We send no other parameter than those of the URL.
-            raise SettingsError(
-                f"{self._setting} leads to a pooler that rejects a parameter of the URL "
-                f"({one_line(error)}): remove it from the URL, or, for PgBouncer, add it to "
-                "ignore_startup_parameters"
-            ) from error
+        # The errors of poolers have no codes of their own.
+        except asyncpg.PostgresError as error:
+            text = str(error)
+            if "unsupported startup parameter" in text:
+                # It is from the URL; we send none that a pooler rejects.
+                raise SettingsError(
+                    f"{self._setting} leads to a pooler that rejects a parameter of the URL "
+                    f"({one_line(error)}): remove it from the URL, or, for PgBouncer, add it to "
+                    "ignore_startup_parameters"
+                ) from error
+            if any(full in text for full in _FULL):
+                raise asyncpg.TooManyConnectionsError(text) from error
+            raise
 
     async def _test(self) -> None:
         """Raise SettingsError if several clients share server processes."""

@@ -60,20 +60,18 @@ async def server() -> AsyncIterator[Server]:
 async def other_clients(url: str, count: int) -> AsyncIterator[None]:
     """So many clients use the pooler all the time."""
 
-    async def work() -> None:
-        connection = await asyncpg.connect(url, statement_cache_size=0)
-        try:
-            while True:
-                await connection.execute("SELECT pg_sleep(0.001)")
-        finally:
-            connection.terminate()
+    async def work(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        while True:
+            await connection.execute("SELECT pg_sleep(0.001)")
 
-    tasks = [asyncio.create_task(work()) for _ in range(count)]
+    connections = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(count)]
+    tasks = [asyncio.create_task(work(connection)) for connection in connections]
     try:
         yield
     finally:
-        for task in tasks:
+        for task, connection in zip(tasks, connections, strict=True):
             task.cancel()
+            connection.terminate()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -167,6 +165,16 @@ async def test_service_does_not_start_with_a_read_url_that_a_pooler_rejects(serv
     assert "kasparro: DATABASE_READ_URL leads to a pooler that rejects a parameter of the URL" in err
 
 
+async def test_many_first_connections_share_one_test(server: Server) -> None:
+    async def read() -> int:
+        async with database.reading() as connection:
+            value: int = await connection.fetchval("SELECT 1")
+            return value
+
+    async with pgbouncer(server, "session", default_pool_size=12) as pooler, Database(pooler.url) as database:
+        assert set(await asyncio.gather(*(read() for _ in range(40)))) == {1}
+
+
 async def test_pool_that_is_too_small_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "FIRST_STATEMENT_S", 0.3)
     async with pgbouncer(server, "session", default_pool_size=4) as pooler, AsyncExitStack() as stack:
@@ -181,6 +189,26 @@ async def test_pool_that_is_too_small_is_named(server: Server, monkeypatch: pyte
             "KASPARRO_DATABASE_CONNECTIONS$",
         ):
             await stack.enter_async_context(database.reading())
+
+
+async def test_pooler_that_accepts_no_more_clients_is_named(server: Server) -> None:
+    async with (
+        pgbouncer(server, "transaction", max_client_conn=2) as pooler,
+        other_clients(pooler.url, 2),
+        Database(server.url(), pooler.url, queue_s=1) as database,
+    ):
+        with pytest.raises(
+            DatabaseUnavailable, match=r"^PostgreSQL accepts no more connections: no more connections allowed"
+        ):
+            await enter(database.reading())
+
+
+async def test_url_of_a_dashboard_works(server: Server) -> None:
+    parameters = "sslmode=prefer&channel_binding=require&connect_timeout=10&keepalives=1&pgbouncer=true"
+    async with pgbouncer(server, "session") as pooler:
+        code, _, err = await run_command("status", DATABASE_URL=f"{pooler.url}?{parameters}")
+
+    assert (code, err) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -215,15 +243,14 @@ async def enter(block: Any) -> None:
         pass
 
 
-@pytest.mark.parametrize("command", ["serve", "etl", "migrate", "status"])
-async def test_command_ends_with_one_line_behind_a_transaction_pooler(server: Server, command: str) -> None:
+async def test_every_command_ends_with_one_line_behind_a_transaction_pooler(server: Server) -> None:
     async with pgbouncer(server, "transaction") as pooler:
-        code, _, err = await run_command(command, DATABASE_URL=pooler.url, PORT="0")
+        for command in ("serve", "etl", "migrate", "status"):
+            code, _, err = await run_command(command, DATABASE_URL=pooler.url, PORT="0")
 
-    assert code == 2
-    lines = [line for line in err.splitlines() if line.startswith("kasparro: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"kasparro: {REJECTED}")
+            assert code == 2
+            (line,) = [line for line in err.splitlines() if line.startswith("kasparro: ")]
+            assert line.startswith(f"kasparro: {REJECTED}")
 
 
 @asynccontextmanager
@@ -367,23 +394,20 @@ async def test_reads_through_a_transaction_pooler_show_one_version_while_runs_lo
         assert await settings_of_shared_sessions(pooler.url) == set()
 
 
-@pytest.mark.parametrize(
-    "path", ["/data?q=bitcoin&as_of=2026-02-01", "/stats", "/health", "/health/ready", "/runs", "/tables"]
-)
-async def test_routes_answer_through_a_transaction_pooler(server: Server, path: str) -> None:
+async def test_routes_answer_through_a_transaction_pooler(server: Server) -> None:
+    async def status(path: str) -> int:
+        async with client.get(path) as response:
+            await response.read()
+            return response.status
+
     async with (
         pgbouncer(server, "transaction", default_pool_size=2) as pooler,
         serving(server.url(), read_url=pooler.url) as client,
     ):
-        found = await asyncio.gather(*(status(client, path) for _ in range(20)))
+        paths = ("/data?q=a&as_of=2026-02-01", "/stats", "/health", "/health/ready", "/runs", "/tables")
+        found = await asyncio.gather(*(status(path) for path in paths * 20))
 
     assert set(found) == {200}
-
-
-async def status(client: aiohttp.ClientSession, path: str) -> int:
-    async with client.get(path) as response:
-        await response.read()
-        return response.status
 
 
 async def test_readers_behind_a_transaction_pooler_have_their_settings(
