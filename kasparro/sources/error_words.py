@@ -6,8 +6,6 @@ from typing import Any
 
 import msgspec
 
-from kasparro.printable import printable
-
 # The keys under which APIs write what went wrong, without case and separators.
 _KEYS = {"error", "errors", "message", "errormessage", "detail", "title"}
 # The part of a body that is searched: messages are short, and other requests wait meanwhile.
@@ -44,8 +42,8 @@ def find_words(body: bytes) -> str:
 
 
 def shorten(words: str) -> str:
-    """Words of an upstream as one line of limited length, without control characters."""
-    line = printable(" ".join(words.split()))
+    """Words of an upstream as one line of limited length. What shows them escapes control characters."""
+    line = " ".join(words.split())
     return line if len(line) <= _WHOLE else f"{line[:_HEAD]} … {line[-_TAIL:]}"
 
 

@@ -39,9 +39,9 @@ _IN_TRANSACTIONS = (
 _FULL = ("no more connections allowed", "max client")
 
 SHARES_SESSIONS = (
-    "leads to a pooler in transaction mode, in which the lock that keeps two runs apart does not hold: set "
-    "it to PostgreSQL itself or to a pooler in session mode (Neon: the host without -pooler; Supabase: port "
-    "5432); DATABASE_READ_URL may lead to this pooler"
+    "leads to a pooler in transaction mode, which cannot be used, because the lock that keeps two runs apart "
+    "does not hold there: set it to PostgreSQL itself or to a pooler in session mode (Neon: the host without "
+    "-pooler; Supabase: port 5432); DATABASE_READ_URL may lead to this pooler"
 )
 
 

@@ -39,8 +39,8 @@ pytestmark = [
 ]
 
 REJECTED = (
-    "DATABASE_URL leads to a pooler in transaction mode, in which the lock that keeps two runs apart does "
-    "not hold: set it to PostgreSQL itself or to a pooler in session mode"
+    "DATABASE_URL leads to a pooler in transaction mode, which cannot be used, because the lock that keeps "
+    "two runs apart does not hold there: set it to PostgreSQL itself or to a pooler in session mode"
 )
 CHANGED = "SELECT name FROM pg_settings WHERE source = 'session' AND name IN ('statement_timeout', 'jit')"
 KEYS = [f"coin-{number:02}" for number in range(30)]
