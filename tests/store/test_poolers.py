@@ -26,6 +26,7 @@ from kasparro.store.sessions import Sessions
 from tests.conftest import LogEvents
 from tests.support.batches import T0, load_batches, make_batch, make_record
 from tests.support.commands import run_command
+from tests.support.live_service import live_service
 from tests.support.pgbouncer import Mode, needs_pgbouncer, pgbouncer
 from tests.support.postgres import Server, servers
 from tests.support.response_cache import MOVE, NOTIFY, wait_for_prices
@@ -143,6 +144,19 @@ async def test_commands_work_through_a_session_pooler(server: Server) -> None:
 
     assert code == 0
     assert "succeeded" in out
+
+
+async def test_service_runs_and_answers_through_a_session_pooler(server: Server) -> None:
+    async with (
+        pgbouncer(server, "session") as pooler,
+        live_service(pooler.url) as service,
+        aiohttp.ClientSession(service.url) as client,
+        client.get("/health") as response,
+    ):
+        health = await response.json()
+
+    assert health["status"] == "ok"
+    assert not [event for event in service.log if event["level"] in {"warning", "error"}]
 
 
 async def test_service_takes_half_of_a_default_pool(server: Server) -> None:
