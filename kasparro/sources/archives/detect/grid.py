@@ -178,6 +178,12 @@ def _length_by_rows(walls: Sequence[datetime], steps: Counter[timedelta]) -> tim
 
 def _agrees(walls: Sequence[datetime], steps: Counter[timedelta], length: timedelta) -> bool:
     # Whether times may be those of candles of a length, some of which may be missing.
+    count = steps.total()
+    if (
+        count >= _FEW_STEPS
+        and sum(n for step, n in steps.items() if step < length + min(length, 2 * _HOUR)) < count / 20
+    ):
+        return False
     if length == MONTH:
         return all(step >= timedelta(days=28) for step in steps)
     fit = _fit(walls, length)
