@@ -1,8 +1,10 @@
 """Reads times as archives write them, and decides to which moment the close price of a period belongs."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -252,12 +254,33 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
             f"its rows do not show which number is the day: {example!r} and all others can be read as "
             f"{' and as '.join(ORDER_NAMES[order] for order in sorted((best, other)))}",
             Guess(
-                {"day_order": ORDER_NAMES[min(best, other)]},
-                f'a guess: it may also be "{ORDER_NAMES[max(best, other)]}"',
+                {"day_order": ORDER_NAMES[likely := _more_regular(numeric, sorted((best, other)))]},
+                f'a guess: it may also be "{ORDER_NAMES[other if likely == best else best]}"',
             ),
             question="time",
         )
     return best
+
+
+def _more_regular(texts: Sequence[str], orders: Sequence[Order]) -> Order:
+    # The order in which most steps between days are equal; with points between the numbers, the day is first.
+    if all("." in text for text in texts) and "dmy" in orders:
+        return "dmy"
+
+    def regularity(order: Order) -> float:
+        days = sorted({read_time(text, order).at for text in texts if _reads(text, order)})
+        steps = Counter(later - earlier for earlier, later in pairwise(days))
+        return max(steps.values(), default=0) / max(len(days), 1)
+
+    return max(orders, key=regularity)
+
+
+def _reads(text: str, order: Order) -> bool:
+    try:
+        read_time(text, order)
+    except RejectedValue:
+        return False
+    return True
 
 
 def _failures(texts: Sequence[str], order: Order, now: datetime) -> int:
@@ -404,12 +427,13 @@ _WALL_EPOCH = _EPOCH.replace(tzinfo=None)
 
 
 def is_end(wall: datetime, length: timedelta, offset: timedelta = timedelta()) -> bool:
-    """Whether a wall-clock time is in the last second of a candle, or in the last minute from one hour on.
+    """Whether a wall-clock time is in the last second of a candle.
 
-    Sources write the end of a candle so: `23:59:59`, `23:59:59.999` or `23:59`.
+    From one hour on the last minute counts, and from one day on the last ten minutes: sources write the end
+    of a candle as `23:59:59`, `23:59:59.999`, `23:59` or `23:58:00`.
     """
-    last = _SECOND if length < _HOUR else _MINUTE
-    return past_beginning(wall + last, length, offset) < last
+    last = _SECOND if length < _HOUR else _MINUTE if length < _DAY else 10 * _MINUTE
+    return length > last and past_beginning(wall + last, length, offset) < last
 
 
 def _next_month(wall: datetime) -> datetime:
