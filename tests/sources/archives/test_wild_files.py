@@ -573,6 +573,13 @@ async def test_series_of_fred(load: Read) -> None:
     assert lines_of(await load(content, "CBBTCUSD.csv")).count("coin.id") == 1
 
 
+async def test_averages_of_fred_are_no_prices(load: Read) -> None:
+    content = table(
+        "observation_date,CBBTCUSD", *(f"2020-0{month}-01,1022{month}.5" for month in range(1, 9))
+    )
+    assert "they are averages" in (await load(content, "CBBTCUSD.csv")).problem
+
+
 async def test_quandl_and_blockchain_com(load: Read) -> None:
     content = table('"Timestamp","market-price"', "2009-01-17 00:00:00,0.0", "2024-01-02 00:00:00,44168.5")
     assert (await load(content, "market-price.csv")).values("source_id", "price_usd") == [

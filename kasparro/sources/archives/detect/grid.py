@@ -76,6 +76,7 @@ def find_grid(inputs: Inputs, times: TimeFormat) -> Candles:
     if not times.stamps:
         return Candles(grid=None, field=field, findings=())
     if inputs.layout.kind != "candles":
+        _require_no_averages(inputs, times)
         _require_no_summer_time(times)
         return Candles(grid=None, field=field, findings=())
     stamps = times.stamps
@@ -402,6 +403,18 @@ def _no_place(
         Guess({"candle_times": "begin"}, 'or "end": what its times are') if begins is None else None,
         question="time",
     )
+
+
+def _require_no_averages(inputs: Inputs, times: TimeFormat) -> None:
+    # FRED's series of prices are daily. At other frequencies their values are averages.
+    walls = _walls(times.stamps, UTC)
+    if inputs.sample.ticker is None or len(walls) < 2:
+        return
+    step = Counter(later - earlier for earlier, later in pairwise(walls)).most_common(1)[0][0]
+    if step >= 7 * _DAY:
+        raise FileRejected(
+            f"its values are {step // _DAY} days apart, so they are averages, no prices: use the daily series"
+        )
 
 
 def _require_no_summer_time(times: TimeFormat) -> None:
