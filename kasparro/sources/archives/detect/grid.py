@@ -410,8 +410,8 @@ def _require_no_averages(inputs: Inputs, times: TimeFormat) -> None:
     walls = _walls(times.stamps, UTC)
     if inputs.sample.ticker is None or len(walls) < 2:
         return
-    step = Counter(later - earlier for earlier, later in pairwise(walls)).most_common(1)[0][0]
-    if step >= 7 * _DAY:
+    step, count = Counter(later - earlier for earlier, later in pairwise(walls)).most_common(1)[0]
+    if step >= 7 * _DAY and count >= _FEW_STEPS:
         raise FileRejected(
             f"its values are {step // _DAY} days apart, so they are averages, no prices: use the daily series"
         )
