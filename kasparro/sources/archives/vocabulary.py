@@ -153,25 +153,39 @@ PEGGED = frozenset(
     {"USDT", "USDC", "BUSD", "TUSD", "DAI", "FDUSD", "PYUSD", "RLUSD", "GUSD", "USDE", "USD1", "USDP"}
 )
 PEGGED_CODES = frozenset(code.lower() for code in PEGGED)
+# Signs of currencies. Of several that fit, the first is read.
 SIGNS = {
-    "€": "EUR",
-    "£": "GBP",
-    "¥": "JPY",
-    "R$": "BRL",
-    "A$": "AUD",
-    "C$": "CAD",
+    "US$": "USD",
+    "MX$": "MXN",
+    "AR$": "ARS",
+    "CA$": "CAD",
+    "AU$": "AUD",
     "HK$": "HKD",
     "NT$": "TWD",
     "NZ$": "NZD",
+    "R$": "BRL",
+    "A$": "AUD",
+    "C$": "CAD",
     "S$": "SGD",
+    "€": "EUR",
+    "£": "GBP",
+    "¥": "JPY",
     "₹": "INR",
     "₩": "KRW",
     "₽": "RUB",
     "₺": "TRY",
     "₿": "BTC",
+    "₱": "PHP",
+    "₦": "NGN",
+    "₪": "ILS",
+    "฿": "THB",
+    "₫": "VND",
+    "₴": "UAH",
     "zł": "PLN",
     "Rs": "INR",
+    "$": "USD",
 }
+_CODE = re.compile(r"(?<![A-Za-z])[A-Za-z]{3,5}(?![A-Za-z])")
 
 
 class Heading(msgspec.Struct, frozen=True):
@@ -223,11 +237,27 @@ def heading(cell: str) -> Heading:
 
 
 def sign_in(text: str) -> str | None:
-    """The currency of the first currency sign in a text; "USD" if all its signs are dollar signs."""
+    """The currency of the first currency sign in a text."""
+    return next((currency for sign, currency in SIGNS.items() if sign in text), None)
+
+
+def currencies_in(text: str) -> set[str]:
+    """The currencies of the signs and codes in a text, such as `5.5 EUR` or `$5.5`."""
+    found = {code.upper() for code in _CODE.findall(text) if code.lower() in FIAT | PEGGED_CODES}
     for sign, currency in SIGNS.items():
-        if sign in text and not (sign == "S$" and "US$" in text):
-            return currency
-    return "USD" if "$" in text else None
+        if sign in text:
+            found.add(currency)
+            text = text.replace(sign, " ")
+    return found
+
+
+def zone_in(cell: str) -> tuple[str | None, str | None]:
+    """The zone that a header cell of any meaning names, and the zone that it may mean."""
+    own = heading(f"time {cell}" if _OFFSET.search(cell) else cell)
+    words = [word for word in _NOT_WORD.split(_CAMEL.sub(" ", _plain(cell)).lower()) if word]
+    zone = own.zone or next((ZONES[word] for word in words if word in ZONES), None)
+    unclear = own.unclear_zone or next((UNCLEAR_ZONES[word] for word in words if word in UNCLEAR_ZONES), None)
+    return zone, None if zone else unclear
 
 
 def currency_in(cell: str) -> str | None:

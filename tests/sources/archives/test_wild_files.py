@@ -276,6 +276,13 @@ async def test_zone_in_a_header_counts_or_is_asked_for(load: Read, header: str, 
         assert outcome.values("observed_at")[0] == (zone,)
 
 
+async def test_zone_of_a_column_that_the_overrides_name_counts(load: Read, load_with: Read) -> None:
+    rows = candles(datetime(2021, 3, 1, tzinfo=UTC), timedelta(hours=1), 30, "%Y-%m-%d %H:%M:%S")
+    content = table(f"candle_date_time_kst,{OHLC}", *rows)
+    outcome = await load_with(content, lines_of(await load(content, "BTC-USD.csv")), "BTC-USD.csv")
+    assert outcome.values("observed_at")[0] == ("2021-02-28 15:59:59",)
+
+
 async def test_column_of_days_with_an_unknown_name_outranks_the_day_of_the_name(
     load: Read, load_with: Read
 ) -> None:
@@ -491,6 +498,16 @@ async def test_currency_in_any_header_of_a_price_counts(load_with: Read, header:
 async def test_dollars_in_a_header_need_no_help(load: Read, header: str) -> None:
     content = table(f"date;{header}", "2021-01-13;5.5", "2021-01-14;6.5")
     assert (await load(content, "bitcoin.csv")).values("price_usd") == [("5.5",), ("6.5",)]
+
+
+@pytest.mark.parametrize("price", ["{} EUR", "EUR {}", "₱{}", "AR${}", "C${}"])
+async def test_codes_and_signs_in_cells_are_evidence(load: Read, price: str) -> None:
+    content = table("date,price", *(f"2021-01-{day},{price.format(f'{day}.5')}" for day in (13, 14)))
+    outcome = await load(content, "bitcoin.csv")
+    assert "by the signs in its cells" in outcome.problem
+    assert lines_of(outcome) == ""
+    dollars = table("date,price", "2021-01-13,5.5 USD", "2021-01-14,USD 6.5")
+    assert (await load(dollars, "bitcoin.csv")).values("price_usd") == [("5.5",), ("6.5",)]
 
 
 async def test_column_of_pairs_shows_the_currency_whatever_its_name(load: Read) -> None:

@@ -18,7 +18,7 @@ from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import Notation
 from kasparro.sources.archives.pairs import SEPARATORS, PairNotation
 from kasparro.sources.archives.text import one_line
-from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED, sign_in
+from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED, currencies_in
 
 BY_OVERRIDES = "by its overrides"
 # Names, symbols and ids of coins whose price in US dollars is about 1.
@@ -305,6 +305,6 @@ def _currency_of(inputs: Inputs, column: int, default: _Currency) -> _Currency:
 
 
 def _sign(inputs: Inputs, column: int) -> str | None:
-    # The currency of the first sign in a column; "USD" if all signs are dollar signs.
-    signs = {sign for cell in inputs.cells(column) if (sign := sign_in(cell)) is not None}
-    return min(signs - {"USD"}, default="USD") if signs else None
+    # The currency of the signs and codes in a column; "USD" if all are of the dollar.
+    found = currencies_in("\n".join(inputs.cells(column)))
+    return min(found - {"USD"}, default="USD") if found else None
