@@ -396,6 +396,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
         past = None if self.offset is None else past_beginning(wall, self.length, self.offset)
         if not self.begins:
             if stamp.date_only:
+                if self.length == MONTH and (wall + _DAY).day != 1:
+                    raise RejectedValue("observed_at", "not the end of a candle of 1mo")
                 return day_end(stamp, zone)
             if past == timedelta():
                 return stamp.at - _SECOND

@@ -232,6 +232,16 @@ async def test_weeks_of_bare_days_begin_on_mondays_or_ask(load: Read, first: str
         assert "candle_times" in lines_of(outcome)
 
 
+async def test_months_of_bare_days_are_first_or_last_days(load: Read) -> None:
+    days = ["2023-01-31", "2023-02-28", "2023-03-31", "2023-04-30", "2023-05-31", "2023-06-15"]
+    ends = table(f"date,{OHLC}", *(f"{day},1,2,0.5,1.{n}" for n, day in enumerate(days)))
+    outcome = await load(ends, "BTC-USD.csv")
+    assert outcome.values("observed_at")[1] == ("2023-02-28 23:59:59",)
+    assert [reject.reason for reject in outcome.rejects] == ["not the end of a candle of 1mo"]
+    middle = table(f"date,{OHLC}", *(f"2023-0{month}-15,1,2,0.5,1.{month}" for month in range(1, 9)))
+    assert "at different places" in (await load(middle, "BTC-USD.csv")).problem
+
+
 async def test_ends_of_days_shortly_before_midnight_stay(load: Read) -> None:
     """GOOGLEFINANCE of Google Sheets."""
     content = table("Date,Close", *(f"2021-01-{day} 23:58:00,{day}.5" for day in range(13, 20)))

@@ -302,10 +302,10 @@ def _grid_of_days(
 ) -> tuple[Grid, str]:
     walls = _walls(stamps, _zone(times.zone))
     last_days = sum((wall + _DAY).day == 1 for wall in walls)
-    if length == MONTH and begins is not True and last_days >= 0.9 * len(walls):
+    if length == MONTH and begins is not True and last_days >= max(1, len(walls) - max(1, len(walls) // 10)):
         return Grid(length=length, begins=False, zone=times.zone), "each time is the last day of a month"
     fit = _fit(walls, length)
-    if length > _DAY and fit.share < _NEARLY_ALL:
+    if length > _DAY and (fit.share < _NEARLY_ALL or (length == MONTH and fit.offset and begins is None)):
         raise _no_place(length, times, begins)
     return (
         Grid(length=length, begins=begins is not False, zone=times.zone, offset=fit.offset),
