@@ -215,13 +215,18 @@ def _length_by_rows(walls: Sequence[datetime], steps: Counter[timedelta]) -> tim
     if not steps:
         return None
     months = sum(count for step, count in steps.items() if timedelta(days=28) <= step <= MONTH)
-    if months >= 0.9 * steps.total():
+    if months >= max(1, _all_but_few(steps.total())):
         return MONTH
     step = steps.most_common(1)[0][0]
     if not is_length(step) or step == MONTH:
         return None
     fit = _fit(walls, step)
     return step if max(fit.share, fit.share_with_summer_time) >= _NEARLY_ALL else None
+
+
+def _all_but_few(count: int) -> int:
+    # How many of some months have to be regular: the last one may not be over.
+    return count - max(1, count // 10)
 
 
 def _agrees(walls: Sequence[datetime], steps: Counter[timedelta], length: timedelta) -> bool:
@@ -302,7 +307,7 @@ def _grid_of_days(
 ) -> tuple[Grid, str]:
     walls = _walls(stamps, _zone(times.zone))
     last_days = sum((wall + _DAY).day == 1 for wall in walls)
-    if length == MONTH and begins is not True and last_days >= max(1, len(walls) - max(1, len(walls) // 10)):
+    if length == MONTH and begins is not True and last_days >= max(1, _all_but_few(len(walls))):
         return Grid(length=length, begins=False, zone=times.zone), "each time is the last day of a month"
     fit = _fit(walls, length)
     if length > _DAY and (fit.share < _NEARLY_ALL or (length == MONTH and fit.offset and begins is None)):
