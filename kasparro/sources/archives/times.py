@@ -1,6 +1,7 @@
 """Reads times as archives write them, and decides to which moment the close price of a period belongs."""
 
 import re
+from calendar import monthrange
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
@@ -408,7 +409,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
             raise RejectedValue("observed_at", f"not the beginning of a candle of {length_name(self.length)}")
         if self.length <= _HOUR:
             return stamp.at + self.length - _SECOND
-        following = _next_month(wall) if self.length == MONTH else wall + self.length
+        offset = self.offset or timedelta()
+        following = _next_month(wall - offset) + offset if self.length == MONTH else wall + self.length
         return following.replace(tzinfo=zone).astimezone(UTC) - _SECOND
 
 
@@ -439,8 +441,9 @@ def is_end(wall: datetime, length: timedelta, offset: timedelta = timedelta()) -
 
 
 def _next_month(wall: datetime) -> datetime:
-    # The same day and clock time in the next month.
-    return wall.replace(year=wall.year + wall.month // 12, month=wall.month % 12 + 1)
+    # The same day and clock time in the next month, or its last day if it is shorter.
+    year, month = wall.year + wall.month // 12, wall.month % 12 + 1
+    return wall.replace(year=year, month=month, day=min(wall.day, monthrange(year, month)[1]))
 
 
 def day_end(stamp: Stamp, zone: tzinfo = UTC) -> datetime:
