@@ -11,7 +11,7 @@ from kasparro.sources.archives.overrides import Overrides
 from kasparro.sources.archives.reader import Head
 
 # Part of every key. A parser that reads files differently needs a new version, so that they are loaded again.
-PARSER_VERSION = "4"
+PARSER_VERSION = "5"
 READ_BYTES = 1024 * 1024
 
 

@@ -11,8 +11,9 @@ import msgspec
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import InvalidValue, Reject, RejectedValue
 from kasparro.sources.archives.convert import Converter
-from kasparro.sources.archives.detect import Detection, detect
-from kasparro.sources.archives.detect.sample import Sample, read_sample
+from kasparro.sources.archives.detect import Detection
+from kasparro.sources.archives.detect.attempt import detect_file
+from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
@@ -130,8 +131,7 @@ def file_problem(name: str, reason: str, setting: str | None = None) -> Problem:
 async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:
     # The format of the file, and whether the rule about half of its rows is settled. Raises FileRejected if
     # over half would be rejected. A file that makes a single batch is checked with that batch.
-    sample = await read_sample(file, job.overrides)
-    detection = detect(sample, job.name, job.now, job.overrides)
+    sample, detection = await detect_file(file, job.name, job.now, job.overrides)
     if not job.half_rule:
         return detection, True
     if sample.whole and len(sample.rows) < BATCH_ROWS and not job.position and job.head is None:
