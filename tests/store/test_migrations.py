@@ -146,8 +146,7 @@ async def test_migrations_keep_the_rows_of_a_populated_database(empty_database_u
         known = available()
         for count in range(1, len(known) + 1):
             await migrate(database, known[:count])
-            if count == 1:
-                await populate(connection)
+            await populate(connection)
         before = await contents(connection)
 
         later = Migration(known[-1].version + 1, "9999_later.sql", "ALTER TABLE runs ADD extra int", "later")
@@ -167,13 +166,18 @@ TABLES = [name for name in ALL_TABLES if name != "schema_migrations"]
 
 
 async def populate(connection: Connection) -> None:
-    """Insert a row into every table."""
+    """Insert a row into every table that has none."""
     await connection.execute("SELECT create_history_partition('2024-06-01')")
     await connection.execute(
-        "INSERT INTO runs (trigger, status, started_at) VALUES ('etl', 'running', now())"
+        "INSERT INTO runs (trigger, status, started_at)"
+        " SELECT 'etl', 'running', now() WHERE NOT EXISTS (SELECT FROM runs)"
     )
-    for table in TABLES:
-        if table in {"runs", "instance"}:
+    tables = await connection.fetch(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
+        " AND relnamespace = 'public'::regnamespace"
+    )
+    for (table,) in tables:
+        if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):
             continue
         columns = await connection.fetch(
             "SELECT column_name, data_type FROM information_schema.columns"

@@ -28,10 +28,11 @@ NOON = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
 _TABLES = {
     "unified_data": "source, source_id",
     "unified_history": "source, source_id, observed_at",
-    "checkpoints": "source, key",
+    "archive_files": "source, key",
+    "shared_records": "source_id, observed_at, file_id",
 }
 # Columns that differ between two loads of the same input.
-_WRITE_TIMES = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version"}
+_WRITE_TIMES = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version", "loading_since"}
 
 
 class ManualClock:

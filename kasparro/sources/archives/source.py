@@ -1,4 +1,4 @@
-"""The source `csv`: loads each archive once, by its content, with the archive worker."""
+"""The source `csv`: loads each archive once, with the archive worker."""
 
 import os
 import sys
@@ -8,11 +8,14 @@ from contextlib import AsyncExitStack, aclosing
 from itertools import chain
 from typing import Annotated, NamedTuple
 
+import msgspec
+
 from kasparro.errors import SourceError
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import Reject
 from kasparro.settings import SourceSettings, Variable, parse_text
 from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.placement import Placement, place
 from kasparro.sources.archives.reader import Portion, Problem, file_problem
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
 from kasparro.sources.base import SourceContext, SourceDefinition
@@ -52,7 +55,7 @@ class Archives:
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier run has loaded to their end, file after file."""
-        # By the key of the content, because a file of the same content with another name may still load.
+        # By key, because a file of the same key may still load.
         rejects: dict[str | None, list[Reject]] = {}
         stalled = None
         async with AsyncExitStack() as stack:
@@ -73,7 +76,7 @@ class Archives:
                     async for message in transfer.messages:
                         if isinstance(message, Portion):
                             context.progress(done + min(message.position, transfer.size), total)
-                            yield message.batch
+                            yield transfer.placed(message.batch)
                         else:
                             problem = message
                 except WorkerEnded as error:
@@ -135,23 +138,28 @@ class Archives:
     async def _start(
         self, archive: Archive, size: int, worker: Worker, context: SourceContext, queue: "_FileQueue"
     ) -> "_Transfer":
-        # Starts to read a file, unless it cannot be read or is already loaded.
-        earlier = await context.checkpoint_named(archive.name)
+        # Starts to read a file, unless it cannot be read, is already loaded or was forgotten.
+        earlier = await context.file_named(archive.name)
         try:
-            key = await worker.identify(archive, earlier, context.clock())
+            identity = await worker.identify(archive, earlier, context.clock())
         except WorkerEnded as error:
             return _Transfer(archive.name, size, None, _messages(error))
-        if isinstance(key, Problem):
-            return _Transfer(archive.name, size, None, _messages(key))
-        if queue.is_first(key, archive):
-            same = await context.checkpoint(key)
-            if same is not None and (same.complete or same.position):
-                context.summary.loaded_before = True
-            if same is None or not same.complete:
-                worker.start_reading(same.position if same is not None else None)
-                return _Transfer(archive.name, size, key, worker.messages(archive.name), worker)
+        if isinstance(identity, Problem):
+            return _Transfer(archive.name, size, None, _messages(identity))
+        known = await context.known_files(archive.name, identity.content)
+        placement = place(archive.name, identity, known, queue.names)
+        context.summary.loaded_before |= placement.loaded_before
+        message: Portion | Problem | None = None
+        if placement.problem is not None:
+            message = file_problem(archive.name, placement.problem)
+        elif placement.renamed is not None:
+            message = Portion(BatchBuilder().take(placement.renamed), 0)
+        elif placement.must_read and queue.is_first(identity.key, archive):
+            worker.start_reading(placement.position)
+            messages = worker.messages(archive.name)
+            return _Transfer(archive.name, size, identity.key, messages, worker, placement)
         worker.skip()
-        return _Transfer(archive.name, size, None, _messages(None))
+        return _Transfer(archive.name, size, None, _messages(message))
 
 
 def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
@@ -170,16 +178,24 @@ class _Transfer(NamedTuple):
     key: str | None
     messages: AsyncGenerator[Portion | Problem, None]
     worker: Worker | None = None
+    placement: Placement | None = None
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch, with what its file continues or replaces."""
+        if self.placement is None or batch.checkpoint is None:
+            return batch
+        return msgspec.structs.replace(batch, checkpoint=self.placement.placed(batch.checkpoint))
 
 
 class _FileQueue:
-    # The files that are not read yet. Of files with the same content the first is read. If it is rejected,
-    # its copies are read one after the other, because a file's name also says something about its content.
+    # The files that are not read yet. Of files with the same key, which give the same records, the first is
+    # read. If it is rejected, its copies are read one after the other, so that each is named.
     def __init__(self, files: Sequence[Archive]) -> None:
         self._files = deque((file, file.size) for file in files)
         self._copies: dict[str, deque[Archive]] = {}
         self._untried: dict[str, deque[Archive]] = {}
         self.bytes = sum(file.size for file in files)
+        self.names = frozenset(file.name for file in files)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -189,7 +205,7 @@ class _FileQueue:
         return self._files.popleft()
 
     def is_first(self, key: str, archive: Archive) -> bool:
-        """Whether this is the file to read of those with the same content; if not, remember it as a copy."""
+        """Whether this is the file to read of those with the same key; if not, remember it as a copy."""
         if key in self._copies:
             self._copies[key].append(archive)
             return False
@@ -197,7 +213,7 @@ class _FileQueue:
         return True
 
     def add_copy(self, key: str | None) -> None:
-        """After the file with this content was rejected, put its next copy at the front."""
+        """After the file with this key was rejected, put its next copy at the front."""
         copies = self._copies.pop(key, None) if key is not None else None
         if key is not None and copies:
             # The progress already includes the copy's size.
@@ -205,7 +221,9 @@ class _FileQueue:
             self._untried[key] = copies
 
 
-async def _messages(message: Problem | WorkerEnded | None) -> AsyncGenerator[Portion | Problem, None]:
+async def _messages(
+    message: Portion | Problem | WorkerEnded | None,
+) -> AsyncGenerator[Portion | Problem, None]:
     # The messages about a file that no worker reads.
     if isinstance(message, WorkerEnded):
         raise message
