@@ -181,7 +181,9 @@ WITH ranked AS (
             ORDER BY
                 file.complete DESC,
                 shared.provisional ASC,
-                CASE WHEN shared.provisional THEN num_nulls(shared.market_cap_usd, shared.volume_24h_usd) END ASC,
+                CASE
+                    WHEN shared.provisional THEN num_nulls(shared.market_cap_usd, shared.volume_24h_usd)
+                END ASC,
                 file.name COLLATE "C" DESC,
                 shared.file_id DESC
         ) AS place

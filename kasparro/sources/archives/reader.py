@@ -82,9 +82,10 @@ class Portion(msgspec.Struct, frozen=True, tag=True):
 
 
 class Problem(msgspec.Struct, frozen=True, tag=True):
-    """The reject of a file, or of the rest of it."""
+    """The reject of a file, or of the rest of it. `content` is the digest of its content, if it was read."""
 
     reject: Reject
+    content: str | None = None
 
 
 class RejectCount(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,8 +55,10 @@ class Archives:
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier run has loaded to their end, file after file."""
-        # By key, because a file of the same key may still load.
+        # By the digest of the content, because a copy of the file may still load: its name may answer what the
+        # content leaves open.
         rejects: dict[str | None, list[Reject]] = {}
+        loaded: set[str] = set()
         stalled = None
         async with AsyncExitStack() as stack:
 
@@ -84,10 +86,10 @@ class Archives:
                     problem = file_problem(transfer.name, str(error).removeprefix(f"{transfer.name}: "))
                     silent += isinstance(error, WorkerSilent)
                 if problem is not None:
-                    rejects.setdefault(transfer.key, []).append(problem.reject)
+                    rejects.setdefault(transfer.content or problem.content, []).append(problem.reject)
                     queue.add_copy(transfer.key)
-                elif transfer.key is not None:
-                    rejects.pop(transfer.key, None)
+                elif transfer.loads and transfer.content is not None:
+                    loaded.add(transfer.content)
                 done += transfer.size
                 context.progress(done, total)
                 if silent == SILENT_LIMIT:
@@ -95,7 +97,8 @@ class Archives:
                         f"archives {self._setting}: {silent} files did not answer; check their file system"
                     )
                     break
-        for batch in _reject_batches([*chain.from_iterable(rejects.values())]):
+        lost = (found for content, found in rejects.items() if content not in loaded)
+        for batch in _reject_batches([*chain.from_iterable(lost)]):
             yield batch
         if stalled is not None:
             raise SourceError(stalled)
@@ -157,9 +160,9 @@ class Archives:
         elif placement.must_read and queue.is_first(identity.key, archive):
             worker.start_reading(placement.position)
             messages = worker.messages(archive.name)
-            return _Transfer(archive.name, size, identity.key, messages, worker, placement)
+            return _Transfer(archive.name, size, identity.key, messages, worker, placement, identity.content)
         worker.skip()
-        return _Transfer(archive.name, size, None, _messages(message))
+        return _Transfer(archive.name, size, None, _messages(message), None, placement, identity.content)
 
 
 def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
@@ -172,13 +175,20 @@ def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
 
 
 class _Transfer(NamedTuple):
-    # The messages about a file, and the worker that sends them. `key` is None if the file is not read.
+    # The messages about a file, and the worker that sends them. `key` is None if the file is not read, and
+    # `placement` and `content` are None if it cannot be.
     name: str
     size: int
     key: str | None
     messages: AsyncGenerator[Portion | Problem, None]
     worker: Worker | None = None
     placement: Placement | None = None
+    content: str | None = None
+
+    @property
+    def loads(self) -> bool:
+        """Whether the file's records are in the database at its end, unless it is rejected."""
+        return self.key is not None or (self.placement is not None and self.placement.loaded_before)
 
     def placed(self, batch: Batch) -> Batch:
         """The batch, with what its file continues or replaces."""

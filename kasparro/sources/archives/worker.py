@@ -15,12 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from kasparro.errors import SourceError
 from kasparro.sources.archives import privilege_separation, sandbox
 from kasparro.sources.archives.discover import find_archives
 from kasparro.sources.archives.explain import check, not_checked
 from kasparro.sources.archives.files import ArchiveFile, OpenFiles, open_all
-from kasparro.sources.archives.identity import Identity, Key, digest_contents
+from kasparro.sources.archives.identity import Contents, Identity, Key, digest_contents
 from kasparro.sources.archives.overrides import (
     FOLDER_FILE,
     SUFFIX,
@@ -157,15 +159,18 @@ async def _read(
         if request.check:
             writer.send(CheckResult(await check(file, request.name, overrides, request.now)))
             return Finished()
-        identity, detected = await _identify(file, request, overrides)
+        contents = digest_contents(file, overrides, request.earlier)
     except OverridesRejected as error:
         _reject(request, f"not loaded: {error}", writer)
         return Finished()
     except OSError as error:
         _reject(request, f"cannot be read ({error.strerror or error})", writer)
         return Finished()
+    try:
+        identity, detected = await _identify(file, contents, request, overrides)
     except READ_ERRORS as error:
-        writer.send(problem_of(request.name, error))
+        problem = problem_of(request.name, error)
+        writer.send(msgspec.structs.replace(problem, content=contents.key.content))
         return Finished()
     writer.send(FileKey(identity))
     following, _ = next(requests, (None, None))
@@ -186,11 +191,10 @@ async def _read(
 
 
 async def _identify(
-    file: ArchiveFile, request: OpenArchive, overrides: Overrides
+    file: ArchiveFile, contents: Contents, request: OpenArchive, overrides: Overrides
 ) -> tuple[Identity, Detected | None]:
     # What the file is known by, and its format, if it had to be detected: an unchanged file under the same
     # name is read as before. Raises one of READ_ERRORS.
-    contents = digest_contents(file, overrides, request.earlier)
     if (earlier := request.earlier) is not None:
         known = Key.parse(earlier.key)
         if known._replace(interpretation="") == contents.key:
