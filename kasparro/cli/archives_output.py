@@ -48,15 +48,17 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
         return
     table = Table("file", "state", "loaded", "rows", "coin", "first", "last", box=None, pad_edge=False)
     table.columns[3].justify = "right"
+    for column in (table.columns[2], *table.columns[5:]):
+        column.no_wrap = True
     for archive in archives:
         table.add_row(
             archive.file,
             archive.state,
-            _moment(archive.loaded_at),
+            f"{archive.loaded_at:%Y-%m-%d %H:%M}",
             f"{archive.rows:,}",
             _coins(archive),
-            _moment(archive.first_observed_at),
-            _moment(archive.last_observed_at),
+            _day(archive.first_observed_at),
+            _day(archive.last_observed_at),
         )
     out.print(table)
     for archive in archives:
@@ -70,5 +72,5 @@ def _coins(archive: ArchiveReport) -> str:
     return f"{archive.coins:,} coins by its columns" if archive.coins else "-"
 
 
-def _moment(at: datetime | None) -> str:
-    return "-" if at is None else f"{at:%Y-%m-%d %H:%M}"
+def _day(at: datetime | None) -> str:
+    return "-" if at is None else f"{at:%Y-%m-%d}"
