@@ -54,7 +54,7 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
         table.add_row(
             archive.file,
             archive.state,
-            f"{archive.loaded_at:%Y-%m-%d %H:%M}",
+            _day(archive.loaded_at),
             f"{archive.rows:,}",
             _coins(archive),
             _day(archive.first_observed_at),
@@ -69,7 +69,7 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
 def _coins(archive: ArchiveReport) -> str:
     if archive.coin is not None:
         return archive.coin
-    return f"{archive.coins:,} coins by its columns" if archive.coins else "-"
+    return f"{archive.coins:,} coins" if archive.coins else "-"
 
 
 def _day(at: datetime | None) -> str:

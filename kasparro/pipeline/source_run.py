@@ -86,6 +86,7 @@ class SourceRun:
         self._first_files: list[Reject] = []
         self._complete_file = False
         self._rejected_keys: set[str | None] = set()
+        self._taken_back = 0
         self._forgotten: Settled | None = None
         self._profile: Profile | None = None
         self.name = source.name
@@ -138,7 +139,7 @@ class SourceRun:
         if self._files_rejected:
             context.summary.add_problem(_files_summary(self._first_files, self._files_rejected))
         quality = None if stopped else await self._assess(context, counts, complete=failure is None)
-        loaded = bool(counts["valid"]) or self._complete_file or context.summary.loaded_before
+        loaded = counts["valid"] > self._taken_back or self._complete_file or context.summary.loaded_before
         status, error_line = outcome_of(loaded, stopped, failure, context.summary.problems)
         if error_line and quality and (cause := _likely_cause(quality)) and counts["rejected"]:
             error_line = f"{error_line}; {cause}"
@@ -242,6 +243,7 @@ class SourceRun:
             self._rejected_keys.add(key)
             batch = _rejected(batch, str(conflict))
             settled = await self._retry(lambda: self._loader.load(batch, self._clock()))
+            self._taken_back += settled.removed + settled.changed + settled.kept
         if batch.forgets is not None:
             self._forgotten = settled
         self._complete_file |= batch.checkpoint is not None and batch.checkpoint.complete
