@@ -58,13 +58,15 @@ async def history(connection: Connection) -> list[tuple[str, int, int]]:
 async def coins(connection: Connection) -> dict[str, int]:
     """The coins of unified_data with their prices."""
     rows = await connection.fetch("SELECT source_id, price_usd::int FROM unified_data ORDER BY source_id")
-    return {coin: price for coin, price in rows}
+    return {row["source_id"]: row["price_usd"] for row in rows}
 
 
 async def known(connection: Connection) -> dict[str, bool]:
     """The known files by name, and whether they were forgotten."""
-    rows = await connection.fetch("SELECT name, forgotten_at IS NOT NULL FROM archive_files ORDER BY name")
-    return {name: forgotten for name, forgotten in rows}
+    rows = await connection.fetch(
+        "SELECT name, forgotten_at IS NOT NULL AS forgotten FROM archive_files ORDER BY name"
+    )
+    return {row["name"]: row["forgotten"] for row in rows}
 
 
 async def test_renamed_file_moves_to_the_coin_of_its_new_name(

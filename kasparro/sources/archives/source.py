@@ -55,8 +55,8 @@ class Archives:
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier run has loaded to their end, file after file."""
-        # By the digest of the content: a copy of the file may load, because its name may answer what the content
-        # leaves open.
+        # By the digest of the content: a copy of the file may load, because its name may answer what is left
+        # open.
         rejects: dict[str | None, list[Reject]] = {}
         loaded: set[str] = set()
         stalled = None
