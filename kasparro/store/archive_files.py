@@ -176,6 +176,7 @@ async def share(
     connection: Connection, source: str, file: OpenFile, lacks: Sequence[str], fetched_at: datetime
 ) -> None:
     """Store what each file gives, for staged moments that another file has already given."""
+    await connection.execute(_SQL["note_unsettled"], file.id, fetched_at)
     await connection.execute(_SQL["share_known"], source)
     await connection.execute(_SQL["share_staged"], source, fetched_at, lacks, file.id)
 
@@ -190,13 +191,15 @@ async def finish(connection: Connection, source: str, name: str, file: OpenFile)
         await connection.execute(_SQL["delete_files"], source, file.replaces)
         for own in await connection.fetch(_SQL["file_bounds"], source, [file.id]):
             await _touch_coins(connection, source, own)
-    shared = await connection.fetchval(_SQL["touch_provisional"], source, file.id)
+    shared = await connection.fetchval(_SQL["touch_shared"], source, file.id, timeout=TIMEOUT_S)
+    await connection.execute(_SQL["note_settled"], file.id)
     if not shared and not file.replaces:
         return Settled()
+    await connection.execute(_SQL["long_timeout"])
     settled = await _settle(connection, source)
     if shared:
         await connection.execute(_SQL["delete_disagreements"], source, [file.id])
-        await connection.execute(_SQL["find_disagreements"], source, file.id)
+        await connection.execute(_SQL["find_disagreements"], source, file.id, timeout=TIMEOUT_S)
     return msgspec.structs.replace(settled, removed=removed)
 
 
@@ -253,9 +256,10 @@ async def _touch_coins(connection: Connection, source: str, file: asyncpg.Record
 
 async def _settle(connection: Connection, source: str) -> Settled:
     # Writes what the touched moments and coins are now.
-    await connection.execute(_SQL["settle_finality"], source, timeout=TIMEOUT_S)
+    await connection.execute(_SQL["stage_newest"], source, timeout=TIMEOUT_S)
+    await connection.execute(_SQL["note_provisional"], source, timeout=TIMEOUT_S)
     changed = await connection.fetchval(_SQL["settle_moments"], source, timeout=TIMEOUT_S)
-    for moment in await connection.fetch(_SQL["abandoned_moments"], source):
+    for moment in await connection.fetch(_SQL["abandoned_moments"], source, timeout=TIMEOUT_S):
         await connection.execute(_SQL["delete_moment"], source, *moment)
     await connection.execute(_SQL["delete_single"], source, timeout=TIMEOUT_S)
     (coins,) = await connection.fetch(_SQL["settle_coins"], source, timeout=TIMEOUT_S)

@@ -63,15 +63,9 @@ WHERE source = $1 AND id = ANY($2::integer[]) AND complete;
 
 -- name: note_new_name --
 -- The name decides between files, so the moments that a renamed file shares are settled again.
-UPDATE shared_records
-SET provisional = true
-FROM archive_files AS file
-WHERE
-    shared_records.file_id = file.id
-    AND file.source = $1
-    AND file.key = $2
-    AND file.name <> $3
-    AND file.forgotten_at IS NULL;
+UPDATE archive_files
+SET unsettled_since = '-infinity'
+WHERE source = $1 AND key = $2 AND name <> $3 AND forgotten_at IS NULL;
 
 -- name: save_file --
 INSERT INTO archive_files AS known (
@@ -142,15 +136,20 @@ HAVING max(price_usd) - min(price_usd) > max(price_usd) * $4::numeric
 ORDER BY observed_at, source_id
 LIMIT 1;
 
+-- name: note_unsettled --
+UPDATE archive_files SET unsettled_since = least(unsettled_since, $2) WHERE id = $1;
+
 -- name: share_known --
 -- Of the moments that this file gives as well, what the other file gave.
 INSERT INTO shared_records (
     {{ listed(RECORD) }},
-    file_id
+    file_id,
+    provisional
 )
 SELECT
     {{ listed(RECORD, "known.") }},
-    known.file_id
+    known.file_id,
+    false
 FROM staged_changes AS changes
 CROSS JOIN LATERAL (
     SELECT *
@@ -171,7 +170,8 @@ INSERT INTO shared_records AS shared (
     recorded_at,
     content_hash,
     {{ listed(LACKS) }},
-    file_id
+    file_id,
+    provisional
 )
 SELECT
     $1,
@@ -183,13 +183,13 @@ SELECT
     CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
     CASE WHEN 'name' = ANY($3) THEN true END,
     CASE WHEN 'rank' = ANY($3) THEN true END,
-    $4
+    $4,
+    false
 FROM staged_changes AS changes
 INNER JOIN staged_contents AS staged ON changes.position = staged.position
 WHERE changes.shares
 ON CONFLICT (source, source_id, observed_at, file_id) DO UPDATE SET
-    {{ overwritten(CONTENT + ["recorded_at", "content_hash"] + LACKS) }},
-    provisional = true;
+    {{ overwritten(CONTENT + ["recorded_at", "content_hash"] + LACKS) }};
 
 -- name: delete_files --
 DELETE FROM archive_files

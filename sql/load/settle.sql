@@ -3,6 +3,19 @@
 {% from "macros/columns.sql" import CONTENT, LABELS, VALUES, listed, overwritten %}
 {% set LACKS = ["lacks_symbol", "lacks_name", "lacks_rank"] %}
 {% set RECORD = ["source", "source_id", "observed_at"] + CONTENT + ["recorded_at", "content_hash"] + LACKS %}
+{#- The order of the records of one moment. #}
+{% macro ranked() -%}
+ORDER BY
+    file.complete DESC,
+    shared.provisional ASC,
+    CASE
+        WHEN shared.provisional THEN num_nulls(shared.market_cap_usd, shared.volume_24h_usd)
+    END ASC,
+    file.name COLLATE "C" DESC,
+    shared.file_id DESC
+{%- endmacro %}
+
+{#- Deletes records of a file ($2) between two times. #}
 {% macro deleted_records(condition="") -%}
 WITH deleted AS (
     DELETE FROM unified_history
@@ -30,6 +43,13 @@ CREATE TEMPORARY TABLE IF NOT EXISTS touched_moments (
 
 CREATE TEMPORARY TABLE IF NOT EXISTS touched_coins (
     source_id text COLLATE "C" PRIMARY KEY
+) ON COMMIT DELETE ROWS;
+
+CREATE TEMPORARY TABLE IF NOT EXISTS newest_moments (
+    file_id integer NOT NULL,
+    source_id text COLLATE "C" NOT NULL,
+    observed_at timestamptz NOT NULL,
+    PRIMARY KEY (file_id, source_id)
 ) ON COMMIT DELETE ROWS;
 
 CREATE TEMPORARY TABLE IF NOT EXISTS settled_coins (
@@ -88,21 +108,28 @@ moments AS (
 
 SELECT count(*) FROM deleted;
 
--- name: touch_provisional --
--- The moments of this file that must be settled now that it is loaded to its end: those that it shares since,
--- and its newest ones, which are final once the file has later ones.
+-- name: touch_shared --
+-- The moments of this file that must be settled now that it is loaded to its end: those that it has shared
+-- since it was settled last, and its newest ones, which are final once the file has later ones.
 WITH moments AS (
     INSERT INTO touched_moments (source_id, observed_at)
     SELECT
-        source_id,
-        observed_at
-    FROM shared_records
-    WHERE source = $1 AND file_id = $2 AND provisional
+        shared.source_id,
+        shared.observed_at
+    FROM archive_files AS file
+    INNER JOIN shared_records AS shared ON file.id = shared.file_id
+    WHERE
+        file.source = $1
+        AND file.id = $2
+        AND (shared.provisional OR shared.recorded_at >= file.unsettled_since)
     ON CONFLICT (source_id, observed_at) DO NOTHING
     RETURNING 1
 )
 
 SELECT count(*) FROM moments;
+
+-- name: note_settled --
+UPDATE archive_files SET unsettled_since = NULL WHERE id = $1;
 
 -- name: touch_coins --
 -- The coins of a file that replaces another: their symbols and names may come from the replaced one.
@@ -116,56 +143,54 @@ ON CONFLICT (source_id) DO NOTHING;
 INSERT INTO touched_coins (source_id) VALUES ($1)
 ON CONFLICT (source_id) DO NOTHING;
 
--- name: settle_finality --
--- Notes which of the touched records are followed by a later record of the same coin in their file.
-WITH coins AS (
+-- name: stage_newest --
+-- The newest moment of each coin in each file that gives a touched moment.
+INSERT INTO newest_moments (file_id, source_id, observed_at)
+SELECT
+    coins.file_id,
+    coins.source_id,
+    greatest(
+        (
+            SELECT max(shared_records.observed_at)
+            FROM shared_records
+            WHERE
+                shared_records.file_id = coins.file_id
+                AND shared_records.source_id = coins.source_id
+                AND shared_records.source = $1
+        ),
+        (
+            SELECT history.observed_at
+            FROM unified_history AS history
+            WHERE
+                history.source = $1
+                AND history.source_id = coins.source_id
+                AND history.file_id = coins.file_id
+            ORDER BY history.observed_at DESC
+            LIMIT 1
+        )
+    )
+FROM (
     SELECT DISTINCT
         shared.file_id,
         shared.source_id
     FROM touched_moments AS touched
     INNER JOIN shared_records AS shared
         ON touched.source_id = shared.source_id AND touched.observed_at = shared.observed_at
-    WHERE shared.source = $1 AND shared.provisional
-),
+    WHERE shared.source = $1
+) AS coins;
 
-newest AS (
-    SELECT
-        coins.file_id,
-        coins.source_id,
-        greatest(
-            (
-                SELECT max(shared_records.observed_at)
-                FROM shared_records
-                WHERE
-                    shared_records.file_id = coins.file_id
-                    AND shared_records.source_id = coins.source_id
-                    AND shared_records.source = $1
-            ),
-            (
-                SELECT history.observed_at
-                FROM unified_history AS history
-                WHERE
-                    history.source = $1
-                    AND history.source_id = coins.source_id
-                    AND history.file_id = coins.file_id
-                ORDER BY history.observed_at DESC
-                LIMIT 1
-            )
-        ) AS observed_at
-    FROM coins
-)
-
+-- name: note_provisional --
+-- Notes which of the touched records are the newest ones of their coin in their file.
 UPDATE shared_records AS shared
-SET provisional = false
-FROM touched_moments AS touched, newest
+SET provisional = NOT shared.provisional
+FROM touched_moments AS touched, newest_moments AS newest
 WHERE
     shared.source = $1
     AND shared.source_id = touched.source_id
     AND shared.observed_at = touched.observed_at
     AND shared.file_id = newest.file_id
     AND shared.source_id = newest.source_id
-    AND shared.observed_at < newest.observed_at
-    AND shared.provisional;
+    AND shared.provisional = (shared.observed_at < newest.observed_at);
 
 -- name: settle_moments --
 -- Writes what the touched moments are now. The values are those of one file: of a file that is loaded to its
@@ -173,73 +198,55 @@ WHERE
 -- ones the one with more figures, and else of the file whose name comes last. Symbol, name and rank are those
 -- of the first file in this order that has them. The order of loading has no influence. Returns how many
 -- moments have other contents than before.
-WITH ranked AS (
+WITH grouped AS (
     SELECT
-        shared.*,
-        row_number() OVER (
-            PARTITION BY shared.source_id, shared.observed_at
-            ORDER BY
-                file.complete DESC,
-                shared.provisional ASC,
-                CASE
-                    WHEN shared.provisional THEN num_nulls(shared.market_cap_usd, shared.volume_24h_usd)
-                END ASC,
-                file.name COLLATE "C" DESC,
-                shared.file_id DESC
-        ) AS place
+        shared.source_id,
+        shared.observed_at,
+        count(*) AS files,
+        (array_agg(shared {{ ranked() }}))[1] AS winner,
+        {% for label in LABELS %}
+        (array_agg(shared.{{ label }} {{ ranked() }}) FILTER (WHERE shared.lacks_{{ label }} IS NULL))[1]
+            AS {{ label }},
+        CASE WHEN count(shared.lacks_{{ label }}) = count(*) THEN true END AS lacks_{{ label }}
+        {{- "," if not loop.last }}
+        {% endfor %}
     FROM touched_moments AS touched
     INNER JOIN shared_records AS shared
         ON touched.source_id = shared.source_id AND touched.observed_at = shared.observed_at
     INNER JOIN archive_files AS file ON shared.file_id = file.id
     WHERE shared.source = $1
-),
-
-labels AS (
-    SELECT
-        source_id,
-        observed_at,
-        count(*) AS files,
-        (array_agg(symbol ORDER BY place) FILTER (WHERE lacks_symbol IS NULL))[1] AS symbol,
-        (array_agg(name ORDER BY place) FILTER (WHERE lacks_name IS NULL))[1] AS name,
-        (array_agg(rank ORDER BY place) FILTER (WHERE lacks_rank IS NULL))[1] AS rank,
-        CASE WHEN count(lacks_symbol) = count(*) THEN true END AS lacks_symbol,
-        CASE WHEN count(lacks_name) = count(*) THEN true END AS lacks_name,
-        CASE WHEN count(lacks_rank) = count(*) THEN true END AS lacks_rank
-    FROM ranked
-    GROUP BY source_id, observed_at
+    GROUP BY shared.source_id, shared.observed_at
 ),
 
 settled AS MATERIALIZED (
     SELECT
-        ranked.source_id,
-        ranked.observed_at,
-        labels.symbol,
-        labels.name,
-        labels.rank,
-        {{ listed(VALUES, "ranked.") }},
-        ranked.recorded_at,
-        ranked.content_hash,
-        labels.lacks_symbol,
-        labels.lacks_name,
-        labels.lacks_rank,
-        CASE WHEN labels.files = 1 THEN ranked.file_id ELSE 0 END AS file_id,
+        grouped.source_id,
+        grouped.observed_at,
+        grouped.symbol,
+        grouped.name,
+        grouped.rank,
+        {% for column in VALUES + ["recorded_at", "content_hash"] %}
+        (grouped.winner).{{ column }},
+        {% endfor %}
+        grouped.lacks_symbol,
+        grouped.lacks_name,
+        grouped.lacks_rank,
+        CASE WHEN grouped.files = 1 THEN (grouped.winner).file_id ELSE 0 END AS file_id,
         known.content_hash IS NULL
-        OR known.content_hash <> ranked.content_hash
+        OR known.content_hash <> (grouped.winner).content_hash
         {% for label in LABELS %}
-        OR known.{{ label }} <> labels.{{ label }}
-        OR num_nonnulls(known.{{ label }}, labels.{{ label }}) = 1
-        OR num_nonnulls(known.lacks_{{ label }}, labels.lacks_{{ label }}) = 1
+        OR known.{{ label }} <> grouped.{{ label }}
+        OR num_nonnulls(known.{{ label }}, grouped.{{ label }}) = 1
+        OR num_nonnulls(known.lacks_{{ label }}, grouped.lacks_{{ label }}) = 1
         {% endfor %}
         AS changed
-    FROM ranked
-    INNER JOIN labels ON ranked.source_id = labels.source_id AND ranked.observed_at = labels.observed_at
+    FROM grouped
     LEFT JOIN LATERAL (
         SELECT *
         FROM unified_history
-        WHERE source = $1 AND source_id = ranked.source_id AND observed_at = ranked.observed_at
+        WHERE source = $1 AND source_id = grouped.source_id AND observed_at = grouped.observed_at
         LIMIT 1
     ) AS known ON true
-    WHERE ranked.place = 1
 ),
 
 written AS (

@@ -10,6 +10,7 @@ ADD COLUMN id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 ADD COLUMN content text NOT NULL DEFAULT '',
 ADD COLUMN coin text COLLATE "C",
 ADD COLUMN loading_since timestamptz,
+ADD COLUMN unsettled_since timestamptz,
 ADD COLUMN first_observed_at timestamptz,
 ADD COLUMN last_observed_at timestamptz,
 ADD COLUMN problem text,
@@ -23,6 +24,8 @@ COMMENT ON COLUMN archive_files.content IS 'The digest of the content';
 COMMENT ON COLUMN archive_files.coin IS 'The one coin of all its rows; null: its columns give the coin';
 COMMENT ON COLUMN archive_files.loading_since IS
 'When a run began to read this content; records that were written since are of this content';
+COMMENT ON COLUMN archive_files.unsettled_since IS
+'Since when the file gives moments that others give, too, and that are not yet settled; null: none is left';
 COMMENT ON COLUMN archive_files.first_observed_at IS
 'No record of the file is older, and none is newer than last_observed_at; null: it has no record';
 COMMENT ON COLUMN archive_files.problem IS
@@ -65,13 +68,13 @@ CREATE TABLE shared_records (
     lacks_symbol boolean,
     lacks_name boolean,
     lacks_rank boolean,
-    provisional boolean NOT NULL DEFAULT true,
+    provisional boolean NOT NULL,
     PRIMARY KEY (source, source_id, observed_at, file_id)
 );
 
 COMMENT ON TABLE shared_records IS 'What each file gives, for moments of a coin that several files give';
 COMMENT ON COLUMN shared_records.provisional IS
-'Whether it is the newest record of its coin in its file, or the file is not yet loaded to its end';
+'Whether it is the newest record of its coin in its file, so that it may be unfinished';
 
 CREATE INDEX shared_records_by_file ON shared_records (file_id, source_id, observed_at);
 CREATE INDEX shared_records_provisional ON shared_records (file_id) WHERE provisional;
