@@ -26,11 +26,13 @@ class FileConflict(KasparroError):
 
 
 class OpenFile(msgspec.Struct, frozen=True):
-    """The file of a batch: its id, the ids of the files that it replaces, and when its reading began."""
+    """The file of a batch: its id, the ids of the files that it replaces, when its reading began, and whether
+    it has shared moments to settle from before."""
 
     id: int
     replaces: tuple[int, ...]
     loading_since: datetime
+    unsettled: bool
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -137,7 +139,6 @@ async def save_progress(
         )
     if checkpoint.replaces:
         await connection.execute(_SQL["reopen_files"], source, checkpoint.replaces)
-    await connection.execute(_SQL["note_new_name"], source, checkpoint.key, checkpoint.name)
     row = await connection.fetchrow(
         _SQL["save_file"],
         source,
@@ -154,7 +155,7 @@ async def save_progress(
     if row is None:
         raise AssertionError("the statement save_file returns a row")
     replaces = tuple(number for number in checkpoint.replaces if number != row["id"])
-    return OpenFile(row["id"], replaces, row["loading_since"])
+    return OpenFile(row["id"], replaces, row["loading_since"], row["unsettled"])
 
 
 async def save_bounds(connection: Connection, file: OpenFile, first: datetime, last: datetime) -> None:
@@ -181,25 +182,27 @@ async def share(
     await connection.execute(_SQL["share_staged"], source, fetched_at, lacks, file.id)
 
 
-async def finish(connection: Connection, source: str, name: str, file: OpenFile) -> Settled:
-    """Settle what a file shares with others after its last batch, and take back what it replaces."""
-    await connection.execute(_SQL["staging"])
+async def finish(connection: Connection, source: str, name: str, file: OpenFile, *, shares: bool) -> Settled:
+    """Settle what a file shares with others after its last batch, and take back what it replaces.
+
+    `shares` says that its last batch shares moments.
+    """
     await connection.execute(_SQL["delete_forgotten"], source, name)
+    if not (shares or file.unsettled or file.replaces):
+        return Settled()
+    await connection.execute(_SQL["long_timeout"])
+    await connection.execute(_SQL["staging"])
     removed = 0
     if file.replaces:
         removed, _ = await _delete_records(connection, source, file.replaces)
         await connection.execute(_SQL["delete_files"], source, file.replaces)
         for own in await connection.fetch(_SQL["file_bounds"], source, [file.id]):
             await _touch_coins(connection, source, own)
-    shared = await connection.fetchval(_SQL["touch_shared"], source, file.id, timeout=TIMEOUT_S)
+    await connection.execute(_SQL["touch_shared"], source, file.id, timeout=TIMEOUT_S)
     await connection.execute(_SQL["note_settled"], file.id)
-    if not shared and not file.replaces:
-        return Settled()
-    await connection.execute(_SQL["long_timeout"])
     settled = await _settle(connection, source)
-    if shared:
-        await connection.execute(_SQL["delete_disagreements"], source, [file.id])
-        await connection.execute(_SQL["find_disagreements"], source, file.id, timeout=TIMEOUT_S)
+    await connection.execute(_SQL["delete_disagreements"], source, [file.id])
+    await connection.execute(_SQL["find_disagreements"], source, file.id, timeout=TIMEOUT_S)
     return msgspec.structs.replace(settled, removed=removed)
 
 
@@ -221,6 +224,7 @@ async def reject(connection: Connection, source: str, file: OpenFile, reason: st
 
 
 async def _take_back(connection: Connection, source: str, ids: Sequence[int]) -> Settled:
+    await connection.execute(_SQL["long_timeout"])
     await connection.execute(_SQL["staging"])
     removed, shared = await _delete_records(connection, source, ids)
     settled = await _settle(connection, source)
@@ -229,7 +233,6 @@ async def _take_back(connection: Connection, source: str, ids: Sequence[int]) ->
 
 async def _delete_records(connection: Connection, source: str, ids: Sequence[int]) -> tuple[int, int]:
     # Returns how many records only these files gave, and how many others give as well.
-    await connection.execute(_SQL["long_timeout"])
     removed = 0
     for file in await connection.fetch(_SQL["file_bounds"], source, ids):
         if file["first_observed_at"] is None:

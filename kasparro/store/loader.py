@@ -25,12 +25,13 @@ TEXT_LIMIT = 4_000
 
 
 class Written(msgspec.Struct, frozen=True):
-    """What a batch wrote: new rows of `unified_data`; new records of coins that were there; and of these, how
-    many replaced a record of the same moment."""
+    """What a batch wrote: new rows of `unified_data`; new records of coins that were there; of these, how
+    many replaced a record of the same moment; and records of moments that another file gives as well."""
 
     inserted: int
     updated: int
     corrected: int
+    shared: int
 
 
 class PriceMoves:
@@ -109,13 +110,13 @@ class Loader:
     async def _write(
         self, connection: Connection, batch: Batch, rejects: Sequence[Reject], now: datetime
     ) -> tuple[asyncpg.Record | None, Settled]:
-        written, moves, file = Written(0, 0, 0), None, None
+        written, moves, file = Written(0, 0, 0, 0), None, None
         if batch.checkpoint is not None:
             checkpoint = msgspec.structs.replace(batch.checkpoint, name=sanitize(batch.checkpoint.name))
             file = await archive_files.save_progress(connection, self._source, checkpoint, now)
         if batch.rows:
             written, moves = await self._merge(connection, batch, file, now)
-        settled = await self._settle(connection, batch, file, now)
+        settled = await self._settle(connection, batch, file, now, shares=written.shared > 0)
         if rejects:
             await connection.execute(
                 _SQL["save_rejects"],
@@ -191,14 +192,15 @@ class Loader:
         return moves, settled
 
     async def _settle(
-        self, connection: Connection, batch: Batch, file: OpenFile | None, now: datetime
+        self, connection: Connection, batch: Batch, file: OpenFile | None, now: datetime, *, shares: bool
     ) -> Settled:
         if batch.forgets is not None:
             settled = await archive_files.forget(connection, self._source, batch.forgets, now)
         elif file is not None and batch.rejects_file is not None:
             settled = await archive_files.reject(connection, self._source, file, batch.rejects_file)
         elif file is not None and batch.checkpoint is not None and batch.checkpoint.complete:
-            settled = await archive_files.finish(connection, self._source, batch.checkpoint.name, file)
+            name = sanitize(batch.checkpoint.name)
+            settled = await archive_files.finish(connection, self._source, name, file, shares=shares)
         else:
             return Settled()
         if settled.coins_updated or settled.coins_removed:
@@ -258,7 +260,8 @@ class Loader:
             latest_rows += await connection.fetchval(_SQL["update_labels"], self._source, now, version, lacks)
         # A coin's first record is `inserted`; every other that was written, to either table, is `updated`.
         # All of them are in the history, unless only unified_data was emptied manually.
-        return Written(inserted, max(history_rows, latest_rows) - inserted, changes["correcting"]), moves
+        updated = max(history_rows, latest_rows) - inserted
+        return Written(inserted, updated, changes["correcting"], changes["sharing"]), moves
 
     def _within_limit(self, rejects: Sequence[Reject]) -> list[Reject]:
         counts = Counter(self._rejects)

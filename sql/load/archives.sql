@@ -61,13 +61,9 @@ SET
     bytes = NULL
 WHERE source = $1 AND id = ANY($2::integer[]) AND complete;
 
--- name: note_new_name --
--- The name decides between files, so the moments that a renamed file shares are settled again.
-UPDATE archive_files
-SET unsettled_since = '-infinity'
-WHERE source = $1 AND key = $2 AND name <> $3 AND forgotten_at IS NULL;
-
 -- name: save_file --
+-- The name decides between files, so the moments that a renamed file shares are settled again. Returns
+-- whether the file has moments to settle when it is loaded to its end.
 INSERT INTO archive_files AS known (
     source,
     {{ listed(FILE) }},
@@ -78,8 +74,20 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
 ON CONFLICT (source, key) WHERE forgotten_at IS NULL DO UPDATE SET
     {{ overwritten(FILE[1:]) }},
     updated_at = excluded.updated_at,
-    loading_since = CASE WHEN known.position = 0 THEN excluded.updated_at ELSE known.loading_since END
-RETURNING id, loading_since;
+    loading_since = CASE WHEN known.position = 0 THEN excluded.updated_at ELSE known.loading_since END,
+    unsettled_since = CASE
+        WHEN known.name <> excluded.name THEN '-infinity'::timestamptz
+        ELSE known.unsettled_since
+    END
+RETURNING
+    id,
+    loading_since,
+    unsettled_since IS NOT NULL
+    -- sqlfluff does not know that the alias of the table is visible here.
+    OR EXISTS (
+        SELECT FROM shared_records
+        WHERE file_id = known.id AND provisional -- noqa: RF01
+    ) AS unsettled;
 
 -- name: save_bounds --
 UPDATE archive_files
@@ -228,8 +236,9 @@ DELETE FROM file_disagreements
 WHERE source = $1 AND (file_id = ANY($2::integer[]) OR other_id = ANY($2));
 
 -- name: find_disagreements --
--- The files whose prices differ from this file's by more than 1 % at more than a tenth of the moments that
--- both give, and at three at least. Newest records do not count, because they may be unfinished.
+-- The files whose prices differ from this file's by more than 1 % at a third or more of the moments that both
+-- give, and at three at least. Prices of two exchanges differ so at up to a quarter of the days; those of two
+-- coins, or a day apart, at more than 40 %. Newest records do not count, because they may be unfinished.
 INSERT INTO file_disagreements (source, source_id, file_id, other_id, moments, differing)
 SELECT
     $1,
@@ -258,7 +267,7 @@ GROUP BY mine.source_id, mine.file_id, other.file_id
 HAVING
     count(*) FILTER (
         WHERE abs(mine.price_usd - other.price_usd) > 0.01 * greatest(mine.price_usd, other.price_usd)
-    ) >= greatest(3, count(*) / 10.0);
+    ) >= greatest(3, count(*) / 3.0);
 
 -- name: disagreements --
 SELECT

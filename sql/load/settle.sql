@@ -111,22 +111,17 @@ SELECT count(*) FROM deleted;
 -- name: touch_shared --
 -- The moments of this file that must be settled now that it is loaded to its end: those that it has shared
 -- since it was settled last, and its newest ones, which are final once the file has later ones.
-WITH moments AS (
-    INSERT INTO touched_moments (source_id, observed_at)
-    SELECT
-        shared.source_id,
-        shared.observed_at
-    FROM archive_files AS file
-    INNER JOIN shared_records AS shared ON file.id = shared.file_id
-    WHERE
-        file.source = $1
-        AND file.id = $2
-        AND (shared.provisional OR shared.recorded_at >= file.unsettled_since)
-    ON CONFLICT (source_id, observed_at) DO NOTHING
-    RETURNING 1
-)
-
-SELECT count(*) FROM moments;
+INSERT INTO touched_moments (source_id, observed_at)
+SELECT
+    shared.source_id,
+    shared.observed_at
+FROM archive_files AS file
+INNER JOIN shared_records AS shared ON file.id = shared.file_id
+WHERE
+    file.source = $1
+    AND file.id = $2
+    AND (shared.provisional OR shared.recorded_at >= file.unsettled_since)
+ON CONFLICT (source_id, observed_at) DO NOTHING;
 
 -- name: note_settled --
 UPDATE archive_files SET unsettled_since = NULL WHERE id = $1;

@@ -72,9 +72,9 @@ async def known(connection: Connection) -> dict[str, bool]:
 async def test_renamed_file_moves_to_the_coin_of_its_new_name(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
-    path = closes(tmp_path / "xbt-usd.csv", 1, 2)
+    path = closes(tmp_path / "eth-usd.csv", 1, 2)
     await run(database, tmp_path)
-    assert await coins(connection) == {"xbt": 2}
+    assert await coins(connection) == {"eth": 2}
     path.rename(tmp_path / "btc-usd.csv")
 
     assert await run(database, tmp_path) == "succeeded"
@@ -142,9 +142,9 @@ async def test_copy_with_a_better_name_loads_in_the_next_run(
 async def test_changed_overrides_move_the_records(
     database: Database, connection: Connection, tmp_path: Path, content: str
 ) -> None:
-    path = closes(tmp_path / "xyz-usd.csv", 1, 2)
+    path = closes(tmp_path / "eth-usd.csv", 1, 2)
     await run(database, tmp_path)
-    (tmp_path / "xyz-usd.csv.toml").write_text('coin.id = "btc"')
+    (tmp_path / "eth-usd.csv.toml").write_text('coin.id = "btc"')
     prices = {"same": (1, 2), "grown": (1, 2, 3), "changed": (1, 4)}[content]
     closes(path, *prices)
 
@@ -283,7 +283,7 @@ async def test_run_that_forgets_a_file_is_reported(
 async def test_several_prices_for_one_time_reject_the_file(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
-    closes(tmp_path / "good-usd.csv", 1)
+    closes(tmp_path / "eth-usd.csv", 1)
     (tmp_path / "hours-usd.csv").write_text("date,price_usd\n2024-01-01,5\n2024-01-01,6\n2024-01-01,7\n")
     (tmp_path / "hours-usd.csv.toml").write_text('coin.id = "btc"\ncurrency = "USD"')
 
