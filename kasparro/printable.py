@@ -37,7 +37,7 @@ def printable_lines(text: str) -> str:
 
 
 def printable_json(text: str) -> str:
-    """One line of JSON text, with the same characters as JSON escapes. Its values do not change."""
+    """A line of JSON text. What `printable` escapes becomes a JSON escape, so the values do not change."""
     return _UNUSUAL.sub(lambda match: match[0] if _is_safe(match[0]) else _json_escape(match[0]), text)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 import platformdirs
@@ -75,6 +75,23 @@ _DURATION = re.compile(r"(\d{1,6})(s|m|h|d)", re.ASCII)
 _HOST = re.compile(
     r"(\[[^\]]*\]|[^:\[]*)(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
+# The parameters of database URLs that asyncpg knows. `options` goes to the server.
+URL_PARAMETERS = {
+    *("host", "port", "user", "password", "dbname", "passfile", "service", "options"),
+    *("sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
+    *("krbsrvname", "gsslib"),
+}
+URL_FILES = {"sslrootcert", "sslcert", "sslkey", "sslcrl"}
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# Those that we ignore; asyncpg would send them to the server, which rejects them. For most we have values of
+# our own. asyncpg lacks those about channels and GSS. The last line is for other clients; dashboards add it.
+URL_IGNORED = {
+    *("application_name", "fallback_application_name", "client_encoding", "connect_timeout"),
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    *("target_session_attrs", "load_balance_hosts"),
+    *("channel_binding", "gssencmode", "gssdelegation", "sslcompression", "sslsni"),
+    *("pgbouncer", "connection_limit", "pool_timeout", "prepared_statements", "supa"),
+}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SIZE = re.compile(r"(\d{1,6})(mb|gb)", re.ASCII)
 _BYTES = {"mb": 10**6, "gb": 10**9}
@@ -218,14 +235,55 @@ def _admin_token(value: str) -> Secret:
 
 def _database_url(value: str) -> Secret:
     url = _split(value)
-    hosts = url.netloc.rpartition("@")[2].split(",") if url else []
+    account, _, hosts = url.netloc.rpartition("@") if url else ("", "", "")
     if (
         url is None
         or url.scheme not in {"postgres", "postgresql"}
-        or not all(_HOST.fullmatch(host) for host in hosts)
+        or not all(_HOST.fullmatch(host) for host in hosts.split(","))
+        # Only an unescaped password has these.
+        or "@" in account + url.query
+        or url.fragment
     ):
-        raise NotAllowed("postgresql://user:password@host:port/name, with commas between several hosts")
-    return Secret(value)
+        raise NotAllowed(
+            "postgresql://user:password@host:port/name, with commas between several hosts, and with special "
+            "characters of user and password as %-escapes (@ is %40)"
+        )
+    try:
+        # asyncpg, too, takes the last of several values.
+        given = dict(parse_qsl(url.query, strict_parsing=True)) if url.query else {}
+    except ValueError:
+        raise NotAllowed("a URL whose parameters, after the ?, have the form name=value&name=value") from None
+    kept = _database_parameters(given)
+    return Secret(value if kept == given else url._replace(query=urlencode(kept)).geturl())
+
+
+def _database_parameters(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a database URL that asyncpg shall see."""
+    kept = {name: value for name, value in given.items() if name not in URL_IGNORED}
+    # libpq takes this form of JDBC, too.
+    if kept.get("ssl") == "true":
+        del kept["ssl"]
+        kept["sslmode"] = "require"
+    if unknown := sorted(kept.keys() - URL_PARAMETERS - URL_FILES):
+        raise NotAllowed(
+            f"a URL without the parameter {', '.join(unknown)}; known are the parameters of libpq that "
+            "docs/configuration.md lists, and settings of the server in options, as in "
+            "options=-csearch_path%3Dname"
+        )
+    if given.get("gssencmode") == "require":
+        raise NotAllowed("a URL without gssencmode=require, because this encryption is not supported")
+    if kept.get("sslmode", "prefer") not in _SSL_MODES:
+        raise NotAllowed(f"a URL whose sslmode is {', '.join(_SSL_MODES)}")
+    if not re.fullmatch(r"\d{1,5}(,\d{1,5})*", kept.get("port", "5432"), re.ASCII):
+        raise NotAllowed("a URL whose port is a number")
+    for name in sorted(kept.keys() & URL_FILES):
+        if not Path(kept[name]).is_file():
+            raise NotAllowed(
+                f"a URL whose {name} is a file that exists, such as /etc/ssl/certs/ca-certificates.crt"
+                if name == "sslrootcert"
+                else f"a URL whose {name} is a file that exists"
+            )
+    return kept
 
 
 def _split(value: str) -> Any:

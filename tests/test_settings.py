@@ -172,6 +172,80 @@ def test_database_urls(url: str) -> None:
     assert secret.reveal() == url
 
 
+# As dashboards show them.
+@pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        (
+            "postgresql://o:s@ep-a-b-1.eu-central-1.aws.neon.tech/d?sslmode=require&channel_binding=require",
+            "postgresql://o:s@ep-a-b-1.eu-central-1.aws.neon.tech/d?sslmode=require",
+        ),
+        (
+            "postgresql://postgres.abc:s@aws-0-eu-west-1.pooler.supabase.com:6543/postgres?pgbouncer=true",
+            "postgresql://postgres.abc:s@aws-0-eu-west-1.pooler.supabase.com:6543/postgres",
+        ),
+        (
+            "postgres://u:s@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1?ssl=true",
+            "postgres://u:s@ec2-1-2-3-4.compute-1.amazonaws.com:5432/d1?sslmode=require",
+        ),
+        ("postgresql://u:s@dpg-abc-a.frankfurt-postgres.render.com/d", None),
+        ("postgresql://u:s@h/d?options=endpoint%3Dep-a-b-1&sslmode=verify-full", None),
+        (
+            "postgresql://u:s@h/d?connect_timeout=10&keepalives=1&gssencmode=disable&application_name=x"
+            "&target_session_attrs=read-write&options=-csearch_path%3Da&passfile=/p",
+            "postgresql://u:s@h/d?options=-csearch_path%3Da&passfile=%2Fp",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_READ_URL"])
+def test_parameters_of_database_urls_are_used_or_ignored(name: str, url: str, used: str | None) -> None:
+    settings = load_settings({name: url})
+    secret = settings.database_url or settings.database_read_url
+    assert secret is not None
+    assert secret.reveal() == (used or url)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("postgresql://me:hunter2@db/x?schema=public", "a URL without the parameter schema;"),
+        ("postgresql://me:hunter2@db/x?b=1&a=2", "a URL without the parameter a, b;"),
+        (
+            "postgresql://me:hunter2@db/x?require_auth=scram-sha-256",
+            "a URL without the parameter require_auth;",
+        ),
+        ("postgresql://me:hunter2@db/x?ssl=no-verify", "a URL without the parameter ssl;"),
+        ("postgresql://me:hunter2@db/x?gssencmode=require", "a URL without gssencmode=require"),
+        ("postgresql://me:hunter2@db/x?sslmode=no-verify", "a URL whose sslmode is disable, allow, prefer,"),
+        (
+            "postgresql://me:hunter2@db/x?sslmode=verify-full&sslrootcert=system",
+            "a URL whose sslrootcert is a file",
+        ),
+        ("postgresql://me:hunter2@db/x?port=any", "a URL whose port is a number"),
+        (
+            "postgresql://me:hunter2@db/x?sslmode",
+            "a URL whose parameters, after the ?, have the form name=value",
+        ),
+        ("postgresql://me:hunter2@2@db/x", "postgresql://user:password@host:port/name, .* (@ is %40)"),
+        ("postgresql://me:2?hunter2=@db/x", "postgresql://user:password@host:port/name, "),
+        ("postgresql://me:2#hunter2@db/x", "postgresql://user:password@host:port/name, "),
+        (
+            "postgresql://postgres:[YOUR-PASSWORD]@db.abc.supabase.co:5432/postgres",
+            "postgresql://user:password@",
+        ),
+    ],
+)
+def test_error_names_the_parameter_of_a_database_url(url: str, reason: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load_settings({"DATABASE_URL": url})
+    text = str(error.value)
+    begins, _, ends = f"DATABASE_URL has a value that is not allowed; allowed: {reason}".partition(" .* ")
+    assert text.startswith(begins)
+    assert text.endswith(ends) or not ends
+    assert "hunter2" not in text
+    assert "\n" not in text
+
+
 def test_repr_does_not_show_secrets() -> None:
     settings = load_settings(
         {

@@ -56,6 +56,11 @@ def _show_recognition(console: PrintableConsole, name: str, found: Recognition) 
     for fact in _facts(found):
         facts.add_row(*fact)
     console.print(facts)
+    questions = Table("question", "answer", "evidence", "ruled out")
+    for finding in found.findings:
+        answer = f"open; a guess: {finding.answer}" if finding.open else finding.answer
+        questions.add_row(finding.question, answer, "; ".join(finding.evidence), "; ".join(finding.ruled_out))
+    console.print(questions)
     table = Table("column", "field", "first values -> stored")
     for column in found.columns:
         table.add_row(column.header or "(blank)", _field(column), _cells(column.cells, column.stored))
@@ -65,21 +70,11 @@ def _show_recognition(console: PrintableConsole, name: str, found: Recognition) 
 def _facts(found: Recognition) -> list[tuple[str, str]]:
     facts = [
         ("layout", found.layout),
-        ("coin", found.coin),
-        ("currency", found.currency),
         ("encoding", found.encoding),
         ("delimiter", _DELIMITERS.get(found.delimiter, found.delimiter)),
-        (
-            "header",
-            f"line {found.header_line}" if found.header_line else "from the overrides; the file has none",
-        ),
+        ("header", f"line {found.header_line}" if found.header_line else "the file has none"),
         ("decimal sign", _SIGNS[found.decimal]),
-        ("date order", found.day_order or "clear from each date"),
-        ("epoch unit", found.epoch or "no epoch times"),
-        ("time zone", found.zone),
     ]
-    if found.candles_s:
-        facts.append(("period", f"{found.candles_s:,} s; a close price has the time of the last second"))
     return [*facts, *(("note", note) for note in found.notes)]
 
 

@@ -10,15 +10,15 @@ import msgspec
 
 Kind = Literal["number", "string", "boolean", "array", "object", "null"]
 
-# Limits in case an upstream invents names, far above what real records need. MAX_FIELDS limits the fields of
-# an object and of a finished profile. MAX_COUNTED_FIELDS and MAX_SHAPES limit what is counted meanwhile.
-# Records longer than MAX_RECORD_BYTES are not profiled.
+# An upstream may invent any number of field names. Real records stay far below these limits. MAX_FIELDS
+# limits the fields of an object and of a finished profile. MAX_COUNTED_FIELDS and MAX_SHAPES limit what a
+# profiler counts until then. Records longer than MAX_RECORD_BYTES are not profiled.
 MAX_FIELDS = 300
 MAX_NAME_LENGTH = 120
 MAX_RECORD_BYTES = 256 << 10
 MAX_COUNTED_FIELDS = 10 * MAX_FIELDS
 MAX_SHAPES = 500
-# A share of fewer objects than this is not significant.
+# With fewer objects than this, a share of them says too little.
 MIN_OBJECTS = 10
 # Samples come from the first records of a batch, which are the same coins in every run.
 SAMPLES = 5
@@ -41,11 +41,11 @@ _DECODE = msgspec.json.Decoder(dict[str, bool | float | str | list[msgspec.Raw] 
 
 
 class Field(msgspec.Struct, kw_only=True):
-    """One field: `parent_count` is the number of objects that could have it, `kinds` its values by JSON type.
+    """One field: how many objects could have it (`parent_count`), and its values counted by type (`kinds`).
 
-    CoinPaprika writes an empty string for a missing value, so it counts as null. In a profile of many runs
-    older runs have less weight, so counts may be fractions. `max_fill_share` is the largest share of objects
-    with a value in any batch.
+    CoinPaprika writes an empty string for a missing value, so it counts as null. In a profile of many runs,
+    older runs have less weight, so counts may be fractions. `max_fill_share` is the share of objects with a
+    value, in the batch where that share was largest.
     """
 
     parent: str
@@ -95,8 +95,8 @@ class Profiler:
     def add(self, item: bytes | msgspec.Raw) -> None:
         """Add a record, given as JSON.
 
-        Other values than objects are ignored, as are records that are too long, too deeply nested or have
-        numbers too large for a float.
+        The record is ignored if it is not an object, is too long or too deeply nested, or has a number that
+        is too large for a float.
         """
         if len(memoryview(item)) > MAX_RECORD_BYTES:
             return
@@ -150,7 +150,7 @@ class Profiler:
         self._shapes.clear()
 
     def take(self) -> Profile | None:
-        """Return the profile of the records since the last call, None if there were none."""
+        """Return the profile of the records added since the last call, or None if there are none."""
         self._count()
         found = self._found
         if not found.objects:
@@ -166,7 +166,7 @@ class Profiler:
 
 
 def merge_profiles(profiles: Iterable[Profile]) -> Profile:
-    """One profile of the records of several."""
+    """One profile for the records of all these profiles."""
     whole = Profile()
     for profile in profiles:
         for path, count in profile.objects.items():
@@ -183,7 +183,7 @@ def merge_profiles(profiles: Iterable[Profile]) -> Profile:
 
 
 def limit_fields(profile: Profile) -> Profile:
-    """Keep only the fields that most objects had if there are too many. Changes and returns the profile."""
+    """If there are too many fields, keep those that most objects had. Changes and returns the profile."""
     if len(profile.fields) > MAX_FIELDS:
         ordered = sorted(profile.fields.items(), key=lambda item: (-item[1].present, item[0]))
         profile.fields = dict(itertools.islice(ordered, MAX_FIELDS))
@@ -202,6 +202,6 @@ def _joined(path: str, name: str) -> str:
 
 
 def _plain(text: str, limit: int) -> str:
-    # Names and samples appear in logs and terminals, and in a database that cannot store NUL.
+    # Names and samples appear in logs, on terminals and in PostgreSQL, which cannot store NUL.
     shown = text if len(text) <= limit else f"{text[:limit]}…"
     return shown if shown.isprintable() else shown.encode("unicode_escape").decode()

@@ -64,7 +64,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 # leave the newest known value of the coin unchanged.
 LABELS = ("symbol", "name", "rank")
 
-# Counts of rejects use this reason for all rejected files, because the reasons of files are too many.
+# Rejects are counted by reason. All rejected files are counted under this one, because their own reasons
+# are too many.
 FILE_REJECTED = "file rejected"
 
 
@@ -129,7 +130,7 @@ def canonical_decimal(text: str, field: str) -> str:
         shift = int(exponent)
         if not (whole + fraction).strip("0"):
             return "0"
-        # Rejected before so many digits are written out.
+        # Reject it before its digits are written out, which could fill the memory.
         if abs(shift) > 1_000:
             raise RejectedValue(field, f"number out of bounds: {_quoted(text)}")
         if shift >= 0:
@@ -173,7 +174,10 @@ def check_id(value: str, field: str = "id") -> str:
 
 
 def check_time(value: datetime, field: str, now: datetime) -> datetime:
-    """Return an aware time in UTC. Raises RejectedValue if it is before any market existed or after `now`."""
+    """Return an aware time in UTC.
+
+    Raises RejectedValue if it is before EARLIEST, or after `now` by more than CLOCK_TOLERANCE.
+    """
     try:
         utc = value.astimezone(UTC)
     except OverflowError:
@@ -194,7 +198,7 @@ def slug(text: str) -> str:
 
 
 def compose_id(symbol: str, name: str) -> str:
-    """The id of a coin without an id of its source: `slug(symbol)-slug(name)`.
+    """The id of a coin to which its source gives no id: `slug(symbol)-slug(name)`.
 
     Raises RejectedValue if neither has a letter or digit.
     """
@@ -231,7 +235,7 @@ def copy_lines(
     of `copy_cell`, joined by tabs. `position` is the position of the first record in its batch. `lacks` are
     the fields that the layout of the records does not have.
     """
-    # One call that encodes all of them takes half the time of one call for each.
+    # Encoding all records in one call takes half the time of one call per record.
     hashed = "\n".join(map("\t".join, zip(keys, contents, strict=True))).encode().split(b"\n")
     numbered = enumerate(
         zip(map(_content_hash, hashed, repeat(_hash_person(lacks))), keys, strict=True), start=position

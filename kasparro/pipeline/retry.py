@@ -17,9 +17,9 @@ DATABASE_PATIENCE_S = 300.0
 
 
 class DatabaseRetry:
-    """Retries database work for one run. All sources of the run share its patience.
+    """Retries database work for one run. All sources of the run share the limit on the time of waiting.
 
-    When patience has run out, further work is tried once. `stop` ends retrying at once. `on_wait` is called
+    When the limit is reached, further work is tried once. `stop` ends retrying at once. `on_wait` is called
     with the reason at each failed attempt, and with None when the database works again.
     """
 
@@ -39,8 +39,8 @@ class DatabaseRetry:
     async def __call__(self, call: Callable[[], Awaitable[T]], patience_s: float | None = None) -> T:
         """Await `call()`, and repeat it while the database is unavailable and the run holds its lease.
 
-        `patience_s` replaces DATABASE_PATIENCE_S. Raises LeaseLost, and DatabaseUnavailable when patience has
-        run out.
+        `patience_s` replaces DATABASE_PATIENCE_S. Raises LeaseLost, and DatabaseUnavailable when the
+        limit is reached.
         """
         limit_s = DATABASE_PATIENCE_S if patience_s is None else patience_s
 

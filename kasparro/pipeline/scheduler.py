@@ -26,21 +26,22 @@ from kasparro.supervision import Supervisor
 
 log = structlog.get_logger()
 
-# How long a run that was terminated at shutdown has to end.
+# How long a run may take to end after it was terminated at shutdown.
 TERMINATE_S = 1.0
-# How often a follower tries to become leader, and how often an unavailable database is tried again.
+# How often another process tries to become leader, and how often an unavailable database is tried again.
 CHECK_S = 5.0
 
 
 class Scheduler:
     """The scheduler of one process, as a context manager.
 
-    One of all processes on a database is the leader. It runs at its start and then once per interval. The
-    interval is measured on the monotonic clock, so a change of the wall clock moves no run. Sources that
-    failed for a transient reason are retried between runs.
+    One of all processes on a database is the leader. Its scheduler starts a run at once and then one per
+    interval. The interval is measured on the monotonic clock, so a change of the wall clock does not move a
+    run. Sources that failed with a transient error are retried between these runs.
 
-    While the database is unavailable, the scheduler waits; then it calls `prepare`. `supervisor` restarts the
-    loop if it fails. With `runs_at_start=False` the first run waits for the existing schedule.
+    The loop first calls `prepare`. If the database is unavailable, the loop waits and begins again with
+    `prepare`. `supervisor` restarts the loop if it fails. With `runs_at_start=False`, the first run starts
+    when the existing schedule says.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Scheduler:
         self._ran_at_start = not runs_at_start
         self._api_runs: set[asyncio.Task[None]] = set()
         self.next_run_at: datetime | None = None
-        """When the next run is due. None during a run, if none is planned, or if unknown here."""
+        """When the next run is due. None during a run, if no run is planned, or if this process does not
+        know."""
 
     async def __aenter__(self) -> Self:
         self._loop = self._supervisor.start("scheduler", self._keep_running)
@@ -120,7 +122,7 @@ class Scheduler:
         if reason is None:
             self._supervisor.clear("writes")
         else:
-            self._supervisor.note("writes", f"runs wait until the database takes writes: {reason}")
+            self._supervisor.note("writes", f"runs wait until the database accepts writes: {reason}")
 
     async def _lead(self) -> None:
         interval, retries = self._settings.interval, self._retries
@@ -141,7 +143,7 @@ class Scheduler:
                 await self._pause(CHECK_S)
                 if self._stop.is_set():
                     return
-            # A session that may write holds the lease. If a run cannot write, it reports that itself.
+            # The session of the lease is on a server that accepts writes. A run that cannot write reports it.
             self._show_wait(None)
             if not first_try:
                 log.info("leadership_taken")
@@ -199,7 +201,7 @@ class Scheduler:
             on_wait=self._show_wait,
         )
         async with run:
-            # The run is inserted, so the database takes writes.
+            # The run is inserted, so the database accepts writes.
             self._show_wait(None)
             if started is not None and not started.done():
                 started.set_result(run.id)
@@ -220,7 +222,7 @@ class Scheduler:
         return last + interval if last else None
 
     async def _seconds_left(self, interval: timedelta) -> float:
-        """Seconds until the next run is due, counted from the start of any process's last run."""
+        """Seconds until the next run is due: one interval after the last run that any process started."""
         planned = await self._next_planned(interval)
         left = (planned - self._clock()).total_seconds() if planned else 0.0
         # A last start in the future means that a clock was set back. Never wait longer than one interval.

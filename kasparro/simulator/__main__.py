@@ -44,7 +44,9 @@ class Replay(click.ParamType[tuple[Api, Path]]):
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, show_default=True, help="Port to listen on; 0: a free port.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the simulated market.")
-@click.option("--coins", default=2_500, show_default=True, type=click.IntRange(1, MOST_COINS))
+@click.option(
+    "--coins", default=2_500, show_default=True, type=click.IntRange(1, MOST_COINS), help="Number of coins."
+)
 @click.option("--tick", default=60.0, show_default=True, help="Seconds between changes of the market.")
 @click.option("--manual", is_flag=True, help="Stop the clock; POST /control/advance moves it.")
 @click.option("--base", type=Moment(), help="Start time of the market, ISO 8601.  [default: now]")

@@ -1,4 +1,4 @@
-"""The stand-in for CoinGecko: the market in pages by market cap; no response says how many there are."""
+"""The simulated CoinGecko: the market in pages, by market cap. No response gives the number of pages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -55,7 +55,7 @@ class CoinGecko(Upstream):
         if parameters["vs_currency"].lower() != "usd":
             return self._invalid("invalid vs_currency")
         if parameters.get("order", "market_cap_desc") != "market_cap_desc":
-            return self._invalid("order: this stand-in supports only market_cap_desc")
+            return self._invalid("order: the simulator supports only market_cap_desc")
         per_page = _whole(parameters.get("per_page", "100"))
         if per_page is None or not 1 <= per_page <= _MOST_PER_PAGE:
             return self._invalid(f"per_page takes 1 to {_MOST_PER_PAGE}")
@@ -67,7 +67,7 @@ class CoinGecko(Upstream):
             return self._invalid(f"price_change_percentage takes {','.join(_CHANGES)}")
         precision = parameters.get("precision", "")
         if precision not in ("", "full"):
-            return self._invalid("precision: this stand-in supports only full")
+            return self._invalid("precision: the simulator supports only full")
         return Selection((page - 1) * per_page, per_page, changes=changes, full=precision == "full")
 
     def quotes(self, selection: Selection) -> Sequence[Quote]:

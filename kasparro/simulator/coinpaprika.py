@@ -1,4 +1,4 @@
-"""The stand-in for CoinPaprika: the whole market in one array, not ordered by rank."""
+"""The simulated CoinPaprika: the whole market in one array, not ordered by rank."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,7 +32,7 @@ class CoinPaprika(Upstream):
         if key is not None and key != self.account.key:
             return Answer(403, self.error(403, "The API key is not valid."))
         if parameters.get("quotes", "USD") != "USD":
-            return Answer(400, self.error(400, "quotes: this stand-in supports only USD."))
+            return Answer(400, self.error(400, "quotes: the simulator supports only USD."))
         if key is None:
             return Selection(0, FREE_PLAN_ASSETS)
         return Selection(0, len(self.market.coins), paid=True)
@@ -92,5 +92,5 @@ class CoinPaprika(Upstream):
 
 
 def _or_empty(value: str | int | None) -> str:
-    """A number text, or the empty string that CoinPaprika writes for a missing value."""
+    """A number as text, or the empty string that CoinPaprika writes for a missing value."""
     return '""' if value is None else str(value)

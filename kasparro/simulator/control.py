@@ -21,39 +21,41 @@ class _Strict(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Advance(_Strict):
-    """How far time moves."""
+    """How many ticks the market's clock moves forward."""
 
     ticks: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class FaultQuery(_Strict):
-    """The fault to switch off; without an id, all."""
+    """The id of the fault to remove; None removes all faults."""
 
     id: int | None = None
 
 
 class PayloadQuery(_Strict):
-    """The page that a payload replaces; without a page it is the API's whole list."""
+    """What a payload replaces: one page of an API, or its whole list if `page` is None."""
 
     api: Api
     page: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class CallQuery(_Strict):
-    """Calls of one API, or of both, after the first so many of all."""
+    """Which calls to list."""
 
     api: Api | None = None
+    """Only the calls of this API; None lists the calls of both."""
     after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """How many of the first calls to leave out, counted over both APIs."""
 
 
 class ServedQuery(_Strict):
-    """Responses of the calls after this one, by number."""
+    """Which responses to list: those to calls with a number above `after`."""
 
     after: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class ForgetQuery(_Strict):
-    """Responses of the calls up to this one, by number."""
+    """Which responses to forget: those to calls with a number up to `through`."""
 
     through: Annotated[int, msgspec.Meta(ge=0)]
 
@@ -134,7 +136,7 @@ def routes(simulation: Simulation) -> list[Route]:
 
 
 def _checked(handler: Handler) -> Handler:
-    """The handler, with a 400 that describes invalid input."""
+    """The handler. Invalid input gets a 400 that describes the error."""
 
     async def checked(request: Request) -> Response:
         try:

@@ -34,7 +34,7 @@ class ResponseWriter:
         self._transport: asyncio.Transport = scope["state"]["transport"]
 
     async def send(self, answer: Answer) -> bool:
-        """Send it all; False if the client disconnected before the end."""
+        """Send the whole response; False if the client disconnected before the end."""
         bodiless = answer.status in (204, 304)
         await self.start(answer, length=None if bodiless else len(answer.body))
         await self.write(b"" if bodiless else answer.body, more=False)
@@ -66,7 +66,7 @@ class ResponseWriter:
             pass
 
     async def close(self) -> None:
-        """Close the connection after everything written was sent."""
+        """Send what was written, then close the connection."""
         self._transport.close()
         await self.wait_for_disconnect()
 
@@ -78,7 +78,7 @@ class ResponseWriter:
         await self.wait_for_disconnect()
 
     async def drip(self, answer: Answer, bytes_per_second: int) -> bool:
-        """Send it in small pieces; False if the client disconnected before the end."""
+        """Send the response in small pieces; False if the client disconnected before the end."""
         await self.start(answer, length=len(answer.body))
         step = -(-bytes_per_second // _DRIPS_PER_SECOND)
         for start in range(0, len(answer.body), step):
@@ -102,7 +102,7 @@ class ResponseWriter:
 
 
 async def deliver(writer: ResponseWriter, fault: Delivery, answer: Answer, upstream: Upstream) -> bool:
-    """Respond as the fault demands; `answer` is the undisturbed response. True if all of it was sent."""
+    """Send `answer` as the fault changes it, or another response. True if the client got all of `answer`."""
     match fault:
         case faults.Status():
             await writer.send(_status(fault, upstream))
@@ -152,6 +152,8 @@ def _status(fault: faults.Status, upstream: Upstream) -> Answer:
             return Answer(fault.code, b"Throttled\n", PLAIN, headers)
         case "html":
             return Answer(fault.code, _page(f"{fault.code} from the CDN"), HTML, headers)
+        case "cdn-1015":
+            return Answer(fault.code, b"error code: 1015", PLAIN, headers)
         case "cdn-1020":
             return Answer(fault.code, _page("Access denied. Error code: 1020"), HTML, headers)
 

@@ -16,7 +16,7 @@ from kasparro.simulator.upstream import JSON, Answer, Selection, Upstream, array
 
 
 class Endpoint:
-    """The ASGI application of one stand-in."""
+    """The ASGI application of one simulated upstream."""
 
     def __init__(
         self,

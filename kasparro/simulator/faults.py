@@ -32,7 +32,7 @@ class Status(Fault, frozen=True, tag="status"):
     retry_after: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Seconds for a `Retry-After` header."""
     retry_after_as: Literal["seconds", "date"] = "seconds"
-    body: Literal["json", "plain", "html", "cdn-1020"] = "json"
+    body: Literal["json", "plain", "html", "cdn-1015", "cdn-1020"] = "json"
 
 
 class Html(Fault, frozen=True, tag="html"):

@@ -1,4 +1,4 @@
-"""The state of both stand-ins: market, faults, payloads and calls, and the operations that change them."""
+"""The state of both simulated upstreams, and the operations that change it."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime

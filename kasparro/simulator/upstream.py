@@ -1,4 +1,4 @@
-"""The base of both stand-ins: accounts, responses, and records rendered as JSON."""
+"""The base of both simulated upstreams: accounts, responses, and records rendered as JSON."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

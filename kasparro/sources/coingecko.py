@@ -198,6 +198,7 @@ class CoinGecko:
         self._base_url = base_url
         self._top = top
         self._headers = {KEY_HEADERS[plan]: key.reveal()} if key and plan in KEY_HEADERS else {}
+        self._access = f"with the plan {plan} (KASPARRO_COINGECKO_PLAN, KASPARRO_COINGECKO_URL)"
         self._first_limits = limits or RetryLimits()
         self._later_limits = limits or LATER_PAGES
         # The vendor's limit is for the vendor's hosts only.
@@ -230,7 +231,7 @@ class CoinGecko:
             msgspec.structs.replace(self._first_limits, attempts=1) if context.probing else self._first_limits
         )
         async with UpstreamClient(
-            "CoinGecko", self._base_url, self._headers, context, self._limiter
+            "CoinGecko", self._base_url, self._headers, context, self._limiter, access=self._access
         ) as client:
             while (number := queue.next()) is not None:
                 earlier, now, parameters = known.get(number), context.clock(), _parameters(number)

@@ -137,6 +137,8 @@ class CoinPaprika:
     def __init__(self, base_url: str, key: Secret | None, limits: RetryLimits | None = None) -> None:
         self._base_url = base_url
         self._headers = {"Authorization": key.reveal()} if key else {}
+        with_key = "with a key" if key else "without a key"
+        self._access = f"{with_key} (KASPARRO_COINPAPRIKA_KEY, KASPARRO_COINPAPRIKA_URL)"
         self._limits = limits or RetryLimits()
         # The vendor's limit is for the vendor's hosts only.
         host = urlsplit(base_url).hostname or ""
@@ -149,7 +151,7 @@ class CoinPaprika:
         fingerprint = conditional_requests.request_fingerprint(self._base_url, PATH, PARAMETERS)
         limits = msgspec.structs.replace(self._limits, attempts=1) if context.probing else self._limits
         async with UpstreamClient(
-            "CoinPaprika", self._base_url, self._headers, context, self._limiter
+            "CoinPaprika", self._base_url, self._headers, context, self._limiter, access=self._access
         ) as client:
             response = await client.get(
                 PATH, PARAMETERS, limits, conditional_requests.validators(earlier, fingerprint, now)

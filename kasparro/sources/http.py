@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -18,6 +19,7 @@ from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
 from kasparro.model.payload import FAILED_BODY_LIMIT, HEADER_LIMIT, STORED_HEADERS, Payload
 from kasparro.sources.base import SourceContext
+from kasparro.sources.error_words import find_words, shorten
 from kasparro.sources.json_array import ArrayTooLong, split_array
 
 # CoinPaprika's whole list is 2 MB. A much longer response is not read to its end.
@@ -85,7 +87,8 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
     """Gets JSON lists from one upstream.
 
     `limiter` spaces out the calls. Each attempt is counted through `context` before it is made, and its
-    response is saved before it is parsed.
+    response is saved before it is parsed. `access` says with which plan or key calls are made, and which
+    settings decide it; errors that may depend on it show it.
     """
 
     def __init__(
@@ -95,12 +98,15 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         headers: Mapping[str, str],
         context: SourceContext,
         limiter: AbstractAsyncContextManager[None] | None = None,
+        *,
+        access: str = "",
     ) -> None:
         self._name = name
         self._base_url = base_url
         self._headers = headers
         self._context = context
         self._limiter = limiter or nullcontext()
+        self._access = access
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -238,7 +244,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             return await parse_list(self._name, body)
         except UpstreamError as error:
             # Some upstreams send error messages with status 200.
-            message = self._redacted(_error_message(body))
+            message = self._message(body)
             text = f"{error}; it says: {message}" if message else str(error)
             raise UpstreamError(text, transient=error.transient) from error
 
@@ -246,7 +252,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         self, response: aiohttp.ClientResponse, body: bytes, limits: RetryLimits
     ) -> UpstreamError:
         status = response.status
-        message = self._redacted(_error_message(body))
+        message = self._message(body)
         meaning = _MEANINGS.get(status, "")
         if 300 <= status < 400:
             meaning = "redirects are not followed; set the base URL to where the API is"
@@ -256,9 +262,15 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             text += f"; asks to wait {retry_after:.0f} s"
             if retry_after >= limits.total_s:
                 text += f", and a run waits {limits.total_s:.0f} s at most"
+        if status in {400, 401, 403}:
+            text += f"; we called {_host(self._base_url)}{f' {self._access}' if self._access else ''}"
         return self._error(
             text, transient=status in {408, 425, 429} or status >= 500, retry_after_s=retry_after
         )
+
+    def _message(self, body: bytes) -> str:
+        # Redacted first: a part of a key is no longer found.
+        return shorten(self._redacted(find_words(body)))
 
     def _redacted(self, text: str) -> str:
         # An upstream may repeat a rejected key in its error message.
@@ -292,6 +304,11 @@ def _conditions(known: Validators | None) -> dict[str, str]:
         "If-Modified-Since": known.last_modified if known else None,
     }
     return {name: value for name, value in headers.items() if value is not None}
+
+
+def _host(url: str) -> str:
+    # Without the password that a URL may contain.
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _validators(response: aiohttp.ClientResponse) -> Validators:
@@ -344,28 +361,6 @@ async def _read(response: aiohttp.ClientResponse, body: bytearray) -> None:
         body += chunk
         if len(body) > BODY_LIMIT:
             raise ValueError(f"the response is longer than {BODY_LIMIT >> 20} MiB")
-
-
-class _Status(msgspec.Struct):
-    error_message: str = ""
-
-
-class _ErrorBody(msgspec.Struct):
-    # CoinPaprika sends `error`. CoinGecko sends `error` or `status`.
-    error: str | None = None
-    status: _Status | None = None
-
-
-def _error_message(body: bytes) -> str:
-    """The message of an error body in one short line; empty if it is an HTML page."""
-    try:
-        decoded = msgspec.json.decode(body, type=_ErrorBody)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        text = "" if body.lstrip()[:1] in {b"<", b"{", b"["} else body[:200].decode("ascii", "ignore")
-    else:
-        text = decoded.error or (decoded.status.error_message if decoded.status else "")
-    line = " ".join(text.split())
-    return line if len(line) <= 160 else f"{line[:160]}…"
 
 
 def _as_utf8(header: str) -> str:

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from kasparro.embedded.server import EmbeddedPostgres
-from kasparro.errors import KasparroError, one_line
+from kasparro.errors import KasparroError, SettingsError, one_line
 from kasparro.settings import Settings
 from kasparro.store import connections
 from kasparro.store.instance import claim
@@ -80,16 +80,21 @@ async def with_connections(settings: Settings, database: Database, processes: in
     """The settings with the number of connections of each process; by default a share of what the server
     allows.
 
-    The number is logged.
+    The number is logged. Raises SettingsError if a URL cannot be used.
     """
     allowed = None
     try:
         allowed = await _allowed(database)
+    except SettingsError:
+        raise
     except (KasparroError, asyncpg.PostgresError) as error:
         log.warning("database_connections_unknown", reason=one_line(error))
     count = settings.database_connections
     if count is None:
-        count = connections.per_process(allowed or connections.DEFAULT_ALLOWED, processes)
+        found = allowed or connections.DEFAULT_ALLOWED
+        if database.behind_pooler:
+            found = min(found, connections.POOLER_ALLOWED)
+        count = connections.per_process(found, processes)
     log.info(
         "database_connections",
         per_process=count,

@@ -14,6 +14,8 @@ RESERVED = 4
 LEAST, MOST = 8, 24
 # The connections that PostgreSQL allows by default; assumed if the server does not answer.
 DEFAULT_ALLOWED = 97
+# The size of a pool of PgBouncer by default; nothing tells a client the real one.
+POOLER_ALLOWED = 20
 # If each process has only LEAST connections, all processes together may need more than the server allows. So
 # they close idle connections soon, because another process may wait for one.
 SCARCE_IDLE_S = 0.5

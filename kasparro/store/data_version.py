@@ -86,9 +86,10 @@ class DataVersion:
     async def _watch(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
-        # A standby cannot listen.
-        with suppress(asyncpg.ReadOnlySQLTransactionError):
-            await connection.add_listener(CHANNEL, self._notified)
+        if self._database.can_listen:
+            # A standby cannot listen.
+            with suppress(asyncpg.ReadOnlySQLTransactionError):
+                await connection.add_listener(CHANNEL, self._notified)
         while not lost.is_set():
             polled_at = time.perf_counter()
             version = await version_of(connection)

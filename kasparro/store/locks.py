@@ -12,8 +12,9 @@ import asyncpg
 import structlog
 
 from kasparro.concurrency import failure, timeout
-from kasparro.errors import DatabaseUnavailable, KasparroError, one_line
+from kasparro.errors import DatabaseUnavailable, KasparroError, SettingsError, one_line
 from kasparro.store.pool import Database
+from kasparro.store.sessions import SHARES_SESSIONS
 from kasparro.store.sql import statements
 
 log = structlog.get_logger()
@@ -68,7 +69,9 @@ class AdvisoryLease:
             session = await self._database.session(self._name, LEASE_S)
             with self._database.using(session):
                 await session.execute(_SQL["terminate_stale_session"], self._name)
-                acquired: bool = await session.fetchval(self._statement)
+                acquired: bool | None = await session.fetchval(self._statement)
+                if acquired is None:
+                    raise SettingsError(f"DATABASE_URL {SHARES_SESSIONS}")
             if acquired:
                 self._stop_heartbeat()
                 self._session = session
@@ -86,6 +89,7 @@ class AdvisoryLease:
             if self._session is None:
                 raise DatabaseUnavailable("this process does not hold the lock")
             with self._database.using(self._session):
+                await _check(self._session)
                 yield self._session
 
     async def release(self) -> None:
@@ -102,7 +106,7 @@ class AdvisoryLease:
                 async with self._mutex:
                     with self._database.using(session):
                         async with timeout(LEASE_S - 2 * HEARTBEAT_S):
-                            await session.fetchval(_SQL["heartbeat"])
+                            await _check(session)
         except KasparroError as error:
             log.warning("lease_lost", lock=self._name, reason=str(error))
 
@@ -121,10 +125,17 @@ class AdvisoryLease:
             self._heartbeat = None
 
 
+async def _check(session: "asyncpg.Connection[asyncpg.Record]") -> None:
+    # A pooler can change its mode at any time, and no test for it is certain.
+    if not await session.fetchval(_SQL["holds_lock"]):
+        raise DatabaseUnavailable(f"the session has lost its lock: DATABASE_URL {SHARES_SESSIONS}")
+
+
 async def _close(session: "asyncpg.Connection[asyncpg.Record]") -> None:
     # If it closes properly, the lock is free when this returns; if not, soon after.
     try:
         async with timeout(CLOSE_S):
+            await session.execute(_SQL["release_locks"])
             await session.close()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         session.terminate()

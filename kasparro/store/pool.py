@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from types import TracebackType
+from functools import partial
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 import asyncpg
@@ -13,7 +14,7 @@ from asyncpg.connect_utils import SessionAttribute
 from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTimeout, one_line
 from kasparro.fair_semaphore import FairSemaphore
-from kasparro.store import failover
+from kasparro.store.sessions import CONNECT_TIMEOUT_S, Sessions
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 # asyncpg's pools give proxies that behave as the connections they stand for.
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
-CONNECT_TIMEOUT_S = 5
 # Limits of a statement. No client waits longer for a response, and no batch takes longer.
 READ_TIMEOUT_S = 15
 WRITE_TIMEOUT_S = 300
@@ -127,7 +127,9 @@ class Database:
         idle_limit_s: float = CONNECTION_IDLE_S,
     ) -> None:
         self._url = url
-        self._read_url = read_url
+        # The lock of runs, LISTEN and temporary tables need sessions of their own. Reads do not.
+        self._primary = Sessions(url, "DATABASE_URL", shareable=False)
+        self._replicas = Sessions(read_url, "DATABASE_READ_URL", shareable=True) if read_url else None
         self._read_name = "DATABASE_READ_URL" if read_url else "DATABASE_URL"
         self._readers = readers
         self._slow_readers = slow_readers
@@ -140,42 +142,20 @@ class Database:
     @property
     def one_server(self) -> bool:
         """Whether all reads go to one server, which never shows an older version than before."""
-        return self._read_url is None and "," not in self._url
+        return self._replicas is None and "," not in self._url
 
     async def __aenter__(self) -> Self:
         self._write = _Pool(
-            await asyncpg.create_pool(
-                self._url,
-                connect=failover.connect,
-                min_size=0,
-                max_size=self._writers,
-                max_inactive_connection_lifetime=self._idle_limit_s,
-                timeout=CONNECT_TIMEOUT_S,
-                command_timeout=WRITE_TIMEOUT_S + DEAD_AFTER_S,
-                target_session_attrs=SessionAttribute.read_write,
-                server_settings=_session(WRITE_TIMEOUT_S),
-            ),
-            wait_s=WRITE_QUEUE_S,
+            await self._primary_pool(self._writers, WRITE_TIMEOUT_S), self._primary, wait_s=WRITE_QUEUE_S
         )
         self._read = await self._readers_pool(self._readers, READ_TIMEOUT_S)
         self._slow = await self._readers_pool(self._slow_readers, READ_TIMEOUT_S)
         self._export = await self._readers_pool(self.exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
         self._probe = await self._readers_pool(1, READ_TIMEOUT_S)
         self._pools = [self._probe, self._export, self._slow, self._read, self._write]
-        if self._read_url is not None:
+        if self._replicas is not None:
             self._probe_primary = _Pool(
-                await asyncpg.create_pool(
-                    self._url,
-                    connect=failover.connect,
-                    min_size=0,
-                    max_size=1,
-                    max_inactive_connection_lifetime=self._idle_limit_s,
-                    timeout=CONNECT_TIMEOUT_S,
-                    command_timeout=READ_TIMEOUT_S + DEAD_AFTER_S,
-                    target_session_attrs=SessionAttribute.read_write,
-                    server_settings=_session(READ_TIMEOUT_S),
-                ),
-                wait_s=self._queue_s,
+                await self._primary_pool(1, READ_TIMEOUT_S), self._primary, wait_s=self._queue_s
             )
             self._pools.append(self._probe_primary)
         return self
@@ -183,29 +163,59 @@ class Database:
     @property
     def replicas(self) -> bool:
         """Whether reads go to replicas (DATABASE_READ_URL)."""
-        return self._read_url is not None
+        return self._replicas is not None
+
+    @property
+    def behind_pooler(self) -> bool:
+        """Whether DATABASE_URL leads to a pooler. Known after the first connection."""
+        return self._primary.pooled
+
+    @property
+    def can_listen(self) -> bool:
+        """Whether `following` gives a session of its own. Known after its first connection."""
+        return not self._readable.shared
+
+    async def _primary_pool(self, size: int, timeout_s: int) -> "asyncpg.Pool[asyncpg.Record]":
+        return await self._create_pool(
+            self._primary, size, timeout_s, SessionAttribute.read_write, _settings(timeout_s)
+        )
 
     async def _readers_pool(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Pool":
-        pool = await asyncpg.create_pool(
-            self._read_url or self._url,
-            connect=failover.connect,
+        # The few statements of readers are planned once for each connection. A plan for the given values
+        # takes as long to make as a page, and ten times as long if it may use all months of the history.
+        settings = _settings(timeout_s, idle_s) | {"plan_cache_mode": "force_generic_plan"}
+        pool = await self._create_pool(self._readable, size, timeout_s, self._readable_attributes, settings)
+        return _Pool(pool, self._readable, settings, wait_s=self._queue_s, queued=self._queued)
+
+    async def _create_pool(
+        self,
+        sessions: Sessions,
+        size: int,
+        timeout_s: int,
+        attributes: SessionAttribute,
+        settings: Mapping[str, str],
+    ) -> "asyncpg.Pool[asyncpg.Record]":
+        return await asyncpg.create_pool(
+            sessions.url,
+            connect=partial(sessions.open, settings),
             min_size=0,
             max_size=size,
             max_inactive_connection_lifetime=self._idle_limit_s,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=timeout_s + DEAD_AFTER_S,
-            target_session_attrs=self._readable,
-            # The few statements of readers are planned once for each connection. A plan for the given values
-            # takes as long to make as a page, and ten times as long if it may use all months of the history.
-            server_settings=_session(timeout_s, idle_s) | {"plan_cache_mode": "force_generic_plan"},
-            # Readers change nothing in a session, and a reset is a round trip as long as that of the query.
+            target_session_attrs=attributes,
+            # Nobody changes anything in a session, and asyncpg's reset would undo its settings. It is also a
+            # round trip as long as that of a query.
             reset=_nothing_to_reset,
         )
-        return _Pool(pool, wait_s=self._queue_s, queued=self._queued)
 
     @property
-    def _readable(self) -> SessionAttribute:
-        return SessionAttribute.prefer_standby if self._read_url else SessionAttribute.any
+    def _readable(self) -> Sessions:
+        return self._replicas or self._primary
+
+    @property
+    def _readable_attributes(self) -> SessionAttribute:
+        return SessionAttribute.prefer_standby if self._replicas else SessionAttribute.any
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -263,12 +273,11 @@ class Database:
     async def following(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
         """A connection outside the pools to the server of the readers, to listen on; statements are short."""
         with _translated_errors(self._read_name):
-            connection = await failover.connect(
-                self._read_url or self._url,
+            connection = await self._readable.open(
+                _settings(READ_TIMEOUT_S),
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=QUEUE_S,
-                target_session_attrs=self._readable,
-                server_settings=_session(READ_TIMEOUT_S),
+                target_session_attrs=self._readable_attributes,
             )
             try:
                 yield connection
@@ -290,21 +299,21 @@ class Database:
         closes it.
         """
         lease = f"{lease_s * 1000:.0f}ms"
+        settings = _settings(WRITE_TIMEOUT_S) | {
+            "application_name": name,
+            "idle_session_timeout": lease,
+            "idle_in_transaction_session_timeout": lease,
+        }
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         with _translated_errors("DATABASE_URL"):
             while True:
                 try:
-                    return await failover.connect(
-                        self._url,
+                    return await self._primary.open(
+                        settings,
+                        test_again=True,
                         timeout=CONNECT_TIMEOUT_S,
                         command_timeout=WRITE_TIMEOUT_S + DEAD_AFTER_S,
                         target_session_attrs=SessionAttribute.read_write,
-                        server_settings=_session(WRITE_TIMEOUT_S)
-                        | {
-                            "application_name": name,
-                            "idle_session_timeout": lease,
-                            "idle_in_transaction_session_timeout": lease,
-                        },
                     )
                 except asyncpg.TooManyConnectionsError:
                     if time.monotonic() + FULL_PAUSE_S > deadline:
@@ -331,10 +340,21 @@ class _Pool:
     # If the server accepts no more connections, requests wait too, and the open connections serve all of
     # them. After a rejected attempt a slot stays empty for a moment, so that few attempts are made.
 
+    #
+    # Behind a pooler that shares server processes, each use is one transaction, with the `settings`.
+
     def __init__(
-        self, pool: "asyncpg.Pool[asyncpg.Record]", *, wait_s: float, queued: int | None = None
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        sessions: Sessions,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        *,
+        wait_s: float,
+        queued: int | None = None,
     ) -> None:
         self._pool = pool
+        self._sessions = sessions
+        self._settings = settings
         self._wait_s = wait_s
         self._most = None if queued is None else pool.get_max_size() + queued
         self._most_per_client = None if queued is None else max(1, queued // QUEUE_PART)
@@ -353,7 +373,11 @@ class _Pool:
             connection = await self._acquire(client)
             self._in_use += 1
             try:
-                yield connection
+                if self._sessions.shared:
+                    async with self._sessions.transaction(connection, self._settings):
+                        yield connection
+                else:
+                    yield connection
             finally:
                 self._in_use -= 1
                 # If the connection was lost, the proxy is empty and there is nothing to end.
@@ -449,7 +473,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _session(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
+def _settings(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
     return {
         "application_name": "kasparro",
         "timezone": "UTC",

@@ -45,6 +45,9 @@ DRAIN_S = 3
 # Connections that a process serves at once, and file descriptors that are enough for them.
 CONNECTIONS = 4_096
 DESCRIPTORS = 16_384
+# Name lookups that a process makes at once. While a name server is silent, the lookups of the upstreams last
+# for many seconds, and connections to the database need lookups too. By default uvloop makes only 2 at once.
+NAME_LOOKUPS = 16
 
 # Environment variable that names the folder in which the processes of one service share their metrics.
 METRICS_FOLDER = "_KASPARRO_METRICS_FOLDER"
@@ -80,6 +83,8 @@ def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None)
     Raises KasparroError if the service cannot start.
     """
     _raise_descriptors()
+    # uvloop reads this before its first lookup, and uses half of these threads for lookups.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", str(2 * NAME_LOOKUPS))
     stop = _Stop()
     # uvicorn replaces these handlers while it serves, and raises the signal again afterwards. The default
     # handlers would then end the process before the embedded server is stopped.
@@ -160,7 +165,7 @@ async def _serve_by_workers(
         hangup = signal.getsignal(signal.SIGHUP)
         processes = Workers(config, listener, Path(folder), supervisor)
         if hangup is signal.SIG_IGN:
-            # `nohup` asked to ignore it, but uvicorn has installed its handler.
+            # `nohup` asked to ignore SIGHUP, but uvicorn has installed its handler.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if stop.requested:
             return

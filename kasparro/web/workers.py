@@ -24,7 +24,8 @@ from kasparro.web.http.request_metrics import (
 log = structlog.get_logger()
 
 # Each worker is checked twice a second, with this timeout. A worker that fails this number of checks in a row
-# is replaced; one that still starts may fail more. Counts, not times: this process may have been suspended.
+# is replaced; one that is still starting may fail more. This process counts the checks and does not
+# measure time, because it may have been suspended meanwhile.
 CHECK_TIMEOUT_S = 0.05
 MAX_FAILED_CHECKS = 10
 MAX_FAILED_CHECKS_AT_START = 120
@@ -41,7 +42,7 @@ class Workers(Multiprocess):
     """uvicorn's supervisor of worker processes, with additions.
 
     Each death of a worker is logged and counted. The pause before a restart grows with each failure. If no
-    worker ever started, it gives up. It writes its own report to `folder`, where the workers read it.
+    worker ever started, the supervisor gives up. It writes its report to `folder`, where the workers read it.
     """
 
     def __init__(

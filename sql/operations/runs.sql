@@ -3,16 +3,24 @@
 
 -- name: try_run --
 -- One run at a time works on a database. The lock belongs to the session: it ends when the process dies, or
--- when the server ends the session because it was silent for its lease.
-SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0));
+-- when the server ends the session because it was silent for its lease. No row: the session holds a lock of
+-- another client already, and would get this one a second time.
+SELECT pg_try_advisory_lock(hashtextextended('kasparro run', 0))
+WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
 
 -- name: try_lead --
 -- One process leads: its scheduler starts the runs.
-SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0));
+SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0))
+WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
 
--- name: heartbeat --
--- The heartbeat of a session that holds a lock; the server ends a session that was silent for its lease.
-SELECT true;
+-- name: holds_lock --
+-- Whether this session holds its lock. It is also the heartbeat of a session that does; the server ends a
+-- session that was silent for its lease.
+SELECT EXISTS(SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
+
+-- name: release_locks --
+-- A pooler keeps a session for a moment after its client has closed it.
+SELECT pg_advisory_unlock_all();
 
 -- name: terminate_stale_session --
 -- An earlier session of this process ($1) may still exist after its connection was lost, and still hold the

@@ -71,5 +71,5 @@ def test_example_with_few_calls_is_what_the_schedule_plans() -> None:
     text = section("docs/call-budget.md", "A worked example")
     first, every = planned(MIDDLE, 1_000)
     assert first == 1
-    assert "page 1 is fetched by every run" in text
-    assert re.findall(r"every (\d+)(?:st|nd|rd|th)\.", text) == [str(every)]
+    assert "every run fetches page 1," in text
+    assert re.findall(r"about every (\d+)(?:st|nd|rd|th) run", text) == [str(every)]

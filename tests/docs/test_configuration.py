@@ -8,9 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from kasparro.cli import commands as cli
+from kasparro.settings import URL_FILES, URL_IGNORED, URL_PARAMETERS
 from kasparro.sources import registry
 from tests.conftest import OPEN_FILES
 from tests.support.documents import ROOT, read, rows, section
+
+
+def test_page_names_every_parameter_of_a_database_url() -> None:
+    page = section("docs/configuration.md", "Settings")
+    parts = page.split("\n### Database URLs\n")[1].split("\n### ")[0].split("\n- ")[1:]
+    names = [set(re.findall(r"`(\w+)`", part.split(". ")[0])) for part in parts]
+    assert names[0] | {"options"} == URL_PARAMETERS | URL_FILES
+    assert set().union(*names[2:]) == URL_IGNORED
 
 
 def test_settings_table_lists_the_settings() -> None:

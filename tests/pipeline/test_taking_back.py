@@ -284,7 +284,8 @@ async def test_several_prices_for_one_time_reject_the_file(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
     closes(tmp_path / "eth-usd.csv", 1)
-    (tmp_path / "hours-usd.csv").write_text("date,price_usd\n2024-01-01,5\n2024-01-01,6\n2024-01-01,7\n")
+    path = closes(tmp_path / "hours-usd.csv", 5, *range(2, 20))
+    path.write_text(path.read_text() + "2024-01-01,6\n2024-01-01,7\n")
     (tmp_path / "hours-usd.csv.toml").write_text('coin.id = "btc"\ncurrency = "USD"')
 
     assert await run(database, tmp_path) == "partial"
@@ -366,7 +367,7 @@ async def test_zero_next_to_a_price_is_null_in_candles(
 ) -> None:
     (tmp_path / "btc-usd.csv").write_text(
         "Date,Open,High,Low,Close,Volume,Market Cap\n"
-        "2024-05-01,1,2,1,2,10,20\n2024-05-02,2,3,2,3,0,0.00\n2009-05-03,0,0,0,0,0,0\n"
+        "2009-05-01,0,0,0,0,0,0\n2009-05-02,1,2,1,2,10,20\n2009-05-03,2,3,2,3,0,0.00\n"
     )
 
     await run(database, tmp_path)

@@ -1,4 +1,4 @@
-"""CoinGecko's stand-in follows the vendor's contract."""
+"""The simulated CoinGecko follows the vendor's contract."""
 
 import aiohttp
 import pytest

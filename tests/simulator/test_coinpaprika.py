@@ -1,4 +1,4 @@
-"""CoinPaprika's stand-in follows the vendor's contract."""
+"""The simulated CoinPaprika follows the vendor's contract."""
 
 import aiohttp
 import pytest

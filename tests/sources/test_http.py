@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -79,16 +80,22 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
         2,
         "CoinPaprika answered 500: The simulator answers 500 here.",
     ),
-    "503 of a CDN": (Status(api="coingecko", code=503, body="html"), 2, "CoinGecko answered 503"),
+    "503 of a CDN": (
+        Status(api="coingecko", code=503, body="html"),
+        2,
+        "CoinGecko answered 503: 503 from the CDN",
+    ),
     "400": (
         Status(api="coinpaprika", code=400),
         1,
-        "CoinPaprika answered 400: The simulator answers 400 here.",
+        "CoinPaprika answered 400: The simulator answers 400 here.; we called * without a key "
+        "(KASPARRO_COINPAPRIKA_KEY, KASPARRO_COINPAPRIKA_URL)",
     ),
     "401": (
         Status(api="coingecko", code=401),
         1,
-        "CoinGecko answered 401 (the key is missing or not accepted): The simulator answers 401 here.",
+        "CoinGecko answered 401 (the key is missing or not accepted): The simulator answers 401 here.; "
+        "we called * with the plan public (KASPARRO_COINGECKO_PLAN, KASPARRO_COINGECKO_URL)",
     ),
     "402": (
         Status(api="coinpaprika", code=402),
@@ -99,7 +106,9 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
     "403 of a CDN": (
         Status(api="coingecko", code=403, body="cdn-1020"),
         1,
-        "CoinGecko answered 403 (access denied: a wrong key, or this address is blocked)",
+        "CoinGecko answered 403 (access denied: a wrong key, or this address is blocked): Access denied. "
+        "Error code: 1020; we called * with the plan public "
+        "(KASPARRO_COINGECKO_PLAN, KASPARRO_COINGECKO_URL)",
     ),
     "404": (
         Status(api="coinpaprika", code=404),
@@ -117,7 +126,11 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
         "CoinGecko answered 429 (too many requests): The simulator answers 429 here.; asks to wait 119 s, "
         "and a run waits 5 s at most",
     ),
-    "a web page": (Html(api="coingecko"), 2, "CoinGecko sent an HTML page"),
+    "a web page": (
+        Html(api="coingecko"),
+        2,
+        "CoinGecko sent an HTML page; it says: Just a moment...",
+    ),
     "half a response": (
         Truncated(api="coinpaprika"),
         2,
@@ -132,7 +145,8 @@ FAULTS: dict[str, tuple[AnyFault, int, str]] = {
     "an object for a list": (
         NotAnArray(api="coingecko"),
         2,
-        "CoinGecko sent a body that is not a JSON list (Expected `array`, got `object`)",
+        "CoinGecko sent a body that is not a JSON list (Expected `array`, got `object`); "
+        'it says: {"data":[]}',
     ),
     "an endless response": (
         Huge(api="coinpaprika", megabytes=5),
@@ -299,11 +313,45 @@ async def answering(*, status: int, body: str = "[]", **headers: str) -> AsyncIt
 
 @pytest.mark.parametrize("status", [200, 401])
 async def test_repeated_key_is_redacted(database: Database, connection: Connection, status: int) -> None:
-    body = '{"error":"the key hunter2hunter2 is not known"}'
-    async with answering(status=status, body=body) as (url, _):
-        await run_sources(database, [CoinGecko(url, "demo", Secret("hunter2hunter2"), QUICK)])
+    key = "hunter2hunter2"
+    async with answering(status=status, body=f'{{"error":"the key {key} is not known"}}') as (url, _):
+        await run_sources(database, [CoinGecko(url, "demo", Secret(key), QUICK)])
 
-    assert (await health_error(connection, "coingecko")).endswith(": the key *** is not known")
+    error = await health_error(connection, "coingecko")
+    assert ": the key *** is not known" in error
+    assert key not in error
+
+
+LONG = "Your key belongs to another plan than the address that was called. " * 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 403])
+async def test_rejected_key_is_reported_with_plan_host_and_settings(
+    database: Database, connection: Connection, status: int
+) -> None:
+    body = f'{{"error_code":10011,"status":{{"error_message":"{LONG}Use api.coingecko.example for it."}}}}'
+    async with answering(status=status, body=body) as (url, _):
+        with_account = url.replace("http://", "http://me:hunter1@")
+        await run_sources(database, [CoinGecko(with_account, "pro", Secret("hunter2hunter2"), QUICK)])
+
+    error = await health_error(connection, "coingecko")
+    assert error.endswith(
+        "Use api.coingecko.example for it.; we called "
+        f"{urlsplit(url).netloc} with the plan pro (KASPARRO_COINGECKO_PLAN, KASPARRO_COINGECKO_URL)"
+    )
+    assert "hunter" not in error
+
+
+async def test_rejected_key_of_coinpaprika_is_reported_with_its_settings(
+    database: Database, connection: Connection
+) -> None:
+    async with answering(status=403, body='{"error":"wrong key"}') as (url, _):
+        await run_sources(database, [CoinPaprika(url, Secret("hunter2hunter2"), QUICK)])
+
+    assert (await health_error(connection, "coinpaprika")).endswith(
+        f": wrong key; we called {urlsplit(url).netloc} with a key "
+        "(KASPARRO_COINPAPRIKA_KEY, KASPARRO_COINPAPRIKA_URL)"
+    )
 
 
 async def test_key_is_sent_in_the_header_of_the_vendor(database: Database) -> None:
@@ -416,6 +464,32 @@ async def long_list() -> AsyncIterator[Simulator]:
     """Five pages of CoinGecko, one call of CoinPaprika."""
     async with Simulator(seed=7, coins=1_150, base=BEGIN, manual=True) as running:
         yield running
+
+
+async def test_limit_of_a_cdn_costs_a_page_and_counts_its_calls(
+    database: Database, long_list: Simulator
+) -> None:
+    long_list.add_fault(Status(api="coingecko", code=429, body="cdn-1015", page=2))
+
+    done = await run_and_report(database, [coingecko_source(long_list)])
+
+    (source,) = done.sources
+    assert (done.status, source.status, source.calls) == ("partial", "partial", len(long_list.calls))
+    assert source.error is not None
+    assert "page 2: CoinGecko answered 429 (too many requests): error code: 1015" in source.error
+    assert requested_pages(long_list.calls) == [1, 2, 2, 3, 4, 5]
+
+
+async def test_limit_of_a_cdn_never_exceeds_the_call_budget(database: Database, long_list: Simulator) -> None:
+    long_list.add_fault(Status(api="coingecko", code=429, body="cdn-1015"))
+
+    done = [
+        await run_and_report(database, [coingecko_source(long_list)], budget=lambda source: 5)
+        for _ in range(4)
+    ]
+
+    assert len(long_list.calls) <= 5
+    assert sum(run.sources[0].calls for run in done) == len(long_list.calls)
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])

@@ -72,6 +72,16 @@ async def test_closed_or_read_only_database_is_transient(
                 pass
 
 
+async def test_settings_of_a_session_stay(database: Database) -> None:
+    found = []
+    for _ in range(3):
+        async with database.writing() as connection:
+            found.append(await connection.fetchval("SELECT current_setting('statement_timeout')"))
+        async with database.reading() as connection:
+            found.append(await connection.fetchval("SELECT current_setting('statement_timeout')"))
+    assert found == ["5min", "15s"] * 3
+
+
 async def terminate_own_session(database: Database) -> None:
     async with database.writing() as connection, connection.transaction():
         await connection.execute("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)")

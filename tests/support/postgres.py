@@ -90,7 +90,7 @@ class Server:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                **_account(),
+                **unprivileged_account(),
             )
         async with asyncio.timeout(60):
             while not await self._answers():
@@ -153,7 +153,12 @@ class Server:
         self.folder.mkdir()
         _own(self.folder)
         await _run_command(
-            str(self._programs.path(program)), "-D", str(self.folder), *arguments, "--no-sync", **_account()
+            str(self._programs.path(program)),
+            "-D",
+            str(self.folder),
+            *arguments,
+            "--no-sync",
+            **unprivileged_account(),
         )
 
 
@@ -248,13 +253,13 @@ async def small_disk(megabytes: int) -> AsyncIterator[Disk]:
 
 def _own(folder: Path) -> None:
     """Make the account that runs the servers the owner of a folder."""
-    if account := _account():
+    if account := unprivileged_account():
         for path in (folder, *folder.rglob("*")):
             os.chown(path, account["user"], account["group"], follow_symlinks=False)
     folder.chmod(0o700)
 
 
-def _account() -> dict[str, Any]:
+def unprivileged_account() -> dict[str, Any]:
     # PostgreSQL never runs as root.
     if os.geteuid() != 0:
         return {}

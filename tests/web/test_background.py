@@ -116,7 +116,7 @@ async def test_read_only_database_is_shown_until_it_is_writable(
 
         assert health["status"] == "degraded"
         (reason,) = health["reasons"]
-        assert reason.startswith("runs wait until the database takes writes: ")
+        assert reason.startswith("runs wait until the database accepts writes: ")
         assert "PostgreSQL accepts no writes" in reason or "no host of PostgreSQL accepts writes" in reason
         await server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         await server.execute(

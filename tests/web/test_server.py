@@ -1,6 +1,8 @@
 """The server's process: file descriptors, the connection limit, and the settings of the demo."""
 
 import resource
+import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from kasparro.sources import registry
 from kasparro.sources.base import SourceDefinition
 from kasparro.sources.replay import SkippedSource
 from kasparro.web import server
+from tests.support.commands import listening_url, started_command
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,16 @@ def test_connection_limit_follows_descriptors(
     server._raise_descriptors()
     assert changes == ([] if raised is None else [raised])
     assert server._connection_limit() == connections
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux shows the names of threads")
+async def test_slow_lookups_of_upstreams_leave_threads_for_the_database() -> None:
+    """The service looks the name of its database up before it listens."""
+    nobody = "postgresql://x@localhost:1/x"
+    async with started_command("serve", PORT="0", DATABASE_URL=nobody, KASPARRO_INTERVAL="off") as process:
+        await listening_url(process)
+        threads = [name.read_text() for name in Path(f"/proc/{process.pid}/task").glob("*/comm")]
+    assert threads.count("libuv-worker\n") == 2 * server.NAME_LOOKUPS
 
 
 async def test_demo_leaves_out_apis_without_a_simulation(monkeypatch: pytest.MonkeyPatch) -> None:

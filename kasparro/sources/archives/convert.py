@@ -19,10 +19,11 @@ from kasparro.model.record import (
     copy_cell,
 )
 from kasparro.sources.archives.detect import NUMBERS, Detection
-from kasparro.sources.archives.header_names import CURRENCIES, PEGGED
+from kasparro.sources.archives.known_coins import SYMBOL_SPELLINGS
 from kasparro.sources.archives.numbers import NumberKind, read_plain, read_plain_all
 from kasparro.sources.archives.text import trimmed
-from kasparro.sources.archives.times import Stamp, day_end, period_end, read_time
+from kasparro.sources.archives.times import Stamp, day_end, read_time
+from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED
 
 # The numeric fields of each kind, in the order of `VALUE_FIELDS`.
 FIELDS = {kind: [field for field in NUMBERS if NUMBERS[field] == kind] for kind in NUMBERS.values()}
@@ -75,7 +76,8 @@ class Converter:
         self._now = now
         self._notation = detection.notation
         self._width = detection.width
-        self._zone: tzinfo = UTC if detection.zone == "UTC" else ZoneInfo(detection.zone)
+        self._zone = _zone(detection.zone)
+        self._grid_zone = _zone(detection.grid.zone) if detection.grid is not None else UTC
         column_of = detection.column_of
         blank = detection.width
         self._required = column_of["price_usd"] if detection.layout.kind == "candles" else None
@@ -208,6 +210,7 @@ class Converter:
         symbol, quote = self._detection.pairs.split(symbol)
         if quote is not None:
             self._expect_dollars(quote)
+            symbol = SYMBOL_SPELLINGS.get(symbol.lower(), symbol)
         if (coin := self._detection.coin) is not None:
             return _coin_cells(coin.source_id, coin.symbol or "", coin.name or "")
         symbol, name = (("" if text.lower() in _NO_COIN else text) for text in (symbol, name))
@@ -234,17 +237,13 @@ class Converter:
         return check_time(self._end(stamp), "observed_at", self._now).isoformat(" ")
 
     def _end(self, stamp: Stamp) -> datetime:
-        detection = self._detection
-        if (
-            detection.layout.kind != "candles"
-            or "closed_at" in detection.column_of
-            or detection.period is None
-        ):
-            at = day_end(stamp)
+        grid = self._detection.grid
+        if grid is None:
+            at = day_end(stamp, self._zone)
             if at == stamp.at:
                 return at
         else:
-            at = period_end(stamp, detection.period)
+            at = grid.close(stamp, self._grid_zone)
         if at > self._now:
             raise RejectedValue("observed_at", f"its period is not over yet: {at.isoformat()}")
         return at
@@ -256,6 +255,10 @@ def _known_only(prices: Sequence[str], figures: Sequence[str]) -> list[str]:
         NULL if figure == "0" and price not in {"0", NULL} else figure
         for price, figure in zip(prices, figures, strict=True)
     ]
+
+
+def _zone(name: str) -> tzinfo:
+    return UTC if name == "UTC" else ZoneInfo(name)
 
 
 def _coin_cells(source_id: str, symbol: str, name: str) -> tuple[str, str]:

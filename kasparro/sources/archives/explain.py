@@ -7,13 +7,13 @@ import msgspec
 
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject, RejectedValue
 from kasparro.sources.archives.convert import Converter
-from kasparro.sources.archives.detect import SHOWN_CELLS, Detection, detect
-from kasparro.sources.archives.detect.sample import Sample, read_sample
-from kasparro.sources.archives.errors import FileRejected
+from kasparro.sources.archives.detect import SHOWN_CELLS, Detection
+from kasparro.sources.archives.detect.attempt import attempt
+from kasparro.sources.archives.detect.findings import Finding
+from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import Overrides
 from kasparro.sources.archives.reader import Job, Portion, RejectCount, general_reason, read_archive
-from kasparro.sources.archives.times import ORDER_NAMES
 
 # Rejects of each reason that are shown.
 EXAMPLES = 3
@@ -49,19 +49,14 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recognition(msgspec.Struct, frozen=True, kw_only=True):
-    """How a file was understood."""
+    """How a file was understood, or would be with the guesses for what it leaves open."""
 
     layout: str
     encoding: str
     delimiter: str
     header_line: int | None
-    coin: str
-    currency: str
     decimal: str
-    day_order: str | None
-    epoch: str | None
-    zone: str
-    candles_s: int | None
+    findings: tuple[Finding, ...]
     columns: tuple[Column, ...]
     notes: tuple[str, ...]
 
@@ -152,23 +147,25 @@ async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetim
 
 async def _recognition(file: ArchiveFile, job: Job) -> Recognition | None:
     try:
-        sample = await read_sample(file, job.overrides)
-        detection = detect(sample, job.name, job.now, job.overrides)
-    except (FileRejected, csv.Error, OSError):
+        attempted = await attempt(file, job.name, job.now, job.overrides)
+    except (csv.Error, OSError):
         return None
-    period = detection.period
+    sample, detection = attempted.sample, attempted.detection
+    if sample is None or detection is None:
+        return None
+    still_open = {rejected.question: str(rejected) for rejected in attempted.open}
     return Recognition(
         layout=detection.layout.name,
         encoding=detection.encoding.codec,
         delimiter=detection.delimiter,
         header_line=sample.header_line,
-        coin=detection.coin_settled_by,
-        currency=f"USD {detection.currency_settled_by}",
         decimal=detection.decimal,
-        day_order=ORDER_NAMES[detection.order] if detection.order else None,
-        epoch=detection.epoch_unit,
-        zone=detection.zone,
-        candles_s=int(period.total_seconds()) if period else None,
+        findings=tuple(
+            msgspec.structs.replace(finding, open=True, evidence=(still_open[finding.question],))
+            if finding.question in still_open
+            else finding
+            for finding in detection.findings
+        ),
         columns=_columns(sample, detection, job),
         notes=detection.notes,
     )

@@ -7,14 +7,14 @@ from typing import Literal
 import msgspec
 
 from kasparro.model.record import RejectedValue, canonical_decimal
-from kasparro.sources.archives.errors import FileRejected
+from kasparro.sources.archives.errors import FileRejected, Guess
 
 DecimalSign = Literal[".", ","]
 NumberKind = Literal["money", "supply", "percent"]
 
 # Words for an unknown value.
 NULLS = frozenset(
-    {"", "-", "--", "- -", "—", "–", "?", "n/a", "na", "#n/a", "none", "null", "nil", "nan", r"\n"}  # noqa: RUF001
+    {"", "-", "--", "- -", "—", "–", "?", ".", "n/a", "na", "#n/a", "none", "null", "nil", "nan", r"\n"}  # noqa: RUF001
 )
 # Signs that always mean US dollars when they are next to a number.
 DOLLARS = ("us$", "$us", "$", "usd")
@@ -46,6 +46,9 @@ _WRITTEN = re.compile(
     r"(?P<tail>[ \u00a0\u202f]?(?:%|usd|\$)| \S{1,20})?",
     re.ASCII | re.IGNORECASE,
 )
+# The marks that pages put behind a figure to refer to a note: `38,531,000,250*`, `1,344 (1)`.
+_FOOTNOTE = re.compile(r"(?<=\S)\s?(?:[*†‡§]+|[(\[]\d[)\]])$")
+_FOOTNOTE_ENDS = frozenset("*†‡§)]")
 # What `canonical_decimal` returns, except for trailing zeros: most cells need only this match.
 _PLAIN = re.compile(r"(?:0|[1-9]\d{0,59})(?:\.\d{1,100})?|-[1-9]\d{0,59}(?:\.\d{1,100})?", re.ASCII)
 # Many such numbers, not below zero, or empty texts, one per line.
@@ -69,6 +72,8 @@ class Notation(msgspec.Struct, frozen=True):
         if self.decimal == "." and (plain := read_plain(text)) is not None:
             return plain
         text = text.strip()
+        if text[-1:] in _FOOTNOTE_ENDS:
+            text = _FOOTNOTE.sub("", text)
         if text.lower() in NULLS:
             return None
         match = _WRITTEN.fullmatch(text)
@@ -129,7 +134,8 @@ def _not_a_number(text: str, field: str) -> RejectedValue:
     return RejectedValue(field, f"not a number: {quoted}")
 
 
-_POINT_SETTING, _COMMA_SETTING = 'decimal = "."', 'decimal = "," (or ".")'
+_POINT_SIGN = Guess({"decimal": "."}, 'a guess: it may also be ","')
+_COMMA_SIGN = Guess({"decimal": ","}, 'a guess: it may also be "."')
 _BODY = re.compile(r"\d[\d.,'’ \u00a0\u202f\u2009]*", re.ASCII)  # noqa: RUF001
 _BLANKS = re.compile(r"['’ \u00a0\u202f\u2009]")  # noqa: RUF001
 
@@ -175,14 +181,20 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> DecimalSign:
                 lone_comma += 1
     if point and comma:
         if max(point, comma) < 20 * min(point, comma):
-            raise FileRejected("its numbers have points and commas before fractions", _POINT_SETTING)
+            raise FileRejected(
+                "its numbers have points and commas before fractions", _POINT_SIGN, question="number"
+            )
         return "." if point > comma else ","
     if comma or point:
         return "," if comma else "."
     if lone_comma:
-        raise FileRejected("nothing shows whether 1,234 in it is 1234 or a decimal fraction", _COMMA_SETTING)
+        raise FileRejected(
+            "nothing shows whether 1,234 in it is 1234 or a decimal fraction", _COMMA_SIGN, question="number"
+        )
     if grouped_by_points and delimiter != ",":
         raise FileRejected(
-            "nothing shows whether points in its numbers separate groups or fractions", _COMMA_SETTING
+            "nothing shows whether points in its numbers separate groups or fractions",
+            _COMMA_SIGN,
+            question="number",
         )
     return "."

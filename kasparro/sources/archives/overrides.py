@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import tomllib
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -12,10 +13,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, RejectedValue, check_id, compose_id
+from kasparro.sources.archives.errors import Guess
 from kasparro.sources.archives.files import OpenFiles
 from kasparro.sources.archives.numbers import DecimalSign
 from kasparro.sources.archives.text import one_line, text_codec
-from kasparro.sources.archives.times import ORDER_NAMES, PERIODS, Epoch, Order, Stamp, read_time
+from kasparro.sources.archives.times import ORDER_NAMES, Epoch, Order, Stamp, period_words, read_time
 
 FOLDER_FILE = "kasparro.toml"
 SUFFIX = ".toml"
@@ -94,6 +96,8 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     encoding: _Text | None = None
     delimiter: Literal[",", ";", "\t", "|"] | None = None
     period: _Text | None = None
+    candle_times: Literal["begin", "end"] | None = None
+    pegged_as_usd: bool = False
 
     @property
     def order(self) -> Order | None:
@@ -102,8 +106,13 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def length(self) -> timedelta | None:
-        """The length of its candles."""
-        return PERIODS[self.period] if self.period else None
+        """The length of its candles. Raises LookupError if the text means none, or several."""
+        if self.period is None:
+            return None
+        lengths = period_words(self.period)
+        if len(lengths) != 1:
+            raise LookupError(self.period)
+        return next(iter(lengths))
 
     @property
     def moment(self) -> Stamp | None:
@@ -119,6 +128,22 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 NO_OVERRIDES = Overrides()
 
+
+def with_guesses(overrides: Overrides, guesses: Iterable[Guess]) -> Overrides:
+    """Overrides with the values of guesses."""
+    values: dict[str, Any] = msgspec.to_builtins(overrides)
+    for guess in guesses:
+        for key, value in guess.values.items():
+            field, _, inner = key.partition(".")
+            if inner:
+                values[field] = values.get(field, {}) | {inner: value}
+            elif isinstance(value, Mapping):
+                values[field] = values.get(field, {}) | dict(value)
+            else:
+                values[field] = value
+    return msgspec.convert(values, Overrides)
+
+
 _ALLOWED = {
     "columns": f'"HEADER" = one of {", ".join(ColumnField.__args__)}',  # type: ignore[attr-defined]
     "header": "a list of texts: the column names of a file without a header",
@@ -126,12 +151,14 @@ _ALLOWED = {
     "currency": 'an upper-case code such as "USD"',
     "decimal": '"." or ","',
     "day_order": ", ".join(f'"{name}"' for name in _ORDERS),
-    "epoch": '"s" or "ms"',
+    "epoch": '"s", "ms", "us" or "ns"',
     "timezone": 'a name such as "Europe/Berlin"',
     "observed_at": "a date or a date and time",
     "encoding": 'an encoding of text such as "utf-8", "utf-16", "cp1252", "iso-8859-2" or "shift_jis"',
     "delimiter": '",", ";", "\\t" or "|"',
-    "period": ", ".join(f'"{name}"' for name in PERIODS),
+    "period": 'a length such as "1m", "15m", "1h", "4h", "1d", "1w" or "1mo"',
+    "candle_times": '"begin" or "end": what the time of a candle is',
+    "pegged_as_usd": "true or false: whether prices in USDT, USDC and other pegged coins count as US dollars",
 }
 
 
@@ -214,8 +241,7 @@ def _plain(value: Any) -> Any:
 def _allowed(key: str, value: Any) -> bool:
     try:
         overrides = msgspec.convert({key: _plain(value)}, Overrides)
-        if overrides.period:
-            PERIODS[overrides.period]
+        _ = overrides.length
         if overrides.timezone:
             ZoneInfo(overrides.timezone)
         if overrides.encoding and text_codec(overrides.encoding) is None:

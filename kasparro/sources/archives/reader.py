@@ -12,8 +12,9 @@ from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import Reject, RejectedValue
 from kasparro.model.rival_prices import RivalPrices
 from kasparro.sources.archives.convert import Converter
-from kasparro.sources.archives.detect import Detection, detect
-from kasparro.sources.archives.detect.sample import Sample, read_sample
+from kasparro.sources.archives.detect import Detection
+from kasparro.sources.archives.detect.attempt import detect_file
+from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.identity import Head, Key
@@ -138,8 +139,7 @@ def file_problem(name: str, reason: str, setting: str | None = None) -> Problem:
 
 async def detect_format(file: ArchiveFile, name: str, now: datetime, overrides: Overrides) -> Detected:
     """Detect the format of a file. Raises one of READ_ERRORS if something stays open."""
-    sample = await read_sample(file, overrides)
-    return Detected(sample, detect(sample, name, now, overrides))
+    return Detected(*await detect_file(file, name, now, overrides))
 
 
 async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:

@@ -1,19 +1,17 @@
 """Reads times as archives write them, and decides to which moment the close price of a period belongs."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
-from itertools import pairwise
 from typing import Literal
 
 import msgspec
 
 from kasparro.model.record import CLOCK_TOLERANCE, EARLIEST, RejectedValue
-from kasparro.sources.archives.errors import FileRejected
+from kasparro.sources.archives.errors import FileRejected, Guess
 
 Order = Literal["dmy", "mdy", "ymd"]
-Epoch = Literal["s", "ms"]
+Epoch = Literal["s", "ms", "us", "ns"]
 ORDERS: tuple[Order, ...] = ("dmy", "mdy", "ymd")
 ORDER_NAMES: dict[Order, str] = {"dmy": "day-first", "mdy": "month-first", "ymd": "year-first"}
 
@@ -22,6 +20,7 @@ _DAY = timedelta(days=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Digits of an epoch time since 2009 in seconds, milliseconds, microseconds and nanoseconds.
 _EPOCH_UNITS = {10: 1, 13: 10**3, 16: 10**6, 19: 10**9}
+_TICKS_PER_SECOND: dict[Epoch, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _MONTHS = {
     name: number
     for number, names in enumerate(
@@ -69,6 +68,10 @@ _NUMERIC = re.compile(
     r"(?P<a>\d{1,2})(?P<sign>[-/.])(?P<b>\d{1,2})(?P=sign)(?P<c>\d{4}|\d{2})" + _CLOCK, re.ASCII
 )
 _TICKS = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?", re.ASCII)
+# Days as Chinese, Japanese and Korean write them, also `2024- 01- 05`.
+_EAST_ASIAN = re.compile(r"(\d{4})(?:[年년]|- ) ?(\d{1,2})(?:[月월]|- ) ?(\d{1,2})[日일]?(?= |$)", re.ASCII)
+# A clock time without colons, next to a day: `20250102 010000`.
+_COMPACT_CLOCK = re.compile(r"(\S{6,10})[ T](\d{2})(\d{2})(\d{2})(Z?)", re.ASCII)
 _PLAIN_ISO = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}:\d{2})?", re.ASCII)
 
 
@@ -110,14 +113,16 @@ def read_time(
         if match[2] and unit == 1:
             microseconds += int(match[2][:6].ljust(6, "0"))
         return Stamp(_EPOCH + timedelta(microseconds=microseconds), zone_assumed=False)
-    match = _ISO.fullmatch(text) or _COMPACT.fullmatch(text)
+    written = _EAST_ASIAN.sub(r"\1-\2-\3", text)
+    written = _COMPACT_CLOCK.sub(r"\1 \2:\3:\4\5", written)
+    match = _ISO.fullmatch(written) or _COMPACT.fullmatch(written)
     try:
         if match is not None:
             day = date(int(match["year"]), int(match["month"]), int(match["day"]))
-        elif (match := _NAMED.fullmatch(text)) is not None:
+        elif (match := _NAMED.fullmatch(written)) is not None:
             month = _MONTHS[(match["first"] or match["middle"]).lower()]
             day = date(_year(match["year"] or match["last"]), month, int(match["day"] or match["later"]))
-        elif (match := _NUMERIC.fullmatch(text)) is not None:
+        elif (match := _NUMERIC.fullmatch(written)) is not None:
             day = _numeric_day(match, order)
         else:
             raise _no_time(text, field)
@@ -149,7 +154,7 @@ def epoch_unit(text: str) -> str | None:
 
 def _since_epoch(match: re.Match[str], epoch: Epoch, text: str, field: str) -> Stamp:
     fraction = int((match[2] or "0")[:9].ljust(9, "0"))
-    nanoseconds = (int(match[1]) * 10**9 + fraction) // (1 if epoch == "s" else 1_000)
+    nanoseconds = (int(match[1]) * 10**9 + fraction) // _TICKS_PER_SECOND[epoch]
     try:
         return Stamp(_EPOCH + timedelta(microseconds=nanoseconds // 1_000), zone_assumed=False)
     except OverflowError:
@@ -206,6 +211,18 @@ def _zone(text: str) -> tzinfo:
     return timezone(sign * timedelta(hours=int(text[1:3]), minutes=int(text[3:].removeprefix(":") or "0")))
 
 
+def looks_like_time(text: str) -> bool:
+    """Whether a cell can be read as a time in some order of day, month and year."""
+    for order in ORDERS:
+        try:
+            at = read_time(text, order).at
+        except RejectedValue:
+            continue
+        if at >= EARLIEST:
+            return True
+    return False
+
+
 def _no_time(text: str, field: str) -> RejectedValue:
     quoted = repr(text if len(text) <= 60 else f"{text[:60]}…")
     return RejectedValue(field, f"not a date: {quoted}")
@@ -224,15 +241,21 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
     (fewest, best), (second, other) = failures[0], failures[1]
     if fewest * 2 > len(numeric):
         raise FileRejected(
-            f"its days, such as {numeric[0]!r}, fit no order of day, month and year",
-            'day_order = "day-first", or another order',
+            f"its days, such as {numeric[0]!r}, fit no order of day, month and year; the key day_order in "
+            "its overrides gives one",
+            None,
+            question="time",
         )
     if second == fewest or fewest * 10 > second:
         example = numeric[0]
         raise FileRejected(
             f"its rows do not show which number is the day: {example!r} and all others can be read as "
-            f"{' and as '.join(sorted({best, other}))}",
-            " or ".join(f'day_order = "{ORDER_NAMES[order]}"' for order in sorted((best, other))),
+            f"{' and as '.join(ORDER_NAMES[order] for order in sorted((best, other)))}",
+            Guess(
+                {"day_order": ORDER_NAMES[min(best, other)]},
+                f'a guess: it may also be "{ORDER_NAMES[max(best, other)]}"',
+            ),
+            question="time",
         )
     return best
 
@@ -249,75 +272,154 @@ def _failures(texts: Sequence[str], order: Order, now: datetime) -> int:
     return failed
 
 
-# The lengths of candles, by the words that file names use.
-PERIODS = {
-    "1m": timedelta(minutes=1),
-    "1min": timedelta(minutes=1),
-    "minute": timedelta(minutes=1),
-    "3m": timedelta(minutes=3),
-    "5m": timedelta(minutes=5),
-    "15m": timedelta(minutes=15),
-    "30m": timedelta(minutes=30),
-    "1h": timedelta(hours=1),
-    "60m": timedelta(hours=1),
-    "hourly": timedelta(hours=1),
-    "2h": timedelta(hours=2),
-    "4h": timedelta(hours=4),
-    "6h": timedelta(hours=6),
-    "8h": timedelta(hours=8),
-    "12h": timedelta(hours=12),
-    "1d": _DAY,
-    "d1": _DAY,
-    "d": _DAY,
-    "daily": _DAY,
-    "day": _DAY,
-    "3d": 3 * _DAY,
-    "1w": 7 * _DAY,
-    "1wk": 7 * _DAY,
-    "weekly": 7 * _DAY,
-    "1mo": timedelta(days=31),
-    "monthly": timedelta(days=31),
+# A month, as a length: its candles begin on the first day of each month.
+MONTH = timedelta(days=31)
+_MINUTE = timedelta(minutes=1)
+_HOUR = timedelta(hours=1)
+_MINUTE_LENGTHS = frozenset(timedelta(minutes=count) for count in (1, 2, 3, 5, 10, 15, 30))
+_LENGTH_WORDS = {
+    "minute": _MINUTE_LENGTHS,
+    "hourly": frozenset({_HOUR}),
+    "h": frozenset({_HOUR}),
+    "daily": frozenset({_DAY}),
+    "d": frozenset({_DAY}),
+    "weekly": frozenset({7 * _DAY}),
+    "w": frozenset({7 * _DAY}),
+    "monthly": frozenset({MONTH}),
 }
-_LENGTHS = frozenset(PERIODS.values())
-MONTH = PERIODS["monthly"]
+_LENGTH_UNITS = {
+    **dict.fromkeys(("s", "sec"), _SECOND),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), _MINUTE),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), _HOUR),
+    **dict.fromkeys(("d", "day"), _DAY),
+    **dict.fromkeys(("w", "wk", "week"), 7 * _DAY),
+    **dict.fromkeys(("mo", "mon", "month", "mn"), MONTH),
+}
+_LENGTH = re.compile(r"(\d{1,4})([a-z]{1,7})|(mn|[mhdw])(\d{1,3})", re.ASCII | re.IGNORECASE)
+# Names of the units in `length_name`, longest first.
+_UNIT_NAMES = (("w", 7 * _DAY), ("d", _DAY), ("h", _HOUR), ("m", _MINUTE), ("s", _SECOND))
 
 
-def period(stamps: Sequence[Stamp]) -> timedelta | None:
-    """The length of a file's candles, by the most frequent step between rows; None if they show none."""
-    steps = Counter(
-        abs(later.at - earlier.at) for earlier, later in pairwise(stamps) if later.at != earlier.at
-    )
-    if steps:
-        step = steps.most_common(1)[0][0]
-        if timedelta(days=28) <= step <= timedelta(days=31):
-            return MONTH
-        if step in _LENGTHS:
-            return step
-    return _DAY if stamps and all(stamp.date_only for stamp in stamps) else None
+def period_words(word: str) -> frozenset[timedelta]:
+    """The lengths of candles that a word may mean, such as `1d`, `H4`, `hourly`; `1M` may be a month too."""
+    if (lengths := _LENGTH_WORDS.get(word.lower())) is not None:
+        return lengths
+    if (match := _LENGTH.fullmatch(word)) is None:
+        return frozenset()
+    count, unit = int(match[1] or match[4]), match[2] or match[3]
+    if (length := _LENGTH_UNITS.get(unit.lower())) is None:
+        return frozenset()
+    meant = {count * length} if length != MONTH else {MONTH} if count == 1 else set()
+    if unit == "M" and count == 1 and match[1]:
+        meant.add(MONTH)
+    return frozenset(length for length in meant if is_length(length))
 
 
-def period_end(stamp: Stamp, length: timedelta) -> datetime:
-    """The moment of a candle's close price: the last second of its period.
+def is_length(length: timedelta) -> bool:
+    """Whether candles may have this length: a day or a part of it, some whole days, or a month."""
+    if length < _SECOND:
+        return False
+    return _DAY % length == timedelta() if length <= _DAY else not length % _DAY and length <= MONTH
 
-    If a candle's time begins a period (a date, or 00:01:00 for a candle of one minute), the close is of the
-    last second of that period. Any other time, such as 2018-12-15 23:59:59, is already the end that the
-    source gives, and stays.
 
-    The end is the last second, not the first second of the next period, because CoinMarketCap and the
-    exchanges write it so. The same close is then one record whether a file gives a date or the end, and it
-    belongs to the day, week and month that it closes.
-    """
-    at = stamp.at
+def length_name(length: timedelta) -> str:
+    """A length as overrides write it, such as `1d`."""
     if length == MONTH:
-        if at.day != 1 or at.time() != datetime.min.time():
-            return at
-        return (at + timedelta(days=32)).replace(day=1) - _SECOND
-    # Weeks begin on different weekdays in different sources, so any midnight may begin one.
-    if (at - _EPOCH) % min(length, _DAY):
-        return at
-    return at + length - _SECOND
+        return "1mo"
+    name, unit = next((name, unit) for name, unit in _UNIT_NAMES if not length % unit)
+    return f"{length // unit}{name}"
 
 
-def day_end(stamp: Stamp) -> datetime:
-    """The moment of a quote: its time, or the last second of its day if it has no clock time."""
-    return stamp.at + _DAY - _SECOND if stamp.date_only else stamp.at
+class Grid(msgspec.Struct, frozen=True, kw_only=True):
+    """When the candles of a file begin, and whether its times are their beginnings or their ends.
+
+    Candles begin whenever the wall-clock time of `zone` since 1970, or since the first of a month, is
+    `offset` past a multiple of `length`. Without an offset, any time may be one. `unclear` has times of
+    candles whose end depends on a change of clocks in a zone that the file does not show.
+    """
+
+    length: timedelta
+    begins: bool
+    zone: str = "UTC"
+    offset: timedelta | None = timedelta()
+    unclear: frozenset[datetime] = frozenset()
+
+    def close(self, stamp: Stamp, zone: tzinfo) -> datetime:
+        """The moment of the close price of a candle with this time: the last second of its period.
+
+        The end is the last second, not the first second of the next period, because CoinMarketCap and the
+        exchanges write it so. The same close is then one record whether a file gives the beginning or the
+        end, and it belongs to the day, week and month that it closes. `zone` is that of `self.zone`. Raises
+        RejectedValue for a time at which no candle begins or ends.
+        """
+        if (
+            zone is UTC
+            and self.begins
+            and self.offset is not None
+            and self.length <= _DAY
+            and not self.unclear
+        ):
+            # The short way of most files, for each of a million times.
+            if (stamp.at - _EPOCH - self.offset) % self.length:
+                raise RejectedValue(
+                    "observed_at", f"not the beginning of a candle of {length_name(self.length)}"
+                )
+            return stamp.at + self.length - _SECOND
+        if stamp.at in self.unclear:
+            raise RejectedValue(
+                "observed_at", "a candle of unclear length, because clocks change near its end"
+            )
+        wall = wall_time(stamp.at, zone)
+        past = None if self.offset is None else past_beginning(wall, self.length, self.offset)
+        if not self.begins:
+            if stamp.date_only:
+                return day_end(stamp, zone)
+            if past == timedelta():
+                return stamp.at - _SECOND
+            if past is not None and not is_end(wall, self.length, self.offset or timedelta()):
+                raise RejectedValue("observed_at", f"not the end of a candle of {length_name(self.length)}")
+            return stamp.at
+        if past:
+            raise RejectedValue("observed_at", f"not the beginning of a candle of {length_name(self.length)}")
+        if self.length <= _HOUR:
+            return stamp.at + self.length - _SECOND
+        following = _next_month(wall) if self.length == MONTH else wall + self.length
+        return following.replace(tzinfo=zone).astimezone(UTC) - _SECOND
+
+
+def wall_time(at: datetime, zone: tzinfo) -> datetime:
+    """The time that a clock in a zone shows, without a zone."""
+    return at.replace(tzinfo=None) if zone is UTC else at.astimezone(zone).replace(tzinfo=None)
+
+
+def past_beginning(wall: datetime, length: timedelta, offset: timedelta = timedelta()) -> timedelta:
+    """How far a wall-clock time is past the beginning of the candle that contains it."""
+    if length == MONTH:
+        shifted = wall - offset
+        return shifted - datetime(shifted.year, shifted.month, 1)  # noqa: DTZ001 - a wall-clock time
+    return (wall - _WALL_EPOCH - offset) % length
+
+
+_WALL_EPOCH = _EPOCH.replace(tzinfo=None)
+
+
+def is_end(wall: datetime, length: timedelta, offset: timedelta = timedelta()) -> bool:
+    """Whether a wall-clock time is in the last second of a candle, or in the last minute from one hour on.
+
+    Sources write the end of a candle so: `23:59:59`, `23:59:59.999` or `23:59`.
+    """
+    last = _SECOND if length < _HOUR else _MINUTE
+    return past_beginning(wall + last, length, offset) < last
+
+
+def _next_month(wall: datetime) -> datetime:
+    # The same day and clock time in the next month.
+    return wall.replace(year=wall.year + wall.month // 12, month=wall.month % 12 + 1)
+
+
+def day_end(stamp: Stamp, zone: tzinfo = UTC) -> datetime:
+    """The moment of a quote: its time, or the last second of its day in a zone if it has no clock time."""
+    if not stamp.date_only:
+        return stamp.at
+    following = wall_time(stamp.at, zone) + _DAY
+    return following.replace(tzinfo=zone).astimezone(UTC) - _SECOND

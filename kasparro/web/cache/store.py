@@ -6,21 +6,22 @@ from collections.abc import Awaitable, Callable
 
 from kasparro.web.cache.response import OVERHEAD_BYTES, CachedResponse
 
-# URLs under which one entry is found without parsing the query; the oldest give way to new ones.
+# An entry is found without parsing the query by at most this many URLs. A new URL replaces the oldest.
 ALIASES = 8
 
-# The raw path with the raw query string, or, as a key, with the parsed query.
+# The raw path and the raw query string.
 Alias = tuple[bytes, bytes]
+# The raw path and the parsed query.
 Key = tuple[bytes, bytes]
 # Renders a response, and says whether it may be stored.
 Render = Callable[[], Awaitable[tuple[CachedResponse, bool]]]
 
 
 class ResponseCache:
-    """Rendered responses by path and query, least recently used evicted first.
+    """Rendered responses by path and query. The least recently used are dropped first.
 
-    The entries take at most `limit_bytes`. `drop` empties the cache when the data moves; a response that is
-    being rendered then is not stored. Concurrent requests for one key share one rendering.
+    The entries take at most `limit_bytes`. `drop` empties the cache when the data version changes; a response
+    that is being rendered then is not stored. Concurrent requests for one key share one rendering.
     """
 
     def __init__(self, limit_bytes: int) -> None:

@@ -24,7 +24,7 @@ def request_id(proposed: bytes | None = None) -> bytes:
     return b"%b%016x" % (_PREFIX, next(_COUNT))
 
 
-# Use of the response cache: found, rendered for it, or of a kind that is not cached.
+# What the response cache did: it had the response, it did not have it, or it was not asked.
 HIT, MISS, NONE = "hit", "miss", "none"
 # The route of a path that the service does not have.
 OTHER = "other"
@@ -34,8 +34,8 @@ class RequestContext:
     """What is known about one request.
 
     `key_name` is the name of its API key. `route` is the template of its path. Handlers add `database_s`, the
-    time with a database connection; `slow`, whether its query may take long; `fresh`, whether what was read
-    is certainly of the newest data version. `extra_headers` are added to every response.
+    time with a database connection; `slow`, whether its query may take long; `fresh`, whether the data that
+    was read is certainly of the newest version. `extra_headers` are added to every response.
     """
 
     __slots__ = (

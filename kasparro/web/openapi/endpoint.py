@@ -27,8 +27,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     other status. `slow` says whether a query may take long. `admin` marks a route that needs the admin token.
 
     `caching` is `version` if the response follows from path, query and data version, so that it is cached;
-    `revalidate` if it depends on more, so that clients ask again with its ETag; `never` if it is only about
-    the moment.
+    `revalidate` if it depends on more, so that clients ask again with its ETag; `never` if it
+    describes only the current moment.
     """
 
     path: str

@@ -78,57 +78,64 @@ async def test_override_settles_an_open_question(
     assert stored in {cell.removesuffix("+00:00") for cell in outcome.rows[0].values()}
 
 
+async def test_one_refusal_names_everything_that_is_open(load: Read) -> None:
+    problem = (await load("Tag;Wert;Umsatz\n01.02.2018;9.120,50;1.000\n", "kurse.csv")).problem
+    assert problem == (
+        "kurse.csv: none of its columns is known to hold a price and a time (Tag, Wert, Umsatz); its "
+        "currency is unknown: no header, cell or pair gives it; its rows do not show which number is the "
+        "day: '01.02.2018' and all others can be read as day-first and as month-first; neither a column "
+        "nor the file name says which coin it is about; kurse.csv.toml next to it can say: "
+        'columns."Tag" = "observed_at"  # a guess: check it\n'
+        'columns."Wert" = "price_usd"  # a guess: check it\n'
+        'currency = "USD"  # if its prices are in US dollars\n'
+        'day_order = "day-first"  # a guess: it may also be "month-first"\n'
+        '# coin.id = "bitcoin"  # replace it by the coin'
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
         ("date,price\n01/02/2018,5\n02/02/2018,6\n", "btc-usd.csv"),
         ("date;price_usd\n2018-01-01;1,234\n2018-01-02;2,345\n", "btc.csv"),
         ("date,price\n2018-01-01,5\n", "btc.csv"),
-        ("date,price_eur\n2018-01-01,5\n", "btc.csv"),
-        ("date,price_usd\n2018-01-01,5\n", "prices.csv"),
-        ("symbol,price_usd\nBTC,5\n", "now.csv"),
+        ("date,price_usd\n2018-01-01,5\n", "my-btc-export-of-uncle.csv"),
         ("time,open,high,low,close\n2018-01-01 00:07,1,1,1,5\n", "btc-usd.csv"),
         ("2018-01-01,5\n2018-01-02,6\n", "btc.csv"),
-        ("id,symbol,name\nbitcoin,btc,Bitcoin\n", "list.csv"),
+        ("Tag,Close\n2018-01-01,5\n", "btc-usd.csv"),
+        ("date,Wert\n2018-01-01,5\n", "btc-usd.csv"),
+        ("AssetName;Wert;Stand\nBitcoin;9120,5;2018-01-31\nEther;800,25;2018-01-31\n", "kurse.csv"),
+        ("1514764800,5,6,4,5.5,9\n1514851200,5.5,7,5,6.5,8\n", "unknown.csv"),
     ],
 )
-async def test_open_question_names_the_override_that_settles_it(load: Read, content: str, name: str) -> None:
-    problem = (await load(content, name)).problem
-    assert f"{name}.toml next to it can say: " in problem
-
-
-async def test_following_the_hints_loads_the_file(load_with: Read) -> None:
-    hints = {
-        'columns."HEADER" = "price_usd", and columns."HEADER" = "observed_at"': (
-            'columns."Wert" = "price_usd"\ncolumns."Tag" = "observed_at"'
-        ),
-        'currency = "USD"': 'currency = "USD"',
-        'day_order = "day-first" or day_order = "month-first"': 'day_order = "day-first"',
-        'coin.id = "bitcoin", or columns."HEADER" = "symbol"': 'coin.id = "bitcoin"',
-    }
-    overrides, followed = "", list[str]()
-    while True:
-        outcome = await load_with("Tag;Wert;Umsatz\n01.02.2018;9.120,50;1.000\n", overrides, "kurse.csv")
-        if not outcome.problems:
-            break
-        hint = outcome.problem.partition(" next to it can say: ")[2]
-        overrides += f"{hints[hint]}\n"
-        followed.append(hint)
-
-    assert followed == [*hints]
-    assert outcome.rows[0]["price_usd"] == "9120.5"
+async def test_pasting_the_lines_of_a_refusal_once_loads_the_file(
+    load: Read, load_with: Read, content: str, name: str
+) -> None:
+    lines = (await load(content, name)).problem.partition(" next to it can say: ")[2]
+    assert lines
+    if "# coin.id" in lines:
+        lines = lines.replace("# coin.id", "coin.id")
+    outcome = await load_with(content, lines, name)
+    assert outcome.problems == []
+    assert outcome.rows
 
 
 @pytest.mark.parametrize(
-    ("content", "hint"),
+    ("content", "name"),
     [
-        ("Tag,Close\n2018-01-01,5\n", 'columns."HEADER" = "observed_at"'),
-        ("date,Wert\n2018-01-01,5\n", 'columns."HEADER" = "price_usd"'),
-        ("2018-01-01,5\n2018-01-02,5\n", 'header = ["timestamp", "open", "high", …]'),
+        ("date,price_eur\n2018-01-01,5\n", "btc.csv"),
+        ("date,price\n2018-01-01,5\n", "BTC_price_2024_EURO.csv"),
+        ("date,price\n2018-01-01,5\n", "BTC-GBP.csv"),
+        ("date,id,price\n2018-01-01,tether,83.2\n2018-01-01,bitcoin,1100000\n", "rupees.csv"),
     ],
 )
-async def test_hint_names_what_the_header_lacks(load: Read, content: str, hint: str) -> None:
-    assert (await load(content, "btc-usd.csv")).problem.endswith(f"can say: {hint}")
+async def test_evidence_for_another_currency_has_no_lines_to_paste(
+    load: Read, load_with: Read, content: str, name: str
+) -> None:
+    problem = (await load(content, name)).problem
+    assert "can say: currency" not in problem
+    assert "the key currency in its overrides can say so" in problem
+    assert (await load_with(content, 'currency = "USD"', name)).problems == []
 
 
 @pytest.mark.parametrize(
@@ -138,12 +145,15 @@ async def test_hint_names_what_the_header_lacks(load: Read, content: str, hint: 
         ("zzz = 1", "unknown key 'zzz'; allowed: columns, header,"),
         ("decimal = ';'", 'decimal is \';\', which is not allowed; allowed: "." or ","'),
         ("day_order = 'american'", "day_order is 'american'"),
-        ("epoch = 'us'", "epoch is 'us'"),
+        ("epoch = 'minutes'", "epoch is 'minutes'"),
         ("timezone = 'Europe/Atlantis'", "timezone is 'Europe/Atlantis'"),
         ("timezone = '../../etc/passwd'", "timezone is"),
         ("encoding = 'utf-99'", "encoding is 'utf-99'"),
         ("encoding = 'base64'", "encoding is 'base64'"),
         ("period = '7m'", "period is '7m'"),
+        ("period = '1M'", "period is '1M'"),
+        ("candle_times = 'middle'", "candle_times is 'middle'"),
+        ("pegged_as_usd = 'yes'", "pegged_as_usd is 'yes'"),
         ("currency = 'dollars'", "currency is 'dollars'"),
         ("observed_at = 'soon'", "observed_at is 'soon'"),
         ("coin = { sign = 'B' }", "coin is"),

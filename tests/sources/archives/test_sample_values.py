@@ -20,6 +20,7 @@ import pytest
 
 from kasparro.model.record import VALUE_FIELDS
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Overrides
 from kasparro.sources.archives.reader import Portion, read_archive
 from kasparro.store.loader import Loader
 from kasparro.store.pool import Database
@@ -66,8 +67,11 @@ def epoch(column: str, unit: int) -> Callable[[Cells], datetime]:
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one file has its values: columns by field, the time, the coin if the name gives it, bad lines,
-    and whether its rows are candles, in which a market cap or volume of 0 is unknown."""
+    """Where one file has its values: columns by field, the time, the coin if the name gives it, bad lines.
+
+    `overrides` are those that the file's rejection asks for. `candles` says that its rows are candles, in
+    which a market cap or volume of 0 is unknown.
+    """
 
     columns: dict[str, str]
     at: Callable[[Cells], datetime]
@@ -76,6 +80,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     decimal: str = "."
     bad_lines: frozenset[int] = frozenset()
     candles: bool = False
+    overrides: Overrides = NO_OVERRIDES
 
 
 GECKO = {"price_usd": "price", "market_cap_usd": "market_cap", "volume_24h_usd": "total_volume"}
@@ -164,7 +169,6 @@ LAYOUTS: dict[str, Layout] = {
         coin="btc",
     ),
     "btc-usd-max": Layout(columns=GECKO, at=SNAPPED, coin="btc"),
-    "kittycapital": Layout(columns=GECKO, at=SNAPPED, coin="bitcoin"),
     "perday": Layout(
         columns={
             "source_id": "coinId",
@@ -174,6 +178,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         at=epoch("timestamp", 1_000),
     ),
+    "kittycapital": Layout(columns=GECKO, at=SNAPPED, coin="bitcoin", overrides=Overrides(currency="USD")),
     "bitcoin_price.csv": Layout(columns=DAILY, at=DATED, coin="bitcoin"),
     "ethereum_price": Layout(columns=DAILY, at=DATED, coin="ethereum"),
     "nem_price": Layout(columns=DAILY, at=DATED, coin="nem"),
@@ -184,6 +189,7 @@ LAYOUTS: dict[str, Layout] = {
         at=DATED,
         coin="freedom-coin",
         candles=True,
+        overrides=Overrides(coin=Coin(id="freedom-coin")),
     ),
     "xrp.csv": Layout(columns=CRAWLED, at=DATED, coin="xrp", candles=True),
 }
@@ -241,12 +247,12 @@ def rows_of(path: Path, layout: Layout) -> Iterator[tuple[str, datetime, Values]
             yield coin, layout.at(row), values
 
 
-async def load(database: Database, path: Path, source: str) -> None:
+async def load(database: Database, path: Path, source: str, overrides: Overrides) -> None:
     """Load a file as a separate source, so that files do not overwrite each other."""
     run = await RunRecord.start(database, "etl", (source,), NOW)
     loader = Loader(database, run.id, source)
     with ArchiveFile.at(path) as file:
-        async for message in read_archive(file, job_for(path, now=NOW)):
+        async for message in read_archive(file, job_for(path, now=NOW, overrides=overrides)):
             assert isinstance(message, Portion), message.reject
             await loader.load(message.batch, NOW)
 
@@ -271,7 +277,7 @@ async def test_database_equals_the_files(
         layout = next(layout for part, layout in LAYOUTS.items() if part in label)
         expected = {(coin, at): values for coin, at, values in rows_of(path, layout)}
 
-        await load(database, path, label)
+        await load(database, path, label, layout.overrides)
 
         stored = await connection.fetch("SELECT * FROM unified_history WHERE source = $1", label)
         assert {(row["source_id"], row["observed_at"]) for row in stored} == expected.keys(), label

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from kasparro.model.record import RejectedValue
 from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.times import (
+    MONTH,
     Epoch,
+    Grid,
     Order,
     Stamp,
     day_order,
     epoch_unit,
-    period,
-    period_end,
+    period_words,
     read_time,
 )
 
@@ -137,25 +138,65 @@ def test_repeated_and_skipped_local_times_are_rejected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "length", "end"),
+    ("text", "length", "begins", "close"),
     [
-        ("2018-01-31", timedelta(days=1), "2018-01-31 23:59:59"),
-        ("2018-01-31 00:00:00", timedelta(days=1), "2018-01-31 23:59:59"),
-        ("2018-12-15 23:59:59", timedelta(days=1), "2018-12-15 23:59:59"),
-        ("2025-01-15 00:01:00", timedelta(minutes=1), "2025-01-15 00:01:59"),
-        ("2018-01-01", timedelta(days=7), "2018-01-07 23:59:59"),
-        ("2018-02-01", timedelta(days=31), "2018-02-28 23:59:59"),
+        ("2018-01-31", "1d", True, "2018-01-31 23:59:59"),
+        ("2018-01-31 00:00:00", "1d", True, "2018-01-31 23:59:59"),
+        ("2018-12-15 23:59:59", "1d", False, "2018-12-15 23:59:59"),
+        ("2018-12-16 00:00:00", "1d", False, "2018-12-15 23:59:59"),
+        ("2018-12-15 23:59", "1d", False, "2018-12-15 23:59:00"),
+        ("2025-01-15 00:01:00", "1m", True, "2025-01-15 00:01:59"),
+        ("2018-02-01", "1mo", True, "2018-02-28 23:59:59"),
+        ("2018-12-01", "1mo", True, "2018-12-31 23:59:59"),
+        ("2024-02-29", "1mo", False, "2024-02-29 23:59:59"),
+        ("2024-03-01 00:00:00", "1mo", False, "2024-02-29 23:59:59"),
     ],
 )
-def test_period_end_is_its_last_second(text: str, length: timedelta, end: str) -> None:
-    assert period_end(read_time(text, None), length) == datetime.fromisoformat(end).replace(tzinfo=UTC)
+def test_close_is_of_the_last_second_of_a_candle(text: str, length: str, begins: bool, close: str) -> None:
+    (td,) = period_words(length)
+    grid = Grid(length=td, begins=begins)
+    assert grid.close(read_time(text, None), UTC) == datetime.fromisoformat(close).replace(tzinfo=UTC)
 
 
-def test_period_is_the_most_frequent_step() -> None:
-    minutes = [read_time(f"2025-01-15 00:{m:02}:00", None) for m in (1, 2, 4, 5, 6)]
-    assert period(minutes) == timedelta(minutes=1)
-    assert period([read_time("2025-01-15", None)]) == timedelta(days=1)
-    assert period([read_time("2025-01-15 10:00:00", None)]) is None
+def test_day_of_a_zone_ends_with_that_day_also_when_clocks_change() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    grid = Grid(length=timedelta(days=1), begins=True, zone="Europe/Berlin")
+    closes = [
+        grid.close(read_time(day, None, zone=berlin), berlin)
+        for day in ("2024-03-30", "2024-03-31", "2024-10-27")
+    ]
+    assert closes == [
+        datetime(2024, 3, 30, 22, 59, 59, tzinfo=UTC),
+        datetime(2024, 3, 31, 21, 59, 59, tzinfo=UTC),
+        datetime(2024, 10, 27, 22, 59, 59, tzinfo=UTC),
+    ]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_time_beside_the_grid_is_rejected(begins: bool) -> None:
+    grid = Grid(length=timedelta(hours=1), begins=begins)
+    with pytest.raises(RejectedValue, match="of a candle of 1h"):
+        grid.close(read_time("2024-03-30 10:20:00", None), UTC)
+
+
+@pytest.mark.parametrize(
+    ("word", "lengths"),
+    [
+        ("1d", {timedelta(days=1)}),
+        ("D1", {timedelta(days=1)}),
+        ("H4", {timedelta(hours=4)}),
+        ("15min", {timedelta(minutes=15)}),
+        ("1M", {timedelta(minutes=1), MONTH}),
+        ("1m", {timedelta(minutes=1)}),
+        ("1mo", {MONTH}),
+        ("monthly", {MONTH}),
+        ("7m", set()),
+        ("2mo", set()),
+        ("BTC", set()),
+    ],
+)
+def test_words_of_lengths(word: str, lengths: set[timedelta]) -> None:
+    assert period_words(word) == lengths
 
 
 NOTATIONS: list[tuple[str, Order | None]] = [

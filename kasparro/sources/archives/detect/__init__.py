@@ -1,7 +1,8 @@
 """Detects the format of an archive from its header, its name and its rows, before any row is loaded.
 
-Each question has a module: `sample`, `header`, `columns`, `currency`, `time`, `coin`. Nothing is guessed: a
-file that leaves a question open is rejected, with the override that would settle it.
+Each question has a module: `sample`, `header`, `columns`, `currency`, `time`, `grid`, `coin`. Each answer has
+its evidence. Nothing is loaded by a guess: a file that leaves a question open is rejected, with the overrides
+that may settle it (`attempt`).
 """
 
 from collections.abc import Iterable
@@ -12,19 +13,22 @@ import msgspec
 
 from kasparro.model.record import LABELS
 from kasparro.sources.archives.detect.coin import find_coin
-from kasparro.sources.archives.detect.columns import Candidates, Evidence, find_candidates
+from kasparro.sources.archives.detect.columns import Candidates, Inputs, find_candidates
 from kasparro.sources.archives.detect.currency import find_dollar_columns, pair_notation
+from kasparro.sources.archives.detect.findings import Finding
+from kasparro.sources.archives.detect.grid import find_grid
 from kasparro.sources.archives.detect.header import headings_of
 from kasparro.sources.archives.detect.sample import Sample
-from kasparro.sources.archives.detect.time import find_period, find_times
-from kasparro.sources.archives.filename_hints import read_hints
-from kasparro.sources.archives.header_names import Layout
+from kasparro.sources.archives.detect.time import find_times
+from kasparro.sources.archives.file_names import read_name
+from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import DecimalSign, Notation, NumberKind, decimal_sign
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Overrides
 from kasparro.sources.archives.pairs import PairNotation
 from kasparro.sources.archives.text import Encoding, one_line
-from kasparro.sources.archives.times import PERIODS, Epoch, Order, Stamp
+from kasparro.sources.archives.times import Epoch, Grid, Order, Stamp
 
+_DAY = timedelta(days=1)
 # Cells of each column that are shown.
 SHOWN_CELLS = 3
 # How the numeric fields of a record are written.
@@ -55,7 +59,7 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
 
     `column_of` gives the column of each field that is read. `coin` is the coin of all rows if the file's name
     or its overrides give one. `moment` is the time of all rows if no column gives one. `accept_pegged` says
-    that coins pegged to the dollar count as dollars.
+    that coins pegged to the dollar count as dollars. `grid` is None if the rows are no candles.
     """
 
     encoding: Encoding
@@ -68,15 +72,14 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
     decimal: DecimalSign
     order: Order | None
     zone: str
-    period: timedelta | None
+    grid: Grid | None
     coin: Coin | None
     moment: Stamp | None
     pairs: PairNotation
     accept_pegged: bool
     epoch: Epoch | None
     epoch_unit: str | None
-    currency_settled_by: str
-    coin_settled_by: str
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
     @property
@@ -107,7 +110,7 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
             self.decimal,
             self.order,
             self.zone,
-            self.period,
+            self.grid,
             self.coin,
             self.moment,
             self.pairs.separators,
@@ -123,19 +126,19 @@ def detect(sample: Sample, name: str, now: datetime, overrides: Overrides = NO_O
     layout = sample.layout
     if overrides.period and layout.kind != "candles":
         layout = msgspec.structs.replace(layout, kind="candles")
-    evidence = Evidence(
+    inputs = Inputs(
         sample=sample,
         headings=headings_of(sample.header, overrides),
         layout=layout,
-        hints=read_hints(name),
+        file_name=read_name(name),
         overrides=overrides,
         now=now,
     )
-    candidates = find_candidates(evidence)
-    dollars = find_dollar_columns(evidence, candidates)
-    times = find_times(evidence, candidates)
-    period = find_period(evidence, times)
-    coin = find_coin(evidence, candidates, times, dollars.columns["price_usd"])
+    candidates = find_candidates(inputs)
+    dollars = find_dollar_columns(inputs, candidates)
+    times = find_times(inputs, candidates)
+    candles = find_grid(inputs, times)
+    coin = find_coin(inputs, candidates, times, dollars.columns["price_usd"])
 
     others = {
         field: column
@@ -144,8 +147,10 @@ def detect(sample: Sample, name: str, now: datetime, overrides: Overrides = NO_O
         for column in candidates.first(field)
     }
     column_of = {**coin.columns, **others, **dollars.columns, **times.columns}
+    if candles.field == "time":
+        column_of.pop("closed_at", None)
     unread = candidates.unread | dollars.unread | coin.unread
-    if period not in {None, PERIODS["1d"]} and "volume_24h_usd" in column_of:
+    if candles.grid is not None and candles.grid.length != _DAY and "volume_24h_usd" in column_of:
         unread[column_of.pop("volume_24h_usd")] = "the volume of a candle that is not a day"
     field_of = {column: field for field, column in column_of.items()}
     return Detection(
@@ -159,33 +164,32 @@ def detect(sample: Sample, name: str, now: datetime, overrides: Overrides = NO_O
                 header=one_line(cell),
                 field=field_of.get(column),
                 note=unread.get(column),
-                cells=tuple(_shown_cells(evidence.cells(column))),
+                cells=tuple(_shown_cells(inputs.cells(column))),
             )
             for column, cell in enumerate(sample.header)
         ),
         column_of=column_of,
-        decimal=overrides.decimal or _decimal_sign(evidence, candidates, column_of),
+        decimal=overrides.decimal or _decimal_sign(inputs, candidates, column_of),
         order=times.order,
         zone=times.zone,
-        period=period,
+        grid=candles.grid,
         coin=coin.coin,
         moment=times.moment,
-        pairs=pair_notation(evidence, candidates, layout),
-        accept_pegged=overrides.currency == "USD",
+        pairs=pair_notation(inputs, candidates, layout),
+        accept_pegged=overrides.currency == "USD" or overrides.pegged_as_usd,
         epoch=overrides.epoch,
         epoch_unit=times.epoch_unit,
-        currency_settled_by=dollars.settled_by,
-        coin_settled_by=coin.settled_by,
+        findings=(times.finding, *candles.findings, coin.finding, dollars.finding, dollars.volume),
         notes=(*([sample.encoding.note] if sample.encoding.note else ()), *times.notes),
     )
 
 
-def _decimal_sign(evidence: Evidence, candidates: Candidates, column_of: dict[str, int]) -> DecimalSign:
+def _decimal_sign(inputs: Inputs, candidates: Candidates, column_of: dict[str, int]) -> DecimalSign:
     columns = [column_of[field] for field in NUMBERS if field in column_of]
     # Columns that are not loaded are written in the same notation.
     columns += [column for field in ("open", "high", "low") for column in candidates.of(field)]
-    cells = (cell for column in columns for cell in evidence.cells(column))
-    return decimal_sign(cells, evidence.sample.delimiter)
+    cells = (cell for column in columns for cell in inputs.cells(column))
+    return decimal_sign(cells, inputs.sample.delimiter)
 
 
 def _shown_cells(cells: Iterable[str]) -> list[str]:

@@ -8,16 +8,21 @@ import msgspec
 
 from kasparro.sources.archives.detect.header import OVERRIDE_FIELDS, column_name
 from kasparro.sources.archives.detect.sample import Sample
-from kasparro.sources.archives.filename_hints import FilenameHints
-from kasparro.sources.archives.header_names import CURRENCIES, FIAT, FIELD_OF, NAMES, Heading, Layout
+from kasparro.sources.archives.errors import FileRejected
+from kasparro.sources.archives.file_names import FileName
+from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.overrides import Overrides
+from kasparro.sources.archives.text import one_line
+from kasparro.sources.archives.vocabulary import CURRENCIES, FIAT, FIELD_OF, NAMES, Heading
 
 # The fields that an override for a field also replaces.
 REPLACED_FIELDS = {"price": ("close",), "time": ("closed_at",), "volume_24h_usd": ("volume",)}
+# Fields of which a file may not have two columns with the same name and different values.
+_ONCE = frozenset({"price", "close", "time", "closed_at", "id", "symbol"})
 _SYMBOL = re.compile(r"[A-Z0-9]{2,10}")
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the detection of a file's format may use.
 
     `layout` is the sample's, or one of candles if the overrides give a period.
@@ -26,7 +31,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     sample: Sample
     headings: list[Heading]
     layout: Layout
-    hints: FilenameHints
+    file_name: FileName
     overrides: Overrides
     now: datetime
 
@@ -59,9 +64,9 @@ class Candidates(msgspec.Struct, frozen=True, kw_only=True):
         return self.of(field)[:1]
 
 
-def find_candidates(evidence: Evidence) -> Candidates:
+def find_candidates(inputs: Inputs) -> Candidates:
     """Find the candidates of all fields."""
-    headings, layout = evidence.headings, evidence.layout
+    headings, layout = inputs.headings, inputs.layout
     found: dict[str, list[int]] = {}
     unread: dict[int, str] = {}
     first_of_name: dict[tuple[str, bool], int] = {}
@@ -74,17 +79,27 @@ def find_candidates(evidence: Evidence) -> Candidates:
             continue
         name = (heading.full, heading.explicit)
         if name in first_of_name:
+            _require_equal(inputs, field, first_of_name[name], column)
             unread[column] = f"the same name as column {first_of_name[name] + 1}, which is read"
             continue
         first_of_name[name] = column
         found.setdefault(field, []).append(column)
     for field, columns in found.items():
         columns.sort(key=lambda column: _preference(headings[column], NAMES[field]))
-    unread |= _apply_overrides(evidence, found)
-    meaning = _field_of_currency_column(evidence, found)
+    unread |= _apply_overrides(inputs, found)
+    meaning = _field_of_currency_column(inputs, found)
     if meaning != "currency":
         found[meaning] = found.pop("currency")
     return Candidates(columns=found, unread=unread)
+
+
+def _require_equal(inputs: Inputs, field: str, first: int, second: int) -> None:
+    # Two columns of one name may belong to two coins.
+    if field in _ONCE and [*inputs.cells(first)] != [*inputs.cells(second)]:
+        name = one_line(inputs.sample.header[second])[:60]
+        raise FileRejected(
+            f"two of its columns are called {name!r} and have different values: give them different names"
+        )
 
 
 def _preference(heading: Heading, names: tuple[str, ...]) -> int:
@@ -92,14 +107,14 @@ def _preference(heading: Heading, names: tuple[str, ...]) -> int:
     return names.index(heading.base) if heading.base in names else -1
 
 
-def _apply_overrides(evidence: Evidence, found: dict[str, list[int]]) -> dict[int, str]:
+def _apply_overrides(inputs: Inputs, found: dict[str, list[int]]) -> dict[int, str]:
     # A column that the overrides name is the only candidate for its field and for similar fields. Returns why
     # others are not read.
     unread = {}
-    for column, heading in enumerate(evidence.headings):
+    for column, heading in enumerate(inputs.headings):
         if not heading.explicit:
             continue
-        field = OVERRIDE_FIELDS[evidence.overrides.columns[column_name(evidence.sample.header[column])]]
+        field = OVERRIDE_FIELDS[inputs.overrides.columns[column_name(inputs.sample.header[column])]]
         for replaced in (field, *REPLACED_FIELDS.get(field, ())):
             for other in found.pop(replaced, []):
                 if other != column:
@@ -108,16 +123,16 @@ def _apply_overrides(evidence: Evidence, found: dict[str, list[int]]) -> dict[in
     return unread
 
 
-def _field_of_currency_column(evidence: Evidence, found: dict[str, list[int]]) -> str:
+def _field_of_currency_column(inputs: Inputs, found: dict[str, list[int]]) -> str:
     # In a file without columns for the coin, a column called currency may hold the coins.
     columns = found.get("currency", [])
     if not columns or found.keys() & {"id", "symbol", "name"}:
         return "currency"
-    if "currency" in evidence.overrides.columns.values():
+    if "currency" in inputs.overrides.columns.values():
         return "currency"
-    codes = evidence.distinct(columns[:1])
+    codes = inputs.distinct(columns[:1])
     prices = [*found.get("price", []), *found.get("close", [])]
-    headers_name_currency = any(evidence.headings[column].currency for column in prices)
+    headers_name_currency = any(inputs.headings[column].currency for column in prices)
     if all(code.lower() in (FIAT if headers_name_currency else CURRENCIES) for code in codes):
         return "currency"
     return "symbol" if all(_SYMBOL.fullmatch(code) for code in codes) else "name"

@@ -1,4 +1,9 @@
-"""Decides the currency of a file's figures, and finds the columns that are in US dollars."""
+"""Decides the currency of a file's figures, and finds the columns that are in US dollars.
+
+Only the file's own evidence answers: a header, the cells, a sign, a pair, or CoinMarketCap's number of the
+currency. A layout answers only if its site offers no other currency. Evidence for another currency rejects
+the file.
+"""
 
 from decimal import Decimal
 from typing import NamedTuple
@@ -6,27 +11,39 @@ from typing import NamedTuple
 import msgspec
 
 from kasparro.model.record import RejectedValue
-from kasparro.sources.archives.detect.columns import Candidates, Evidence
-from kasparro.sources.archives.errors import FileRejected
-from kasparro.sources.archives.header_names import CURRENCIES, SIGNS, Layout
+from kasparro.sources.archives.detect.columns import Candidates, Inputs
+from kasparro.sources.archives.detect.findings import Finding
+from kasparro.sources.archives.errors import FileRejected, Guess
+from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import Notation
 from kasparro.sources.archives.pairs import SEPARATORS, PairNotation
+from kasparro.sources.archives.text import one_line
+from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED, SIGNS
 
 BY_OVERRIDES = "by its overrides"
 # Names, symbols and ids of coins whose price in US dollars is about 1.
 STABLECOINS = frozenset({"usdt", "usdc", "tether", "usd-coin", "usdt-tether", "usdc-usd-coin", "dai", "busd"})
+# A median price of stablecoins within the first limits shows dollars; outside the others it shows another
+# currency. Between them it shows nothing: in 2017 USDT cost up to 1.06 dollars, in 2022 a euro cost a dollar.
+_DOLLARS = (Decimal("0.99"), Decimal("1.01"))
+_MAY_BE_DOLLARS = (Decimal("0.9"), Decimal("1.1"))
+# CoinMarketCap's number of the US dollar, which its exports have in a column called name.
+_USD_NUMBER = "2781"
+_EXPORT_COLUMNS = frozenset({"timeopen", "timeclose", "marketcap"})
 
 
 class DollarColumns(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of money that are in US dollars, and why others are not read, by column.
 
-    `columns` always has `price_usd`. If each row names its currency, it has `currency` too. `settled_by` says
-    what settled the currency of the price.
+    `columns` always has `price_usd`. If each row names its currency, it has `currency` too. `pegged` is the
+    coin that counts as US dollars because the overrides say so.
     """
 
     columns: dict[str, int]
-    settled_by: str
+    finding: Finding
+    volume: Finding
     unread: dict[int, str]
+    pegged: str | None
 
 
 class _Currency(NamedTuple):
@@ -35,15 +52,17 @@ class _Currency(NamedTuple):
     settled_by: str
 
 
-def find_dollar_columns(evidence: Evidence, candidates: Candidates) -> DollarColumns:
+def find_dollar_columns(inputs: Inputs, candidates: Candidates) -> DollarColumns:
     """Find the columns of money in US dollars. Raises FileRejected if no price is in US dollars."""
-    price_field = "close" if evidence.layout.kind == "candles" and candidates.of("close") else "price"
+    price_field = "close" if inputs.layout.kind == "candles" and candidates.of("close") else "price"
     prices = candidates.of(price_field)
-    volumes, unread = _volumes(evidence, candidates)
-    currency_column = _currency_column(evidence, candidates)
-    default = _default_currency(evidence, candidates, prices, currency_column)
+    volumes, unread = _volumes(inputs, candidates)
+    currency_column = _currency_column(inputs, candidates)
+    evidence = _evidence(inputs, candidates, prices, currency_column)
+    default = _default_currency(inputs, evidence)
     columns: dict[str, int] = {}
     settled_by = ""
+    pegged: str | None = None
     reasons: dict[int, str] = {}
     for field, of_field in (
         ("price_usd", prices),
@@ -51,8 +70,9 @@ def find_dollar_columns(evidence: Evidence, candidates: Candidates) -> DollarCol
         ("volume_24h_usd", candidates.of("volume_24h_usd") + volumes),
     ):
         for column in of_field:
-            currency = _currency_of(evidence, column, default)
-            if currency.code != "USD":
+            currency = _currency_of(inputs, column, default)
+            counts = currency.code in PEGGED and inputs.overrides.pegged_as_usd
+            if currency.code != "USD" and not counts:
                 reasons[column] = (
                     f"in {currency.code}, not USD ({currency.settled_by})"
                     if currency.code
@@ -61,25 +81,54 @@ def find_dollar_columns(evidence: Evidence, candidates: Candidates) -> DollarCol
             elif field not in columns:
                 columns[field] = column
                 settled_by = settled_by or currency.settled_by
+                pegged = currency.code if counts else pegged
     if "price_usd" not in columns:
-        if evidence.overrides.currency != "USD":
-            reason = next((reasons[column] for column in prices), "")
-            raise FileRejected(
-                f"its prices are {reason}" if reason.startswith("in ") else reason,
-                None if evidence.overrides.currency else 'currency = "USD"',
-            )
+        if inputs.overrides.currency != "USD":
+            raise _rejected(inputs, next((reasons[column] for column in prices), ""), prices, default)
         # The header or the cells of every price name another currency; the overrides outrank them.
         columns["price_usd"], settled_by = prices[0], BY_OVERRIDES
         for column in prices:
             del reasons[column]
+    _drop_equal_cap(inputs, columns, unread)
     if currency_column is not None:
         columns["currency"] = currency_column
-    return DollarColumns(columns=columns, settled_by=settled_by, unread=unread | reasons)
+    answer = f"{pegged}, which counts as USD by its overrides" if pegged else "USD"
+    return DollarColumns(
+        columns=columns,
+        finding=Finding(
+            question="currency",
+            answer=answer,
+            evidence=tuple(dict.fromkeys([settled_by, *evidence.speaking])),
+            ruled_out=tuple(
+                f"{one_line(inputs.sample.header[column])[:40]}: {reason}"
+                for column, reason in reasons.items()
+            ),
+        ),
+        volume=_volume_finding(inputs, candidates, columns, unread),
+        unread=unread | reasons,
+        pegged=pegged,
+    )
 
 
-def pair_notation(evidence: Evidence, candidates: Candidates, layout: Layout) -> PairNotation:
+def _rejected(inputs: Inputs, reason: str, prices: list[int], default: _Currency) -> FileRejected:
+    # What a file without a price in US dollars is rejected for. Evidence for another currency gets no guess.
+    text = f"its prices are {reason}" if reason.startswith("in ") else reason
+    code = _currency_of(inputs, prices[0], default).code if prices else None
+    if code in PEGGED:
+        guess = Guess({"pegged_as_usd": True}, f"if {code} may count as US dollars")
+        return FileRejected(text, guess, question="currency")
+    if code is not None or inputs.overrides.currency or inputs.file_name.other_currencies - {"USD"}:
+        if not inputs.overrides.currency:
+            text += "; if they are in US dollars, the key currency in its overrides can say so"
+        return FileRejected(text, None, question="currency")
+    return FileRejected(
+        text, Guess({"currency": "USD"}, "if its prices are in US dollars"), question="currency"
+    )
+
+
+def pair_notation(inputs: Inputs, candidates: Candidates, layout: Layout) -> PairNotation:
     """How the symbols of a file are paired, if it has the given layout."""
-    symbols = evidence.distinct(candidates.first("symbol"))
+    symbols = inputs.distinct(candidates.first("symbol"))
     if candidates.of("id") or candidates.of("name"):
         # Next to ids or names, a symbol such as BSC-USD is a coin's own, unless every symbol looks so.
         return PairNotation(SEPARATORS if PairNotation().are_pairs(symbols) else "/")
@@ -87,75 +136,142 @@ def pair_notation(evidence: Evidence, candidates: Candidates, layout: Layout) ->
     return PairNotation(joined=joined)
 
 
-def pair_currency(evidence: Evidence, candidates: Candidates) -> str | None:
+def pair_currency(inputs: Inputs, candidates: Candidates) -> str | None:
     """The quote currency of the pairs in a file's symbols; None if they are no pairs."""
-    if evidence.sample.ticker is not None:
-        return PairNotation().split(evidence.sample.ticker)[1]
-    # If an override of the period turns quotes into candles, joined pairs do not settle the currency.
-    notation = pair_notation(evidence, candidates, evidence.sample.layout)
+    if inputs.sample.ticker is not None:
+        return PairNotation().split(inputs.sample.ticker)[1]
+    notation = pair_notation(inputs, candidates, inputs.layout)
     for column in candidates.first("symbol"):
-        quotes = {notation.split(cell)[1] for cell in evidence.cells(column)}
+        quotes = {notation.split(cell)[1] for cell in inputs.cells(column)}
         if quotes and None not in quotes:
             return "USD" if "USD" in quotes else min(str(quote) for quote in quotes)
     return None
 
 
-def _volumes(evidence: Evidence, candidates: Candidates) -> tuple[list[int], dict[int, str]]:
+class _Evidence(NamedTuple):
+    # What speaks for a currency, most specific first; and in words.
+    found: list[_Currency]
+    speaking: list[str]
+
+
+def _evidence(
+    inputs: Inputs, candidates: Candidates, prices: list[int], currency_column: int | None
+) -> _Evidence:
+    found: list[_Currency] = []
+    if currency_column is not None:
+        codes = {cell.strip().upper() for cell in inputs.cells(currency_column)}
+        found.append(_Currency("USD" if "USD" in codes else min(codes), "by its currency column"))
+    if (number := _currency_number(inputs, candidates)) is not None:
+        code = "USD" if number == _USD_NUMBER else "another currency"
+        found.append(_Currency(code, f"by CoinMarketCap's number {number} in its column name"))
+    if (quote := pair_currency(inputs, candidates)) is not None:
+        where = "header" if inputs.sample.ticker else "symbols"
+        found.append(_Currency(quote, f"by the pairs in its {where}"))
+    if inputs.file_name.currency is not None:
+        found.append(_Currency(inputs.file_name.currency, "by its name"))
+    if (price := _stablecoin_price(inputs, candidates, prices)) is not None:
+        if _DOLLARS[0] < price < _DOLLARS[1]:
+            found.append(_Currency("USD", f"by the stablecoins in it, at {price:f}"))
+        elif not _MAY_BE_DOLLARS[0] < price < _MAY_BE_DOLLARS[1]:
+            found.append(_Currency("another currency", f"by the stablecoins in it, at {price:f}"))
+    return _Evidence(found, [item.settled_by for item in found])
+
+
+def _default_currency(inputs: Inputs, evidence: _Evidence) -> _Currency:
+    # The currency of columns whose header and cells name none.
+    if inputs.overrides.currency:
+        return _Currency(inputs.overrides.currency, BY_OVERRIDES)
+    if evidence.found:
+        # A price in USD and one in another currency, each with evidence, is a conflict.
+        other = next((item for item in evidence.found if item.code != "USD"), None)
+        return other or evidence.found[0]
+    if others := inputs.file_name.other_currencies - {"USD"}:
+        if len(others) == 1 and others == inputs.file_name.other_currencies:
+            return _Currency(next(iter(others)), "by its name")
+        codes = " and ".join(sorted(inputs.file_name.other_currencies))
+        return _Currency(None, f"its name mentions {codes}, and nothing shows which currency its prices have")
+    if inputs.layout.usd:
+        return _Currency("USD", f"as {inputs.layout.name} is")
+    return _Currency(None, "its currency is unknown: no header, cell or pair gives it")
+
+
+def _currency_number(inputs: Inputs, candidates: Candidates) -> str | None:
+    # CoinMarketCap's number of the currency, if a column called name has one; "" if it has several.
+    if not {heading.full for heading in inputs.headings} & _EXPORT_COLUMNS:
+        return None
+    for column in candidates.first("name"):
+        numbers = inputs.distinct([column])
+        if numbers and all(number.isdigit() for number in numbers):
+            return numbers.pop() if len(numbers) == 1 else ", ".join(sorted(numbers)[:5])
+    return None
+
+
+def _volumes(inputs: Inputs, candidates: Candidates) -> tuple[list[int], dict[int, str]]:
     # The columns called just volume that are amounts of money, and why the others are not read.
     money, unread = [], {}
     for column in candidates.of("volume"):
         if (
-            evidence.layout.volume_usd
-            or evidence.layout.kind == "quotes"
-            or evidence.headings[column].currency
-            or _sign(evidence, column)
+            inputs.layout.volume == "money"
+            or inputs.layout.kind == "quotes"
+            or inputs.headings[column].currency
+            or _sign(inputs, column)
         ):
             money.append(column)
+        elif inputs.layout.volume == "coins":
+            unread[column] = "counts coins"
         else:
             unread[column] = "may count coins or dollars"
     return money, unread
 
 
-def _currency_column(evidence: Evidence, candidates: Candidates) -> int | None:
+def _drop_equal_cap(inputs: Inputs, columns: dict[str, int], unread: dict[int, str]) -> None:
+    # Alpha Vantage writes the traded coins in two columns, `volume` and `market cap`.
+    cap, volume = columns.get("market_cap_usd"), None
+    volumes = [c for c, heading in enumerate(inputs.headings) if heading.base in {"volume", "vol"}]
+    if cap is None:
+        return
+    caps = [cell.strip() for cell in inputs.cells(cap)]
+    filled = {cell for cell in caps if cell.strip("0.,-")}
+    for volume in volumes:
+        if len(filled) > 1 and caps == [cell.strip() for cell in inputs.cells(volume)]:
+            unread[columns.pop("market_cap_usd")] = "equal to the volume in every row, so it is no market cap"
+            unread[volume] = "equal to the market cap in every row, so it counts coins"
+            if columns.get("volume_24h_usd") == volume:
+                del columns["volume_24h_usd"]
+            return
+
+
+def _volume_finding(
+    inputs: Inputs, candidates: Candidates, columns: dict[str, int], unread: dict[int, str]
+) -> Finding:
+    header = inputs.sample.header
+    column = columns.get("volume_24h_usd")
+    considered = [*candidates.of("volume_24h_usd"), *candidates.of("volume")]
+    return Finding(
+        question="unit of the volume",
+        answer="none is read" if column is None else "the money traded",
+        evidence=() if column is None else (f"column {one_line(header[column])[:40]}",),
+        ruled_out=tuple(
+            f"{one_line(header[c])[:40]}: {unread[c]}" for c in considered if c in unread and c != column
+        ),
+    )
+
+
+def _currency_column(inputs: Inputs, candidates: Candidates) -> int | None:
     for column in candidates.first("currency"):
-        codes = {cell.strip().lower() for cell in evidence.cells(column)}
-        if evidence.overrides.currency or (codes and codes <= CURRENCIES):
+        codes = {cell.strip().lower() for cell in inputs.cells(column)}
+        if inputs.overrides.currency or (codes and codes <= CURRENCIES):
             return column
     return None
 
 
-def _default_currency(
-    evidence: Evidence, candidates: Candidates, prices: list[int], currency_column: int | None
-) -> _Currency:
-    # The currency of columns whose header and cells name none.
-    if evidence.overrides.currency:
-        return _Currency(evidence.overrides.currency, BY_OVERRIDES)
-    if currency_column is not None:
-        codes = {cell.strip().upper() for cell in evidence.cells(currency_column)}
-        return _Currency("USD" if "USD" in codes else min(codes), "by its currency column")
-    if (quote := pair_currency(evidence, candidates)) is not None:
-        return _Currency(quote, "by the pairs in its symbols")
-    if evidence.hints.currency is not None:
-        return _Currency(evidence.hints.currency, "by its name")
-    if (price := _stablecoin_price(evidence, candidates, prices)) is not None:
-        dollars = Decimal("0.97") < price < Decimal("1.03")
-        return _Currency("USD" if dollars else "another currency", "by the stablecoins in it")
-    if evidence.layout.usd:
-        return _Currency("USD", f"as {evidence.layout.name} is")
-    return _Currency(
-        None,
-        "its currency is unknown: neither header, cells nor file name give it; "
-        "a name such as coin-usd.csv would",
-    )
-
-
-def _stablecoin_price(evidence: Evidence, candidates: Candidates, prices: list[int]) -> Decimal | None:
+def _stablecoin_price(inputs: Inputs, candidates: Candidates, prices: list[int]) -> Decimal | None:
     # The median price of the stablecoins in a file.
     coins = [column for field in ("id", "symbol", "name") for column in candidates.first(field)]
     if not coins or not prices:
         return None
     values = []
-    for row in evidence.sample.rows:
+    for row in inputs.sample.rows:
         if len(row) > max(*coins, prices[0]) and any(
             row[column].strip().lower() in STABLECOINS for column in coins
         ):
@@ -168,22 +284,22 @@ def _stablecoin_price(evidence: Evidence, candidates: Candidates, prices: list[i
     return sorted(values)[len(values) // 2] if values else None
 
 
-def _currency_of(evidence: Evidence, column: int, default: _Currency) -> _Currency:
-    if (currency := evidence.headings[column].currency) is not None:
+def _currency_of(inputs: Inputs, column: int, default: _Currency) -> _Currency:
+    if (currency := inputs.headings[column].currency) is not None:
         return _Currency(currency, "by its header")
-    sign = _sign(evidence, column)
+    sign = _sign(inputs, column)
     # A dollar sign may be that of another dollar, so it outranks nothing.
-    if sign is not None and not evidence.overrides.currency and (sign != "USD" or default.code is None):
+    if sign is not None and not inputs.overrides.currency and (sign != "USD" or default.code is None):
         return _Currency(sign, "by the signs in its cells")
     return default
 
 
-def _sign(evidence: Evidence, column: int) -> str | None:
+def _sign(inputs: Inputs, column: int) -> str | None:
     # The currency of the first sign in a column; "USD" if all signs are dollar signs.
     dollar = False
-    for cell in evidence.cells(column):
+    for cell in inputs.cells(column):
         for sign, currency in SIGNS.items():
-            if sign in cell:
+            if sign in cell and not (sign == "S$" and "US$" in cell):
                 return currency
         dollar = dollar or "$" in cell
     return "USD" if dollar else None

@@ -1,14 +1,15 @@
 """Takes a sample of an archive: its header, the rows at its beginning, and rows from windows after that."""
 
 import codecs
+import re
 from collections.abc import Sequence
 
 import msgspec
 
 from kasparro.sources.archives.detect.header import find_header, line_of
-from kasparro.sources.archives.errors import FileRejected
+from kasparro.sources.archives.errors import FileRejected, Guess
 from kasparro.sources.archives.files import ArchiveFile
-from kasparro.sources.archives.header_names import Layout
+from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
 from kasparro.sources.archives.text import (
     Encoding,
@@ -35,8 +36,11 @@ OTHER_FORMATS = (
     (b"{", "JSON: write it as CSV"),
     (b"[{", "JSON: write it as CSV"),
     (b"[[", "JSON: write it as CSV"),
-    (b"<", "a web page or XML: the download has failed, or needs to be saved as CSV"),
+    (b"<!", "a web page: the download has failed, or needs to be saved as CSV"),
+    (b"<?", "XML: write it as CSV"),
 )
+# The name of a tag that begins a page. Some programs write the names of columns in angle brackets.
+_TAG = re.compile(rb"<[a-zA-Z][^\r\n,;\t|]*>?[^\r\n,;\t|]*(?:[\r\n]|$)")
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +69,8 @@ async def read_sample(file: ArchiveFile, overrides: Overrides = NO_OVERRIDES) ->
     for magic, description in OTHER_FORMATS:
         if head.content.startswith(magic):
             raise FileRejected(f"it is {description}")
+    if _TAG.match(head.content):
+        raise FileRejected("it is a web page or XML: the download has failed, or needs to be saved as CSV")
     encoding = _encoding(head.content, overrides)
     try:
         text = decoder(encoding).decode(head.content, final=head.last)
@@ -108,7 +114,7 @@ def _encoding(head: bytes, overrides: Overrides) -> Encoding:
     if codec == "utf-16" and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FileRejected(
             "it has no byte order mark of UTF-16",
-            'encoding = "utf-16-le", or "utf-16-be", or the encoding that it really has',
+            Guess({"encoding": "utf-16-le"}, 'or "utf-16-be", or the encoding that it really has'),
         )
     return Encoding(codec)
 

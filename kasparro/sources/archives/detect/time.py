@@ -1,144 +1,235 @@
-"""Decides which columns give the time of a row, how those times are written, and how long candles are."""
+"""Decides which columns give the time of a row, and how those times are written."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, tzinfo
+from zoneinfo import ZoneInfo
 
 import msgspec
 
-from kasparro.model.record import RejectedValue
-from kasparro.sources.archives.detect.columns import Candidates, Evidence
-from kasparro.sources.archives.errors import FileRejected
-from kasparro.sources.archives.header_names import CLOCKS
-from kasparro.sources.archives.times import PERIODS, Order, Stamp, day_order, epoch_unit, period, read_time
+from kasparro.model.record import CLOCK_TOLERANCE, EARLIEST, RejectedValue
+from kasparro.sources.archives.detect.columns import Candidates, Inputs
+from kasparro.sources.archives.detect.findings import Finding
+from kasparro.sources.archives.errors import FileRejected, Guess
+from kasparro.sources.archives.text import one_line
+from kasparro.sources.archives.times import ORDER_NAMES, Order, Stamp, day_order, epoch_unit, read_time
 
 _DAY_NUMBER = re.compile(r"[34]\d{4}(?:\.\d+)?", re.ASCII)
+_CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?|\d{6}", re.ASCII)
+_CLOCK_HEADINGS = frozenset({"time", "clock", "hour"})
 
 
 class TimeFormat(msgspec.Struct, frozen=True, kw_only=True):
     """The columns of time (`time`, `closed_at`, `clock`) and how they are written.
 
-    `moment` is the time of all rows of a file without such a column. `stamps` are the times in the sample.
-    `epoch_unit` is for people.
+    `moment` is the time of all rows of a file without such a column. `stamps` are the times in the sample,
+    and `closings` those of the column `closed_at`. `zone_from` says what settles the zone of times that do
+    not show it: `overrides`, `header`, or None if it is only assumed. `epoch_unit` is for people.
     """
 
     columns: dict[str, int]
     zone: str
+    zone_from: str | None
     order: Order | None
     stamps: list[Stamp]
+    closings: list[Stamp]
     moment: Stamp | None
     epoch_unit: str | None
     notes: tuple[str, ...]
+    finding: Finding
 
     @property
     def column(self) -> int | None:
         """The column that gives a row's time; a `clock` column may complete it."""
         return self.columns.get("closed_at", self.columns.get("time"))
 
+    @property
+    def zone_known(self) -> bool:
+        """Whether the file or its overrides show the zone of its times."""
+        return self.zone_from is not None or not any(stamp.zone_assumed for stamp in self.stamps)
 
-def find_times(evidence: Evidence, candidates: Candidates) -> TimeFormat:
+
+def find_times(inputs: Inputs, candidates: Candidates) -> TimeFormat:
     """Find the times of a file. Raises FileRejected if it has none, or if they have several meanings."""
-    overrides = evidence.overrides
-    columns, zone = _time_columns(evidence, candidates)
-    column = columns.get("closed_at", columns.get("time"))
+    overrides = inputs.overrides
+    columns = _time_columns(inputs, candidates)
+    zone, zone_from = _zone(inputs, columns)
+    column = columns.get("time", columns.get("closed_at"))
     if column is None:
-        moment = overrides.moment or evidence.hints.day
-        if moment is None:
-            raise FileRejected(
-                "neither a column nor the file name gives the time of its figures",
-                "observed_at = 2018-01-31T12:00:00Z, or the right time",
-            )
-        given_by = "overrides give" if overrides.moment else "name gives"
-        return TimeFormat(
-            columns={},
-            zone=zone,
-            order=None,
-            stamps=[],
-            moment=moment,
-            epoch_unit=overrides.epoch,
-            notes=(f"its {given_by} the time of its figures",),
+        return _one_moment(inputs, zone)
+    order = overrides.order or day_order(inputs.cells(column), inputs.now)
+    tz: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
+    stamps = _stamps(inputs, column, columns.get("clock"), order, tz)
+    closings: list[Stamp] = []
+    if "time" in columns and "closed_at" in columns:
+        closings = _stamps(inputs, columns["closed_at"], None, order, tz)
+    _require_epoch_fits(inputs, column)
+    unit = _epoch_units(inputs, column)
+    assumed = any(stamp.zone_assumed for stamp in stamps)
+    if inputs.layout.local and zone_from is None and assumed:
+        raise FileRejected(
+            f"the times of a {inputs.layout.name} are in the zone of the broker's server, which is not in it",
+            Guess({"timezone": "Europe/Athens"}, "the zone of many brokers: check yours"),
+            question="time",
         )
-    order = overrides.order or day_order(evidence.cells(column), evidence.now)
-    stamps = _stamps(evidence, column, order)
     notes: tuple[str, ...] = ()
     if zone != "UTC":
         notes = (f"its times are in the zone {zone}",)
-    elif any(stamp.zone_assumed and not stamp.date_only for stamp in stamps):
+    elif zone_from is None and any(stamp.zone_assumed and not stamp.date_only for stamp in stamps):
         notes = ("its times have no zone, so they are read as UTC",)
-    example = next((cell.strip() for cell in evidence.cells(column) if cell.strip()), "")
+    written = unit or (f"{ORDER_NAMES[order]} dates" if order else "dates that show their order")
     return TimeFormat(
         columns=columns,
         zone=zone,
+        zone_from=zone_from,
         order=order,
         stamps=stamps,
+        closings=closings,
         moment=None,
-        epoch_unit=overrides.epoch or epoch_unit(example),
+        epoch_unit=unit,
         notes=notes,
+        finding=Finding(
+            question="time",
+            answer=f"{written}, zone {zone}",
+            evidence=(
+                "columns " + ", ".join(one_line(inputs.sample.header[c])[:40] for c in columns.values()),
+                f"zone: by its {zone_from}"
+                if zone_from
+                else "zone: in its cells"
+                if not assumed
+                else "zone: not given, so read as UTC",
+            ),
+        ),
     )
 
 
-def find_period(evidence: Evidence, times: TimeFormat) -> timedelta | None:
-    """The length of a file's candles; None if it has none. Raises FileRejected if it is unknown."""
-    layout = evidence.layout
-    if layout.kind != "candles":
-        return None
-    length = (
-        evidence.overrides.length
-        or evidence.hints.period
-        or period(times.stamps)
-        or (PERIODS["1d"] if layout.daily else None)
+def _one_moment(inputs: Inputs, zone: str) -> TimeFormat:
+    # The time of a file without a column for it.
+    overrides = inputs.overrides
+    moment = overrides.moment or inputs.file_name.day
+    if moment is None:
+        raise FileRejected(
+            "neither a column nor the file name gives the time of its figures",
+            Guess({"observed_at": "2018-01-31T12:00:00Z"}, "replace it by the time", placeholder=True),
+            question="time",
+        )
+    given_by = "overrides give" if overrides.moment else "name gives"
+    return TimeFormat(
+        columns={},
+        zone=zone,
+        zone_from="overrides" if overrides.timezone else None,
+        order=None,
+        stamps=[],
+        closings=[],
+        moment=moment,
+        epoch_unit=overrides.epoch,
+        notes=(f"its {given_by} the time of its figures",),
+        finding=Finding(
+            question="time",
+            answer=moment.at.isoformat(),
+            evidence=(f"its {given_by} the time of its figures",),
+        ),
     )
-    if length is None and "closed_at" not in times.columns and times.stamps:
-        raise FileRejected("neither its rows nor its name give the length of its candles", 'period = "1d"')
-    return length
 
 
-def _time_columns(evidence: Evidence, candidates: Candidates) -> tuple[dict[str, int], str]:
-    # The columns of time, and their zone.
-    headings, overrides = evidence.headings, evidence.overrides
+def _time_columns(inputs: Inputs, candidates: Candidates) -> dict[str, int]:
     columns: dict[str, int] = {}
     for column in candidates.first("closed_at"):
         columns["closed_at"] = column
-    zone = overrides.timezone or "UTC"
     times = candidates.of("time")
     if not times:
-        return columns, zone
+        return columns
     first = columns["time"] = times[0]
     clocks = [
         column
-        for column, heading in enumerate(headings)
-        if heading.full in CLOCKS and column != first and evidence.most(column, _is_clock)
+        for column, heading in enumerate(inputs.headings)
+        if heading.base in _CLOCK_HEADINGS and column != first and inputs.most(column, _is_clock)
     ]
-    may_be_day = "time" not in headings[first].base or len(times) == 1
-    if clocks and may_be_day and evidence.most(first, _is_day):
+    if not clocks and inputs.headings[first].base in _CLOCK_HEADINGS and inputs.most(first, _is_clock):
+        # The columns of day and clock time have the same rank of names.
+        days = [column for column in times[1:] if inputs.most(column, _is_day)]
+        if days:
+            columns["time"], columns["clock"] = days[0], first
+            return columns
+    if clocks and inputs.most(first, _is_day):
         columns["clock"] = clocks[0]
-        zone = overrides.timezone or CLOCKS[headings[clocks[0]].full]
-    return columns, zone
+    return columns
 
 
-def _stamps(evidence: Evidence, column: int, order: Order | None) -> list[Stamp]:
+def _zone(inputs: Inputs, columns: dict[str, int]) -> tuple[str, str | None]:
+    # The zone of times that do not show it, and what settles it.
+    if inputs.overrides.timezone:
+        return inputs.overrides.timezone, "overrides"
+    for field in ("clock", "time", "closed_at"):
+        if field in columns and (zone := inputs.headings[columns[field]].zone) is not None:
+            return zone, "header"
+    return "UTC", None
+
+
+def _stamps(inputs: Inputs, column: int, clock: int | None, order: Order | None, zone: tzinfo) -> list[Stamp]:
     # The times in a column. Raises FileRejected if no cell is one.
     stamps: list[Stamp] = []
     reasons: list[str] = []
-    for cell in evidence.cells(column):
+    width = max(column, clock or 0)
+    for row in inputs.sample.rows:
+        if len(row) <= width:
+            continue
+        text = row[column] if clock is None else f"{row[column].strip()} {row[clock].strip()}"
         try:
-            stamps.append(read_time(cell, order, epoch=evidence.overrides.epoch))
+            stamps.append(read_time(text, order, zone=zone, epoch=inputs.overrides.epoch))
         except RejectedValue as rejected:
             reasons.append(rejected.reason)
-    if stamps or not evidence.sample.rows:
+    if stamps or not inputs.sample.rows:
         return stamps
-    header = evidence.sample.header[column].strip()
-    example = next(evidence.cells(column), "")
-    if evidence.most(column, lambda cell: _DAY_NUMBER.fullmatch(cell.strip()) is not None):
+    header = one_line(inputs.sample.header[column])
+    example = next(inputs.cells(column), "")
+    if inputs.most(column, lambda cell: _DAY_NUMBER.fullmatch(cell.strip()) is not None):
         raise FileRejected(
             f"its column {header!r} holds the day numbers of a spreadsheet ({example[:60]!r}), "
             "which count from 1900 or from 1904: write them as dates"
         )
     reason = reasons[0].removeprefix("not a date: ") if reasons else repr(example)
-    raise FileRejected(f"its column {header!r} holds no times ({reason})", 'columns."HEADER" = "observed_at"')
+    raise FileRejected(
+        f"its column {header!r} holds no times ({reason}); if another column does, name it in its overrides: "
+        'columns."HEADER" = "observed_at"',
+        None,
+        question="time",
+    )
+
+
+def _epoch_units(inputs: Inputs, column: int) -> str | None:
+    # The units of epoch times in a column.
+    if inputs.overrides.epoch:
+        return inputs.overrides.epoch
+    units = {unit for cell in inputs.cells(column) if (unit := epoch_unit(cell.strip())) is not None}
+    return " and ".join(sorted(units)) or None
+
+
+def _require_epoch_fits(inputs: Inputs, column: int) -> None:
+    # A unit that the overrides give has to fit the times that show their unit by their length.
+    given = inputs.overrides.epoch
+    if given is None:
+        return
+    cells = [cell.strip() for cell in inputs.cells(column)]
+    latest = inputs.now + CLOCK_TOLERANCE
+    for cell in cells:
+        shown = epoch_unit(cell)
+        if shown is None or shown == given:
+            continue
+        try:
+            fits = EARLIEST <= read_time(cell, None, epoch=given).at <= latest
+        except RejectedValue:
+            fits = False
+        if not fits:
+            raise FileRejected(
+                f"its overrides say epoch = {given!r}, but {cell[:30]!r} is a time in {shown!r} by its "
+                "length; remove the key epoch, and each time is read by its length",
+                None,
+                question="time",
+            )
 
 
 def _is_clock(cell: str) -> bool:
-    return len(cell.strip()) <= 15 and ":" in cell.strip()[:3] and cell.strip()[0].isdigit()
+    return _CLOCK.fullmatch(cell.strip()) is not None
 
 
 def _is_day(cell: str) -> bool:

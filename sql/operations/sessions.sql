@@ -1,0 +1,11 @@
+-- How a session is set up, and which server process works for it (kasparro/store/sessions.py).
+
+-- name: configure --
+-- Sets the settings $1 to the values $2: until the transaction ends ($3), or for the whole session. If $4 is
+-- given, nothing happens unless this server process has that id. Returns how many were set.
+SELECT count(set_config(given.name, given.value, $3))
+FROM unnest($1::text[], $2::text[]) AS given (name, value)
+WHERE $4::integer IS NULL OR pg_backend_pid() = $4;
+
+-- name: server_process --
+SELECT pg_backend_pid();
