@@ -1,5 +1,6 @@
 """The source `csv`: loads each archive once, with the archive worker."""
 
+import asyncio
 import os
 import sys
 from collections import deque
@@ -10,6 +11,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from kasparro.concurrency import cancel_all
 from kasparro.errors import SourceError
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import Reject
@@ -112,36 +114,42 @@ class Archives:
     ) -> AsyncGenerator["_Transfer", None]:
         # The transfer of each file, in order. While the caller consumes it, the other workers start the next
         # ones, and read ahead as far as their pipes allow.
-        free, workers, started = [first], 1, deque[_Transfer]()
-
-        async def alive(worker: Worker) -> Worker:
-            if worker.alive:
-                return worker
-            await worker.end()
-            return await start_worker()
-
-        while True:
-            while queue and (free or workers < self._workers):
-                if free:
-                    worker = free.pop()
-                else:
-                    worker, workers = await start_worker(), workers + 1
-                transfer = await self._start(*queue.next(), worker, context, queue)
-                if transfer.worker is None:
-                    free.append(await alive(worker))
-                started.append(transfer)
-            if not started:
-                return
-            transfer = started.popleft()
-            async with aclosing(transfer.messages):
-                yield transfer
-            if transfer.worker is not None:
-                free.append(await alive(transfer.worker))
+        free, workers = [first], 1
+        started = deque[tuple[Worker, asyncio.Task[_Transfer]]]()
+        before: asyncio.Task[_Transfer] | None = None
+        try:
+            while True:
+                while queue and (free or workers < self._workers):
+                    if not free:
+                        worker, workers = await start_worker(), workers + 1
+                    elif not (worker := free.pop()).alive:
+                        await worker.end()
+                        worker = await start_worker()
+                    before = asyncio.create_task(self._start(queue.next(), worker, context, queue, before))
+                    started.append((worker, before))
+                if not started:
+                    return
+                worker, starting = started[0]
+                transfer = await starting
+                started.popleft()
+                async with aclosing(transfer.messages):
+                    yield transfer
+                free.append(worker)
+        finally:
+            await cancel_all({starting for _, starting in started})
 
     async def _start(
-        self, archive: Archive, size: int, worker: Worker, context: SourceContext, queue: "_FileQueue"
+        self,
+        file: tuple[Archive, int],
+        worker: Worker,
+        context: SourceContext,
+        queue: "_FileQueue",
+        before: "asyncio.Task[_Transfer] | None",
     ) -> "_Transfer":
-        # Starts to read a file, unless it cannot be read, is already loaded or was forgotten.
+        # Starts to read a file, unless it cannot be read, is already loaded or was forgotten. The workers
+        # identify files at the same time, which takes most of the time of a small file. What to do with each
+        # is decided in their order: `before` is the start of the file before.
+        archive, size = file
         earlier = await context.file_named(archive.name)
         try:
             identity = await worker.identify(archive, earlier, context.clock())
@@ -149,6 +157,8 @@ class Archives:
             return _Transfer(archive.name, size, None, _messages(error))
         if isinstance(identity, Problem):
             return _Transfer(archive.name, size, None, _messages(identity))
+        if before is not None:
+            await asyncio.wait({before})
         known = await context.known_files(archive.name, identity.content)
         placement = place(archive.name, identity, known, queue.names)
         context.summary.loaded_before |= placement.loaded_before
@@ -160,9 +170,9 @@ class Archives:
         elif placement.must_read and queue.is_first(identity.key, archive):
             worker.start_reading(placement.position)
             messages = worker.messages(archive.name)
-            return _Transfer(archive.name, size, identity.key, messages, worker, placement, identity.content)
+            return _Transfer(archive.name, size, identity.key, messages, placement, identity.content)
         worker.skip()
-        return _Transfer(archive.name, size, None, _messages(message), None, placement, identity.content)
+        return _Transfer(archive.name, size, None, _messages(message), placement, identity.content)
 
 
 def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
@@ -175,13 +185,12 @@ def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
 
 
 class _Transfer(NamedTuple):
-    # The messages about a file, and the worker that sends them. `key` is None if the file is not read, and
-    # `placement` and `content` are None if it cannot be.
+    # The messages about a file. `key` is None if the file is not read, and `placement` and `content` are None
+    # if it cannot be.
     name: str
     size: int
     key: str | None
     messages: AsyncGenerator[Portion | Problem, None]
-    worker: Worker | None = None
     placement: Placement | None = None
     content: str | None = None
 
