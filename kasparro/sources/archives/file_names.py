@@ -31,8 +31,7 @@ _PAIR_SEPARATOR = re.compile(r"[-_ ./:]{1,3}")
 
 _COIN_QUOTES = frozenset({"btc", "eth", "bnb"})
 _QUOTES = FIAT | PEGGED_CODES | _COIN_QUOTES
-# A pair in one word, with the signs that Bitfinex (tBTCUSD), Kraken (XXBTZUSD) and MetaTrader (BTCUSD1440)
-# add to it.
+# A pair in one word, with the minutes of its candles as MetaTrader and Kraken add them: BTCUSD1440.
 _JOINED = re.compile(r"(?P<pair>[A-Za-z0-9]*?[A-Za-z])(?P<minutes>1|5|15|30|60|240|1440|10080|43200)?")
 _MINUTES = frozenset({"1", "5", "15", "30", "60", "240", "720", "1440", "10080", "21600"})
 # An exchange and its quote currency in one word: bitstampUSD.
@@ -61,13 +60,31 @@ _DECORATION = word_set(
     preco precos preço preços dados results result report backup latest updated processed of and in vs to
     from the my for with by jan feb mar apr may jun jul aug sep oct nov dec january february march april
     june july august september october november december q1 q2 q3 q4 utc gmt geçmiş verileri dane
-    historyczne прошлые данные исторические india usdollar v1 v2 v3 part1 part2 db etl main prod
+    historyczne прошлые данные исторические kopie von neu training india usdollar db etl main prod
     過去データ 과거 데이터 历史数据
     """
 )
 
 # The last words of many coins' names.
 _ENDINGS = frozenset({"coin", "token", "protocol", "network", "finance", "dao", "usd"})
+
+# Words of coins that stand for another coin. Next to a pair or to a coin they make a coin of their own.
+_DERIVED = word_set(
+    """
+    wrapped staked restaked liquid bridged peg pegged lido savings compound aave venus mantle renzo huobi baby
+    mini cash gold diamond classic private max inu
+    """
+)
+# Words of figures that are no price of a coin.
+_MEASURES = word_set(
+    """
+    dominance volatility hashrate difficulty addresses activeaddresses returns longs shorts prediction
+    predictions forecast supply fees transactions sentiment funding fundingrate premium premiumindex
+    premiumindexklines premiumindexkline indexpriceklines markpriceklines openinterest liquidations
+    """
+)
+# Words that say nothing, except as a part of a word with capitals: EthereumMax.
+_NOT_INSIDE = frozenset({"max", "min", "new", "spot", "index", "old", "top", "final"})
 
 # Names that sites give to their exports. `coin` is the site's own name of the coin.
 _FORMS = (
@@ -76,7 +93,7 @@ _FORMS = (
         re.IGNORECASE,
     ),
     re.compile(r"(?P<coin>[^_]+)_\w{1,4}_graph_coinmarketcap", re.IGNORECASE),
-    re.compile(r"(?P<coin>[\w-]+?)-(?P<currency>[a-z]{3,4})-max", re.IGNORECASE),
+    re.compile(r"(?P<coin>[^\W_](?:[^\W_]|-)*?)-(?P<currency>[a-z]{3,4})-max", re.IGNORECASE),
     re.compile(r"CoinPaprika_(?P<coin>[^_]+)_price_(?:[^_]+_)*(?P<currency>[A-Z]{3,4}O?)", re.IGNORECASE),
 )
 # Series that Quandl named: the market price of bitcoin, in US dollars, from blockchain.com.
@@ -106,6 +123,7 @@ class _Word(NamedTuple):
     # A word of a name, and the text between it and the one before.
     text: str
     separator: str
+    is_first: bool = False
 
     @property
     def low(self) -> str:
@@ -143,6 +161,9 @@ def read_name(file: str, known: KnownCoins = LEADING_COINS) -> FileName:
     periods, timed = _periods(words, known)
     currencies = {word.currency.upper() for i, word in enumerate(words) if word.currency and i not in used}
     coins, rest = _known_coins([word for i, word in enumerate(words) if i not in used | timed], known)
+    measures = [word.text for word in words if word.low in _MEASURES]
+    if measures:
+        return FileName(unknown=tuple(measures), day=day, periods=periods)
     # BTC_ETH_SOL is a list of coins, not a pair and a coin.
     listed = coins and any(pair.quote.lower() in _COIN_QUOTES for pair in pairs)
     if len({pair.coin for pair in pairs}) == 1 and not listed:
@@ -169,7 +190,11 @@ def read_name(file: str, known: KnownCoins = LEADING_COINS) -> FileName:
             coin_from=f"the coin {text}",
             currency=exchange.pop() if len(exchange) == 1 else None,
         )
-    guess = next((coin_id for coin_id, _ in coins.values()), None) or _guess(words, rest)
+    if any(word.low in _DERIVED for word in rest):
+        # A derived coin has all these words: bitcoin-diamond.
+        guess = slug(" ".join(word.text for word in words if not _says_nothing(word))) or None
+    else:
+        guess = next((coin_id for coin_id, _ in coins.values()), None) or _guess(words, rest)
     # Without a coin, a currency among words that name no coin is that of the prices.
     only_currency = currencies if not coins and not unknown else set()
     exchange = {
@@ -200,7 +225,7 @@ def _by_form(stem: str, known: KnownCoins) -> FileName | None:
         if not words or (currency and currency not in FIAT | COINS):
             continue
         code = currency.upper() or None
-        coin_id = slug(match["coin"])
+        coin_id = _coin_id(match["coin"])
         coin = known.by_phrase(phrase(word.text for word in words))
         if coin is None and len(words) == 1:
             coin = known.by_symbol(words[0].text)
@@ -211,8 +236,8 @@ def _by_form(stem: str, known: KnownCoins) -> FileName | None:
                 coin_from=f"the coin {match['coin']!r} in the form of its name",
                 currency=code,
             )
-        if "coinmarketcap" in stem.lower():
-            return FileName(guess=coin_id or None, currency=code, unknown=(match["coin"],))
+        # The form shows that the whole text is a coin, so no part of it is.
+        return FileName(guess=coin_id or None, currency=code, unknown=(match["coin"],))
     return None
 
 
@@ -225,7 +250,7 @@ def _words(text: str, known: KnownCoins) -> list[_Word]:
         parts = [match[0]]
         if not _is_whole(match[0], known):
             parts = _CAMEL.sub(" ", match[0]).split()
-        words.append(_Word(parts[0], separator if end_of_last else ""))
+        words.append(_Word(parts[0], separator if end_of_last else "", not words))
         words += [_Word(part, "") for part in parts[1:]]
     return words
 
@@ -245,17 +270,15 @@ def _joined(word: str, known: KnownCoins) -> tuple[_Pair, timedelta | None] | No
     match = _JOINED.fullmatch(word)
     if match is None or known.by_word(word) is not None:
         return None
-    pair = match["pair"]
-    forms = [pair[1:]] if pair[:1] == "t" and pair[1:].isupper() else []
-    forms += [pair.replace("Z", "", 1), pair]
-    splits = [split for form in forms if (split := split_joined(form)) is not None]
-    for base, quote in splits:
-        if base.lower() in _DECORATION or base.lower() in FIAT:
-            continue
-        if known.by_symbol(base) is not None or (word == word.upper() and _EXCHANGE_SYMBOL.fullmatch(base)):
-            minutes = timedelta(minutes=int(match["minutes"])) if match["minutes"] else None
-            return _Pair(_coin_id(base), quote, f"{base}/{quote}"), minutes
-    return None
+    if (split := split_joined(match["pair"])) is None:
+        return None
+    base, quote = split
+    if base.lower() in _DECORATION or base.lower() in FIAT:
+        return None
+    if known.by_symbol(base) is None and not (word == word.upper() and _EXCHANGE_SYMBOL.fullmatch(base)):
+        return None
+    minutes = timedelta(minutes=int(match["minutes"])) if match["minutes"] else None
+    return _Pair(_coin_id(base), quote, f"{base}/{quote}"), minutes
 
 
 def _coin_id(text: str) -> str:
@@ -275,9 +298,18 @@ def _pairs(words: Sequence[_Word], known: KnownCoins) -> tuple[list[_Pair], set[
         if following is None or position in used or not _PAIR_SEPARATOR.fullmatch(following.separator):
             continue
         quote = CURRENCY_WORDS.get(following.low, following.low)
+        if word.currency in FIAT | PEGGED_CODES and quote in _COIN_QUOTES:
+            # Poloniex and Upbit write the currency first: USDT_BTC.
+            pairs.append(
+                _Pair(_coin_id(following.text), word.currency.upper(), f"{following.text}/{word.text}")
+            )
+            used |= {position, position + 1}
+            continue
         if quote not in _QUOTES or _continues_a_coin(words, position + 1, known):
             continue
         start = _start_of_base(words, position, following, known)
+        if start and words[start - 1].low in _DERIVED:
+            continue
         if start is not None and not _is_itself(words[start : position + 1], quote, known):
             base = " ".join(part.text for part in words[start : position + 1])
             pairs.append(_Pair(_coin_id(base), quote.upper(), f"{base}/{following.text}"))
@@ -352,10 +384,12 @@ def _known_coins(words: Sequence[_Word], known: KnownCoins) -> tuple[dict[str, t
 
 
 def _says_nothing(word: _Word) -> bool:
+    if word.low in _NOT_INSIDE and not word.separator and not word.is_first:
+        return False
     return (
         word.low in _DECORATION
         or word.currency is not None
-        or bool(re.fullmatch(r"(?:top)?\d+", word.low))
+        or bool(re.fullmatch(r"(?:top|v|sheet|tabelle|tabellenblatt|feuille)?\d+|\d+y", word.low))
         or bool(re.fullmatch(r"(?=.*\d)[0-9a-f]{5,40}", word.low))
         or ((match := _EXCHANGE.fullmatch(word.low)) is not None and match[1] in FIAT)
     )
@@ -386,10 +420,12 @@ def _periods(words: Sequence[_Word], known: KnownCoins) -> tuple[frozenset[timed
 
 
 def _day(stem: str) -> Stamp | None:
+    # The only day in a name. Two days are those of a range.
+    found: list[Stamp] = []
     for pattern in (_EPOCH, _DAY):
-        if match := pattern.search(stem):
+        for match in pattern.finditer(stem):
             try:
-                return read_time("-".join(match.groups()), None)
+                found.append(read_time("-".join(match.groups()), None))
             except RejectedValue:
                 continue
-    return None
+    return found[0] if len(set(found)) == 1 else None

@@ -70,10 +70,13 @@ class KnownCoins:
         return self.by_symbol(word) if len(word) > 2 or word.isupper() else None
 
     def with_coins(self, coins: Iterable[KnownCoin]) -> "KnownCoins":
-        """These coins and further ones, such as those of the database. Coins that are known come first."""
+        """These coins and further ones, such as those of the database.
+
+        Further coins are known by phrases of several words only: among thousands of coins every word is one.
+        """
         more = KnownCoins(coins, {})
-        more._by_phrase |= self._by_phrase
-        more._by_symbol |= self._by_symbol
+        more._by_phrase = {key: coin for key, coin in more._by_phrase.items() if "-" in key} | self._by_phrase
+        more._by_symbol = self._by_symbol
         return more
 
 

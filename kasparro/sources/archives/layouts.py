@@ -14,10 +14,12 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """A common shape of file: the names or fields that its header must have, and what is known of such files.
 
     `usd` says that the site gives such figures in US dollars only. Where its users choose the currency, only
-    the file itself can show it. `volume` says whether a column called just volume is money or counts coins;
-    None: unknown. `daily` says that candles are of a day if the rows do not show their length. `local` says
-    that times are in a time zone that differs from user to user. `fields` has names that mean a field in
-    this layout only. `header` has the names of the columns of a layout without a header row.
+    the file itself can show it. `spelled` has header cells of which one must be spelled exactly so for that.
+    `volume` says whether a column called just volume is money or counts coins; None: unknown. `daily` says
+    that candles are of a day if the rows do not show their length. `local` says that times are in a time zone
+    that the file does not show; `zone` is a likely one. `ends` says that times end candles. `width` is the
+    number of columns of a layout that has no others. `fields` has names that mean a field in this layout
+    only. `header` has the names of the columns of a layout without a header row.
     """
 
     name: str
@@ -27,12 +29,19 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     volume: Literal["money", "coins"] | None = None
     daily: bool = False
     local: bool = False
+    zone: str = "Europe/Athens"
+    ends: bool = False
+    width: int | None = None
+    spelled: frozenset[str] = frozenset()
     fields: dict[str, str] = {}
     header: tuple[str, ...] = ()
 
 
 # Represents a line below the header that gives the ticker of each column.
 TICKER_ROW = Heading("tickerrow", "tickerrow")
+
+# How CoinMarketCap's pages, and the programs that copied them, write the header of the market cap.
+_CAP_SPELLINGS = frozenset({"Market Cap", "Marketcap", "MarketCap", "marketCap"})
 
 # A file has the first layout whose names are all in its header. The last layouts need only what their kind
 # needs.
@@ -100,6 +109,7 @@ LAYOUTS = (
         needs=word_set("name symbol date open high low close volume marketcap"),
         daily=True,
         usd=True,
+        spelled=_CAP_SPELLINGS,
         volume="money",
     ),
     Layout(
@@ -108,6 +118,7 @@ LAYOUTS = (
         needs=word_set("date open high low close volume marketcap"),
         daily=True,
         usd=True,
+        spelled=_CAP_SPELLINGS,
         volume="money",
     ),
     Layout(
@@ -116,6 +127,36 @@ LAYOUTS = (
         needs=word_set("time open high low close tickvol spread"),
         local=True,
         volume="coins",
+    ),
+    Layout(
+        name="Stooq bulk data",
+        kind="candles",
+        needs=word_set("ticker per date time open high low close vol openint"),
+        volume="coins",
+    ),
+    # The clock of Finam's exports is that of Moscow unless its user chooses another.
+    Layout(
+        name="Finam export",
+        kind="candles",
+        needs=word_set("ticker per date time open high low close vol"),
+        local=True,
+        zone="Europe/Moscow",
+        volume="coins",
+    ),
+    # https://www.bitmex.com/app/restAPI: the timestamp of a bucket is its end.
+    Layout(
+        name="BitMEX buckets",
+        kind="candles",
+        needs=word_set("timestamp symbol open high low close homenotional foreignnotional"),
+        ends=True,
+        volume="coins",
+    ),
+    Layout(
+        name="series of Quandl",
+        kind="quotes",
+        needs=word_set("date value"),
+        width=2,
+        fields={"value": "price"},
     ),
     Layout(
         name="Yahoo Finance download",
@@ -190,7 +231,11 @@ def layout_of(headings: Iterable[Heading]) -> Layout | None:
     present = {heading.full for heading in headings} | {heading.base for heading in headings} | fields
     timed = "time" in fields or "closed_at" in fields
     for layout in LAYOUTS:
-        priced = "close" in fields or "price" in fields if layout.kind == "candles" else "price" in fields
+        if layout.width not in {None, len(headings)}:
+            continue
+        priced = not {"price", *(("close",) if layout.kind == "candles" else ())}.isdisjoint(
+            fields | {layout.fields.get(heading.base) for heading in headings}
+        )
         if layout.needs <= present and priced and (timed or not layout.needs):
             return layout
     return None

@@ -1,8 +1,11 @@
 """Reads times as archives write them, and decides to which moment the close price of a period belongs."""
 
 import re
+from calendar import monthrange
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from itertools import pairwise
 from typing import Literal
 
 import msgspec
@@ -252,12 +255,33 @@ def day_order(texts: Iterable[str], now: datetime) -> Order | None:
             f"its rows do not show which number is the day: {example!r} and all others can be read as "
             f"{' and as '.join(ORDER_NAMES[order] for order in sorted((best, other)))}",
             Guess(
-                {"day_order": ORDER_NAMES[min(best, other)]},
-                f'a guess: it may also be "{ORDER_NAMES[max(best, other)]}"',
+                {"day_order": ORDER_NAMES[likely := _more_regular(numeric, sorted((best, other)))]},
+                f'a guess: it may also be "{ORDER_NAMES[other if likely == best else best]}"',
             ),
             question="time",
         )
     return best
+
+
+def _more_regular(texts: Sequence[str], orders: Sequence[Order]) -> Order:
+    # The order in which most steps between days are equal; with points between the numbers, the day is first.
+    if all("." in text for text in texts) and "dmy" in orders:
+        return "dmy"
+
+    def regularity(order: Order) -> float:
+        days = sorted({read_time(text, order).at for text in texts if _reads(text, order)})
+        steps = Counter(later - earlier for earlier, later in pairwise(days))
+        return max(steps.values(), default=0) / max(len(days), 1)
+
+    return max(orders, key=regularity)
+
+
+def _reads(text: str, order: Order) -> bool:
+    try:
+        read_time(text, order)
+    except RejectedValue:
+        return False
+    return True
 
 
 def _failures(texts: Sequence[str], order: Order, now: datetime) -> int:
@@ -373,6 +397,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
         past = None if self.offset is None else past_beginning(wall, self.length, self.offset)
         if not self.begins:
             if stamp.date_only:
+                if self.length == MONTH and (wall + _DAY).day != 1:
+                    raise RejectedValue("observed_at", "not the end of a candle of 1mo")
                 return day_end(stamp, zone)
             if past == timedelta():
                 return stamp.at - _SECOND
@@ -383,7 +409,8 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
             raise RejectedValue("observed_at", f"not the beginning of a candle of {length_name(self.length)}")
         if self.length <= _HOUR:
             return stamp.at + self.length - _SECOND
-        following = _next_month(wall) if self.length == MONTH else wall + self.length
+        offset = self.offset or timedelta()
+        following = _next_month(wall - offset) + offset if self.length == MONTH else wall + self.length
         return following.replace(tzinfo=zone).astimezone(UTC) - _SECOND
 
 
@@ -404,17 +431,19 @@ _WALL_EPOCH = _EPOCH.replace(tzinfo=None)
 
 
 def is_end(wall: datetime, length: timedelta, offset: timedelta = timedelta()) -> bool:
-    """Whether a wall-clock time is in the last second of a candle, or in the last minute from one hour on.
+    """Whether a wall-clock time is in the last second of a candle.
 
-    Sources write the end of a candle so: `23:59:59`, `23:59:59.999` or `23:59`.
+    From one hour on the last minute counts, and from one day on the last ten minutes: sources write the end
+    of a candle as `23:59:59`, `23:59:59.999`, `23:59` or `23:58:00`.
     """
-    last = _SECOND if length < _HOUR else _MINUTE
-    return past_beginning(wall + last, length, offset) < last
+    last = _SECOND if length < _HOUR else _MINUTE if length < _DAY else 10 * _MINUTE
+    return length > last and past_beginning(wall + last, length, offset) < last
 
 
 def _next_month(wall: datetime) -> datetime:
-    # The same day and clock time in the next month.
-    return wall.replace(year=wall.year + wall.month // 12, month=wall.month % 12 + 1)
+    # The same day and clock time in the next month, or its last day if it is shorter.
+    year, month = wall.year + wall.month // 12, wall.month % 12 + 1
+    return wall.replace(year=year, month=month, day=min(wall.day, monthrange(year, month)[1]))
 
 
 def day_end(stamp: Stamp, zone: tzinfo = UTC) -> datetime:

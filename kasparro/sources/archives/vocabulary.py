@@ -108,7 +108,23 @@ ZONES = {
     "paris": "Europe/Paris",
     "newyork": "America/New_York",
     "tokyo": "Asia/Tokyo",
+    "jst": "Asia/Tokyo",
+    "kst": "Asia/Seoul",
+    "msk": "Europe/Moscow",
 }
+# Words of a header that say that times are in a zone, but not surely in which: a zone that may be meant.
+UNCLEAR_ZONES = {
+    **dict.fromkeys(("est", "edt", "et"), "America/New_York"),
+    **dict.fromkeys(("cst", "cdt", "ct"), "America/Chicago"),
+    **dict.fromkeys(("pst", "pdt", "pt"), "America/Los_Angeles"),
+    **dict.fromkeys(("cet", "cest", "mez", "mesz", "local"), "Europe/Berlin"),
+    "bst": "Europe/London",
+    "eet": "Europe/Athens",
+    "hkt": "Asia/Hong_Kong",
+    "ist": "Asia/Kolkata",
+    "sgt": "Asia/Singapore",
+}
+_OFFSET = re.compile(r"(?:utc|gmt)\s*([+-])\s*(\d{1,2})(?::?00)?(?!\d)", re.IGNORECASE)
 
 FIAT = word_set(
     """
@@ -119,7 +135,8 @@ FIAT = word_set(
 # Coins that prices are quoted in. A price in them is not a price in USD.
 COINS = word_set(
     """
-    btc eth bnb sats bits xrp ltc bch dot sol link xlm eos yfi usdt usdc busd tusd dai fdusd ust
+    btc eth bnb sats bits xrp ltc bch dot sol link xlm eos yfi usdt usdc busd tusd dai fdusd ust pyusd
+    rlusd gusd usde usd1 usdp xbt
     """
 )
 CURRENCIES = FIAT | COINS
@@ -132,33 +149,50 @@ CURRENCY_WORDS = {
     "bitcoins": "btc",
 }
 # Coins pegged to the dollar. They are not dollars.
-PEGGED = frozenset({"USDT", "USDC", "BUSD", "TUSD", "DAI", "FDUSD"})
+PEGGED = frozenset(
+    {"USDT", "USDC", "BUSD", "TUSD", "DAI", "FDUSD", "PYUSD", "RLUSD", "GUSD", "USDE", "USD1", "USDP"}
+)
 PEGGED_CODES = frozenset(code.lower() for code in PEGGED)
+# Signs of currencies. Of several that fit, the first is read.
 SIGNS = {
-    "€": "EUR",
-    "£": "GBP",
-    "¥": "JPY",
-    "R$": "BRL",
-    "A$": "AUD",
-    "C$": "CAD",
+    "US$": "USD",
+    "MX$": "MXN",
+    "AR$": "ARS",
+    "CA$": "CAD",
+    "AU$": "AUD",
     "HK$": "HKD",
     "NT$": "TWD",
     "NZ$": "NZD",
+    "R$": "BRL",
+    "A$": "AUD",
+    "C$": "CAD",
     "S$": "SGD",
+    "€": "EUR",
+    "£": "GBP",
+    "¥": "JPY",
     "₹": "INR",
     "₩": "KRW",
     "₽": "RUB",
     "₺": "TRY",
     "₿": "BTC",
+    "₱": "PHP",
+    "₦": "NGN",
+    "₪": "ILS",
+    "฿": "THB",
+    "₫": "VND",
+    "₴": "UAH",
     "zł": "PLN",
     "Rs": "INR",
+    "$": "USD",
 }
+_CODE = re.compile(r"(?<![A-Za-z])[A-Za-z]{3,5}(?![A-Za-z])")
 
 
 class Heading(msgspec.Struct, frozen=True):
     """The meaning of a header cell: its words joined, the same without currency and zone, and these two.
 
-    `explicit` says that the overrides name the field, which is then in `full`.
+    `explicit` says that the overrides name the field, which is then in `full`. `unclear_zone` is a zone that
+    a word of the header may mean.
     """
 
     full: str
@@ -166,6 +200,7 @@ class Heading(msgspec.Struct, frozen=True):
     currency: str | None = None
     explicit: bool = False
     zone: str | None = None
+    unclear_zone: str | None = None
 
 
 def heading(cell: str) -> Heading:
@@ -173,19 +208,61 @@ def heading(cell: str) -> Heading:
     if levels := TWO_LEVELS.fullmatch(cell.strip()):
         return next((heading(part) for part in levels.groups() if normal(part) in FIELD_OF), Heading("", ""))
     full = normal(cell)
+    if offset := _OFFSET.search(cell):
+        rest = heading(_OFFSET.sub("", cell))
+        # The names have the signs of POSIX.
+        sign = "-" if offset[1] == "+" else "+"
+        zone = f"Etc/GMT{sign}{int(offset[2])}" if int(offset[2]) <= 12 else None
+        return msgspec.structs.replace(rest, zone=zone)
     spaced = _CAMEL.sub(" ", _plain(cell).replace("%", " percent ")).lower().replace("new york", "newyork")
-    words = [word for word in _NOT_WORD.split(spaced) if word]
+    spaced = spaced.replace("us$", " usd ")
+    words = [word for word in _NOT_WORD.split(spaced) if word and word != "in"]
     if len(words) > 2 and words[0] in {"quote", "quotes"} and words[1] in CURRENCIES:
         # A flattened response of an API: `quotes.USD.price`.
         return Heading(full, "".join(words[2:]), words[1].upper())
-    for position, rest in ((-1, "".join(words[:-1])), (0, "".join(words[1:]))):
-        if len(words) < 2 or rest not in FIELD_OF:
+    for position, rest_of in ((-1, "".join(words[:-1])), (0, "".join(words[1:]))):
+        if len(words) < 2 or rest_of not in FIELD_OF:
             continue
         word = words[position]
         # `price_btc` is a price in BTC, `btc_price` may be the price of BTC.
         currencies = CURRENCIES if position else FIAT | PEGGED_CODES
         if (currency := CURRENCY_WORDS.get(word, word)) in currencies:
-            return Heading(full, rest, currency.upper())
+            return Heading(full, rest_of, currency.upper())
         if word in ZONES:
-            return Heading(full, rest, zone=ZONES[word])
-    return Heading(full, full)
+            return Heading(full, rest_of, zone=ZONES[word])
+        if word in UNCLEAR_ZONES and FIELD_OF[rest_of] in {"time", "closed_at"}:
+            return Heading(full, rest_of, unclear_zone=UNCLEAR_ZONES[word])
+    joined = "".join(words)
+    return Heading(full, joined if joined in FIELD_OF else full, sign_in(cell))
+
+
+def sign_in(text: str) -> str | None:
+    """The currency of the first currency sign in a text."""
+    return next((currency for sign, currency in SIGNS.items() if sign in text), None)
+
+
+def currencies_in(text: str) -> set[str]:
+    """The currencies of the signs and codes in a text, such as `5.5 EUR` or `$5.5`."""
+    found = {code.upper() for code in _CODE.findall(text) if code.lower() in FIAT | PEGGED_CODES}
+    for sign, currency in SIGNS.items():
+        if sign in text:
+            found.add(currency)
+            text = text.replace(sign, " ")
+    return found
+
+
+def zone_in(cell: str) -> tuple[str | None, str | None]:
+    """The zone that a header cell of any meaning names, and the zone that it may mean."""
+    own = heading(f"time {cell}" if _OFFSET.search(cell) else cell)
+    words = [word for word in _NOT_WORD.split(_CAMEL.sub(" ", _plain(cell)).lower()) if word]
+    zone = own.zone or next((ZONES[word] for word in words if word in ZONES), None)
+    unclear = own.unclear_zone or next((UNCLEAR_ZONES[word] for word in words if word in UNCLEAR_ZONES), None)
+    return zone, None if zone else unclear
+
+
+def currency_in(cell: str) -> str | None:
+    """The currency that a header cell of any meaning names: `Value (EUR)`, `BTC/EUR`, `Price €`."""
+    words = [word for word in _NOT_WORD.split(_CAMEL.sub(" ", _plain(cell)).lower()) if word]
+    codes = [CURRENCY_WORDS.get(word, word) for word in words]
+    found = [code.upper() for code in codes if code in FIAT or code in PEGGED_CODES]
+    return found[-1] if found else sign_in(cell)

@@ -19,7 +19,7 @@ HOUR = timedelta(hours=1)
         ("bitcoin-cash_price.csv", "bitcoin-cash", None),
         ("btc-usd-max.csv", "btc", "USD"),
         ("GOMINING-usd-max (3).csv", "gomining", "USD"),
-        ("some-token-usd-max.csv", None, None),
+        ("some-token-usd-max.csv", None, "USD"),
         ("BTC-USD (2).csv.gz", "btc", "USD"),
         ("BTC-USD - Copy.csv", "btc", "USD"),
         ("AAVE-USD_1d.csv", "aave", "USD"),
@@ -65,6 +65,21 @@ HOUR = timedelta(hours=1)
         ("prices_usd_2018.csv", None, "USD"),
         ("binance_1m.csv", None, None),
         ("2018-01-05.csv", None, None),
+        ("ZECUSD_1440.csv", "zec", "USD"),
+        ("XTZUSD.csv", "xtz", "USD"),
+        ("CHZUSDT_1h.csv", "chz", "USDT"),
+        ("XZECZUSD.csv", "zec", "USD"),
+        ("TRBUSD.csv", "trb", "USD"),
+        ("BTCPYUSD.csv", "btc", "PYUSD"),
+        ("USDT_BTC.csv", "btc", "USDT"),
+        ("compound-usd-coin-usd-max.csv", None, "USD"),
+        ("lido-staked-sol-usd-max.csv", None, "USD"),
+        ("x-staked-sol-usd.csv", None, None),
+        ("bitcoin_diamond.csv", None, None),
+        ("EthereumMax.csv", None, None),
+        ("BTC-USD_dominance.csv", None, None),
+        ("BTCUSDT-premiumIndexKlines-1h.csv", None, None),
+        ("Bitcoin prices - Sheet1.csv", "bitcoin", None),
         # Words of unknown meaning, common words that are symbols, several coins.
         ("freedom-coin.csv", None, None),
         ("btc_strategy.csv", None, None),
@@ -92,6 +107,9 @@ def test_coin_and_currency(file: str, coin: str | None, currency: str | None) ->
         ("BTC_ETH_SOL.csv", "btc"),
         ("ricos-bitcoin.csv", "bitcoin"),
         ("SomeThing Bitcoin_1_1_2025-2_1_2025_historical_data_coinmarketcap.csv", "something-bitcoin"),
+        ("bitcoin_diamond.csv", "bitcoin-diamond"),
+        ("compound-usd-coin-usd-max.csv", "compound-usd-coin"),
+        ("btc_hashrate.csv", None),
         ("prices.csv", None),
     ],
 )
@@ -106,6 +124,7 @@ def test_day_is_taken_only_if_unambiguous() -> None:
         assert day is not None
         assert day.at == datetime(2022, 3, 16, tzinfo=UTC)
     assert read_name("coinmarketcap_06012018.csv").day is None
+    assert read_name("btc-usd 2021-01-01 2021-02-09.csv").day is None
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,142 @@ async def test_times_without_a_common_place_ask_what_they_are(load: Read, load_w
     assert "its times are not so apart" in outcome.problem
 
 
+@pytest.mark.parametrize(
+    ("longer", "shorter"),
+    [(timedelta(days=1), timedelta(hours=1)), (timedelta(days=7), timedelta(days=1))],
+)
+async def test_two_lengths_in_one_file_are_rejected(
+    load: Read, longer: timedelta, shorter: timedelta
+) -> None:
+    begin = datetime(2021, 3, 1, tzinfo=UTC)
+    rows = candles(begin, longer, 30, "%s") + candles(begin + 30 * longer, shorter, 80, "%s")
+    outcome = await load(table(f"time,{OHLC}", *rows), "BTC-USD.csv")
+    assert "some of its candles are" in outcome.problem
+    assert "write a file for each length" in outcome.problem
+
+
+async def test_missing_candles_are_no_other_length(load: Read) -> None:
+    rows = candles(datetime(2021, 3, 1, tzinfo=UTC), timedelta(days=1), 60, "%Y-%m-%d")
+    kept = [row for n, row in enumerate(rows) if n % 7 not in {5, 6} and n not in range(20, 31)]
+    outcome = await load(table(f"date,{OHLC}", *kept), "BTC-USD.csv")
+    assert len(outcome.values("observed_at")) == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("first", "loads"), [("2021-03-01", True), ("2021-03-07", False), ("2021-03-05", False)]
+)
+async def test_weeks_of_bare_days_begin_on_mondays_or_ask(load: Read, first: str, loads: bool) -> None:
+    begin = datetime.fromisoformat(first).replace(tzinfo=UTC)
+    content = table(f"date,{OHLC}", *candles(begin, timedelta(days=7), 12, "%Y-%m-%d"))
+    outcome = await load(content, "BTC-USD.csv")
+    assert bool(outcome.rows) == loads
+    if not loads:
+        assert "may be their first day or their last" in outcome.problem
+        assert "candle_times" in lines_of(outcome)
+
+
+async def test_months_of_bare_days_are_first_or_last_days(load: Read) -> None:
+    days = ["2023-01-31", "2023-02-28", "2023-03-31", "2023-04-30", "2023-05-31", "2023-06-15"]
+    ends = table(f"date,{OHLC}", *(f"{day},1,2,0.5,1.{n}" for n, day in enumerate(days)))
+    outcome = await load(ends, "BTC-USD.csv")
+    assert outcome.values("observed_at")[1] == ("2023-02-28 23:59:59",)
+    assert [reject.reason for reject in outcome.rejects] == ["not the end of a candle of 1mo"]
+    middle = table(f"date,{OHLC}", *(f"2023-0{month}-15,1,2,0.5,1.{month}" for month in range(1, 9)))
+    assert "at different places" in (await load(middle, "BTC-USD.csv")).problem
+
+
+async def test_ends_of_days_shortly_before_midnight_stay(load: Read) -> None:
+    """GOOGLEFINANCE of Google Sheets."""
+    content = table("Date,Close", *(f"2021-01-{day} 23:58:00,{day}.5" for day in range(13, 20)))
+    outcome = await load(content, "BTC-USD.csv")
+    assert outcome.values("observed_at", "price_usd")[0] == ("2021-01-13 23:58:00", "13.5")
+
+
+async def test_candles_of_a_second_close_in_it(load: Read) -> None:
+    rows = candles(datetime(2021, 3, 1, tzinfo=UTC), timedelta(seconds=1), 30, "%s")
+    outcome = await load(table(f"time,{OHLC}", *rows), "BTC-USD_1s.csv")
+    assert outcome.values("observed_at", "price_usd")[1] == ("2021-03-01 00:00:01", "101.5")
+
+
+@pytest.mark.parametrize("layout", ["candles", "quotes"])
+@pytest.mark.parametrize("month", [3, 10])
+async def test_hours_that_clocks_change_show_local_times(load: Read, layout: str, month: int) -> None:
+    begin = datetime(2021, month, 20, tzinfo=UTC)
+    rows = candles(begin, timedelta(hours=1), 24 * 20, "%Y-%m-%d %H:%M", "Europe/Berlin")
+    header = f"time,{OHLC}" if layout == "candles" else "time,a,b,c,price_usd"
+    outcome = await load(table(header, *rows), "BTC-USD.csv")
+    assert "they lack or repeat just the hours that clocks change" in outcome.problem
+    assert 'timezone = "Europe/Berlin"' in lines_of(outcome)
+
+
+@pytest.mark.parametrize(
+    ("header", "zone"),
+    [
+        ("Time (UTC+8)", "2021-02-28 16:59:59"),
+        ("Time GMT-5", "2021-03-01 05:59:59"),
+        ("Time (KST)", "2021-02-28 15:59:59"),
+        ("Time (EST)", None),
+        ("Local time", None),
+    ],
+)
+async def test_zone_in_a_header_counts_or_is_asked_for(load: Read, header: str, zone: str | None) -> None:
+    rows = candles(datetime(2021, 3, 1, tzinfo=UTC), timedelta(hours=1), 30, "%Y-%m-%d %H:%M:%S")
+    outcome = await load(table(f"{header},{OHLC}", *rows), "BTC-USD.csv")
+    if zone is None:
+        assert "does not show one zone" in outcome.problem
+        assert lines_of(outcome).startswith("timezone = ")
+    else:
+        assert outcome.values("observed_at")[0] == (zone,)
+
+
+async def test_zone_of_a_column_that_the_overrides_name_counts(load: Read, load_with: Read) -> None:
+    rows = candles(datetime(2021, 3, 1, tzinfo=UTC), timedelta(hours=1), 30, "%Y-%m-%d %H:%M:%S")
+    content = table(f"candle_date_time_kst,{OHLC}", *rows)
+    outcome = await load_with(content, lines_of(await load(content, "BTC-USD.csv")), "BTC-USD.csv")
+    assert outcome.values("observed_at")[0] == ("2021-02-28 15:59:59",)
+
+
+async def test_column_of_days_with_an_unknown_name_outranks_the_day_of_the_name(
+    load: Read, load_with: Read
+) -> None:
+    content = table("when,price_usd", *(f"2024-01-{day},{day}.5" for day in range(13, 20)))
+    for name in ("bitcoin_2024-01-31.csv", "bitcoin.csv"):
+        outcome = await load(content, name)
+        assert lines_of(outcome) == 'columns."when" = "observed_at"  # a guess: check it'
+        outcome = await load_with(content, lines_of(outcome), name)
+        assert outcome.values("observed_at")[0] == ("2024-01-13 23:59:59",)
+
+
+async def test_times_of_other_events_are_no_times_of_the_figures(load: Read) -> None:
+    content = table(
+        "name,symbol,price_usd,athTimestamp", "Bitcoin,BTC,5.5,2021-11-10", "Ether,ETH,1.5,2021-11-11"
+    )
+    assert "neither a column nor the file name gives the time" in (await load(content, "x.csv")).problem
+
+
+async def test_symbol_with_a_point_is_no_pair(load: Read) -> None:
+    content = table("date,symbol,price_usd", "2021-01-13,SOLVBTC.JUP,5.5", "2021-01-13,BTC.V,6.5")
+    assert (await load(content, "x.csv")).values("symbol") == [("SOLVBTC.JUP",), ("BTC",)]
+
+
+async def test_constant_time_is_not_that_of_each_row(load: Read) -> None:
+    content = table(
+        f"date,{OHLC},last_updated",
+        *(f"2024-01-{day},1,2,0.5,{day}.5,2024-02-01T00:00:00Z" for day in (13, 14, 15)),
+    )
+    outcome = await load(content, "BTC-USD.csv")
+    assert outcome.values("observed_at")[0] == ("2024-01-13 23:59:59",)
+
+
+async def test_buckets_of_bitmex_end_at_their_time(load: Read) -> None:
+    content = table(
+        "timestamp,symbol,open,high,low,close,homeNotional,foreignNotional",
+        *(f"2021-01-{day}T00:00:00.000Z,XBTUSD,1,2,0.5,{day}.5,7,8" for day in (13, 14, 15)),
+    )
+    outcome = await load(content, "buckets.csv")
+    assert outcome.values("symbol", "observed_at", "price_usd")[0] == ("BTC", "2021-01-12 23:59:59", "13.5")
+
+
 # Rules 2 and 4: the coin.
 
 
@@ -245,6 +381,43 @@ async def test_columns_and_name_have_to_agree_on_the_coin(load: Read) -> None:
         table("date,symbol,close_usd", "2021-01-01,ETH,5", "2021-01-02,ETH,6"), "BTC-USD.csv"
     )
     assert "all its rows are about ETH, but its name has the pair BTC/USD" in outcome.problem
+
+
+@pytest.mark.parametrize("prices", [("31030.5", "972.25"), ("31030.5", "2.5")])
+async def test_few_rows_of_a_second_coin_reject_a_file(load: Read, prices: tuple[str, str]) -> None:
+    rows = [f"2021-{1 + n // 28:02}-{1 + n % 28:02},{prices[0]}" for n in range(200)]
+    content = table("date,close_usd", *rows, *(f"2021-01-{day:02},{prices[1]}" for day in range(1, 21)))
+    assert "several coins or markets" in (await load(content, "BTC-USD.csv")).problem
+
+
+@pytest.mark.parametrize(
+    ("symbol", "coin"),
+    [
+        ("tBTCUSD", "BTC"),
+        ("XXBTZUSD", "BTC"),
+        ("BITSTAMP:BTCUSD", "BTC"),
+        ("ZECUSD", "ZEC"),
+        ("BTC-USD-SWAP", "BTC"),
+        ("USDT_BTC", "BTC"),
+    ],
+)
+async def test_pairs_in_a_column_are_read_as_in_a_name(load_with: Read, symbol: str, coin: str) -> None:
+    content = table(
+        f"date,symbol,{OHLC}", f"2021-01-13,{symbol},1,2,0.5,5.5", f"2021-01-14,{symbol},1,2,0.5,6.5"
+    )
+    outcome = await load_with(content, "pegged_as_usd = true", "x.csv")
+    assert set(outcome.values("symbol")) == {(coin,)}
+
+
+@pytest.mark.parametrize("header", ["eth_price_usd", "Ethereum Price (USD)", "ETH-USD"])
+async def test_coin_in_the_header_of_the_price_has_to_be_that_of_the_name(
+    load_with: Read, header: str
+) -> None:
+    content = table(f"date,{header}", "2021-01-13,5.5", "2021-01-14,6.5")
+    overrides = f'columns."{header}" = "price_usd"'
+    assert "but btc" in (await load_with(content, overrides, "btc.csv")).problem.replace("bitcoin", "btc")
+    outcome = await load_with(content, overrides, "prices.csv")
+    assert outcome.values("source_id")[0][0] in {"eth", "ethereum"}
 
 
 # Rule 3: the currency.
@@ -320,6 +493,49 @@ async def test_pegged_coins_count_as_dollars_where_a_folder_says_so(load: Read, 
     assert "in EUR, not USD" in (await load_with(content, "pegged_as_usd = true", "z.csv")).problem
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["Price €", "Price in EUR", "Value (EUR)", "BTC/EUR", "price_in_gbp", "Kurs in Euro", "Price A$"],
+)
+async def test_currency_in_any_header_of_a_price_counts(load_with: Read, header: str) -> None:
+    content = table(f"date;{header}", "2021-01-13;5.5", "2021-01-14;6.5")
+    outcome = await load_with(content, f'columns."{header}" = "price_usd"', "bitcoin.csv")
+    assert "not USD (by its header)" in outcome.problem
+    assert lines_of(outcome) == ""
+
+
+@pytest.mark.parametrize("header", ["Price ($)", "Price (US$)", "Close USD", "Price in USD"])
+async def test_dollars_in_a_header_need_no_help(load: Read, header: str) -> None:
+    content = table(f"date;{header}", "2021-01-13;5.5", "2021-01-14;6.5")
+    assert (await load(content, "bitcoin.csv")).values("price_usd") == [("5.5",), ("6.5",)]
+
+
+@pytest.mark.parametrize("price", ["{} EUR", "EUR {}", "₱{}", "AR${}", "C${}"])
+async def test_codes_and_signs_in_cells_are_evidence(load: Read, price: str) -> None:
+    content = table("date,price", *(f"2021-01-{day},{price.format(f'{day}.5')}" for day in (13, 14)))
+    outcome = await load(content, "bitcoin.csv")
+    assert "by the signs in its cells" in outcome.problem
+    assert lines_of(outcome) == ""
+    dollars = table("date,price", "2021-01-13,5.5 USD", "2021-01-14,USD 6.5")
+    assert (await load(dollars, "bitcoin.csv")).values("price_usd") == [("5.5",), ("6.5",)]
+
+
+async def test_column_of_pairs_shows_the_currency_whatever_its_name(load: Read) -> None:
+    content = table("date,market,price", "2021-01-13,BTC/EUR,5.5", "2021-01-14,BTC/EUR,6.5")
+    assert "in EUR, not USD (by the pairs in its symbols)" in (await load(content, "x.csv")).problem
+    assert (await load(content.replace("EUR", "USD"), "x.csv")).values("symbol")[0] == ("BTC",)
+
+
+async def test_generic_names_of_columns_settle_no_currency(load: Read) -> None:
+    content = table("date,open,high,low,close,volume,market_cap", "2021-01-13,1,2,0.5,1.5,7,8")
+    assert "its currency is unknown" in (await load(content, "bitcoin.csv")).problem
+
+
+async def test_volume_of_single_quotes_may_count_coins(load: Read) -> None:
+    content = table("timestamp,price_usd,volume", "2021-01-13T10:00:00Z,5.5,0.25")
+    assert (await load(content, "bitcoin.csv")).values("price_usd", "volume_24h_usd") == [("5.5", NULL)]
+
+
 # Kinds of files.
 
 
@@ -350,7 +566,7 @@ async def test_columns_in_angle_brackets(load: Read, load_with: Read) -> None:
         *(f"2025.01.02\t0{n}:00:00\t94{n}80.9\t97000\t90000\t9{n}967.5\t734\t0\t10" for n in range(6)),
     )
     outcome = await load(content, "BTCUSD_H1.csv")
-    assert "in the zone of the broker's server" in outcome.problem
+    assert "in a zone that the file does not show" in outcome.problem
     outcome = await load_with(content, lines_of(outcome), "BTCUSD_H1.csv")
     assert outcome.values("source_id", "observed_at", "price_usd", "volume_24h_usd")[1] == (
         "btc",
@@ -384,12 +600,21 @@ async def test_series_of_fred(load: Read) -> None:
     assert lines_of(await load(content, "CBBTCUSD.csv")).count("coin.id") == 1
 
 
+async def test_averages_of_fred_are_no_prices(load: Read) -> None:
+    content = table(
+        "observation_date,CBBTCUSD", *(f"2020-0{month}-01,1022{month}.5" for month in range(1, 9))
+    )
+    assert "they are averages" in (await load(content, "CBBTCUSD.csv")).problem
+
+
 async def test_quandl_and_blockchain_com(load: Read) -> None:
     content = table('"Timestamp","market-price"', "2009-01-17 00:00:00,0.0", "2024-01-02 00:00:00,44168.5")
     assert (await load(content, "market-price.csv")).values("source_id", "price_usd") == [
         ("btc", "0"),
         ("btc", "44168.5"),
     ]
+    content = table("Date,Value", "2024-01-02,44168.5", "2024-01-01,42168.5")
+    assert (await load(content, "BCHAIN-MKPRU.csv")).values("source_id", "price_usd")[0] == ("btc", "44168.5")
 
 
 INVESTING = {

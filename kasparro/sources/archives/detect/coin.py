@@ -1,20 +1,28 @@
 """Decides which coin a row is about: by the columns of the coin, or one coin for the whole file."""
 
+import re
+from decimal import Decimal
+
 import msgspec
 
-from kasparro.model.record import slug
+from kasparro.model.record import RejectedValue, slug
 from kasparro.sources.archives.detect.columns import Candidates, Inputs
 from kasparro.sources.archives.detect.currency import BY_OVERRIDES, pair_currency
 from kasparro.sources.archives.detect.findings import Finding
+from kasparro.sources.archives.detect.header import column_name
 from kasparro.sources.archives.detect.time import TimeFormat
 from kasparro.sources.archives.errors import FileRejected, Guess
 from kasparro.sources.archives.known_coins import LEADING_COINS, SYMBOL_SPELLINGS
+from kasparro.sources.archives.numbers import Notation
 from kasparro.sources.archives.overrides import Coin
 from kasparro.sources.archives.pairs import PairNotation
 from kasparro.sources.archives.text import one_line
-from kasparro.sources.archives.vocabulary import COINS, FIAT, PEGGED
+from kasparro.sources.archives.vocabulary import COINS, FIAT, FIELD_OF, PEGGED
 
 COIN_FIELDS = ("id", "symbol", "name")
+# So many times with prices that are far from each other show two coins.
+_FAR_RIVALS = 3
+_WORD = re.compile(r"[^\W_]+")
 
 
 class CoinColumns(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,12 +138,16 @@ def _only_coin(
                 None,
                 question="coin",
             )
+    _require_one_coin(inputs, times, price_column)
     name = inputs.file_name
     found: list[tuple[Coin, str]] = []
     if inputs.sample.ticker is not None:
         symbol, _ = PairNotation().split(inputs.sample.ticker)
         symbol = SYMBOL_SPELLINGS.get(symbol.lower(), symbol)
         found.append((Coin(id=slug(symbol), symbol=symbol), f"by its header ({inputs.sample.ticker})"))
+    elif (in_header := _coin_of_header(inputs.sample.header[price_column])) is not None:
+        header = one_line(inputs.sample.header[price_column])[:40]
+        found.append((Coin(id=in_header), f"by its header ({header})"))
     if name.coin is not None:
         found.append((Coin(id=name.coin), f"by its name ({name.coin_from})"))
     if not found and (symbol_of_volume := _coin_of_volume(inputs)) is not None:
@@ -149,8 +161,20 @@ def _only_coin(
             Guess({"coin.id": coin.source_id}, "as its header says: check it"),
             question="coin",
         )
-    _require_one_coin(inputs, times, price_column)
     return coin, "; ".join(text for _, text in found)
+
+
+def _coin_of_header(cell: str) -> str | None:
+    # The known coin that the header of a price begins with: `eth_price_usd`, `Ethereum Price (USD)`.
+    words = _WORD.findall(cell)
+    if not words:
+        return None
+    base, quote = PairNotation(joined=True).split(words[0])
+    if quote is not None and LEADING_COINS.by_symbol(base) is not None:
+        return slug(SYMBOL_SPELLINGS.get(base.lower(), base))
+    if len(words) > 1 and LEADING_COINS.by_word(words[0]) is not None and words[0].lower() not in FIAT:
+        return slug(SYMBOL_SPELLINGS.get(words[0].lower(), words[0]))
+    return None
 
 
 def _same_coin(one: Coin, other: Coin) -> bool:
@@ -177,14 +201,23 @@ def _unknown_coin(inputs: Inputs) -> FileRejected:
 
 
 def _require_one_coin(inputs: Inputs, times: TimeFormat, price_column: int) -> None:
-    if times.stamps and _has_rival_prices(inputs, times, price_column):
-        raise FileRejected(
-            "many of its rows have different prices for the same time, so it is about several coins, "
-            "and no known column says which; its overrides can name the column: "
-            'columns."HEADER" = "symbol"',
-            None,
-            question="coin",
-        )
+    if not _has_rival_prices(inputs, times, price_column):
+        return
+    names = [
+        column_name(inputs.sample.header[column])
+        for column, heading in enumerate(inputs.headings)
+        if FIELD_OF.get(heading.base) is None
+        and not heading.explicit
+        and heading.full
+        and 1 < len(inputs.distinct([column])) <= len(inputs.sample.rows) / 2
+        and not _has_rival_prices(inputs, times, price_column, column)
+    ]
+    raise FileRejected(
+        "many of its rows have different prices for the same time, so it is about several coins or markets, "
+        "and no known column says which",
+        Guess({"columns": {names[0]: "symbol"}}) if names and inputs.overrides.coin is None else None,
+        question="coin",
+    )
 
 
 def _coin_of_volume(inputs: Inputs) -> str | None:
@@ -197,15 +230,32 @@ def _coin_of_volume(inputs: Inputs) -> str | None:
     return min(coins).lower() if len(coins) == 1 else None
 
 
-def _has_rival_prices(inputs: Inputs, times: TimeFormat, price_column: int) -> bool:
-    # Whether more than a fifth of the rows repeat an earlier time with a different price.
-    clock = times.columns.get("clock")
-    prices: dict[tuple[str, str], set[str]] = {}
+def _has_rival_prices(
+    inputs: Inputs, times: TimeFormat, price_column: int, coin_column: int | None = None
+) -> bool:
+    # Whether rows repeat an earlier time, for the same coin, with a different price: more than a fifth of the
+    # rows, or some with a price that is far away.
+    columns = [times.column, times.columns.get("clock"), coin_column]
+    prices: dict[tuple[str, ...], set[str]] = {}
     rows = 0
     for row in inputs.sample.rows:
-        if times.column is not None and len(row) == len(inputs.sample.header):
+        if len(row) == len(inputs.sample.header):
             rows += 1
-            when = (row[times.column].strip(), "" if clock is None else row[clock].strip())
-            prices.setdefault(when, set()).add(row[price_column].strip())
-    repeated = sum(len(rivals) - 1 for rivals in prices.values())
-    return repeated * 5 > rows
+            key = tuple("" if column is None else row[column].strip() for column in columns)
+            prices.setdefault(key, set()).add(row[price_column].strip())
+    repeated = [rivals for rivals in prices.values() if len(rivals) > 1]
+    if sum(len(rivals) - 1 for rivals in repeated) * 5 > rows:
+        return True
+    return sum(map(_are_far, repeated)) >= _FAR_RIVALS
+
+
+def _are_far(rivals: set[str]) -> bool:
+    figures = []
+    for text in rivals:
+        try:
+            value = Notation().read(text, "price_usd", "money")
+        except RejectedValue:
+            return False
+        if value is not None:
+            figures.append(Decimal(value))
+    return bool(figures) and max(figures) > 2 * min(figures)

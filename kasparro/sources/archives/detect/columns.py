@@ -12,6 +12,7 @@ from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.file_names import FileName
 from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.overrides import Overrides
+from kasparro.sources.archives.pairs import PairNotation
 from kasparro.sources.archives.text import one_line
 from kasparro.sources.archives.vocabulary import CURRENCIES, FIAT, FIELD_OF, NAMES, Heading
 
@@ -86,6 +87,9 @@ def find_candidates(inputs: Inputs) -> Candidates:
         found.setdefault(field, []).append(column)
     for field, columns in found.items():
         columns.sort(key=lambda column: _preference(headings[column], NAMES[field]))
+    if not found.keys() & {"id", "symbol", "name"} and (pairs := _column_of_pairs(inputs)) is not None:
+        found["symbol"] = [pairs]
+    _put_varying_times_first(inputs, found)
     unread |= _apply_overrides(inputs, found)
     meaning = _field_of_currency_column(inputs, found)
     if meaning != "currency":
@@ -100,6 +104,24 @@ def _require_equal(inputs: Inputs, field: str, first: int, second: int) -> None:
         raise FileRejected(
             f"two of its columns are called {name!r} and have different values: give them different names"
         )
+
+
+def _column_of_pairs(inputs: Inputs) -> int | None:
+    # A column whose cells are pairs names the coin and the currency of each row, whatever it is called.
+    notation = PairNotation()
+    for column, heading in enumerate(inputs.headings):
+        if FIELD_OF.get(heading.base) is None and not heading.explicit:
+            cells = inputs.distinct([column])
+            if cells and all(notation.split(cell)[1] for cell in cells):
+                return column
+    return None
+
+
+def _put_varying_times_first(inputs: Inputs, found: dict[str, list[int]]) -> None:
+    # A time that is the same in all rows is not the time of each row if another column has one.
+    times = found.get("time", [])
+    if len(times) > 1 and len(inputs.sample.rows) > 1:
+        times.sort(key=lambda column: len(inputs.distinct([column])) == 1)
 
 
 def _preference(heading: Heading, names: tuple[str, ...]) -> int:

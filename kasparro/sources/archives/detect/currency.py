@@ -18,7 +18,7 @@ from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import Notation
 from kasparro.sources.archives.pairs import SEPARATORS, PairNotation
 from kasparro.sources.archives.text import one_line
-from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED, SIGNS
+from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED, currencies_in
 
 BY_OVERRIDES = "by its overrides"
 # Names, symbols and ids of coins whose price in US dollars is about 1.
@@ -26,7 +26,9 @@ STABLECOINS = frozenset({"usdt", "usdc", "tether", "usd-coin", "usdt-tether", "u
 # A median price of stablecoins within the first limits shows dollars; outside the others it shows another
 # currency. Between them it shows nothing: in 2017 USDT cost up to 1.06 dollars, in 2022 a euro cost a dollar.
 _DOLLARS = (Decimal("0.99"), Decimal("1.01"))
-_MAY_BE_DOLLARS = (Decimal("0.9"), Decimal("1.1"))
+_MAY_BE_DOLLARS = (Decimal("0.97"), Decimal("1.1"))
+# The share of rows that shows what a column is.
+_NEARLY_ALL = 0.95
 # CoinMarketCap's number of the US dollar, which its exports have in a column called name.
 _USD_NUMBER = "2781"
 _EXPORT_COLUMNS = frozenset({"timeopen", "timeclose", "marketcap"})
@@ -190,7 +192,9 @@ def _default_currency(inputs: Inputs, evidence: _Evidence) -> _Currency:
             return _Currency(next(iter(others)), "by its name")
         codes = " and ".join(sorted(inputs.file_name.other_currencies))
         return _Currency(None, f"its name mentions {codes}, and nothing shows which currency its prices have")
-    if inputs.layout.usd:
+    layout = inputs.layout
+    cells = {cell.strip().rstrip("*") for cell in inputs.sample.header}
+    if layout.usd and (not layout.spelled or cells & layout.spelled):
         return _Currency("USD", f"as {inputs.layout.name} is")
     return _Currency(None, "its currency is unknown: no header, cell or pair gives it")
 
@@ -212,7 +216,8 @@ def _volumes(inputs: Inputs, candidates: Candidates) -> tuple[list[int], dict[in
     for column in candidates.of("volume"):
         if (
             inputs.layout.volume == "money"
-            or inputs.layout.kind == "quotes"
+            # Lists of coins with their market caps give volumes in the same currency.
+            or (inputs.layout.kind == "quotes" and candidates.of("market_cap_usd"))
             or inputs.headings[column].currency
             or _sign(inputs, column)
         ):
@@ -230,12 +235,17 @@ def _drop_equal_cap(inputs: Inputs, columns: dict[str, int], unread: dict[int, s
     volumes = [c for c, heading in enumerate(inputs.headings) if heading.base in {"volume", "vol"}]
     if cap is None:
         return
-    caps = [cell.strip() for cell in inputs.cells(cap)]
-    filled = {cell for cell in caps if cell.strip("0.,-")}
     for volume in volumes:
-        if len(filled) > 1 and caps == [cell.strip() for cell in inputs.cells(volume)]:
-            unread[columns.pop("market_cap_usd")] = "equal to the volume in every row, so it is no market cap"
-            unread[volume] = "equal to the market cap in every row, so it counts coins"
+        rows = [
+            (row[cap].strip(), row[volume].strip())
+            for row in inputs.sample.rows
+            if len(row) > max(cap, volume) and row[cap].strip("0., -")
+        ]
+        if len(set(rows)) > 1 and sum(one == other for one, other in rows) >= _NEARLY_ALL * len(rows):
+            unread[columns.pop("market_cap_usd")] = (
+                "equal to the volume in nearly every row, so it is no market cap"
+            )
+            unread[volume] = "equal to the market cap in nearly every row, so it counts coins"
             if columns.get("volume_24h_usd") == volume:
                 del columns["volume_24h_usd"]
             return
@@ -295,11 +305,6 @@ def _currency_of(inputs: Inputs, column: int, default: _Currency) -> _Currency:
 
 
 def _sign(inputs: Inputs, column: int) -> str | None:
-    # The currency of the first sign in a column; "USD" if all signs are dollar signs.
-    dollar = False
-    for cell in inputs.cells(column):
-        for sign, currency in SIGNS.items():
-            if sign in cell and not (sign == "S$" and "US$" in cell):
-                return currency
-        dollar = dollar or "$" in cell
-    return "USD" if dollar else None
+    # The currency of the signs and codes in a column; "USD" if all are of the dollar.
+    found = currencies_in("\n".join(inputs.cells(column)))
+    return min(found - {"USD"}, default="USD") if found else None

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -34,6 +34,8 @@ _Time = TypeVar("_Time", Stamp, datetime)
 # The share of a file's times that have to be at the same place in a candle.
 _NEARLY_ALL = 0.95
 _DAY = timedelta(days=1)
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONDAY, _FRIDAY, _SUNDAY = 0, 4, 6
 _HOUR = timedelta(hours=1)
 _MINUTE = timedelta(minutes=1)
 # With fewer steps between times, the name or the overrides may say more than the rows.
@@ -74,6 +76,7 @@ def find_grid(inputs: Inputs, times: TimeFormat) -> Candles:
     if not times.stamps:
         return Candles(grid=None, field=field, findings=())
     if inputs.layout.kind != "candles":
+        _require_no_averages(inputs, times)
         _require_no_summer_time(times)
         return Candles(grid=None, field=field, findings=())
     stamps = times.stamps
@@ -87,6 +90,8 @@ def find_grid(inputs: Inputs, times: TimeFormat) -> Candles:
                 stamps = exact
             else:
                 field, begins = "time", True
+    if inputs.layout.ends:
+        begins = False
     overrides = inputs.overrides
     if overrides.candle_times is not None:
         begins = overrides.candle_times == "begin"
@@ -96,9 +101,10 @@ def find_grid(inputs: Inputs, times: TimeFormat) -> Candles:
             return Candles(grid=None, field=field, findings=())
         raise FileRejected(
             "neither its rows nor its name give the length of its candles",
-            Guess({"period": _guessed_period(inputs)}),
+            _guessed_period(inputs, stamps),
             question="period",
         )
+    _require_beginning_of_weeks(inputs, stamps, length, begins)
     grid, answer = _grid(stamps, length, times, begins)
     agreeing = "its times end candles" if not grid.begins else "its times begin candles"
     return Candles(
@@ -114,9 +120,33 @@ def find_grid(inputs: Inputs, times: TimeFormat) -> Candles:
     )
 
 
-def _guessed_period(inputs: Inputs) -> str:
-    named = sorted(inputs.file_name.periods)
-    return length_name(named[0]) if named else "1d"
+def _require_beginning_of_weeks(
+    inputs: Inputs, stamps: Sequence[Stamp], length: timedelta, begins: bool | None
+) -> None:
+    # A bare day of a week may be its first or its last. Weeks begin on Monday; at Investing.com on Sunday.
+    if length != 7 * _DAY or begins is not None or not all(stamp.date_only for stamp in stamps):
+        return
+    days = Counter(
+        stamp.at.astimezone(_zone(inputs.overrides.timezone or "UTC")).weekday() for stamp in stamps
+    )
+    day = days.most_common(1)[0][0]
+    if day != _MONDAY and not (day == _SUNDAY and inputs.layout.name.startswith("Investing.com")):
+        raise FileRejected(
+            f"its weeks are dated by a {_WEEKDAYS[day]}, which may be their first day or their last",
+            Guess({"candle_times": "end" if day >= _FRIDAY else "begin"}, 'or "begin"/"end": check it'),
+            question="period",
+        )
+
+
+def _guessed_period(inputs: Inputs, stamps: Sequence[Stamp]) -> Guess | None:
+    # A length that the name or most rows suggest; none for candles of a quarter or a year.
+    steps = Counter(later - earlier for earlier, later in pairwise(_walls(stamps, UTC)))
+    step = steps.most_common(1)[0][0] if steps else None
+    if named := sorted(inputs.file_name.periods):
+        return Guess({"period": length_name(named[0])})
+    if step is not None and step > MONTH:
+        return None
+    return Guess({"period": length_name(step) if step is not None and is_length(step) else "1d"})
 
 
 def _length(
@@ -127,6 +157,7 @@ def _length(
     walls = _walls(stamps, _zone(times.zone))
     steps = Counter(later - earlier for earlier, later in pairwise(walls))
     count = steps.total()
+    _require_one_length(walls)
     by_rows = _length_by_rows(walls, steps)
     in_words = f"most of its times are {length_name(by_rows)} apart" if by_rows else None
     for lengths, by, who in (
@@ -162,12 +193,29 @@ def _length(
     return None, ()
 
 
+def _require_one_length(walls: Sequence[datetime]) -> None:
+    # Gaps between candles do not repeat. A longer step that comes several times in a row is another length.
+    steps = [later - earlier for earlier, later in pairwise(walls)]
+    if not steps:
+        return
+    main = Counter(steps).most_common(1)[0][0]
+    for step, run in groupby(steps, key=lambda step: MONTH if _DAY * 28 <= step <= MONTH else step):
+        count = sum(1 for _ in run)
+        longer = step > main and not _DAY * 28 <= main <= MONTH and is_length(step)
+        if longer and count >= (3 if step >= _DAY else 6) and step >= (2 if step >= _DAY else 6) * main:
+            raise FileRejected(
+                f"some of its candles are {length_name(main)} long and others {length_name(step)}: write a "
+                "file for each length",
+                question="period",
+            )
+
+
 def _length_by_rows(walls: Sequence[datetime], steps: Counter[timedelta]) -> timedelta | None:
     # The length that the rows show: the most frequent step, if nearly all times fit it.
     if not steps:
         return None
     months = sum(count for step, count in steps.items() if timedelta(days=28) <= step <= MONTH)
-    if months >= 0.9 * steps.total():
+    if months >= max(1, _all_but_few(steps.total())):
         return MONTH
     step = steps.most_common(1)[0][0]
     if not is_length(step) or step == MONTH:
@@ -176,8 +224,19 @@ def _length_by_rows(walls: Sequence[datetime], steps: Counter[timedelta]) -> tim
     return step if max(fit.share, fit.share_with_summer_time) >= _NEARLY_ALL else None
 
 
+def _all_but_few(count: int) -> int:
+    # How many of some months have to be regular: the last one may not be over.
+    return count - max(1, count // 10)
+
+
 def _agrees(walls: Sequence[datetime], steps: Counter[timedelta], length: timedelta) -> bool:
     # Whether times may be those of candles of a length, some of which may be missing.
+    count = steps.total()
+    if (
+        count >= _FEW_STEPS
+        and sum(n for step, n in steps.items() if step < length + min(length, 2 * _HOUR)) < count / 20
+    ):
+        return False
     if length == MONTH:
         return all(step >= timedelta(days=28) for step in steps)
     fit = _fit(walls, length)
@@ -212,7 +271,7 @@ def _grid(
             return Grid(length=length, begins=False, zone=name, offset=fit.offset), where
         if not _within_day(fit.offset, length) and not (length == MONTH and fit.offset):
             if not times.zone_known and length <= _HOUR:
-                _require_no_skipped_hours(tried[name])
+                _require_no_changed_hours(stamps)
             return Grid(length=length, begins=True, zone=name, offset=fit.offset), where
         if length <= _HOUR and (times.zone_known or begins):
             return Grid(length=length, begins=True, zone=name, offset=fit.offset), where
@@ -247,10 +306,11 @@ def _grid_of_days(
     stamps: Sequence[Stamp], length: timedelta, times: TimeFormat, begins: bool | None
 ) -> tuple[Grid, str]:
     walls = _walls(stamps, _zone(times.zone))
-    if length == MONTH and all((wall + _DAY).day == 1 for wall in walls):
+    last_days = sum((wall + _DAY).day == 1 for wall in walls)
+    if length == MONTH and begins is not True and last_days >= max(1, _all_but_few(len(walls))):
         return Grid(length=length, begins=False, zone=times.zone), "each time is the last day of a month"
     fit = _fit(walls, length)
-    if length > _DAY and fit.share < _NEARLY_ALL:
+    if length > _DAY and (fit.share < _NEARLY_ALL or (length == MONTH and fit.offset and begins is None)):
         raise _no_place(length, times, begins)
     return (
         Grid(length=length, begins=begins is not False, zone=times.zone, offset=fit.offset),
@@ -350,13 +410,29 @@ def _no_place(
     )
 
 
+def _require_no_averages(inputs: Inputs, times: TimeFormat) -> None:
+    # FRED's series of prices are daily. At other frequencies their values are averages.
+    walls = _walls(times.stamps, UTC)
+    if inputs.sample.ticker is None or len(walls) < 2:
+        return
+    step, count = Counter(later - earlier for earlier, later in pairwise(walls)).most_common(1)[0]
+    if step >= 7 * _DAY and count >= _FEW_STEPS:
+        raise FileRejected(
+            f"its values are {step // _DAY} days apart, so they are averages, no prices: use the daily series"
+        )
+
+
 def _require_no_summer_time(times: TimeFormat) -> None:
     # Quotes once a day or more rarely, whose times move by an hour where clocks change, are in local time.
     if times.zone_known or all(stamp.date_only for stamp in times.stamps):
         return
     walls = _walls(times.stamps, UTC)
     steps = Counter(later - earlier for earlier, later in pairwise(walls))
-    if not steps or steps.most_common(1)[0][0] < _DAY - _HOUR:
+    if not steps:
+        return
+    if (step := steps.most_common(1)[0][0]) <= _HOUR:
+        _require_no_changed_hours(times.stamps)
+    if step < _DAY - _HOUR:
         return
     fit = _fit(walls, _DAY)
     if fit.share >= _NEARLY_ALL or fit.share_with_summer_time < _NEARLY_ALL:
@@ -370,37 +446,41 @@ def _require_no_summer_time(times: TimeFormat) -> None:
         )
 
 
-def _require_no_skipped_hours(walls: Sequence[datetime]) -> None:
-    # Candles of an hour or less without those of the hour that clocks skip in spring are in local time.
-    present = {wall.replace(minute=0) for wall in walls}
+def _require_no_changed_hours(stamps: Sequence[Stamp]) -> None:
+    # Rows of an hour or less are in local time if they lack just the hour that clocks skip in spring, or have
+    # just the hour twice that clocks repeat in autumn.
+    rows = Counter(wall_time(stamp.at, UTC).replace(minute=0, second=0, microsecond=0) for stamp in stamps)
+    first, last = min(rows), max(rows)
     zones = []
     for name, zone in _tried_zones():
-        skipped = [
-            hour in present
-            for hour in _skipped_hours(walls[0], walls[-1], zone)
-            if hour - _HOUR in present and hour + _HOUR in present
-        ]
-        if skipped and not any(skipped):
+        signs = []
+        for hour, skipped in _changed_hours(first, last, zone):
+            before, at, after = rows[hour - _HOUR], rows[hour], rows[hour + _HOUR]
+            if before and after:
+                signs.append(not at if skipped else at >= 1.5 * max(before, after))
+        if signs and all(signs):
             zones.append(name)
     if zones:
         others = f"; so do {', '.join(zones[1:4])}" if zones[1:] else ""
         raise FileRejected(
-            "its times do not show their zone, and they lack the hours that clocks skip in spring",
+            "its times do not show their zone, and they lack or repeat just the hours that clocks change",
             Guess({"timezone": zones[0]}, f"fits its rows{others}: check it"),
             question="time",
         )
 
 
-def _skipped_hours(first: datetime, last: datetime, zone: tzinfo) -> Iterator[datetime]:
-    # The wall-clock hours that a zone skips between two times.
-    day = first.replace(hour=0, minute=0, second=0, microsecond=0)
+def _changed_hours(first: datetime, last: datetime, zone: tzinfo) -> Iterator[tuple[datetime, bool]]:
+    # The wall-clock hours that a zone skips (True) or repeats between two times.
+    day = first.replace(hour=0)
     while day <= last:
         after = day + _DAY
         if after.replace(tzinfo=zone).utcoffset() != day.replace(tzinfo=zone).utcoffset():
             for hour in (day + n * _HOUR for n in range(24)):
                 there = hour.replace(tzinfo=zone)
                 if there.astimezone(UTC).astimezone(zone).replace(tzinfo=None) != hour:
-                    yield hour
+                    yield hour, True
+                elif there.replace(fold=1).utcoffset() != there.utcoffset():
+                    yield hour, False
         day = after
 
 

@@ -9,9 +9,19 @@ from kasparro.sources.archives.errors import FileRejected, Guess
 from kasparro.sources.archives.layouts import HEADERLESS, TICKER_ROW, Layout, layout_of
 from kasparro.sources.archives.numbers import NULLS
 from kasparro.sources.archives.overrides import ColumnField, Overrides
+from kasparro.sources.archives.pairs import PairNotation
 from kasparro.sources.archives.text import filled_rows, is_filled, one_line, rows_of
 from kasparro.sources.archives.times import looks_like_time
-from kasparro.sources.archives.vocabulary import FIELD_OF, NAMES, TWO_LEVELS, Heading, heading, normal
+from kasparro.sources.archives.vocabulary import (
+    FIELD_OF,
+    NAMES,
+    TWO_LEVELS,
+    Heading,
+    currency_in,
+    heading,
+    normal,
+    zone_in,
+)
 
 DELIMITERS = (",", ";", "\t", "|")
 # Only a title or a link may be above a header, so it is in the first rows.
@@ -126,8 +136,18 @@ def headings_of(cells: Iterable[str], overrides: Overrides) -> list[Heading]:
         elif field == "ignore":
             headings.append(Heading("", ""))
         else:
-            currency = heading(cell).currency if field in MONEY_FIELDS else None
-            headings.append(Heading(field, NAMES[OVERRIDE_FIELDS[field]][0], currency, explicit=True))
+            own = heading(cell)
+            currency = None
+            if field in MONEY_FIELDS:
+                currency = own.currency or currency_in(cell) or PairNotation(joined=True).split(cell)[1]
+            zone, unclear_zone = zone_in(cell) if field == "observed_at" else (None, None)
+            base = NAMES[OVERRIDE_FIELDS[field]][0]
+            if field == "price_usd" and "close" in own.full:
+                # The price at the end of a candle, so the file is one of candles.
+                base = NAMES["close"][0]
+            headings.append(
+                Heading(field, base, currency, explicit=True, zone=zone, unclear_zone=unclear_zone)
+            )
     return headings
 
 

@@ -9,12 +9,24 @@ import msgspec
 from kasparro.model.record import CLOCK_TOLERANCE, EARLIEST, RejectedValue
 from kasparro.sources.archives.detect.columns import Candidates, Inputs
 from kasparro.sources.archives.detect.findings import Finding
+from kasparro.sources.archives.detect.header import column_name
 from kasparro.sources.archives.errors import FileRejected, Guess
 from kasparro.sources.archives.text import one_line
-from kasparro.sources.archives.times import ORDER_NAMES, Order, Stamp, day_order, epoch_unit, read_time
+from kasparro.sources.archives.times import (
+    ORDER_NAMES,
+    Order,
+    Stamp,
+    day_order,
+    epoch_unit,
+    looks_like_time,
+    read_time,
+)
+from kasparro.sources.archives.vocabulary import FIELD_OF
 
 _DAY_NUMBER = re.compile(r"[34]\d{4}(?:\.\d+)?", re.ASCII)
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?|\d{6}", re.ASCII)
+# Parts of names of columns that hold the times of other events.
+_OTHER_EVENTS = ("ath", "atl", "added", "genesis", "launch", "listed", "cycle", "created", "birth", "expir")
 _CLOCK_HEADINGS = frozenset({"time", "clock", "hour"})
 
 
@@ -65,10 +77,16 @@ def find_times(inputs: Inputs, candidates: Candidates) -> TimeFormat:
     _require_epoch_fits(inputs, column)
     unit = _epoch_units(inputs, column)
     assumed = any(stamp.zone_assumed for stamp in stamps)
-    if inputs.layout.local and zone_from is None and assumed:
+    unclear = next(filter(None, (inputs.headings[c].unclear_zone for c in columns.values())), None)
+    if (inputs.layout.local or unclear) and zone_from is None and assumed:
+        reason = (
+            f"its header {one_line(inputs.sample.header[column])[:40]!r} does not show one zone"
+            if unclear
+            else f"the times of a {inputs.layout.name} are in a zone that the file does not show"
+        )
         raise FileRejected(
-            f"the times of a {inputs.layout.name} are in the zone of the broker's server, which is not in it",
-            Guess({"timezone": "Europe/Athens"}, "the zone of many brokers: check yours"),
+            reason,
+            Guess({"timezone": unclear or inputs.layout.zone}, "a likely zone: check it"),
             question="time",
         )
     notes: tuple[str, ...] = ()
@@ -106,6 +124,13 @@ def _one_moment(inputs: Inputs, zone: str) -> TimeFormat:
     # The time of a file without a column for it.
     overrides = inputs.overrides
     moment = overrides.moment or inputs.file_name.day
+    if (column := _unnamed_times(inputs)) is not None:
+        name = column_name(inputs.sample.header[column])
+        raise FileRejected(
+            f"none of its columns is known to hold a time, but {one_line(name)[:60]!r} looks like one",
+            Guess({"columns": {name: "observed_at"}}),
+            question="time",
+        )
     if moment is None:
         raise FileRejected(
             "neither a column nor the file name gives the time of its figures",
@@ -129,6 +154,17 @@ def _one_moment(inputs: Inputs, zone: str) -> TimeFormat:
             evidence=(f"its {given_by} the time of its figures",),
         ),
     )
+
+
+def _unnamed_times(inputs: Inputs) -> int | None:
+    # A column of different times whose name is not known.
+    for column, heading in enumerate(inputs.headings):
+        other_event = any(word in heading.full for word in _OTHER_EVENTS)
+        if FIELD_OF.get(heading.base) is None and not heading.explicit and heading.full and not other_event:
+            cells = inputs.distinct([column])
+            if len(cells) > 1 and inputs.most(column, looks_like_time):
+                return column
+    return None
 
 
 def _time_columns(inputs: Inputs, candidates: Candidates) -> dict[str, int]:
