@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from kasparro import __version__, logs
-from kasparro.cli import check_output
+from kasparro.cli import archives_output, check_output
 from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
 from kasparro.cli.terminal import err, out, write_json
@@ -25,6 +25,10 @@ from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.sources import registry
 from kasparro.sources.archives.checks import check_all
+from kasparro.sources.archives.folder_state import file_states
+from kasparro.sources.archives.forget import ForgottenArchive
+from kasparro.sources.archives.source import Archives
+from kasparro.store.archive_files import find_name, listed_files, listed_names
 from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
@@ -194,10 +198,7 @@ def status(as_json: bool) -> None:
     settings = _load_settings()
 
     async def read(database: Database) -> tuple[schemas.Stats, datetime | None]:
-        if missing := await pending(database):
-            raise KasparroError(
-                f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate"
-            )
+        await _require_schema(database)
         last = await last_start(database)
         due = last + settings.interval if last and settings.interval else None
         async with database.reading() as connection:
@@ -210,6 +211,56 @@ def status(as_json: bool) -> None:
         print_status(stats, settings.interval, due)
 
 
+@main.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+@click.pass_context
+def archives(context: click.Context, as_json: bool) -> None:
+    """Show which archives are loaded, or take one back.
+
+    The list shows each file, when it was loaded, how many records the database holds of it, of which coin and
+    time, and whether the file has changed since or is gone.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = _load_settings()
+
+    async def read(database: Database) -> list[archives_output.ArchiveReport]:
+        await _require_schema(database)
+        async with database.writing() as connection:
+            files = await listed_files(connection, Archives.name)
+        setting = registry.settings_of(settings, Archives.name).archives
+        states = await file_states(setting, [file.known for file in files], datetime.now(UTC))
+        return [archives_output.report(file, state) for file, state in zip(files, states, strict=True)]
+
+    found = _exit_on_error(lambda: asyncio.run(with_database(settings, read)))
+    if as_json:
+        write_json(reports.encode({"archives": found}))
+    else:
+        archives_output.print_archives(found)
+
+
+@archives.command()
+@click.argument("file", metavar="FILE")
+@_as_json
+def forget(file: str, as_json: bool) -> None:
+    """Take the records of an archive back.
+
+    FILE is a name as `kasparro archives` shows it. Records that other files give as well stay, and where FILE
+    hid the value of another file, that value returns. FILE is not loaded again until its content, its name or
+    its overrides change. This is a run, with the report and the exit codes of `etl`. The exit code is also 1
+    if no such file is loaded.
+    """
+    settings = _load_settings()
+
+    async def plan(database: Database) -> RunPlan:
+        async with database.writing() as connection:
+            name = find_name(await listed_names(connection, Archives.name), file)
+        sources = [ForgottenArchive(name)]
+        return sources, partial(Run, sources=sources, trigger="forget")
+
+    _run_and_exit(settings, plan, as_json=as_json)
+
+
 def _run_and_exit(
     settings: Settings, plan: Callable[[Database], Awaitable[RunPlan]], *, as_json: bool
 ) -> NoReturn:
@@ -220,6 +271,14 @@ def _run_and_exit(
     else:
         print_run(finished)
     sys.exit(0 if finished.status == "succeeded" else FAILED)
+
+
+async def _require_schema(database: Database) -> None:
+    """Raise KasparroError if the schema is not up to date."""
+    if missing := await pending(database):
+        raise KasparroError(
+            f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate"
+        )
 
 
 def _load_settings(host: str | None = None, port: int | None = None) -> Settings:

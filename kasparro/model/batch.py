@@ -15,9 +15,14 @@ BATCH_ROWS = 20_000
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """How far a source has come; committed together with the batch that carries it.
 
-    `key` identifies what is loaded (an archive by the digest of its content), `name` is for people,
-    `position` counts what is done, and `complete` says that nothing is left. If a file may grow, `bytes` is
-    its size and `interpretation` says how it was understood: then only the new part must be loaded.
+    `key` identifies what is loaded (an archive by the digest of its content and by how it is read), `name` is
+    for people, `position` counts what is done, and `complete` says that nothing is left. If a file may grow,
+    `bytes` is its size and `interpretation` says how it was understood: only the new part must be loaded.
+
+    `content` is the digest of the content alone, and `coin` the one coin of all rows, if there is only one.
+    `continues` is the id of the file whose content has changed to this one and whose records stay; `grown`
+    says that rows were only appended. `replaces` are the ids of files whose records this file takes the place
+    of: they are taken back when it is complete.
     """
 
     key: str
@@ -26,6 +31,31 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     bytes: int | None = None
     interpretation: str | None = None
+    content: str = ""
+    coin: str | None = None
+    continues: int | None = None
+    grown: bool = False
+    replaces: tuple[int, ...] = ()
+
+
+class KnownFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that an earlier run read, with the fields of its last checkpoint.
+
+    `problem` says why it was rejected after its first batch. A `forgotten` file is not loaded again under
+    this name and key.
+    """
+
+    id: int
+    key: str
+    name: str
+    position: int
+    complete: bool
+    bytes: int | None
+    interpretation: str | None
+    content: str
+    coin: str | None
+    problem: str | None = None
+    forgotten: bool = False
 
 
 class CrawledPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +88,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     the profile of an API's records, including rejects; archives have none. `lacks` are the fields of `LABELS`
     that the records do not have because their layout has no column for them: unknown, which differs from
     null. `invalid` are values of the accepted records that became null. `listed` are the ids of the coins
-    that an API lists in this batch, rejected ones with the reason; archives list no coins.
+    that an API lists in this batch, rejected ones with the reason; archives list no coins. `forgets` is the
+    name of a file whose records are to be taken back. `rejects_file` is the reason for which the file of the
+    checkpoint is rejected, so that its earlier batches are taken back.
     """
 
     lines: CopyLines
@@ -72,6 +104,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     lacks: tuple[str, ...] = ()
     invalid: tuple[InvalidValue, ...] = ()
     listed: dict[str, str | None] = {}
+    forgets: str | None = None
+    rejects_file: str | None = None
 
 
 class BatchBuilder:

@@ -12,7 +12,7 @@ from asyncpg import Record as Row
 
 from kasparro.concurrency import failure
 from kasparro.errors import DatabaseUnavailable, LeaseLost, NothingToDo, SourceError, StatementTimeout
-from kasparro.model.batch import Batch
+from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.profile import MIN_OBJECTS, Profile, merge_profiles
 from kasparro.model.record import Reject
 from kasparro.pipeline import circuit_breaker
@@ -24,6 +24,7 @@ from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.sources.base import Source, SourceContext
 from kasparro.sources.http import UpstreamError
 from kasparro.sources.page_schedule import MonthlyCalls
+from kasparro.store.archive_files import FileConflict, Settled
 from kasparro.store.listings import ListReport
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord
@@ -34,7 +35,7 @@ log = structlog.get_logger()
 FILES_LOGGED = 50
 FILES_NAMED = 3
 
-Trigger = Literal["startup", "schedule", "retry", "api", "etl", "replay"]
+Trigger = Literal["startup", "schedule", "retry", "api", "etl", "replay", "forget"]
 Status = Literal["succeeded", "partial", "failed", "interrupted"]
 Outcome = Literal[Status, "skipped"]
 
@@ -86,6 +87,9 @@ class SourceRun:
         self._files_rejected = 0
         self._first_files: list[Reject] = []
         self._complete_file = False
+        self._rejected_keys: set[str | None] = set()
+        self._taken_back = 0
+        self._forgotten: Settled | None = None
         self._profile: Profile | None = None
         self.name = source.name
         self.transient_failure: TransientFailure | None = None
@@ -131,10 +135,15 @@ class SourceRun:
         rejected, fetched = (counts[name] - self._files_rejected for name in ("rejected", "fetched"))
         if failure is None and rejected * 2 > fetched:
             context.summary.add_problem(self._rejection_summary(rejected, fetched))
+        if self._options.trigger != "forget":
+            for disagreement in await self._retry(self._loader.disagreements):
+                context.summary.add_problem(disagreement)
+        if self._forgotten is not None:
+            context.summary.note = _forgotten_summary(self._forgotten)
         if self._files_rejected:
             context.summary.add_problem(_files_summary(self._first_files, self._files_rejected))
         quality = None if stopped else await self._assess(context, counts, listed, complete=failure is None)
-        loaded = bool(counts["valid"]) or self._complete_file or context.summary.loaded_before
+        loaded = counts["valid"] > self._taken_back or self._complete_file or context.summary.loaded_before
         status, error_line = outcome_of(loaded, stopped, failure, context.summary.problems)
         if error_line and quality and (cause := _likely_cause(quality)) and counts["rejected"]:
             error_line = f"{error_line}; {cause}"
@@ -172,8 +181,8 @@ class SourceRun:
     def _context(self, circuit: Circuit) -> SourceContext:
         return SourceContext(
             clock=self._clock,
-            checkpoint=lambda key: self._retry(lambda: self._loader.checkpoint(key)),
-            checkpoint_named=lambda name: self._retry(lambda: self._loader.checkpoint_named(name)),
+            file_named=lambda name: self._retry(lambda: self._loader.file_named(name)),
+            known_files=lambda name, content: self._retry(lambda: self._loader.known_files(name, content)),
             known_pages=lambda: self._retry(self._loader.pages),
             monthly_calls=self._monthly_calls,
             interval=self._options.interval,
@@ -231,8 +240,20 @@ class SourceRun:
             for reject in batch.rejects
             if not reject.is_file
         )
+        key = None if batch.checkpoint is None else batch.checkpoint.key
+        if key in self._rejected_keys:
+            # The source does not know that the file is rejected, and still reads it.
+            return
         self._invalid.update(value.field for value in batch.invalid)
-        await self._retry(lambda: self._loader.load(batch, self._clock()))
+        try:
+            settled = await self._retry(lambda: self._loader.load(batch, self._clock()))
+        except FileConflict as conflict:
+            self._rejected_keys.add(key)
+            batch = _rejected(batch, str(conflict))
+            settled = await self._retry(lambda: self._loader.load(batch, self._clock()))
+            self._taken_back += settled.removed + settled.changed + settled.kept
+        if batch.forgets is not None:
+            self._forgotten = settled
         self._complete_file |= batch.checkpoint is not None and batch.checkpoint.complete
         for reject in batch.rejects:
             if reject.is_file:
@@ -330,6 +351,25 @@ def _files_summary(files: Sequence[Reject], count: int) -> str:
     names = ", ".join(reject.location or "" for reject in files)
     more = f" and {count - len(files):,} more" if count > len(files) else ""
     return f"{count:,} files were rejected ({names}{more}); {files[0].summary}"
+
+
+def _rejected(batch: Batch, reason: str) -> Batch:
+    """Return a batch that rejects the file of this one, and takes back what its earlier batches loaded."""
+    if batch.checkpoint is None:
+        raise AssertionError("only a batch of a file can be in conflict with that file")
+    builder = BatchBuilder()
+    builder.reject(Reject(reason=reason, location=batch.checkpoint.name))
+    checkpoint = msgspec.structs.replace(batch.checkpoint, complete=False, continues=None, replaces=())
+    return msgspec.structs.replace(builder.take(checkpoint), rejects_file=reason)
+
+
+def _forgotten_summary(settled: Settled) -> str:
+    """Return one line about what forgetting a file changed."""
+    return (
+        f"records removed: {settled.removed:,}, now from another file: {settled.changed:,}, "
+        f"also in another file: {settled.kept:,}; coins removed: {settled.coins_removed:,}, "
+        f"coins with another newest record: {settled.coins_updated:,}"
+    )
 
 
 def _budget_spent(limit: int | None, now: datetime) -> SourceError:

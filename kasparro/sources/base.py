@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 from msgspec import Raw
 
-from kasparro.model.batch import Batch, Checkpoint, CrawledPage
+from kasparro.model.batch import Batch, CrawledPage, KnownFile
 from kasparro.model.payload import Payload
 from kasparro.model.record import Record
 from kasparro.settings import SourceSettings
@@ -19,9 +19,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _no_checkpoint(key: str) -> Checkpoint | None:
-    del key
+async def _no_file(name: str) -> KnownFile | None:
+    del name
     return None
+
+
+async def _no_files(name: str, content: str) -> list[KnownFile]:
+    del name, content
+    return []
 
 
 async def _no_pages() -> list[CrawledPage]:
@@ -70,10 +75,10 @@ class SourceContext(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     clock: Callable[[], datetime] = utc_now
-    checkpoint: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
-    """The checkpoint with this key, as committed earlier."""
-    checkpoint_named: Callable[[str], Awaitable[Checkpoint | None]] = _no_checkpoint
-    """The newest checkpoint with this name."""
+    file_named: Callable[[str], Awaitable[KnownFile | None]] = _no_file
+    """The file with this name, as committed earlier."""
+    known_files: Callable[[str, str], Awaitable[list[KnownFile]]] = _no_files
+    """The files with this name or with this digest of their content."""
     known_pages: Callable[[], Awaitable[list[CrawledPage]]] = _no_pages
     """The pages of the source's list, as committed earlier."""
     monthly_calls: Callable[[], Awaitable[MonthlyCalls | None]] = _no_limit

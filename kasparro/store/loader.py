@@ -10,9 +10,10 @@ import asyncpg
 import msgspec
 
 from kasparro.errors import LeaseLost
-from kasparro.model.batch import Batch, Checkpoint, CrawledPage
+from kasparro.model.batch import Batch, CrawledPage, KnownFile
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
-from kasparro.store import listings
+from kasparro.store import archive_files, listings
+from kasparro.store.archive_files import OpenFile, Settled
 from kasparro.store.listings import LISTED, NO_LIST, ListReport
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
@@ -27,12 +28,13 @@ INVALID_SAMPLES = 5
 
 
 class Written(msgspec.Struct, frozen=True):
-    """What a batch wrote: new rows of `unified_data`; new records of coins that were there; and of these, how
-    many replaced a record of the same moment."""
+    """What a batch wrote: new rows of `unified_data`; new records of coins that were there; of these, how
+    many replaced a record of the same moment; and records of moments that another file gives as well."""
 
     inserted: int
     updated: int
     corrected: int
+    shared: int
 
 
 class PriceMoves:
@@ -67,24 +69,27 @@ class Loader:
         self.price_moves = PriceMoves()
         self._rejects: Counter[str | None] = Counter()
 
-    async def load(self, batch: Batch, now: datetime) -> None:
-        """Commit one batch.
+    async def load(self, batch: Batch, now: datetime) -> Settled:
+        """Commit one batch. Returns what it took back or settled.
 
         After DatabaseUnavailable, call it again with the same batch: if the connection was lost after the
-        commit, nothing is written twice. Raises LeaseLost if the run may not write any more.
+        commit, nothing is written twice. Raises LeaseLost if the run may not write any more, and FileConflict
+        if the file of the batch must be rejected; then nothing is written.
         """
         rejects = self._within_limit(batch.rejects)
         moves: asyncpg.Record | None = None
+        settled = Settled()
         async with self._database.writing() as connection, connection.transaction():
             committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
             if committed is None:
                 raise LeaseLost(f"run {self._run_id} was ended by another process")
             if committed == self._committed:
-                moves = await self._write(connection, batch, rejects, now)
+                moves, settled = await self._write(connection, batch, rejects, now)
         self._committed += 1
         if moves is not None:
             self.price_moves.add(*(values or () for values in moves))
         self._rejects.update(map(_limited_with, rejects))
+        return settled
 
     async def settle_listings(
         self, list_began_at: datetime | None, now: datetime, limit: int | None
@@ -108,17 +113,19 @@ class Loader:
                 await connection.execute(_SQL["increment_version"])
         return report
 
-    async def checkpoint(self, key: str) -> Checkpoint | None:
-        """The checkpoint of a key, from an earlier batch. Raises DatabaseUnavailable."""
+    async def file_named(self, name: str) -> KnownFile | None:
+        """The newest file with this name that was not forgotten. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
-            row = await connection.fetchrow(_SQL["known_checkpoint"], self._source, key)
-        return Checkpoint(**row) if row else None
+            return await archive_files.named_file(connection, self._source, sanitize(name))
 
-    async def checkpoint_named(self, name: str) -> Checkpoint | None:
-        """The newest checkpoint with this name. Raises DatabaseUnavailable."""
+    async def known_files(self, name: str, content: str) -> list[KnownFile]:
+        """The files with this name or content. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
-            row = await connection.fetchrow(_SQL["named_checkpoint"], self._source, sanitize(name))
-        return Checkpoint(**row) if row else None
+            return await archive_files.known_files(connection, self._source, sanitize(name), content)
+
+    async def disagreements(self) -> list[str]:
+        """One line for each two files that give different prices. Raises DatabaseUnavailable."""
+        return await archive_files.disagreements(self._database, self._source)
 
     async def pages(self) -> list[CrawledPage]:
         """The pages of the source's list that earlier batches committed. Raises DatabaseUnavailable."""
@@ -127,10 +134,14 @@ class Loader:
 
     async def _write(
         self, connection: Connection, batch: Batch, rejects: Sequence[Reject], now: datetime
-    ) -> asyncpg.Record | None:
-        written, moves = Written(0, 0, 0), None
+    ) -> tuple[asyncpg.Record | None, Settled]:
+        written, moves, file = Written(0, 0, 0, 0), None, None
+        if batch.checkpoint is not None:
+            checkpoint = msgspec.structs.replace(batch.checkpoint, name=sanitize(batch.checkpoint.name))
+            file = await archive_files.save_progress(connection, self._source, checkpoint, now)
         if batch.rows:
-            written, moves = await self._merge(connection, batch, now)
+            written, moves = await self._merge(connection, batch, file, now)
+        settled = await self._settle(connection, batch, file, now, shares=written.shared > 0)
         if rejects:
             await connection.execute(
                 _SQL["save_rejects"],
@@ -170,18 +181,6 @@ class Loader:
         if self._fetched_at is None:
             # A replay reads an old list.
             await listings.note_listed(connection, self._source, batch, now)
-        if (checkpoint := batch.checkpoint) is not None:
-            await connection.execute(
-                _SQL["save_checkpoint"],
-                self._source,
-                checkpoint.key,
-                sanitize(checkpoint.name),
-                checkpoint.position,
-                checkpoint.complete,
-                now,
-                checkpoint.bytes,
-                checkpoint.interpretation,
-            )
         if (page := batch.page) is not None:
             await connection.execute(
                 _SQL["save_page"],
@@ -211,12 +210,38 @@ class Loader:
         )
         if written.inserted:
             await connection.execute(_SQL["count_inserts"], self._source, written.inserted)
-        if written.inserted or written.updated:
+        if batch.forgets is not None:
+            await connection.execute(
+                _SQL["count_forgotten"],
+                *(self._run_id, self._source, settled.removed + settled.changed, settled.kept),
+            )
+        elif settled.changed:
+            await connection.execute(_SQL["count_settled"], self._run_id, self._source, settled.changed)
+        if settled.coins_removed:
+            await connection.execute(_SQL["count_inserts"], self._source, -settled.coins_removed)
+        if written.inserted or written.updated or settled != Settled(kept=settled.kept):
             await connection.execute(_SQL["increment_version"])
-        return moves
+        return moves, settled
+
+    async def _settle(
+        self, connection: Connection, batch: Batch, file: OpenFile | None, now: datetime, *, shares: bool
+    ) -> Settled:
+        if batch.forgets is not None:
+            settled = await archive_files.forget(connection, self._source, batch.forgets, now)
+        elif file is not None and batch.rejects_file is not None:
+            settled = await archive_files.reject(connection, self._source, file, batch.rejects_file)
+        elif file is not None and batch.checkpoint is not None and batch.checkpoint.complete:
+            name = sanitize(batch.checkpoint.name)
+            settled = await archive_files.finish(connection, self._source, name, file, shares=shares)
+        else:
+            return Settled()
+        if settled.coins_updated or settled.coins_removed:
+            version = await connection.fetchval(_SQL["next_version"])
+            await archive_files.write_coins(connection, self._source, settled, now, version)
+        return settled
 
     async def _merge(
-        self, connection: Connection, batch: Batch, now: datetime
+        self, connection: Connection, batch: Batch, file: OpenFile | None, now: datetime
     ) -> tuple[Written, asyncpg.Record | None]:
         # The keys are enough to find what is new. If an archive has nothing new, no values are sent.
         await connection.execute(_SQL["staging"])
@@ -228,17 +253,32 @@ class Loader:
         if self._fetched_at is not None:
             await connection.execute(_SQL["skip_superseded"], self._source, self._fetched_at)
         lacks = batch.lacks
-        (changes,) = await connection.fetch(_SQL["compare"], self._source, self._fetched_at, lacks)
-        if changes["records"] and batch.profile is None:
+        file_id = None if file is None else file.id
+        (changes,) = await connection.fetch(
+            _SQL["compare"],
+            *(self._source, self._fetched_at, lacks, file_id, () if file is None else file.replaces),
+        )
+        repeats = file is not None and changes["moments"] < batch.rows
+        if (changes["records"] or repeats) and batch.profile is None:
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
         fetched_at = self._fetched_at or now
+        if file is not None:
+            if repeats or changes["correcting"] or changes["sharing"]:
+                await archive_files.require_one_price(connection, self._source, file)
+            first, last = changes["first_observed_at"], changes["last_observed_at"]
+            await archive_files.save_bounds(connection, file, first, last)
+            if changes["sharing"]:
+                await archive_files.share(connection, self._source, file, lacks, fetched_at)
         history_rows = inserted = latest_rows = 0
         if changes["appending"]:
             await connection.execute(_SQL["partitions"])
-            history_rows += await connection.fetchval(_SQL["append_history"], self._source, fetched_at, lacks)
-        if changes["correcting"]:
             history_rows += await connection.fetchval(
-                _SQL["correct_history"], self._source, fetched_at, lacks
+                _SQL["append_history"], self._source, fetched_at, lacks, file_id
+            )
+        if changes["correcting"] or changes["claiming"]:
+            history_rows -= changes["claiming"]
+            history_rows += await connection.fetchval(
+                _SQL["correct_history"], self._source, fetched_at, lacks, file_id
             )
         if changes["updating_latest"] or changes["updating_labels"]:
             version = await connection.fetchval(_SQL["next_version"])
@@ -258,7 +298,8 @@ class Loader:
             latest_rows += await connection.fetchval(_SQL["update_labels"], self._source, now, version, lacks)
         # A coin's first record is `inserted`; every other that was written, to either table, is `updated`.
         # All of them are in the history, unless only unified_data was emptied manually.
-        return Written(inserted, max(history_rows, latest_rows) - inserted, changes["correcting"]), moves
+        updated = max(history_rows, latest_rows) - inserted
+        return Written(inserted, updated, changes["correcting"], changes["sharing"]), moves
 
     def _within_limit(self, rejects: Sequence[Reject]) -> list[Reject]:
         counts = Counter(self._rejects)

@@ -152,7 +152,7 @@ class RunReport(_Schema, frozen=True, kw_only=True):
     """One run: the outcome of each source, and the sum."""
 
     id: int
-    trigger: Literal["startup", "schedule", "retry", "api", "etl", "replay"]
+    trigger: Literal["startup", "schedule", "retry", "api", "etl", "replay", "forget"]
     status: RunStatus
     started_at: Moment
     finished_at: Moment | None

@@ -30,7 +30,9 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staged_changes (
     appends boolean NOT NULL,
     corrects boolean NOT NULL,
     updates_latest boolean NOT NULL,
-    updates_labels boolean NOT NULL
+    updates_labels boolean NOT NULL,
+    claims boolean NOT NULL,
+    shares boolean NOT NULL
 ) ON COMMIT DELETE ROWS;
 
 -- name: skip_superseded --
@@ -51,10 +53,15 @@ WHERE
 -- the fields that the records of this batch lack. They are the same for all of them, so only the latest
 -- record of each coin can update labels.
 --
--- Of two records of one moment, the later in the batch counts. The look-up in the history is a scalar
--- subquery so that it stays one descent of the index for each row; PostgreSQL may plan a join to read whole
--- partitions, which would cost more every month. LIMIT does the same for unified_data, here and in
--- `save_row_versions`: PostgreSQL may plan a join to read all rows of the source for every page.
+-- Of two records of one moment, the later in the batch counts. LIMIT keeps the look-up in the history one
+-- descent of the index for each row; PostgreSQL may plan a join to read whole partitions, which would cost
+-- more every month. It does the same for unified_data, here and in `save_row_versions`, where a join may read
+-- all rows of the source for every page.
+--
+-- Of an archive, $4 is the file and $5 are the files that it replaces. A moment that another file gives, too,
+-- is only noted (`shares`): when the file is loaded to its end, all records of the moment are compared
+-- (archives.sql). A moment of a replaced file, or of no known file, becomes this file's (`claims` if its
+-- content stays).
 --
 -- An older record never overwrites a newer one, and equal content writes nothing. A time of fetching is later
 -- than any time that a source gives, so it gives way to the first time that the source gives. What a replay
@@ -72,20 +79,23 @@ WITH incoming AS (
 looked_up AS MATERIALIZED (
     SELECT
         incoming.*,
+        known.content_hash AS known_hash,
+        known.file_id AS known_file,
+        coalesce(known.file_id <> $4::integer AND known.file_id <> ALL($5::integer[]), false) AS is_shared,
         coalesce(
             lead(incoming.source_id) OVER (ORDER BY incoming.source_id, incoming.observed_at)
             <> incoming.source_id,
             true
-        ) AS latest,
-        (
-            SELECT history.content_hash
-            FROM unified_history AS history
-            WHERE
-                history.source = $1
-                AND history.source_id = incoming.source_id
-                AND history.observed_at = incoming.observed_at
-        ) AS known_hash
+        ) AS latest
     FROM incoming
+    LEFT JOIN LATERAL (
+        SELECT
+            content_hash,
+            file_id
+        FROM unified_history
+        WHERE source = $1 AND source_id = incoming.source_id AND observed_at = incoming.observed_at
+        LIMIT 1
+    ) AS known ON true
 ),
 compared AS (
     SELECT
@@ -118,8 +128,27 @@ compared AS (
                 false
             )
         ) AS appends,
-        coalesce(looked_up.known_hash <> looked_up.content_hash, false) AS corrects,
+        coalesce(looked_up.known_hash <> looked_up.content_hash, false)
+        AND NOT looked_up.is_shared AS corrects,
+        coalesce(looked_up.known_hash = looked_up.content_hash, false)
+        AND NOT looked_up.is_shared
+        AND $4 IS NOT NULL
+        AND coalesce(looked_up.known_file <> $4, true) AS claims,
+        CASE
+            WHEN looked_up.is_shared
+                THEN NOT EXISTS (
+                    SELECT FROM shared_records
+                    WHERE
+                        source = $1
+                        AND source_id = looked_up.source_id
+                        AND observed_at = looked_up.observed_at
+                        AND file_id = $4
+                        AND content_hash = looked_up.content_hash
+                )
+            ELSE false
+        END AS shares,
         looked_up.latest
+        AND NOT looked_up.is_shared
         AND coalesce(newest.content_hash <> looked_up.content_hash, true)
         AND (
             newest.source_id IS NULL
@@ -133,6 +162,7 @@ compared AS (
         ) AS updates_latest,
         -- A known moment counts again only if it is corrected, so the same file again writes nothing.
         looked_up.latest
+        AND NOT looked_up.is_shared
         AND coalesce(
             (
                 'symbol' <> ALL($3::text[])
@@ -190,7 +220,9 @@ written AS (
         appends,
         corrects,
         updates_latest,
-        updates_labels
+        updates_labels,
+        claims,
+        shares
     )
     SELECT
         position,
@@ -201,13 +233,20 @@ written AS (
         appends,
         corrects,
         updates_latest,
-        labels AND NOT updates_latest
+        labels AND NOT updates_latest,
+        claims,
+        shares
     FROM compared
-    WHERE appends OR corrects OR updates_latest OR labels
-    RETURNING appends, corrects, updates_latest, updates_labels
+    WHERE appends OR corrects OR updates_latest OR labels OR claims OR shares
+    RETURNING appends, corrects, updates_latest, updates_labels, claims, shares
 )
 SELECT
     count(*) AS records,
+    count(*) FILTER (WHERE claims) AS claiming,
+    count(*) FILTER (WHERE shares) AS sharing,
+    (SELECT count(*) FROM looked_up) AS moments,
+    (SELECT min(observed_at) FROM looked_up) AS first_observed_at,
+    (SELECT max(observed_at) FROM looked_up) AS last_observed_at,
     count(*) FILTER (WHERE appends) AS appending,
     count(*) FILTER (WHERE corrects) AS correcting,
     count(*) FILTER (WHERE updates_latest) AS updating_latest,
@@ -236,7 +275,8 @@ WITH written AS (
         content_hash,
         lacks_symbol,
         lacks_name,
-        lacks_rank
+        lacks_rank,
+        file_id
     )
     SELECT
         $1,
@@ -247,7 +287,8 @@ WITH written AS (
         changes.content_hash,
         CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
         CASE WHEN 'name' = ANY($3) THEN true END,
-        CASE WHEN 'rank' = ANY($3) THEN true END
+        CASE WHEN 'rank' = ANY($3) THEN true END,
+        $4::integer
     FROM staged_changes AS changes
     INNER JOIN staged_contents AS staged ON changes.position = staged.position
     WHERE changes.appends
@@ -256,8 +297,8 @@ WITH written AS (
 SELECT count(*) FROM written;
 
 -- name: correct_history --
--- Overwrites the moments that the source now reports with other content. A field that the record lacks keeps
--- its known value.
+-- Overwrites the moments that the source now reports with other content, or that become this file's. A field
+-- that the record lacks keeps its known value, unless a file that is replaced gave it.
 WITH written AS (
     INSERT INTO unified_history AS history (
         source,
@@ -268,7 +309,8 @@ WITH written AS (
         content_hash,
         lacks_symbol,
         lacks_name,
-        lacks_rank
+        lacks_rank,
+        file_id
     )
     SELECT
         $1,
@@ -279,20 +321,31 @@ WITH written AS (
         changes.content_hash,
         CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
         CASE WHEN 'name' = ANY($3) THEN true END,
-        CASE WHEN 'rank' = ANY($3) THEN true END
+        CASE WHEN 'rank' = ANY($3) THEN true END,
+        $4::integer
     FROM staged_changes AS changes
     INNER JOIN staged_contents AS staged ON changes.position = staged.position
-    WHERE changes.corrects
+    WHERE changes.corrects OR changes.claims
     ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
-        symbol = CASE WHEN excluded.lacks_symbol THEN history.symbol ELSE excluded.symbol END,
-        name = CASE WHEN excluded.lacks_name THEN history.name ELSE excluded.name END,
-        rank = CASE WHEN excluded.lacks_rank THEN history.rank ELSE excluded.rank END,
+        symbol = CASE WHEN excluded.lacks_symbol AND $4 IS NULL THEN history.symbol ELSE excluded.symbol END,
+        name = CASE WHEN excluded.lacks_name AND $4 IS NULL THEN history.name ELSE excluded.name END,
+        rank = CASE WHEN excluded.lacks_rank AND $4 IS NULL THEN history.rank ELSE excluded.rank END,
         {{ overwritten(VALUES) }},
-        recorded_at = excluded.recorded_at,
+        recorded_at = CASE
+            WHEN history.content_hash = excluded.content_hash THEN history.recorded_at
+            ELSE excluded.recorded_at
+        END,
         content_hash = excluded.content_hash,
-        lacks_symbol = CASE WHEN excluded.lacks_symbol AND history.symbol IS NULL THEN true END,
-        lacks_name = CASE WHEN excluded.lacks_name AND history.name IS NULL THEN true END,
-        lacks_rank = CASE WHEN excluded.lacks_rank AND history.rank IS NULL THEN true END
+        file_id = excluded.file_id,
+        lacks_symbol = CASE
+            WHEN excluded.lacks_symbol AND ($4 IS NOT NULL OR history.symbol IS NULL) THEN true
+        END,
+        lacks_name = CASE
+            WHEN excluded.lacks_name AND ($4 IS NOT NULL OR history.name IS NULL) THEN true
+        END,
+        lacks_rank = CASE
+            WHEN excluded.lacks_rank AND ($4 IS NOT NULL OR history.rank IS NULL) THEN true
+        END
     RETURNING 1
 )
 SELECT count(*) FROM written;

@@ -1,7 +1,6 @@
 -- What else a batch writes, in the same transaction as its merge (kasparro/store/loader.py): the fence, price
--- moves, rejects, the checkpoint and counts.
+-- moves, rejects, the page of a list and counts.
 {% from "macros/columns.sql" import listed, overwritten %}
-{% set CHECKPOINT = ["key", "name", "position", "complete", "bytes", "interpretation"] %}
 {% set PAGE = [
     "number",
     "crawl_started_at",
@@ -101,35 +100,6 @@ FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[]) AS rejected (locat
 ON CONFLICT (run_id, source, location, field, reason) DO UPDATE
 SET rejects = counted.rejects + excluded.rejects;
 
--- name: save_checkpoint --
--- A checkpoint of other content under the same name is deleted: if that content came back, its values would
--- have to be loaded again.
-WITH superseded AS (
-    DELETE FROM checkpoints
-    WHERE source = $1 AND name = $3 AND key <> $2
-)
-INSERT INTO checkpoints (source, key, name, position, complete, updated_at, bytes, interpretation)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-ON CONFLICT (source, key) DO UPDATE SET
-    name = excluded.name,
-    position = excluded.position,
-    complete = excluded.complete,
-    updated_at = excluded.updated_at,
-    bytes = excluded.bytes,
-    interpretation = excluded.interpretation;
-
--- name: known_checkpoint --
-SELECT {{ listed(CHECKPOINT) }}
-FROM checkpoints
-WHERE source = $1 AND key = $2;
-
--- name: named_checkpoint --
-SELECT {{ listed(CHECKPOINT) }}
-FROM checkpoints
-WHERE source = $1 AND name = $2
-ORDER BY updated_at DESC
-LIMIT 1;
-
 -- name: save_page --
 -- Pages after the end of the list are deleted.
 WITH deleted AS (
@@ -163,7 +133,28 @@ SET
     corrected = corrected + $9
 WHERE run_id = $1 AND source = $2;
 
+-- name: count_settled --
+-- Moments that were counted as unchanged in their batches, and changed when the file was loaded to its end.
+UPDATE run_sources
+SET
+    updated = updated + least($3, unchanged),
+    corrected = corrected + least($3, unchanged),
+    unchanged = unchanged - least($3, unchanged)
+WHERE run_id = $1 AND source = $2;
+
+-- name: count_forgotten --
+-- The records that a forgotten file gave: those that are removed or replaced, and those that stay because
+-- another file gives them, too.
+UPDATE run_sources
+SET
+    fetched = fetched + $3 + $4,
+    valid = valid + $3 + $4,
+    updated = updated + $3,
+    unchanged = unchanged + $4
+WHERE run_id = $1 AND source = $2;
+
 -- name: count_inserts --
+-- Of rows that were removed, the number is negative.
 INSERT INTO insert_counters AS counted (source, rows)
 VALUES ($1, $2)
 ON CONFLICT (source) DO UPDATE SET rows = counted.rows + excluded.rows;

@@ -111,8 +111,10 @@ FROM run_sources
 WHERE run_id = $1 AND source = $2;
 
 -- name: last_start --
--- Of the runs over all sources: an interrupted run, a replay or a retry does not delay the next one.
-SELECT max(started_at) FROM runs WHERE status <> 'interrupted' AND trigger NOT IN ('replay', 'retry');
+-- Of the runs over all sources: an interrupted run, or one for another purpose, does not delay the next.
+SELECT max(started_at)
+FROM runs
+WHERE status <> 'interrupted' AND trigger NOT IN ('replay', 'retry', 'forget');
 
 -- name: unavailable_sources --
 -- The sources among $1 whose newest run failed because the upstream sent nothing usable.

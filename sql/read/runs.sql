@@ -172,17 +172,21 @@ WHERE runs.id = :run_id
 ORDER BY reject.id;
 
 -- name: totals --
--- All runs in figures. Replays make no calls, so they do not count as successes or failures, here and in
+-- All runs in figures. Runs that read no source, such as replays, are no successes or failures, here and in
 -- `health`.
 SELECT
     (SELECT id FROM runs ORDER BY id DESC LIMIT 1) AS last_run,
     EXISTS(SELECT FROM runs WHERE status = 'running') AS running,
     (SELECT count(*) FROM runs) AS runs,
-    (SELECT max(finished_at) FROM runs WHERE status = 'succeeded' AND trigger <> 'replay') AS last_success_at,
     (
         SELECT max(finished_at)
         FROM runs
-        WHERE status IN ('partial', 'failed', 'interrupted') AND trigger <> 'replay'
+        WHERE status = 'succeeded' AND trigger NOT IN ('replay', 'forget')
+    ) AS last_success_at,
+    (
+        SELECT max(finished_at)
+        FROM runs
+        WHERE status IN ('partial', 'failed', 'interrupted') AND trigger NOT IN ('replay', 'forget')
     ) AS last_failure_at;
 
 -- name: rows_by_source --
@@ -254,7 +258,7 @@ SELECT
         FROM run_sources
         WHERE source = given.source AND status = 'succeeded' AND NOT EXISTS (
             SELECT FROM runs
-            WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+            WHERE runs.id = run_sources.run_id AND runs.trigger IN ('replay', 'forget')
         )
         ORDER BY run_id DESC
         LIMIT :rhythm
@@ -270,7 +274,7 @@ LEFT JOIN LATERAL (
     FROM run_sources
     WHERE source = given.source AND status <> 'running' AND NOT EXISTS (
         SELECT FROM runs
-        WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+        WHERE runs.id = run_sources.run_id AND runs.trigger IN ('replay', 'forget')
     )
     ORDER BY run_id DESC
     LIMIT 1
@@ -280,7 +284,7 @@ LEFT JOIN LATERAL (
     FROM run_sources
     WHERE source = given.source AND status = 'succeeded' AND NOT EXISTS (
         SELECT FROM runs
-        WHERE runs.id = run_sources.run_id AND runs.trigger = 'replay'
+        WHERE runs.id = run_sources.run_id AND runs.trigger IN ('replay', 'forget')
     )
     ORDER BY run_id DESC
     LIMIT 1

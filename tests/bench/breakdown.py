@@ -34,7 +34,8 @@ STEPS = {
 LONGEST = 8
 _STATEMENT_NAMES = {
     text: name
-    for name, text in (named_statements("load/batch.sql") | named_statements("load/progress.sql")).items()
+    for path in ("load/batch.sql", "load/progress.sql", "load/archives.sql", "load/settle.sql")
+    for name, text in named_statements(path).items()
 }
 
 

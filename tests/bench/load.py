@@ -138,13 +138,12 @@ async def main() -> None:
                 async with measure.peak_memory() as peak:
                     rates["kasparro"].append(rows / await _etl(path, kasparro_url, rows))
                 peaks.append(peak.megabytes)
-                # With an extra line end the copy has the same rows but another digest. Without it the digest
-                # is that of the first file, so the checkpoint says that the copy is loaded already.
-                copy = path.with_name("copy.csv")
-                copy.write_bytes(path.read_bytes() + b"\r\n")
-                rates["unchanged rows"].append(rows / await _etl(copy, kasparro_url, 0))
-                copy.write_bytes(path.read_bytes())
-                rates["known file"].append(rows / await _etl(copy, kasparro_url, 0))
+                # A blank line before the rows changes the content, but no row. Then the file is known.
+                content = path.read_bytes()
+                path.write_bytes(content.replace(b"\r\n", b"\r\n\r\n", 1))
+                rates["unchanged rows"].append(rows / await _etl(path, kasparro_url, 0))
+                rates["known file"].append(rows / await _etl(path, kasparro_url, 0))
+                path.write_bytes(content)
             median = {name: statistics.median(values) for name, values in rates.items()}
             print(f"load of {rows:,} rows, {ROUNDS} rounds")
             for name, values in rates.items():

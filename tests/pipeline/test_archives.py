@@ -28,8 +28,9 @@ pytestmark = pytest.mark.slow
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 GOOD = "id,symbol,name,price_usd,last_updated\nbitcoin,BTC,Bitcoin,1.5,1515230661\n"
-PRICELESS = "id,symbol,name\nbitcoin,BTC,Bitcoin\n"
-PRICE = 'columns."HEADER" = "price_usd"'
+UNNAMED_PRICE = "id,symbol,name,last_updated,wert_usd\nbitcoin,BTC,Bitcoin,1515230661,1.5\n"
+NO_PRICE = "none of its columns is known to hold a price (id, symbol, name, last_updated, wert_usd)"
+PRICE = 'columns."wert_usd" = "price_usd"  # a guess: check it'
 
 
 def damaged() -> bytes:
@@ -57,7 +58,7 @@ async def run_three_times(database: Database, connection: Connection, folder: Pa
 
 
 def without_price(folder: Path) -> None:
-    (folder / "list.csv").write_text(PRICELESS)
+    (folder / "list.csv").write_text(UNNAMED_PRICE)
 
 
 def mostly_rejected(folder: Path) -> None:
@@ -143,8 +144,10 @@ async def test_rejected_files_are_named_with_the_missing_setting(
 ) -> None:
     (tmp_path / "good.csv").write_text(GOOD + "a,A,A,x,1515230661\n")
     for number in range(10):
-        (tmp_path / f"list-{number}.csv").write_text(f"{PRICELESS}eth-{number},ETH,Ethereum\n")
-    reason = "none of its columns is known to hold a price (id, symbol, name)"
+        (tmp_path / f"list-{number}.csv").write_text(
+            f"{UNNAMED_PRICE}eth-{number},ETH,Ethereum,1515230661,2\n"
+        )
+    reason = NO_PRICE
 
     assert await run_sources(database, [Archives(str(tmp_path))]) == "partial"
 
@@ -182,10 +185,7 @@ async def test_single_rejected_file_is_named_in_full(
     await run_sources(database, [Archives(str(tmp_path))])
 
     (csv,) = (await last_report(connection)).sources
-    assert csv.error == (
-        "sub/list.csv: none of its columns is known to hold a price (id, symbol, name); "
-        f"list.csv.toml next to it can say: {PRICE}"
-    )
+    assert csv.error == (f"sub/list.csv: {NO_PRICE}; list.csv.toml next to it can say: {PRICE}")
 
 
 async def test_truncated_and_misconfigured_files_are_rejects(
@@ -212,7 +212,7 @@ async def test_copies_of_a_rejected_file_are_named(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
     for name in ("a.csv", "b.csv", "c.csv"):
-        (tmp_path / name).write_text(PRICELESS)
+        (tmp_path / name).write_text(UNNAMED_PRICE)
 
     await run_sources(database, [Archives(str(tmp_path))])
 
@@ -262,7 +262,7 @@ async def test_thousands_of_rejected_files(
 
 async def test_etl_names_every_rejected_file(database_url: str, tmp_path: Path) -> None:
     for name in ("one.csv", "two.csv"):
-        (tmp_path / name).write_text(f"{PRICELESS}{name},A,A\n")
+        (tmp_path / name).write_text(f"{UNNAMED_PRICE}{name},A,A,1515230661,2\n")
 
     code, out, _ = await run_command(
         *("etl", "--source", "csv"), DATABASE_URL=database_url, KASPARRO_ARCHIVES=str(tmp_path)

@@ -26,8 +26,8 @@ BEGIN = 1_514_764_800
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Small files and one of more than one batch. Some rows contradict rows of earlier files, some are
-    invalid, and some files have no symbols and names."""
+    """Small files and one of more than one batch. Some rows differ a little from those of other files, some
+    are invalid, and some files have no symbols and names."""
     folder = tmp_path_factory.mktemp("archives")
     chance = random.Random(7)
     for file in range(SMALL_FILES + 1):
@@ -36,8 +36,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             labelled = file % 4 != 1
             out.write(f"id,{'symbol,name,' if labelled else ''}price_usd,last_updated\n")
             for row in range(rows):
-                coin, day = row % 500, chance.randrange(200)
-                price = "none at all" if chance.random() < 0.001 else f"{chance.random():.9f}"
+                coin, day = row % 500, row // 500 + chance.randrange(2) * 100
+                price = "none at all" if chance.random() < 0.001 else f"{1 + chance.random() / 1000:.9f}"
                 labels = f"C{coin},Coin {coin}," if labelled else ""
                 out.write(f"coin-{coin},{labels}{price},{BEGIN + 86_400 * day}\n")
     yield folder

@@ -257,17 +257,19 @@ async def test_checkpoint_commits_with_its_batch(database: Database) -> None:
     loader = await start_loader(database, "csv")
     checkpoint = Checkpoint(key="sha256:1", name="a.csv", position=2, complete=False)
 
-    assert await loader.checkpoint(checkpoint.key) is None
+    assert await loader.file_named("a.csv") is None
     await loader.load(make_batch(make_record(), checkpoint=checkpoint), T0)
 
-    assert await loader.checkpoint(checkpoint.key) == checkpoint
+    known = await loader.file_named("a.csv")
+    assert known is not None
+    assert (known.key, known.position, known.complete) == ("sha256:1", 2, False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "table",
     [
-        *("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"),
+        *("unified_data", "unified_history", "rejects", "reject_counts", "archive_files", "pages"),
         *("insert_counters", "instance"),
     ],
 )
@@ -297,11 +299,11 @@ async def test_batch_that_fails_at_any_statement_leaves_nothing(
         await loader.load(batch, T0)
     await connection.execute(f"ALTER TABLE hidden RENAME TO {table}")
 
-    for empty in ("unified_data", "unified_history", "rejects", "reject_counts", "checkpoints", "pages"):
+    for empty in ("unified_data", "unified_history", "rejects", "reject_counts", "archive_files", "pages"):
         assert await connection.fetchval(f"SELECT count(*) FROM {empty}") == 0, empty
     assert await connection.fetchval("SELECT max(fetched + batches) FROM run_sources") == 0
     await loader.load(batch, T0)
-    assert await loader.checkpoint("k") == batch.checkpoint
+    assert await loader.file_named("k") is not None
     assert await loader.pages() == [page]
     assert await connection.fetchval("SELECT max(fetched) FROM run_sources") == 3
 

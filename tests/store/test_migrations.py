@@ -168,14 +168,16 @@ TABLES = [name for name in ALL_TABLES if name != "schema_migrations"]
 async def populate(connection: Connection) -> None:
     """Insert a row into every table that has none."""
     await connection.execute("SELECT create_history_partition('2024-06-01')")
-    if not await connection.fetchval("SELECT count(*) FROM runs"):
-        await connection.execute(
-            "INSERT INTO runs (trigger, status, started_at) VALUES ('etl', 'running', now())"
-        )
-    for table in TABLES:
-        if await connection.fetchval("SELECT to_regclass($1) IS NULL", table):
-            continue
-        if await connection.fetchval(f"SELECT count(*) FROM {table}"):
+    await connection.execute(
+        "INSERT INTO runs (trigger, status, started_at)"
+        " SELECT 'etl', 'running', now() WHERE NOT EXISTS (SELECT FROM runs)"
+    )
+    tables = await connection.fetch(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
+        " AND relnamespace = 'public'::regnamespace"
+    )
+    for (table,) in tables:
+        if await connection.fetchval(f"SELECT EXISTS (SELECT FROM {table})"):
             continue
         columns = await connection.fetch(
             "SELECT column_name, data_type FROM information_schema.columns"

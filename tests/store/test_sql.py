@@ -97,7 +97,8 @@ async def test_all_combinations_can_be_prepared(
 
 @pytest.mark.parametrize("path", FIXED)
 async def test_fixed_statements_can_be_prepared(connection: Connection, path: str) -> None:
-    await connection.execute(statements("load/batch.sql")["staging"])
+    for staging in ("load/batch.sql", "load/settle.sql"):
+        await connection.execute(statements(staging)["staging"])
 
     for name, text in statements(path).items():
         if name != "staging":

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from kasparro.model.batch import Batch, Checkpoint
+from kasparro.model.batch import Batch, KnownFile
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.files import ArchiveFile, open_all
+from kasparro.sources.archives.identity import Head
 from kasparro.sources.archives.overrides import FOLDER_FILE, NO_OVERRIDES, SUFFIX, Overrides, read_overrides
-from kasparro.sources.archives.reader import Head, Job, Portion, Problem, read_archive
+from kasparro.sources.archives.reader import Job, Portion, Problem, read_archive
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
 from kasparro.sources.base import SourceContext
@@ -164,30 +165,38 @@ def proc_status(pid: int, field: str) -> list[str]:
 
 
 class Checkpoints:
-    """The checkpoints that a database would keep between runs: one per name."""
+    """The files that a database would know between runs."""
 
     def __init__(self) -> None:
-        self.by_key: dict[str, Checkpoint] = {}
+        self.files: dict[int, KnownFile] = {}
 
-    async def find(self, key: str) -> Checkpoint | None:
-        return self.by_key.get(key)
+    async def file_named(self, name: str) -> KnownFile | None:
+        return next((file for file in reversed(self.files.values()) if file.name == name), None)
 
-    async def find_named(self, name: str) -> Checkpoint | None:
-        return next((checkpoint for checkpoint in self.by_key.values() if checkpoint.name == name), None)
+    async def known_files(self, name: str, content: str) -> list[KnownFile]:
+        return [file for file in self.files.values() if file.name == name or file.content == content]
 
     def commit(self, batch: Batch) -> None:
-        """Keep a batch's checkpoint in place of the earlier one of its name."""
+        """Keep what the checkpoint of a batch says about its file."""
         checkpoint = batch.checkpoint
         if checkpoint is None:
             assert batch.rows == 0
             return
-        self.by_key = {key: other for key, other in self.by_key.items() if other.name != checkpoint.name} | {
-            checkpoint.key: checkpoint
+        same = (number for number, file in self.files.items() if file.key == checkpoint.key)
+        number = next(same, checkpoint.continues or max(self.files, default=0) + 1)
+        given = {
+            field: getattr(checkpoint, field)
+            for field in KnownFile.__struct_fields__
+            if hasattr(checkpoint, field)
         }
+        self.files[number] = KnownFile(id=number, **given)
+        if checkpoint.complete:
+            for replaced in checkpoint.replaces:
+                self.files.pop(replaced, None)
 
     def context(self) -> SourceContext:
-        """The context of a run that knows these checkpoints."""
-        return SourceContext(clock=lambda: NOW, checkpoint=self.find, checkpoint_named=self.find_named)
+        """The context of a run that knows these files."""
+        return SourceContext(clock=lambda: NOW, file_named=self.file_named, known_files=self.known_files)
 
 
 async def run_source(

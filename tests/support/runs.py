@@ -28,10 +28,11 @@ NOON = datetime(2024, 6, 1, 12, 0, tzinfo=UTC)
 _TABLES = {
     "unified_data": "source, source_id",
     "unified_history": "source, source_id, observed_at",
-    "checkpoints": "source, key",
+    "archive_files": "source, key",
+    "shared_records": "source_id, observed_at, content_hash",
 }
 # Columns that differ between two loads of the same input.
-_WRITE_TIMES = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version"}
+_WRITE_TIMES = {"first_seen_at", "updated_at", "recorded_at", "fetched_at", "version", "loading_since"}
 
 
 class ManualClock:
@@ -91,12 +92,20 @@ def requested_pages(calls: Sequence[Call]) -> list[int]:
 
 
 async def table_contents(url: str) -> dict[str, list[dict[str, object]]]:
-    """The rows of the data tables, without the columns that say when a row was written."""
+    """The rows of the data tables, without the columns that say when a row was written. Ids of files are
+    replaced by their names."""
     connection = await asyncpg.connect(url)
     try:
+        files = {
+            row["id"]: row["name"] for row in await connection.fetch("SELECT id, name FROM archive_files")
+        }
         return {
             table: [
-                {column: value for column, value in row.items() if column not in _WRITE_TIMES}
+                {
+                    column: files.get(value) if column in {"id", "file_id"} else value
+                    for column, value in row.items()
+                    if column not in _WRITE_TIMES
+                }
                 for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY {order}")
             ]
             for table, order in _TABLES.items()

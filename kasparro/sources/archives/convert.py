@@ -104,6 +104,7 @@ class Converter:
         width = self._width
         day = at["closed_at"] if "closed_at" in self._detection.column_of else at["time"]
         rank = at["rank"]
+        is_candles = self._detection.layout.kind == "candles"
         coin_cells = itemgetter(at["id"], at["symbol"], at["name"], at["currency"])
         money_cells, supply_cells, percent_cells = (
             itemgetter(*(at[field] for field in FIELDS[kind])) for kind in _KINDS
@@ -134,6 +135,8 @@ class Converter:
                 return f"{when}\t{source_id}", content
             if values[2] == NULL:
                 self._without_price(row, values[2:8])
+            elif is_candles and values[2] != "0":
+                values[3:5] = [NULL if value == "0" else value for value in values[3:5]]
             return f"{when}\t{source_id}", "\t".join(values)
 
         def convert_all(rows: Sequence[list[str]]) -> tuple[list[str], list[str]] | None:
@@ -163,6 +166,8 @@ class Converter:
                 or any(set(row) == {NULL} for row in zip(*figures[:6], strict=True))
             ):
                 return None
+            if is_candles and ("0" in figures[1] or "0" in figures[2]):
+                figures[1:3] = (_known_only(figures[0], column) for column in figures[1:3])
             keys = map("\t".join, zip(whens, ids, strict=True))
             return [*keys], [*map("\t".join, zip(labels, ranked, *figures, strict=True))]
 
@@ -273,6 +278,14 @@ class Converter:
         if at > self._now:
             raise RejectedValue("observed_at", f"its period is not over yet: {at.isoformat()}")
         return at
+
+
+def _known_only(prices: Sequence[str], figures: Sequence[str]) -> list[str]:
+    # In a candle, a market cap or volume of 0 next to a price means that it is not known, or not yet.
+    return [
+        NULL if figure == "0" and price not in {"0", NULL} else figure
+        for price, figure in zip(prices, figures, strict=True)
+    ]
 
 
 def _zone(name: str) -> tzinfo:

@@ -1,40 +1,96 @@
-"""Makes the checkpoint key of an archive from its content, and finds the part that an earlier run loaded."""
+"""What an archive is known by: its content and how it is read, and the part that an earlier run loaded."""
 
 import hashlib
-from typing import IO
+from typing import IO, NamedTuple, Self
 
 import msgspec
 
-from kasparro.model.batch import Checkpoint
+from kasparro.model.batch import KnownFile
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import Overrides
-from kasparro.sources.archives.reader import Head
 
 # Part of every key. A parser that reads files differently needs a new version, so that they are loaded again.
-PARSER_VERSION = "5"
+PARSER_VERSION = "6"
 READ_BYTES = 1024 * 1024
 
 
+class Key(NamedTuple):
+    """The parts of a file's key: parser version, digests of content and overrides, and the interpretation.
+
+    The interpretation covers all that is read from the file's name, so files of one content have different
+    keys if their names give different coins.
+    """
+
+    version: str
+    content: str
+    overrides: str
+    interpretation: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The parts of a key. Keys of earlier parsers have fewer parts."""
+        return cls(*[*text.split(":"), "", "", ""][:4])
+
+    def __str__(self) -> str:
+        return ":".join(self)
+
+    def reads_like(self, other: "Key") -> bool:
+        """Whether the rows of both files are read in the same way."""
+        return self._replace(content="") == other._replace(content="")
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a grown file that an earlier run loaded.
+
+    `position` is its number of rows. `bytes` and `line` say where the new part begins.
+    """
+
+    position: int
+    bytes: int
+    line: int
+    interpretation: str
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """A file's key, and the part of it that was loaded before it grew."""
+    """A file's key, and the one coin of its rows if there is one.
+
+    `has_earlier_content` says that its content is what it was, or begins with it. `head` is the part that was
+    loaded, if only the rest must be read.
+    """
 
     key: str
+    coin: str | None
+    has_earlier_content: bool
+    head: Head | None = None
+
+    @property
+    def content(self) -> str:
+        """The digest of its content."""
+        return Key.parse(self.key).content
+
+
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's key without the interpretation, and what `Identity` has of its earlier content."""
+
+    key: Key
+    has_earlier_content: bool
     head: Head | None
 
 
-def identify(file: ArchiveFile, overrides: Overrides, earlier: Checkpoint | None) -> Identity:
+def digest_contents(file: ArchiveFile, overrides: Overrides, earlier: KnownFile | None) -> Contents:
     """Read a file once for its digest, and for the digest of the part that `earlier` covers."""
-    suffix = f":{overrides.digest}" if overrides.digest else ""
     digest = hashlib.sha256()
-    head = None
+    head, grown = None, False
     with file.content() as content:
         if earlier is not None and earlier.complete and earlier.bytes is not None:
             lines, last = _digest(content, digest, earlier.bytes)
-            if f"{PARSER_VERSION}:{digest.hexdigest()}{suffix}" == earlier.key:
-                head = _head(earlier, earlier.bytes, lines, last, content)
+            if digest.hexdigest() == earlier.content:
+                grown, head = True, _head(earlier, earlier.bytes, lines, last, content)
         while chunk := content.read(READ_BYTES):
             digest.update(chunk)
-    return Identity(key=f"{PARSER_VERSION}:{digest.hexdigest()}{suffix}", head=head)
+    same = earlier is not None and digest.hexdigest() == earlier.content
+    key = Key(PARSER_VERSION, digest.hexdigest(), overrides.digest, "")
+    return Contents(key=key, has_earlier_content=grown or same, head=head)
 
 
 def _digest(content: IO[bytes], digest: "hashlib._Hash", size: int) -> tuple[int, bytes]:
@@ -48,7 +104,7 @@ def _digest(content: IO[bytes], digest: "hashlib._Hash", size: int) -> tuple[int
     return lines, last
 
 
-def _head(earlier: Checkpoint, size: int, lines: int, last: bytes, content: IO[bytes]) -> Head | None:
+def _head(earlier: KnownFile, size: int, lines: int, last: bytes, content: IO[bytes]) -> Head | None:
     # Where the appended rows begin; None if the last line of the earlier content was incomplete.
     if earlier.interpretation is None:
         return None

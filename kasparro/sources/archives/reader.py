@@ -10,12 +10,14 @@ import msgspec
 
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import InvalidValue, Reject, RejectedValue
+from kasparro.model.rival_prices import RivalPrices
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.detect import Detection
 from kasparro.sources.archives.detect.attempt import detect_file
 from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.identity import Head, Key
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
 from kasparro.sources.archives.text import (
     ArchiveText,
@@ -44,16 +46,15 @@ BATCH_CHARACTERS = 16 * 1024 * 1024
 REASON_LIMIT = 1_000
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a grown file that an earlier run loaded.
+# The errors that reject a file.
+READ_ERRORS = (FileRejected, Damaged, csv.Error, OSError)
 
-    `position` is its number of rows. `bytes` and `line` say where the new part begins.
-    """
 
-    position: int
-    bytes: int
-    line: int
-    interpretation: str
+class Detected(msgspec.Struct, frozen=True):
+    """The beginning of a file, and the format that was detected from it."""
+
+    sample: Sample
+    detection: Detection
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is for people, `key` is the checkpoint's key. The first `position` rows, or `head`, are already
     loaded. `now` is the run's clock. `half_rule` says that a file is rejected if over half of its rows are.
+    `detected` is the format, if it is known already.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     overrides: Overrides = NO_OVERRIDES
     head: Head | None = None
     half_rule: bool = True
+    detected: Detected | None = None
 
 
 class Portion(msgspec.Struct, frozen=True, tag=True):
@@ -81,9 +84,10 @@ class Portion(msgspec.Struct, frozen=True, tag=True):
 
 
 class Problem(msgspec.Struct, frozen=True, tag=True):
-    """The reject of a file, or of the rest of it."""
+    """The reject of a file, or of the rest of it. `content` is the digest of its content, if it was read."""
 
     reject: Reject
+    content: str | None = None
 
 
 class RejectCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,14 +117,20 @@ async def read_archive(file: ArchiveFile, job: Job) -> AsyncIterator[Portion | P
         detection, half_rule_checked = await _detect(file, job)
         async for message in _read(file, job, detection, half_rule_checked):
             yield message
-    except FileRejected as rejected:
-        yield file_problem(job.name, str(rejected), rejected.setting)
-    except Damaged as damage:
-        yield file_problem(job.name, f"not loaded: {damage}")
-    except csv.Error as error:
-        yield file_problem(job.name, f"not loaded: it is no table ({error})")
-    except OSError as error:
-        yield file_problem(job.name, f"cannot be read ({error.strerror or error})")
+    except READ_ERRORS as error:
+        yield problem_of(job.name, error)
+
+
+def problem_of(name: str, error: Exception) -> Problem:
+    """The Problem of a file that one of READ_ERRORS rejects."""
+    match error:
+        case FileRejected():
+            return file_problem(name, str(error), error.setting)
+        case OSError():
+            return file_problem(name, f"cannot be read ({error.strerror or error})")
+        case csv.Error():
+            return file_problem(name, f"not loaded: it is no table ({error})")
+    return file_problem(name, f"not loaded: {error}")
 
 
 def file_problem(name: str, reason: str, setting: str | None = None) -> Problem:
@@ -128,10 +138,16 @@ def file_problem(name: str, reason: str, setting: str | None = None) -> Problem:
     return Problem(Reject(reason=one_line(reason)[:REASON_LIMIT], location=name, setting=setting))
 
 
+async def detect_format(file: ArchiveFile, name: str, now: datetime, overrides: Overrides) -> Detected:
+    """Detect the format of a file. Raises one of READ_ERRORS if something stays open."""
+    return Detected(*await detect_file(file, name, now, overrides))
+
+
 async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:
     # The format of the file, and whether the rule about half of its rows is settled. Raises FileRejected if
     # over half would be rejected. A file that makes a single batch is checked with that batch.
-    sample, detection = await detect_file(file, job.name, job.now, job.overrides)
+    detected = job.detected or await detect_format(file, job.name, job.now, job.overrides)
+    sample, detection = detected.sample, detected.detection
     if not job.half_rule:
         return detection, True
     if sample.whole and len(sample.rows) < BATCH_ROWS and not job.position and job.head is None:
@@ -209,6 +225,9 @@ async def _read(
 ) -> AsyncIterator[Portion | Problem]:
     converter = Converter(detection, job.now)
     builder = BatchBuilder(detection.lacks)
+    # The database compares the prices of later batches with those of the first.
+    rivals = RivalPrices() if not job.position and job.head is None else None
+    coin = None if detection.coin is None else detection.coin.source_id
     # Rows that are not converted yet, and the lines on which they begin.
     pending: list[list[str]] = []
     pending_lines: list[int] = []
@@ -227,6 +246,8 @@ async def _read(
         lines = converter.convert_all(pending)
         if lines is not None:
             builder.add_lines(*lines)
+            if rivals is not None:
+                rivals.add(*lines)
         else:
             for first_line, cells in zip(pending_lines, pending, strict=True):
                 try:
@@ -235,13 +256,19 @@ async def _read(
                     builder.add_invalid(_invalid_values(converter, job.name, first_line))
                     if converter.damaged:
                         damaged[_damage(converter)] += 1
+                    if rivals is not None:
+                        rivals.add([key], [content])
                 except (RejectedValue, UnicodeEncodeError) as error:
                     builder.reject(_reject(error, cells[: detection.width], detection, job.name, first_line))
         pending.clear()
         pending_lines.clear()
 
     def take_batch(complete: bool) -> Portion:
+        nonlocal rivals
         convert()
+        if rivals is not None and (conflict := rivals.conflict) is not None:
+            raise FileRejected(conflict)
+        rivals = None
         checkpoint = Checkpoint(
             key=job.key,
             name=job.name,
@@ -249,6 +276,8 @@ async def _read(
             complete=complete,
             bytes=file.size if complete and can_be_continued() else None,
             interpretation=detection.interpretation,
+            content=Key.parse(job.key).content,
+            coin=coin,
         )
         batch, reasons = builder.take(checkpoint), damaged.copy()
         damaged.clear()

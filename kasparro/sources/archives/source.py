@@ -1,5 +1,6 @@
-"""The source `csv`: loads each archive once, by its content, with the archive worker."""
+"""The source `csv`: loads each archive once, with the archive worker."""
 
+import asyncio
 import os
 import sys
 from collections import deque
@@ -8,11 +9,15 @@ from contextlib import AsyncExitStack, aclosing
 from itertools import chain
 from typing import Annotated, NamedTuple
 
+import msgspec
+
+from kasparro.concurrency import cancel_all
 from kasparro.errors import SourceError
 from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import Reject
 from kasparro.settings import SourceSettings, Variable, parse_text
 from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.placement import Placement, place
 from kasparro.sources.archives.reader import Portion, Problem, file_problem
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
 from kasparro.sources.base import SourceContext, SourceDefinition
@@ -52,8 +57,10 @@ class Archives:
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier run has loaded to their end, file after file."""
-        # By the key of the content, because a file of the same content with another name may still load.
+        # By the digest of the content: a copy of the file may load, because its name may answer what is left
+        # open.
         rejects: dict[str | None, list[Reject]] = {}
+        loaded: set[str] = set()
         stalled = None
         async with AsyncExitStack() as stack:
 
@@ -73,7 +80,7 @@ class Archives:
                     async for message in transfer.messages:
                         if isinstance(message, Portion):
                             context.progress(done + min(message.position, transfer.size), total)
-                            yield message.batch
+                            yield transfer.placed(message.batch)
                         else:
                             problem = message
                 except WorkerEnded as error:
@@ -81,10 +88,10 @@ class Archives:
                     problem = file_problem(transfer.name, str(error).removeprefix(f"{transfer.name}: "))
                     silent += isinstance(error, WorkerSilent)
                 if problem is not None:
-                    rejects.setdefault(transfer.key, []).append(problem.reject)
+                    rejects.setdefault(transfer.content or problem.content, []).append(problem.reject)
                     queue.add_copy(transfer.key)
-                elif transfer.key is not None:
-                    rejects.pop(transfer.key, None)
+                elif transfer.loads and transfer.content is not None:
+                    loaded.add(transfer.content)
                 done += transfer.size
                 context.progress(done, total)
                 if silent == SILENT_LIMIT:
@@ -92,7 +99,8 @@ class Archives:
                         f"archives {self._setting}: {silent} files did not answer; check their file system"
                     )
                     break
-        for batch in _reject_batches([*chain.from_iterable(rejects.values())]):
+        lost = (found for content, found in rejects.items() if content not in loaded)
+        for batch in _reject_batches([*chain.from_iterable(lost)]):
             yield batch
         if stalled is not None:
             raise SourceError(stalled)
@@ -106,52 +114,65 @@ class Archives:
     ) -> AsyncGenerator["_Transfer", None]:
         # The transfer of each file, in order. While the caller consumes it, the other workers start the next
         # ones, and read ahead as far as their pipes allow.
-        free, workers, started = [first], 1, deque[_Transfer]()
-
-        async def alive(worker: Worker) -> Worker:
-            if worker.alive:
-                return worker
-            await worker.end()
-            return await start_worker()
-
-        while True:
-            while queue and (free or workers < self._workers):
-                if free:
-                    worker = free.pop()
-                else:
-                    worker, workers = await start_worker(), workers + 1
-                transfer = await self._start(*queue.next(), worker, context, queue)
-                if transfer.worker is None:
-                    free.append(await alive(worker))
-                started.append(transfer)
-            if not started:
-                return
-            transfer = started.popleft()
-            async with aclosing(transfer.messages):
-                yield transfer
-            if transfer.worker is not None:
-                free.append(await alive(transfer.worker))
+        free, workers = [first], 1
+        started = deque[tuple[Worker, asyncio.Task[_Transfer]]]()
+        before: asyncio.Task[_Transfer] | None = None
+        try:
+            while True:
+                while queue and (free or workers < self._workers):
+                    if not free:
+                        worker, workers = await start_worker(), workers + 1
+                    elif not (worker := free.pop()).alive:
+                        await worker.end()
+                        worker = await start_worker()
+                    before = asyncio.create_task(self._start(queue.next(), worker, context, queue, before))
+                    started.append((worker, before))
+                if not started:
+                    return
+                worker, starting = started[0]
+                transfer = await starting
+                started.popleft()
+                async with aclosing(transfer.messages):
+                    yield transfer
+                free.append(worker)
+        finally:
+            await cancel_all({starting for _, starting in started})
 
     async def _start(
-        self, archive: Archive, size: int, worker: Worker, context: SourceContext, queue: "_FileQueue"
+        self,
+        file: tuple[Archive, int],
+        worker: Worker,
+        context: SourceContext,
+        queue: "_FileQueue",
+        before: "asyncio.Task[_Transfer] | None",
     ) -> "_Transfer":
-        # Starts to read a file, unless it cannot be read or is already loaded.
-        earlier = await context.checkpoint_named(archive.name)
+        # Starts to read a file, unless it cannot be read, is already loaded or was forgotten. The workers
+        # identify files at the same time, which takes most of the time of a small file. What to do with each
+        # is decided in their order: `before` is the start of the file before.
+        archive, size = file
+        earlier = await context.file_named(archive.name)
         try:
-            key = await worker.identify(archive, earlier, context.clock())
+            identity = await worker.identify(archive, earlier, context.clock())
         except WorkerEnded as error:
             return _Transfer(archive.name, size, None, _messages(error))
-        if isinstance(key, Problem):
-            return _Transfer(archive.name, size, None, _messages(key))
-        if queue.is_first(key, archive):
-            same = await context.checkpoint(key)
-            if same is not None and (same.complete or same.position):
-                context.summary.loaded_before = True
-            if same is None or not same.complete:
-                worker.start_reading(same.position if same is not None else None)
-                return _Transfer(archive.name, size, key, worker.messages(archive.name), worker)
+        if isinstance(identity, Problem):
+            return _Transfer(archive.name, size, None, _messages(identity))
+        if before is not None:
+            await asyncio.wait({before})
+        known = await context.known_files(archive.name, identity.content)
+        placement = place(archive.name, identity, known, queue.names)
+        context.summary.loaded_before |= placement.loaded_before
+        message: Portion | Problem | None = None
+        if placement.problem is not None:
+            message = file_problem(archive.name, placement.problem)
+        elif placement.renamed is not None:
+            message = Portion(BatchBuilder().take(placement.renamed), 0)
+        elif placement.must_read and queue.is_first(identity.key, archive):
+            worker.start_reading(placement.position)
+            messages = worker.messages(archive.name)
+            return _Transfer(archive.name, size, identity.key, messages, placement, identity.content)
         worker.skip()
-        return _Transfer(archive.name, size, None, _messages(None))
+        return _Transfer(archive.name, size, None, _messages(message), placement, identity.content)
 
 
 def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
@@ -164,22 +185,36 @@ def _reject_batches(rejects: Sequence[Reject]) -> Iterator[Batch]:
 
 
 class _Transfer(NamedTuple):
-    # The messages about a file, and the worker that sends them. `key` is None if the file is not read.
+    # The messages about a file. `key` is None if the file is not read, and `placement` and `content` are None
+    # if it cannot be.
     name: str
     size: int
     key: str | None
     messages: AsyncGenerator[Portion | Problem, None]
-    worker: Worker | None = None
+    placement: Placement | None = None
+    content: str | None = None
+
+    @property
+    def loads(self) -> bool:
+        """Whether the file's records are in the database at its end, unless it is rejected."""
+        return self.key is not None or (self.placement is not None and self.placement.loaded_before)
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch, with what its file continues or replaces."""
+        if self.placement is None or batch.checkpoint is None:
+            return batch
+        return msgspec.structs.replace(batch, checkpoint=self.placement.placed(batch.checkpoint))
 
 
 class _FileQueue:
-    # The files that are not read yet. Of files with the same content the first is read. If it is rejected,
-    # its copies are read one after the other, because a file's name also says something about its content.
+    # The files that are not read yet. Of files with the same key, which give the same records, the first is
+    # read. If it is rejected, its copies are read one after the other, so that each is named.
     def __init__(self, files: Sequence[Archive]) -> None:
         self._files = deque((file, file.size) for file in files)
         self._copies: dict[str, deque[Archive]] = {}
         self._untried: dict[str, deque[Archive]] = {}
         self.bytes = sum(file.size for file in files)
+        self.names = frozenset(file.name for file in files)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -189,7 +224,7 @@ class _FileQueue:
         return self._files.popleft()
 
     def is_first(self, key: str, archive: Archive) -> bool:
-        """Whether this is the file to read of those with the same content; if not, remember it as a copy."""
+        """Whether this is the file to read of those with the same key; if not, remember it as a copy."""
         if key in self._copies:
             self._copies[key].append(archive)
             return False
@@ -197,7 +232,7 @@ class _FileQueue:
         return True
 
     def add_copy(self, key: str | None) -> None:
-        """After the file with this content was rejected, put its next copy at the front."""
+        """After the file with this key was rejected, put its next copy at the front."""
         copies = self._copies.pop(key, None) if key is not None else None
         if key is not None and copies:
             # The progress already includes the copy's size.
@@ -205,7 +240,9 @@ class _FileQueue:
             self._untried[key] = copies
 
 
-async def _messages(message: Problem | WorkerEnded | None) -> AsyncGenerator[Portion | Problem, None]:
+async def _messages(
+    message: Portion | Problem | WorkerEnded | None,
+) -> AsyncGenerator[Portion | Problem, None]:
     # The messages about a file that no worker reads.
     if isinstance(message, WorkerEnded):
         raise message

@@ -15,14 +15,30 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from kasparro.errors import SourceError
 from kasparro.sources.archives import privilege_separation, sandbox
 from kasparro.sources.archives.discover import find_archives
 from kasparro.sources.archives.explain import check, not_checked
 from kasparro.sources.archives.files import ArchiveFile, OpenFiles, open_all
-from kasparro.sources.archives.identity import identify
-from kasparro.sources.archives.overrides import FOLDER_FILE, SUFFIX, OverridesRejected, read_overrides
-from kasparro.sources.archives.reader import Job, file_problem, read_archive
+from kasparro.sources.archives.identity import Contents, Identity, Key, digest_contents
+from kasparro.sources.archives.overrides import (
+    FOLDER_FILE,
+    SUFFIX,
+    Overrides,
+    OverridesRejected,
+    read_overrides,
+)
+from kasparro.sources.archives.reader import (
+    READ_ERRORS,
+    Detected,
+    Job,
+    detect_format,
+    file_problem,
+    problem_of,
+    read_archive,
+)
 from kasparro.sources.archives.text import ENCODINGS
 from kasparro.sources.archives.worker_messages import (
     CheckResult,
@@ -143,14 +159,20 @@ async def _read(
         if request.check:
             writer.send(CheckResult(await check(file, request.name, overrides, request.now)))
             return Finished()
-        identity = identify(file, overrides, request.earlier)
+        contents = digest_contents(file, overrides, request.earlier)
     except OverridesRejected as error:
         _reject(request, f"not loaded: {error}", writer)
         return Finished()
     except OSError as error:
         _reject(request, f"cannot be read ({error.strerror or error})", writer)
         return Finished()
-    writer.send(FileKey(identity.key))
+    try:
+        identity, detected = await _identify(file, contents, request, overrides)
+    except READ_ERRORS as error:
+        problem = problem_of(request.name, error)
+        writer.send(msgspec.structs.replace(problem, content=contents.key.content))
+        return Finished()
+    writer.send(FileKey(identity))
     following, _ = next(requests, (None, None))
     if not isinstance(following, ReadArchive):
         return None
@@ -161,10 +183,33 @@ async def _read(
         now=request.now,
         overrides=overrides,
         head=identity.head if following.position is None else None,
+        detected=detected,
     )
     async for message in read_archive(file, job):
         writer.send(message)
     return Finished()
+
+
+async def _identify(
+    file: ArchiveFile, contents: Contents, request: OpenArchive, overrides: Overrides
+) -> tuple[Identity, Detected | None]:
+    # What the file is known by, and its format, if it had to be detected: an unchanged file under the same
+    # name is read as before. Raises one of READ_ERRORS.
+    if (earlier := request.earlier) is not None:
+        known = Key.parse(earlier.key)
+        if known._replace(interpretation="") == contents.key:
+            return Identity(key=earlier.key, coin=earlier.coin, has_earlier_content=True), None
+    detected = await detect_format(file, request.name, request.now, overrides)
+    detection = detected.detection
+    key = contents.key._replace(interpretation=detection.interpretation)
+    reads_as_before = earlier is not None and key.reads_like(Key.parse(earlier.key))
+    identity = Identity(
+        key=str(key),
+        coin=None if detection.coin is None else detection.coin.source_id,
+        has_earlier_content=contents.has_earlier_content,
+        head=contents.head if reads_as_before else None,
+    )
+    return identity, detected
 
 
 def _reject(request: OpenArchive, reason: str, writer: MessageWriter) -> None:

@@ -14,9 +14,10 @@ import msgspec
 import structlog
 
 from kasparro.errors import SourceError
-from kasparro.model.batch import Checkpoint
+from kasparro.model.batch import KnownFile
 from kasparro.sources.archives.discover import Archive, Found
 from kasparro.sources.archives.explain import Checked
+from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.reader import Portion, Problem
 from kasparro.sources.archives.worker_messages import (
     LENGTH,
@@ -152,17 +153,19 @@ class Worker:
                 if message.last:
                     return found
 
-    async def identify(self, archive: Archive, earlier: Checkpoint | None, now: datetime) -> str | Problem:
-        """Open a file and return its checkpoint key, or the problem if it cannot be read.
+    async def identify(
+        self, archive: Archive, earlier: KnownFile | None, now: datetime
+    ) -> Identity | Problem:
+        """Open a file and return what it is known by, or the problem if it cannot be read.
 
-        After a key, call `start_reading` or `skip`. Raises WorkerEnded.
+        After an identity, call `start_reading` or `skip`. Raises WorkerEnded.
         """
         self._send(_open_request(archive, now, earlier))
         problem: Problem | None = None
         while True:
             message = await self._next(archive.name)
             if isinstance(message, FileKey):
-                return message.key
+                return message.identity
             if isinstance(message, Problem):
                 problem = message
             elif isinstance(message, Finished) and problem is not None:
@@ -247,7 +250,7 @@ class Worker:
 
 
 def _open_request(
-    archive: Archive, now: datetime, earlier: Checkpoint | None = None, *, check: bool = False
+    archive: Archive, now: datetime, earlier: KnownFile | None = None, *, check: bool = False
 ) -> OpenArchive:
     return OpenArchive(
         path=os.fsencode(archive.path.absolute()),

@@ -6,9 +6,10 @@ from typing import IO
 
 import msgspec
 
-from kasparro.model.batch import Checkpoint
+from kasparro.model.batch import KnownFile
 from kasparro.sources.archives.discover import Unsearched
 from kasparro.sources.archives.explain import Checked
+from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.reader import Portion, Problem
 
 LENGTH = struct.Struct("<I")
@@ -26,14 +27,14 @@ class OpenArchive(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Open a file and send its FileKey, then wait for ReadArchive or SkipArchive.
 
     If `check` is set, send the CheckResult instead. `path` and `root` are in the file system's own bytes,
-    `name` is for people, and `now` is the run's clock. `earlier` is the newest checkpoint of this name.
+    `name` is for people, and `now` is the run's clock. `earlier` is the newest file of this name.
     """
 
     path: bytes
     root: bytes | None
     name: str
     now: datetime
-    earlier: Checkpoint | None = None
+    earlier: KnownFile | None = None
     check: bool = False
 
 
@@ -66,9 +67,9 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class FileKey(msgspec.Struct, frozen=True, tag=True):
-    """The key of the file's checkpoint."""
+    """What the open file is known by."""
 
-    key: str
+    identity: Identity
 
 
 class CheckResult(msgspec.Struct, frozen=True, tag=True):

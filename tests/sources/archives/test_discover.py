@@ -115,10 +115,10 @@ async def test_good_file_loads_under_any_name(tmp_path: Path, name: str) -> None
     good(tmp_path / name, 7)
     shown: list[str] = []
 
-    async def checkpoint_named(name: str) -> None:
+    async def file_named(name: str) -> None:
         shown.append(name)
 
-    context = SourceContext(clock=lambda: NOW, checkpoint_named=checkpoint_named)
+    context = SourceContext(clock=lambda: NOW, file_named=file_named)
     assert await run_source(tmp_path, context=context) == (2, [])
     assert shown[0].isprintable()
     assert await run_source(tmp_path / name) == (2, [])

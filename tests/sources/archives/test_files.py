@@ -29,12 +29,12 @@ async def test_file_replaced_after_discovery_is_rejected(
     path = good(tmp_path / "a.csv", 7)
     good(tmp_path / "b.csv", 8)
 
-    async def checkpoint_named(name: str) -> None:
+    async def file_named(name: str) -> None:
         if name == "a.csv":
             path.unlink()
             replace(path)
 
-    context = SourceContext(clock=lambda: NOW, checkpoint_named=checkpoint_named)
+    context = SourceContext(clock=lambda: NOW, file_named=file_named)
     rows, rejected = await run_source(tmp_path, context=context)
 
     assert rows == 2
@@ -50,12 +50,12 @@ async def test_folder_replaced_by_a_link_is_not_followed(tmp_path: Path) -> None
     (root / "in").mkdir(parents=True)
     path = good(root / "in" / "a.csv", 8)
 
-    async def checkpoint_named(name: str) -> None:
+    async def file_named(name: str) -> None:
         path.unlink()
         path.parent.rmdir()
         path.parent.symlink_to(outside)
 
-    context = SourceContext(clock=lambda: NOW, checkpoint_named=checkpoint_named)
+    context = SourceContext(clock=lambda: NOW, file_named=file_named)
     rows, rejected = await run_source(root, context=context)
 
     assert rows == 0

@@ -350,3 +350,16 @@ async def test_null_and_lacking_fields_have_different_hashes(tmp_path: Path) -> 
         hashes.add(row["content_hash"])
 
     assert len(hashes) == 2
+
+
+async def test_several_prices_for_one_time_reject_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "btc-usd.csv"
+    rows = "".join(f"2024-01-{day:02},{day}\n" for day in range(1, 20))
+    path.write_text(f"date,price_usd\n{rows}2024-01-07,8\n2024-01-09,9\n")
+
+    outcome = await read(path)
+
+    assert outcome.rows == []
+    assert outcome.problem == (
+        "btc-usd.csv: several prices for one coin and time: btc at 2024-01-07T23:59:59+00:00 is 7 and 8"
+    )

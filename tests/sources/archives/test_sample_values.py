@@ -69,7 +69,8 @@ def epoch(column: str, unit: int) -> Callable[[Cells], datetime]:
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Where one file has its values: columns by field, the time, the coin if the name gives it, bad lines.
 
-    `overrides` are those that the file's rejection asks for.
+    `overrides` are those that the file's rejection asks for. `candles` says that its rows are candles, in
+    which a market cap or volume of 0 is unknown.
     """
 
     columns: dict[str, str]
@@ -78,6 +79,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     delimiter: str = ","
     decimal: str = "."
     bad_lines: frozenset[int] = frozenset()
+    candles: bool = False
     overrides: Overrides = NO_OVERRIDES
 
 
@@ -152,9 +154,9 @@ LAYOUTS: dict[str, Layout] = {
     "GOMINING": Layout(columns=GECKO, at=SNAPPED, coin="gomining"),
     "data_bitcoin_eur": Layout(columns=GERMAN, at=berlin, delimiter=";", decimal=","),
     "price_lists": Layout(columns=GERMAN, at=berlin, delimiter=";", decimal=",", bad_lines=frozenset({666})),
-    "coin_CryptocomCoin": Layout(columns=NUMBERED, at=SECONDS),
-    "coin_Dogecoin": Layout(columns=NUMBERED, at=SECONDS),
-    "coin_Ethereum": Layout(columns=NUMBERED, at=SECONDS),
+    "coin_CryptocomCoin": Layout(columns=NUMBERED, at=SECONDS, candles=True),
+    "coin_Dogecoin": Layout(columns=NUMBERED, at=SECONDS, candles=True),
+    "coin_Ethereum": Layout(columns=NUMBERED, at=SECONDS, candles=True),
     "BTC-USD_2_": Layout(
         columns={"price_usd": "Close", "volume_24h_usd": "Volume"}, at=day("Date", "%Y-%m-%d"), coin="btc"
     ),
@@ -181,14 +183,15 @@ LAYOUTS: dict[str, Layout] = {
     "ethereum_price": Layout(columns=DAILY, at=DATED, coin="ethereum"),
     "nem_price": Layout(columns=DAILY, at=DATED, coin="nem"),
     "Crypto-Pricing__coin.csv": Layout(columns=GECKO_MARKETS, at=iso),
-    "dogecoin": Layout(columns=CRAWLED, at=DATED, coin="dogecoin"),
+    "dogecoin": Layout(columns=CRAWLED, at=DATED, coin="dogecoin", candles=True),
     "freedom-coin": Layout(
         columns={"price_usd": "Close**", "volume_24h_usd": "Volume"},
         at=DATED,
         coin="freedom-coin",
+        candles=True,
         overrides=Overrides(coin=Coin(id="freedom-coin")),
     ),
-    "xrp.csv": Layout(columns=CRAWLED, at=DATED, coin="xrp"),
+    "xrp.csv": Layout(columns=CRAWLED, at=DATED, coin="xrp", candles=True),
 }
 # Files that are not loaded; test_samples.py has the reasons.
 NOT_LOADED = (
@@ -236,6 +239,9 @@ def rows_of(path: Path, layout: Layout) -> Iterator[tuple[str, datetime, Values]
                     values[field] = int(Decimal(row[column])) if row[column] else None
                 elif field != "source_id":
                     values[field] = row[column].strip() or None
+            if layout.candles and values["price_usd"]:
+                for field in ("market_cap_usd", "volume_24h_usd"):
+                    values[field] = values[field] or None
             coin = layout.coin or row.get(layout.columns.get("source_id", ""), "").strip()
             coin = coin or coin_id(*(values[field] for field in ("symbol", "name") if values[field]))
             yield coin, layout.at(row), values

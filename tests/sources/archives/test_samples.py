@@ -63,7 +63,7 @@ CHECKED_ROWS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "data_bitcoin_eur": ({"observed_at": "2023-12-31 23:00:00+00:00"}, {"price_usd": "44152.2269"}),
     "coin_CryptocomCoin": (
         {"observed_at": "2018-12-15 23:59:59+00:00"},
-        {"price_usd": "0.0172433664486", "market_cap_usd": "0", "volume_24h_usd": "989709.642797211"},
+        {"price_usd": "0.0172433664486", "market_cap_usd": r"\N", "volume_24h_usd": "989709.642797211"},
     ),
     "Investing.com": (
         {"observed_at": "2022-09-01 23:59:59+00:00"},
@@ -71,7 +71,7 @@ CHECKED_ROWS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     ),
     "xrp.csv": (
         {"observed_at": "2013-08-04 23:59:59+00:00"},
-        {"price_usd": "0.005882", "market_cap_usd": "45983577", "volume_24h_usd": "0"},
+        {"price_usd": "0.005882", "market_cap_usd": "45983577", "volume_24h_usd": r"\N"},
     ),
     "ethereum_price": (
         {"observed_at": "2015-08-07 23:59:59+00:00"},

@@ -7,15 +7,17 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from kasparro.errors import SourceError
-from kasparro.model.batch import BATCH_ROWS
+from kasparro.model.batch import BATCH_ROWS, KnownFile
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.reader import Problem
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
@@ -49,12 +51,12 @@ async def test_folder_is_read_in_order_and_known_content_is_skipped(tmp_path: Pa
     (tmp_path / "notes.md").write_text("not an archive")
     checkpoints = Checkpoints()
     assert (await run_source(tmp_path, checkpoints))[0] == 20_510
-    assert [checkpoint.name for checkpoint in checkpoints.by_key.values()] == [
+    assert [checkpoint.name for checkpoint in checkpoints.files.values()] == [
         "a.csv.gz",
         "b/two.csv",
         "copy.csv",
     ]
-    assert all(checkpoint.complete for checkpoint in checkpoints.by_key.values())
+    assert all(checkpoint.complete for checkpoint in checkpoints.files.values())
     (tmp_path / "b" / "two.csv").rename(tmp_path / "renamed.csv")
     assert (await run_source(tmp_path, checkpoints))[0] == 0
 
@@ -68,9 +70,7 @@ async def test_same_content_is_read_once(tmp_path: Path) -> None:
 async def test_stopped_run_ends_its_worker_and_the_next_run_resumes(tmp_path: Path, pids: list[int]) -> None:
     path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
     checkpoints = Checkpoints()
-    async with aclosing(
-        Archives(str(path)).extract(SourceContext(clock=lambda: NOW, checkpoint=checkpoints.find))
-    ) as batches:
+    async with aclosing(Archives(str(path)).extract(checkpoints.context())) as batches:
         async for batch in batches:
             checkpoints.commit(batch)
             break
@@ -109,10 +109,10 @@ async def test_file_deleted_during_the_run_costs_that_file(tmp_path: Path) -> No
     dump(tmp_path / "a.csv", 5)
     deleted = dump(tmp_path / "b.csv", 6)
 
-    async def checkpoint_named(name: str) -> None:
+    async def file_named(name: str) -> None:
         deleted.unlink(missing_ok=True)
 
-    context = SourceContext(clock=lambda: NOW, checkpoint_named=checkpoint_named)
+    context = SourceContext(clock=lambda: NOW, file_named=file_named)
     batches = [batch async for batch in Archives(str(tmp_path)).extract(context)]
 
     assert [batch.rows for batch in batches] == [5, 0]
@@ -288,7 +288,7 @@ async def test_files_of_the_same_name_in_two_folders_are_distinct(tmp_path: Path
     (tmp_path / "a" / "prices.csv.toml").write_text('currency = "USD"\n')
     checkpoints = Checkpoints()
     assert (await run_source(tmp_path / "*" / "*", checkpoints))[0] == 10
-    assert [point.name for point in checkpoints.by_key.values()] == ["a/prices.csv", "b/prices.csv"]
+    assert [point.name for point in checkpoints.files.values()] == ["a/prices.csv", "b/prices.csv"]
     assert (await run_source(tmp_path / "*" / "*", checkpoints))[0] == 0
 
 
@@ -358,13 +358,15 @@ async def test_hanging_file_system_costs_a_file_and_then_the_source(
     class StoppedWorker(Worker):
         """A stopped process looks like a process whose file system hangs."""
 
-        async def identify(self, archive: Archive, *arguments: object) -> str | Problem:
+        async def identify(
+            self, archive: Archive, earlier: KnownFile | None, now: datetime
+        ) -> Identity | Problem:
             if archive.name.startswith("hanging"):
                 for pid in with_children(self.pid):
                     os.kill(pid, signal.SIGSTOP)
                 monkeypatch.setattr(worker_client, "SILENCE_S", 0.1)
             try:
-                return await super().identify(archive, *arguments)  # type: ignore[arg-type]
+                return await super().identify(archive, earlier, now)
             finally:
                 monkeypatch.setattr(worker_client, "SILENCE_S", HANG_S)
 

@@ -14,6 +14,7 @@ from kasparro.model.batch import BATCH_ROWS
 from kasparro.model.record import Reject
 from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.reader import Portion, Problem
 from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import HANG_S, NOW, dump, ended, read_by, with_children
@@ -104,7 +105,7 @@ async def test_answer_that_came_while_the_event_loop_was_blocked_counts(
         identifying = asyncio.create_task(worker.identify(Archive(path, path.name), None, NOW))
         await asyncio.sleep(0.01)
         time.sleep(2.5)  # noqa: ASYNC251 - blocks the event loop on purpose
-        assert isinstance(await identifying, str)
+        assert isinstance(await identifying, Identity)
 
 
 async def test_file_deleted_before_it_is_read_is_rejected(tmp_path: Path) -> None:
