@@ -31,8 +31,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staged_changes (
     corrects boolean NOT NULL,
     updates_latest boolean NOT NULL,
     updates_labels boolean NOT NULL,
-    claims boolean NOT NULL,
-    shares boolean NOT NULL
+    claims boolean NOT NULL DEFAULT false,
+    shares boolean NOT NULL DEFAULT false
 ) ON COMMIT DELETE ROWS;
 
 -- name: skip_superseded --
