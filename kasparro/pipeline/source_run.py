@@ -183,6 +183,7 @@ class SourceRun:
             clock=self._clock,
             file_named=lambda name: self._retry(lambda: self._loader.file_named(name)),
             known_files=lambda name, content: self._retry(lambda: self._loader.known_files(name, content)),
+            known_coins=lambda: self._retry(self._loader.known_coins),
             known_pages=lambda: self._retry(self._loader.pages),
             monthly_calls=self._monthly_calls,
             interval=self._options.interval,

@@ -33,6 +33,10 @@ async def _no_pages() -> list[CrawledPage]:
     return []
 
 
+async def _no_coins() -> list[tuple[str, str, str]]:
+    return []
+
+
 async def _no_limit() -> MonthlyCalls | None:
     return None
 
@@ -79,6 +83,8 @@ class SourceContext(msgspec.Struct, kw_only=True, frozen=True):
     """The file with this name, as committed earlier."""
     known_files: Callable[[str, str], Awaitable[list[KnownFile]]] = _no_files
     """The files with this name or with this digest of their content."""
+    known_coins: Callable[[], Awaitable[list[tuple[str, str, str]]]] = _no_coins
+    """Symbol, name and id of the leading coins of other sources, as committed earlier."""
     known_pages: Callable[[], Awaitable[list[CrawledPage]]] = _no_pages
     """The pages of the source's list, as committed earlier."""
     monthly_calls: Callable[[], Awaitable[MonthlyCalls | None]] = _no_limit

@@ -127,6 +127,11 @@ class Loader:
         """One line for each two files that give different prices. Raises DatabaseUnavailable."""
         return await archive_files.disagreements(self._database, self._source)
 
+    async def known_coins(self) -> list[tuple[str, str, str]]:
+        """Symbol, name and id of the leading coins of other sources. Raises DatabaseUnavailable."""
+        async with self._database.writing() as connection:
+            return [tuple(row) for row in await connection.fetch(_SQL["known_coins"], self._source)]
+
     async def pages(self) -> list[CrawledPage]:
         """The pages of the source's list that earlier batches committed. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:

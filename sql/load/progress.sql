@@ -174,3 +174,17 @@ FROM unnest($3::text[], $4::text[], $5::text[], $6::bigint[], $7::json[])
     AS invalid (location, field, reason, records, samples)
 ON CONFLICT (run_id, source, location, field, reason) DO UPDATE
 SET records = counted.records + excluded.records;
+
+-- name: known_coins --
+-- The leading coins of other sources than $1.
+SELECT
+    symbol,
+    name,
+    source_id
+FROM unified_data
+WHERE
+    source <> $1
+    AND rank <= 1000
+    AND symbol IS NOT NULL
+    AND name IS NOT NULL
+ORDER BY rank, source, source_id;

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -306,3 +307,21 @@ async def test_sample_archive_ranks_the_largest_coins(database: Database, connec
 
     rows = await connection.fetch("SELECT symbol FROM unified_data ORDER BY rank LIMIT 3")
     assert [row["symbol"] for row in rows] == ["BTC", "XRP", "ETH"]
+
+
+async def test_coins_of_other_sources_are_known_in_file_names(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    (tmp_path / "freedom-coin_daily.csv").write_text("date,close_usd\n2024-01-01,1.5\n2024-01-02,2.5\n")
+    assert await run_sources(database, [Archives(str(tmp_path))]) == "failed"
+    await connection.execute(
+        "INSERT INTO unified_data (source, source_id, symbol, name, rank, observed_at, has_source_time,"
+        " content_hash, first_seen_at, updated_at, version, symbol_observed_at, name_observed_at,"
+        " rank_observed_at) SELECT 'coingecko', 'freedom-coin', 'FRDM', 'Freedom Coin', 7, now(), true,"
+        " gen_random_uuid(), now(), now(), 1, now(), now(), now()"
+    )
+
+    assert await run_sources(database, [Archives(str(tmp_path))]) == "succeeded"
+
+    rows = await connection.fetch("SELECT source_id, price_usd FROM unified_data WHERE source = 'csv'")
+    assert [tuple(row) for row in rows] == [("freedom-coin", Decimal("2.5"))]

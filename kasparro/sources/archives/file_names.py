@@ -215,6 +215,16 @@ def _guess(words: Sequence[_Word], unknown: Sequence[_Word]) -> str | None:
     return slug(" ".join([*(word.text for word in unknown), *ending])) or None
 
 
+def phrases(file: str) -> set[str]:
+    """The phrases of two to five words in a file's name, as `KnownCoins` knows coins."""
+    words = [word.text for word in _words(_SUFFIXES.sub("", file), LEADING_COINS)]
+    return {
+        phrase(words[start : start + length])
+        for length in range(2, 6)
+        for start in range(len(words) - length + 1)
+    }
+
+
 def _by_form(stem: str, known: KnownCoins) -> FileName | None:
     for form in _FORMS:
         if (match := form.fullmatch(stem)) is None:

@@ -18,6 +18,7 @@ from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.identity import Head, Key
+from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
 from kasparro.sources.archives.text import (
     ArchiveText,
@@ -62,7 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is for people, `key` is the checkpoint's key. The first `position` rows, or `head`, are already
     loaded. `now` is the run's clock. `half_rule` says that a file is rejected if over half of its rows are.
-    `detected` is the format, if it is known already.
+    `detected` is the format, if it is known already. `known_coins` are the coins that its name may have.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     head: Head | None = None
     half_rule: bool = True
     detected: Detected | None = None
+    known_coins: KnownCoins = LEADING_COINS
 
 
 class Portion(msgspec.Struct, frozen=True, tag=True):
@@ -138,15 +140,17 @@ def file_problem(name: str, reason: str, setting: str | None = None) -> Problem:
     return Problem(Reject(reason=one_line(reason)[:REASON_LIMIT], location=name, setting=setting))
 
 
-async def detect_format(file: ArchiveFile, name: str, now: datetime, overrides: Overrides) -> Detected:
+async def detect_format(
+    file: ArchiveFile, name: str, now: datetime, overrides: Overrides, known_coins: KnownCoins
+) -> Detected:
     """Detect the format of a file. Raises one of READ_ERRORS if something stays open."""
-    return Detected(*await detect_file(file, name, now, overrides))
+    return Detected(*await detect_file(file, name, now, overrides, known_coins))
 
 
 async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:
     # The format of the file, and whether the rule about half of its rows is settled. Raises FileRejected if
     # over half would be rejected. A file that makes a single batch is checked with that batch.
-    detected = job.detected or await detect_format(file, job.name, job.now, job.overrides)
+    detected = job.detected or await detect_format(file, job.name, job.now, job.overrides, job.known_coins)
     sample, detection = detected.sample, detected.detection
     if not job.half_rule:
         return detection, True

@@ -17,6 +17,8 @@ from kasparro.model.batch import Batch, BatchBuilder
 from kasparro.model.record import Reject
 from kasparro.settings import SourceSettings, Variable, parse_text
 from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.file_names import phrases
+from kasparro.sources.archives.known_coins import KnownCoin, KnownCoins
 from kasparro.sources.archives.placement import Placement, place
 from kasparro.sources.archives.reader import Portion, Problem, file_problem
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
@@ -70,7 +72,8 @@ class Archives:
             first = await start_worker()
             found = await first.find(self._setting)
             rejects[None] = [file_problem(folder.name, folder.reason).reject for folder in found.unsearched]
-            queue = _FileQueue(found.archives)
+            coins = KnownCoins([KnownCoin(*coin) for coin in await context.known_coins()], {})
+            queue = _FileQueue(found.archives, coins)
             total, done, silent = queue.bytes, 0, 0
             context.progress(done, total)
             transfers = self._transfers(queue, context, first, start_worker)
@@ -152,7 +155,7 @@ class Archives:
         archive, size = file
         earlier = await context.file_named(archive.name)
         try:
-            identity = await worker.identify(archive, earlier, context.clock())
+            identity = await worker.identify(archive, earlier, context.clock(), queue.coins_of(archive))
         except WorkerEnded as error:
             return _Transfer(archive.name, size, None, _messages(error))
         if isinstance(identity, Problem):
@@ -209,7 +212,8 @@ class _Transfer(NamedTuple):
 class _FileQueue:
     # The files that are not read yet. Of files with the same key, which give the same records, the first is
     # read. If it is rejected, its copies are read one after the other, so that each is named.
-    def __init__(self, files: Sequence[Archive]) -> None:
+    def __init__(self, files: Sequence[Archive], coins: KnownCoins) -> None:
+        self._coins = coins
         self._files = deque((file, file.size) for file in files)
         self._copies: dict[str, deque[Archive]] = {}
         self._untried: dict[str, deque[Archive]] = {}
@@ -222,6 +226,11 @@ class _FileQueue:
     def next(self) -> tuple[Archive, int]:
         """The next file, and its size for the progress."""
         return self._files.popleft()
+
+    def coins_of(self, archive: Archive) -> list[KnownCoin]:
+        """The coins of other sources that a file's name may mean."""
+        found = map(self._coins.by_phrase, sorted(phrases(archive.name)))
+        return [coin for coin in found if coin is not None]
 
     def is_first(self, key: str, archive: Archive) -> bool:
         """Whether this is the file to read of those with the same key; if not, remember it as a copy."""

@@ -23,6 +23,7 @@ from kasparro.sources.archives.discover import find_archives
 from kasparro.sources.archives.explain import check, not_checked
 from kasparro.sources.archives.files import ArchiveFile, OpenFiles, open_all
 from kasparro.sources.archives.identity import Contents, Identity, Key, digest_contents
+from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.overrides import (
     FOLDER_FILE,
     SUFFIX,
@@ -177,6 +178,7 @@ async def _read(
     if not isinstance(following, ReadArchive):
         return None
     job = Job(
+        known_coins=_known_coins(request),
         name=request.name,
         key=identity.key,
         position=following.position or 0,
@@ -199,7 +201,7 @@ async def _identify(
         known = Key.parse(earlier.key)
         if known._replace(interpretation="") == contents.key:
             return Identity(key=earlier.key, coin=earlier.coin, has_earlier_content=True), None
-    detected = await detect_format(file, request.name, request.now, overrides)
+    detected = await detect_format(file, request.name, request.now, overrides, _known_coins(request))
     detection = detected.detection
     key = contents.key._replace(interpretation=detection.interpretation)
     reads_as_before = earlier is not None and key.reads_like(Key.parse(earlier.key))
@@ -210,6 +212,10 @@ async def _identify(
         head=contents.head if reads_as_before else None,
     )
     return identity, detected
+
+
+def _known_coins(request: OpenArchive) -> KnownCoins:
+    return LEADING_COINS.with_coins(request.coins) if request.coins else LEADING_COINS
 
 
 def _reject(request: OpenArchive, reason: str, writer: MessageWriter) -> None:

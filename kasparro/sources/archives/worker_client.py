@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from kasparro.model.batch import KnownFile
 from kasparro.sources.archives.discover import Archive, Found
 from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.identity import Identity
+from kasparro.sources.archives.known_coins import KnownCoin
 from kasparro.sources.archives.reader import Portion, Problem
 from kasparro.sources.archives.worker_messages import (
     LENGTH,
@@ -154,13 +155,14 @@ class Worker:
                     return found
 
     async def identify(
-        self, archive: Archive, earlier: KnownFile | None, now: datetime
+        self, archive: Archive, earlier: KnownFile | None, now: datetime, coins: Sequence[KnownCoin] = ()
     ) -> Identity | Problem:
         """Open a file and return what it is known by, or the problem if it cannot be read.
 
-        After an identity, call `start_reading` or `skip`. Raises WorkerEnded.
+        `coins` are those coins of other sources that its name may mean. After an identity, call
+        `start_reading` or `skip`. Raises WorkerEnded.
         """
-        self._send(_open_request(archive, now, earlier))
+        self._send(_open_request(archive, now, earlier, coins=coins))
         problem: Problem | None = None
         while True:
             message = await self._next(archive.name)
@@ -250,7 +252,12 @@ class Worker:
 
 
 def _open_request(
-    archive: Archive, now: datetime, earlier: KnownFile | None = None, *, check: bool = False
+    archive: Archive,
+    now: datetime,
+    earlier: KnownFile | None = None,
+    *,
+    coins: Sequence[KnownCoin] = (),
+    check: bool = False,
 ) -> OpenArchive:
     return OpenArchive(
         path=os.fsencode(archive.path.absolute()),
@@ -258,6 +265,7 @@ def _open_request(
         name=archive.name,
         now=now,
         earlier=earlier,
+        coins=tuple(coins),
         check=check,
     )
 

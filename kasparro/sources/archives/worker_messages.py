@@ -10,6 +10,7 @@ from kasparro.model.batch import KnownFile
 from kasparro.sources.archives.discover import Unsearched
 from kasparro.sources.archives.explain import Checked
 from kasparro.sources.archives.identity import Identity
+from kasparro.sources.archives.known_coins import KnownCoin
 from kasparro.sources.archives.reader import Portion, Problem
 
 LENGTH = struct.Struct("<I")
@@ -27,7 +28,8 @@ class OpenArchive(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Open a file and send its FileKey, then wait for ReadArchive or SkipArchive.
 
     If `check` is set, send the CheckResult instead. `path` and `root` are in the file system's own bytes,
-    `name` is for people, and `now` is the run's clock. `earlier` is the newest file of this name.
+    `name` is for people, and `now` is the run's clock. `earlier` is the newest file of this name. `coins` are
+    those coins of other sources that its name may mean.
     """
 
     path: bytes
@@ -35,6 +37,7 @@ class OpenArchive(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     name: str
     now: datetime
     earlier: KnownFile | None = None
+    coins: tuple[KnownCoin, ...] = ()
     check: bool = False
 
 

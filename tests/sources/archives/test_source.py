@@ -5,7 +5,7 @@ import gzip
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.identity import Identity
+from kasparro.sources.archives.known_coins import KnownCoin
 from kasparro.sources.archives.reader import Problem
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
@@ -359,14 +360,18 @@ async def test_hanging_file_system_costs_a_file_and_then_the_source(
         """A stopped process looks like a process whose file system hangs."""
 
         async def identify(
-            self, archive: Archive, earlier: KnownFile | None, now: datetime
+            self,
+            archive: Archive,
+            earlier: KnownFile | None,
+            now: datetime,
+            coins: Sequence[KnownCoin] = (),
         ) -> Identity | Problem:
             if archive.name.startswith("hanging"):
                 for pid in with_children(self.pid):
                     os.kill(pid, signal.SIGSTOP)
                 monkeypatch.setattr(worker_client, "SILENCE_S", 0.1)
             try:
-                return await super().identify(archive, earlier, now)
+                return await super().identify(archive, earlier, now, coins)
             finally:
                 monkeypatch.setattr(worker_client, "SILENCE_S", HANG_S)
 

@@ -21,6 +21,7 @@ from kasparro.sources.archives.detect.header import headings_of
 from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.detect.time import find_times
 from kasparro.sources.archives.file_names import read_name
+from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import DecimalSign, Notation, NumberKind, decimal_sign
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Overrides
@@ -121,7 +122,13 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
         return blake2b(msgspec.json.encode(settled, order="deterministic"), digest_size=16).hexdigest()
 
 
-def detect(sample: Sample, name: str, now: datetime, overrides: Overrides = NO_OVERRIDES) -> Detection:
+def detect(
+    sample: Sample,
+    name: str,
+    now: datetime,
+    overrides: Overrides = NO_OVERRIDES,
+    known_coins: KnownCoins = LEADING_COINS,
+) -> Detection:
     """Detect the format of a file called `name`. Raises FileRejected if something stays open."""
     layout = sample.layout
     if overrides.period and layout.kind != "candles":
@@ -130,7 +137,7 @@ def detect(sample: Sample, name: str, now: datetime, overrides: Overrides = NO_O
         sample=sample,
         headings=headings_of(sample.header, overrides),
         layout=layout,
-        file_name=read_name(name),
+        file_name=read_name(name, known_coins),
         overrides=overrides,
         now=now,
     )

@@ -12,6 +12,7 @@ from kasparro.sources.archives.detect import Detection, detect
 from kasparro.sources.archives.detect.sample import Sample, read_sample
 from kasparro.sources.archives.errors import FileRejected
 from kasparro.sources.archives.files import ArchiveFile
+from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides, with_guesses
 
 # More questions than a file can leave open.
@@ -38,7 +39,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def attempt(
-    file: ArchiveFile, name: str, now: datetime, overrides: Overrides = NO_OVERRIDES
+    file: ArchiveFile,
+    name: str,
+    now: datetime,
+    overrides: Overrides = NO_OVERRIDES,
+    known_coins: KnownCoins = LEADING_COINS,
 ) -> Attempt:
     """Detect the format of a file called `name`, and everything that it leaves open."""
     open_questions: list[FileRejected] = []
@@ -46,7 +51,7 @@ async def attempt(
     while True:
         try:
             sample = await read_sample(file, overrides)
-            detection = detect(sample, name, now, overrides)
+            detection = detect(sample, name, now, overrides, known_coins)
         except FileRejected as rejected:
             open_questions.append(rejected)
             guessed = with_guesses(overrides, rejected.guesses)
@@ -58,10 +63,10 @@ async def attempt(
 
 
 async def detect_file(
-    file: ArchiveFile, name: str, now: datetime, overrides: Overrides = NO_OVERRIDES
+    file: ArchiveFile, name: str, now: datetime, overrides: Overrides, known_coins: KnownCoins
 ) -> tuple[Sample, Detection]:
     """The sample and the format of a file. Raises FileRejected, which names everything that is open."""
-    attempted = await attempt(file, name, now, overrides)
+    attempted = await attempt(file, name, now, overrides, known_coins)
     if attempted.rejected is not None:
         raise attempted.rejected
     if attempted.sample is None or attempted.detection is None:
