@@ -839,3 +839,17 @@ async def test_check_of_a_refused_file_marks_guesses_as_open(tmp_path: Path) -> 
         "coin",
         "currency",
     }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+async def test_check_says_that_the_newest_row_may_be_unfinished(tmp_path: Path, turned: bool) -> None:
+    path = tmp_path / "btc-usd.csv"
+    rows = [f"6{m};7{m};5{m};6{m}.5;9{m};8{m};2024-0{m}-01T00:00:00.000Z" for m in range(1, 6)]
+    rows.append("67;68;66;67.5;0;0;2024-06-01T00:00:00Z")
+    path.write_text(
+        table("open;high;low;close;volume;marketCap;timestamp", *(rows[::-1] if turned else rows))
+    )
+    with ArchiveFile.at(path) as file:
+        found = (await check(file, path.name, NO_OVERRIDES, NOW)).recognition
+    assert found is not None
+    assert any("may be unfinished" in note for note in found.notes)

@@ -19,7 +19,7 @@ from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.detect.grid import find_grid
 from kasparro.sources.archives.detect.header import headings_of
 from kasparro.sources.archives.detect.sample import Sample
-from kasparro.sources.archives.detect.time import find_times
+from kasparro.sources.archives.detect.time import TimeFormat, find_times
 from kasparro.sources.archives.file_names import read_name
 from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.layouts import Layout
@@ -187,8 +187,32 @@ def detect(
         epoch=overrides.epoch,
         epoch_unit=times.epoch_unit,
         findings=(times.finding, *candles.findings, coin.finding, dollars.finding, dollars.volume),
-        notes=(*([sample.encoding.note] if sample.encoding.note else ()), *times.notes),
+        notes=(
+            *([sample.encoding.note] if sample.encoding.note else ()),
+            *times.notes,
+            *_unfinished_notes(inputs, candidates, times),
+        ),
     )
+
+
+def _unfinished_notes(inputs: Inputs, candidates: Candidates, times: TimeFormat) -> tuple[str, ...]:
+    # A site writes the candle in progress without market cap and volume.
+    rows = inputs.sample.rows
+    if inputs.layout.kind != "candles" or len(rows) < 3 or len(times.stamps) < 3:
+        return ()
+    newest = rows[-1] if times.stamps[-1].at >= times.stamps[0].at else rows[0]
+    fields = ("market_cap_usd", "volume_24h_usd", "volume")
+    columns = [column for field in fields for column in candidates.of(field)]
+    if (
+        not columns
+        or any(len(newest) <= column or newest[column].strip("0., ") for column in columns)
+        or not all(
+            sum(bool(cell.strip("0., ")) for cell in inputs.cells(column)) * 2 > len(rows)
+            for column in columns
+        )
+    ):
+        return ()
+    return ("its newest row has no volume or market cap beside others that have them: it may be unfinished",)
 
 
 def _decimal_sign(inputs: Inputs, candidates: Candidates, column_of: dict[str, int]) -> DecimalSign:
