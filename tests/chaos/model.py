@@ -58,6 +58,9 @@ class Model:
                 self.newest[coin] = record
 
 
+_INVALID_NAMES = frozenset({"bad-nul", "bad-long-name"})
+
+
 def records_of_response(given: ServedResponse) -> Iterator[tuple[Coin, Reported]]:
     """The valid records of an upstream's response; none if it is not a list."""
     try:
@@ -68,8 +71,12 @@ def records_of_response(given: ServedResponse) -> Iterator[tuple[Coin, Reported]
         return
     read = _coinpaprika if given.api == "coinpaprika" else _coingecko
     for item in items:
-        # The simulator prefixes the ids of records that it made invalid.
-        if isinstance(item, dict) and isinstance(item.get("id"), str) and not item["id"].startswith("bad-"):
+        # The simulator prefixes the ids of records that it made invalid. An invalid name costs only the name.
+        if (
+            isinstance(item, dict)
+            and isinstance(item.get("id"), str)
+            and (item["id"] in _INVALID_NAMES or not item["id"].startswith("bad-"))
+        ):
             try:
                 yield Coin(given.api, item["id"]), read(item)
             except KeyError:
@@ -131,7 +138,8 @@ def _reported(
     changes: tuple[Any, ...],
 ) -> Reported:
     rank = None if rank is None else int(rank)
-    values = (item["symbol"], item["name"], rank, price, cap, volume, *supplies, *changes)
+    name = None if item["id"] in _INVALID_NAMES else item["name"]
+    values = (item["symbol"], name, rank, price, cap, volume, *supplies, *changes)
     return Reported(datetime.fromisoformat(item["last_updated"]), values)
 
 
