@@ -195,7 +195,7 @@ async def test_times_without_a_common_place_ask_what_they_are(load: Read, load_w
     outcome = await load(content, "BTC-USD.csv")
     assert 'period = "1d"' in lines_of(outcome)
     outcome = await load_with(content, 'period = "1d"\ncandle_times = "end"', "BTC-USD.csv")
-    assert "its times are not so apart" in outcome.problem
+    assert "its times do not fit that" in outcome.problem
 
 
 @pytest.mark.parametrize(

@@ -130,10 +130,11 @@ def _require_beginning_of_weeks(
         stamp.at.astimezone(_zone(inputs.overrides.timezone or "UTC")).weekday() for stamp in stamps
     )
     day = days.most_common(1)[0][0]
+    guess, other = ("end", "begin") if day >= _FRIDAY else ("begin", "end")
     if day != _MONDAY and not (day == _SUNDAY and inputs.layout.name.startswith("Investing.com")):
         raise FileRejected(
             f"its weeks are dated by a {_WEEKDAYS[day]}, which may be their first day or their last",
-            Guess({"candle_times": "end" if day >= _FRIDAY else "begin"}, 'or "begin"/"end": check it'),
+            Guess({"candle_times": guess}, f'a guess: it may also be "{other}"'),
             question="period",
         )
 
@@ -180,7 +181,7 @@ def _length(
             )
         if by_rows is None and count:
             raise FileRejected(
-                f"{who} that its candles are {names} long, but its times are not so apart",
+                f"{who} that its candles are {names} long, but its times do not fit that",
                 None,
                 question="period",
             )
