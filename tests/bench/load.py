@@ -152,10 +152,9 @@ async def main() -> None:
             print(f"  unchanged rows / kasparro  {median['unchanged rows'] / median['kasparro']:.2f}")
             print(f"  known file / kasparro      {median['known file'] / median['kasparro']:.2f}")
             print(f"  peak memory of etl and its worker  {max(peaks):.0f} MB")
-            short, changed = Path(folder) / "short.csv", Path(folder) / "changed.csv"
+            short = Path(folder) / "short.csv"
             profiled = write_dump(short, moments=PROFILED_MOMENTS)
-            changed.write_bytes(short.read_bytes() + b"\r\n")
-            await breakdown.show(url, short, changed, profiled)
+            await breakdown.show(url, short, profiled)
 
 
 async def _migrated(server_url: str, name: str) -> str:
