@@ -38,7 +38,11 @@ def lines_of(outcome: Outcome) -> str:
 
 def candles(begin: datetime, step: timedelta, count: int, form: str, zone: str = "UTC") -> list[str]:
     """Rows of candles whose times are written in a zone; closes are 100.5, 101.5, …"""
-    written = [(begin + n * step).astimezone(ZoneInfo(zone)).strftime(form) for n in range(count)]
+    moments = [begin + n * step for n in range(count)]
+    if form == "%s":
+        written = [f"{moment.timestamp():.0f}" for moment in moments]
+    else:
+        written = [moment.astimezone(ZoneInfo(zone)).strftime(form) for moment in moments]
     return [f"{time},100,200,50,{100 + n}.5" for n, time in enumerate(written)]
 
 
@@ -173,7 +177,9 @@ async def test_overrides_and_rows_have_to_agree_on_the_length(load_with: Read) -
 
 
 async def test_1m_in_a_name_is_a_minute_or_a_month_as_the_rows_are(load: Read) -> None:
-    rows = [f"{datetime(2021, month, 1, tzinfo=UTC):%s},1,2,0.5,{month}.5" for month in range(1, 9)]
+    rows = [
+        f"{datetime(2021, month, 1, tzinfo=UTC).timestamp():.0f},1,2,0.5,{month}.5" for month in range(1, 9)
+    ]
     outcome = await load(table(f"time,{OHLC}", *rows), "BTCUSD-1M.csv")
     assert outcome.values("observed_at")[1] == ("2021-02-28 23:59:59",)
     rows = candles(datetime(2021, 3, 1, tzinfo=UTC), timedelta(minutes=1), 9, "%s")
@@ -853,3 +859,44 @@ async def test_check_says_that_the_newest_row_may_be_unfinished(tmp_path: Path, 
         found = (await check(file, path.name, NO_OVERRIDES, NOW)).recognition
     assert found is not None
     assert any("may be unfinished" in note for note in found.notes)
+
+
+async def test_prices_of_an_export_that_a_spreadsheet_damaged_load_from_the_good_column(
+    load: Read, load_with: Read
+) -> None:
+    content = table(
+        "timeOpen;timeClose;name;open;high;low;close;close_price;volume;marketCap;timestamp",
+        *(
+            f"2025-07-{day}T00:00:00.000Z;2025-07-{day}T23:59:59.999Z;2781;1.05{day}.5;1.096.002.500;10.525.500;"
+            f"1.087.502.500.375.{day}5;108,7{day}.3;56100200300.25;"
+            f"{'72.074.072.560.088' if day % 3 == 1 else '2160300400500.75'};2025-07-{day}T23:59:59.999Z"
+            for day in range(10, 29)
+        ),
+    )
+    name = "Bitcoin_1_1_2025-8_1_2025_historical_data_coinmarketcap.csv"
+    assert "rows would be rejected, most often: price_usd" in (await load(content, name)).problem
+    outcome = await load_with(content, 'columns.close_price = "price_usd"', name)
+    assert len(outcome.values("price_usd")) == 19
+    assert outcome.values("price_usd", "market_cap_usd")[:2] == [
+        ("108710.3", NULL),
+        ("108711.3", "2160300400500.75"),
+    ]
+
+
+async def test_seconds_and_milliseconds_in_one_column(tmp_path: Path, load: Read) -> None:
+    """CryptoDataDownload changed its unit."""
+    days = [datetime(2020, 6, 25, tzinfo=UTC) + n * timedelta(days=1) for n in range(12)]
+    rows = [
+        f"{day.timestamp():.0f}{'' if n < 6 else '000'},{day:%Y-%m-%d} 00:00:00,BTC/USD,1,2,0.5,1.{n},7.5"
+        for n, day in enumerate(days)
+    ]
+    content = table("unix,date,symbol,open,high,low,close,Volume USD", *reversed(rows))
+    outcome = await load(content, "Bitfinex_BTCUSD_d.csv")
+    assert [at for (at,) in outcome.values("observed_at")] == [
+        f"{day:%Y-%m-%d} 23:59:59" for day in days[::-1]
+    ]
+    path = tmp_path / "Bitfinex_BTCUSD_d.csv"
+    with ArchiveFile.at(path) as file:
+        found = (await check(file, path.name, NO_OVERRIDES, NOW)).recognition
+    assert found is not None
+    assert found.findings[0].answer == "ms and s, zone UTC"
