@@ -368,13 +368,14 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     offset: timedelta | None = timedelta()
     unclear: frozenset[datetime] = frozenset()
 
-    def close(self, stamp: Stamp, zone: tzinfo) -> datetime:
+    def close(self, stamp: Stamp, zone: tzinfo, fold: int = 0) -> datetime:
         """The moment of the close price of a candle with this time: the last second of its period.
 
         The end is the last second, not the first second of the next period, because CoinMarketCap and the
         exchanges write it so. The same close is then one record whether a file gives the beginning or the
-        end, and it belongs to the day, week and month that it closes. `zone` is that of `self.zone`. Raises
-        RejectedValue for a time at which no candle begins or ends.
+        end, and it belongs to the day, week and month that it closes. `zone` is that of `self.zone`. `fold`
+        chooses between two moments if clocks change at the end. Raises RejectedValue for a time at which no
+        candle begins or ends.
         """
         if (
             zone is UTC
@@ -411,7 +412,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
             return stamp.at + self.length - _SECOND
         offset = self.offset or timedelta()
         following = _next_month(wall - offset) + offset if self.length == MONTH else wall + self.length
-        return following.replace(tzinfo=zone).astimezone(UTC) - _SECOND
+        return following.replace(tzinfo=zone, fold=fold).astimezone(UTC) - _SECOND
 
 
 def wall_time(at: datetime, zone: tzinfo) -> datetime:

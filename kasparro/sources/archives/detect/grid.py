@@ -330,26 +330,27 @@ def _grid_of_zones(stamps: Sequence[Stamp], length: timedelta, preferred: Iterab
     if not found:
         return None
     best = max(share for share, _ in found)
-    # A beginning in an hour that clocks skip is at another clock time, and does not decide between zones.
-    grids = [
-        grid for share, grid in sorted(found, key=lambda item: -item[0]) if share > best - 1.5 / len(stamps)
-    ]
+    grids = [grid for share, grid in found if share == best]
     midnights = [grid for grid in grids if _within_day(grid.offset, length) in _BEGINNINGS]
+    if not midnights:
+        # A beginning in an hour that clocks skip is at another clock time, and does not decide between zones.
+        grids += [grid for share, grid in found if best > share > best - 1.5 / len(stamps)]
     first = next((grid for grid in grids if grid.zone in preferred), (midnights or grids)[0])
     zones = {grid.zone: _zone(grid.zone) for grid in grids}
     unclear = {
         stamp.at
         for stamp in stamps
-        if len({close for grid in grids if (close := _close(grid, stamp, zones[grid.zone]))}) > 1
+        if len({close for grid in grids for close in _closes(grid, stamp, zones[grid.zone])}) > 1
     }
     return msgspec.structs.replace(first, unclear=frozenset(unclear))
 
 
-def _close(grid: Grid, stamp: Stamp, zone: tzinfo) -> datetime | None:
+def _closes(grid: Grid, stamp: Stamp, zone: tzinfo) -> set[datetime]:
+    # The moments at which a candle may end: two if clocks change then, none if it does not fit the grid.
     try:
-        return grid.close(stamp, zone)
+        return {grid.close(stamp, zone, fold) for fold in (0, 1)}
     except RejectedValue:
-        return None
+        return set()
 
 
 def _zone_of_ends(stamps: Sequence[Stamp], length: timedelta) -> str | None:
