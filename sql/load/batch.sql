@@ -1,5 +1,5 @@
 -- Merges a batch (kasparro/store/loader.py): one statement per step, all in one transaction.
-{% from "macros/columns.sql" import CONTENT, VALUES, listed, overwritten %}
+{% from "macros/columns.sql" import CONTENT, ROW_VERSION, VALUES, listed, overwritten %}
 
 -- name: staging --
 -- The tables that COPY fills with a batch, and staged_changes, in which `compare` notes what is new in it.
@@ -359,30 +359,12 @@ SELECT data_version + 1 FROM instance FOR UPDATE;
 -- name: save_row_versions --
 -- Saves what rows contain before they change, for snapshot cursors that started then.
 INSERT INTO unified_data_versions (
-    source,
-    source_id,
-    asset,
-    {{ listed(CONTENT) }},
-    observed_at,
-    first_seen_at,
-    updated_at,
-    version,
-    rank_observed_at,
-    listing_state,
+    {{ listed(ROW_VERSION) }},
     replaced_by_version,
     replaced_at
 )
 SELECT
-    known.source,
-    known.source_id,
-    known.asset,
-    {{ listed(CONTENT, "known.") }},
-    known.observed_at,
-    known.first_seen_at,
-    known.updated_at,
-    known.version,
-    known.rank_observed_at,
-    known.listing_state,
+    {{ listed(ROW_VERSION, "known.") }},
     $3,
     $2
 FROM staged_changes AS changes

@@ -1,6 +1,6 @@
 -- Takes the records of archives back, and settles what remains: the moments that several files give, and the
 -- rows of unified_data (kasparro/store/archive_files.py).
-{% from "macros/columns.sql" import CONTENT, LABELS, VALUES, listed, overwritten %}
+{% from "macros/columns.sql" import CONTENT, LABELS, ROW_VERSION, VALUES, listed, overwritten %}
 {% set LACKS = ["lacks_symbol", "lacks_name", "lacks_rank"] %}
 {% set RECORD = ["source", "source_id", "observed_at"] + CONTENT + ["recorded_at", "content_hash"] + LACKS %}
 {#- The order of the records of one moment. #}
@@ -394,28 +394,12 @@ FROM staged;
 -- name: save_settled_versions --
 -- Saves what the rows contain before they change, for snapshot cursors that started then.
 INSERT INTO unified_data_versions (
-    source,
-    source_id,
-    asset,
-    {{ listed(CONTENT) }},
-    observed_at,
-    first_seen_at,
-    updated_at,
-    version,
-    rank_observed_at,
+    {{ listed(ROW_VERSION) }},
     replaced_by_version,
     replaced_at
 )
 SELECT
-    known.source,
-    known.source_id,
-    known.asset,
-    {{ listed(CONTENT, "known.") }},
-    known.observed_at,
-    known.first_seen_at,
-    known.updated_at,
-    known.version,
-    known.rank_observed_at,
+    {{ listed(ROW_VERSION, "known.") }},
     $3,
     $2
 FROM settled_coins AS settled

@@ -1,7 +1,8 @@
 {#- The columns of a record, each list written once, and ways to write a list.
 
     LABELS may be missing in a file's layout; VALUES are the figures. CONTENT is what a source reports of a
-    coin. RECORD is a row of GET /data in the order of the contract. #}
+    coin. RECORD is a row of GET /data in the order of the contract. ROW_VERSION is what unified_data_versions saves
+    of a row. #}
 {%- set LABELS = ["symbol", "name", "rank"] %}
 {%- set VALUES = [
     "price_usd",
@@ -17,6 +18,7 @@
 {%- set CONTENT = LABELS + VALUES %}
 {%- set TIMES = ["observed_at", "first_seen_at", "updated_at"] %}
 {%- set RECORD = ["source", "source_id", "asset"] + CONTENT + TIMES %}
+{%- set ROW_VERSION = RECORD + ["version", "rank_observed_at", "listing_state"] %}
 
 {#- `symbol, name, …`, each name between the prefix and the suffix. #}
 {%- macro listed(names, prefix="", suffix="") %}
