@@ -82,7 +82,9 @@ def _series(prices: PricePairs) -> Finding:
         pegged = all(_PEG[0] <= price <= _PEG[1] for pair in prices for price in pair)
         return Finding("price", Verdict.AGREES, f"prices agree at {agree} of {moments}", weak=pegged)
     if ratios and far * 10 >= len(ratios) * 8:
-        return Finding("price", Verdict.FAR, f"prices differ by more than {FAR[0][1]} times at {far} of {moments}")
+        return Finding(
+            "price", Verdict.FAR, f"prices differ by more than {FAR[0][1]} times at {far} of {moments}"
+        )
     return Finding("price", Verdict.DIFFERS, f"prices agree at only {agree} of {moments}")
 
 
@@ -141,7 +143,9 @@ def _supply(one: Coin, other: Coin) -> Finding | None:
 def continues(before: Coin, after: Coin) -> Verdict:
     """Whether a later record continues an earlier one of the same coin, by price and supply."""
     verdicts: Sequence[Verdict] = [
-        each for each in (_price_moved(before, after), _supply_moved(before, after)) if each is not Verdict.SILENT
+        each
+        for each in (_price_moved(before, after), _supply_moved(before, after))
+        if each is not Verdict.SILENT
     ]
     if Verdict.FAR in verdicts:
         return Verdict.FAR

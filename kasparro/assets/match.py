@@ -92,7 +92,11 @@ class Profile:
 
     def keys(self) -> set[str]:
         """Texts of which rows of one coin share at least one."""
-        found = {f"symbol {self.symbol or self.bare_symbol}", f"name {self.name.full}", f"name {self.name.core}"}
+        found = {
+            f"symbol {self.symbol or self.bare_symbol}",
+            f"name {self.name.full}",
+            f"name {self.name.core}",
+        }
         found.update(f"name {each}" for each in (*self.id_texts, *self.id_cores))
         found.update(f"place {chain} {address}" for chain, address in self.places)
         return found - {"symbol ", "name "}
@@ -244,7 +248,9 @@ class Matcher:
         spellings = {each.words for each in (one.name, other.name) if each.full == name}
         specific = [word for word in words if word not in WORDS.generic]
         return (
-            len(spellings) == 1 and bool(specific) and min(self._words[word] for word in specific) <= RARE_WORD
+            len(spellings) == 1
+            and bool(specific)
+            and min(self._words[word] for word in specific) <= RARE_WORD
         )
 
     def _has_rare_word(self, one: Profile, other: Profile) -> bool:
@@ -281,7 +287,9 @@ class Matcher:
             if self._leads(other):
                 found.add("symbol", "for", f"it is the leading coin with the symbol {other.coin.symbol}")
                 return 0.8, "symbol_and_price"
-            found.add("symbol", "neutral", f"it has only the symbol {other.coin.symbol}, which several coins have")
+            found.add(
+                "symbol", "neutral", f"it has only the symbol {other.coin.symbol}, which several coins have"
+            )
             return 0.6, "symbol"
         return None
 
@@ -309,7 +317,9 @@ class Matcher:
             return score, method, False
         if shared := one.places & other.places:
             chain, address = min(shared)
-            found.add("contract", "for", f"they share {_count(len(shared), 'contract')}: {address} on {chain}")
+            found.add(
+                "contract", "for", f"they share {_count(len(shared), 'contract')}: {address} on {chain}"
+            )
             if score >= 0.6:
                 return max(score, 0.95) + 0.03, "contract", True
             if _is_derived(one.symbol, other.symbol):
@@ -318,7 +328,9 @@ class Matcher:
             if self._only_partners(one, other):
                 found.add("contract", "for", "no other coin of either source has their contracts")
                 return 0.93, "contract", True
-            found.add("contract", "against", "several coins share these contracts, and no name or symbol picks one")
+            found.add(
+                "contract", "against", "several coins share these contracts, and no name or symbol picks one"
+            )
             return 0.8, "contract", True
         chains = {chain for chain, _ in one.places} & {chain for chain, _ in other.places}
         if chains:
@@ -392,13 +404,21 @@ def _is_part(short: Name, long: Name, symbol: str) -> bool:
     words = {word for word in short.words if word not in WORDS.generic}
     if not words < set(long.words) or max(map(len, words - {symbol}), default=0) < 3:
         return False
-    extra = {word for word in long.words if word not in words and word not in WORDS.generic and word != symbol}
-    return not any(word in WORDS.distinguishing or word in long.qualifiers or is_version(word) for word in extra)
+    extra = {
+        word for word in long.words if word not in words and word not in WORDS.generic and word != symbol
+    }
+    return not any(
+        word in WORDS.distinguishing or word in long.qualifiers or is_version(word) for word in extra
+    )
 
 
 def _are_similar(one: Name, other: Name) -> bool:
     different = set(one.words) ^ set(other.words)
-    if one.qualifiers != other.qualifiers or different & WORDS.distinguishing or any(map(is_version, different)):
+    if (
+        one.qualifiers != other.qualifiers
+        or different & WORDS.distinguishing
+        or any(map(is_version, different))
+    ):
         return False
     shared = {word for word in {*one.words} & {*other.words} if len(word) >= 4 and word not in WORDS.generic}
     matcher = SequenceMatcher(None, one.core, other.core, autojunk=False)
@@ -416,9 +436,7 @@ def _is_derived(one: str, other: str) -> bool:
     return bool(short) and short != long and (long.startswith(short) or long.endswith(short))
 
 
-def _with_market(
-    score: float, method: str, market: Sequence[Finding], found: _Evidence
-) -> tuple[float, str]:
+def _with_market(score: float, method: str, market: Sequence[Finding], found: _Evidence) -> tuple[float, str]:
     for each in market:
         found.add(each.kind, each.verdict.value, each.text)
     agreeing = {each.kind for each in market if each.verdict is Verdict.AGREES and not each.weak}

@@ -49,7 +49,7 @@ def open_pairs(knowledge: Knowledge, resolution: Resolution) -> Sequence[tuple[K
         for item in each.evidence[:1]:
             other = (item.get("source"), item.get("source_id"))
             if other in known and other != key:
-                pairs.setdefault((key, other) if key < other else (other, key))  # type: ignore[arg-type, operator]
+                pairs.setdefault((key, other) if key < other else (other, key))
     return list(pairs)
 
 
@@ -170,7 +170,9 @@ class Resolver:
             if link is None or link.asset != asset or link.method != RULE:
                 others = [{"source": each[0], "source_id": each[1]} for each in rule.rows if each != row][:1]
                 text = f"a rule links it: {rule.reason}" if rule.reason else "a rule links it"
-                evidence = [{**other, "kind": RULE, "verdict": "for", "text": text} for other in others or [{}]]
+                evidence = [
+                    {**other, "kind": RULE, "verdict": "for", "text": text} for other in others or [{}]
+                ]
                 self._write_link(row, asset, RULE, 1.0, evidence)
             self._place(row, asset)
 
@@ -204,12 +206,18 @@ class Resolver:
             self._confirm(key, link, [])
             return
         self._relabelled.add(key)
-        label = "a symbol and a name" if not same_symbol and not same_name else (
-            "a name" if same_symbol else "a symbol"
+        label = (
+            "a symbol and a name"
+            if not same_symbol and not same_name
+            else ("a name" if same_symbol else "a symbol")
         )
         was = " ".join(filter(None, (link.symbol, link.name)))
         now = " ".join(filter(None, (coin.symbol, coin.name)))
-        change = {"kind": "label", "verdict": "against", "text": f"it has {label} that it was not linked with: {now}, before: {was}"}
+        change = {
+            "kind": "label",
+            "verdict": "against",
+            "text": f"it has {label} that it was not linked with: {now}, before: {was}",
+        }
         veto, support = self._continuity(key, link)
         partly = same_symbol or same_name
         if support and not veto:
@@ -303,7 +311,9 @@ class Resolver:
 
     def _match(self) -> None:
         decided = {
-            key for key in self.profiles if key in self._group_of or key in self._conflicts or self._is_retired(key)
+            key
+            for key in self.profiles
+            if key in self._group_of or key in self._conflicts or self._is_retired(key)
         }
         open_rows = {key for key in self.profiles if key not in decided or self._is_open(key)}
         movable = {key for key in decided if self._is_movable(key)}
@@ -357,7 +367,9 @@ class Resolver:
             one, other = self._group(match.one), self._group(match.other)
             if one is other or match.vetoed or not self._may_join(one, other):
                 continue
-            if self._has_rival(match.one, match.other, match) or self._has_rival(match.other, match.one, match):
+            if self._has_rival(match.one, match.other, match) or self._has_rival(
+                match.other, match.one, match
+            ):
                 continue
             self._join(one, other, match)
 
@@ -421,7 +433,9 @@ class Resolver:
             # One of them had an asset of its own, which it leaves.
             stays, leaves = (one, other) if not self._is_mobile(one) else (other, one)
             if self._is_mobile(one) and self._is_mobile(other):
-                stays, leaves = sorted((one, other), key=lambda group: min(map(self._precedence, group.members.values())))
+                stays, leaves = sorted(
+                    (one, other), key=lambda group: min(map(self._precedence, group.members.values()))
+                )
             for key in leaves.members.values():
                 self._ended[key] = ALWAYS
             leaves.asset = None
@@ -439,7 +453,12 @@ class Resolver:
         unlisted: dict[str, list[Profile]] = {}
         for key in sorted(self._current):
             profile = self.profiles.get(key)
-            if profile and profile.coin.listed is False and self._group_of.get(key) and key not in self._ruled:
+            if (
+                profile
+                and profile.coin.listed is False
+                and self._group_of.get(key)
+                and key not in self._ruled
+            ):
                 for text in profile.keys():
                     unlisted.setdefault(f"{key[0]} {text}", []).append(profile)
         if not unlisted:
@@ -448,9 +467,7 @@ class Resolver:
         for key, profile in self.profiles.items():
             if profile.coin.listed is not True or self._has_asset(key) or self._is_retired(key):
                 continue
-            olds = {
-                old.key: old for text in profile.keys() for old in unlisted.get(f"{key[0]} {text}", ())
-            }
+            olds = {old.key: old for text in profile.keys() for old in unlisted.get(f"{key[0]} {text}", ())}
             for old in olds.values():
                 if (match := self._succeeds(profile, old)) is not None:
                     found.setdefault(old.key, []).append((-match.score, key, match))
@@ -463,7 +480,9 @@ class Resolver:
                 self._hand_over(old_key, key, match)
 
     def _has_asset(self, key: Key) -> bool:
-        return (group := self._group_of.get(key)) is not None and (group.asset is not None or len(group.members) > 1)
+        return (group := self._group_of.get(key)) is not None and (
+            group.asset is not None or len(group.members) > 1
+        )
 
     def _succeeds(self, new: Profile, old: Profile) -> Match | None:
         # The evidence that `new` is the coin that had the id of `old`; None if there is too little.
@@ -523,9 +542,7 @@ class Resolver:
         profile = self.profiles[key]
         if profile.is_archive and profile.is_bare and self._knowledge.awaited:
             return False
-        return not any(
-            self.asset_of(match.counterpart(key)) is not None for match in self._open_matches(key)
-        )
+        return not any(self.asset_of(match.counterpart(key)) is not None for match in self._open_matches(key))
 
     def _open_matches(self, key: Key) -> list[Match]:
         # The rows that a row may be the same coin as, best first.
@@ -558,7 +575,13 @@ class Resolver:
     def _link_members(self) -> None:
         for key in self.profiles:
             group = self._group_of.get(key)
-            if group is None or group.asset is None or key in self._new or key in self._conflicts and key not in self._ended:
+            if (
+                group is None
+                or group.asset is None
+                or key in self._new
+                or key in self._conflicts
+                and key not in self._ended
+            ):
                 continue
             link = self._current.get(key)
             stays = link is not None and key not in self._ended

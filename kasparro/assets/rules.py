@@ -95,7 +95,7 @@ def _rules(table: str, given: Any, sources: Collection[str]) -> Iterable[Rule]:
             raise _Invalid(f'{where}: rows must be a list of texts such as ["coingecko/bitcoin", "csv/btc"]')
         asset = each.get("asset")
         if asset is not None and (not isinstance(asset, str) or not asset or slug(asset) != asset):
-            raise _Invalid(f"{where}: asset must be an id in lower case such as \"btc-bitcoin\"")
+            raise _Invalid(f'{where}: asset must be an id in lower case such as "btc-bitcoin"')
         if not isinstance(each.get("reason", ""), str):
             raise _Invalid(f"{where}: reason must be a text")
         if asset is None and len(rows) < 2:
@@ -111,7 +111,9 @@ def _row(where: str, text: str, sources: Collection[str]) -> Key:
     if not slash or not source_id:
         raise _Invalid(f"{where}: rows has {text!r}, which is not SOURCE/SOURCE_ID")
     if source not in sources:
-        raise _Invalid(f"{where}: rows has {text!r}, whose source is unknown; allowed: {', '.join(sorted(sources))}")
+        raise _Invalid(
+            f"{where}: rows has {text!r}, whose source is unknown; allowed: {', '.join(sorted(sources))}"
+        )
     try:
         return source, check_id(source_id)
     except RejectedValue as error:
@@ -144,7 +146,9 @@ def _check_parts(rules: Rules) -> None:
                 continue
             link, its_rule = linked[row]
             if rule.asset is not None and its_rule.asset == rule.asset:
-                raise _Invalid(f"[[part]] {number}: {_text(row)} is linked to {rule.asset} by [[link]] {link}")
+                raise _Invalid(
+                    f"[[part]] {number}: {_text(row)} is linked to {rule.asset} by [[link]] {link}"
+                )
             if rule.asset is None and (first := found.setdefault(link, row)) != row:
                 raise _Invalid(
                     f"[[part]] {number}: {_text(first)} and {_text(row)} are linked by [[link]] {link}"
