@@ -147,7 +147,8 @@ class Matcher:
             if profile.is_archive:
                 continue
             self._words.update({*profile.name.words, *(w for each in profile.id.names for w in each.words)})
-            self._bearers.update((source, text) for text in {profile.name.full, *profile.id_texts})
+            if not profile.id.numbered:
+                self._bearers.update((source, text) for text in {profile.name.full, *profile.id_texts})
             self._symbols[source, profile.symbol] += 1
             self._siblings.setdefault((source, profile.name.full), set()).add("old" in profile.name.remarks)
             if profile.coin.rank:
@@ -238,20 +239,21 @@ class Matcher:
 
     def _is_distinctive(self, one: Profile, other: Profile) -> bool:
         # Whether the name that both have is no other coin's at either source, and not made of common words.
-        name, words = (
-            (one.name.full, one.name.words)
-            if one.name.full in {other.name.full, other.id.name.full}
-            else (other.name.full, other.name.words)
-        )
-        if len(name) < 4 or any(self._bearers[each.coin.source, name] > 1 for each in (one, other)):
+        bearer = one if one.name.full in {other.name.full, other.id.name.full} else other
+        name = bearer.name
+        if len(name.full) < 4 or one.id.numbered or other.id.numbered:
             return False
-        spellings = {each.words for each in (one.name, other.name) if each.full == name}
-        specific = [word for word in words if word not in WORDS.generic]
-        return (
-            len(spellings) == 1
-            and bool(specific)
-            and min(self._words[word] for word in specific) <= RARE_WORD
-        )
+        if any(self._bearers[each.coin.source, name.full] > 1 for each in (one, other)):
+            return False
+        if one.name.full == other.name.full and one.name.words != other.name.words:
+            return False
+        specific = [word for word in name.words if word not in WORDS.generic]
+        return bool(specific) and min(map(self._frequency, specific)) <= RARE_WORD
+
+    def _frequency(self, word: str) -> int:
+        # In how many names a word is, also as the beginning of a word that ends like names of coins do.
+        stems = [word[: -len(end)] for end in WORDS.generic if word.endswith(end) and len(word) >= len(end) + 3]
+        return max(self._words[each] for each in (word, *stems))
 
     def _has_rare_word(self, one: Profile, other: Profile) -> bool:
         # Whether the names share a word that hardly any other name has.
