@@ -19,6 +19,8 @@ from kasparro.model.record import slug
 ARCHIVES = "csv"
 # A vetoed pair scores no more than this, whatever its names say.
 VETOED = 0.3
+# Labels with this score or more say that a contract which several coins share is of these two.
+CORROBORATED = 0.75
 # A word in the names of no more coins than this says which of them is meant.
 RARE_WORD = 3
 # A coin whose rank is this or better is a leading coin; one of the same symbol may only be this much behind.
@@ -162,9 +164,10 @@ class Matcher:
         if other.is_archive or (not one.is_archive and other.key < one.key):
             one, other = other, one
         found = _Evidence()
-        score, method = self._labels(one, other, found)
-        if (by_id := self._archive_id(one, other, found, score)) is not None:
-            score, method = by_id
+        if one.is_archive and one.is_bare:
+            score, method = self._archive_id(one, other, found)
+        else:
+            score, method = self._labels(one, other, found)
         score, method, by_contract = self._contracts(one, other, found, score, method)
         if one.forms != other.forms:
             differing = ", ".join(sorted(one.forms ^ other.forms))
@@ -266,34 +269,34 @@ class Matcher:
             len(self._siblings.get((each.coin.source, one.name.full), ())) > 1 for each in (one, other)
         )
 
-    def _archive_id(
-        self, archive: Profile, other: Profile, found: "_Evidence", score: float
-    ) -> tuple[float, str] | None:
-        # What the id of an archive's row says, beyond its symbol and name.
-        if not archive.is_archive or score >= 0.9:
-            return None
+    def _archive_id(self, archive: Profile, other: Profile, found: "_Evidence") -> tuple[float, str]:
+        # What the id of an archive's row says that lacks a symbol or a name.
         row_id = archive.key[1].lower()
-        labelled = bool(archive.symbol or archive.name.full)
-        contradicted = bool(archive.symbol and other.symbol and archive.symbol != other.symbol)
         symbol, name = slug(other.coin.symbol or ""), slug(other.coin.name or "")
-        if row_id == other.key[1].lower() and not contradicted and not self._means_a_leader(archive, other):
+        if archive.symbol and other.symbol and archive.symbol != other.symbol:
+            found.add("symbol", "against", f"symbols differ: {archive.coin.symbol} and {other.coin.symbol}")
+            return 0.4, "symbol"
+        leader = self._means_a_leader(archive, other)
+        if leader:
+            found.add("id", "against", f"it may mean the leading coin with the symbol {archive.bare_symbol.upper()}")
+        elif row_id == other.key[1].lower():
             found.add("id", "for", f"its id is that of {other.key[0]}: {other.key[1]}")
             return 0.95, "id"
-        if symbol and name and row_id in {f"{symbol}-{name}", f"{name}-{symbol}"} and not contradicted:
+        if symbol and name and row_id in {f"{symbol}-{name}", f"{name}-{symbol}"}:
             found.add("id", "for", f"its id is made of the symbol and the name: {archive.key[1]}")
             return 0.95, "id"
-        if name and row_id == name and not labelled and not self._means_a_leader(archive, other):
-            found.add("id", "for", f"its id is the name: {other.coin.name}")
-            return (0.93 if self._bearers[other.coin.source, other.name.full] == 1 else 0.85), "id"
+        named = archive.name.full or read_name(row_id).full
+        if named and named == other.name.full:
+            found.add("name", "for", f"it has the name: {other.coin.name}")
+            alone = self._bearers[other.coin.source, other.name.full] == 1 and not leader
+            return (0.93 if alone else 0.85), "name"
         if archive.bare_symbol and archive.bare_symbol == other.symbol:
             if self._leads(other):
                 found.add("symbol", "for", f"it is the leading coin with the symbol {other.coin.symbol}")
                 return 0.8, "symbol_and_price"
-            found.add(
-                "symbol", "neutral", f"it has only the symbol {other.coin.symbol}, which several coins have"
-            )
+            found.add("symbol", "neutral", f"several coins have its symbol: {other.coin.symbol}")
             return 0.6, "symbol"
-        return None
+        return 0.4, "name"
 
     def _leads(self, profile: Profile) -> bool:
         ranks = self._leaders.get((profile.coin.source, profile.symbol), [])
@@ -322,12 +325,13 @@ class Matcher:
             found.add(
                 "contract", "for", f"they share {_count(len(shared), 'contract')}: {address} on {chain}"
             )
-            if score >= 0.6:
+            only = self._only_partners(one, other)
+            if score >= CORROBORATED or (only and score >= 0.6):
                 return max(score, 0.95) + 0.03, "contract", True
             if _is_derived(one.symbol, other.symbol):
                 found.add("contract", "against", "their symbols look like those of a coin and a form of it")
                 return 0.8, "contract", True
-            if self._only_partners(one, other):
+            if only:
                 found.add("contract", "for", "no other coin of either source has their contracts")
                 return 0.93, "contract", True
             found.add(
@@ -364,6 +368,8 @@ class _Evidence:
 def _relation(one: Profile, other: Profile) -> tuple[str, str]:
     # How the names relate, best first, and a sentence about it.
     mine, theirs = one.name, other.name
+    if mine.words and theirs.words and _versions(mine) != _versions(theirs):
+        return "", ""
     if mine.full and mine.full == theirs.full:
         return "name", f"names are equal: {one.coin.name}"
     for each, counterpart in ((one, other), (other, one)):
@@ -410,17 +416,17 @@ def _is_part(short: Name, long: Name, symbol: str) -> bool:
         word for word in long.words if word not in words and word not in WORDS.generic and word != symbol
     }
     return not any(
-        word in WORDS.distinguishing or word in long.qualifiers or is_version(word) for word in extra
+        word in WORDS.distinguishing or word in long.qualifiers for word in extra
     )
+
+
+def _versions(name: Name) -> frozenset[str]:
+    return frozenset(filter(is_version, name.words))
 
 
 def _are_similar(one: Name, other: Name) -> bool:
     different = set(one.words) ^ set(other.words)
-    if (
-        one.qualifiers != other.qualifiers
-        or different & WORDS.distinguishing
-        or any(map(is_version, different))
-    ):
+    if one.qualifiers != other.qualifiers or different & WORDS.distinguishing:
         return False
     shared = {word for word in {*one.words} & {*other.words} if len(word) >= 4 and word not in WORDS.generic}
     matcher = SequenceMatcher(None, one.core, other.core, autojunk=False)

@@ -123,10 +123,10 @@ def read_id(source: str, source_id: str, symbol: str) -> Id:
     text = _NUMBERED.sub("", _UUID.sub("", folded))
     spellings = [folded, text]
     first, _, rest = text.partition("-")
-    if rest and (source == "coinpaprika" or first == symbol):
+    if rest and (source == "coinpaprika" or first == symbol or not symbol):
         spellings.append(rest)
     before, _, last = text.rpartition("-")
-    if before and last in {symbol, "old", "new"}:
+    if before and (last in {symbol, "old", "new"} or not symbol):
         spellings.append(before)
     name = _read(rest if rest and source == "coinpaprika" else text)
     return Id(name, tuple(dict.fromkeys(map(_read, spellings))), text != folded)

@@ -93,6 +93,8 @@ class Resolver:
         self._by_pair: dict[tuple[Key, Key], Match] = {}
         self._reasons: dict[Key, Match] = {}
         self._touched: set[str] = set()
+        # Ids that a new id replaces in this resolution, with the asset of both.
+        self._replaced: dict[Key, str | None] = {}
         self._ended: dict[Key, Any] = {}
         self._new: dict[Key, Link] = {}
         self._conflicts: dict[Key, Candidate] = {}
@@ -339,13 +341,15 @@ class Resolver:
 
     def _is_retired(self, key: Key) -> bool:
         # Whether its link ended because its source gave the coin a new id.
-        link = self._former.get(key)
-        coin = self.profiles[key].coin
+        if key in self._replaced:
+            return True
+        link, profile = self._former.get(key), self.profiles.get(key)
         return (
             link is not None
+            and profile is not None
             and key not in self._current
             and key not in self._ruled
-            and (coin.symbol, coin.name) == (link.symbol, link.name)
+            and (profile.coin.symbol, profile.coin.name) == (link.symbol, link.name)
         )
 
     def _is_movable(self, key: Key) -> bool:
@@ -382,7 +386,7 @@ class Resolver:
         if one.asset and other.asset and not (self._is_mobile(one) or self._is_mobile(other)):
             return False
         for mine in one.members.values():
-            if (other.asset and (mine, other.asset) in self._blocked) or self._is_retired_key(mine):
+            if (other.asset and (mine, other.asset) in self._blocked) or self._is_retired(mine):
                 return False
             for theirs in other.members.values():
                 pair = (mine, theirs) if mine < theirs else (theirs, mine)
@@ -390,12 +394,9 @@ class Resolver:
                 if pair in self._parted or (found is not None and found.vetoed):
                     return False
         return not any(
-            (one.asset and (theirs, one.asset) in self._blocked) or self._is_retired_key(theirs)
+            (one.asset and (theirs, one.asset) in self._blocked) or self._is_retired(theirs)
             for theirs in other.members.values()
         )
-
-    def _is_retired_key(self, key: Key) -> bool:
-        return key in self.profiles and self._is_retired(key)
 
     def _is_mobile(self, group: Group) -> bool:
         return all(self._is_movable(key) for key in group.members.values())
@@ -505,6 +506,7 @@ class Resolver:
         group = self._group_of[old]
         moment = self.profiles[old].coin.observed_at + _TICK
         self._ended[old] = moment
+        self._replaced[old] = group.asset
         del self._group_of[old]
         group.members[new[0]] = new
         self._group_of[new] = group
@@ -522,7 +524,7 @@ class Resolver:
         for key in self.profiles:
             if key in self._conflicts and key not in self._ended:
                 continue
-            if self._is_retired_key(key) and key not in self._group_of:
+            if self._is_retired(key) and key not in self._group_of:
                 continue
             group = self._group(key)
             if group.asset is None:
@@ -643,8 +645,9 @@ class Resolver:
             if self.asset_of(key) is not None or (key in self._conflicts and key not in self._ended):
                 continue
             coin = profile.coin
-            if self._is_retired_key(key):
-                yield _candidate(coin, self._former[key].asset, 0.0, "its source gave the coin a new id", [])
+            if self._is_retired(key):
+                asset = self._replaced[key] if key in self._replaced else self._former[key].asset
+                yield _candidate(coin, asset, 0.0, "its source gave the coin a new id", [])
                 continue
             matches = self._open_matches(key)
             for match in matches[:CANDIDATES_PER_ROW]:
