@@ -26,8 +26,8 @@ RARE_WORD = 3
 # A coin whose rank is this or better is a leading coin; one of the same symbol may only be this much behind.
 LEADING_RANK = 1_000
 LEADING_MARGIN = 5
-# The score of two rows with one symbol, by how their names relate and whether other coins of their sources have
-# the symbol too.
+# The score of two rows with one symbol, by how their names relate and whether other coins of their sources
+# have the symbol too.
 _WITH_SYMBOL = {
     ("name", False): 0.96,
     ("name", True): 0.96,
@@ -92,7 +92,7 @@ class Profile:
             return self.symbol if not self.name.full else ""
         return "" if self.name.full else self.id.name.full
 
-    def keys(self) -> set[str]:
+    def texts(self) -> set[str]:
         """Texts of which rows of one coin share at least one."""
         found = {
             f"symbol {self.symbol or self.bare_symbol}",
@@ -107,8 +107,8 @@ class Profile:
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """How well two rows match.
 
-    `evidence` is a list of JSON objects with a `kind`, a `verdict` (`for`, `against`, `veto` or `neutral`) and a
-    sentence in `text`.
+    `evidence` is a list of JSON objects with a `kind`, a `verdict` (`for`, `against`, `veto` or `neutral`)
+    and a sentence in `text`.
     """
 
     one: Key
@@ -255,7 +255,9 @@ class Matcher:
 
     def _frequency(self, word: str) -> int:
         # In how many names a word is, also as the beginning of a word that ends like names of coins do.
-        stems = [word[: -len(end)] for end in WORDS.generic if word.endswith(end) and len(word) >= len(end) + 3]
+        stems = [
+            word[: -len(end)] for end in WORDS.generic if word.endswith(end) and len(word) >= len(end) + 3
+        ]
         return max(self._words[each] for each in (word, *stems))
 
     def _has_rare_word(self, one: Profile, other: Profile) -> bool:
@@ -278,7 +280,9 @@ class Matcher:
             return 0.4, "symbol"
         leader = self._means_a_leader(archive, other)
         if leader:
-            found.add("id", "against", f"it may mean the leading coin with the symbol {archive.bare_symbol.upper()}")
+            found.add(
+                "id", "against", f"it may mean the leading coin with the symbol {archive.bare_symbol.upper()}"
+            )
         elif row_id == other.key[1].lower():
             found.add("id", "for", f"its id is that of {other.key[0]}: {other.key[1]}")
             return 0.95, "id"
@@ -415,9 +419,7 @@ def _is_part(short: Name, long: Name, symbol: str) -> bool:
     extra = {
         word for word in long.words if word not in words and word not in WORDS.generic and word != symbol
     }
-    return not any(
-        word in WORDS.distinguishing or word in long.qualifiers for word in extra
-    )
+    return not any(word in WORDS.distinguishing or word in long.qualifiers for word in extra)
 
 
 def _versions(name: Name) -> frozenset[str]:
@@ -473,7 +475,7 @@ def candidate_pairs(
     """Pairs of rows of different sources that share a text, of which at least one is open, each once."""
     buckets: dict[str, list[Profile]] = {}
     for profile in profiles:
-        for key in profile.keys():
+        for key in profile.texts():
             buckets.setdefault(key, []).append(profile)
     pairs: dict[tuple[Key, Key], tuple[Profile, Profile]] = {}
     for bucket in buckets.values():

@@ -1,7 +1,7 @@
 """Decides which rows are the same coin."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
@@ -32,7 +32,7 @@ _TICK = timedelta(microseconds=1)
 
 
 def resolve(knowledge: Knowledge, rules: Rules = NO_RULES) -> Resolution:
-    """Decide the rows that have no link, those with another symbol or name than their link, and what rules say.
+    """Decide the rows that have no link or other labels than their link, and what rules say.
 
     Every row that stays without a link is among the candidates, with the symbol and name that were judged.
     """
@@ -95,7 +95,9 @@ class Resolver:
         self._touched: set[str] = set()
         # Ids that a new id replaces in this resolution, with the asset of both.
         self._replaced: dict[Key, str | None] = {}
-        self._ended: dict[Key, Any] = {}
+        # The asset that a row had by a rule which is gone.
+        self._unruled: dict[Key, str] = {}
+        self._ended: dict[Key, datetime] = {}
         self._new: dict[Key, Link] = {}
         self._conflicts: dict[Key, Candidate] = {}
 
@@ -107,14 +109,20 @@ class Resolver:
         self._match()
         archive = {key for key, profile in self.profiles.items() if profile.is_archive}
         ordered = sorted(self._by_pair.values(), key=lambda match: (-match.score, match.one, match.other))
-        self._join_best(match for match in ordered if match.one not in archive and match.other not in archive)
-        self._follow_changed_ids()
-        self._join_best(match for match in ordered if match.one in archive or match.other in archive)
-        self._found_assets()
+        ordered = [match for match in ordered if match.score >= BAR and not match.vetoed]
+        of_sources = [match for match in ordered if match.one not in archive and match.other not in archive]
+        of_archives = [match for match in ordered if match.one in archive or match.other in archive]
+        # A row that has found its coin is no rival any more, so that others may be decided.
+        changed = True
+        while changed:
+            changed = self._join_best(of_sources)
+            changed |= self._follow_changed_ids()
+            changed |= self._join_best(of_archives)
+            changed |= self._found_assets()
         self._link_members()
         return Resolution(
             assets=self._assets(),
-            ended={key: moment for key, moment in sorted(self._ended.items())},
+            ended=dict(sorted(self._ended.items())),
             links=[self._new[key] for key in sorted(self._new)],
             candidates=[*self._kept_conflicts(), *self._candidates()],
         )
@@ -142,6 +150,7 @@ class Resolver:
         self._ruled = {row for rule in self._rules.links for row in rule.rows}
         for key in sorted(self._current):
             if self._current[key].method == RULE and key not in self._ruled:
+                self._unruled[key] = self._current[key].asset
                 self._release(key)
         # Rules that name an asset come first, so that no other rule gives its id away.
         for rule in sorted(self._rules.links, key=lambda rule: rule.asset is None):
@@ -242,8 +251,8 @@ class Resolver:
             )
 
     def _continuity(self, key: Key, link: Link) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        # What speaks against and for the row being the coin that it was: its own earlier record, and the other
-        # rows of the asset.
+        # What speaks against and for the row being the coin that it was: its own earlier record, and the
+        # other rows of the asset.
         veto = support = None
         profile = self.profiles[key]
         if (relabelled := self._knowledge.relabelled.get(key)) is not None:
@@ -293,7 +302,8 @@ class Resolver:
         )
 
     def _kept_conflicts(self) -> Iterator[Candidate]:
-        # Conflicts of this resolution, and earlier ones of ids that mean another coin until their labels change.
+        # Conflicts of this resolution, and earlier ones of ids that mean another coin, until their labels
+        # change.
         yield from (self._conflicts[key] for key in sorted(self._conflicts))
         for each in self._knowledge.candidates:
             key = (each.source, each.source_id)
@@ -364,18 +374,19 @@ class Resolver:
             and len(group.members) == 1
         )
 
-    def _join_best(self, matches: Iterable[Match]) -> None:
+    def _join_best(self, matches: Iterable[Match]) -> bool:
+        joined = False
         for match in matches:
-            if match.score < BAR:
-                break
             one, other = self._group(match.one), self._group(match.other)
-            if one is other or match.vetoed or not self._may_join(one, other):
+            if one is other or not self._may_join(one, other):
                 continue
             if self._has_rival(match.one, match.other, match) or self._has_rival(
                 match.other, match.one, match
             ):
                 continue
             self._join(one, other, match)
+            joined = True
+        return joined
 
     def _group(self, key: Key) -> Group:
         return self._group_of.get(key) or self._group_of.setdefault(key, Group({key[0]: key}))
@@ -402,7 +413,7 @@ class Resolver:
         return all(self._is_movable(key) for key in group.members.values())
 
     def _has_rival(self, key: Key, other: Key, match: Match) -> bool:
-        # Whether another row of the source of `other` matches `key` as well, and is not better matched itself.
+        # Whether another row of the source of `other` matches `key` as well, and has no better match.
         group = self._group(key)
         for rival_match in self._matches.get(key, ()):
             rival = rival_match.counterpart(key)
@@ -450,7 +461,7 @@ class Resolver:
 
     # A source gives a coin a new id
 
-    def _follow_changed_ids(self) -> None:
+    def _follow_changed_ids(self) -> bool:
         unlisted: dict[str, list[Profile]] = {}
         for key in sorted(self._current):
             profile = self.profiles.get(key)
@@ -460,15 +471,16 @@ class Resolver:
                 and self._group_of.get(key)
                 and key not in self._ruled
             ):
-                for text in profile.keys():
+                for text in profile.texts():
                     unlisted.setdefault(f"{key[0]} {text}", []).append(profile)
         if not unlisted:
-            return
+            return False
+        followed = False
         found: dict[Key, list[tuple[float, Key, Match]]] = {}
         for key, profile in self.profiles.items():
             if profile.coin.listed is not True or self._has_asset(key) or self._is_retired(key):
                 continue
-            olds = {old.key: old for text in profile.keys() for old in unlisted.get(f"{key[0]} {text}", ())}
+            olds = {old.key: old for text in profile.texts() for old in unlisted.get(f"{key[0]} {text}", ())}
             for old in olds.values():
                 if (match := self._succeeds(profile, old)) is not None:
                     found.setdefault(old.key, []).append((-match.score, key, match))
@@ -479,6 +491,8 @@ class Resolver:
             _, key, match = successors[0]
             if not self._has_asset(key):
                 self._hand_over(old_key, key, match)
+                followed = True
+        return followed
 
     def _has_asset(self, key: Key) -> bool:
         return (group := self._group_of.get(key)) is not None and (
@@ -519,7 +533,7 @@ class Resolver:
 
     # New assets, links and candidates
 
-    def _found_assets(self) -> None:
+    def _found_assets(self) -> bool:
         groups: dict[int, Group] = {}
         for key in self.profiles:
             if key in self._conflicts and key not in self._ended:
@@ -530,12 +544,19 @@ class Resolver:
             if group.asset is None:
                 groups.setdefault(id(group), group)
         order = sorted(groups.values(), key=lambda group: min(map(self._precedence, group.members.values())))
+        founded = False
         for group in order:
             if len(group.members) > 1 or self._stands_alone(next(iter(group.members.values()))):
                 self._found(group)
+                founded = True
+        return founded
 
     def _found(self, group: Group) -> None:
-        group.asset = self._new_id(sorted(group.members.values(), key=self._precedence))
+        keys = sorted(group.members.values(), key=self._precedence)
+        had = (self._unruled.get(key) for key in keys)
+        # The first of the rows that a rule tied together keeps their asset.
+        kept = next((asset for asset in had if asset and not self._groups[asset].members), None)
+        group.asset = kept or self._new_id(keys)
         self._taken.add(group.asset)
         self._groups[group.asset] = group
 
@@ -561,8 +582,8 @@ class Resolver:
             if (match.one, match.other) in self._parted:
                 continue
             occupied = key[0] in group.members
-            # Prices or ranks may differ because one source is wrong. If the asset has a row of the same source
-            # already, they are two coins.
+            # Prices or ranks may differ because one source is wrong. If the asset has a row of the same
+            # source already, they are two coins.
             likely = match.score >= CANDIDATE_BAR or (self._would_link(match) and not occupied)
             if likely and not (match.vetoed and occupied):
                 found.append(match)
@@ -581,8 +602,7 @@ class Resolver:
                 group is None
                 or group.asset is None
                 or key in self._new
-                or key in self._conflicts
-                and key not in self._ended
+                or (key in self._conflicts and key not in self._ended)
             ):
                 continue
             link = self._current.get(key)
@@ -604,7 +624,8 @@ class Resolver:
         method: str,
         score: float,
         evidence: list[dict[str, Any]],
-        begin: Any = None,
+        *,
+        begin: datetime | None = None,
     ) -> None:
         coin = self.profiles[key].coin
         current, former = self._current.get(key), self._former.get(key)
