@@ -399,15 +399,18 @@ class Resolver:
         for mine in one.members.values():
             if (other.asset and (mine, other.asset) in self._blocked) or self._is_retired(mine):
                 return False
-            for theirs in other.members.values():
-                pair = (mine, theirs) if mine < theirs else (theirs, mine)
-                found = self._by_pair.get(pair)
-                if pair in self._parted or (found is not None and found.vetoed):
-                    return False
+            if any(self._excludes(mine, theirs) for theirs in other.members.values()):
+                return False
         return not any(
             (one.asset and (theirs, one.asset) in self._blocked) or self._is_retired(theirs)
             for theirs in other.members.values()
         )
+
+    def _excludes(self, one: Key, other: Key) -> bool:
+        # Whether a rule or a veto keeps two rows apart.
+        pair = (one, other) if one < other else (other, one)
+        found = self._by_pair.get(pair)
+        return pair in self._parted or (found is not None and found.vetoed)
 
     def _is_mobile(self, group: Group) -> bool:
         return all(self._is_movable(key) for key in group.members.values())
@@ -506,8 +509,8 @@ class Resolver:
         asset = self.asset_of(old.key)
         if asset is None or (new.key, asset) in self._blocked:
             return None
-        pair = (new.key, old.key) if new.key < old.key else (old.key, new.key)
-        if pair in self._parted:
+        others = (key for key in self._groups[asset].members.values() if key != old.key)
+        if any(self._excludes(new.key, each) for each in (old.key, *others)):
             return None
         match = self.matcher.compare(new, old)
         if match.score < BAR or match.vetoed:
