@@ -200,7 +200,6 @@ class Resolver:
                 leaving = sorted(rows, key=self._precedence)[0 if linked else 1 :]
             for row in leaving:
                 self._release(row)
-                self._blocked.add((row, asset))
 
     # Rows with another symbol or name than their link
 
