@@ -93,8 +93,10 @@ class Resolver:
         self._by_pair: dict[tuple[Key, Key], Match] = {}
         self._reasons: dict[Key, Match] = {}
         self._touched: set[str] = set()
-        # Ids that a new id replaces in this resolution, with the asset of both.
-        self._replaced: dict[Key, str | None] = {}
+        # Ids that a new id replaces in this resolution, with the group of both; and by the new id, the old
+        # one, the moment and the evidence.
+        self._replaced: dict[Key, Group] = {}
+        self._successors: dict[Key, tuple[Key, datetime, Match]] = {}
         # The asset that a row had by a rule which is gone.
         self._unruled: dict[Key, str] = {}
         self._ended: dict[Key, datetime] = {}
@@ -119,6 +121,7 @@ class Resolver:
             changed |= self._follow_changed_ids()
             changed |= self._join_best(of_archives)
             changed |= self._found_assets()
+        self._link_successors()
         self._link_members()
         return Resolution(
             assets=self._assets(),
@@ -337,9 +340,7 @@ class Resolver:
         for one, other in pairs:
             found = self.matcher.compare(one, other)
             pair = {one.key, other.key}
-            settled = not pair & open_rows
-            # Rows that have assets of their own were judged by their names when they got them.
-            if settled and not (found.by_contract or pair & self._relabelled):
+            if not (pair & open_rows or found.by_contract or pair & self._relabelled):
                 continue
             self._by_pair[one.key, other.key] = found
             self._matches.setdefault(one.key, []).append(found)
@@ -377,7 +378,7 @@ class Resolver:
         joined = False
         for match in matches:
             one, other = self._group(match.one), self._group(match.other)
-            if one is other or not self._may_join(one, other):
+            if one is other or not self._may_join(one, other, match):
                 continue
             if self._has_rival(match.one, match.other, match) or self._has_rival(
                 match.other, match.one, match
@@ -390,11 +391,14 @@ class Resolver:
     def _group(self, key: Key) -> Group:
         return self._group_of.get(key) or self._group_of.setdefault(key, Group({key[0]: key}))
 
-    def _may_join(self, one: Group, other: Group) -> bool:
+    def _may_join(self, one: Group, other: Group, match: Match) -> bool:
         if one.members.keys() & other.members.keys():
             return False
-        if one.asset and other.asset and not (self._is_mobile(one) or self._is_mobile(other)):
-            return False
+        if one.asset and other.asset:
+            # Rows that have assets of their own were judged by their labels when they got them.
+            is_new = match.by_contract or bool({match.one, match.other} & self._relabelled)
+            if not is_new or not (self._is_mobile(one) or self._is_mobile(other)):
+                return False
         for mine in one.members.values():
             if (other.asset and (mine, other.asset) in self._blocked) or self._is_retired(mine):
                 return False
@@ -425,7 +429,7 @@ class Resolver:
                 and not rival_match.vetoed
                 and rival_match.score >= max(match.score - MARGIN, CANDIDATE_BAR)
                 and (its_group := self._group(rival)) is not group
-                and self._may_join(group, its_group)
+                and self._may_join(group, its_group, rival_match)
                 and not self._has_better(rival, key, rival_match.score)
             ):
                 return True
@@ -438,7 +442,7 @@ class Resolver:
             and (partner := match.counterpart(key)) != other
             and partner[0] == other[0]
             and not match.vetoed
-            and self._may_join(group, self._group(partner))
+            and self._may_join(group, self._group(partner), match)
             for match in self._matches.get(key, ())
         )
 
@@ -465,14 +469,8 @@ class Resolver:
 
     def _follow_changed_ids(self) -> bool:
         unlisted: dict[str, list[Profile]] = {}
-        for key in sorted(self._current):
-            profile = self.profiles.get(key)
-            if (
-                profile
-                and profile.coin.listed is False
-                and self._group_of.get(key)
-                and key not in self._ruled
-            ):
+        for key, profile in self.profiles.items():
+            if profile.coin.listed is False and self._has_asset(key) and key not in self._ruled:
                 for text in profile.texts():
                     unlisted.setdefault(f"{key[0]} {text}", []).append(profile)
         if not unlisted:
@@ -505,11 +503,10 @@ class Resolver:
         # The evidence that `new` is the coin that had the id of `old`; None if there is too little.
         if new.coin.first_seen_at < old.coin.observed_at - OVERLAP:
             return None
-        asset = self.asset_of(old.key)
-        if asset is None or (new.key, asset) in self._blocked:
+        group = self._group(old.key)
+        if group.asset is not None and (new.key, group.asset) in self._blocked:
             return None
-        others = (key for key in self._groups[asset].members.values() if key != old.key)
-        if any(self._excludes(new.key, each) for each in (old.key, *others)):
+        if any(self._excludes(new.key, each) for each in group.members.values()):
             return None
         match = self.matcher.compare(new, old)
         if match.score < BAR or match.vetoed:
@@ -519,19 +516,14 @@ class Resolver:
         return None
 
     def _hand_over(self, old: Key, new: Key, match: Match) -> None:
-        group = self._group_of[old]
+        group = self._group_of.pop(old)
         moment = self.profiles[old].coin.observed_at + _TICK
-        self._ended[old] = moment
-        self._replaced[old] = group.asset
-        del self._group_of[old]
+        if old in self._current and old not in self._ended:
+            self._ended[old] = moment
+        self._replaced[old] = group
+        self._successors[new] = (old, moment, match)
         group.members[new[0]] = new
         self._group_of[new] = group
-        if group.asset is not None:
-            item = _item("id", "for", f"{new[0]} no longer lists {old[1]} and gave the coin a new id")
-            self._write_link(
-                new, group.asset, CHANGED_ID, match.score, [*match.evidence_for(new), item], begin=moment
-            )
-            self._touched.add(group.asset)
 
     # New assets, links and candidates
 
@@ -597,6 +589,21 @@ class Resolver:
         supports = {each["kind"] for each in match.evidence if each["verdict"] == "for"}
         return match.vetoed and "form" not in kinds and {"symbol", "name"} <= supports
 
+    def _link_successors(self) -> None:
+        for new, (old, moment, match) in sorted(self._successors.items()):
+            asset = self._replaced[old].asset
+            if asset is None or self.asset_of(new) != asset:
+                continue
+            self._touched.add(asset)
+            text = f"{new[0]} no longer lists {old[1]} and gave the coin a new id"
+            evidence = [*match.evidence_for(new), _item("id", "for", text)]
+            self._write_link(new, asset, CHANGED_ID, match.score, evidence, begin=moment)
+            if old not in self._current:
+                reason = self._reasons.get(old, match)
+                self._write_link(
+                    old, asset, reason.method, reason.score, reason.evidence_for(old), end=moment
+                )
+
     def _link_members(self) -> None:
         for key in self.profiles:
             group = self._group_of.get(key)
@@ -628,6 +635,7 @@ class Resolver:
         evidence: list[dict[str, Any]],
         *,
         begin: datetime | None = None,
+        end: datetime = FOREVER,
     ) -> None:
         coin = self.profiles[key].coin
         current, former = self._current.get(key), self._former.get(key)
@@ -649,6 +657,7 @@ class Resolver:
             symbol=coin.symbol,
             name=coin.name,
             valid_from=begin,
+            valid_until=end,
         )
 
     def _assets(self) -> list[Asset]:
@@ -669,7 +678,8 @@ class Resolver:
                 continue
             coin = profile.coin
             if self._is_retired(key):
-                asset = self._replaced[key] if key in self._replaced else self._former[key].asset
+                group = self._replaced.get(key)
+                asset = group.asset if group else self._former[key].asset
                 yield _candidate(coin, asset, 0.0, "its source gave the coin a new id", [])
                 continue
             matches = self._open_matches(key)
