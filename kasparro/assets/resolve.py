@@ -532,7 +532,7 @@ class Resolver:
         for key in self.profiles:
             if key in self._conflicts and key not in self._ended:
                 continue
-            if self._is_retired(key) and key not in self._group_of:
+            if self._is_retired(key):
                 continue
             group = self._group(key)
             if group.asset is None:
