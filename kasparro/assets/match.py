@@ -180,7 +180,7 @@ class Matcher:
         return Match(
             one=one.key,
             other=other.key,
-            score=round(score, 3),
+            score=round(min(score, 1.0), 3),
             method=method,
             vetoed=found.vetoed,
             by_contract=by_contract,
@@ -331,7 +331,7 @@ class Matcher:
             )
             only = self._only_partners(one, other)
             if score >= CORROBORATED or (only and score >= 0.6):
-                return max(score, 0.95) + 0.03, "contract", True
+                return max(score, 0.95) + 0.02, "contract", True
             if _is_derived(one.symbol, other.symbol):
                 found.add("contract", "against", "their symbols look like those of a coin and a form of it")
                 return 0.8, "contract", True
@@ -402,12 +402,11 @@ def _relation(one: Profile, other: Profile) -> tuple[str, str]:
 
 def _ids_agree(one: Profile, other: Profile) -> bool:
     # Whether both ids have the name, and neither has a number because the id without it was taken.
-    names = {one.name.full, other.name.full}
     return (
         not one.id.numbered
         and not other.id.numbered
-        and one.id.name.full in names
-        and other.id.name.full in names
+        and one.id.name.full == other.id.name.full
+        and one.id.name.full in {one.name.full, other.name.full}
     )
 
 
@@ -451,15 +450,14 @@ def _with_market(score: float, method: str, market: Sequence[Finding], found: _E
         found.add(each.kind, each.verdict.value, each.text)
     agreeing = {each.kind for each in market if each.verdict is Verdict.AGREES and not each.weak}
     weakly = {each.kind for each in market if each.verdict is Verdict.AGREES}
-    if any(each.verdict is Verdict.DIFFERS for each in market):
-        score -= 0.03
+    score -= 0.045 * sum(each.verdict is Verdict.DIFFERS for each in market)
     if method == "symbol_and_price":
         # The prices of a leading coin that is pegged to the dollar agree as well.
         return (score + 0.12 if "price" in weakly else score), method
     if "price" not in weakly:
         return score, method
     if score >= 0.75:
-        return min(0.995, score + (0.03 if agreeing else 0.01)), method
+        return min(1.0, score + (0.02 if agreeing else 0.01)), method
     if score >= 0.6 and agreeing:
         return score + 0.2, method
     return score, method

@@ -579,7 +579,9 @@ class Resolver:
             # Prices or ranks may differ because one source is wrong. If the asset has a row of the same
             # source already, they are two coins.
             likely = match.score >= CANDIDATE_BAR or (self._would_link(match) and not occupied)
-            if likely and not (match.vetoed and occupied):
+            # Of coins that share a contract, those that the labels did not pick are forms of that coin.
+            settled = occupied and (match.vetoed or (match.by_contract and match.score < BAR))
+            if likely and not settled:
                 found.append(match)
         return sorted(found, key=lambda match: (-match.score, match.counterpart(key)))
 
