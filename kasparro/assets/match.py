@@ -107,6 +107,7 @@ class Profile:
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """How well two rows match.
 
+    `score` may be above 1, so that of two sure matches the better one is known; `shown` is at most 1.
     `evidence` is a list of JSON objects with a `kind`, a `verdict` (`for`, `against`, `veto` or `neutral`)
     and a sentence in `text`.
     """
@@ -118,6 +119,11 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     vetoed: bool
     by_contract: bool
     evidence: list[dict[str, Any]]
+
+    @property
+    def shown(self) -> float:
+        """The score as links and candidates have it."""
+        return min(self.score, 1.0)
 
     def counterpart(self, key: Key) -> Key:
         """The row that is not `key`."""
@@ -180,7 +186,7 @@ class Matcher:
         return Match(
             one=one.key,
             other=other.key,
-            score=round(min(score, 1.0), 3),
+            score=round(score, 3),
             method=method,
             vetoed=found.vetoed,
             by_contract=by_contract,
@@ -457,7 +463,9 @@ def _with_market(score: float, method: str, market: Sequence[Finding], found: _E
     if "price" not in weakly:
         return score, method
     if score >= 0.75:
-        return min(1.0, score + (0.02 if agreeing else 0.01)), method
+        # A price and a supply or cap that agree tell two coins of one name apart better than an id does.
+        bonus = 0.06 if len(agreeing) > 1 else 0.02 if agreeing else 0.01
+        return score + bonus, method
     if score >= 0.6 and agreeing:
         return score + 0.2, method
     return score, method

@@ -599,11 +599,11 @@ class Resolver:
             self._touched.add(asset)
             text = f"{new[0]} no longer lists {old[1]} and gave the coin a new id"
             evidence = [*match.evidence_for(new), _item("id", "for", text)]
-            self._write_link(new, asset, CHANGED_ID, match.score, evidence, begin=moment)
+            self._write_link(new, asset, CHANGED_ID, match.shown, evidence, begin=moment)
             if old not in self._current:
                 reason = self._reasons.get(old, match)
                 self._write_link(
-                    old, asset, reason.method, reason.score, reason.evidence_for(old), end=moment
+                    old, asset, reason.method, reason.shown, reason.evidence_for(old), end=moment
                 )
 
     def _link_members(self) -> None:
@@ -623,7 +623,7 @@ class Resolver:
                 continue
             self._touched.add(group.asset)
             if reason is not None:
-                self._write_link(key, group.asset, reason.method, reason.score, reason.evidence_for(key))
+                self._write_link(key, group.asset, reason.method, reason.shown, reason.evidence_for(key))
             else:
                 text = "no row of another source is the same coin"
                 self._write_link(key, group.asset, ALONE, 1.0, [_item(ALONE, "for", text)])
@@ -688,7 +688,7 @@ class Resolver:
             for match in matches[:CANDIDATES_PER_ROW]:
                 other = match.counterpart(key)
                 reason = self._reason(key, match, matches)
-                yield _candidate(coin, self.asset_of(other), match.score, reason, match.evidence_for(key))
+                yield _candidate(coin, self.asset_of(other), match.shown, reason, match.evidence_for(key))
             if not matches:
                 awaited = ", ".join(sorted(self._knowledge.awaited))
                 yield _candidate(coin, None, 0.0, f"it says too little until {awaited} has been loaded", [])
