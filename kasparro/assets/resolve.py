@@ -284,8 +284,8 @@ class Resolver:
             method=link.method,
             score=link.score,
             evidence=[*(each for each in link.evidence if each.get("kind") != "label"), *evidence],
-            symbol=coin.symbol if coin.symbol is not None else link.symbol,
-            name=coin.name if coin.name is not None else link.name,
+            symbol=coin.symbol,
+            name=coin.name,
             valid_from=link.valid_from,
         )
         self._touched.add(link.asset)

@@ -433,3 +433,37 @@ def test_ids_of_assets_are_never_given_again() -> None:
     world = World(coin("coinpaprika/foo-foo", "FOO", "Foo"))
     world.load(coin("coingecko/other", "foo-foo", None), coin("csv/foo-foo-2", "X", "Y"))
     assert len(world.knowledge.assets) == 3
+
+
+def test_a_price_that_is_wrong_for_an_hour_delays_a_link_and_ends_none() -> None:
+    stray = coin("coingecko/bitcoin", "btc", "Bitcoin", price_usd="180000", rank=1)
+    world = World(BITCOIN, stray)
+    assert world.asset("coingecko/bitcoin") is None
+    world.load(BITCOIN_CG)
+    assert world.asset("coingecko/bitcoin") == "btc-bitcoin"
+    resolution = world.load(stray)
+    assert (resolution.links, resolution.ended) == ([], {})
+
+
+def test_two_coins_of_one_name_are_distinguished_by_price_and_supply() -> None:
+    figures = {"price_usd": "0.47", "circulating_supply": "968422"}
+    world = World(
+        coin("coinpaprika/ycl-yacal", "YCL", "Yacal", **figures),
+        coin("coingecko/yacal", "ycl", "Yacal"),
+        coin("coingecko/yacal-2", "ycl", "Yacal", **figures),
+    )
+    assert world.asset("coingecko/yacal-2") == "ycl-yacal"
+
+
+def test_labels_that_an_archive_gives_later_are_confirmed() -> None:
+    world = World(BITCOIN, coin("csv/bitcoin"))
+    assert world.asset("csv/bitcoin") == "btc-bitcoin"
+    world.load(coin("csv/bitcoin", "BTC", "Bitcoin"))
+    link = world.link("csv/bitcoin")
+    assert link is not None
+    assert (link.asset, link.symbol, link.name) == ("btc-bitcoin", "BTC", "Bitcoin")
+
+
+def test_other_sources_are_linked_like_the_built_in_ones() -> None:
+    world = World(BITCOIN, BITCOIN_CG, coin("tide/XBT", "BTC", "Bitcoin", price_usd="60001", listed=None))
+    assert world.asset("tide/XBT") == "btc-bitcoin"
