@@ -335,13 +335,12 @@ class Matcher:
             found.add(
                 "contract", "for", f"they share {_count(len(shared), 'contract')}: {address} on {chain}"
             )
-            only = self._only_partners(one, other)
-            if score >= CORROBORATED or (only and score >= 0.6):
+            if score >= CORROBORATED:
                 return max(score, 0.95) + 0.02, "contract", True
-            if _is_derived(one.symbol, other.symbol):
-                found.add("contract", "against", "their symbols look like those of a coin and a form of it")
+            if _is_derived(one, other):
+                found.add("contract", "against", "one looks like a form of the other")
                 return 0.8, "contract", True
-            if only:
+            if self._only_partners(one, other):
                 found.add("contract", "for", "no other coin of either source has their contracts")
                 return 0.93, "contract", True
             found.add(
@@ -445,10 +444,18 @@ def _symbols_are_near(one: str, other: str) -> bool:
     return len(short) >= 3 and short in long
 
 
-def _is_derived(one: str, other: str) -> bool:
-    # Whether one symbol is the other with letters before or behind it: WETH and ETH, USDC.e and USDC.
-    short, long = sorted((one, other), key=len)
-    return bool(short) and short != long and (long.startswith(short) or long.endswith(short))
+def _is_derived(one: Profile, other: Profile) -> bool:
+    # Whether one symbol is the other with letters before or behind it, as WETH and ETH or USDC.e and USDC, or
+    # one name has words in brackets that the other row lacks, as "SOL (Wormhole)".
+    short, long = sorted((one.symbol, other.symbol), key=len)
+    if short and short != long and (long.startswith(short) or long.endswith(short)):
+        return True
+    return any(
+        each.name.qualifiers
+        - {each.symbol}
+        - {word for name in (rest.name, *rest.id.names) for word in name.words}
+        for each, rest in ((one, other), (other, one))
+    )
 
 
 def _with_market(score: float, method: str, market: Sequence[Finding], found: _Evidence) -> tuple[float, str]:

@@ -193,10 +193,11 @@ def test_contracts_that_coinpaprika_folds_into_the_native_coin_link_no_form() ->
         coin("coingecko/binance-peg-avalanche", "avax", "Binance-Peg Avalanche"),
         coin("coingecko/weth", "weth", "WETH"),
         coin("coingecko/avax-universal", "uavax", "Avalanche (Universal)"),
+        coin("coingecko/avax-wormhole", "avax", "AVAX (Wormhole)"),
     ]
     folded = [
         Contract("coinpaprika", "avax-avalanche", "bnb-binance-coin", f"0x{number:040x}")
-        for number in range(4)
+        for number in range(5)
     ] + [Contract("coinpaprika", "eth-ethereum", "avax-avalanche", f"0x{9:040x}")]
     own = [
         Contract("coingecko", each.source_id, "binance-smart-chain", f"0x{number:040x}")
@@ -214,6 +215,10 @@ def test_contracts_that_coinpaprika_folds_into_the_native_coin_link_no_form() ->
     # The native coins may be missing at CoinGecko: no form takes their place.
     world = World(avalanche, ethereum, *forms, contracts=folded + own)
     for each in forms:
+        assert world.asset(f"coingecko/{each.source_id}") not in {"avax-avalanche", "eth-ethereum"}
+    # Nor if it is the only coin that shares the native coin's contracts.
+    for each in forms:
+        world = World(avalanche, ethereum, each, contracts=folded + own)
         assert world.asset(f"coingecko/{each.source_id}") not in {"avax-avalanche", "eth-ethereum"}
 
 
