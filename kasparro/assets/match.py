@@ -460,7 +460,7 @@ def _is_derived(one: Profile, other: Profile) -> bool:
 
 def _with_market(score: float, method: str, market: Sequence[Finding], found: _Evidence) -> tuple[float, str]:
     for each in market:
-        found.add(each.kind, each.verdict.value, each.text)
+        found.add(each.kind, "neutral" if each.weak else each.verdict.value, each.text)
     agreeing = {each.kind for each in market if each.verdict is Verdict.AGREES and not each.weak}
     weakly = {each.kind for each in market if each.verdict is Verdict.AGREES}
     score -= 0.045 * sum(each.verdict is Verdict.DIFFERS for each in market)

@@ -266,11 +266,15 @@ class Resolver:
         for other in sorted(self._groups[link.asset].members.values()):
             if other == key or other not in self.profiles:
                 continue
-            found = self.matcher.compare(profile, self.profiles[other])
-            for item in found.evidence_for(key):
+            counterpart = self.profiles[other]
+            for item in self.matcher.compare(profile, counterpart).evidence_for(key):
+                # The id still has the earlier name, which shows nothing about the coin that it means now.
+                shows = item["kind"] in {"contract", "price"} or (
+                    item["kind"] == "name" and profile.name.core == counterpart.name.core
+                )
                 if item["verdict"] == "veto":
                     veto = veto or item
-                elif item["verdict"] == "for" and item["kind"] in {"contract", "price", "name"}:
+                elif item["verdict"] == "for" and shows:
                     support = support or item
         return veto, support
 

@@ -391,6 +391,12 @@ def test_new_labels_without_other_evidence_are_a_conflict_until_something_decide
     assert world.conflicts() == ["coingecko/mars"]
 
 
+def test_the_name_in_an_id_does_not_confirm_other_labels() -> None:
+    world = World(coin("coinpaprika/mars-mars-token", "MARS", "Mars"), coin("coingecko/mars", "mars", "Mars"))
+    world.load(coin("coingecko/mars", "xyz", "Xyzzy Chain"))
+    assert world.conflicts() == ["coingecko/mars"]
+
+
 def test_another_spelling_of_a_label_is_no_conflict() -> None:
     world = World(BITCOIN, BITCOIN_CG)
     world.load(coin("coingecko/bitcoin", "BTC", "BITCOIN ", rank=1, price_usd="60010"))
