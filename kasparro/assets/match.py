@@ -21,6 +21,9 @@ ARCHIVES = "csv"
 VETOED = 0.3
 # Labels with this score or more say that a contract which several coins share is of these two.
 CORROBORATED = 0.75
+# A text that more pairs of rows share says nothing. A source that sends one symbol for all its coins must
+# not keep the resolver busy for hours.
+COMMON_TEXT = 250_000
 # A word in the names of no more coins than this says which of them is meant.
 RARE_WORD = 3
 # A coin whose rank is this or better is a leading coin; one of the same symbol may only be this much behind.
@@ -497,7 +500,10 @@ def candidate_pairs(
         sources = {each.coin.source for each in bucket}
         if len(sources) == 1:
             continue
-        for one in filter(is_open, bucket):
+        open_rows = list(filter(is_open, bucket))
+        if len(open_rows) * len(bucket) > COMMON_TEXT:
+            continue
+        for one in open_rows:
             for other in bucket:
                 if other.coin.source != one.coin.source:
                     first, second = (one, other) if one.key < other.key else (other, one)

@@ -262,7 +262,7 @@ class Resolver:
                 case Verdict.FAR:
                     veto = _item("continuity", "veto", "price or supply jumped when the label changed")
                 case Verdict.AGREES:
-                    support = _item("continuity", "for", "price and supply went on when the label changed")
+                    support = _item("continuity", "for", "price and supply continued when the label changed")
         for other in sorted(self._groups[link.asset].members.values()):
             if other == key or other not in self.profiles:
                 continue

@@ -361,7 +361,7 @@ def test_a_rebrand_is_confirmed_and_the_asset_keeps_its_id() -> None:
     link = world.link("coinpaprika/matic-polygon")
     assert link is not None
     assert (link.asset, link.symbol, link.name) == ("matic-polygon", "POL", "Polygon Ecosystem Token")
-    assert "price and supply went on" in texts(link.evidence)
+    assert "price and supply continued" in texts(link.evidence)
     assert world.knowledge.assets["matic-polygon"].symbol == "POL"
     assert not world.conflicts()
 
@@ -478,3 +478,10 @@ def test_labels_that_an_archive_gives_later_are_confirmed() -> None:
 def test_other_sources_are_linked_like_the_built_in_ones() -> None:
     world = World(BITCOIN, BITCOIN_CG, coin("tide/XBT", "BTC", "Bitcoin", price_usd="60001", listed=None))
     assert world.asset("tide/XBT") == "btc-bitcoin"
+
+
+def test_a_symbol_that_a_source_gives_to_all_its_coins_says_nothing() -> None:
+    many = [coin(f"coingecko/coin{number}", "x", f"Name{number}", rank=number) for number in range(600)]
+    few = [coin(f"coinpaprika/x-name{number}", "X", f"Name{number}", rank=number) for number in range(600)]
+    world = World(*many, *few)
+    assert all(world.asset(f"coingecko/coin{number}") == f"x-name{number}" for number in range(1, 600))
