@@ -6,6 +6,7 @@ import re
 import typing
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -14,6 +15,7 @@ import msgspec
 import platformdirs
 
 from kasparro.errors import SettingsError, one_line
+from kasparro.model.consensus import ConsensusLimits
 from kasparro.model.payload import Retention
 
 # A random secret of this many characters cannot be guessed.
@@ -163,6 +165,12 @@ def _size(value: str) -> int:
     if match is None or not int(match[1]):
         raise NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
     return int(match[1]) * _BYTES[match[2]]
+
+
+def _percent(value: str) -> Decimal:
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value, re.ASCII) or not Decimal(value):
+        raise NotAllowed("a number above 0 and below 10000 such as 5 or 2.5")
+    return Decimal(value)
 
 
 def _api_keys(value: str) -> tuple[ApiKey, ...]:
@@ -369,6 +377,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _size,
         ),
     ] = Retention().payload_bytes
+    quote_max_lag: Annotated[
+        timedelta,
+        Variable(
+            "KASPARRO_QUOTE_MAX_LAG",
+            "how much older than an asset's newest price another source's price may be to count: 30m, 6h",
+            "1h",
+            _age,
+        ),
+    ] = ConsensusLimits().max_lag
+    divergence_percent: Annotated[
+        Decimal,
+        Variable(
+            "KASPARRO_DIVERGENCE_PERCENT",
+            "difference between an asset's prices, in percent, above which it is marked as diverging",
+            "5",
+            _percent,
+        ),
+    ] = ConsensusLimits().divergence_percent
     admin_token: Annotated[
         Secret | None,
         Variable(

@@ -18,7 +18,7 @@ from kasparro.store.data_version import version_of
 from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
-from kasparro.store.selection import Selection
+from kasparro.store.selection import ASSETS, DATA, Selection
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
@@ -70,7 +70,7 @@ class Service:
         supervisor = supervisor or Supervisor()
         self.cache_policy = CachePolicy(settings, database, supervisor)
         self._started = time.monotonic()
-        self.totals = Totals()
+        self.totals = {rows.name: Totals(rows) for rows in (DATA, ASSETS)}
         self._signing_key: bytes | None = None
         self.access = AccessControl(settings)
         self.export_queue = ExportQueue(database.exporters)
@@ -150,7 +150,7 @@ class Service:
             if missing := await pending(self.database):
                 raise DatabaseUnavailable(f"the database is being prepared: {missing[0]} is not applied yet")
         async with self.database.reading() as connection:
-            await queries.page(connection, self.totals, Selection(), limit=1)
+            await queries.page(connection, self.totals["data"], Selection(), limit=1)
 
     async def stats(self, timeout_s: float) -> Stats:
         """The answer of /stats. Raises DatabaseUnavailable if the database does not answer in time."""

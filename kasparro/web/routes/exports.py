@@ -1,4 +1,4 @@
-"""GET /data.csv and /data.ndjson: all rows that a query selects, streamed."""
+"""GET /data.csv, /assets.csv and the same as .ndjson: all rows that a query selects, streamed."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
-from kasparro.store.selection import Selection, in_order
+from kasparro.store.selection import Selection
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
@@ -22,7 +22,9 @@ from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import PageQuery
+from kasparro.web.routes.assets import AssetsQuery
 from kasparro.web.routes.data import DataQuery
+from kasparro.web.routes.row_lists import RowsQuery
 from kasparro.web.service import Service
 
 client_log = RateLimitedLog(structlog.get_logger())
@@ -47,25 +49,25 @@ Spreadsheet = Annotated[
 ]
 
 
-def _query(name: str, *fields: tuple[str, Any, Any]) -> Any:
-    # The query of /data without pages, and with more fields.
-    of_data = [
+def _query(name: str, page_query: type[RowsQuery], *fields: tuple[str, Any, Any]) -> Any:
+    # The query of a list without pages, and with more fields.
+    of_list = [
         (field.name, field.type, field.default)
-        for field in msgspec.structs.fields(DataQuery)
+        for field in msgspec.structs.fields(page_query)
         if field.name not in PageQuery.__struct_fields__
     ]
     return msgspec.defstruct(
         name,
-        [*of_data, *fields],
-        namespace={"__doc__": "The query of an export.", "selection": DataQuery.selection},
+        [*of_list, *fields],
+        namespace={
+            "__doc__": "The query of an export.",
+            "selection": page_query.selection,
+            "conditions": page_query.conditions,
+        },
         frozen=True,
         kw_only=True,
         forbid_unknown_fields=True,
     )
-
-
-CsvQuery = _query("CsvQuery", ("spreadsheet", Spreadsheet, False))
-NdjsonQuery = _query("NdjsonQuery")
 
 
 class _Export(Response):
@@ -116,12 +118,12 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def export_csv(service: Service, request: Request, query: Any) -> Response:
-    """GET /data.csv."""
+    """GET /data.csv and /assets.csv."""
     return await _export(service, request, query.selection(), "csv", spreadsheet=query.spreadsheet)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
-    """GET /data.ndjson."""
+    """GET /data.ndjson and /assets.ndjson."""
     return await _export(service, request, query.selection(), "ndjson")
 
 
@@ -130,7 +132,7 @@ async def _export(
 ) -> Response:
     encoding = context_of(request.scope).encoding
     headers = {
-        "Content-Disposition": f'attachment; filename="kasparro-data.{form}"',
+        "Content-Disposition": f'attachment; filename="kasparro-{selection.rows.name}.{form}"',
         "Vary": service.cache_policy.vary,
         **({} if encoding == IDENTITY else {"Content-Encoding": encoding}),
     }
@@ -165,7 +167,7 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     client = client_id(context_of(request.scope).key_name, request.scope)
     line_end = _LINE_ENDS[form]
-    header = ",".join(in_order(selection.fields)) + line_end if form == "csv" else ""
+    header = ",".join(selection.shown) + line_end if form == "csv" else ""
     if spreadsheet:
         header = _BYTE_ORDER_MARK + header
     async with (
@@ -207,33 +209,43 @@ _DESCRIPTION = (
     f"wait, an export ends if its client reads less than {_LIMITS.min_bytes_per_s // 1024} KiB/s (before "
     f"compression) over {_LIMITS.window_s:.0f} s. An export takes at most {EXPORT_S / 60:.0f} minutes. "
 )
+
+
+def _endpoints(path: str, query: type[RowsQuery], rows: str, tag: str) -> tuple[Endpoint, Endpoint]:
+    name = path.removeprefix("/").capitalize()
+    return (
+        Endpoint(
+            path=f"{path}.csv",
+            handler=export_csv,
+            summary=f"All {rows} as CSV",
+            description=_DESCRIPTION
+            + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
+            "`spreadsheet=true` makes the file safe for spreadsheet programs.",
+            tag=tag,
+            query=_query(f"{name}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
+            response=str,
+            problems=(400, 429, 500, 503),
+            media_type="text/csv",
+            headers=_HEADERS,
+            caching="never",
+        ),
+        Endpoint(
+            path=f"{path}.ndjson",
+            handler=export_ndjson,
+            summary=f"All {rows} as lines of JSON",
+            description=_DESCRIPTION + f"Each line is a row as in {path}.",
+            tag=tag,
+            query=_query(f"{name}NdjsonQuery", query),
+            response=str,
+            problems=(400, 429, 500, 503),
+            media_type="application/x-ndjson",
+            headers=_HEADERS,
+            caching="never",
+        ),
+    )
+
+
 ENDPOINTS = (
-    Endpoint(
-        path="/data.csv",
-        handler=export_csv,
-        summary="All rows as CSV",
-        description=_DESCRIPTION
-        + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
-        "`spreadsheet=true` makes the file safe for spreadsheet programs.",
-        tag="data",
-        query=CsvQuery,
-        response=str,
-        problems=(400, 429, 500, 503),
-        media_type="text/csv",
-        headers=_HEADERS,
-        caching="never",
-    ),
-    Endpoint(
-        path="/data.ndjson",
-        handler=export_ndjson,
-        summary="All rows as lines of JSON",
-        description=_DESCRIPTION + "Each line is a record as in /data.",
-        tag="data",
-        query=NdjsonQuery,
-        response=str,
-        problems=(400, 429, 500, 503),
-        media_type="application/x-ndjson",
-        headers=_HEADERS,
-        caching="never",
-    ),
+    *_endpoints("/data", DataQuery, "rows", "data"),
+    *_endpoints("/assets", AssetsQuery, "assets", "assets"),
 )
