@@ -6,37 +6,16 @@ from decimal import Decimal
 from statistics import median
 from typing import Any
 
-from kasparro.model.asset import Asset, Link, Resolution
+from kasparro.model.asset import Resolution
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.store import assets
-from kasparro.store.loader import Loader
 from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
+from tests.support.assets import make_link, resolve
 from tests.support.batches import T0, load_records, make_record
 
 SOURCES = ("coinpaprika", "coingecko", "csv")
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
-
-
-def link(source: str, asset: str = "btc-bitcoin", source_id: str = "btc-bitcoin", **values: Any) -> Link:
-    """A link of the record that `make_record` makes."""
-    given = {"method": "names", "score": 0.9, "evidence": [], "symbol": "BTC", "name": "Bitcoin"}
-    return Link(source=source, source_id=source_id, asset=asset, **{**given, **values})
-
-
-async def resolve(database: Database, *links: Link, **options: Any) -> None:
-    """Write these links as the resolver would."""
-    run = await RunRecord.start(database, "etl", (), T0)
-    found = {each.asset: Asset(asset=each.asset, symbol=each.symbol, name=each.name) for each in links}
-    async with database.writing() as connection:
-        await assets.apply(
-            connection,
-            Resolution(assets=[*found.values()], links=[*links], **options),
-            ConsensusLimits(),
-            T0,
-            run_id=run.id,
-            depends_on="",
-        )
 
 
 async def consensus(connection: Connection, asset: str = "btc-bitcoin") -> dict[str, Any]:
@@ -54,7 +33,7 @@ async def test_median_of_two_quotes_is_exact(database: Database, connection: Con
     await load(database, "coinpaprika", "0.0000000000000000012345678901")
     await load(database, "coingecko", "0.0000000000000000012345678904", T0 + MINUTE)
 
-    await resolve(database, link("coinpaprika"), link("coingecko"))
+    await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
 
     row = await consensus(connection)
     assert row["price_usd"] == Decimal("0.00000000000000000123456789025")
@@ -68,7 +47,7 @@ async def test_batch_moves_the_consensus_in_its_own_version(
     database: Database, connection: Connection
 ) -> None:
     await load(database, "coinpaprika", "100")
-    await resolve(database, link("coinpaprika"))
+    await resolve(database, make_link("coinpaprika"))
     before = await connection.fetchval("SELECT data_version FROM instance")
 
     await load(database, "coinpaprika", "102", T0 + HOUR)
@@ -84,7 +63,7 @@ async def test_stale_quote_does_not_count(database: Database, connection: Connec
     await load(database, "coinpaprika", "100")
     await load(database, "coingecko", "104", T0 + HOUR + MINUTE)
 
-    await resolve(database, link("coinpaprika"), link("coingecko"))
+    await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
 
     row = await consensus(connection)
     assert row["price_usd"] == 104
@@ -98,7 +77,7 @@ async def test_renamed_row_does_not_count_from_the_batch_that_renames_it(
 ) -> None:
     await load(database, "coinpaprika", "100")
     await load(database, "coingecko", "100")
-    await resolve(database, link("coinpaprika"), link("coingecko"))
+    await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
 
     await load(database, "coingecko", "0.5", T0 + MINUTE, name="Another Coin")
 
@@ -109,11 +88,11 @@ async def test_renamed_row_does_not_count_from_the_batch_that_renames_it(
 
 async def test_confirmed_rename_counts_again(database: Database, connection: Connection) -> None:
     await load(database, "coingecko", "100")
-    await resolve(database, link("coingecko"))
+    await resolve(database, make_link("coingecko"))
     await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
     assert (await consensus(connection))["source_count"] == 0
 
-    await resolve(database, link("coingecko", name="New Name"))
+    await resolve(database, make_link("coingecko", name="New Name"))
 
     row = await consensus(connection)
     assert (row["name"], row["price_usd"], row["source_count"]) == ("New Name", 101, 1)
@@ -125,7 +104,7 @@ async def test_of_two_quotes_the_one_far_from_the_day_before_is_outlying(
     for hour in range(4):
         await load(database, "coinpaprika", f"{100 + hour}", T0 + hour * HOUR)
         await load(database, "coingecko", f"{100 + hour}.5", T0 + hour * HOUR + MINUTE)
-    await resolve(database, link("coinpaprika"), link("coingecko"))
+    await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
 
     await load(database, "coingecko", "1040", T0 + 3 * HOUR + 2 * MINUTE)
 
@@ -138,7 +117,7 @@ async def test_two_quotes_without_a_past_both_count(database: Database, connecti
     await load(database, "coinpaprika", "100")
     await load(database, "coingecko", "1000")
 
-    await resolve(database, link("coinpaprika"), link("coingecko"))
+    await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
 
     row = await consensus(connection)
     assert (row["price_usd"], row["source_count"], row["diverging"]) == (550, 2, True)
@@ -147,7 +126,7 @@ async def test_two_quotes_without_a_past_both_count(database: Database, connecti
 
 async def test_row_that_is_taken_back_leaves_the_asset(database: Database, connection: Connection) -> None:
     await load(database, "coinpaprika", "100")
-    await resolve(database, link("coinpaprika"))
+    await resolve(database, make_link("coinpaprika"))
 
     await resolve(database, ended={("coinpaprika", "btc-bitcoin"): T0})
 
@@ -161,7 +140,7 @@ async def test_other_bound_is_applied_by_the_next_resolution(
 ) -> None:
     await load(database, "coinpaprika", "100")
     await load(database, "coingecko", "103")
-    await resolve(database, link("coinpaprika"), link("coingecko"))
+    await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
     assert not (await consensus(connection))["diverging"]
     run = await RunRecord.start(database, "etl", (), T0)
 
@@ -196,7 +175,7 @@ async def test_consensus_is_a_plain_median(database: Database, connection: Conne
     await resolve(
         database,
         *(
-            link(source, asset=source_id, source_id=source_id)
+            make_link(source, asset=source_id, source_id=source_id)
             for source_id, found in quotes.items()
             for source in found
         ),

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -33,6 +33,7 @@ client_log = RateLimitedLog(structlog.get_logger())
 EXPORT_S = 3_600.0
 
 Form = Literal["csv", "ndjson"]
+Handler = Callable[[Service, Request, Any], Awaitable[Response]]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 _LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
 _BYTE_ORDER_MARK = "\ufeff"
@@ -118,13 +119,23 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def export_csv(service: Service, request: Request, query: Any) -> Response:
-    """GET /data.csv and /assets.csv."""
+    """GET /data.csv."""
     return await _export(service, request, query.selection(), "csv", spreadsheet=query.spreadsheet)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
-    """GET /data.ndjson and /assets.ndjson."""
+    """GET /data.ndjson."""
     return await _export(service, request, query.selection(), "ndjson")
+
+
+async def export_assets_csv(service: Service, request: Request, query: Any) -> Response:
+    """GET /assets.csv."""
+    return await export_csv(service, request, query)
+
+
+async def export_assets_ndjson(service: Service, request: Request, query: Any) -> Response:
+    """GET /assets.ndjson."""
+    return await export_ndjson(service, request, query)
 
 
 async def _export(
@@ -211,18 +222,20 @@ _DESCRIPTION = (
 )
 
 
-def _endpoints(path: str, query: type[RowsQuery], rows: str, tag: str) -> tuple[Endpoint, Endpoint]:
-    name = path.removeprefix("/").capitalize()
+def _endpoints(
+    path: str, query: type[RowsQuery], rows: str, handlers: tuple[Handler, Handler]
+) -> tuple[Endpoint, Endpoint]:
+    tag = path.removeprefix("/")
     return (
         Endpoint(
             path=f"{path}.csv",
-            handler=export_csv,
+            handler=handlers[0],
             summary=f"All {rows} as CSV",
             description=_DESCRIPTION
             + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
             "`spreadsheet=true` makes the file safe for spreadsheet programs.",
             tag=tag,
-            query=_query(f"{name}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
+            query=_query(f"{tag.capitalize()}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
             response=str,
             problems=(400, 429, 500, 503),
             media_type="text/csv",
@@ -231,11 +244,11 @@ def _endpoints(path: str, query: type[RowsQuery], rows: str, tag: str) -> tuple[
         ),
         Endpoint(
             path=f"{path}.ndjson",
-            handler=export_ndjson,
+            handler=handlers[1],
             summary=f"All {rows} as lines of JSON",
             description=_DESCRIPTION + f"Each line is a row as in {path}.",
             tag=tag,
-            query=_query(f"{name}NdjsonQuery", query),
+            query=_query(f"{tag.capitalize()}NdjsonQuery", query),
             response=str,
             problems=(400, 429, 500, 503),
             media_type="application/x-ndjson",
@@ -246,6 +259,6 @@ def _endpoints(path: str, query: type[RowsQuery], rows: str, tag: str) -> tuple[
 
 
 ENDPOINTS = (
-    *_endpoints("/data", DataQuery, "rows", "data"),
-    *_endpoints("/assets", AssetsQuery, "assets", "assets"),
+    *_endpoints("/data", DataQuery, "rows", (export_csv, export_ndjson)),
+    *_endpoints("/assets", AssetsQuery, "assets", (export_assets_csv, export_assets_ndjson)),
 )
