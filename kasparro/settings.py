@@ -464,6 +464,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "info"
 
     @property
+    def consensus_limits(self) -> ConsensusLimits:
+        """Which quotes count, and which spread is remarkable."""
+        return ConsensusLimits(max_lag=self.quote_max_lag, divergence_percent=self.divergence_percent)
+
+    @property
     def retention(self) -> Retention:
         """How long and how much payload is stored."""
         return Retention(self.payload_retention, self.payload_max_size)

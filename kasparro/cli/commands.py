@@ -20,6 +20,7 @@ from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
+from kasparro.pipeline.identity import options_of
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
@@ -132,6 +133,7 @@ def etl(names: tuple[str, ...], as_json: bool) -> None:
             budget=partial(registry.monthly_calls, settings),
             interval=settings.interval,
             retention=settings.retention,
+            assets=options_of(settings),
         )
         return sources, create_run
 
@@ -153,7 +155,11 @@ def replay(run_id: int, as_json: bool) -> None:
     async def plan(database: Database) -> RunPlan:
         prepared = await prepare_replay(database, run_id)
         return prepared.sources, partial(
-            Run, sources=prepared.sources, trigger="replay", fetched_at=prepared.fetched_at
+            Run,
+            sources=prepared.sources,
+            trigger="replay",
+            fetched_at=prepared.fetched_at,
+            assets=options_of(settings),
         )
 
     _run_and_exit(settings, plan, as_json=as_json)
@@ -256,7 +262,7 @@ def forget(file: str, as_json: bool) -> None:
         async with database.writing() as connection:
             name = find_name(await listed_names(connection, Archives.name), file)
         sources = [ForgottenArchive(name)]
-        return sources, partial(Run, sources=sources, trigger="forget")
+        return sources, partial(Run, sources=sources, trigger="forget", assets=options_of(settings))
 
     _run_and_exit(settings, plan, as_json=as_json)
 

@@ -13,9 +13,11 @@ import structlog
 from kasparro.concurrency import run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
 from kasparro.model.payload import Retention
+from kasparro.pipeline.identity import AssetOptions, link_rows
 from kasparro.pipeline.payloads import PayloadRecorder
 from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.pipeline.source_run import Outcome, RunOptions, SourceRun, Status, TransientFailure, Trigger
+from kasparro.sources import registry
 from kasparro.sources.base import Source, utc_now
 from kasparro.store import row_versions
 from kasparro.store.loader import Loader
@@ -48,6 +50,7 @@ class Run:
     `budget(source)` is the source's monthly call limit, None for no limit. `retention` says which payloads
     to store, and expired ones are deleted; without it none are stored or deleted. A replay passes
     `fetched_at` instead, the end of the replayed run: records fetched after it win over replayed ones.
+    `assets` says how rows are linked to assets; without it none are.
 
     Entering raises RunInProgress if another run is active, and DatabaseUnavailable.
     """
@@ -65,8 +68,10 @@ class Run:
         retention: Retention | None = None,
         fetched_at: datetime | None = None,
         on_wait: Callable[[str | None], None] = lambda reason: None,
+        assets: AssetOptions | None = None,
     ) -> None:
         self._database = database
+        self._assets = assets
         self._on_wait = on_wait
         self._sources = sources
         self._options = RunOptions(
@@ -127,7 +132,10 @@ class Run:
                 source,
                 self._options,
                 record=self._record,
-                loader=Loader(self._database, self.id, source.name, self._fetched_at),
+                loader=Loader(
+                    *(self._database, self.id, source.name, self._fetched_at),
+                    limits=None if self._assets is None else self._assets.limits,
+                ),
                 payloads=recorder,
                 retry=retry,
             )
@@ -140,6 +148,8 @@ class Run:
         self.transient_failures = {
             source_run.name: source_run.transient_failure for source_run in source_runs
         }
+        if self._assets is not None and not stop.is_set():
+            await self._link_rows(self._assets, retry)
         if self._options.trigger == "replay":
             # A source without payloads does not make a replay partial.
             outcomes.discard("skipped")
@@ -150,6 +160,16 @@ class Run:
         if not stop.is_set():
             await self._trim(recorder)
         return status
+
+    async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
+        """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
+        awaited = {source.name for source in self._sources} & set(registry.api_names())
+        try:
+            await retry(lambda: link_rows(self._database, self.id, options, awaited, self._clock))
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - no error here may fail the run
+            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
 
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""

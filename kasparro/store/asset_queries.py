@@ -10,14 +10,16 @@ _SQL = templates("read/assets.sql")
 
 
 class AssetTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """How many assets there are, how many of them are diverging (with the ids of up to ten), and how many
-    candidates and conflicts."""
+    """How many assets there are, how many of them are diverging, and how many candidates and conflicts.
+
+    `diverging_first` are the ten diverging ones of the highest ranks.
+    """
 
     assets: int
     diverging: int
     candidates: int
     conflicts: int
-    examples: list[str]
+    diverging_first: list[str]
 
 
 async def asset(connection: Connection, asset_id: str) -> str | None:

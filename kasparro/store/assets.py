@@ -1,6 +1,8 @@
 """Stores which rows are the same coin: reads what the resolver needs, and writes what it decides."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -18,17 +20,25 @@ _VERSION = statements("load/progress.sql") | statements("load/batch.sql")
 # Longer than a batch may take: the first resolution links every row.
 TIMEOUT_S = 300.0
 
+# (source, source_id): what identifies a row.
+Key = tuple[str, str]
+
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """All rows, links, assets and candidates, read in one snapshot."""
+    """All rows, links, assets and candidates, read in one snapshot.
+
+    `relabelled` has, for each linked row with another symbol or name than its link, its last record with
+    these and the time of the first record with others.
+    """
 
     coins: list[Coin]
     links: list[Link]
     assets: dict[str, Asset]
     candidates: list[Candidate]
+    relabelled: dict[Key, tuple[Coin, datetime]]
 
 
 class Resolved(msgspec.Struct, frozen=True):
@@ -52,7 +62,24 @@ async def known(connection: Connection) -> Known:
         links = [_with_evidence(Link, row) for row in await connection.fetch(_SQL["links"])]
         assets = {row["asset"]: Asset(**row) for row in await connection.fetch(_SQL["assets"])}
         candidates = [_with_evidence(Candidate, row) for row in await connection.fetch(_SQL["candidates"])]
-    return Known(coins=coins, links=links, assets=assets, candidates=candidates)
+        relabelled = {}
+        for row in await connection.fetch(_SQL["relabelled"]):
+            fields = dict(row)
+            since = fields.pop("since")
+            before = Coin(**fields)
+            relabelled[before.key] = before, since
+    return Known(coins=coins, links=links, assets=assets, candidates=candidates, relabelled=relabelled)
+
+
+async def prices(
+    connection: Connection, pairs: Sequence[tuple[Key, Key]]
+) -> dict[tuple[Key, Key], list[tuple[Decimal, Decimal]]]:
+    """The prices of each two rows at about the same moments, newest first; without those that have none."""
+    found: dict[tuple[Key, Key], list[tuple[Decimal, Decimal]]] = {}
+    columns = zip(*((*one, *other) for one, other in pairs), strict=True)
+    for position, price, other_price in await connection.fetch(_SQL["prices"], *columns):
+        found.setdefault(pairs[position - 1], []).append((price, other_price))
+    return found
 
 
 async def apply(

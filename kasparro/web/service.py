@@ -13,7 +13,8 @@ from starlette.requests import Request
 
 from kasparro.errors import DatabaseUnavailable, MigrationError
 from kasparro.settings import Settings
-from kasparro.store import cursors, queries, run_queries
+from kasparro.store import asset_queries, cursors, queries, run_queries
+from kasparro.store.asset_queries import AssetTotals
 from kasparro.store.data_version import version_of
 from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
@@ -132,9 +133,12 @@ class Service:
         async with self.database.probing_primary() as connection:
             await version_of(connection)
 
-    async def source_health(self, timeout_s: float) -> dict[str, SourceHealth]:
-        """The health of each source. Raises DatabaseUnavailable if the database does not answer in time."""
-        return await self._probe("health", self._source_health, timeout_s)
+    async def health(self, timeout_s: float) -> tuple[dict[str, SourceHealth], AssetTotals]:
+        """The health of each source, and the assets in figures.
+
+        Raises DatabaseUnavailable if the database does not answer in time.
+        """
+        return await self._probe("health", self._health, timeout_s)
 
     async def check_ready(self, timeout_s: float) -> None:
         """Return if /data can be answered now.
@@ -178,10 +182,13 @@ class Service:
         result: T = task.result()
         return result
 
-    async def _source_health(self) -> dict[str, SourceHealth]:
+    async def _health(self) -> tuple[dict[str, SourceHealth], AssetTotals]:
         async with self.database.probing() as connection:
             up_s = time.monotonic() - self._started
-            return await reports.health(connection, self.settings.sources, self.settings.interval, up_s)
+            return (
+                await reports.health(connection, self.settings.sources, self.settings.interval, up_s),
+                await asset_queries.totals(connection),
+            )
 
     async def _stats(self) -> Stats:
         # This counts rows, which may take long. The connection of the health checks must stay free.

@@ -87,9 +87,9 @@ SELECT count(*) FROM touched;
 -- spread in percent above which an asset is diverging. Returns how many assets have changed.
 --
 -- A quote is fresh if it has a price, its symbol and name are those that its link was confirmed for, and it
--- is not much older than the newest quote. So the consensus follows from the data alone, whatever the time is.
--- A fresh quote is outlying if it differs by more than a fifth from the median of three or more. Of two quotes
--- the outlying one is the one that is so far from the median of the asset's prices in the day before,
+-- is not much older than the newest quote. So the consensus follows from the data alone, whatever the time
+-- is. A fresh quote is outlying if it differs by more than a fifth from the median of three or more. Of two
+-- quotes the outlying one is the one that is so far from the median of the asset's prices in the day before,
 -- if the other one is not.
 WITH quotes AS (
     SELECT
@@ -127,7 +127,8 @@ aged AS (
         CASE
             WHEN unusable IS NOT NULL THEN unusable
             WHEN
-                observed_at < max(observed_at) FILTER (WHERE unusable IS NULL) OVER (PARTITION BY asset) - $3::interval
+                observed_at
+                < max(observed_at) FILTER (WHERE unusable IS NULL) OVER (PARTITION BY asset) - $3::interval
                 THEN 'it is stale: another quote is much newer'
         END AS not_fresh
     FROM quotes

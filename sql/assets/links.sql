@@ -2,6 +2,30 @@
 {% from "macros/columns.sql" import ROW_VERSION, listed %}
 {% set LINK = ["asset", "method", "score", "evidence", "symbol", "name"] %}
 
+{#- The candidates that are given as columns. #}
+{% macro given_candidates() -%}
+unnest(
+    $1::text[],
+    $2::text[],
+    $3::text[],
+    $4::text[],
+    $5::real[],
+    $6::text[],
+    $7::text[],
+    $8::text[],
+    $9::text[]
+)
+{%- endmacro %}
+
+{#- Whether a known candidate is the given one. #}
+{% macro is_given() -%}
+known.source = given.source
+AND known.source_id = given.source_id
+AND (known.kind, known.asset, known.score, known.reason, known.evidence::text, known.symbol, known.name)
+IS NOT DISTINCT FROM
+(given.kind, given.asset, given.score, given.reason, given.evidence, given.symbol, given.name)
+{%- endmacro %}
+
 -- name: fence --
 -- The run's right to write, as for a batch.
 SELECT true FROM runs WHERE id = $1 AND status = 'running' FOR SHARE;
@@ -11,7 +35,7 @@ SELECT true FROM runs WHERE id = $1 AND status = 'running' FOR SHARE;
 -- name than it has judged, a row whose asset is not that of its link, or any change of what it depends on
 -- besides the rows ($1).
 SELECT
-    instance.resolved_with IS DISTINCT FROM $1
+    (instance.resolved_with = $1) IS NOT TRUE
     OR EXISTS (
         SELECT
         FROM unified_data AS coin
@@ -93,9 +117,11 @@ ORDER BY id;
 -- name: save_assets --
 INSERT INTO assets (asset, symbol, name, created_at)
 SELECT
-    given.*,
+    given.asset,
+    given.symbol,
+    given.name,
     $4
-FROM unnest($1::text[], $2::text[], $3::text[]) AS given
+FROM unnest($1::text[], $2::text[], $3::text[]) AS given (asset, symbol, name)
 ON CONFLICT (asset) DO UPDATE SET
     symbol = excluded.symbol,
     name = excluded.name;
@@ -168,15 +194,10 @@ ON CONFLICT (source, source_id, valid_from) DO UPDATE SET
 DELETE FROM asset_candidates AS known
 WHERE NOT EXISTS (
     SELECT
-    FROM unnest(
-        $1::text[], $2::text[], $3::text[], $4::text[], $5::real[], $6::text[], $7::text[], $8::text[], $9::text[]
-    ) AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name)
+    FROM {{ given_candidates() }}
+        AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name)
     WHERE
-        known.source = given.source
-        AND known.source_id = given.source_id
-        AND (known.kind, known.asset, known.score, known.reason, known.evidence::text, known.symbol, known.name)
-        IS NOT DISTINCT FROM
-        (given.kind, given.asset, given.score, given.reason, given.evidence, given.symbol, given.name)
+        {{ is_given() }}
 );
 
 -- name: add_candidates --
@@ -204,19 +225,14 @@ SELECT
     given.symbol,
     given.name,
     $10
-FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::real[], $6::text[], $7::text[], $8::text[], $9::text[]
-)
-WITH ORDINALITY AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name, position)
+FROM {{ given_candidates() }}
+WITH ORDINALITY
+    AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name, position)
 WHERE NOT EXISTS (
     SELECT
     FROM asset_candidates AS known
     WHERE
-        known.source = given.source
-        AND known.source_id = given.source_id
-        AND (known.kind, known.asset, known.score, known.reason, known.evidence::text, known.symbol, known.name)
-        IS NOT DISTINCT FROM
-        (given.kind, given.asset, given.score, given.reason, given.evidence, given.symbol, given.name)
+        {{ is_given() }}
 )
 ORDER BY given.position;
 
@@ -236,7 +252,7 @@ WITH staged AS (
     SELECT
         coin.source,
         coin.source_id,
-        coin.asset,
+        coin.asset AS former,
         link.asset
     FROM unified_data AS coin
     LEFT JOIN asset_links AS link
@@ -287,3 +303,84 @@ SELECT
 FROM unified_data
 WHERE source_id = $1 OR asset = $1 OR source || '/' || source_id = $1
 ORDER BY source, source_id;
+
+-- name: relabelled --
+-- The linked rows whose symbol or name is not that of their link: their last record with these, and the time
+-- of the first record with others. A row without such a record is left out.
+SELECT
+    coin.source,
+    coin.source_id,
+    before.symbol,
+    before.name,
+    before.rank,
+    before.price_usd,
+    before.market_cap_usd,
+    before.volume_24h_usd,
+    before.circulating_supply,
+    before.total_supply,
+    before.max_supply,
+    before.observed_at,
+    coin.first_seen_at,
+    CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
+    coalesce(
+        (
+            SELECT history.observed_at
+            FROM unified_history AS history
+            WHERE
+                history.source = coin.source
+                AND history.source_id = coin.source_id
+                AND history.observed_at > before.observed_at
+            ORDER BY history.observed_at
+            LIMIT 1
+        ),
+        coin.observed_at
+    ) AS since
+FROM asset_links AS link
+INNER JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM unified_history AS history
+    WHERE
+        history.source = coin.source
+        AND history.source_id = coin.source_id
+        AND history.symbol IS NOT DISTINCT FROM link.symbol
+        AND history.name IS NOT DISTINCT FROM link.name
+        AND history.observed_at >= link.valid_from
+    ORDER BY history.observed_at DESC
+    LIMIT 1
+) AS before
+WHERE
+    link.valid_until = 'infinity'
+    AND link.method <> 'rule'
+    AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name);
+
+-- name: prices --
+-- Prices of two rows at about the same moments: each of the newest prices of the first row with the price of
+-- the second that is nearest before it, at most 15 minutes older.
+SELECT
+    pair.position::integer AS position,
+    one.price_usd AS price,
+    other.price_usd AS other_price
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+WITH ORDINALITY AS pair (source, source_id, other_source, other_id, position)
+CROSS JOIN LATERAL (
+    SELECT
+        price_usd,
+        observed_at
+    FROM unified_history
+    WHERE source = pair.source AND source_id = pair.source_id AND price_usd IS NOT NULL
+    ORDER BY observed_at DESC
+    LIMIT 200
+) AS one
+CROSS JOIN LATERAL (
+    SELECT price_usd
+    FROM unified_history
+    WHERE
+        source = pair.other_source
+        AND source_id = pair.other_id
+        AND price_usd IS NOT NULL
+        AND observed_at <= one.observed_at
+        AND observed_at > one.observed_at - interval '15 minutes'
+    ORDER BY observed_at DESC
+    LIMIT 1
+) AS other;

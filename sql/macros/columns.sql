@@ -19,8 +19,8 @@
 {%- set TIMES = ["observed_at", "first_seen_at", "updated_at"] %}
 {%- set RECORD = ["source", "source_id", "asset"] + CONTENT + TIMES %}
 {%- set ROW_VERSION = RECORD + ["version", "rank_observed_at", "listing_state"] %}
-{%- set ASSET = ["asset", "symbol", "name", "rank", "price_usd", "price_spread_percent", "source_count", "diverging"]
-    + VALUES[1:] + ["observed_at", "oldest_observed_at"] %}
+{%- set CONSENSUS = ["rank", "price_usd", "price_spread_percent", "source_count", "diverging"] + VALUES[1:] %}
+{%- set ASSET = ["asset", "symbol", "name"] + CONSENSUS + ["observed_at", "oldest_observed_at"] %}
 {%- set ASSET_VERSION = ASSET + ["version", "listing_state"] %}
 
 {#- The lists that GET /data and GET /assets read. `key` identifies a row and breaks ties, `columns` are those
@@ -41,7 +41,7 @@
         "key": ["asset"],
         "columns": ASSET + ["listing_state"],
         "texts": ["asset", "symbol", "name"],
-        "numbers": ["rank", "price_usd", "price_spread_percent", "source_count", "diverging"] + VALUES[1:],
+        "numbers": CONSENSUS,
         "others": ["observed_at", "oldest_observed_at"],
     },
 } %}

@@ -1,5 +1,5 @@
-{#- The rows that GET /data, GET /assets and their exports select (`list` says which of the two); import it with
-    the context of the statement. #}
+{#- The rows that GET /data, GET /assets and their exports select (`list` says which of the two); import it
+    with the context of the statement. #}
 {%- from "macros/columns.sql" import ASSET, CONTENT, LISTS, VALUES, listed as in_a_row, rfc3339 %}
 {%- set from = LISTS[list] %}
 

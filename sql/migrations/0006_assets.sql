@@ -35,7 +35,8 @@ COMMENT ON COLUMN asset_links.name IS 'The same for the name';
 
 CREATE INDEX asset_links_by_asset ON asset_links (asset);
 
--- What the resolver could not decide: rows without a link, and links that a new symbol or name contradicts.
+-- What the resolver could not decide: rows without a link, and links that a new symbol or name
+-- contradicts.
 CREATE TABLE asset_candidates (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     source text COLLATE "C" NOT NULL,
@@ -120,7 +121,7 @@ CREATE TABLE unified_assets_versions (
     replaced_at timestamptz NOT NULL
 );
 
-COMMENT ON TABLE unified_assets_versions IS 'Earlier contents of rows of unified_assets, for snapshot cursors';
+COMMENT ON TABLE unified_assets_versions IS 'Earlier rows of unified_assets, for snapshot cursors';
 
 CREATE INDEX unified_assets_versions_by_replacement ON unified_assets_versions (replaced_by_version);
 ALTER TABLE unified_assets_versions REPLICA IDENTITY FULL;

@@ -1,5 +1,5 @@
--- Reads one asset, and what the resolver left open (kasparro/store/asset_queries.py). Lists of assets are read
--- by data.sql and cursor.sql.
+-- Reads one asset, and what the resolver left open (kasparro/store/asset_queries.py). Lists of assets are
+-- read by data.sql and cursor.sql.
 {% from "macros/columns.sql" import ASSET, listed, rfc3339 %}
 
 -- name: asset --
@@ -52,21 +52,20 @@ SELECT
             AND kind = :kind
             {% endif %}
     ) AS total,
-    found.*
-FROM instance
+    found.id,
+    found.kind,
+    found.source,
+    found.source_id,
+    found.symbol,
+    found.name,
+    found.asset,
+    found.score,
+    found.reason,
+    found.evidence,
+    found.found_at
+FROM (VALUES (true)) AS always (one)
 LEFT JOIN LATERAL (
-    SELECT
-        id,
-        kind,
-        source,
-        source_id,
-        symbol,
-        name,
-        asset,
-        score,
-        reason,
-        evidence,
-        found_at
+    SELECT *
     FROM asset_candidates
     WHERE
         true
@@ -81,7 +80,7 @@ LEFT JOIN LATERAL (
     {% if not after %}
     OFFSET :offset
     {% endif %}
-) AS found ON true
+) AS found ON always.one
 ORDER BY found.id;
 
 -- name: totals --
@@ -92,10 +91,13 @@ SELECT
     (SELECT count(*) FROM unified_assets WHERE diverging) AS diverging,
     (SELECT count(*) FROM asset_candidates WHERE kind = 'candidate') AS candidates,
     (SELECT count(*) FROM asset_candidates WHERE kind = 'conflict') AS conflicts,
-    ARRAY(
-        SELECT asset
-        FROM unified_assets
-        WHERE diverging
-        ORDER BY rank, asset
-        LIMIT 10
-    ) AS examples;
+    (
+        SELECT coalesce(array_agg(found.asset), '{}')
+        FROM (
+            SELECT asset
+            FROM unified_assets
+            WHERE diverging
+            ORDER BY rank, asset
+            LIMIT 10
+        ) AS found
+    ) AS diverging_first;

@@ -1,5 +1,5 @@
--- Reads unified_data and unified_assets (kasparro/store/queries.py). Values are `:name`; Jinja puts in the conditions of the
--- filters, column names from fixed lists, and limits.
+-- Reads unified_data and unified_assets (kasparro/store/queries.py). Values are `:name`; Jinja puts in the
+-- conditions of the filters, column names from fixed lists, and limits.
 {% import "macros/rows.sql" as rows with context %}
 {% from "macros/columns.sql" import LISTS, digits, listed, quoted %}
 

@@ -55,7 +55,7 @@ async def test_batch_moves_the_consensus_in_its_own_version(
     row = await consensus(connection)
     assert row["price_usd"] == 102
     assert row["version"] == before + 1 == await connection.fetchval("SELECT data_version FROM instance")
-    saved = await connection.fetchrow("SELECT price_usd, replaced_by_version FROM unified_assets_versions")
+    (saved,) = await connection.fetch("SELECT price_usd, replaced_by_version FROM unified_assets_versions")
     assert tuple(saved) == (100, before + 1)
 
 

@@ -211,6 +211,13 @@ EXAMPLES: dict[str, Any] = {
                 "reasons": [],
             }
         },
+        "assets": {
+            "total": 14210,
+            "diverging": 12,
+            "diverging_first": ["abc-example"],
+            "candidates": 310,
+            "conflicts": 1,
+        },
     },
     "Comparison": {
         "a": _RUN,
