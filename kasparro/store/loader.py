@@ -275,6 +275,8 @@ class Loader:
             if changes["sharing"]:
                 await archive_files.share(connection, self._source, file, lacks, fetched_at)
         history_rows = inserted = latest_rows = 0
+        if any(changes[kind] for kind in ("appending", "correcting", "claiming", "sharing")):
+            await connection.execute(_SQL["note_changes"], self._source)
         if changes["appending"]:
             await connection.execute(_SQL["partitions"])
             history_rows += await connection.fetchval(

@@ -12,6 +12,8 @@ TABLES = (
     "unified_data",
     "unified_data_versions",
     "unified_history",
+    "history_months",
+    "daily_candles",
     "insert_counters",
     "runs",
     "run_sources",

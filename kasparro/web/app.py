@@ -16,7 +16,7 @@ from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
-from kasparro.web.routes import data, docs, exports, health, metrics, runs
+from kasparro.web.routes import data, docs, exports, health, history, metrics, runs
 from kasparro.web.service import SchedulerLike, Service
 
 
@@ -34,7 +34,15 @@ def create_app(
     `supervisor`.
     """
     service = Service(settings, database, scheduler, metrics_folder, supervisor)
-    endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *runs.ENDPOINTS, *health.ENDPOINTS, metrics.ENDPOINT]
+    # The path of a row also matches that of its history, so the history comes first.
+    endpoints = [
+        *history.ENDPOINTS,
+        *data.ENDPOINTS,
+        *exports.ENDPOINTS,
+        *runs.ENDPOINTS,
+        *health.ENDPOINTS,
+        metrics.ENDPOINT,
+    ]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(runs.START_RUN)
 

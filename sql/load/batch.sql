@@ -1,5 +1,6 @@
 -- Merges a batch (kasparro/store/loader.py): one statement per step, all in one transaction.
 {% from "macros/columns.sql" import CONTENT, ROW_VERSION, VALUES, listed, overwritten %}
+{% from "macros/history_months.sql" import noted %}
 
 -- name: staging --
 -- The tables that COPY fills with a batch, and staged_changes, in which `compare` notes what is new in it.
@@ -261,6 +262,10 @@ FROM (
     FROM staged_changes
     WHERE appends
 ) AS months;
+
+-- name: note_changes --
+-- Notes from which moment on this batch changes each month of the history.
+{{ noted("staged_changes", "appends OR corrects OR claims OR shares") }};
 
 -- name: append_history --
 -- Adds the moments that the history lacks. The run is the only writer of its source's rows, so nothing

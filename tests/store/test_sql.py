@@ -14,7 +14,7 @@ from kasparro.store.selection import CONDITIONS, FIELDS, ON_REQUEST, Selection
 from kasparro.store.sql import folder, statements, templates
 
 SQL = Path(str(folder("read"))).parent
-TEMPLATES = ("read/cursor.sql", "read/data.sql", "read/runs.sql", "read/tables.sql")
+TEMPLATES = ("read/cursor.sql", "read/data.sql", "read/history.sql", "read/runs.sql", "read/tables.sql")
 FIXED = sorted(
     path
     for file in SQL.glob("*/*.sql")
@@ -76,6 +76,20 @@ def exports() -> Iterator[dict[str, Any]]:
             "csv",
             ({**case, "spreadsheet": flag} for case in exports() for flag in (False, True)),
         ),
+        ("read/history.sql", "span", [{}]),
+        ("read/history.sql", "points", [{"csv": c, "limit": n} for c in (False, True) for n in (None, 50)]),
+        (
+            "read/history.sql",
+            "candles",
+            [
+                {"csv": csv, "interval": interval, "of_days": of_days}
+                for csv, interval, of_days in itertools.product(
+                    (False, True), ("1h", "1d", "1w"), (False, True)
+                )
+            ],
+        ),
+        ("read/history.sql", "next_price", [{}]),
+        ("read/history.sql", "lock", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(

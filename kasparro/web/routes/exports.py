@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -14,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
-from kasparro.store.selection import Selection, in_order
+from kasparro.store.pool import Connection
+from kasparro.store.selection import in_order
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
@@ -31,6 +33,8 @@ client_log = RateLimitedLog(structlog.get_logger())
 EXPORT_S = 3_600.0
 
 Form = Literal["csv", "ndjson"]
+# Reads the lines of an export, without line ends, several at a time.
+Lines: TypeAlias = Callable[[Connection], AsyncGenerator[list[str], None]]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 _LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
 _BYTE_ORDER_MARK = "\ufeff"
@@ -117,20 +121,31 @@ async def _disconnected(receive: Receive) -> None:
 
 async def export_csv(service: Service, request: Request, query: Any) -> Response:
     """GET /data.csv."""
-    return await _export(service, request, query.selection(), "csv", spreadsheet=query.spreadsheet)
+    selection = query.selection()
+    lines = partial(queries.export, selection=selection, form="csv", spreadsheet=query.spreadsheet)
+    header = csv_header(in_order(selection.fields), spreadsheet=query.spreadsheet)
+    return await stream(service, request, "csv", lines, name="kasparro-data", header=header)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
     """GET /data.ndjson."""
-    return await _export(service, request, query.selection(), "ndjson")
+    lines = partial(queries.export, selection=query.selection(), form="ndjson")
+    return await stream(service, request, "ndjson", lines, name="kasparro-data")
 
 
-async def _export(
-    service: Service, request: Request, selection: Selection, form: Form, *, spreadsheet: bool = False
+def csv_header(fields: Sequence[str], *, spreadsheet: bool) -> str:
+    """What a CSV begins with."""
+    return (_BYTE_ORDER_MARK if spreadsheet else "") + ",".join(fields) + _LINE_ENDS["csv"]
+
+
+async def stream(
+    service: Service, request: Request, form: Form, lines: Lines, *, name: str, header: str = ""
 ) -> Response:
+    """The response with a header and all lines that a function reads from a connection, as a file of this
+    name. It starts when a slot is free. Raises what reading the first lines raises."""
     encoding = context_of(request.scope).encoding
     headers = {
-        "Content-Disposition": f'attachment; filename="kasparro-data.{form}"',
+        "Content-Disposition": f'attachment; filename="{name}.{form}"',
         "Vary": service.cache_policy.vary,
         **({} if encoding == IDENTITY else {"Content-Encoding": encoding}),
     }
@@ -141,9 +156,7 @@ async def _export(
         return response
     aborted = asyncio.Event()
     encoder = new_encoder(encoding)
-    chunks = _chunks(
-        service, request, selection, form, aborted=aborted, encoder=encoder, spreadsheet=spreadsheet
-    )
+    chunks = _chunks(service, request, lines, form, header=header, aborted=aborted, encoder=encoder)
     try:
         # An error before the first chunk still becomes a problem document.
         first = await anext(chunks, b"")
@@ -156,26 +169,23 @@ async def _export(
 async def _chunks(
     service: Service,
     request: Request,
-    selection: Selection,
+    lines: Lines,
     form: Form,
     *,
+    header: str,
     aborted: asyncio.Event,
     encoder: Encoder | None,
-    spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
     client = client_id(context_of(request.scope).key_name, request.scope)
     line_end = _LINE_ENDS[form]
-    header = ",".join(in_order(selection.fields)) + line_end if form == "csv" else ""
-    if spreadsheet:
-        header = _BYTE_ORDER_MARK + header
     async with (
         service.export_queue.slot(client, aborted.set) as slot,
         service.database.exporting() as connection,
-        aclosing(queries.export(connection, selection, form, spreadsheet=spreadsheet)) as parts,
+        aclosing(lines(connection)) as parts,
     ):
         ends_at = time.monotonic() + EXPORT_S
-        async for lines in parts:
-            chunk = (header + line_end.join(lines) + line_end).encode()
+        async for part in parts:
+            chunk = (header + line_end.join(part) + line_end).encode()
             header = ""
             # In a thread: compressing this many rows takes longer than other requests should wait.
             encoded = chunk if encoder is None else await asyncio.to_thread(encoder.encode, chunk)
@@ -193,14 +203,14 @@ async def _chunks(
         yield rest
 
 
-_HEADERS = {
+HEADERS = {
     "Content-Disposition": "A name for the file.",
     "Cache-Control": "Always `no-store`.",
     "Vary": "The request headers that the response depends on.",
 }
 _LIMITS = ExportQueue.limits
-_DESCRIPTION = (
-    "All rows that pass the filters, read at one moment. The response is streamed, and compressed according "
+STREAMED = (
+    "All of it is read at one moment. The response is streamed, and compressed according "
     "to Accept-Encoding (zstd, gzip). A response without the last chunk of HTTP is incomplete. "
     f"A client, which is an API key or an address, has at most {_LIMITS.per_client} exports running. "
     f"{_LIMITS.queued_per_client} more wait, each for up to {_LIMITS.queue_timeout_s:.0f} s. While others "
@@ -212,7 +222,8 @@ ENDPOINTS = (
         path="/data.csv",
         handler=export_csv,
         summary="All rows as CSV",
-        description=_DESCRIPTION
+        description="All rows that pass the filters. "
+        + STREAMED
         + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
         "`spreadsheet=true` makes the file safe for spreadsheet programs.",
         tag="data",
@@ -220,20 +231,20 @@ ENDPOINTS = (
         response=str,
         problems=(400, 429, 500, 503),
         media_type="text/csv",
-        headers=_HEADERS,
+        headers=HEADERS,
         caching="never",
     ),
     Endpoint(
         path="/data.ndjson",
         handler=export_ndjson,
         summary="All rows as lines of JSON",
-        description=_DESCRIPTION + "Each line is a record as in /data.",
+        description="All rows that pass the filters. " + STREAMED + "Each line is a record as in /data.",
         tag="data",
         query=NdjsonQuery,
         response=str,
         problems=(400, 429, 500, 503),
         media_type="application/x-ndjson",
-        headers=_HEADERS,
+        headers=HEADERS,
         caching="never",
     ),
 )
