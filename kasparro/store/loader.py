@@ -259,6 +259,8 @@ class Loader:
             await connection.execute(_SQL["skip_superseded"], self._source, self._fetched_at)
         lacks = batch.lacks
         file_id = None if file is None else file.id
+        if await connection.fetchval(_SQL["is_thinned"], self._source):
+            await connection.execute(_SQL["skip_thinned"], self._source, file_id)
         (changes,) = await connection.fetch(
             _SQL["compare"],
             *(self._source, self._fetched_at, lacks, file_id, () if file is None else file.replaces),

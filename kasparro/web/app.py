@@ -1,7 +1,7 @@
 """Wires the web application: routes, error handlers, middleware and lifespan."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,10 @@ def create_app(
     scheduler: SchedulerLike | None,
     metrics_folder: Path | None = None,
     supervisor: Supervisor | None = None,
+    upkeep: AbstractAsyncContextManager[object] | None = None,
 ) -> ASGIApp:
-    """The ASGI application. Its lifespan opens the database pools and runs the scheduler, if there is one.
+    """The ASGI application. Its lifespan opens the database pools, and runs the scheduler and the upkeep of
+    the history, if there are any.
 
     The processes of one service share their metrics through `metrics_folder`. /health shows the problems of
     `supervisor`.
@@ -53,6 +55,8 @@ def create_app(
             await stack.enter_async_context(service)
             if scheduler is not None:
                 await stack.enter_async_context(scheduler)
+            if upkeep is not None:
+                await stack.enter_async_context(upkeep)
             yield
 
     router = Router(

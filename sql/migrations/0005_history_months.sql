@@ -10,7 +10,7 @@ CREATE TABLE history_months (
     changed_from timestamptz NOT NULL,
     stale_from timestamptz NOT NULL,
     candles_at timestamptz,
-    thinned_to text CHECK (thinned_to IN ('1h', '1d', '1w')),
+    thinned_to text CHECK (thinned_to IN ('1h', '1d')),
     thinned_completely boolean NOT NULL,
     PRIMARY KEY (source, month)
 );
