@@ -2,6 +2,7 @@
 
 import difflib
 import ipaddress
+import itertools
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ import platformdirs
 
 from kasparro.errors import SettingsError, one_line
 from kasparro.model.consensus import ConsensusLimits
+from kasparro.model.history_retention import HistoryRetention, Thinning
 from kasparro.model.payload import Retention
 
 # A random secret of this many characters cannot be guessed.
@@ -156,6 +158,34 @@ def _duration(value: str) -> timedelta | None:
     match = _DURATION.fullmatch(value.lower())
     seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
     return timedelta(seconds=seconds) if 1 <= seconds <= 366 * 86_400 else None
+
+
+_AGE = re.compile(r"([1-9]\d{0,4})([dwy])", re.ASCII)
+_DAYS = {"d": 1, "w": 7, "y": 365}
+
+
+def _history_retention(value: str) -> HistoryRetention:
+    # Each step says how long its interval is kept, so the next begins at that age.
+    allowed = NotAllowed(
+        "steps from raw over 1h to 1d, each with the age until which it is kept, such as 90d, 12w or 2y, and "
+        "the last with forever, because history is thinned and never deleted: raw:90d,1h:2y,1d:forever"
+    )
+    intervals, ages = [], []
+    for step in value.lower().split(","):
+        interval, _, age = step.strip().partition(":")
+        match = _AGE.fullmatch(age)
+        if match is None and age != "forever":
+            raise allowed
+        intervals.append(interval)
+        ages.append(timedelta(days=int(match[1]) * _DAYS[match[2]]) if match else timedelta.max)
+    if (
+        tuple(intervals) not in {("raw",), ("raw", "1h"), ("raw", "1d"), ("raw", "1h", "1d")}
+        or ages[-1] != timedelta.max
+        or not all(earlier < later for earlier, later in itertools.pairwise(ages))
+    ):
+        raise allowed
+    thinned: Any = intervals[1:]
+    return HistoryRetention(tuple(map(Thinning, ages, thinned)))
 
 
 def _size(value: str) -> int:
@@ -395,6 +425,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _percent,
         ),
     ] = ConsensusLimits().divergence_percent
+    history_retention: Annotated[
+        HistoryRetention,
+        Variable(
+            "KASPARRO_HISTORY_RETENTION",
+            "how history is thinned as it ages: raw:90d,1h:2y,1d:forever",
+            "raw:forever",
+            _history_retention,
+        ),
+    ] = HistoryRetention()
     admin_token: Annotated[
         Secret | None,
         Variable(

@@ -283,6 +283,8 @@ class Loader:
             await connection.execute(_SQL["skip_superseded"], self._source, self._fetched_at)
         lacks = batch.lacks
         file_id = None if file is None else file.id
+        if await connection.fetchval(_SQL["is_thinned"], self._source):
+            await connection.execute(_SQL["skip_thinned"], self._source, file_id)
         (changes,) = await connection.fetch(
             _SQL["compare"],
             *(self._source, self._fetched_at, lacks, file_id, () if file is None else file.replaces),
@@ -299,6 +301,8 @@ class Loader:
             if changes["sharing"]:
                 await archive_files.share(connection, self._source, file, lacks, fetched_at)
         history_rows = inserted = latest_rows = 0
+        if any(changes[kind] for kind in ("appending", "correcting", "claiming", "sharing")):
+            await connection.execute(_SQL["note_changes"], self._source)
         if changes["appending"]:
             await connection.execute(_SQL["partitions"])
             history_rows += await connection.fetchval(

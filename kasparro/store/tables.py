@@ -17,6 +17,8 @@ TABLES = (
     "assets",
     "asset_links",
     "asset_candidates",
+    "history_months",
+    "daily_candles",
     "insert_counters",
     "runs",
     "run_sources",

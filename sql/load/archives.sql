@@ -295,21 +295,23 @@ FROM (
     SELECT
         file_id,
         source_id,
-        count(*) AS records,
+        count(*) + coalesce(sum(thinned_count), 0) AS records,
         min(observed_at) AS first_observed_at,
         max(observed_at) AS last_observed_at
     FROM (
         SELECT
             file_id,
             source_id,
-            observed_at
+            observed_at,
+            thinned_count
         FROM unified_history
         WHERE source = $1 AND file_id <> 0
         UNION ALL
         SELECT
             shared.file_id,
             shared.source_id,
-            shared.observed_at
+            shared.observed_at,
+            NULL AS thinned_count
         FROM shared_records AS shared
         LEFT JOIN unified_history AS history
             ON

@@ -14,7 +14,14 @@ from kasparro.store.selection import ASSETS, CONDITIONS, DATA, RowList, Selectio
 from kasparro.store.sql import folder, statements, templates
 
 SQL = Path(str(folder("read"))).parent
-TEMPLATES = ("read/assets.sql", "read/cursor.sql", "read/data.sql", "read/runs.sql", "read/tables.sql")
+TEMPLATES = (
+    "read/assets.sql",
+    "read/cursor.sql",
+    "read/data.sql",
+    "read/history.sql",
+    "read/runs.sql",
+    "read/tables.sql",
+)
 FIXED = sorted(
     path
     for file in SQL.glob("*/*.sql")
@@ -105,6 +112,20 @@ def exports() -> Iterator[dict[str, Any]]:
             "candidates",
             [{"after": a, "kind": k} for a in (False, True) for k in (False, True)],
         ),
+        ("read/history.sql", "span", [{}]),
+        ("read/history.sql", "points", [{"csv": c, "limit": n} for c in (False, True) for n in (None, 50)]),
+        (
+            "read/history.sql",
+            "candles",
+            [
+                {"csv": csv, "interval": interval, "of_days": of_days}
+                for csv, interval, of_days in itertools.product(
+                    (False, True), ("1h", "1d", "1w"), (False, True)
+                )
+            ],
+        ),
+        ("read/history.sql", "next_price", [{}]),
+        ("read/history.sql", "lock", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(

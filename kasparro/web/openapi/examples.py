@@ -139,6 +139,19 @@ EXAMPLES: dict[str, Any] = {
             "next_cursor": "ksQIl1v0",
         },
     },
+    "HistoryPage": {
+        "data": [
+            {
+                "time": "2024-06-01T00:00:00.000000Z",
+                "open": 67491.4,
+                "high": 67839.1,
+                "low": 67383.8,
+                "close": 67706.3,
+                "count": 24,
+            }
+        ],
+        "pagination": _PAGINATION | {"page": None, "pages": None, "total": None},
+    },
     "RunReport": _RUN,
     "RunsPage": {"data": [_RUN], "pagination": _PAGINATION},
     "RejectsPage": {

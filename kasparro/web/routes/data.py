@@ -194,8 +194,11 @@ async def page(service: Service, request: Request, query: DataQuery) -> Response
     return await row_lists.page(service, request, query, query.selection())
 
 
-async def row(service: Service, request: Request, query: RowQuery) -> Response:
-    """GET /data/{source}/{source_id}."""
+def record_key(request: Request) -> tuple[str, str | None]:
+    """The source and the id in the path; None if no coin can have this id.
+
+    Raises Problem (404) if there is no such source, and (400) if the path is not UTF-8.
+    """
     source, source_id = request.path_params["source"], request.path_params["source_id"]
     if source not in registry.names():
         raise not_found("There is no such source.", parameter="source", allowed=", ".join(registry.names()))
@@ -205,9 +208,20 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
             unquote_to_bytes(request.scope["raw_path"]).decode()
         except UnicodeDecodeError:
             raise Problem(400, "The path is not UTF-8.", parameter="source_id") from None
-    found = None
     # No text in PostgreSQL contains NUL.
-    if "\x00" not in source_id:
+    return source, None if "\x00" in source_id else source_id
+
+
+def no_such_coin(source: str) -> Problem:
+    """The problem of an id that no record of the source has."""
+    return not_found(f"{source} has no record with this id.", parameter="source_id")
+
+
+async def row(service: Service, request: Request, query: RowQuery) -> Response:
+    """GET /data/{source}/{source_id}."""
+    source, source_id = record_key(request)
+    found = None
+    if source_id is not None:
         async with service.read_connection(request) as connection:
             found = await queries.row(connection, source, source_id, fields=query.fields, as_of=query.as_of)
     if isinstance(found, datetime):
@@ -219,7 +233,7 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
             allowed=f"a time from {first} on",
         )
     if found is None:
-        raise not_found(f"{source} has no record with this id.", parameter="source_id")
+        raise no_such_coin(source)
     return Response(found, media_type="application/json")
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
+from kasparro.store.pool import Connection
 from kasparro.store.selection import Selection
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
@@ -34,6 +36,8 @@ EXPORT_S = 3_600.0
 
 Form = Literal["csv", "ndjson"]
 Handler = Callable[[Service, Request, Any], Awaitable[Response]]
+# Reads the lines of an export, without line ends, several at a time.
+Lines: TypeAlias = Callable[[Connection], AsyncGenerator[list[str], None]]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 _LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
 _BYTE_ORDER_MARK = "\ufeff"
@@ -120,12 +124,17 @@ async def _disconnected(receive: Receive) -> None:
 
 async def export_csv(service: Service, request: Request, query: Any) -> Response:
     """GET /data.csv."""
-    return await _export(service, request, query.selection(), "csv", spreadsheet=query.spreadsheet)
+    selection = query.selection()
+    lines = partial(queries.export, selection=selection, form="csv", spreadsheet=query.spreadsheet)
+    header = csv_header(selection.shown, spreadsheet=query.spreadsheet)
+    return await stream(service, request, "csv", lines, name=_name(selection), header=header)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
     """GET /data.ndjson."""
-    return await _export(service, request, query.selection(), "ndjson")
+    selection = query.selection()
+    lines = partial(queries.export, selection=selection, form="ndjson")
+    return await stream(service, request, "ndjson", lines, name=_name(selection))
 
 
 async def export_assets_csv(service: Service, request: Request, query: Any) -> Response:
@@ -138,12 +147,23 @@ async def export_assets_ndjson(service: Service, request: Request, query: Any) -
     return await export_ndjson(service, request, query)
 
 
-async def _export(
-    service: Service, request: Request, selection: Selection, form: Form, *, spreadsheet: bool = False
+def _name(selection: Selection) -> str:
+    return f"kasparro-{selection.rows.name}"
+
+
+def csv_header(fields: Sequence[str], *, spreadsheet: bool) -> str:
+    """What a CSV begins with."""
+    return (_BYTE_ORDER_MARK if spreadsheet else "") + ",".join(fields) + _LINE_ENDS["csv"]
+
+
+async def stream(
+    service: Service, request: Request, form: Form, lines: Lines, *, name: str, header: str = ""
 ) -> Response:
+    """The response with a header and all lines that a function reads from a connection, as a file of this
+    name. It starts when a slot is free. Raises what reading the first lines raises."""
     encoding = context_of(request.scope).encoding
     headers = {
-        "Content-Disposition": f'attachment; filename="kasparro-{selection.rows.name}.{form}"',
+        "Content-Disposition": f'attachment; filename="{name}.{form}"',
         "Vary": service.cache_policy.vary,
         **({} if encoding == IDENTITY else {"Content-Encoding": encoding}),
     }
@@ -154,9 +174,7 @@ async def _export(
         return response
     aborted = asyncio.Event()
     encoder = new_encoder(encoding)
-    chunks = _chunks(
-        service, request, selection, form, aborted=aborted, encoder=encoder, spreadsheet=spreadsheet
-    )
+    chunks = _chunks(service, request, lines, form, header=header, aborted=aborted, encoder=encoder)
     try:
         # An error before the first chunk still becomes a problem document.
         first = await anext(chunks, b"")
@@ -169,26 +187,23 @@ async def _export(
 async def _chunks(
     service: Service,
     request: Request,
-    selection: Selection,
+    lines: Lines,
     form: Form,
     *,
+    header: str,
     aborted: asyncio.Event,
     encoder: Encoder | None,
-    spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
     client = client_id(context_of(request.scope).key_name, request.scope)
     line_end = _LINE_ENDS[form]
-    header = ",".join(selection.shown) + line_end if form == "csv" else ""
-    if spreadsheet:
-        header = _BYTE_ORDER_MARK + header
     async with (
         service.export_queue.slot(client, aborted.set) as slot,
         service.database.exporting() as connection,
-        aclosing(queries.export(connection, selection, form, spreadsheet=spreadsheet)) as parts,
+        aclosing(lines(connection)) as parts,
     ):
         ends_at = time.monotonic() + EXPORT_S
-        async for lines in parts:
-            chunk = (header + line_end.join(lines) + line_end).encode()
+        async for part in parts:
+            chunk = (header + line_end.join(part) + line_end).encode()
             header = ""
             # In a thread: compressing this many rows takes longer than other requests should wait.
             encoded = chunk if encoder is None else await asyncio.to_thread(encoder.encode, chunk)
@@ -206,14 +221,14 @@ async def _chunks(
         yield rest
 
 
-_HEADERS = {
+HEADERS = {
     "Content-Disposition": "A name for the file.",
     "Cache-Control": "Always `no-store`.",
     "Vary": "The request headers that the response depends on.",
 }
 _LIMITS = ExportQueue.limits
-_DESCRIPTION = (
-    "All rows that pass the filters, read at one moment. The response is streamed, and compressed according "
+STREAMED = (
+    "All of it is read at one moment. The response is streamed, and compressed according "
     "to Accept-Encoding (zstd, gzip). A response without the last chunk of HTTP is incomplete. "
     f"A client, which is an API key or an address, has at most {_LIMITS.per_client} exports running. "
     f"{_LIMITS.queued_per_client} more wait, each for up to {_LIMITS.queue_timeout_s:.0f} s. While others "
@@ -231,7 +246,8 @@ def _endpoints(
             path=f"{path}.csv",
             handler=handlers[0],
             summary=f"All {rows} as CSV",
-            description=_DESCRIPTION
+            description=f"All {rows} that pass the filters. "
+            + STREAMED
             + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
             "`spreadsheet=true` makes the file safe for spreadsheet programs.",
             tag=tag,
@@ -239,20 +255,20 @@ def _endpoints(
             response=str,
             problems=(400, 429, 500, 503),
             media_type="text/csv",
-            headers=_HEADERS,
+            headers=HEADERS,
             caching="never",
         ),
         Endpoint(
             path=f"{path}.ndjson",
             handler=handlers[1],
             summary=f"All {rows} as lines of JSON",
-            description=_DESCRIPTION + f"Each line is a row as in {path}.",
+            description=f"All {rows} that pass the filters. {STREAMED}Each line is a row as in {path}.",
             tag=tag,
             query=_query(f"{tag.capitalize()}NdjsonQuery", query),
             response=str,
             problems=(400, 429, 500, 503),
             media_type="application/x-ndjson",
-            headers=_HEADERS,
+            headers=HEADERS,
             caching="never",
         ),
     )
