@@ -1,5 +1,6 @@
 -- Reads what the resolver needs, and writes what it decides (kasparro/store/assets.py).
-{% from "macros/columns.sql" import ROW_VERSION, listed %}
+{% from "macros/columns.sql" import ROW_VERSION, VALUES, listed %}
+{% from "macros/history.sql" import relabelled %}
 {% set LINK = ["asset", "method", "score", "evidence", "symbol", "name"] %}
 
 {#- The candidates that are given as columns. #}
@@ -310,49 +311,16 @@ ORDER BY source, source_id;
 SELECT
     coin.source,
     coin.source_id,
-    before.symbol,
-    before.name,
-    before.rank,
-    before.price_usd,
-    before.market_cap_usd,
-    before.volume_24h_usd,
-    before.circulating_supply,
-    before.total_supply,
-    before.max_supply,
-    before.observed_at,
+    link.symbol,
+    link.name,
+    {{ listed(["rank"] + VALUES, "found.") }},
+    found.observed_at,
     coin.first_seen_at,
     CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
-    coalesce(
-        (
-            SELECT history.observed_at
-            FROM unified_history AS history
-            WHERE
-                history.source = coin.source
-                AND history.source_id = coin.source_id
-                AND history.observed_at > before.observed_at
-            ORDER BY history.observed_at
-            LIMIT 1
-        ),
-        coin.observed_at
-    ) AS since
+    found.since
 FROM asset_links AS link
 INNER JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
-CROSS JOIN LATERAL (
-    SELECT *
-    FROM unified_history AS history
-    WHERE
-        history.source = coin.source
-        AND history.source_id = coin.source_id
-        AND history.symbol IS NOT DISTINCT FROM link.symbol
-        AND history.name IS NOT DISTINCT FROM link.name
-        AND history.observed_at >= link.valid_from
-    ORDER BY history.observed_at DESC
-    LIMIT 1
-) AS before
-WHERE
-    link.valid_until = 'infinity'
-    AND link.method <> 'rule'
-    AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name);
+CROSS JOIN LATERAL {{ relabelled("before.*, next.since") }} AS found;
 
 -- name: prices --
 -- Prices of two rows at about the same moments: each of the newest prices of the first row with the price of

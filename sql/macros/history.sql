@@ -73,12 +73,11 @@ sum(count)::bigint AS count
 
 {#- The candles of the parts, of intervals that lie within a part. `parts` says for each part whether it
     begins and ends with a day, so that the stored candles of its days may be used where they are current;
-    the records of other days are read. The result is the same. #}
-{%- macro candles(parts, interval) %}
+    the records of other days are read. The result is the same. `coin` says what has a candle of its own. #}
+{%- macro candles(parts, interval, coin="source, source_id") %}
 {%- set unit = UNITS[interval] %}
 SELECT
-    source,
-    source_id,
+    {{ coin }},
     time,
     {{ prices() }}
 FROM (
@@ -141,5 +140,34 @@ FROM (
     {% endif %}
     {% endfor %}
 ) AS contributions
-GROUP BY source, source_id, time
+GROUP BY {{ coin }}, time
+{%- endmacro %}
+
+{#- When the current link of a row ends before it is ended: the moment of the first record after the last one
+    with the symbol and name that the link was confirmed for. `link` and `coin` are the link and the row in
+    unified_data. #}
+{%- macro relabelled(columns) -%}
+(
+    SELECT {{ columns }}
+    FROM unified_history AS before
+    CROSS JOIN LATERAL (
+        SELECT coalesce(min(history.observed_at), coin.observed_at) AS since
+        FROM unified_history AS history
+        WHERE
+            history.source = coin.source
+            AND history.source_id = coin.source_id
+            AND history.observed_at > before.observed_at
+    ) AS next
+    WHERE
+        link.valid_until = 'infinity'
+        AND link.method <> 'rule'
+        AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name)
+        AND before.source = coin.source
+        AND before.source_id = coin.source_id
+        AND before.observed_at >= link.valid_from
+        AND (before.lacks_symbol OR before.symbol IS NOT DISTINCT FROM link.symbol)
+        AND (before.lacks_name OR before.name IS NOT DISTINCT FROM link.name)
+    ORDER BY before.observed_at DESC
+    LIMIT 1
+)
 {%- endmacro %}
