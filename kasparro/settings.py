@@ -407,6 +407,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _size,
         ),
     ] = Retention().payload_bytes
+    asset_rules: Annotated[
+        Path | None,
+        Variable("KASPARRO_ASSET_RULES", "a TOML file that links and parts coins for good", "none", _path),
+    ] = None
     quote_max_lag: Annotated[
         timedelta,
         Variable(

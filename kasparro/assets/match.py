@@ -255,7 +255,9 @@ class Matcher:
 
     def _frequency(self, word: str) -> int:
         # In how many names a word is, also as the beginning of a word that ends like names of coins do.
-        stems = [word[: -len(end)] for end in WORDS.generic if word.endswith(end) and len(word) >= len(end) + 3]
+        stems = [
+            word[: -len(end)] for end in WORDS.generic if word.endswith(end) and len(word) >= len(end) + 3
+        ]
         return max(self._words[each] for each in (word, *stems))
 
     def _has_rare_word(self, one: Profile, other: Profile) -> bool:
@@ -278,7 +280,9 @@ class Matcher:
             return 0.4, "symbol"
         leader = self._means_a_leader(archive, other)
         if leader:
-            found.add("id", "against", f"it may mean the leading coin with the symbol {archive.bare_symbol.upper()}")
+            found.add(
+                "id", "against", f"it may mean the leading coin with the symbol {archive.bare_symbol.upper()}"
+            )
         elif row_id == other.key[1].lower():
             found.add("id", "for", f"its id is that of {other.key[0]}: {other.key[1]}")
             return 0.95, "id"
@@ -415,9 +419,7 @@ def _is_part(short: Name, long: Name, symbol: str) -> bool:
     extra = {
         word for word in long.words if word not in words and word not in WORDS.generic and word != symbol
     }
-    return not any(
-        word in WORDS.distinguishing or word in long.qualifiers for word in extra
-    )
+    return not any(word in WORDS.distinguishing or word in long.qualifiers for word in extra)
 
 
 def _versions(name: Name) -> frozenset[str]:

@@ -581,8 +581,7 @@ class Resolver:
                 group is None
                 or group.asset is None
                 or key in self._new
-                or key in self._conflicts
-                and key not in self._ended
+                or (key in self._conflicts and key not in self._ended)
             ):
                 continue
             link = self._current.get(key)

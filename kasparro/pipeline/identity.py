@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 
 import msgspec
@@ -10,11 +11,12 @@ import structlog
 
 from kasparro.assets.knowledge import Knowledge, Relabelled
 from kasparro.assets.resolve import VERSION, open_pairs, resolve
-from kasparro.assets.rules import NO_RULES, Rules
+from kasparro.assets.rules import NO_RULES, Rules, read_rules
 from kasparro.model.asset import Resolution
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.settings import Settings
-from kasparro.store import assets
+from kasparro.sources import registry
+from kasparro.store import assets, contracts
 from kasparro.store.assets import Known
 from kasparro.store.pool import Database
 
@@ -33,7 +35,9 @@ class AssetOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def options_of(settings: Settings) -> AssetOptions:
     """The options that the settings ask for."""
-    return AssetOptions(limits=settings.consensus_limits)
+    path = settings.asset_rules
+    rules = (lambda: NO_RULES) if path is None else partial(read_rules, path, registry.names())
+    return AssetOptions(limits=settings.consensus_limits, rules=rules)
 
 
 async def link_rows(
@@ -49,8 +53,8 @@ async def link_rows(
     SettingsError if the rules are not valid.
     """
     rules = options.rules()
-    depends_on = _digest(rules)
     async with database.writing() as connection:
+        depends_on = _digest(rules, await contracts.changed_at(connection))
         if not await assets.is_pending(connection, depends_on):
             return
         known = await assets.known(connection)
@@ -74,6 +78,7 @@ async def _resolve(database: Database, known: Known, rules: Rules, awaited: Coll
     sources = {coin.source for coin in known.coins}
     knowledge = Knowledge(
         coins=known.coins,
+        contracts=known.contracts,
         links=known.links,
         assets=known.assets,
         candidates=known.candidates,
@@ -92,6 +97,6 @@ async def _resolve(database: Database, known: Known, rules: Rules, awaited: Coll
     return resolution
 
 
-def _digest(rules: Rules) -> str:
+def _digest(rules: Rules, contracts_changed_at: datetime | None) -> str:
     # What decisions depend on besides the rows.
-    return blake2b(f"{VERSION} {rules.digest}".encode(), digest_size=16).hexdigest()
+    return blake2b(f"{VERSION} {rules.digest} {contracts_changed_at}".encode(), digest_size=16).hexdigest()

@@ -10,7 +10,7 @@ from typing import Self
 
 import structlog
 
-from kasparro.concurrency import run_together, timeout
+from kasparro.concurrency import cancel_all, failure, run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
 from kasparro.model.payload import Retention
 from kasparro.pipeline.identity import AssetOptions, link_rows
@@ -142,14 +142,26 @@ class Run:
             for source in self._sources
         ]
         try:
-            outcomes = set(await run_together(*(source_run.work(stop) for source_run in source_runs)))
+            ended = await run_together(*(source_run.work(stop) for source_run in source_runs))
         except BaseExceptionGroup as errors:
             raise _root_cause(errors) from errors
         self.transient_failures = {
             source_run.name: source_run.transient_failure for source_run in source_runs
         }
+<<<<<<< HEAD
         if self._assets is not None and not stop.is_set():
             await self._link_rows(self._assets, retry)
+=======
+        await self._load_contracts(
+            [
+                source_run
+                for source_run, outcome in zip(source_runs, ended, strict=True)
+                if outcome in {"succeeded", "partial"}
+            ],
+            stop,
+        )
+        outcomes = set(ended)
+>>>>>>> contracts
         if self._options.trigger == "replay":
             # A source without payloads does not make a replay partial.
             outcomes.discard("skipped")
@@ -161,6 +173,7 @@ class Run:
             await self._trim(recorder)
         return status
 
+<<<<<<< HEAD
     async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
         """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
         awaited = {source.name for source in self._sources} & set(registry.api_names())
@@ -170,6 +183,21 @@ class Run:
             raise
         except Exception as error:  # noqa: BLE001 - no error here may fail the run
             self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
+=======
+    async def _load_contracts(self, source_runs: Sequence[SourceRun], stop: asyncio.Event) -> None:
+        """Load the contract lists of sources whose figures are recorded, until `stop`."""
+        if self._options.trigger == "forget":
+            return
+        stopping = asyncio.create_task(stop.wait())
+        loading = asyncio.create_task(run_together(*(each.load_contracts() for each in source_runs)))
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            error = failure(loading) if loading.done() else None
+        finally:
+            await cancel_all((loading, stopping))
+        if error is not None:
+            raise _root_cause(error) if isinstance(error, BaseExceptionGroup) else error
+>>>>>>> contracts
 
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""

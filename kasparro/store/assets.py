@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from kasparro.errors import LeaseLost
-from kasparro.model.asset import Asset, Candidate, Coin, Link, Resolution
+from kasparro.model.asset import Asset, Candidate, Coin, Contract, Link, Resolution
 from kasparro.model.consensus import ConsensusLimits
-from kasparro.store import consensus
+from kasparro.store import consensus, contracts
 from kasparro.store.pool import Connection
 from kasparro.store.sql import statements
 from kasparro.store.text import sanitize
@@ -28,13 +28,14 @@ _decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """All rows, links, assets and candidates, read in one snapshot.
+    """All rows, contracts, links, assets and candidates, read in one snapshot.
 
     `relabelled` has, for each linked row with another symbol or name than its link, its last record with
     these and the time of the first record with others.
     """
 
     coins: list[Coin]
+    contracts: list[Contract]
     links: list[Link]
     assets: dict[str, Asset]
     candidates: list[Candidate]
@@ -59,6 +60,7 @@ async def known(connection: Connection) -> Known:
     """What the resolver starts from."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         coins = [Coin(**row) for row in await connection.fetch(_SQL["coins"])]
+        found = await contracts.contracts(connection)
         links = [_with_evidence(Link, row) for row in await connection.fetch(_SQL["links"])]
         assets = {row["asset"]: Asset(**row) for row in await connection.fetch(_SQL["assets"])}
         candidates = [_with_evidence(Candidate, row) for row in await connection.fetch(_SQL["candidates"])]
@@ -68,7 +70,14 @@ async def known(connection: Connection) -> Known:
             since = fields.pop("since")
             before = Coin(**fields)
             relabelled[before.key] = before, since
-    return Known(coins=coins, links=links, assets=assets, candidates=candidates, relabelled=relabelled)
+    return Known(
+        coins=coins,
+        contracts=found,
+        links=links,
+        assets=assets,
+        candidates=candidates,
+        relabelled=relabelled,
+    )
 
 
 async def prices(

@@ -12,9 +12,11 @@ import msgspec
 from kasparro.errors import LeaseLost
 from kasparro.model.batch import Batch, CrawledPage, KnownFile
 from kasparro.model.consensus import ConsensusLimits
+from kasparro.model.contract_list import ContractList
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
-from kasparro.store import archive_files, consensus, listings
+from kasparro.store import archive_files, consensus, contracts, listings
 from kasparro.store.archive_files import OpenFile, Settled
+from kasparro.store.contracts import Replaced
 from kasparro.store.listings import LISTED, NO_LIST, ListReport
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
@@ -147,6 +149,14 @@ class Loader:
         """The pages of the source's list that earlier batches committed. Raises DatabaseUnavailable."""
         async with self._database.writing() as connection:
             return await known_pages(connection, self._source)
+
+    async def next_contract_list(self, root: str, now: datetime, limit: int | None) -> str | None:
+        """The contract list that is due, noted as requested. Raises DatabaseUnavailable."""
+        return await contracts.next_list(self._database, self._source, root, now, limit=limit)
+
+    async def load_contracts(self, found: ContractList, now: datetime) -> Replaced:
+        """Load a contract list, unless a newer one is loaded. Raises DatabaseUnavailable."""
+        return await contracts.replace(self._database, self._source, found, now)
 
     async def _write(
         self, connection: Connection, batch: Batch, rejects: Sequence[Reject], now: datetime

@@ -34,6 +34,8 @@ TABLES = (
     "pages",
     "source_profiles",
     "api_calls",
+    "contracts",
+    "contract_lists",
     "instance",
     "schema_migrations",
 )

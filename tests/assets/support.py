@@ -86,13 +86,15 @@ class World:
             assert (
                 (*each.key, each.symbol, each.name) in judged
                 or linked.get(each.key) == (each.symbol, each.name)
-                or each.key in {link.key for link in current if link.method == "rule" or not each.symbol or not each.name}
+                or each.key
+                in {link.key for link in current if link.method == "rule" or not each.symbol or not each.name}
             ), f"{each.key} would be judged again for ever"
 
     def link(self, row: str) -> Link | None:
         """The current link of a row."""
         return next(
-            (link for link in self.knowledge.links if link.key == key(row) and link.valid_until == FOREVER), None
+            (link for link in self.knowledge.links if link.key == key(row) and link.valid_until == FOREVER),
+            None,
         )
 
     def asset(self, row: str) -> str | None:
@@ -102,11 +104,15 @@ class World:
 
     def candidates(self, row: str) -> list[str]:
         """The reasons of what is open about a row."""
-        return [each.reason for each in self.knowledge.candidates if (each.source, each.source_id) == key(row)]
+        return [
+            each.reason for each in self.knowledge.candidates if (each.source, each.source_id) == key(row)
+        ]
 
     def conflicts(self) -> list[str]:
         """The rows with a conflict."""
-        return [f"{each.source}/{each.source_id}" for each in self.knowledge.candidates if each.kind == "conflict"]
+        return [
+            f"{each.source}/{each.source_id}" for each in self.knowledge.candidates if each.kind == "conflict"
+        ]
 
     def partition(self) -> set[frozenset[Key]]:
         """The rows of each asset."""

@@ -10,7 +10,9 @@ from kasparro.model.asset import Coin, Contract
 from tests.assets.support import NOW, World, coin
 
 _SYMBOLS = st.sampled_from(["BTC", "btc", "ETH", "$GEM", "", None])
-_NAMES = st.sampled_from(["Bitcoin", "BITCOIN ", "Bitcoin (old)", "Wrapped Bitcoin", "Gem", "Gem Token", "\u200b", None])
+_NAMES = st.sampled_from(
+    ["Bitcoin", "BITCOIN ", "Bitcoin (old)", "Wrapped Bitcoin", "Gem", "Gem Token", "\u200b", None]
+)
 _IDS = st.sampled_from(["btc-bitcoin", "bitcoin", "bitcoin-2", "btc", "gem", "gem-gem", "eth", "1"])
 _SOURCES = st.sampled_from(["coinpaprika", "coingecko", "csv", "tide"])
 
@@ -71,9 +73,7 @@ def test_rows_that_are_linked_stay_linked_while_others_arrive(
     first: list[Coin], later: list[Coin], contracts: list[Contract]
 ) -> None:
     world = World(*first, contracts=contracts)
-    linked = {
-        link.key: link.asset for link in world.knowledge.links if link.method not in {"alone"}
-    }
+    linked = {link.key: link.asset for link in world.knowledge.links if link.method not in {"alone"}}
     known = {each.key for each in first}
     world.load(*(each for each in later if each.key not in known))
     replaced = {each.key for each in first if each.listed is False}

@@ -10,7 +10,9 @@ from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.model.asset import ALWAYS, Contract
 from tests.assets.support import NOW, World, coin, key, texts
 
-BITCOIN = coin("coinpaprika/btc-bitcoin", "BTC", "Bitcoin", rank=1, price_usd="60000", market_cap_usd="1.2e12")
+BITCOIN = coin(
+    "coinpaprika/btc-bitcoin", "BTC", "Bitcoin", rank=1, price_usd="60000", market_cap_usd="1.2e12"
+)
 BITCOIN_CG = coin("coingecko/bitcoin", "btc", "Bitcoin", rank=1, price_usd="60010", market_cap_usd="1.2e12")
 FAKE = coin("coingecko/bitcoin-4", "btc", "Bitcoin", rank=900, price_usd="0.002", market_cap_usd="9e6")
 
@@ -62,7 +64,10 @@ def test_a_stranger_that_comes_first_does_not_take_the_place_of_the_coin() -> No
 
 
 def test_ranks_that_are_far_apart_rule_a_coin_out_if_there_is_no_price() -> None:
-    world = World(coin("coinpaprika/btc-bitcoin", "BTC", "Bitcoin", rank=1), coin("coingecko/x", "btc", "Bitcoin", rank=900))
+    world = World(
+        coin("coinpaprika/btc-bitcoin", "BTC", "Bitcoin", rank=1),
+        coin("coingecko/x", "btc", "Bitcoin", rank=900),
+    )
     assert world.asset("coingecko/x") is None
     assert "ranks are far apart: 900 and 1" in world.candidates("coingecko/x")[0]
 
@@ -102,7 +107,10 @@ def test_forms_are_linked_with_the_same_form() -> None:
         (("bnt-bancor", "BNT", "Bancor"), ("bancor", "bnt", "Bancor Network")),
         (("zel-x", "ZEL", "Zel\u200bCash (old)"), ("zel-cash", "zel", "Zel Cash")),
         (("usdt-tether", "USDT", "Tether"), ("tether", "usd₮", "Tether")),
-        (("pol-polygon", "POL", "Polygon"), ("polygon-ecosystem-token", "pol", "Polygon (migrated from MATIC)")),
+        (
+            ("pol-polygon", "POL", "Polygon"),
+            ("polygon-ecosystem-token", "pol", "Polygon (migrated from MATIC)"),
+        ),
         (("cafe-café", "CAFE", "Café"), ("cafe", "cafe", "Cafe")),
     ],
 )
@@ -114,7 +122,10 @@ def test_spellings_and_older_names_are_recognised(
 
 
 def test_a_symbol_alone_links_nothing_and_keeps_no_coin_from_being_an_asset() -> None:
-    world = World(coin("coinpaprika/agi-singularitynet", "AGI", "SingularityNET"), coin("coingecko/delysium", "agi", "Delysium"))
+    world = World(
+        coin("coinpaprika/agi-singularitynet", "AGI", "SingularityNET"),
+        coin("coingecko/delysium", "agi", "Delysium"),
+    )
     assert world.asset("coinpaprika/agi-singularitynet") == "agi-singularitynet"
     assert world.asset("coingecko/delysium") == "agi-delysium"
 
@@ -123,7 +134,9 @@ def test_two_coins_of_one_name_are_linked_only_by_what_tells_them_apart() -> Non
     paprika = coin("coinpaprika/gem-gems", "GEM", "Gem", price_usd="2", rank=800)
     one = coin("coingecko/gem-exchange", "gem", "Gem", price_usd="2.01", rank=810)
     two = coin("coingecko/gem-and-trading", "gem", "Gem", price_usd="0.4", rank=2000)
-    unpriced = [coin(f"{each.source}/{each.source_id}", each.symbol, each.name) for each in (paprika, one, two)]
+    unpriced = [
+        coin(f"{each.source}/{each.source_id}", each.symbol, each.name) for each in (paprika, one, two)
+    ]
     world = World(*unpriced)
     assert {world.asset("coingecko/gem-exchange"), world.asset("coingecko/gem-and-trading")} == {None}
     assert "it may be" in world.candidates("coingecko/gem-exchange")[0]
@@ -182,7 +195,8 @@ def test_contracts_that_coinpaprika_folds_into_the_native_coin_link_no_form() ->
         coin("coingecko/avax-universal", "uavax", "Avalanche (Universal)"),
     ]
     folded = [
-        Contract("coinpaprika", "avax-avalanche", f"bnb-binance-coin", f"0x{number:040x}") for number in range(4)
+        Contract("coinpaprika", "avax-avalanche", "bnb-binance-coin", f"0x{number:040x}")
+        for number in range(4)
     ] + [Contract("coinpaprika", "eth-ethereum", "avax-avalanche", f"0x{9:040x}")]
     own = [
         Contract("coingecko", each.source_id, "binance-smart-chain", f"0x{number:040x}")
@@ -190,7 +204,10 @@ def test_contracts_that_coinpaprika_folds_into_the_native_coin_link_no_form() ->
     ] + [Contract("coingecko", "weth", "avalanche", f"0x{9:040X}")]
     avalanche = coin("coinpaprika/avax-avalanche", "AVAX", "Avalanche")
     ethereum = coin("coinpaprika/eth-ethereum", "ETH", "Ethereum")
-    natives = [coin("coingecko/avalanche-2", "avax", "Avalanche"), coin("coingecko/ethereum", "eth", "Ethereum")]
+    natives = [
+        coin("coingecko/avalanche-2", "avax", "Avalanche"),
+        coin("coingecko/ethereum", "eth", "Ethereum"),
+    ]
     world = World(avalanche, ethereum, *forms, *natives, contracts=folded + own)
     assert world.asset("coingecko/avalanche-2") == "avax-avalanche"
     assert world.asset("coingecko/ethereum") == "eth-ethereum"
@@ -206,8 +223,14 @@ def test_of_several_coins_that_share_a_contract_the_one_with_the_name_is_linked(
         coin("coingecko/usdc-wormhole", "usdc", "USDC (Wormhole)"),
         coin("coingecko/axlusdc", "axlusdc", "Axelar Bridged USDC"),
     ]
-    rows = [*bridged, coin("coingecko/usd-coin", "usdc", "USDC"), coin("coinpaprika/usdc-usd-coin", "USDC", "USD Coin")]
-    contracts = [Contract("coinpaprika", "usdc-usd-coin", "matic-polygon", f"0x{n:040x}") for n in range(4)] + [
+    rows = [
+        *bridged,
+        coin("coingecko/usd-coin", "usdc", "USDC"),
+        coin("coinpaprika/usdc-usd-coin", "USDC", "USD Coin"),
+    ]
+    contracts = [
+        Contract("coinpaprika", "usdc-usd-coin", "matic-polygon", f"0x{n:040x}") for n in range(4)
+    ] + [
         Contract("coingecko", each.source_id, "polygon-pos", f"0x{n:040x}") for n, each in enumerate(rows[:4])
     ]
     world = World(*rows, contracts=contracts)
@@ -320,7 +343,13 @@ def test_links_are_stable() -> None:
 
 def test_a_rebrand_is_confirmed_and_the_asset_keeps_its_id() -> None:
     matic = coin("coinpaprika/matic-polygon", "MATIC", "Polygon", price_usd="0.7", circulating_supply="9e9")
-    pol = coin("coinpaprika/matic-polygon", "POL", "Polygon Ecosystem Token", price_usd="0.71", circulating_supply="9e9")
+    pol = coin(
+        "coinpaprika/matic-polygon",
+        "POL",
+        "Polygon Ecosystem Token",
+        price_usd="0.71",
+        circulating_supply="9e9",
+    )
     world = World(matic, coin("coingecko/matic-network", "matic", "Polygon", price_usd="0.7"))
     resolution = world.load(pol, relabelled={pol.key: Relabelled(matic, NOW)})
     assert not resolution.ended
@@ -374,7 +403,13 @@ def test_a_new_id_takes_over_from_one_that_is_no_longer_listed() -> None:
     old = coin("coingecko/million", "mm", "Million", price_usd="2", circulating_supply="1e6", listed=False)
     later = NOW + timedelta(hours=1)
     new = coin(
-        "coingecko/million-token", "mm", "Million", price_usd="2.02", circulating_supply="1e6", observed_at=later, first_seen_at=later
+        "coingecko/million-token",
+        "mm",
+        "Million",
+        price_usd="2.02",
+        circulating_supply="1e6",
+        observed_at=later,
+        first_seen_at=later,
     )
     resolution = world.load(old, new)
     assert world.asset("coingecko/million-token") == "mm-million"
@@ -387,7 +422,9 @@ def test_a_new_id_takes_over_from_one_that_is_no_longer_listed() -> None:
 
 def test_a_retired_id_keeps_its_asset() -> None:
     world = World(BITCOIN, BITCOIN_CG)
-    resolution = world.load(coin("coingecko/bitcoin", "btc", "Bitcoin", rank=1, price_usd="60010", listed=False))
+    resolution = world.load(
+        coin("coingecko/bitcoin", "btc", "Bitcoin", rank=1, price_usd="60010", listed=False)
+    )
     assert not resolution.ended
     assert world.asset("coingecko/bitcoin") == "btc-bitcoin"
 

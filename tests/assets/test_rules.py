@@ -55,7 +55,10 @@ def test_a_file_links_and_parts(tmp_path: Path) -> None:
         ("[link]\nrows = []", "link is written as [[link]]"),
         ('[[link]]\nrow = "a/b"', "[[link]] 1: unknown key 'row'; allowed: rows, asset, reason"),
         ("[[link]]\nrows = []", "[[link]] 1: rows must be a list of texts"),
-        ('[[part]]\nrows = ["csv/btc"]', "[[part]] 1: rows must have at least two rows, or asset must be given"),
+        (
+            '[[part]]\nrows = ["csv/btc"]',
+            "[[part]] 1: rows must have at least two rows, or asset must be given",
+        ),
         ('[[link]]\nrows = ["btc", "csv/btc"]', "[[link]] 1: rows has 'btc', which is not SOURCE/SOURCE_ID"),
         (
             '[[link]]\nrows = ["cmc/btc", "csv/btc"]',

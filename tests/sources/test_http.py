@@ -15,6 +15,7 @@ from stamina.instrumentation import RetryDetails
 from kasparro.model.payload import Retention
 from kasparro.settings import Secret
 from kasparro.simulator import Simulator
+from kasparro.simulator.coins import Api
 from kasparro.simulator.faults import (
     AnyFault,
     ContentType,
@@ -31,7 +32,6 @@ from kasparro.simulator.faults import (
     Status,
     Truncated,
 )
-from kasparro.simulator.market import Api
 from kasparro.sources import coingecko, http
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
