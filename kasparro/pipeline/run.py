@@ -148,10 +148,6 @@ class Run:
         self.transient_failures = {
             source_run.name: source_run.transient_failure for source_run in source_runs
         }
-<<<<<<< HEAD
-        if self._assets is not None and not stop.is_set():
-            await self._link_rows(self._assets, retry)
-=======
         await self._load_contracts(
             [
                 source_run
@@ -161,7 +157,8 @@ class Run:
             stop,
         )
         outcomes = set(ended)
->>>>>>> contracts
+        if self._assets is not None and not stop.is_set():
+            await self._link_rows(self._assets, retry)
         if self._options.trigger == "replay":
             # A source without payloads does not make a replay partial.
             outcomes.discard("skipped")
@@ -173,17 +170,6 @@ class Run:
             await self._trim(recorder)
         return status
 
-<<<<<<< HEAD
-    async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
-        """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
-        awaited = {source.name for source in self._sources} & set(registry.api_names())
-        try:
-            await retry(lambda: link_rows(self._database, self.id, options, awaited, self._clock))
-        except LeaseLost:
-            raise
-        except Exception as error:  # noqa: BLE001 - no error here may fail the run
-            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
-=======
     async def _load_contracts(self, source_runs: Sequence[SourceRun], stop: asyncio.Event) -> None:
         """Load the contract lists of sources whose figures are recorded, until `stop`."""
         if self._options.trigger == "forget":
@@ -197,7 +183,16 @@ class Run:
             await cancel_all((loading, stopping))
         if error is not None:
             raise _root_cause(error) if isinstance(error, BaseExceptionGroup) else error
->>>>>>> contracts
+
+    async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
+        """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
+        awaited = {source.name for source in self._sources} & set(registry.api_names())
+        try:
+            await retry(lambda: link_rows(self._database, self.id, options, awaited, self._clock))
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - no error here may fail the run
+            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
 
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""
