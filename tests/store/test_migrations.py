@@ -204,7 +204,7 @@ VALUES = {
     "json": "'{}'",
     "jsonb": "'{}'",
     "numeric": "0.1",
-    "real": "0.5",
+    "double precision": "0.5",
     "smallint": "200",
     "text": "'text'",
     "timestamp with time zone": "'2024-06-01T12:00:00Z'",
