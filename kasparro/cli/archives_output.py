@@ -21,6 +21,13 @@ class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True):
     rows: Annotated[int, msgspec.Meta(description="Records in the history that this file gives.")]
     coin: Annotated[str | None, msgspec.Meta(description="The one coin of its rows; null if there are more.")]
     coins: int
+    quoted_in: Annotated[
+        Sequence[str] | None,
+        msgspec.Meta(
+            description="The currencies of its prices: USD, or coins that count as US dollars. "
+            "Null: an earlier version of Kasparro loaded the file."
+        ),
+    ]
     first_observed_at: datetime | None
     last_observed_at: datetime | None
     problem: str | None
@@ -35,6 +42,7 @@ def report(file: ListedFile, state: FileState) -> ArchiveReport:
         rows=file.records,
         coin=file.coin,
         coins=file.coins,
+        quoted_in=file.quoted_in,
         first_observed_at=file.first_observed_at,
         last_observed_at=file.last_observed_at,
         problem=file.known.problem,
@@ -46,9 +54,11 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
     if not archives:
         out.print("no archive is loaded")
         return
-    table = Table("file", "state", "loaded", "rows", "coin", "first", "last", box=None, pad_edge=False)
+    table = Table(
+        "file", "state", "loaded", "rows", "coin", "quoted in", "first", "last", box=None, pad_edge=False
+    )
     table.columns[3].justify = "right"
-    for column in (table.columns[2], *table.columns[5:]):
+    for column in (table.columns[2], *table.columns[6:]):
         column.no_wrap = True
     for archive in archives:
         table.add_row(
@@ -57,6 +67,7 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
             _day(archive.loaded_at),
             f"{archive.rows:,}",
             _coins(archive),
+            ", ".join(archive.quoted_in or ["-"]),
             _day(archive.first_observed_at),
             _day(archive.last_observed_at),
         )

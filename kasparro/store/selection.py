@@ -33,7 +33,7 @@ FIELDS: Mapping[str, type] = MappingProxyType(
     }
 )
 # Fields that a row has only if the query names them.
-ON_REQUEST = ("rank_observed_at", "listed_at")
+ON_REQUEST = ("rank_observed_at", "listed_at", "quoted_in")
 # Fields that are never null.
 _REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"})
 

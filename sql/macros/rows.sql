@@ -1,5 +1,6 @@
 {#- The rows that GET /data and its exports select; import it with the context of the statement. #}
 {%- from "macros/columns.sql" import CONTENT, LABELS, RECORD, VALUES, listed as in_a_row, rfc3339 %}
+{%- from "macros/files.sql" import quoted_in %}
 
 {#- The conditions of a selection, to follow a WHERE. ILIKE folds letters beyond ASCII only where the
     collation is not "C". #}
@@ -109,8 +110,8 @@ ORDER BY
     source_id ASC
 {%- endmacro %}
 
-{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at only
-    if the statement shows it. #}
+{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at and
+    quoted_in only if the statement shows them. #}
 {%- macro shown_fields(relation) -%}
 source,
 source_id,
@@ -126,7 +127,8 @@ END AS rank_observed_at,
     SELECT {{ rfc3339("coins.listed_at") }}
     FROM listings AS coins
     WHERE coins.source = {{ relation }}.source AND coins.source_id = {{ relation }}.source_id
-) AS listed_at
+) AS listed_at,
+{{ quoted_in(relation) }} AS quoted_in
 {%- endmacro %}
 
 {#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the

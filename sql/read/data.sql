@@ -96,7 +96,8 @@ FROM (
             first_seen_at,
             updated_at,
             rank_observed_at,
-            listed_at
+            listed_at,
+            {{ quoted(["quoted_in"]) }}
         FROM (
             SELECT {{ rows.shown_fields("selected_rows") }}
             FROM {{ rows.selected_rows() }}
