@@ -54,11 +54,9 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
     if not archives:
         out.print("no archive is loaded")
         return
-    table = Table(
-        "file", "state", "loaded", "rows", "coin", "quoted in", "first", "last", box=None, pad_edge=False
-    )
+    table = Table("file", "state", "loaded", "rows", "coin", "first", "last", box=None, pad_edge=False)
     table.columns[3].justify = "right"
-    for column in (table.columns[2], *table.columns[6:]):
+    for column in (table.columns[2], *table.columns[5:]):
         column.no_wrap = True
     for archive in archives:
         table.add_row(
@@ -67,7 +65,6 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
             _day(archive.loaded_at),
             f"{archive.rows:,}",
             _coins(archive),
-            ", ".join(archive.quoted_in or ["-"]),
             _day(archive.first_observed_at),
             _day(archive.last_observed_at),
         )
@@ -78,9 +75,12 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
 
 
 def _coins(archive: ArchiveReport) -> str:
-    if archive.coin is not None:
-        return archive.coin
-    return f"{archive.coins:,} coins" if archive.coins else "-"
+    # With the currency of the prices, except for US dollars.
+    if not archive.coins:
+        return "-"
+    coins = archive.coin or f"{archive.coins:,} coins"
+    currency = "?" if archive.quoted_in is None else ", ".join(archive.quoted_in)
+    return coins if currency == "USD" else f"{coins} in {currency}"
 
 
 def _day(at: datetime | None) -> str:

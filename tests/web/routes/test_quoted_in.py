@@ -143,4 +143,5 @@ async def test_the_list_of_archives_shows_it(database_url: str, database: Databa
 
     files = {file["file"]: file["quoted_in"] for file in json.loads(out)["archives"]}
     assert files == {"BTCUSDT_1d.csv": ["USDT"], "ETHUSD_1d.csv": ["USD"]}
-    assert "USDT" in table
+    assert "btc in USDT" in table
+    assert "eth in" not in table
