@@ -43,8 +43,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 class KnownFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that an earlier run read, with the fields of its last checkpoint.
 
-    `problem` says why it was rejected after its first batch. A `forgotten` file is not loaded again under
-    this name and key.
+    `problem` says why it was rejected after its first batch. A `forgotten` file is not loaded again
+    until its name, its content or its overrides change.
     """
 
     id: int
