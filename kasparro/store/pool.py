@@ -65,7 +65,7 @@ _TRANSIENT = (
     # asyncpg raises this if the connection was lost between two of its states.
     asyncpg.InternalClientError,
 )
-# A subclass of these errors, but a retry is useless after it.
+# A subclass of these errors after which a retry is useless.
 _PERMANENT = asyncpg.QueryCanceledError
 
 # Messages for transient errors, by the first class that fits; all others mean that the server is unreachable.
