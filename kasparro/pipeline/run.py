@@ -125,7 +125,7 @@ class Run:
         """
         retry = DatabaseRetry(self.id, self._lease, stop, self._on_wait)
         recorder = PayloadRecorder(self._database, self.id, self._retention, retry)
-        # Also before the run: otherwise runs that crash one after another would fill the disk.
+        # This is done before the run, too. Otherwise runs that crash one after another would fill the disk.
         await self._trim(recorder)
         source_runs = [
             SourceRun(

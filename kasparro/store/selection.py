@@ -33,7 +33,7 @@ FIELDS: Mapping[str, type] = MappingProxyType(
     }
 )
 # Fields that a row of /data has only if the query names them.
-ON_REQUEST = ("rank_observed_at", "listed_at")
+ON_REQUEST = ("rank_observed_at", "listed_at", "quoted_in")
 # The same for /assets.
 ASSET_FIELDS: Mapping[str, type] = MappingProxyType(
     {

@@ -95,7 +95,7 @@ class Service:
 
     @asynccontextmanager
     async def read_connection(self, request: Request) -> AsyncIterator[Connection]:
-        """A connection for reading. The time until it is returned is the request's `database_s`.
+        """A connection for reading. `database_s` of the request is the time of waiting for it and using it.
 
         Raises DatabaseUnavailable, DatabaseBusy.
         """
@@ -149,7 +149,7 @@ class Service:
         await self._probe("ready", self._read_first_page, timeout_s)
 
     async def _read_first_page(self) -> None:
-        # An older process keeps answering while a newer one migrates. Whether it still can, the page shows.
+        # An older process keeps answering while a newer one migrates. Reading the page shows whether it can.
         with suppress(MigrationError):
             if missing := await pending(self.database):
                 raise DatabaseUnavailable(f"the database is being prepared: {missing[0]} is not applied yet")
@@ -169,8 +169,8 @@ class Service:
             return await run_queries.run_totals(connection)
 
     async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
-        # A probe may hang, because a dead connection takes long to notice. Later callers wait for the same
-        # probe and do not take another connection.
+        # A probe may hang, because it takes long to notice that a connection is dead. Later callers wait for
+        # the same probe and do not take another connection.
         task = self._probes.get(name)
         if task is None or task.done():
             task = self._probes[name] = asyncio.create_task(probe())

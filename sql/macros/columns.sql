@@ -31,7 +31,7 @@
         "versions": "unified_data_versions",
         "key": ["source", "source_id"],
         "columns": RECORD + ["rank_observed_at", "listing_state"],
-        "texts": ["source", "source_id", "asset", "symbol", "name"],
+        "texts": ["source", "source_id", "asset", "symbol", "name", "quoted_in"],
         "numbers": ["rank"] + VALUES,
         "others": TIMES + ["rank_observed_at", "listed_at"],
     },

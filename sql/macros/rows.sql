@@ -2,6 +2,7 @@
     with the context of the statement. #}
 {%- from "macros/columns.sql" import ASSET, CONTENT, LISTS, VALUES, listed as in_a_row, rfc3339 %}
 {%- set from = LISTS[list] %}
+{%- from "macros/files.sql" import quoted_in %}
 
 {#- The conditions of a selection, to follow a WHERE. ILIKE folds letters beyond ASCII only where the
     collation is not "C". #}
@@ -109,8 +110,8 @@ ORDER BY
     {{ in_a_row(from.key, suffix=" ASC") }}
 {%- endmacro %}
 
-{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at only
-    if the statement shows it. #}
+{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at and
+    quoted_in only if the statement shows them. #}
 {%- macro shown_fields(relation) -%}
 {% if list == "assets" -%}
 {{ in_a_row(ASSET[:-2]) }},
@@ -131,7 +132,8 @@ END AS rank_observed_at,
     SELECT {{ rfc3339("coins.listed_at") }}
     FROM listings AS coins
     WHERE coins.source = {{ relation }}.source AND coins.source_id = {{ relation }}.source_id
-) AS listed_at
+) AS listed_at,
+{{ quoted_in(relation) }} AS quoted_in
 {%- endif %}
 {%- endmacro %}
 

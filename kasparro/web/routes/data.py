@@ -27,7 +27,7 @@ Fields = Annotated[
     Annotated[tuple[Field, ...], msgspec.Meta(max_length=50)],
     msgspec.Meta(
         description="Return only these fields, in the order of the full row; a comma list, or repeated. "
-        "Unset: all fields but `rank_observed_at` and `listed_at`.",
+        "Unset: all fields but `rank_observed_at`, `listed_at` and `quoted_in`.",
         examples=[["source", "symbol", "price_usd"]],
     ),
 ]
@@ -173,6 +173,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "names it. Null for archives, which list no coins."
         ),
     ] = UNSET
+    quoted_in: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(
+            description="The currency of the prices as the source gives them: `USD`, or in archives a coin "
+            "that counts as US dollars by an override, such as `USDT`; only if `fields` names it. A comma "
+            "list if the file has prices in several. Null if an earlier version of Kasparro loaded the file.",
+            examples=["USDT"],
+        ),
+    ] = UNSET
 
 
 class DataPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -238,8 +247,12 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
 
 
 def _is_live(query: DataQuery | RowQuery) -> bool:
-    # Each run moves listed_at, also if it changes no row.
-    return "listed_at" in query.fields or getattr(query, "listed_since", None) is not None
+    # Each run moves listed_at, and a file that gives the same figures in another currency changes quoted_in:
+    # neither makes a data version.
+    return (
+        not {"listed_at", "quoted_in"}.isdisjoint(query.fields)
+        or getattr(query, "listed_since", None) is not None
+    )
 
 
 def _may_be_slow(query: DataQuery) -> bool:
