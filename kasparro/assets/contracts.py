@@ -1,4 +1,4 @@
-"""Makes the contracts of different sources comparable: one name for each chain, one spelling for each address."""
+"""Makes contracts of different sources comparable: one name for a chain, one spelling for an address."""
 
 import csv
 from collections.abc import Iterable

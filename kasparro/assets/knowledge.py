@@ -17,8 +17,8 @@ PricePairs = Sequence[tuple[Decimal, Decimal]]
 class Relabelled(msgspec.Struct, frozen=True):
     """A linked row whose symbol or name has changed.
 
-    `before` is its last record with the symbol and name of the link. `since` is the `observed_at` of the first
-    record with others.
+    `before` is its last record with the symbol and name of the link. `since` is the `observed_at` of the
+    first record with others.
     """
 
     before: Coin

@@ -1,6 +1,5 @@
 """Compares what the market says about two rows. It confirms that they are one coin or rules it out."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
@@ -142,7 +141,7 @@ def _supply(one: Coin, other: Coin) -> Finding | None:
 
 def continues(before: Coin, after: Coin) -> Verdict:
     """Whether a later record continues an earlier one of the same coin, by price and supply."""
-    verdicts: Sequence[Verdict] = [
+    verdicts = [
         each
         for each in (_price_moved(before, after), _supply_moved(before, after))
         if each is not Verdict.SILENT

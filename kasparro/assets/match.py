@@ -26,8 +26,8 @@ RARE_WORD = 3
 # A coin whose rank is this or better is a leading coin; one of the same symbol may only be this much behind.
 LEADING_RANK = 1_000
 LEADING_MARGIN = 5
-# The score of two rows with one symbol, by how their names relate and whether other coins of their sources have
-# the symbol too.
+# The score of two rows with one symbol, by how their names relate and whether other coins of their sources
+# have the symbol too.
 _WITH_SYMBOL = {
     ("name", False): 0.96,
     ("name", True): 0.96,
@@ -92,7 +92,7 @@ class Profile:
             return self.symbol if not self.name.full else ""
         return "" if self.name.full else self.id.name.full
 
-    def keys(self) -> set[str]:
+    def texts(self) -> set[str]:
         """Texts of which rows of one coin share at least one."""
         found = {
             f"symbol {self.symbol or self.bare_symbol}",
@@ -107,8 +107,8 @@ class Profile:
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """How well two rows match.
 
-    `evidence` is a list of JSON objects with a `kind`, a `verdict` (`for`, `against`, `veto` or `neutral`) and a
-    sentence in `text`.
+    `evidence` is a list of JSON objects with a `kind`, a `verdict` (`for`, `against`, `veto` or `neutral`)
+    and a sentence in `text`.
     """
 
     one: Key
@@ -475,7 +475,7 @@ def candidate_pairs(
     """Pairs of rows of different sources that share a text, of which at least one is open, each once."""
     buckets: dict[str, list[Profile]] = {}
     for profile in profiles:
-        for key in profile.keys():
+        for key in profile.texts():
             buckets.setdefault(key, []).append(profile)
     pairs: dict[tuple[Key, Key], tuple[Profile, Profile]] = {}
     for bucket in buckets.values():

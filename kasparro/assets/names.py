@@ -39,8 +39,8 @@ _LIMIT = 120
 class Name(msgspec.Struct, frozen=True, gc=False):
     """A name in its parts.
 
-    `words` are the words that count, `qualifiers` those of them that stood in brackets. `remarks` are left out
-    of the words. `full` is all words without spaces, `core` the same without generic words.
+    `words` are the words that count, `qualifiers` those of them that stood in brackets. `remarks` are left
+    out of the words. `full` is all words without spaces, `core` the same without generic words.
     """
 
     words: tuple[str, ...] = ()
@@ -116,8 +116,8 @@ class Id(msgspec.Struct, frozen=True, gc=False):
 def read_id(source: str, source_id: str, symbol: str) -> Id:
     """The names in an id; `symbol` as `read_symbol` returns it.
 
-    Ids keep the name that a coin had when its source first listed it. CoinPaprika writes the symbol before it.
-    At other sources the symbol may be before or after the name.
+    Ids keep the name that a coin had when its source first listed it. CoinPaprika writes the symbol before
+    it. At other sources the symbol may be before or after the name.
     """
     folded = fold(source_id)
     text = _NUMBERED.sub("", _UUID.sub("", folded))

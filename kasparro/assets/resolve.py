@@ -1,7 +1,7 @@
 """Decides which rows are the same coin."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
@@ -32,7 +32,7 @@ _TICK = timedelta(microseconds=1)
 
 
 def resolve(knowledge: Knowledge, rules: Rules = NO_RULES) -> Resolution:
-    """Decide the rows that have no link, those with another symbol or name than their link, and what rules say.
+    """Decide the rows that have no link or other labels than their link, and what rules say.
 
     Every row that stays without a link is among the candidates, with the symbol and name that were judged.
     """
@@ -93,9 +93,13 @@ class Resolver:
         self._by_pair: dict[tuple[Key, Key], Match] = {}
         self._reasons: dict[Key, Match] = {}
         self._touched: set[str] = set()
-        # Ids that a new id replaces in this resolution, with the asset of both.
-        self._replaced: dict[Key, str | None] = {}
-        self._ended: dict[Key, Any] = {}
+        # Ids that a new id replaces in this resolution, with the group of both; and by the new id, the old
+        # one, the moment and the evidence.
+        self._replaced: dict[Key, Group] = {}
+        self._successors: dict[Key, tuple[Key, datetime, Match]] = {}
+        # The asset that a row had by a rule which is gone.
+        self._unruled: dict[Key, str] = {}
+        self._ended: dict[Key, datetime] = {}
         self._new: dict[Key, Link] = {}
         self._conflicts: dict[Key, Candidate] = {}
 
@@ -107,14 +111,21 @@ class Resolver:
         self._match()
         archive = {key for key, profile in self.profiles.items() if profile.is_archive}
         ordered = sorted(self._by_pair.values(), key=lambda match: (-match.score, match.one, match.other))
-        self._join_best(match for match in ordered if match.one not in archive and match.other not in archive)
-        self._follow_changed_ids()
-        self._join_best(match for match in ordered if match.one in archive or match.other in archive)
-        self._found_assets()
+        ordered = [match for match in ordered if match.score >= BAR and not match.vetoed]
+        of_sources = [match for match in ordered if match.one not in archive and match.other not in archive]
+        of_archives = [match for match in ordered if match.one in archive or match.other in archive]
+        # A row that has found its coin is no rival any more, so that others may be decided.
+        changed = True
+        while changed:
+            changed = self._join_best(of_sources)
+            changed |= self._follow_changed_ids()
+            changed |= self._join_best(of_archives)
+            changed |= self._found_assets()
+        self._link_successors()
         self._link_members()
         return Resolution(
             assets=self._assets(),
-            ended={key: moment for key, moment in sorted(self._ended.items())},
+            ended=dict(sorted(self._ended.items())),
             links=[self._new[key] for key in sorted(self._new)],
             candidates=[*self._kept_conflicts(), *self._candidates()],
         )
@@ -142,6 +153,7 @@ class Resolver:
         self._ruled = {row for rule in self._rules.links for row in rule.rows}
         for key in sorted(self._current):
             if self._current[key].method == RULE and key not in self._ruled:
+                self._unruled[key] = self._current[key].asset
                 self._release(key)
         # Rules that name an asset come first, so that no other rule gives its id away.
         for rule in sorted(self._rules.links, key=lambda rule: rule.asset is None):
@@ -191,7 +203,6 @@ class Resolver:
                 leaving = sorted(rows, key=self._precedence)[0 if linked else 1 :]
             for row in leaving:
                 self._release(row)
-                self._blocked.add((row, asset))
 
     # Rows with another symbol or name than their link
 
@@ -242,8 +253,8 @@ class Resolver:
             )
 
     def _continuity(self, key: Key, link: Link) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        # What speaks against and for the row being the coin that it was: its own earlier record, and the other
-        # rows of the asset.
+        # What speaks against and for the row being the coin that it was: its own earlier record, and the
+        # other rows of the asset.
         veto = support = None
         profile = self.profiles[key]
         if (relabelled := self._knowledge.relabelled.get(key)) is not None:
@@ -293,7 +304,8 @@ class Resolver:
         )
 
     def _kept_conflicts(self) -> Iterator[Candidate]:
-        # Conflicts of this resolution, and earlier ones of ids that mean another coin until their labels change.
+        # Conflicts of this resolution, and earlier ones of ids that mean another coin, until their labels
+        # change.
         yield from (self._conflicts[key] for key in sorted(self._conflicts))
         for each in self._knowledge.candidates:
             key = (each.source, each.source_id)
@@ -328,9 +340,7 @@ class Resolver:
         for one, other in pairs:
             found = self.matcher.compare(one, other)
             pair = {one.key, other.key}
-            settled = not pair & open_rows
-            # Rows that have assets of their own were judged by their names when they got them.
-            if settled and not (found.by_contract or pair & self._relabelled):
+            if not (pair & open_rows or found.by_contract or pair & self._relabelled):
                 continue
             self._by_pair[one.key, other.key] = found
             self._matches.setdefault(one.key, []).append(found)
@@ -364,45 +374,52 @@ class Resolver:
             and len(group.members) == 1
         )
 
-    def _join_best(self, matches: Iterable[Match]) -> None:
+    def _join_best(self, matches: Iterable[Match]) -> bool:
+        joined = False
         for match in matches:
-            if match.score < BAR:
-                break
             one, other = self._group(match.one), self._group(match.other)
-            if one is other or match.vetoed or not self._may_join(one, other):
+            if one is other or not self._may_join(one, other, match):
                 continue
             if self._has_rival(match.one, match.other, match) or self._has_rival(
                 match.other, match.one, match
             ):
                 continue
             self._join(one, other, match)
+            joined = True
+        return joined
 
     def _group(self, key: Key) -> Group:
         return self._group_of.get(key) or self._group_of.setdefault(key, Group({key[0]: key}))
 
-    def _may_join(self, one: Group, other: Group) -> bool:
+    def _may_join(self, one: Group, other: Group, match: Match) -> bool:
         if one.members.keys() & other.members.keys():
             return False
-        if one.asset and other.asset and not (self._is_mobile(one) or self._is_mobile(other)):
-            return False
+        if one.asset and other.asset:
+            # Rows that have assets of their own were judged by their labels when they got them.
+            is_new = match.by_contract or bool({match.one, match.other} & self._relabelled)
+            if not is_new or not (self._is_mobile(one) or self._is_mobile(other)):
+                return False
         for mine in one.members.values():
             if (other.asset and (mine, other.asset) in self._blocked) or self._is_retired(mine):
                 return False
-            for theirs in other.members.values():
-                pair = (mine, theirs) if mine < theirs else (theirs, mine)
-                found = self._by_pair.get(pair)
-                if pair in self._parted or (found is not None and found.vetoed):
-                    return False
+            if any(self._excludes(mine, theirs) for theirs in other.members.values()):
+                return False
         return not any(
             (one.asset and (theirs, one.asset) in self._blocked) or self._is_retired(theirs)
             for theirs in other.members.values()
         )
 
+    def _excludes(self, one: Key, other: Key) -> bool:
+        # Whether a rule or a veto keeps two rows apart.
+        pair = (one, other) if one < other else (other, one)
+        found = self._by_pair.get(pair)
+        return pair in self._parted or (found is not None and found.vetoed)
+
     def _is_mobile(self, group: Group) -> bool:
         return all(self._is_movable(key) for key in group.members.values())
 
     def _has_rival(self, key: Key, other: Key, match: Match) -> bool:
-        # Whether another row of the source of `other` matches `key` as well, and is not better matched itself.
+        # Whether another row of the source of `other` matches `key` as well, and has no better match.
         group = self._group(key)
         for rival_match in self._matches.get(key, ()):
             rival = rival_match.counterpart(key)
@@ -412,7 +429,7 @@ class Resolver:
                 and not rival_match.vetoed
                 and rival_match.score >= max(match.score - MARGIN, CANDIDATE_BAR)
                 and (its_group := self._group(rival)) is not group
-                and self._may_join(group, its_group)
+                and self._may_join(group, its_group, rival_match)
                 and not self._has_better(rival, key, rival_match.score)
             ):
                 return True
@@ -425,7 +442,7 @@ class Resolver:
             and (partner := match.counterpart(key)) != other
             and partner[0] == other[0]
             and not match.vetoed
-            and self._may_join(group, self._group(partner))
+            and self._may_join(group, self._group(partner), match)
             for match in self._matches.get(key, ())
         )
 
@@ -450,25 +467,20 @@ class Resolver:
 
     # A source gives a coin a new id
 
-    def _follow_changed_ids(self) -> None:
+    def _follow_changed_ids(self) -> bool:
         unlisted: dict[str, list[Profile]] = {}
-        for key in sorted(self._current):
-            profile = self.profiles.get(key)
-            if (
-                profile
-                and profile.coin.listed is False
-                and self._group_of.get(key)
-                and key not in self._ruled
-            ):
-                for text in profile.keys():
+        for key, profile in self.profiles.items():
+            if profile.coin.listed is False and self._has_asset(key) and key not in self._ruled:
+                for text in profile.texts():
                     unlisted.setdefault(f"{key[0]} {text}", []).append(profile)
         if not unlisted:
-            return
+            return False
+        followed = False
         found: dict[Key, list[tuple[float, Key, Match]]] = {}
         for key, profile in self.profiles.items():
             if profile.coin.listed is not True or self._has_asset(key) or self._is_retired(key):
                 continue
-            olds = {old.key: old for text in profile.keys() for old in unlisted.get(f"{key[0]} {text}", ())}
+            olds = {old.key: old for text in profile.texts() for old in unlisted.get(f"{key[0]} {text}", ())}
             for old in olds.values():
                 if (match := self._succeeds(profile, old)) is not None:
                     found.setdefault(old.key, []).append((-match.score, key, match))
@@ -479,6 +491,8 @@ class Resolver:
             _, key, match = successors[0]
             if not self._has_asset(key):
                 self._hand_over(old_key, key, match)
+                followed = True
+        return followed
 
     def _has_asset(self, key: Key) -> bool:
         return (group := self._group_of.get(key)) is not None and (
@@ -489,11 +503,10 @@ class Resolver:
         # The evidence that `new` is the coin that had the id of `old`; None if there is too little.
         if new.coin.first_seen_at < old.coin.observed_at - OVERLAP:
             return None
-        asset = self.asset_of(old.key)
-        if asset is None or (new.key, asset) in self._blocked:
+        group = self._group(old.key)
+        if group.asset is not None and (new.key, group.asset) in self._blocked:
             return None
-        pair = (new.key, old.key) if new.key < old.key else (old.key, new.key)
-        if pair in self._parted:
+        if any(self._excludes(new.key, each) for each in group.members.values()):
             return None
         match = self.matcher.compare(new, old)
         if match.score < BAR or match.vetoed:
@@ -503,39 +516,41 @@ class Resolver:
         return None
 
     def _hand_over(self, old: Key, new: Key, match: Match) -> None:
-        group = self._group_of[old]
+        group = self._group_of.pop(old)
         moment = self.profiles[old].coin.observed_at + _TICK
-        self._ended[old] = moment
-        self._replaced[old] = group.asset
-        del self._group_of[old]
+        if old in self._current and old not in self._ended:
+            self._ended[old] = moment
+        self._replaced[old] = group
+        self._successors[new] = (old, moment, match)
         group.members[new[0]] = new
         self._group_of[new] = group
-        if group.asset is not None:
-            item = _item("id", "for", f"{new[0]} no longer lists {old[1]} and gave the coin a new id")
-            self._write_link(
-                new, group.asset, CHANGED_ID, match.score, [*match.evidence_for(new), item], begin=moment
-            )
-            self._touched.add(group.asset)
 
     # New assets, links and candidates
 
-    def _found_assets(self) -> None:
+    def _found_assets(self) -> bool:
         groups: dict[int, Group] = {}
         for key in self.profiles:
             if key in self._conflicts and key not in self._ended:
                 continue
-            if self._is_retired(key) and key not in self._group_of:
+            if self._is_retired(key):
                 continue
             group = self._group(key)
             if group.asset is None:
                 groups.setdefault(id(group), group)
         order = sorted(groups.values(), key=lambda group: min(map(self._precedence, group.members.values())))
+        founded = False
         for group in order:
             if len(group.members) > 1 or self._stands_alone(next(iter(group.members.values()))):
                 self._found(group)
+                founded = True
+        return founded
 
     def _found(self, group: Group) -> None:
-        group.asset = self._new_id(sorted(group.members.values(), key=self._precedence))
+        keys = sorted(group.members.values(), key=self._precedence)
+        had = (self._unruled.get(key) for key in keys)
+        # The first of the rows that a rule tied together keeps their asset.
+        kept = next((asset for asset in had if asset and not self._groups[asset].members), None)
+        group.asset = kept or self._new_id(keys)
         self._taken.add(group.asset)
         self._groups[group.asset] = group
 
@@ -561,8 +576,8 @@ class Resolver:
             if (match.one, match.other) in self._parted:
                 continue
             occupied = key[0] in group.members
-            # Prices or ranks may differ because one source is wrong. If the asset has a row of the same source
-            # already, they are two coins.
+            # Prices or ranks may differ because one source is wrong. If the asset has a row of the same
+            # source already, they are two coins.
             likely = match.score >= CANDIDATE_BAR or (self._would_link(match) and not occupied)
             if likely and not (match.vetoed and occupied):
                 found.append(match)
@@ -573,6 +588,21 @@ class Resolver:
         kinds = {each["kind"] for each in match.evidence if each["verdict"] == "veto"}
         supports = {each["kind"] for each in match.evidence if each["verdict"] == "for"}
         return match.vetoed and "form" not in kinds and {"symbol", "name"} <= supports
+
+    def _link_successors(self) -> None:
+        for new, (old, moment, match) in sorted(self._successors.items()):
+            asset = self._replaced[old].asset
+            if asset is None or self.asset_of(new) != asset:
+                continue
+            self._touched.add(asset)
+            text = f"{new[0]} no longer lists {old[1]} and gave the coin a new id"
+            evidence = [*match.evidence_for(new), _item("id", "for", text)]
+            self._write_link(new, asset, CHANGED_ID, match.score, evidence, begin=moment)
+            if old not in self._current:
+                reason = self._reasons.get(old, match)
+                self._write_link(
+                    old, asset, reason.method, reason.score, reason.evidence_for(old), end=moment
+                )
 
     def _link_members(self) -> None:
         for key in self.profiles:
@@ -603,7 +633,9 @@ class Resolver:
         method: str,
         score: float,
         evidence: list[dict[str, Any]],
-        begin: Any = None,
+        *,
+        begin: datetime | None = None,
+        end: datetime = FOREVER,
     ) -> None:
         coin = self.profiles[key].coin
         current, former = self._current.get(key), self._former.get(key)
@@ -625,6 +657,7 @@ class Resolver:
             symbol=coin.symbol,
             name=coin.name,
             valid_from=begin,
+            valid_until=end,
         )
 
     def _assets(self) -> list[Asset]:
@@ -645,7 +678,8 @@ class Resolver:
                 continue
             coin = profile.coin
             if self._is_retired(key):
-                asset = self._replaced[key] if key in self._replaced else self._former[key].asset
+                group = self._replaced.get(key)
+                asset = group.asset if group else self._former[key].asset
                 yield _candidate(coin, asset, 0.0, "its source gave the coin a new id", [])
                 continue
             matches = self._open_matches(key)

@@ -11,6 +11,7 @@ import msgspec
 from kasparro.assets.knowledge import Key
 from kasparro.errors import SettingsError, one_line
 from kasparro.model.record import RejectedValue, check_id, slug
+from kasparro.settings import Settings
 
 SETTING = "KASPARRO_ASSET_RULES"
 SIZE_LIMIT = 4 * 1024 * 1024
@@ -48,15 +49,22 @@ class _Invalid(Exception):
     pass
 
 
+def load_rules(settings: Settings) -> Rules:
+    """The rules of the file that the settings name. Raises SettingsError."""
+    if settings.asset_rules is None:
+        return NO_RULES
+    return read_rules(settings.asset_rules, settings.source_settings)
+
+
 def read_rules(path: Path, sources: Collection[str]) -> Rules:
     """The rules of a file; `sources` are the sources that are installed.
 
     Raises SettingsError, in one line that names the file, the table and the key, and says what is allowed.
     """
     try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise _Invalid(f"it is larger than {SIZE_LIMIT // 1024**2} MB")
-        return parse_rules(path.read_text("utf-8"), sources)
+        with path.open("rb") as file:
+            content = file.read(SIZE_LIMIT + 1)
+        return _parse(content, sources)
     except OSError as error:
         raise SettingsError(f"{SETTING}: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -67,9 +75,10 @@ def read_rules(path: Path, sources: Collection[str]) -> Rules:
         raise SettingsError(f"{SETTING}: {path}: {error}") from None
 
 
-def parse_rules(text: str, sources: Collection[str]) -> Rules:
-    """The rules of a text in TOML. Raises TOMLDecodeError or an error that says which rule is invalid."""
-    tables = tomllib.loads(text)
+def _parse(content: bytes, sources: Collection[str]) -> Rules:
+    if len(content) > SIZE_LIMIT:
+        raise _Invalid(f"it is larger than {SIZE_LIMIT // 1024**2} MB")
+    tables = tomllib.loads(content.decode())
     for name in tables:
         if name not in _TABLES:
             raise _Invalid(f"unknown table {name!r}; allowed: [[link]] and [[part]]")

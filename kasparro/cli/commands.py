@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from kasparro import __version__, logs
+from kasparro.assets.rules import load_rules
 from kasparro.cli import archives_output, check_output
 from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
@@ -291,6 +292,7 @@ def _load_settings(host: str | None = None, port: int | None = None) -> Settings
     """The settings from the environment and these options. Configures logging."""
     try:
         settings = registry.load_settings(os.environ)
+        load_rules(settings)
     except SettingsError as error:
         _fail(str(error), USAGE)
     options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}

@@ -50,7 +50,7 @@ def test_links_are_stable_when_nothing_changes(rows: list[Coin], contracts: list
     world = World(*rows, contracts=contracts)
     before = world.partition(), world.knowledge.candidates
     resolution = world.load()
-    assert not (resolution.links or resolution.ended or resolution.assets)
+    assert (resolution.links, resolution.ended, resolution.assets) == ([], {}, [])
     assert (world.partition(), world.knowledge.candidates) == before
 
 
@@ -73,7 +73,7 @@ def test_rows_that_are_linked_stay_linked_while_others_arrive(
     first: list[Coin], later: list[Coin], contracts: list[Contract]
 ) -> None:
     world = World(*first, contracts=contracts)
-    linked = {link.key: link.asset for link in world.knowledge.links if link.method not in {"alone"}}
+    linked = {link.key: link.asset for link in world.knowledge.links if link.method != "alone"}
     known = {each.key for each in first}
     world.load(*(each for each in later if each.key not in known))
     replaced = {each.key for each in first if each.listed is False}
@@ -101,4 +101,4 @@ def test_rules_always_win(rows: list[Coin], data: st.DataObject) -> None:
         given_assets = [asset for asset in assets if asset is not None]
         assert len(set(given_assets)) == len(given_assets)
     resolution = world.load()
-    assert not (resolution.links or resolution.ended or resolution.assets)
+    assert (resolution.links, resolution.ended, resolution.assets) == ([], {}, [])

@@ -338,7 +338,7 @@ def test_links_are_stable() -> None:
     assert {row: asset for row, asset in before.items() if world.asset("/".join(row)) != asset} == {}
     assert "coingecko/bitcoin is linked to that coin" in world.candidates("coingecko/btc-bitcoin")[0]
     resolution = world.load()
-    assert not (resolution.links or resolution.ended or resolution.assets)
+    assert (resolution.links, resolution.ended, resolution.assets) == ([], {}, [])
 
 
 def test_a_rebrand_is_confirmed_and_the_asset_keeps_its_id() -> None:
@@ -417,7 +417,7 @@ def test_a_new_id_takes_over_from_one_that_is_no_longer_listed() -> None:
     assert resolution.ended[old.key] == world.link("coingecko/million-token").valid_from  # type: ignore[union-attr]
     assert old.observed_at < resolution.ended[old.key] <= new.observed_at
     resolution = world.load()
-    assert not (resolution.links or resolution.ended)
+    assert (resolution.links, resolution.ended) == ([], {})
 
 
 def test_a_retired_id_keeps_its_asset() -> None:
