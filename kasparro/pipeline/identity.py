@@ -1,6 +1,5 @@
 """Runs the resolver after the sources of a run, and stores what it decides."""
 
-import asyncio
 from collections.abc import Callable, Collection
 from datetime import datetime
 from functools import partial
@@ -9,13 +8,14 @@ from hashlib import blake2b
 import msgspec
 import structlog
 
+from kasparro.assets.explain import Explanation, explain
 from kasparro.assets.knowledge import Knowledge, Relabelled
-from kasparro.assets.resolve import VERSION, open_pairs, resolve
-from kasparro.assets.rules import NO_RULES, Rules, read_rules
+from kasparro.assets.process import decide
+from kasparro.assets.resolve import VERSION
+from kasparro.assets.rules import NO_RULES, Rules, load_rules
 from kasparro.model.asset import Resolution
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.settings import Settings
-from kasparro.sources import registry
 from kasparro.store import assets, contracts
 from kasparro.store.assets import Known
 from kasparro.store.pool import Database
@@ -35,9 +35,7 @@ class AssetOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 def options_of(settings: Settings) -> AssetOptions:
     """The options that the settings ask for."""
-    path = settings.asset_rules
-    rules = (lambda: NO_RULES) if path is None else partial(read_rules, path, registry.names())
-    return AssetOptions(limits=settings.consensus_limits, rules=rules)
+    return AssetOptions(limits=settings.consensus_limits, rules=partial(load_rules, settings))
 
 
 async def link_rows(
@@ -74,9 +72,32 @@ async def link_rows(
     )
 
 
+async def explain_rows(database: Database, text: str, rules: Rules) -> list[Explanation]:
+    """Explain the rows that a person may mean by an asset, a source_id, or SOURCE/SOURCE_ID.
+
+    Nothing is written, so this is a dry run of the rules. Raises DatabaseUnavailable.
+    """
+    async with database.reading() as connection:
+        keys = await assets.rows_meant(connection, text)
+        knowledge = _knowledge(await assets.known(connection), ()) if keys else None
+    return [] if knowledge is None else [explain(knowledge, key, rules) for key in keys]
+
+
 async def _resolve(database: Database, known: Known, rules: Rules, awaited: Collection[str]) -> Resolution:
+    knowledge = _knowledge(known, awaited)
+    decision = await decide(knowledge, rules)
+    pairs = decision.open_pairs[:PAIRS_LIMIT]
+    if pairs:
+        async with database.writing() as connection:
+            prices = await assets.prices(connection, pairs)
+        if prices:
+            decision = await decide(msgspec.structs.replace(knowledge, prices=prices), rules)
+    return decision.resolution
+
+
+def _knowledge(known: Known, awaited: Collection[str]) -> Knowledge:
     sources = {coin.source for coin in known.coins}
-    knowledge = Knowledge(
+    return Knowledge(
         coins=known.coins,
         contracts=known.contracts,
         links=known.links,
@@ -85,16 +106,6 @@ async def _resolve(database: Database, known: Known, rules: Rules, awaited: Coll
         relabelled={key: Relabelled(*found) for key, found in known.relabelled.items()},
         awaited=set(awaited) - sources,
     )
-    # In a thread, because requests must not wait.
-    resolution = await asyncio.to_thread(resolve, knowledge, rules)
-    pairs = list(open_pairs(knowledge, resolution))[:PAIRS_LIMIT]
-    if pairs:
-        async with database.writing() as connection:
-            prices = await assets.prices(connection, pairs)
-        if prices:
-            knowledge = msgspec.structs.replace(knowledge, prices=prices)
-            resolution = await asyncio.to_thread(resolve, knowledge, rules)
-    return resolution
 
 
 def _digest(rules: Rules, contracts_changed_at: datetime | None) -> str:
