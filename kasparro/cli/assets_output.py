@@ -1,13 +1,11 @@
-"""Prints why rows are linked to their assets or not, as tables for people or as JSON."""
+"""Prints why rows are linked to their assets or not."""
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from kasparro.assets.explain import Explanation
+from kasparro.assets.explain import Counterpart, Explanation
 from kasparro.cli.terminal import PrintableConsole
 
-_VERDICTS = {"for": "+", "against": "-", "veto": "veto", "neutral": ""}
+_SIGNS = {"for": "+", "against": "-", "veto": "!", "neutral": " "}
 
 
 def show(console: PrintableConsole, explanations: Sequence[Explanation]) -> None:
@@ -15,32 +13,32 @@ def show(console: PrintableConsole, explanations: Sequence[Explanation]) -> None
     for number, found in enumerate(explanations):
         if number:
             console.print()
-        console.print(f"{found.source}/{found.source_id}: {_state(found)}", soft_wrap=True)
-        for change in found.changes:
-            console.print(f"  the next run: {change}", soft_wrap=True)
-        for candidate in found.candidates:
-            console.print(f"  {candidate.kind}: {candidate.reason}", soft_wrap=True)
-        if not found.counterparts:
-            console.print("  no row of another source resembles it", soft_wrap=True)
-            continue
-        console.print(f"  similar rows; a score of {found.bar:g} links:", soft_wrap=True)
-        table = Table("row", "symbol", "name", "asset", "score", "", "evidence")
-        table.columns[4].justify = "right"
-        for counterpart in found.counterparts:
-            cells = [
-                f"{counterpart.source}/{counterpart.source_id}",
-                counterpart.symbol or "",
-                counterpart.name or "",
-                counterpart.asset or "-",
-                f"{counterpart.score:.3f}",
-            ]
-            for index, item in enumerate(counterpart.evidence):
-                shown = cells if index == 0 else [""] * len(cells)
-                table.add_row(*shown, _VERDICTS.get(item["verdict"], ""), item["text"])
-        console.print(table)
+        for line in _lines(found):
+            console.print(line, soft_wrap=True)
 
 
-def _state(found: Explanation) -> str:
+def _lines(found: Explanation) -> list[str]:
     if found.link is None:
-        return "not linked to any asset"
-    return f"linked to {found.link.asset} by {found.link.method}, score {found.link.score:.3f}"
+        state = "not linked to any asset"
+    else:
+        state = f"linked to {found.link.asset} by {found.link.method}, score {found.link.score:.3f}"
+    lines = [f"{found.source}/{found.source_id}: {state}"]
+    lines += [f"  the next run: {change}" for change in found.changes]
+    lines += [f"  {candidate.kind}: {candidate.reason}" for candidate in found.candidates]
+    if not found.counterparts:
+        return [*lines, "  no row of another source resembles it"]
+    lines.append(
+        f"  similar rows; a score of {found.bar:g} links (+ is for it, - against it, ! rules it out):"
+    )
+    for counterpart in found.counterparts:
+        lines += _of_counterpart(counterpart)
+    return lines
+
+
+def _of_counterpart(counterpart: Counterpart) -> list[str]:
+    labels = ", ".join(label for label in (counterpart.symbol, counterpart.name) if label)
+    asset = counterpart.asset or "no asset"
+    return [
+        f"  {counterpart.score:.3f}  {counterpart.source}/{counterpart.source_id} ({labels}), {asset}",
+        *(f"         {_SIGNS[item['verdict']]} {item['text']}" for item in counterpart.evidence),
+    ]

@@ -284,7 +284,7 @@ def forget(file: str, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Try this file in place of KASPARRO_ASSET_RULES.",
 )
-@_as_json
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
 def assets(meant: str, rules_file: Path | None, as_json: bool) -> None:
     """Show why rows are linked to an asset or not.
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kasparro.errors import LeaseLost
-from kasparro.model.asset import Asset, Candidate, Coin, Contract, Link, Resolution
+from kasparro.model.asset import ALWAYS, FOREVER, Asset, Candidate, Coin, Contract, Link, Resolution
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.store import consensus, contracts
 from kasparro.store.pool import Connection
@@ -61,7 +61,7 @@ async def known(connection: Connection) -> Known:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         coins = [Coin(**row) for row in await connection.fetch(_SQL["coins"])]
         found = await contracts.contracts(connection)
-        links = [_with_evidence(Link, row) for row in await connection.fetch(_SQL["links"])]
+        links = [_link(row) for row in await connection.fetch(_SQL["links"])]
         assets = {row["asset"]: Asset(**row) for row in await connection.fetch(_SQL["assets"])}
         candidates = [_with_evidence(Candidate, row) for row in await connection.fetch(_SQL["candidates"])]
         relabelled = {}
@@ -169,3 +169,13 @@ def _json(evidence: list[dict[str, Any]]) -> str:
 
 def _with_evidence(kind: type[Any], row: Any) -> Any:
     return kind(**{**row, "evidence": _decode(row["evidence"])})
+
+
+def _link(row: Any) -> Link:
+    # asyncpg gives infinite times without a time zone.
+    link: Link = _with_evidence(Link, row)
+    return msgspec.structs.replace(
+        link,
+        valid_from=ALWAYS if link.valid_from.tzinfo is None else link.valid_from,
+        valid_until=FOREVER if link.valid_until.tzinfo is None else link.valid_until,
+    )
