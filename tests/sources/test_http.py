@@ -271,7 +271,7 @@ async def test_endless_list_stops_and_is_reported(
         assert await run_sources(database, apis(simulator)[1:]) == "partial"
 
     outcome = (await source_outcomes(connection))["coingecko"]
-    assert (outcome["calls"], outcome["inserted"]) == (2, 500)
+    assert (outcome["calls"], outcome["inserted"]) == (3, 500)
     assert outcome["error"] == "stopped after 2 pages: the upstream's list does not end"
 
 
@@ -519,7 +519,7 @@ async def test_retry_after_of_a_second_is_waited_for(
 
     done = await run_and_report(database, [coingecko_source(long_list)])
 
-    assert (done.status, done.sources[0].calls) == ("succeeded", 7)
+    assert (done.status, done.sources[0].calls) == ("succeeded", 8)
 
 
 @pytest.mark.slow
