@@ -85,9 +85,9 @@ async def test_run_loads_the_lists_of_both_apis_after_the_prices(
     assert {found.platform for found in folded} == {"avax-avalanche", "bnb-binance-coin"}
     # Every call is in the figures of the run and of the month.
     outcomes = await source_outcomes(connection)
-    assert [outcomes[name]["calls"] for name in ("coingecko", "coinpaprika")] == [2, 1 + 1 + len(platforms)]
+    assert [outcomes[name]["calls"] for name in ("coingecko", "coinpaprika")] == [3, 2 + len(platforms)]
     booked = await connection.fetch("SELECT source, calls FROM api_calls ORDER BY source")
-    assert [row["calls"] for row in booked] == [2, 2 + len(platforms)]
+    assert [row["calls"] for row in booked] == [3, 2 + len(platforms)]
 
 
 async def test_lists_are_fetched_once_a_day(
@@ -189,7 +189,7 @@ async def test_tight_budget_is_left_to_the_prices(
 async def test_platforms_are_fetched_over_several_days_within_the_budget(
     database: Database, simulator: Simulator, clock: ManualClock
 ) -> None:
-    plan: dict[str, Any] = {"budget": lambda _: 2_400, "interval": HOUR, "clock": clock}
+    plan: dict[str, Any] = {"budget": lambda _: 2_401, "interval": HOUR, "clock": clock}
     days = []
     for _ in range(4):
         simulator.calls.clear()
@@ -197,7 +197,7 @@ async def test_platforms_are_fetched_over_several_days_within_the_budget(
         days.append(requested(simulator))
         clock.now += DAY
 
-    # 5 % of 2,400 calls are 120, or 4 a day.
+    # After the call for the prices, 5 % of the rest are 120 calls, or 4 a day.
     assert [len(day) for day in days[:2]] == [4, 4]
     assert days[0][0] == "/contracts"
     assert {path for day in days for path in day} >= {
@@ -212,7 +212,7 @@ async def test_stopped_run_does_not_wait_for_a_list(
     stop = asyncio.Event()
     async with Run(database, apis(simulator)[1:], "etl", clock=clock) as run:
         working = asyncio.create_task(run.work(stop))
-        await simulator.calls.reached(2)
+        await simulator.calls.reached(3)
         stop.set()
         assert await working == "succeeded"
 

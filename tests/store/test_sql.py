@@ -97,7 +97,7 @@ async def test_all_combinations_can_be_prepared(
 
 @pytest.mark.parametrize("path", FIXED)
 async def test_fixed_statements_can_be_prepared(connection: Connection, path: str) -> None:
-    for staging in ("load/batch.sql", "load/settle.sql"):
+    for staging in ("load/batch.sql", "load/settle.sql", "load/contracts.sql"):
         await connection.execute(statements(staging)["staging"])
 
     for name, text in statements(path).items():
