@@ -86,7 +86,7 @@ def test_reused_id_stands_for_another_coin(simulator: Simulator) -> None:
     former = true_coin(simulator, coinpaprika="link-chainlink")
     assert former.coingecko is None
     assert [(known.api, known.id) for known in former.former] == [("coingecko", "chainlink")]
-    listed = {source_id: coin for source_id, coin in simulator.market.listed("coingecko")}
+    listed = dict(simulator.market.listed("coingecko"))
     assert listed["chainlink"].index == after.coin.index
 
 
