@@ -1,13 +1,16 @@
 """Contract lists in runs: they come after the prices, cost them nothing, and a failure is one line."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
+from kasparro.model.asset import Contract
+from kasparro.model.batch import Batch
+from kasparro.model.contract_list import ContractList
 from kasparro.model.payload import Retention
 from kasparro.pipeline.contracts import daily_lists
 from kasparro.pipeline.replay import prepare_replay
@@ -27,6 +30,7 @@ from kasparro.simulator.faults import (
     Status,
     Truncated,
 )
+from kasparro.sources.base import SourceContext
 from kasparro.sources.page_schedule import MonthlyCalls
 from kasparro.store import contracts
 from kasparro.store.pool import Database
@@ -203,6 +207,35 @@ async def test_platforms_are_fetched_over_several_days_within_the_budget(
     assert {path for day in days for path in day} >= {
         f"/contracts/{platform}" for platform in coinpaprika_platforms()
     }
+
+
+class Tide:
+    """A source of somebody else, with a contract list and no records."""
+
+    name = "tide"
+    contract_root = "/tokens"
+
+    def __init__(self, *found: tuple[str, str, str]) -> None:
+        self._found = list(found)
+
+    async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
+        del context
+        return
+        yield
+
+    async def contract_lists(
+        self, context: SourceContext, paths: AsyncIterator[str]
+    ) -> AsyncGenerator[ContractList, None]:
+        async for path in paths:
+            yield ContractList(path=path, received_at=context.clock(), contracts=self._found)
+
+
+async def test_any_source_may_have_contract_lists(
+    database: Database, connection: "asyncpg.Connection[asyncpg.Record]", clock: ManualClock
+) -> None:
+    assert await run_sources(database, [Tide(("a", "eth", "0x1"))], clock=clock) == "succeeded"
+
+    assert await contracts.contracts(connection) == [Contract("tide", "a", "eth", "0x1")]
 
 
 async def test_stopped_run_does_not_wait_for_a_list(
