@@ -152,7 +152,7 @@ class Market:
                 self._forced.setdefault(index, set()).add(until)
             case _:
                 assert_never(event)
-        # The API reports the coin anew.
+        # The API reports the coin with a new time.
         self._forced.setdefault(index, set()).add(tick)
         self.events.append(event)
         self._forget()
@@ -209,7 +209,7 @@ class Market:
         self._former.setdefault(index, []).append(former)
 
     def _forget(self) -> None:
-        """Compute the market anew."""
+        """Forget what was computed: the next reader gets the market with the events."""
         self.revision += 1
         self._tick = None
         self._quotes.clear()

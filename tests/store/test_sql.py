@@ -147,7 +147,13 @@ async def test_all_combinations_can_be_prepared(
 
 @pytest.mark.parametrize("path", FIXED)
 async def test_fixed_statements_can_be_prepared(connection: Connection, path: str) -> None:
-    for staging in ("load/batch.sql", "load/settle.sql", "assets/consensus.sql", "assets/links.sql"):
+    for staging in (
+        "load/batch.sql",
+        "load/settle.sql",
+        "load/contracts.sql",
+        "assets/consensus.sql",
+        "assets/links.sql",
+    ):
         await connection.execute(statements(staging)["staging"])
 
     for name, text in statements(path).items():
