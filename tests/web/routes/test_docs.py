@@ -47,6 +47,9 @@ async def test_document_is_valid(database_url: str) -> None:
         "/data.csv",
         "/data.ndjson",
         "/data/{source}/{source_id}",
+        "/data/{source}/{source_id}/history",
+        "/data/{source}/{source_id}/history.csv",
+        "/data/{source}/{source_id}/history.ndjson",
         "/stats",
         "/runs",
         "/runs/{id}",
@@ -123,7 +126,10 @@ async def test_responses_match_schemas(
     document = await openapi(client)
     validator = validator_for(document)
     paths = {
-        "/data/{source}/{source_id}": "/data/coingecko/bitcoin",
+        **{
+            f"/data/{{source}}/{{source_id}}{end}": f"/data/coingecko/bitcoin{end}"
+            for end in ("", "/history", "/history.csv", "/history.ndjson")
+        },
         "/compare-runs": f"/compare-runs?a={run_id}&b={run_id}",
     }
     for path, operations in document["paths"].items():
