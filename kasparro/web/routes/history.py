@@ -16,7 +16,6 @@ from kasparro.store import history
 from kasparro.store.history import Interval, Part
 from kasparro.store.pool import Connection
 from kasparro.store.queries import EXPORTED_AT_ONCE
-from kasparro.web.http.problems import bad_parameter
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.endpoint import Endpoint
@@ -66,9 +65,6 @@ class HistoryQuery(CursorQuery, frozen=True, kw_only=True, forbid_unknown_fields
     end: End = msgspec.field(name="to", default=None)
     interval: OfInterval = "raw"
 
-    def __post_init__(self) -> None:
-        _check_order(self.begin, self.end)
-
 
 class HistoryNdjsonQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of a history as a whole."""
@@ -77,19 +73,11 @@ class HistoryNdjsonQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     end: End = msgspec.field(name="to", default=None)
     interval: OfInterval = "raw"
 
-    def __post_init__(self) -> None:
-        _check_order(self.begin, self.end)
-
 
 class HistoryCsvQuery(HistoryNdjsonQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of a history as CSV."""
 
     spreadsheet: Spreadsheet = False
-
-
-def _check_order(begin: datetime | None, end: datetime | None) -> None:
-    if begin is not None and end is not None and begin > end:
-        raise bad_parameter("from, to", "from is later than to.", "a from that is not later than to")
 
 
 class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

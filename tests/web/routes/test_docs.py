@@ -54,6 +54,12 @@ async def test_document_is_valid(database_url: str) -> None:
         "/assets.ndjson",
         "/assets/candidates",
         "/assets/{asset}",
+        "/assets/{asset}/history",
+        "/assets/{asset}/history.csv",
+        "/assets/{asset}/history.ndjson",
+        "/data/{source}/{source_id}/history",
+        "/data/{source}/{source_id}/history.csv",
+        "/data/{source}/{source_id}/history.ndjson",
         "/stats",
         "/runs",
         "/runs/{id}",
@@ -151,8 +157,14 @@ async def test_responses_match_schemas(
     document = await openapi(client)
     validator = validator_for(document)
     paths = {
-        "/data/{source}/{source_id}": "/data/coingecko/bitcoin",
-        "/assets/{asset}": "/assets/btc-bitcoin",
+        **{
+            f"/assets/{{asset}}{end}": f"/assets/btc-bitcoin{end}"
+            for end in ("", "/history", "/history.csv", "/history.ndjson")
+        },
+        **{
+            f"/data/{{source}}/{{source_id}}{end}": f"/data/coingecko/bitcoin{end}"
+            for end in ("", "/history", "/history.csv", "/history.ndjson")
+        },
         "/compare-runs": f"/compare-runs?a={run_id}&b={run_id}",
     }
     for path, operations in document["paths"].items():
