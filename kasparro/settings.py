@@ -2,10 +2,12 @@
 
 import difflib
 import ipaddress
+import itertools
 import re
 import typing
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -14,6 +16,8 @@ import msgspec
 import platformdirs
 
 from kasparro.errors import SettingsError, one_line
+from kasparro.model.consensus import ConsensusLimits
+from kasparro.model.history_retention import HistoryRetention, Thinning
 from kasparro.model.payload import Retention
 
 # A random secret of this many characters cannot be guessed.
@@ -156,6 +160,34 @@ def _duration(value: str) -> timedelta | None:
     return timedelta(seconds=seconds) if 1 <= seconds <= 366 * 86_400 else None
 
 
+_AGE = re.compile(r"([1-9]\d{0,4})([dwy])", re.ASCII)
+_DAYS = {"d": 1, "w": 7, "y": 365}
+
+
+def _history_retention(value: str) -> HistoryRetention:
+    # Each step says how long its interval is kept, so the next begins at that age.
+    allowed = NotAllowed(
+        "steps from raw over 1h to 1d, each with the age until which it is kept, such as 90d, 12w or 2y, and "
+        "the last with forever, because history is thinned and never deleted: raw:90d,1h:2y,1d:forever"
+    )
+    intervals, ages = [], []
+    for step in value.lower().split(","):
+        interval, _, age = step.strip().partition(":")
+        match = _AGE.fullmatch(age)
+        if match is None and age != "forever":
+            raise allowed
+        intervals.append(interval)
+        ages.append(timedelta(days=int(match[1]) * _DAYS[match[2]]) if match else timedelta.max)
+    if (
+        tuple(intervals) not in {("raw",), ("raw", "1h"), ("raw", "1d"), ("raw", "1h", "1d")}
+        or ages[-1] != timedelta.max
+        or not all(earlier < later for earlier, later in itertools.pairwise(ages))
+    ):
+        raise allowed
+    thinned: Any = intervals[1:]
+    return HistoryRetention(tuple(map(Thinning, ages, thinned)))
+
+
 def _size(value: str) -> int:
     if value.lower() == "off":
         return 0
@@ -163,6 +195,12 @@ def _size(value: str) -> int:
     if match is None or not int(match[1]):
         raise NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
     return int(match[1]) * _BYTES[match[2]]
+
+
+def _percent(value: str) -> Decimal:
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value, re.ASCII) or not Decimal(value):
+        raise NotAllowed("a number above 0 and below 10000 such as 5 or 2.5")
+    return Decimal(value)
 
 
 def _api_keys(value: str) -> tuple[ApiKey, ...]:
@@ -373,6 +411,33 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Path | None,
         Variable("KASPARRO_ASSET_RULES", "a TOML file that links and parts coins for good", "none", _path),
     ] = None
+    quote_max_lag: Annotated[
+        timedelta,
+        Variable(
+            "KASPARRO_QUOTE_MAX_LAG",
+            "how much older than an asset's newest price another source's price may be to count: 30m, 6h",
+            "1h",
+            _age,
+        ),
+    ] = ConsensusLimits().max_lag
+    divergence_percent: Annotated[
+        Decimal,
+        Variable(
+            "KASPARRO_DIVERGENCE_PERCENT",
+            "difference between an asset's prices, in percent, above which it is marked as diverging",
+            "5",
+            _percent,
+        ),
+    ] = ConsensusLimits().divergence_percent
+    history_retention: Annotated[
+        HistoryRetention,
+        Variable(
+            "KASPARRO_HISTORY_RETENTION",
+            "how history is thinned as it ages: raw:90d,1h:2y,1d:forever",
+            "raw:forever",
+            _history_retention,
+        ),
+    ] = HistoryRetention()
     admin_token: Annotated[
         Secret | None,
         Variable(
@@ -440,6 +505,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse_choice("debug", "info", "warning", "error"),
         ),
     ] = "info"
+
+    @property
+    def consensus_limits(self) -> ConsensusLimits:
+        """Which quotes count, and which spread is remarkable."""
+        return ConsensusLimits(max_lag=self.quote_max_lag, divergence_percent=self.divergence_percent)
 
     @property
     def retention(self) -> Retention:

@@ -36,7 +36,8 @@ class AdvisoryLease:
     stopped or its packets are dropped. A holder that gets no response gives up before the server gives the
     lock to another.
 
-    `name` is `run` (one run at a time works on a database) or `lead` (one process runs the scheduler).
+    `name` is `run` (one run at a time works on a database), `lead` (one process runs the scheduler) or
+    `history` (one process computes candles and thins the history).
     """
 
     def __init__(self, database: Database, name: str) -> None:

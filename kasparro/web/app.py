@@ -1,7 +1,7 @@
 """Wires the web application: routes, error handlers, middleware and lifespan."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
-from kasparro.web.routes import data, docs, exports, health, metrics, runs
+from kasparro.web.routes import asset_history, assets, data, docs, exports, health, history, metrics, runs
 from kasparro.web.service import SchedulerLike, Service
 
 
@@ -27,14 +27,26 @@ def create_app(
     scheduler: SchedulerLike | None,
     metrics_folder: Path | None = None,
     supervisor: Supervisor | None = None,
+    upkeep: AbstractAsyncContextManager[object] | None = None,
 ) -> ASGIApp:
-    """The ASGI application. Its lifespan opens the database pools and runs the scheduler, if there is one.
+    """The ASGI application. Its lifespan opens the database pools, and runs the scheduler and the upkeep of
+    the history, if there are any.
 
     The processes of one service share their metrics through `metrics_folder`. /health shows the problems of
     `supervisor`.
     """
     service = Service(settings, database, scheduler, metrics_folder, supervisor)
-    endpoints = [*data.ENDPOINTS, *exports.ENDPOINTS, *runs.ENDPOINTS, *health.ENDPOINTS, metrics.ENDPOINT]
+    # The path of a row also matches that of its history, so the history comes first.
+    endpoints = [
+        *history.ENDPOINTS,
+        *data.ENDPOINTS,
+        *exports.ENDPOINTS,
+        *assets.ENDPOINTS,
+        *asset_history.ENDPOINTS,
+        *runs.ENDPOINTS,
+        *health.ENDPOINTS,
+        metrics.ENDPOINT,
+    ]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(runs.START_RUN)
 
@@ -45,6 +57,8 @@ def create_app(
             await stack.enter_async_context(service)
             if scheduler is not None:
                 await stack.enter_async_context(scheduler)
+            if upkeep is not None:
+                await stack.enter_async_context(upkeep)
             yield
 
     router = Router(

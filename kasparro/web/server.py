@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 
 from kasparro import logs
 from kasparro.errors import DatabaseUnavailable, KasparroError, SettingsError
+from kasparro.pipeline.history_upkeep import HistoryUpkeep
 from kasparro.pipeline.scheduler import Scheduler
 from kasparro.settings import Settings, SourceSettings
 from kasparro.signals import stop_signals
@@ -58,7 +59,8 @@ class ListenError(KasparroError):
 
 
 def application(settings: Settings, url: str, supervisor: Supervisor, *, demo: bool = False) -> ASGIApp:
-    """The application over the database at `url`. Its lifespan opens the pools and runs the scheduler."""
+    """The application over the database at `url`. Its lifespan opens the pools, and runs the scheduler and
+    the upkeep of the history."""
     database = pools(settings, url)
     scheduler = Scheduler(
         settings,
@@ -74,6 +76,7 @@ def application(settings: Settings, url: str, supervisor: Supervisor, *, demo: b
         scheduler=scheduler,
         metrics_folder=Path(folder) if folder else None,
         supervisor=supervisor,
+        upkeep=HistoryUpkeep(database, settings.history_retention, supervisor=supervisor),
     )
 
 

@@ -1,7 +1,11 @@
 -- Merges a batch (kasparro/store/loader.py): one statement per step, all in one transaction.
 {% from "macros/columns.sql" import CONTENT, ROW_VERSION, VALUES, listed, overwritten %}
+{% from "macros/history_months.sql" import noted %}
 
 -- name: staging --
+-- The lock that a write of the history takes anyway: from here on, no thinned month takes its place.
+LOCK TABLE ONLY unified_history IN ROW EXCLUSIVE MODE;
+
 -- The tables that COPY fills with a batch, and staged_changes, in which `compare` notes what is new in it.
 -- They belong to the session and are empty after each commit.
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_keys (
@@ -45,6 +49,33 @@ WHERE
     AND history.source_id = staged_keys.source_id
     AND history.observed_at = staged_keys.observed_at
     AND history.recorded_at > $2;
+
+-- name: is_thinned --
+-- Whether the source has months that were thinned.
+SELECT EXISTS(SELECT FROM history_months WHERE source = $1 AND thinned_to IS NOT NULL);
+
+-- name: skip_thinned --
+-- Drops the records of a file ($2; null: of an API) that an already thinned record of the same file stands
+-- for: they are known, but no longer there to be compared.
+DELETE FROM staged_keys
+USING history_months AS months
+WHERE
+    months.source = $1
+    AND months.month = date_trunc('month', staged_keys.observed_at AT TIME ZONE 'UTC')::date
+    AND months.thinned_to IS NOT NULL
+    AND staged_keys.observed_at >= (
+        SELECT history.thinned_from
+        FROM unified_history AS history
+        WHERE
+            history.source = $1
+            AND history.source_id = staged_keys.source_id
+            AND history.observed_at > staged_keys.observed_at
+            AND history.observed_at < (months.month + interval '1 month')::timestamp AT TIME ZONE 'UTC'
+            AND history.price_usd IS NOT NULL
+            AND history.file_id IS NOT DISTINCT FROM $2::integer
+        ORDER BY history.observed_at
+        LIMIT 1
+    );
 
 -- name: compare --
 -- Stages what the tables do not have yet: records of moments that the history lacks (`appends`) or has with
@@ -261,6 +292,10 @@ FROM (
     FROM staged_changes
     WHERE appends
 ) AS months;
+
+-- name: note_changes --
+-- Notes from which moment on this batch changes each month of the history.
+{{ noted("staged_changes", "appends OR corrects OR claims OR shares") }};
 
 -- name: append_history --
 -- Adds the moments that the history lacks. The run is the only writer of its source's rows, so nothing

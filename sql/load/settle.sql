@@ -1,26 +1,21 @@
 -- Takes the records of archives back, and settles what remains: the moments that several files give, and the
 -- rows of unified_data (kasparro/store/archive_files.py).
 {% from "macros/columns.sql" import CONTENT, LABELS, ROW_VERSION, VALUES, listed, overwritten %}
+{% from "macros/history_months.sql" import noted %}
+{% from "macros/files.sql" import ranked %}
 {% set LACKS = ["lacks_symbol", "lacks_name", "lacks_rank"] %}
 {% set RECORD = ["source", "source_id", "observed_at"] + CONTENT + ["recorded_at", "content_hash"] + LACKS %}
-{#- The order of the records of one moment. #}
-{% macro ranked() -%}
-ORDER BY
-    file.complete DESC,
-    shared.provisional ASC,
-    CASE
-        WHEN shared.provisional THEN num_nulls(shared.market_cap_usd, shared.volume_24h_usd)
-    END ASC,
-    file.name COLLATE "C" DESC,
-    shared.file_id DESC
-{%- endmacro %}
 
 {#- Deletes records of a file ($2) between two times. #}
 {% macro deleted_records(condition="") -%}
 WITH deleted AS (
     DELETE FROM unified_history
     WHERE source = $1 AND file_id = $2 AND observed_at BETWEEN $3 AND $4 {{ condition }}
-    RETURNING source_id
+    RETURNING source_id, observed_at
+),
+
+months AS (
+    {{ noted("deleted") }}
 ),
 
 coins AS (
@@ -258,6 +253,10 @@ written AS (
         {{ overwritten(CONTENT + ["recorded_at", "content_hash"] + LACKS + ["file_id"]) }}
 ),
 
+months AS (
+    {{ noted("settled") }}
+),
+
 coins AS (
     INSERT INTO touched_coins (source_id)
     SELECT DISTINCT source_id FROM settled WHERE changed
@@ -284,7 +283,11 @@ WHERE NOT EXISTS (
 WITH deleted AS (
     DELETE FROM unified_history
     WHERE source = $1 AND source_id = $2 AND observed_at = $3 AND file_id = 0
-    RETURNING source_id
+    RETURNING source_id, observed_at
+),
+
+months AS (
+    {{ noted("deleted") }}
 )
 
 INSERT INTO touched_coins (source_id)

@@ -13,6 +13,11 @@ WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0))
 WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
 
+-- name: try_history --
+-- One process computes candles and thins the history.
+SELECT pg_try_advisory_lock(hashtextextended('kasparro history', 0))
+WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
+
 -- name: holds_lock --
 -- Whether this session holds its lock. It is also the heartbeat of a session that does; the server ends a
 -- session that was silent for its lease.
@@ -87,6 +92,10 @@ SET
 -- confirmation.
 WHERE run_id = $1 AND source = $2 AND status IN ('running', $3)
 RETURNING fetched, valid, rejected;
+
+-- name: save_calls --
+UPDATE run_sources SET calls = $3
+WHERE run_id = $1 AND source = $2;
 
 -- name: finish_run --
 UPDATE runs

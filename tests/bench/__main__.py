@@ -8,12 +8,13 @@ import uvloop
 
 from kasparro import logs
 from kasparro.settings import Settings
-from tests.bench import first_request, hostile, identity, latency, load, month, reads, scale
+from tests.bench import first_request, growth, hostile, identity, latency, load, month, reads, scale
 
 # These take minutes and gigabytes, so they run only if they are named.
 LARGE: dict[str, Callable[[], Awaitable[None]]] = {
     "scale": scale.table_size,
     "as_of": scale.as_of,
+    "growth": growth.main,
     "month": month.main,
 }
 SMALL: dict[str, Callable[[], Awaitable[None]]] = {

@@ -66,3 +66,30 @@ async def _run(url: str, *statements: tuple[str | int, ...]) -> None:
     await connection.execute("VACUUM (ANALYZE)")
     await connection.execute("CHECKPOINT")
     await connection.close()
+
+
+_MONTHS = """
+SELECT create_history_partition(month::date)
+FROM generate_series(timestamp '2025-01-01', timestamp '2025-12-01', interval '1 month') AS month
+"""
+_HOURS = f"""
+INSERT INTO unified_history (source, source_id, {_COLUMNS}, observed_at, recorded_at, content_hash)
+SELECT
+    (ARRAY['coingecko', 'coinpaprika', 'csv'])[n % 3 + 1], 'coin-' || n, {_VALUES},
+    timestamptz '2025-01-01 00:00Z' + hour * interval '1 hour' + n % 3000 * interval '1 second',
+    timestamptz '2025-06-01 12:00Z', md5(n || ' ' || hour)::uuid
+FROM generate_series($2::integer, $3::integer - 1) AS hour
+CROSS JOIN generate_series($4::integer, $5::integer) AS n
+"""
+_NOTED = """
+INSERT INTO history_months AS known (source, month, changed_from, stale_from, thinned_completely)
+SELECT source, month::date, month AT TIME ZONE 'UTC', 'infinity', false
+FROM unnest(ARRAY['coingecko', 'coinpaprika', 'csv']) AS source
+CROSS JOIN generate_series(timestamp '2025-01-01', timestamp '2025-12-01', interval '1 month') AS month
+ON CONFLICT (source, month) DO UPDATE SET changed_from = excluded.changed_from
+"""
+
+
+async def hours(url: str, first: int, end: int, coins: range) -> None:
+    """Put a record for each of these coins and hours of 2025 into unified_history, in the order of time."""
+    await _run(url, (_MONTHS,), (_HOURS, SYMBOLS, first, end, coins.start, coins.stop - 1), (_NOTED,))

@@ -89,7 +89,18 @@ def route(endpoint: Endpoint, service: Service) -> Route:
             return cache_policy.no_store(response)
         return await cache_policy.with_etag(request, response)
 
-    return Route(endpoint.path, respond, methods=[endpoint.method], name=endpoint.handler.__name__)
+    return _Route(endpoint.path, respond, methods=[endpoint.method], name=endpoint.handler.__name__)
+
+
+class _Route(Route):
+    # A route whose last part, if it follows a parameter with slashes, is as the client sent it: the id of a
+    # coin may end with an escaped `/history`.
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        _, converter, end = self.path.rpartition(":path}")
+        if converter and not scope.get("raw_path", b"").endswith(end.encode()):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def route_of(routes: Iterable[BaseRoute], scope: Scope) -> str:

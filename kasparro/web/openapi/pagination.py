@@ -20,12 +20,27 @@ _encode = msgspec.msgpack.Encoder().encode
 Cursor = Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)]
 
 
+Limit = Annotated[int, msgspec.Meta(ge=1, le=1_000, description="The most rows of a page.", examples=[50])]
+
+
+class CursorQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The query of a list that has no page numbers."""
+
+    limit: Limit = 50
+    cursor: Annotated[
+        Cursor | None,
+        msgspec.Meta(
+            description="The position to continue from: `next_cursor` of a response to the same query. "
+            "Repeat the other parameters. A cursor is always valid.",
+            examples=["ksQI8O3oAkq0kZCpY29pbmdlY2tvp2JpdGNvaW6xQ2n_6vY2PqTkRn1c8T7e"],
+        ),
+    ] = None
+
+
 class PageQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of a list: which page of it."""
 
-    limit: Annotated[
-        int, msgspec.Meta(ge=1, le=1_000, description="The most rows of a page.", examples=[50])
-    ] = 50
+    limit: Limit = 50
     page: Annotated[
         Annotated[int, msgspec.Meta(ge=1, le=PAGE_LIMIT)] | None,
         msgspec.Meta(
@@ -55,13 +70,14 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     limit: Annotated[int, msgspec.Meta(description="The most rows of a page.")]
     page: Annotated[int | None, msgspec.Meta(description="The number of this page; null after a cursor.")]
     pages: Annotated[
-        int | None, msgspec.Meta(description="The number of pages of this size; null with `as_of`.")
+        int | None,
+        msgspec.Meta(description="The number of pages of this size; null if `total` is."),
     ]
     total: Annotated[
         int | None,
         msgspec.Meta(
-            description="How many rows pass the filters. Null with `as_of`: counting them would read every "
-            "coin's history."
+            description="How many rows pass the filters. Null with `as_of` and in a history: counting them "
+            "would read all of the history."
         ),
     ]
     next: Annotated[
@@ -90,7 +106,7 @@ def offset(query: PageQuery) -> int:
     return ((query.page or 1) - 1) * query.limit
 
 
-def decode_cursor(query: PageQuery, path: str, signing_key: bytes) -> Any | None:
+def decode_cursor(query: CursorQuery | PageQuery, path: str, signing_key: bytes) -> Any | None:
     """The position in the query's cursor; None if it has no cursor.
 
     Raises Problem (400) if `pagination` did not make the cursor for this path and query.
@@ -114,19 +130,20 @@ def bad_cursor(detail: str) -> Problem:
 
 
 def pagination(
-    query: PageQuery, path: str, signing_key: bytes, *, total: int | None, last: Any | None
+    query: CursorQuery | PageQuery, path: str, signing_key: bytes, *, total: int | None, last: Any | None
 ) -> Pagination:
     """The position of this query's page; `last` is the position of its last row, None if no row follows."""
     next_cursor = next_query = None
+    page = _page(query)
     if last is not None:
         next_cursor = _signed(_Cursor(_digest(query, path), last), signing_key)
-        if query.page is None:
+        if page is None:
             next_query = parameters.serialize(query, cursor=next_cursor)
         else:
-            next_query = parameters.serialize(query, page=query.page + 1)
+            next_query = parameters.serialize(query, page=page + 1)
     return Pagination(
         limit=query.limit,
-        page=(query.page or 1) if query.cursor is None else None,
+        page=(page or 1) if isinstance(query, PageQuery) and query.cursor is None else None,
         pages=None if total is None else -(-total // query.limit),
         total=total,
         next=None if next_query is None else _url(path, next_query),
@@ -141,14 +158,15 @@ LINK_HEADER = {
 }
 
 
-def link_header(query: PageQuery, path: str, found: Pagination) -> dict[str, str]:
+def link_header(query: CursorQuery | PageQuery, path: str, found: Pagination) -> dict[str, str]:
     """The Link header (RFC 8288) of a page: the URLs of the first, the next and the previous page.
 
     A client that asks for a page by number gets numbers. A cursor leads forward only, so it has no `prev`.
     """
-    first = None if query.page is None else 1
+    page = _page(query)
+    first = None if page is None else 1
     urls = {"next": found.next, "first": _url(path, parameters.serialize(query, page=first, cursor=None))}
-    previous = (query.page or 1) - 1
+    previous = (page or 1) - 1
     if found.pages is not None:
         previous = min(previous, found.pages)
     if previous:
@@ -156,12 +174,17 @@ def link_header(query: PageQuery, path: str, found: Pagination) -> dict[str, str
     return {"Link": ", ".join(f'<{url}>; rel="{rel}"' for rel, url in urls.items() if url is not None)}
 
 
+def _page(query: CursorQuery | PageQuery) -> int | None:
+    return query.page if isinstance(query, PageQuery) else None
+
+
 def _url(path: str, query: str) -> str:
     return f"{quote(path)}?{query}" if query else quote(path)
 
 
-def _digest(query: PageQuery, path: str) -> bytes:
-    without_page = msgspec.structs.replace(query, limit=1, page=None, cursor=None)
+def _digest(query: CursorQuery | PageQuery, path: str) -> bytes:
+    page = {"page": None} if isinstance(query, PageQuery) else {}
+    without_page = msgspec.structs.replace(query, limit=1, cursor=None, **page)
     return blake2b(_encode((path, without_page)), digest_size=_DIGEST_BYTES).digest()
 
 

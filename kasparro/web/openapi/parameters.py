@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
@@ -23,8 +23,9 @@ DECIMAL_CHARACTERS = 400
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _FIELD_OF_ERROR = re.compile(r"`\$\.(\w+)")
 _AWARE: Any = Annotated[datetime, msgspec.Meta(tz=True)]
-# A moment, or a date for the last microsecond of that day in UTC.
-MomentOrDay = Annotated[datetime, msgspec.Meta(tz=True, extra={"date": True})]
+# A moment, or a date for the last microsecond, or the first, of that day in UTC.
+MomentOrDay = Annotated[datetime, msgspec.Meta(tz=True, extra={"date": "end"})]
+MomentOrDayStart = Annotated[datetime, msgspec.Meta(tz=True, extra={"date": "start"})]
 # An unescaped plus sign arrives as a space. In front of an offset, a space can be nothing else.
 _LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)", re.ASCII)
 
@@ -107,7 +108,7 @@ def describe(struct: type[msgspec.Struct], location: str) -> list[dict[str, Any]
                 part["type"] = "string"
         if schema.get("format") == "decimal":
             schema["type"] = "number"
-        if schema.get("format") == "date-time" and _takes_dates(_types(struct)[name]):
+        if schema.get("format") == "date-time" and _part_of_day(_types(struct)[name]):
             schema = {"anyOf": [schema, {"type": "string", "format": "date"}]}
         parameter: dict[str, Any] = {"name": name, "in": location, "schema": schema}
         if description:
@@ -181,12 +182,12 @@ def _moment(text: str) -> datetime:
         raise ValueError("out of bounds") from None
 
 
-def _moment_or_day(text: str) -> datetime:
+def _moment_or_day(text: str, of_day: time) -> datetime:
     try:
         day = msgspec.convert(text, date)
     except msgspec.ValidationError:
         return _moment(text)
-    return datetime.combine(day, time.max, UTC)
+    return datetime.combine(day, of_day, UTC)
 
 
 def _decoded(raw: bytes, part: str) -> str:
@@ -229,7 +230,9 @@ def _parameters(struct: type[msgspec.Struct]) -> dict[str, _Parameter]:
             isinstance(innermost, msgspec.inspect.LiteralType),
             _allowed(kind),
             field.required,
-            _moment_or_day if _takes_dates(kind) else _PARSERS.get(type(innermost), str),
+            partial(_moment_or_day, of_day=_TIMES_OF_DAY[part])
+            if (part := _part_of_day(kind)) is not None
+            else _PARSERS.get(type(innermost), str),
         )
     return found
 
@@ -264,11 +267,17 @@ def _innermost(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
     return innermost
 
 
-def _takes_dates(kind: msgspec.inspect.Type) -> bool:
-    return any(
-        isinstance(layer, msgspec.inspect.Metadata) and (layer.extra or {}).get("date", False)
-        for layer in _layers(kind)
-    )
+# What a date stands for, by the part of the day.
+_TIMES_OF_DAY = {"start": time.min, "end": time.max}
+
+
+def _part_of_day(kind: msgspec.inspect.Type) -> str | None:
+    # The part of a day that a date stands for; None if the parameter takes no dates.
+    for layer in _layers(kind):
+        if isinstance(layer, msgspec.inspect.Metadata) and "date" in (layer.extra or {}):
+            part: str = (layer.extra or {})["date"]
+            return part
+    return None
 
 
 def _allowed(kind: msgspec.inspect.Type) -> str:
@@ -279,10 +288,10 @@ def _allowed(kind: msgspec.inspect.Type) -> str:
             return f"a whole number from {low} to {high}"
         case msgspec.inspect.DecimalType():
             return "a decimal number"
-        case msgspec.inspect.DateTimeType() if _takes_dates(kind):
+        case msgspec.inspect.DateTimeType() if (part := _part_of_day(kind)) is not None:
             return (
                 "an RFC 3339 time, such as 2024-06-01T12:00:00Z, or a date, such as 2024-06-01, "
-                "for the end of that day in UTC"
+                f"for the {part} of that day in UTC"
             )
         case msgspec.inspect.DateTimeType():
             return "an RFC 3339 time, such as 2024-06-01T12:00:00Z"

@@ -1,10 +1,11 @@
-"""GET /data.csv and /data.ndjson: all rows that a query selects, streamed."""
+"""GET /data.csv, /assets.csv and the same as .ndjson: all rows that a query selects, streamed."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -14,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
-from kasparro.store.selection import Selection, in_order
+from kasparro.store.pool import Connection
+from kasparro.store.selection import Selection
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
@@ -22,7 +24,9 @@ from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import PageQuery
+from kasparro.web.routes.assets import AssetsQuery
 from kasparro.web.routes.data import DataQuery
+from kasparro.web.routes.row_lists import RowsQuery
 from kasparro.web.service import Service
 
 client_log = RateLimitedLog(structlog.get_logger())
@@ -31,6 +35,9 @@ client_log = RateLimitedLog(structlog.get_logger())
 EXPORT_S = 3_600.0
 
 Form = Literal["csv", "ndjson"]
+Handler = Callable[[Service, Request, Any], Awaitable[Response]]
+# Reads the lines of an export, without line ends, several at a time.
+Lines: TypeAlias = Callable[[Connection], AsyncGenerator[list[str], None]]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 _LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
 _BYTE_ORDER_MARK = "\ufeff"
@@ -47,25 +54,25 @@ Spreadsheet = Annotated[
 ]
 
 
-def _query(name: str, *fields: tuple[str, Any, Any]) -> Any:
-    # The query of /data without pages, and with more fields.
-    of_data = [
+def _query(name: str, page_query: type[RowsQuery], *fields: tuple[str, Any, Any]) -> Any:
+    # The query of a list without pages, and with more fields.
+    of_list = [
         (field.name, field.type, field.default)
-        for field in msgspec.structs.fields(DataQuery)
+        for field in msgspec.structs.fields(page_query)
         if field.name not in PageQuery.__struct_fields__
     ]
     return msgspec.defstruct(
         name,
-        [*of_data, *fields],
-        namespace={"__doc__": "The query of an export.", "selection": DataQuery.selection},
+        [*of_list, *fields],
+        namespace={
+            "__doc__": "The query of an export.",
+            "selection": page_query.selection,
+            "conditions": page_query.conditions,
+        },
         frozen=True,
         kw_only=True,
         forbid_unknown_fields=True,
     )
-
-
-CsvQuery = _query("CsvQuery", ("spreadsheet", Spreadsheet, False))
-NdjsonQuery = _query("NdjsonQuery")
 
 
 class _Export(Response):
@@ -117,20 +124,46 @@ async def _disconnected(receive: Receive) -> None:
 
 async def export_csv(service: Service, request: Request, query: Any) -> Response:
     """GET /data.csv."""
-    return await _export(service, request, query.selection(), "csv", spreadsheet=query.spreadsheet)
+    selection = query.selection()
+    lines = partial(queries.export, selection=selection, form="csv", spreadsheet=query.spreadsheet)
+    header = csv_header(selection.shown, spreadsheet=query.spreadsheet)
+    return await stream(service, request, "csv", lines, name=_name(selection), header=header)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
     """GET /data.ndjson."""
-    return await _export(service, request, query.selection(), "ndjson")
+    selection = query.selection()
+    lines = partial(queries.export, selection=selection, form="ndjson")
+    return await stream(service, request, "ndjson", lines, name=_name(selection))
 
 
-async def _export(
-    service: Service, request: Request, selection: Selection, form: Form, *, spreadsheet: bool = False
+async def export_assets_csv(service: Service, request: Request, query: Any) -> Response:
+    """GET /assets.csv."""
+    return await export_csv(service, request, query)
+
+
+async def export_assets_ndjson(service: Service, request: Request, query: Any) -> Response:
+    """GET /assets.ndjson."""
+    return await export_ndjson(service, request, query)
+
+
+def _name(selection: Selection) -> str:
+    return f"kasparro-{selection.rows.name}"
+
+
+def csv_header(fields: Sequence[str], *, spreadsheet: bool) -> str:
+    """What a CSV begins with."""
+    return (_BYTE_ORDER_MARK if spreadsheet else "") + ",".join(fields) + _LINE_ENDS["csv"]
+
+
+async def stream(
+    service: Service, request: Request, form: Form, lines: Lines, *, name: str, header: str = ""
 ) -> Response:
+    """The response with a header and all lines that a function reads from a connection, as a file of this
+    name. It starts when a slot is free. Raises what reading the first lines raises."""
     encoding = context_of(request.scope).encoding
     headers = {
-        "Content-Disposition": f'attachment; filename="kasparro-data.{form}"',
+        "Content-Disposition": f'attachment; filename="{name}.{form}"',
         "Vary": service.cache_policy.vary,
         **({} if encoding == IDENTITY else {"Content-Encoding": encoding}),
     }
@@ -141,9 +174,7 @@ async def _export(
         return response
     aborted = asyncio.Event()
     encoder = new_encoder(encoding)
-    chunks = _chunks(
-        service, request, selection, form, aborted=aborted, encoder=encoder, spreadsheet=spreadsheet
-    )
+    chunks = _chunks(service, request, lines, form, header=header, aborted=aborted, encoder=encoder)
     try:
         # An error before the first chunk still becomes a problem document.
         first = await anext(chunks, b"")
@@ -156,26 +187,23 @@ async def _export(
 async def _chunks(
     service: Service,
     request: Request,
-    selection: Selection,
+    lines: Lines,
     form: Form,
     *,
+    header: str,
     aborted: asyncio.Event,
     encoder: Encoder | None,
-    spreadsheet: bool,
 ) -> AsyncGenerator[bytes, None]:
     client = client_id(context_of(request.scope).key_name, request.scope)
     line_end = _LINE_ENDS[form]
-    header = ",".join(in_order(selection.fields)) + line_end if form == "csv" else ""
-    if spreadsheet:
-        header = _BYTE_ORDER_MARK + header
     async with (
         service.export_queue.slot(client, aborted.set) as slot,
         service.database.exporting() as connection,
-        aclosing(queries.export(connection, selection, form, spreadsheet=spreadsheet)) as parts,
+        aclosing(lines(connection)) as parts,
     ):
         ends_at = time.monotonic() + EXPORT_S
-        async for lines in parts:
-            chunk = (header + line_end.join(lines) + line_end).encode()
+        async for part in parts:
+            chunk = (header + line_end.join(part) + line_end).encode()
             header = ""
             # In a thread: compressing this many rows takes longer than other requests should wait.
             encoded = chunk if encoder is None else await asyncio.to_thread(encoder.encode, chunk)
@@ -193,47 +221,60 @@ async def _chunks(
         yield rest
 
 
-_HEADERS = {
+HEADERS = {
     "Content-Disposition": "A name for the file.",
     "Cache-Control": "Always `no-store`.",
     "Vary": "The request headers that the response depends on.",
 }
 _LIMITS = ExportQueue.limits
-_DESCRIPTION = (
-    "All rows that pass the filters, read at one moment. The response is streamed, and compressed according "
+STREAMED = (
+    "All of it is read at one moment. The response is streamed, and compressed according "
     "to Accept-Encoding (zstd, gzip). A response without the last chunk of HTTP is incomplete. "
     f"A client, which is an API key or an address, has at most {_LIMITS.per_client} exports running. "
     f"{_LIMITS.queued_per_client} more wait, each for up to {_LIMITS.queue_timeout_s:.0f} s. While others "
     f"wait, an export ends if its client reads less than {_LIMITS.min_bytes_per_s // 1024} KiB/s (before "
     f"compression) over {_LIMITS.window_s:.0f} s. An export takes at most {EXPORT_S / 60:.0f} minutes. "
 )
+
+
+def _endpoints(
+    path: str, query: type[RowsQuery], rows: str, handlers: tuple[Handler, Handler]
+) -> tuple[Endpoint, Endpoint]:
+    tag = path.removeprefix("/")
+    return (
+        Endpoint(
+            path=f"{path}.csv",
+            handler=handlers[0],
+            summary=f"All {rows} as CSV",
+            description=f"All {rows} that pass the filters. "
+            + STREAMED
+            + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
+            "`spreadsheet=true` makes the file safe for spreadsheet programs.",
+            tag=tag,
+            query=_query(f"{tag.capitalize()}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
+            response=str,
+            problems=(400, 429, 500, 503),
+            media_type="text/csv",
+            headers=HEADERS,
+            caching="never",
+        ),
+        Endpoint(
+            path=f"{path}.ndjson",
+            handler=handlers[1],
+            summary=f"All {rows} as lines of JSON",
+            description=f"All {rows} that pass the filters. {STREAMED}Each line is a row as in {path}.",
+            tag=tag,
+            query=_query(f"{tag.capitalize()}NdjsonQuery", query),
+            response=str,
+            problems=(400, 429, 500, 503),
+            media_type="application/x-ndjson",
+            headers=HEADERS,
+            caching="never",
+        ),
+    )
+
+
 ENDPOINTS = (
-    Endpoint(
-        path="/data.csv",
-        handler=export_csv,
-        summary="All rows as CSV",
-        description=_DESCRIPTION
-        + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
-        "`spreadsheet=true` makes the file safe for spreadsheet programs.",
-        tag="data",
-        query=CsvQuery,
-        response=str,
-        problems=(400, 429, 500, 503),
-        media_type="text/csv",
-        headers=_HEADERS,
-        caching="never",
-    ),
-    Endpoint(
-        path="/data.ndjson",
-        handler=export_ndjson,
-        summary="All rows as lines of JSON",
-        description=_DESCRIPTION + "Each line is a record as in /data.",
-        tag="data",
-        query=NdjsonQuery,
-        response=str,
-        problems=(400, 429, 500, 503),
-        media_type="application/x-ndjson",
-        headers=_HEADERS,
-        caching="never",
-    ),
+    *_endpoints("/data", DataQuery, "rows", (export_csv, export_ndjson)),
+    *_endpoints("/assets", AssetsQuery, "assets", (export_assets_csv, export_assets_ndjson)),
 )
