@@ -49,7 +49,3 @@ WHERE
     AND price_usd IS NOT NULL
 ORDER BY observed_at
 LIMIT 1;
-
--- name: lock --
--- Waits while a thinned month takes the place of another, which lasts an instant.
-LOCK TABLE ONLY unified_history IN ACCESS SHARE MODE;

@@ -89,7 +89,6 @@ def exports() -> Iterator[dict[str, Any]]:
             ],
         ),
         ("read/history.sql", "next_price", [{}]),
-        ("read/history.sql", "lock", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(
