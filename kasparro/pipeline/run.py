@@ -191,6 +191,8 @@ class Run:
             await retry(lambda: link_rows(self._database, self.id, options, awaited, self._clock))
         except LeaseLost:
             raise
+        except KasparroError as error:
+            self._log.warning("assets_not_resolved", reason=str(error))
         except Exception as error:  # noqa: BLE001 - no error here may fail the run
             self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
 

@@ -114,7 +114,7 @@ async def apply(
         rows = 0
         if relinked:
             await connection.execute(_SQL["save_relinked_versions"], now, version, timeout=TIMEOUT_S)
-            tag = await connection.execute(_SQL["update_relinked"], version, timeout=TIMEOUT_S)
+            tag = await connection.execute(_SQL["update_relinked"], now, version, timeout=TIMEOUT_S)
             rows = int(tag.rpartition(" ")[2])
         judged = {*relinked, *(asset.asset for asset in resolution.assets)}
         judged.update(link.asset for link in resolution.links)

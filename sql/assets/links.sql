@@ -289,7 +289,8 @@ INNER JOIN unified_data AS known
 UPDATE unified_data AS newest
 SET
     asset = relinked.asset,
-    version = $1
+    updated_at = $1,
+    version = $2
 FROM relinked_rows AS relinked
 WHERE newest.source = relinked.source AND newest.source_id = relinked.source_id;
 
