@@ -124,13 +124,17 @@ WHERE
     )
     AND tables.relname ~ '^unified_history_\d{4}_\d{2}_(new|old)$';
 
+-- name: count --
+SELECT count(*) FROM {{ month }};
+
 -- name: create_thinned --
 CREATE TABLE {{ month }}_new (LIKE unified_history INCLUDING ALL);
 
 -- name: fill_thinned --
 -- Of the priced records of each coin, interval and file, the last one stands for all. What it says about the
 -- earlier ones leaves out its own values, which may be corrected later. Records that other files give, too,
--- stay as they are, because these files can be taken back one by one.
+-- stay as they are, because these files can be taken back one by one. If an id
+-- comes to mean another coin, its symbol or name changes: no record stands for records of both coins.
 WITH ordered AS (
     SELECT
         source,
@@ -182,6 +186,8 @@ WITH ordered AS (
                 lacks_symbol,
                 lacks_name,
                 lacks_rank,
+                symbol,
+                name,
                 alone
             ORDER BY observed_at
         ),

@@ -73,6 +73,33 @@ async def test_thinned_month_keeps_the_last_record_of_each_day(
     assert await read_candles(database, "coingecko", "bitcoin", "1d") == expected
 
 
+async def test_no_record_stands_for_records_with_other_labels(
+    database: Database, connection: Connection
+) -> None:
+    """An id may mean another coin from some hour of a day on. Neither gets a price of the other."""
+    names = {hour: "Bitcoin" if hour < 10 else "Another Coin" for hour in range(24)}
+    await load_records(
+        database,
+        "coingecko",
+        *(
+            make_record("bitcoin", BEGIN + hour * HOUR, name=name, price_usd="1")
+            for hour, name in names.items()
+        ),
+    )
+
+    assert await keep_up(database, NOW, "1d") == 1
+
+    rows = await connection.fetch(
+        "SELECT name, observed_at, thinned_from, thinned_count FROM unified_history ORDER BY observed_at"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("Bitcoin", BEGIN + 9 * HOUR, BEGIN, 9),
+        ("Another Coin", BEGIN + 23 * HOUR, BEGIN + 10 * HOUR, 13),
+    ]
+    (candle,) = await read_candles(database, "coingecko", "bitcoin", "1d")
+    assert candle[-1] == 24
+
+
 async def test_month_is_thinned_by_the_step_of_its_age(database: Database, connection: Connection) -> None:
     prices = {BEGIN + n * HOUR / 4: str(n) for n in range(400)}
     await load(database, prices)
