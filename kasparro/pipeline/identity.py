@@ -52,7 +52,7 @@ async def link_rows(
     """
     rules = options.rules()
     async with database.writing() as connection:
-        depends_on = _digest(rules, await contracts.changed_at(connection))
+        depends_on = _digest(rules, options.limits, await contracts.changed_at(connection))
         if not await assets.is_pending(connection, depends_on):
             return
         known = await assets.known(connection)
@@ -108,6 +108,7 @@ def _knowledge(known: Known, awaited: Collection[str]) -> Knowledge:
     )
 
 
-def _digest(rules: Rules, contracts_changed_at: datetime | None) -> str:
-    # What decisions depend on besides the rows.
-    return blake2b(f"{VERSION} {rules.digest} {contracts_changed_at}".encode(), digest_size=16).hexdigest()
+def _digest(rules: Rules, limits: ConsensusLimits, contracts_changed_at: datetime | None) -> str:
+    # What decisions and the consensus depend on besides the rows.
+    parts = (VERSION, rules.digest, limits.max_lag, limits.divergence_percent, contracts_changed_at)
+    return blake2b(" ".join(map(str, parts)).encode(), digest_size=16).hexdigest()

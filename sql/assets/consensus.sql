@@ -68,13 +68,10 @@ WITH touched AS (
 
 SELECT count(*) FROM touched;
 
--- name: touch_misjudged --
--- The assets that another bound ($1, in percent) makes diverging or not.
+-- name: touch_all --
 WITH touched AS (
     INSERT INTO touched_assets (asset)
-    SELECT asset
-    FROM unified_assets
-    WHERE diverging <> coalesce(fresh_spread_percent > $1, false)
+    SELECT asset FROM unified_assets
     ON CONFLICT (asset) DO NOTHING
     RETURNING 1
 )

@@ -295,7 +295,9 @@ FROM relinked_rows AS relinked
 WHERE newest.source = relinked.source AND newest.source_id = relinked.source_id;
 
 -- name: note_resolved --
-UPDATE instance SET resolved_with = $1 WHERE resolved_with IS DISTINCT FROM $1;
+-- Returns true if it has changed.
+UPDATE instance SET resolved_with = $1 WHERE resolved_with IS DISTINCT FROM $1
+RETURNING true;
 
 -- name: explained_rows --
 -- The rows that a person may mean: an asset, a source's id, or both in one text (source/source_id).
