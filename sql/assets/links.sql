@@ -1,6 +1,8 @@
 -- Reads what the resolver needs, and writes what it decides (kasparro/store/assets.py).
 {% from "macros/columns.sql" import ROW_VERSION, VALUES, listed %}
 {% from "macros/history.sql" import relabelled %}
+{#- The figures that the resolver compares. #}
+{% set FIGURES = ["rank"] + VALUES[:6] %}
 {% set LINK = ["asset", "method", "score", "evidence", "symbol", "name"] %}
 
 {#- The candidates that are given as columns. #}
@@ -77,13 +79,7 @@ SELECT
     source_id,
     symbol,
     name,
-    rank,
-    price_usd,
-    market_cap_usd,
-    volume_24h_usd,
-    circulating_supply,
-    total_supply,
-    max_supply,
+    {{ listed(FIGURES) }},
     observed_at,
     first_seen_at,
     CASE listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed
@@ -316,7 +312,7 @@ SELECT
     coin.source_id,
     link.symbol,
     link.name,
-    {{ listed(["rank"] + VALUES, "found.") }},
+    {{ listed(FIGURES, "found.") }},
     found.observed_at,
     coin.first_seen_at,
     CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,

@@ -102,6 +102,33 @@ async def test_confirmed_rename_counts_again(database: Database, connection: Con
     assert (row["name"], row["price_usd"], row["source_count"]) == ("New Name", 101, 1)
 
 
+async def test_resolver_reads_the_record_before_a_rename(database: Database, connection: Connection) -> None:
+    await load(database, "coingecko", "100", rank=7)
+    await resolve(database, make_link("coingecko"))
+    await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
+    await load(database, "coingecko", "102", T0 + HOUR, name="New Name")
+
+    known = await assets.known(connection)
+
+    ((before, since),) = known.relabelled.values()
+    assert (before.name, before.rank, before.price_usd, before.observed_at) == ("Bitcoin", 7, 100, T0)
+    assert since == T0 + MINUTE
+
+
+async def test_resolver_confirms_a_rename_that_the_price_continues(
+    database: Database, connection: Connection
+) -> None:
+    await load(database, "coingecko", "100")
+    await resolve(database, make_link("coingecko"))
+    await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
+
+    run = await RunRecord.start(database, "etl", (), T0)
+    await link_rows(database, run.id, AssetOptions(), (), lambda: T0)
+
+    row = await consensus(connection)
+    assert (row["asset"], row["name"], row["price_usd"]) == ("btc-bitcoin", "New Name", 101)
+
+
 async def test_of_two_quotes_the_one_far_from_the_day_before_is_outlying(
     database: Database, connection: Connection
 ) -> None:
