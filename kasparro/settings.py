@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -15,6 +16,7 @@ import msgspec
 import platformdirs
 
 from kasparro.errors import SettingsError, one_line
+from kasparro.model.consensus import ConsensusLimits
 from kasparro.model.history_retention import HistoryRetention, Thinning
 from kasparro.model.payload import Retention
 
@@ -193,6 +195,12 @@ def _size(value: str) -> int:
     if match is None or not int(match[1]):
         raise NotAllowed("a size from 1MB such as 512MB or 2GB, or off")
     return int(match[1]) * _BYTES[match[2]]
+
+
+def _percent(value: str) -> Decimal:
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4})?", value, re.ASCII) or not Decimal(value):
+        raise NotAllowed("a number above 0 and below 10000 such as 5 or 2.5")
+    return Decimal(value)
 
 
 def _api_keys(value: str) -> tuple[ApiKey, ...]:
@@ -399,6 +407,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             _size,
         ),
     ] = Retention().payload_bytes
+    asset_rules: Annotated[
+        Path | None,
+        Variable("KASPARRO_ASSET_RULES", "a TOML file that links and parts coins for good", "none", _path),
+    ] = None
+    quote_max_lag: Annotated[
+        timedelta,
+        Variable(
+            "KASPARRO_QUOTE_MAX_LAG",
+            "how much older than an asset's newest price another source's price may be to count: 30m, 6h",
+            "1h",
+            _age,
+        ),
+    ] = ConsensusLimits().max_lag
+    divergence_percent: Annotated[
+        Decimal,
+        Variable(
+            "KASPARRO_DIVERGENCE_PERCENT",
+            "difference between an asset's prices, in percent, above which it is marked as diverging",
+            "5",
+            _percent,
+        ),
+    ] = ConsensusLimits().divergence_percent
     history_retention: Annotated[
         HistoryRetention,
         Variable(
@@ -475,6 +505,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse_choice("debug", "info", "warning", "error"),
         ),
     ] = "info"
+
+    @property
+    def consensus_limits(self) -> ConsensusLimits:
+        """Which quotes count, and which spread is remarkable."""
+        return ConsensusLimits(max_lag=self.quote_max_lag, divergence_percent=self.divergence_percent)
 
     @property
     def retention(self) -> Retention:

@@ -21,6 +21,13 @@ class ArchiveReport(msgspec.Struct, frozen=True, kw_only=True):
     rows: Annotated[int, msgspec.Meta(description="Records in the history that this file gives.")]
     coin: Annotated[str | None, msgspec.Meta(description="The one coin of its rows; null if there are more.")]
     coins: int
+    quoted_in: Annotated[
+        Sequence[str] | None,
+        msgspec.Meta(
+            description="The currencies of its prices: USD, or coins that count as US dollars. "
+            "Null: an earlier version of Kasparro loaded the file."
+        ),
+    ]
     first_observed_at: datetime | None
     last_observed_at: datetime | None
     problem: str | None
@@ -35,6 +42,7 @@ def report(file: ListedFile, state: FileState) -> ArchiveReport:
         rows=file.records,
         coin=file.coin,
         coins=file.coins,
+        quoted_in=file.quoted_in,
         first_observed_at=file.first_observed_at,
         last_observed_at=file.last_observed_at,
         problem=file.known.problem,
@@ -67,9 +75,12 @@ def print_archives(archives: Sequence[ArchiveReport]) -> None:
 
 
 def _coins(archive: ArchiveReport) -> str:
-    if archive.coin is not None:
-        return archive.coin
-    return f"{archive.coins:,} coins" if archive.coins else "-"
+    # With the currency of the prices, except for US dollars.
+    if not archive.coins:
+        return "-"
+    coins = archive.coin or f"{archive.coins:,} coins"
+    currency = "?" if archive.quoted_in is None else ", ".join(archive.quoted_in)
+    return coins if currency == "USD" else f"{coins} in {currency}"
 
 
 def _day(at: datetime | None) -> str:

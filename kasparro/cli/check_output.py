@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from kasparro.cli.terminal import PrintableConsole
+from kasparro.cli.terminal import PrintableConsole, print_problem
 from kasparro.sources.archives.explain import Cell, Checked, Column, Recognition
 
 # Lengths in characters. Longer texts are truncated.
@@ -25,14 +25,12 @@ def show(console: PrintableConsole, checked: Sequence[Checked], *, explain: bool
     console.print(files)
     for file in checked:
         if file.problem is not None:
-            console.print(file.problem, soft_wrap=True)
+            print_problem(console, file.problem, file.setting)
         if file.invalid:
             counts = ", ".join(
                 f"{field} in {rows:,} row{'' if rows == 1 else 's'}" for field, rows in file.invalid.items()
             )
-            console.print(
-                f"{file.name}: values stored as null, because they cannot be: {counts}", soft_wrap=True
-            )
+            console.print(f"{file.name}: invalid values, stored as null: {counts}", soft_wrap=True)
         if file.reasons:
             _show_rejects(console, file)
         if explain and file.recognition is not None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import asyncpg
@@ -15,11 +16,14 @@ import msgspec
 import structlog
 
 from kasparro import __version__, logs
-from kasparro.cli import archives_output, check_output
+from kasparro.assets.explain import Explanation
+from kasparro.assets.rules import load_rules, read_rules
+from kasparro.cli import archives_output, assets_output, check_output
 from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
+from kasparro.pipeline.identity import explain_rows, options_of
 from kasparro.pipeline.replay import prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
@@ -132,6 +136,7 @@ def etl(names: tuple[str, ...], as_json: bool) -> None:
             budget=partial(registry.monthly_calls, settings),
             interval=settings.interval,
             retention=settings.retention,
+            assets=options_of(settings),
         )
         return sources, create_run
 
@@ -153,7 +158,11 @@ def replay(run_id: int, as_json: bool) -> None:
     async def plan(database: Database) -> RunPlan:
         prepared = await prepare_replay(database, run_id)
         return prepared.sources, partial(
-            Run, sources=prepared.sources, trigger="replay", fetched_at=prepared.fetched_at
+            Run,
+            sources=prepared.sources,
+            trigger="replay",
+            fetched_at=prepared.fetched_at,
+            assets=options_of(settings),
         )
 
     _run_and_exit(settings, plan, as_json=as_json)
@@ -256,9 +265,49 @@ def forget(file: str, as_json: bool) -> None:
         async with database.writing() as connection:
             name = find_name(await listed_names(connection, Archives.name), file)
         sources = [ForgottenArchive(name)]
-        return sources, partial(Run, sources=sources, trigger="forget")
+        return sources, partial(Run, sources=sources, trigger="forget", assets=options_of(settings))
 
     _run_and_exit(settings, plan, as_json=as_json)
+
+
+@main.command()
+@click.option(
+    "--explain",
+    "meant",
+    metavar="ID",
+    required=True,
+    help="An asset, an id of a source, or SOURCE/ID.",
+)
+@click.option(
+    "--rules",
+    "rules_file",
+    type=click.Path(path_type=Path),
+    help="Try this file in place of KASPARRO_ASSET_RULES.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def assets(meant: str, rules_file: Path | None, as_json: bool) -> None:
+    """Show why rows are linked to an asset or not.
+
+    For each row that ID means: its link, what the next run would change, and all evidence for and against
+    each row of another source that resembles it. Nothing is written, so a file of rules can be tried.
+    """
+    settings = _load_settings()
+
+    async def read(database: Database) -> list[Explanation]:
+        await _require_schema(database)
+        rules = load_rules(settings)
+        if rules_file is not None:
+            rules = read_rules(rules_file, registry.names())
+        found = await explain_rows(database, meant, rules)
+        if not found:
+            raise KasparroError(f"no row has the asset or the id {meant}; /data?q=NAME finds rows by name")
+        return found
+
+    found = _exit_on_error(lambda: asyncio.run(with_database(settings, read)))
+    if as_json:
+        write_json(reports.encode({"rows": found}))
+    else:
+        assets_output.show(out, found)
 
 
 def _run_and_exit(
@@ -285,6 +334,7 @@ def _load_settings(host: str | None = None, port: int | None = None) -> Settings
     """The settings from the environment and these options. Configures logging."""
     try:
         settings = registry.load_settings(os.environ)
+        load_rules(settings)
     except SettingsError as error:
         _fail(str(error), USAGE)
     options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}

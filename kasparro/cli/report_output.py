@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from rich.table import Table
 
-from kasparro.cli.terminal import out
+from kasparro.cli.terminal import out, print_problem
 from kasparro.model.record import FILE_REJECTED, Reject
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.pipeline.quality.freshness import format_duration
@@ -97,11 +97,11 @@ def _print_rejects(run: schemas.RunReport) -> None:
 
 
 def _print_rejected_files(source: schemas.SourceReport, *, wrapped: bool) -> None:
-    """Print each rejected file in one line, with the setting that would make it loadable."""
+    """Print why each file is rejected, with the lines of its overrides that would make it loadable."""
     total = sum(count.rejects for count in source.rejects if count.reason == FILE_REJECTED)
     for file in source.rejected_files:
         reject = Reject(reason=file.reason, location=file.file, setting=file.setting)
-        out.print(f"{source.source}: {reject.summary}", soft_wrap=not wrapped)
+        print_problem(out, f"{source.source}: {reject.summary}", reject.setting, soft_wrap=not wrapped)
     if (more := total - len(source.rejected_files)) > 0:
         out.print(f"{source.source}: {_counted(more, 'more file')} rejected")
 
@@ -112,7 +112,7 @@ def _invalid(source: schemas.SourceReport) -> list[str]:
     for found in source.invalid_fields:
         counts[found.field] = counts.get(found.field, 0) + found.records
     fields = ", ".join(f"{field} in {_counted(count, 'record')}" for field, count in counts.items())
-    return [f"values stored as null, because they cannot be: {fields}"] if fields else []
+    return [f"invalid values, stored as null: {fields}"] if fields else []
 
 
 def _quality(source: schemas.SourceReport) -> list[str]:

@@ -34,6 +34,13 @@ class PrintableConsole(Console):
                 yield Segment(printable_lines(segment.text), segment.style)
 
 
+def print_problem(console: Console, problem: str, setting: str | None, *, soft_wrap: bool = True) -> None:
+    """Print why a file is rejected. The lines of `setting`, which may end the text, can be copied."""
+    lines = setting.split("\n") if setting else []
+    for line in (problem.removesuffix(setting or "").rstrip(), *lines):
+        console.print(line, soft_wrap=soft_wrap)
+
+
 out = PrintableConsole()
 err = PrintableConsole(stderr=True)
 

@@ -20,6 +20,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     `bytes` is its size and `interpretation` says how it was understood: only the new part must be loaded.
 
     `content` is the digest of the content alone, and `coin` the one coin of all rows, if there is only one.
+    `quoted_in` are the currencies of the prices up to the position: USD, or coins that count as US dollars.
     `continues` is the id of the file whose content has changed to this one and whose records stay; `grown`
     says that rows were only appended. `replaces` are the ids of files whose records this file takes the place
     of: they are taken back when it is complete.
@@ -33,6 +34,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     interpretation: str | None = None
     content: str = ""
     coin: str | None = None
+    quoted_in: tuple[str, ...] = ()
     continues: int | None = None
     grown: bool = False
     replaces: tuple[int, ...] = ()
@@ -41,8 +43,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 class KnownFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file that an earlier run read, with the fields of its last checkpoint.
 
-    `problem` says why it was rejected after its first batch. A `forgotten` file is not loaded again under
-    this name and key.
+    `problem` says why it was rejected after its first batch. A `forgotten` file is not loaded again
+    until its name, its content or its overrides change.
     """
 
     id: int

@@ -45,6 +45,6 @@ class RivalPrices:
 
 
 def describe(coin: str, when: str, lowest: str, highest: str, moments: int) -> str:
-    """Why a file is rejected that has two prices of a coin for one time, and as many moments like it."""
+    """The reason to reject a file with several prices of a coin for one time; `moments` counts such times."""
     more = f" ({moments:,} such moments)" if moments > 1 else ""
     return f"several prices for one coin and time: {coin} at {when} is {lowest} and {highest}{more}"

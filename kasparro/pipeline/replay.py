@@ -55,4 +55,5 @@ def _source(database: Database, stored: StoredPayloads) -> Source:
         partial(payloads.read, database),
         missing=max(stored.calls - stored.stored, 0),
         unchanged=stored.unchanged,
+        read_contracts=definition.read_contracts,
     )

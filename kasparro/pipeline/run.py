@@ -10,12 +10,14 @@ from typing import Self
 
 import structlog
 
-from kasparro.concurrency import run_together, timeout
+from kasparro.concurrency import cancel_all, failure, run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
 from kasparro.model.payload import Retention
+from kasparro.pipeline.identity import AssetOptions, link_rows
 from kasparro.pipeline.payloads import PayloadRecorder
 from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.pipeline.source_run import Outcome, RunOptions, SourceRun, Status, TransientFailure, Trigger
+from kasparro.sources import registry
 from kasparro.sources.base import Source, utc_now
 from kasparro.store import row_versions
 from kasparro.store.loader import Loader
@@ -48,6 +50,7 @@ class Run:
     `budget(source)` is the source's monthly call limit, None for no limit. `retention` says which payloads
     to store, and expired ones are deleted; without it none are stored or deleted. A replay passes
     `fetched_at` instead, the end of the replayed run: records fetched after it win over replayed ones.
+    `assets` says how rows are linked to assets; without it none are.
 
     Entering raises RunInProgress if another run is active, and DatabaseUnavailable.
     """
@@ -65,8 +68,10 @@ class Run:
         retention: Retention | None = None,
         fetched_at: datetime | None = None,
         on_wait: Callable[[str | None], None] = lambda reason: None,
+        assets: AssetOptions | None = None,
     ) -> None:
         self._database = database
+        self._assets = assets
         self._on_wait = on_wait
         self._sources = sources
         self._options = RunOptions(
@@ -120,26 +125,40 @@ class Run:
         """
         retry = DatabaseRetry(self.id, self._lease, stop, self._on_wait)
         recorder = PayloadRecorder(self._database, self.id, self._retention, retry)
-        # Also before the run: otherwise runs that crash one after another would fill the disk.
+        # This is done before the run, too. Otherwise runs that crash one after another would fill the disk.
         await self._trim(recorder)
         source_runs = [
             SourceRun(
                 source,
                 self._options,
                 record=self._record,
-                loader=Loader(self._database, self.id, source.name, self._fetched_at),
+                loader=Loader(
+                    *(self._database, self.id, source.name, self._fetched_at),
+                    limits=None if self._assets is None else self._assets.limits,
+                ),
                 payloads=recorder,
                 retry=retry,
             )
             for source in self._sources
         ]
         try:
-            outcomes = set(await run_together(*(source_run.work(stop) for source_run in source_runs)))
+            ended = await run_together(*(source_run.work(stop) for source_run in source_runs))
         except BaseExceptionGroup as errors:
             raise _root_cause(errors) from errors
         self.transient_failures = {
             source_run.name: source_run.transient_failure for source_run in source_runs
         }
+        await self._load_contracts(
+            [
+                source_run
+                for source_run, outcome in zip(source_runs, ended, strict=True)
+                if outcome in {"succeeded", "partial"}
+            ],
+            stop,
+        )
+        outcomes = set(ended)
+        if self._assets is not None and not stop.is_set():
+            await self._link_rows(self._assets, retry)
         if self._options.trigger == "replay":
             # A source without payloads does not make a replay partial.
             outcomes.discard("skipped")
@@ -150,6 +169,30 @@ class Run:
         if not stop.is_set():
             await self._trim(recorder)
         return status
+
+    async def _load_contracts(self, source_runs: Sequence[SourceRun], stop: asyncio.Event) -> None:
+        """Load the contract lists of sources whose figures are recorded, until `stop`."""
+        if self._options.trigger == "forget":
+            return
+        stopping = asyncio.create_task(stop.wait())
+        loading = asyncio.create_task(run_together(*(each.load_contracts() for each in source_runs)))
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            error = failure(loading) if loading.done() else None
+        finally:
+            await cancel_all((loading, stopping))
+        if error is not None:
+            raise _root_cause(error) if isinstance(error, BaseExceptionGroup) else error
+
+    async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
+        """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
+        awaited = {source.name for source in self._sources} & set(registry.api_names())
+        try:
+            await retry(lambda: link_rows(self._database, self.id, options, awaited, self._clock))
+        except LeaseLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - no error here may fail the run
+            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
 
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""

@@ -13,6 +13,7 @@ import structlog
 
 from kasparro.concurrency import failure, timeout
 from kasparro.errors import DatabaseUnavailable, LeaseLost, RunInProgress
+from kasparro.pipeline.identity import options_of
 from kasparro.pipeline.retry_schedule import RetrySchedule
 from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.pipeline.source_run import Trigger
@@ -199,6 +200,7 @@ class Scheduler:
             clock=self._clock,
             retention=self._settings.retention,
             on_wait=self._show_wait,
+            assets=options_of(self._settings),
         )
         async with run:
             # The run is inserted, so the database accepts writes.

@@ -17,6 +17,7 @@ from kasparro.model.profile import MIN_OBJECTS, Profile, merge_profiles
 from kasparro.model.record import Reject
 from kasparro.pipeline import circuit_breaker
 from kasparro.pipeline.circuit_breaker import Circuit
+from kasparro.pipeline.contracts import ContractLoader
 from kasparro.pipeline.payloads import PayloadRecorder
 from kasparro.pipeline.quality.anomalies import BASELINE_RUNS
 from kasparro.pipeline.quality.assess import QualityReport, assess
@@ -171,6 +172,14 @@ class SourceRun:
             **({"error": error_line} if error_line else {}),
         )
         return status
+
+    async def load_contracts(self) -> None:
+        """After the outcome: load the contract lists that are due. Raises LeaseLost, DatabaseUnavailable."""
+        calls = self._calls
+        contracts = ContractLoader(self._source, self._loader, self._retry, self._record.id)
+        await contracts.load(self._context(Circuit(probing=False, rests_until=None)))
+        if self._calls > calls:
+            await self._retry(lambda: self._record.save_calls(self._name, self._calls))
 
     async def _circuit(self) -> Circuit:
         runs = await self._retry(

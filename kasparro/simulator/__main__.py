@@ -10,8 +10,7 @@ import click
 import msgspec
 
 from kasparro.simulator import Account, Simulator
-from kasparro.simulator.coins import MOST_COINS
-from kasparro.simulator.market import Api
+from kasparro.simulator.coins import MOST_COINS, Api
 
 
 class Moment(click.ParamType[datetime]):

@@ -7,7 +7,7 @@ from typing import overload
 
 import msgspec
 
-from kasparro.simulator.market import Api
+from kasparro.simulator.coins import Api
 
 HEADERS_OF_INTEREST = (
     "accept",

@@ -7,6 +7,7 @@ from hashlib import md5
 
 import msgspec
 
+from kasparro.simulator.contracts import coingecko_list
 from kasparro.simulator.market import DAY_MS, Decimal, Quote, percent
 from kasparro.simulator.number_format import RUBY, numeral, shortened
 from kasparro.simulator.upstream import JSON, Answer, Selection, Upstream, null_or, text
@@ -34,6 +35,16 @@ class CoinGecko(Upstream):
 
     def select(self, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Selection | Answer:
         return self._key_error(headers) or self._selection(parameters)
+
+    def contracts(
+        self, path: str, headers: Mapping[str, str], parameters: Mapping[str, str]
+    ) -> Sequence[object] | Answer:
+        if path != "/coins/list":
+            return self.not_found()
+        if unknown := sorted(parameters.keys() - {"include_platform"}):
+            return self._invalid(f"Unknown parameter {unknown[0]}")
+        platforms = parameters.get("include_platform") == "true"
+        return self._key_error(headers) or coingecko_list(self.market, platforms=platforms)
 
     def _key_error(self, headers: Mapping[str, str]) -> Answer | None:
         accepted = "x-cg-pro-api-key" if self.account.pro else "x-cg-demo-api-key"

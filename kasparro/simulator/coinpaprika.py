@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from kasparro.simulator.contracts import coinpaprika_list, coinpaprika_platforms
 from kasparro.simulator.market import DAY_MS, HOUR_MS, MINUTE_MS, Quote, percent
 from kasparro.simulator.number_format import GO, numeral
 from kasparro.simulator.upstream import Answer, Selection, Upstream, null_or, text
@@ -28,14 +29,31 @@ class CoinPaprika(Upstream):
     path = "/tickers"
 
     def select(self, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Selection | Answer:
+        if (error := self._key_error(headers)) is not None:
+            return error
         key = headers.get("authorization")
-        if key is not None and key != self.account.key:
-            return Answer(403, self.error(403, "The API key is not valid."))
         if parameters.get("quotes", "USD") != "USD":
             return Answer(400, self.error(400, "quotes: the simulator supports only USD."))
         if key is None:
             return Selection(0, FREE_PLAN_ASSETS)
         return Selection(0, len(self.market.coins), paid=True)
+
+    def contracts(
+        self, path: str, headers: Mapping[str, str], parameters: Mapping[str, str]
+    ) -> Sequence[object] | Answer:
+        del parameters
+        records: Sequence[object] | None = None
+        if path == "/contracts":
+            records = coinpaprika_platforms()
+        elif path.startswith("/contracts/"):
+            records = coinpaprika_list(self.market, path.removeprefix("/contracts/"))
+        return self.not_found() if records is None else self._key_error(headers) or records
+
+    def _key_error(self, headers: Mapping[str, str]) -> Answer | None:
+        key = headers.get("authorization")
+        if key is None or key == self.account.key:
+            return None
+        return Answer(403, self.error(403, "The API key is not valid."))
 
     def quotes(self, selection: Selection) -> Sequence[Quote]:
         listing = self.market.window(self.name, selection.start, selection.count)

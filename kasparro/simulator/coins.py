@@ -3,10 +3,14 @@
 import re
 import unicodedata
 from random import Random
+from typing import Literal, TypeAlias
 
 import msgspec
 
+from kasparro.simulator.lookalikes import LOOKALIKES, Lookalike
 from kasparro.simulator.seeded_random import seeded_random
+
+Api: TypeAlias = Literal["coinpaprika", "coingecko"]
 
 SUPPLY_SCALE = 4
 """Supplies are integers in units of 10**-SUPPLY_SCALE coins."""
@@ -43,6 +47,10 @@ class Coin(msgspec.Struct, frozen=True, kw_only=True):
     mantissa: int
     """The base price is `mantissa / 10**scale` dollars."""
     scale: int
+    price_of: int
+    """The index of the coin whose price it follows: its own, or that of the coin of which it is a form."""
+    chains: tuple[str, ...] = ()
+    """The chains on which it has a contract; none for a native coin."""
     priced: bool = True
     volatility: int = 100
     """Price movement in percent of an ordinary coin's."""
@@ -100,6 +108,20 @@ _WELL_KNOWN = (
 )
 
 _CALM = frozenset({"USDT", "USDC", "DAI"})
+_PRICE_OF = {"STETH": 1, "WBTC": 0}
+# CoinPaprika's ids keep the names of long ago.
+_COINPAPRIKA_IDS = {
+    "BNB": "bnb-binance-coin",
+    "USDC": "usdc-usd-coin",
+    "TON": "toncoin-the-open-network",
+}
+_CHAINS = {
+    "USDT": ("ethereum", "tron", "solana"),
+    "USDC": ("ethereum", "solana", "avalanche"),
+    "SHIB": ("ethereum", "bsc"),
+    "LINK": ("ethereum", "polygon", "fantom"),
+    "AAVE": ("ethereum", "polygon"),
+} | dict.fromkeys(("STETH", "WBTC", "LEO", "DAI", "UNI", "PEPE"), ("ethereum",))
 _RAISED_PUBLICLY = {"ETH": (4_780, "btc"), "LINK": (17_240, "usd"), "TRX": (17_640, "usd")}
 
 # Names and symbols in the style of real ones, in the order in which they enter a market.
@@ -117,6 +139,10 @@ _ODD = (
     (" Leading Space", "LEAD"),
     ("عملة", "UMLA"),
 )
+
+# The place of the lookalikes among the coins that are not well known.
+_FIRST_LOOKALIKE = 40
+_TOKEN_CHAINS = ("ethereum", "bsc", "polygon", "avalanche", "fantom", "arbitrum", "solana", "tron")
 
 _SYLLABLES = (
     "al an ar bel bit bo cal cor da del dex dor el en er fi flux ga gen glo hel in ix ja kan ker la lor "
@@ -154,6 +180,8 @@ class _CoinMaker:
         if index < len(_WELL_KNOWN):
             return self._well_known(index, rng)
         odd = index - len(_WELL_KNOWN)
+        if 0 <= odd - _FIRST_LOOKALIKE < len(LOOKALIKES):
+            return self._lookalike(index, LOOKALIKES[odd - _FIRST_LOOKALIKE], rng)
         name, symbol = _ODD[odd] if odd < len(_ODD) else self._invent(rng)
         self._symbols.append(symbol)
         listed_by = "both" if odd < 40 else rng.choices(("both", "coinpaprika", "coingecko"), (90, 5, 5))[0]
@@ -172,6 +200,8 @@ class _CoinMaker:
             else _unique(slug(name) or f"coin-{index}", self._coingecko_ids),
             mantissa=mantissa,
             scale=scale,
+            price_of=index,
+            chains=_token_chains(seeded_random(self._seed, "chains", index)),
             priced=odd != 20,
             volatility=rng.choice((60, 100, 140, 200)),
             activity=0.0 if abandoned else rng.uniform(0.2, 0.68),
@@ -198,10 +228,14 @@ class _CoinMaker:
             index=index,
             symbol=symbol,
             name=name,
-            coinpaprika_id=_unique(f"{slug(symbol)}-{slug(name)}", self._coinpaprika_ids),
+            coinpaprika_id=_unique(
+                _COINPAPRIKA_IDS.get(symbol, f"{slug(symbol)}-{slug(name)}"), self._coinpaprika_ids
+            ),
             coingecko_id=coingecko_id,
             mantissa=int(whole + fraction),
             scale=len(fraction),
+            price_of=_PRICE_OF.get(symbol, index),
+            chains=_CHAINS.get(symbol, ()),
             volatility=2 if symbol in _CALM else 60,
             lag_ms=rng.randrange(40_000),
             circulating=_millions(circulating) + rng.randrange(_SUPPLY_UNIT),
@@ -212,6 +246,34 @@ class _CoinMaker:
             history=_history(index, rng, calm=symbol in _CALM, known=True),
         )
 
+    def _lookalike(self, index: int, spec: Lookalike, rng: Random) -> Coin:
+        original = next((place for place, known in enumerate(_WELL_KNOWN) if known[1] == spec.form_of), index)
+        whole, _, fraction = (spec.price or _WELL_KNOWN[original][3]).partition(".")
+        mantissa, scale = int(whole + fraction), len(fraction)
+        calm = spec.form_of in _CALM
+        circulating = spec.cap * 10 ** (scale + SUPPLY_SCALE) // mantissa
+        self._symbols.append(spec.symbol)
+        return Coin(
+            index=index,
+            symbol=spec.symbol,
+            name=spec.name,
+            coinpaprika_id=_unique(f"{slug(spec.symbol)}-{slug(spec.name)}", self._coinpaprika_ids)
+            if spec.in_coinpaprika
+            else None,
+            coingecko_id=_unique(spec.coingecko_id or slug(spec.name), self._coingecko_ids),
+            mantissa=mantissa,
+            scale=scale,
+            price_of=original,
+            chains=spec.chains,
+            volatility=2 if calm else 60,
+            lag_ms=rng.randrange(40_000),
+            circulating=circulating,
+            total=circulating,
+            maximum=None,
+            volume=spec.cap // 50,
+            history=_history(index, rng, calm=calm, known=True),
+        )
+
     def _invent(self, rng: Random) -> tuple[str, str]:
         word = "".join(rng.choices(_SYLLABLES.split(), k=rng.choice((2, 2, 3)))).capitalize()
         name = f"{word} {rng.choice(_KINDS)}".strip()
@@ -219,6 +281,14 @@ class _CoinMaker:
             return name, rng.choice(self._symbols)
         symbol = re.sub(r"[AEIOU]", "", word.upper())[: rng.choice((3, 4, 4, 5))] or word.upper()
         return name, symbol.lower() if rng.random() < 0.02 else symbol
+
+
+def _token_chains(rng: Random) -> tuple[str, ...]:
+    """No chain for a third of the coins, one for most others."""
+    if rng.random() < 0.35:
+        return ()
+    count = rng.choices((1, 2, 3), (84, 11, 5))[0]
+    return tuple(rng.sample(_TOKEN_CHAINS, count, counts=(24, 14, 5, 3, 1, 3, 9, 1)))
 
 
 def _price(odd: int, rng: Random) -> tuple[int, int]:

@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from kasparro.simulator.coins import Api
+from kasparro.simulator.events import AnyEvent, ImpossibleEvent
 from kasparro.simulator.faults import parse_faults
-from kasparro.simulator.market import Api
 from kasparro.simulator.simulation import Simulation
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -84,6 +85,20 @@ def routes(simulation: Simulation) -> list[Route]:
             return _json({"error": f"No active fault has the id {query.id}."}, status=404)
         return Response(status_code=204)
 
+    async def list_events(request: Request) -> Response:
+        _query(request, NoQuery)
+        return _json(simulation.market.events)
+
+    async def trigger_event(request: Request) -> Response:
+        _query(request, NoQuery)
+        event = msgspec.json.decode(await request.body(), type=AnyEvent)
+        simulation.trigger(event)
+        return _json(event, status=201)
+
+    async def list_coins(request: Request) -> Response:
+        _query(request, NoQuery)
+        return _json(simulation.true_coins())
+
     async def list_calls(request: Request) -> Response:
         query = _query(request, CallQuery)
         calls = simulation.calls[query.after :]
@@ -125,6 +140,9 @@ def routes(simulation: Simulation) -> list[Route]:
         Route("/faults", _checked(list_faults), methods=["GET"]),
         Route("/faults", _checked(add_faults), methods=["POST"]),
         Route("/faults", _checked(remove_faults), methods=["DELETE"]),
+        Route("/events", _checked(list_events), methods=["GET"]),
+        Route("/events", _checked(trigger_event), methods=["POST"]),
+        Route("/coins", _checked(list_coins), methods=["GET"]),
         Route("/calls", _checked(list_calls), methods=["GET"]),
         Route("/served", _checked(list_served), methods=["GET"]),
         Route("/served", _checked(forget_served), methods=["DELETE"]),
@@ -141,7 +159,7 @@ def _checked(handler: Handler) -> Handler:
     async def checked(request: Request) -> Response:
         try:
             return await handler(request)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, ImpossibleEvent) as error:
             return _json({"error": str(error)}, status=400)
 
     return checked

@@ -6,8 +6,9 @@ from decimal import Context, Decimal
 
 import msgspec
 
+from kasparro.simulator.coins import Api
 from kasparro.simulator.faults import BadRecord, BadRecords, Damage, LostCoins, ScaledPrices, SchemaDrift
-from kasparro.simulator.market import Api, stamp
+from kasparro.simulator.market import stamp
 
 _PRICE: dict[Api, str] = {"coinpaprika": "quotes.USD.price", "coingecko": "current_price"}
 _AMOUNTS: dict[Api, tuple[str, ...]] = {

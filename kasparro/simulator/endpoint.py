@@ -42,9 +42,10 @@ class Endpoint:
         call = self._log(request)
         number = len(self._calls)
         excess = self._quota.count()
-        page = _page(call)
-        faults = self._faults.for_call(self._upstream.name, page)
-        answer = self._answer(request, call, excess, faults, page)
+        path = call.path.removeprefix(self._upstream.base)
+        page = _page(call) if path == self._upstream.path else None
+        faults = self._faults.for_call(self._upstream.name, path, page)
+        answer = self._rejection(request, excess) or self._answer(request, path, page, faults)
         writer = ResponseWriter(call, scope, receive, send)
         if faults.delivery is not None:
             call.fault = str(type(faults.delivery).__struct_config__.tag)
@@ -67,17 +68,19 @@ class Endpoint:
         self._calls.add(call)
         return call
 
-    def _answer(
-        self, request: Request, call: Call, excess: Excess | None, faults: CallFaults, page: int | None
-    ) -> Answer:
+    def _rejection(self, request: Request, excess: Excess | None) -> Answer | None:
+        """The response to a call that is not allowed; None if it is."""
+        if excess == "month":
+            return self._upstream.exhausted()
+        if excess is not None:
+            return self._upstream.throttled(excess)
+        return None if request.method == "GET" else self._upstream.not_found()
+
+    def _answer(self, request: Request, path: str, page: int | None, faults: CallFaults) -> Answer:
         """The response before a delivery fault changes it."""
         upstream = self._upstream
-        if excess == "month":
-            return upstream.exhausted()
-        if excess is not None:
-            return upstream.throttled(excess)
-        if call.path != upstream.base + upstream.path or call.method != "GET":
-            return upstream.not_found()
+        if path != upstream.path:
+            return self._contracts(request, path, faults)
         selection = upstream.select(request.headers, request.query_params)
         if isinstance(selection, Answer):
             return selection
@@ -85,6 +88,14 @@ class Endpoint:
         if body is None:
             body = self._body(selection, faults)
         return Answer(200, body, JSON, upstream.headers(body))
+
+    def _contracts(self, request: Request, path: str, faults: CallFaults) -> Answer:
+        records = self._upstream.contracts(path, request.headers, request.query_params)
+        if isinstance(records, Answer):
+            return records
+        written = [msgspec.json.encode(record) for record in records][: faults.list_length]
+        body = array_of(damaged(written, faults.content, self._clock.now()))
+        return Answer(200, body, JSON, self._upstream.headers(body))
 
     def _body(self, selection: Selection, faults: CallFaults) -> bytes:
         if faults.shift:

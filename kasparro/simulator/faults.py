@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from kasparro.simulator.market import Api
+from kasparro.simulator.coins import Api
 from kasparro.simulator.seeded_random import seeded_random
 
 if TYPE_CHECKING:
@@ -20,7 +20,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     times: _Positive | None = None
     """How many calls it affects; None: all calls until it is removed."""
     page: _Positive | None = None
-    """The only page that it affects; None: all pages. CoinPaprika's calls are for page 1."""
+    """The only page that it affects; None: all pages. CoinPaprika's calls are for page 1, and calls of
+    contract lists for no page."""
+    path: str | None = None
+    """The only path below the API's base URL that it affects, with all paths below it; None: all paths."""
     probability: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """The probability that it affects a call. The random numbers depend on the simulator's seed."""
 
@@ -227,8 +230,8 @@ class Faults:
     def active(self) -> list[ActiveFault]:
         return list(self._active.values())
 
-    def for_call(self, api: Api, page: int | None) -> CallFaults:
-        """The faults that affect the next call for this page. The call counts towards the `times` of each."""
+    def for_call(self, api: Api, path: str, page: int | None) -> CallFaults:
+        """The faults that affect the next call for this path and page, which counts towards their `times`."""
         content: list[Damage] = []
         shift = 0
         list_length: int | None = None
@@ -236,6 +239,8 @@ class Faults:
         for active in self.active():
             fault = active.fault
             if fault.api != api or fault.page not in (None, page):
+                continue
+            if fault.path is not None and not f"{path}/".startswith(f"{fault.path}/"):
                 continue
             if delivery is not None and isinstance(fault, Delivery):
                 continue

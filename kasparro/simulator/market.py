@@ -3,17 +3,24 @@
 from array import array
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 import msgspec
 
 from kasparro.simulator.clock import Clock
-from kasparro.simulator.coins import SUPPLY_SCALE, Coin, make_coins
+from kasparro.simulator.coins import SUPPLY_SCALE, Api, Coin, make_coins
+from kasparro.simulator.events import (
+    AnyEvent,
+    ChangedId,
+    ImpossibleEvent,
+    Rebrand,
+    ReusedId,
+    StrayPrice,
+)
 from kasparro.simulator.number_format import GO, RUBY, Notation, numeral, shortened
 from kasparro.simulator.price_model import MILLION, PriceModel, PricePath
 from kasparro.simulator.seeded_random import seeded_random
 
-Api: TypeAlias = Literal["coinpaprika", "coingecko"]
 Decimal: TypeAlias = tuple[int, int]
 """A mantissa and its scale: `mantissa / 10**scale`."""
 
@@ -55,6 +62,35 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     """When the price changed last, in milliseconds since the market's base."""
 
 
+class FormerId(msgspec.Struct, frozen=True):
+    """An id that stood for a coin until that moment."""
+
+    api: Api
+    id: str
+    until: datetime
+
+
+class TrueCoin(msgspec.Struct, frozen=True, kw_only=True):
+    """One coin, with the ids that stand for it now and those that did."""
+
+    coin: int
+    symbol: str
+    name: str
+    coinpaprika: str | None
+    coingecko: str | None
+    former: list[FormerId]
+    form_of: int | None
+    """The coin of which it is a wrapped or bridged form; that is another coin."""
+
+
+class _Stray(msgspec.Struct, frozen=True):
+    """A price that is wrong from one tick until another, by this factor in millionths."""
+
+    factor: int
+    since: int
+    until: int
+
+
 class Market:
     """The coins and their state at the clock's tick, computed on demand."""
 
@@ -70,14 +106,114 @@ class Market:
         self._hidden: frozenset[int] = frozenset()
         self._ranked: dict[Api, list[tuple[int, int | None]]] = {}
         self._quotes: dict[tuple[Api, int], Quote] = {}
-        self._ids: dict[Api, dict[int, str]] = {
-            "coinpaprika": {coin.index: coin.coinpaprika_id for coin in self.coins if coin.coinpaprika_id},
-            "coingecko": {coin.index: coin.coingecko_id for coin in self.coins if coin.coingecko_id},
-        }
+        self.revision = 0
+        """Changes with every event, which may come within a tick."""
+        self.reset()
         self._active = frozenset(coin.index for coin in self.coins if coin.activity)
         for coin in self.coins:
             if not coin.activity:
                 self._move(coin.index, 0)
+
+    def reset(self) -> None:
+        """Return to the market before all events."""
+        self.events: list[AnyEvent] = []
+        self._ids: dict[Api, dict[int, str]] = {
+            "coinpaprika": {coin.index: coin.coinpaprika_id for coin in self.coins if coin.coinpaprika_id},
+            "coingecko": {coin.index: coin.coingecko_id for coin in self.coins if coin.coingecko_id},
+        }
+        self._former: dict[int, list[FormerId]] = {}
+        self._labels: dict[tuple[Api, int], tuple[str, str]] = {}
+        self._strays: dict[tuple[Api, int], _Stray] = {}
+        self._forced: dict[int, set[int]] = {}
+        self._forget()
+
+    def trigger(self, event: AnyEvent) -> None:
+        """Let an event happen now. Raises ImpossibleEvent."""
+        index, tick = self._index(event.api, event.id), self.clock.tick
+        ids = self._ids[event.api]
+        match event:
+            case Rebrand():
+                self._labels[event.api, index] = (event.symbol, event.name)
+            case ReusedId():
+                newcomer = self._newcomer(event)
+                self._retire(event.api, index)
+                ids[newcomer] = event.id
+                index = newcomer
+            case ChangedId():
+                if event.to in ids.values():
+                    raise ImpossibleEvent(f"{event.api} has a coin with the id {event.to!r} already")
+                self._retire(event.api, index)
+                ids[index] = event.to
+            case StrayPrice():
+                until = tick + -(-event.minutes * MINUTE_MS // self.clock.tick_ms)
+                whole, _, fraction = event.factor.partition(".")
+                factor = int(whole + f"{fraction:0<6}")
+                self._strays[event.api, index] = _Stray(factor, tick, until)
+                self._forced.setdefault(index, set()).add(until)
+            case _:
+                assert_never(event)
+        # The API reports the coin with a new time.
+        self._forced.setdefault(index, set()).add(tick)
+        self.events.append(event)
+        self._forget()
+
+    def listed(self, api: Api) -> list[tuple[str, Coin]]:
+        """All ids of an API in their order, each with its coin; also coins that a response leaves out."""
+        return sorted(
+            ((source_id, self.coins[index]) for index, source_id in self._ids[api].items()),
+            key=lambda pair: pair[0],
+        )
+
+    def labels(self, api: Api, coin: Coin) -> tuple[str, str]:
+        """Symbol and name of a coin in an API."""
+        return self._labels.get((api, coin.index), (coin.symbol, coin.name))
+
+    def true_coins(self) -> list[TrueCoin]:
+        """Which ids are the same coin."""
+        return [
+            TrueCoin(
+                coin=coin.index,
+                symbol=coin.symbol,
+                name=coin.name,
+                coinpaprika=self._ids["coinpaprika"].get(coin.index),
+                coingecko=self._ids["coingecko"].get(coin.index),
+                former=self._former.get(coin.index, []),
+                form_of=None if coin.price_of == coin.index else coin.price_of,
+            )
+            for coin in self.coins
+        ]
+
+    def _index(self, api: Api, source_id: str) -> int:
+        for index, known in self._ids[api].items():
+            if known == source_id:
+                return index
+        raise ImpossibleEvent(f"{api} has no coin with the id {source_id!r}")
+
+    def _newcomer(self, event: ReusedId) -> int:
+        """The coin that takes the id over."""
+        ids = self._ids[event.api]
+        other: Api = "coingecko" if event.api == "coinpaprika" else "coinpaprika"
+        if event.by is not None:
+            index = self._index(other, event.by)
+            if index in ids:
+                raise ImpossibleEvent(f"{event.api} lists {event.by!r} of {other} already")
+            return index
+        self._update()
+        free = [i for i in self._ids[other] if i not in ids and i in self._active and self._caps[i]]
+        if not free:
+            raise ImpossibleEvent(f"{event.api} lists every coin of {other}")
+        return max(free, key=lambda index: self._caps[index])
+
+    def _retire(self, api: Api, index: int) -> None:
+        former = FormerId(api, self._ids[api].pop(index), self.clock.now())
+        self._former.setdefault(index, []).append(former)
+
+    def _forget(self) -> None:
+        """Forget what was computed: the next reader gets the market with the events."""
+        self.revision += 1
+        self._tick = None
+        self._quotes.clear()
+        self._ranked.clear()
 
     def listing(self, api: Api) -> Sequence[Quote]:
         """All coins that the API lists at this tick, by market cap, without any fault."""
@@ -104,7 +240,7 @@ class Market:
 
     def _factor(self, coin: Coin, elapsed_ms: int) -> int:
         """The coin's price at that time, in millionths of its base price."""
-        return MILLION + self._price_model.at(elapsed_ms).level(coin.index, coin.volatility)
+        return MILLION + self._price_model.at(elapsed_ms).level(coin.price_of, coin.volatility)
 
     def _update(self) -> None:
         """Update prices, caps and ranks to the clock's tick."""
@@ -122,6 +258,10 @@ class Market:
                 self._move(index, moment)
             if not waiting:
                 break
+        for index, ticks in self._forced.items():
+            forced = max((moment for moment in ticks if moment <= tick), default=-1)
+            if forced > self._moved[index]:
+                self._move(index, forced)
         draws = self._draws(tick)
         self._hidden = frozenset(i for i in range(_STEADY, len(self.coins)) if draws[i] > _FLICKER)
         self._ranked.clear()
@@ -172,14 +312,16 @@ class Market:
         return known
 
     def _coingecko(self, coin: Coin, rank: int | None, moved_ms: int) -> Quote:
-        price = (self._prices[coin.index], coin.scale)
-        cap = self._caps[coin.index]
+        stray = self._stray("coingecko", coin)
+        price = _scaled((self._prices[coin.index], coin.scale), stray)
+        cap = self._caps[coin.index] * stray // MILLION
+        symbol, name = self.labels("coingecko", coin)
         path = self._price_model.at(moved_ms)
         return Quote(
             coin=coin,
             id=self._ids["coingecko"][coin.index],
-            symbol=coin.symbol.lower(),
-            name=coin.name,
+            symbol=symbol.lower(),
+            name=name,
             rank=rank,
             price_usd=numeral(*price, RUBY) if coin.priced else None,
             market_cap_usd=str(cap) if cap else "0.0",
@@ -196,18 +338,20 @@ class Market:
         )
 
     def _coinpaprika(self, coin: Coin, rank: int | None, moved_ms: int) -> Quote:
-        price = _skewed(self._prices[coin.index], coin)
+        stray = self._stray("coinpaprika", coin)
+        price = _scaled(_skewed(self._prices[coin.index], coin), stray)
+        symbol, name = self.labels("coinpaprika", coin)
         path = self._price_model.at(moved_ms)
         unit: int = 10**SUPPLY_SCALE
         volume = _volume(coin, path) * 100 + coin.index % 100
         return Quote(
             coin=coin,
             id=self._ids["coinpaprika"][coin.index],
-            symbol=coin.symbol,
-            name=coin.name,
+            symbol=symbol,
+            name=name,
             rank=rank,
             price_usd=numeral(*price, GO) if coin.priced else None,
-            market_cap_usd=str(self._caps[coin.index] * (MILLION + coin.history.skew) // MILLION),
+            market_cap_usd=str(self._caps[coin.index] * (MILLION + coin.history.skew) * stray // MILLION**2),
             volume_24h_usd=numeral(volume, 2, GO),
             circulating_supply=str((coin.circulating or 0) // unit),
             total_supply=str((coin.total or 0) // unit),
@@ -219,6 +363,12 @@ class Market:
             price=price,
             moved_ms=moved_ms,
         )
+
+    def _stray(self, api: Api, coin: Coin) -> int:
+        """By which factor the API's price is wrong now, in millionths."""
+        stray = self._strays.get((api, coin.index))
+        tick = self.clock.tick
+        return stray.factor if stray is not None and stray.since <= tick < stray.until else MILLION
 
     def _updated(self, coin: Coin, moved_ms: int, *, seconds_off: int) -> datetime:
         moment = 0 if coin.activity == 0 else moved_ms
@@ -240,6 +390,10 @@ def _skewed(price: int, coin: Coin) -> Decimal:
     mantissa, scale = price * (MILLION + coin.history.skew), coin.scale + 6
     decimals = max(8, shortened(mantissa, scale, 6)[1])
     return (mantissa // 10 ** (scale - decimals), decimals) if scale > decimals else (mantissa, scale)
+
+
+def _scaled(price: Decimal, factor: int) -> Decimal:
+    return price if factor == MILLION else (price[0] * factor, price[1] + 6)
 
 
 def _ruby_supply(units: int) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kasparro.simulator.market import Api
+from kasparro.simulator.coins import Api
 
 
 class Payloads:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from kasparro.simulator.market import Api
+from kasparro.simulator.coins import Api
 
 
 class ServedResponse(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,11 @@ from kasparro.simulator.calls import Calls
 from kasparro.simulator.clock import Clock
 from kasparro.simulator.coingecko import CoinGecko
 from kasparro.simulator.coinpaprika import CoinPaprika
+from kasparro.simulator.coins import Api
 from kasparro.simulator.endpoint import Endpoint
+from kasparro.simulator.events import AnyEvent
 from kasparro.simulator.faults import ActiveFault, AnyFault, Faults
-from kasparro.simulator.market import Api, Market
+from kasparro.simulator.market import Market, TrueCoin
 from kasparro.simulator.payloads import Payloads
 from kasparro.simulator.quota import Quota
 from kasparro.simulator.served import ServedResponses
@@ -82,6 +84,14 @@ class Simulation:
     def clear_faults(self) -> None:
         self._faults.clear()
 
+    def trigger(self, event: AnyEvent) -> None:
+        """Let an event happen now. Raises ImpossibleEvent."""
+        self.market.trigger(event)
+
+    def true_coins(self) -> list[TrueCoin]:
+        """Which ids are the same coin, for tests of what others conclude."""
+        return self.market.true_coins()
+
     def put_payload(self, api: Api, body: bytes, *, page: int = 1) -> None:
         """Serve these bytes as that page; other pages do not change."""
         self._payloads.put(api, page, body)
@@ -99,11 +109,12 @@ class Simulation:
         self.clock.advance(ticks)
 
     def reset(self) -> None:
-        """Return to the start: no faults, payloads or calls, empty quotas, and the first tick."""
+        """Return to the start: no faults, events, payloads or calls, empty quotas, and the first tick."""
         self._faults.clear()
         self._payloads.clear()
         self.calls.clear()
         self.served.clear()
         self.clock.reset()
+        self.market.reset()
         for quota in self._quotas:
             quota.reset()

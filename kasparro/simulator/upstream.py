@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from kasparro.simulator.market import Api, Market, Quote
+from kasparro.simulator.coins import Api
+from kasparro.simulator.market import Market, Quote
 
 JSON = "application/json; charset=utf-8"
 PLAIN = "text/plain; charset=utf-8"
@@ -66,11 +67,17 @@ class Upstream(ABC):
         self.account = account
         self._records: dict[tuple[tuple[str, ...], bool, bool], dict[int, tuple[Quote, bytes]]] = {}
         self._bodies: dict[Selection, bytes] = {}
-        self._bodies_tick = 0
+        self._bodies_of = (0, 0)
 
     @abstractmethod
     def select(self, headers: Mapping[str, str], parameters: Mapping[str, str]) -> Selection | Answer:
         """The quotes that a call requests, or an error."""
+
+    @abstractmethod
+    def contracts(
+        self, path: str, headers: Mapping[str, str], parameters: Mapping[str, str]
+    ) -> Sequence[object] | Answer:
+        """The records of the contract list at a path below the base, or an error."""
 
     @abstractmethod
     def quotes(self, selection: Selection) -> Sequence[Quote]:
@@ -103,10 +110,10 @@ class Upstream(ABC):
 
     def body(self, selection: Selection) -> bytes:
         """The selected records as a JSON array, cached until the market changes."""
-        tick = self.market.clock.tick
-        if tick != self._bodies_tick:
+        moment = (self.market.clock.tick, self.market.revision)
+        if moment != self._bodies_of:
             self._bodies.clear()
-            self._bodies_tick = tick
+            self._bodies_of = moment
         body = self._bodies.get(selection)
         if body is None:
             body = self._bodies[selection] = array_of(self.records(selection))

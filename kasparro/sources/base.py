@@ -1,13 +1,14 @@
 """The interface between sources and the pipeline: a source, what it declares, what a run gives it."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 from msgspec import Raw
 
 from kasparro.model.batch import Batch, CrawledPage, KnownFile
+from kasparro.model.contract_list import ContractList
 from kasparro.model.payload import Payload
 from kasparro.model.record import Record
 from kasparro.settings import SourceSettings
@@ -120,6 +121,36 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class ContractSource(Protocol):
+    """A source that can also fetch lists of contracts, as evidence for which coins are the same.
+
+    The pipeline calls it after the source's records are loaded. It decides which lists are due, within the
+    call budget. A source without such lists has neither attribute.
+    """
+
+    contract_root: str
+    """The path of the list that is always there. It may name further lists."""
+
+    def contract_lists(
+        self, context: SourceContext, paths: AsyncIterator[str]
+    ) -> AsyncGenerator[ContractList, None]:
+        """Fetch the list of each path and yield it, before the next path is taken. Raises SourceError.
+
+        A list is requested once, without retries.
+        """
+        ...
+
+
+class ContractReader(Protocol):
+    """Reads the response to a call as a contract list; None if the path is not that of such a list.
+
+    Raises SourceError if the response does not have the shape of the list.
+    """
+
+    def __call__(self, path: str, items: Sequence[Raw], received_at: datetime) -> ContractList | None: ...
+
+
 class Reader(Protocol):
     """Makes a record of one item of an API's list.
 
@@ -149,6 +180,8 @@ class SourceDefinition(msgspec.Struct, Generic[S], frozen=True, kw_only=True):
     """If the upstream divides its list into pages: how many of them the source fetches at most."""
     read: Reader | None = None
     """Reads stored payloads again. None: a run of this source cannot be replayed."""
+    read_contracts: ContractReader | None = None
+    """Reads stored payloads of contract lists again. None: the source has no such lists."""
 
 
 AnySource = SourceDefinition[Any]

@@ -4,7 +4,7 @@ https://docs.coingecko.com/reference/coins-markets
 """
 
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Literal
@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from kasparro.errors import NothingToDo, SettingsError, SourceError
 from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.contract_list import ContractList
 from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id
 from kasparro.settings import (
     NotAllowed,
@@ -27,7 +28,7 @@ from kasparro.settings import (
     parse_integer,
     parse_secret,
 )
-from kasparro.sources import conditional_requests, page_schedule
+from kasparro.sources import conditional_requests, contracts, page_schedule
 from kasparro.sources.base import SourceContext, SourceDefinition
 from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import RetryLimits, UpstreamClient, UpstreamError
@@ -38,6 +39,8 @@ CoinGeckoPlan = Literal["public", "demo", "pro"]
 URL = "https://api.coingecko.com/api/v3"
 PRO_URL = "https://pro-api.coingecko.com/api/v3"
 PATH = "/coins/markets"
+CONTRACTS_PATH = "/coins/list"
+CONTRACTS_PARAMETERS = {"include_platform": "true"}
 PAGE_SIZE = 250
 # Three times the pages of 2026. An upstream that still sends full pages after these has no end.
 PAGES_LIMIT = 220
@@ -176,10 +179,32 @@ def to_record(item: Raw, now: datetime) -> Record:
     )
 
 
+class ListedCoin(msgspec.Struct, frozen=True):
+    """One item of GET /coins/list. A native coin has no platforms, and some values are empty."""
+
+    id: str
+    platforms: dict[str, str | None]
+
+
+_DECODE_LISTED = msgspec.json.Decoder(ListedCoin).decode
+
+
+def read_contracts(path: str, items: Sequence[Raw], received_at: datetime) -> ContractList | None:
+    """The list of coins as a contract list. Raises SourceError."""
+    if path != CONTRACTS_PATH:
+        return None
+    coins, unread = contracts.read_each(items, _DECODE_LISTED)
+    found = [
+        (coin.id, platform, address or "") for coin in coins for platform, address in coin.platforms.items()
+    ]
+    return contracts.contract_list(path, received_at, found, unread=unread)
+
+
 class CoinGecko:
     """Fetches the pages that are due, within the call budget."""
 
     name = "coingecko"
+    contract_root = CONTRACTS_PATH
 
     def __init__(
         self,
@@ -227,9 +252,7 @@ class CoinGecko:
         limits = (
             msgspec.structs.replace(self._first_limits, attempts=1) if context.probing else self._first_limits
         )
-        async with UpstreamClient(
-            "CoinGecko", self._base_url, self._headers, context, self._limiter, access=self._access
-        ) as client:
+        async with self._client(context) as client:
             while (number := queue.next()) is not None:
                 earlier, now, parameters = known.get(number), context.clock(), _parameters(number)
                 items_limit = self._items_limit(number)
@@ -298,6 +321,19 @@ class CoinGecko:
         if queue.has_whole_list:
             summary.list_began_at = crawl_started_at
 
+    async def contract_lists(
+        self, context: SourceContext, paths: AsyncIterator[str]
+    ) -> AsyncGenerator[ContractList, None]:
+        """The list of all coins, with their contracts. Raises SourceError."""
+        async with self._client(context) as client:
+            async for found in contracts.fetch(client, paths, CONTRACTS_PARAMETERS, read_contracts):
+                yield found
+
+    def _client(self, context: SourceContext) -> UpstreamClient:
+        return UpstreamClient(
+            "CoinGecko", self._base_url, self._headers, context, self._limiter, access=self._access
+        )
+
     def _items_limit(self, number: int) -> int | None:
         """How many items of a page belong to the first `top` coins; None: all."""
         if self._top is None or self._reaches_beyond(number):
@@ -334,4 +370,5 @@ SOURCE = SourceDefinition(
     build=lambda settings: CoinGecko(settings.url, settings.plan or "public", settings.key, top=settings.top),
     max_pages=lambda settings: page_limit(settings.top),
     read=to_record,
+    read_contracts=read_contracts,
 )

@@ -3,7 +3,7 @@
 https://docs.coinpaprika.com/api-reference/tickers
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Annotated
@@ -15,6 +15,7 @@ from msgspec import Raw
 
 from kasparro.errors import SourceError
 from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder
+from kasparro.model.contract_list import ContractList
 from kasparro.model.record import NAME_LIMIT, SYMBOL_LIMIT, Record, check_id
 from kasparro.settings import (
     Secret,
@@ -24,7 +25,7 @@ from kasparro.settings import (
     parse_integer,
     parse_secret,
 )
-from kasparro.sources import conditional_requests
+from kasparro.sources import conditional_requests, contracts
 from kasparro.sources.base import SourceContext, SourceDefinition
 from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import RetryLimits, UpstreamClient
@@ -34,6 +35,10 @@ URL = "https://api.coinpaprika.com/v1"
 PRO_URL = "https://api-pro.coinpaprika.com/v1"
 PATH = "/tickers"
 PARAMETERS = {"quotes": "USD"}
+# The ids of the platforms. Each platform has a list of its own below this path.
+CONTRACTS_PATH = "/contracts"
+# Ten times the platforms of 2026.
+PLATFORMS_LIMIT = 1_000
 CALLS_A_SECOND = 10
 # What the vendor grants without a key. The limit of a paid plan is a setting.
 FREE_MONTHLY_CALLS = 20_000
@@ -133,10 +138,40 @@ def to_record(item: Raw, now: datetime) -> Record:
     )
 
 
+class ListedContract(msgspec.Struct, frozen=True):
+    """One item of GET /contracts/{platform}. `id` is the id of the coin."""
+
+    id: str
+    address: str
+    active: bool = True
+
+
+_DECODE_CONTRACT = msgspec.json.Decoder(ListedContract).decode
+_DECODE_PLATFORM = msgspec.json.Decoder(
+    Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}$")]
+).decode
+
+
+def read_contracts(path: str, items: Sequence[Raw], received_at: datetime) -> ContractList | None:
+    """The list of the platforms, or the contracts of one platform. Raises SourceError."""
+    if path == CONTRACTS_PATH:
+        # An id becomes a part of a path.
+        platforms, unread = contracts.read_each(items[:PLATFORMS_LIMIT], _DECODE_PLATFORM)
+        lists = tuple(f"{CONTRACTS_PATH}/{platform}" for platform in platforms)
+        return ContractList(path=path, received_at=received_at, lists=lists, unread=unread)
+    if not path.startswith(f"{CONTRACTS_PATH}/"):
+        return None
+    platform = path.removeprefix(f"{CONTRACTS_PATH}/")
+    listed, unread = contracts.read_each(items, _DECODE_CONTRACT)
+    found = [(contract.id, platform, contract.address) for contract in listed if contract.active]
+    return contracts.contract_list(path, received_at, found, platform=platform, unread=unread)
+
+
 class CoinPaprika:
     """Fetches the whole list in one call."""
 
     name = "coinpaprika"
+    contract_root = CONTRACTS_PATH
 
     def __init__(self, base_url: str, key: Secret | None, limits: RetryLimits | None = None) -> None:
         self._base_url = base_url
@@ -154,9 +189,7 @@ class CoinPaprika:
         earlier, now = known.get(1), context.clock()
         fingerprint = conditional_requests.request_fingerprint(self._base_url, PATH, PARAMETERS)
         limits = msgspec.structs.replace(self._limits, attempts=1) if context.probing else self._limits
-        async with UpstreamClient(
-            "CoinPaprika", self._base_url, self._headers, context, self._limiter, access=self._access
-        ) as client:
+        async with self._client(context) as client:
             response = await client.get(
                 PATH, PARAMETERS, limits, conditional_requests.validators(earlier, fingerprint, now)
             )
@@ -189,10 +222,24 @@ class CoinPaprika:
             yield builder.take(page=page)
         context.summary.list_began_at = now
 
+    async def contract_lists(
+        self, context: SourceContext, paths: AsyncIterator[str]
+    ) -> AsyncGenerator[ContractList, None]:
+        """The list of the platforms, and the contracts of each. Raises SourceError."""
+        async with self._client(context) as client:
+            async for found in contracts.fetch(client, paths, {}, read_contracts):
+                yield found
+
+    def _client(self, context: SourceContext) -> UpstreamClient:
+        return UpstreamClient(
+            "CoinPaprika", self._base_url, self._headers, context, self._limiter, access=self._access
+        )
+
 
 SOURCE = SourceDefinition(
     name=CoinPaprika.name,
     settings=CoinPaprikaSettings,
     build=lambda settings: CoinPaprika(settings.url, settings.key),
     read=to_record,
+    read_contracts=read_contracts,
 )

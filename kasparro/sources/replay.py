@@ -1,12 +1,15 @@
 """Sources for a replay: they read stored payloads again and make no upstream call."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
-from kasparro.errors import NothingToDo
+from kasparro.errors import NothingToDo, SourceError
 from kasparro.model.batch import Batch
+from kasparro.model.contract_list import ContractList
 from kasparro.model.payload import Payload
-from kasparro.sources.base import Reader, SourceContext
+from kasparro.sources.base import ContractReader, Reader, SourceContext
 from kasparro.sources.crawl import Crawl
 from kasparro.sources.http import UpstreamError, parse_list
 
@@ -28,8 +31,12 @@ class Replay:
         *,
         missing: int,
         unchanged: int,
+        read_contracts: ContractReader | None = None,
     ) -> None:
         self.name = name
+        self.contract_lists = list[ContractList]()
+        """The contract lists among the payloads, once `extract` has read them."""
+        self._read_contracts = read_contracts
         self._read = read
         self._ids = ids
         self._fetch = fetch
@@ -49,6 +56,9 @@ class Replay:
             if payload is None:
                 missing += 1
                 continue
+            if self._read_contracts and self._read_contracts(payload.path, (), payload.received_at):
+                await self._add_contracts(payload, self._read_contracts)
+                continue
             request = _request(payload.path, payload.parameters)
             try:
                 items = await parse_list(self.name, payload.body)
@@ -66,6 +76,14 @@ class Replay:
             context.summary.add_problem(f"{request}: {error_text}")
         if missing:
             context.summary.add_problem(f"{missing} of the run's calls have no stored payload")
+
+    async def _add_contracts(self, payload: Payload, read: ContractReader) -> None:
+        # The run that fetched an unreadable list has logged it, and no record is lost.
+        with suppress(SourceError):
+            items = await parse_list(self.name, payload.body)
+            found = await asyncio.to_thread(read, payload.path, items, payload.received_at)
+            if found is not None:
+                self.contract_lists.append(found)
 
 
 class SkippedSource:

@@ -58,6 +58,7 @@ class ListedFile(msgspec.Struct, frozen=True, kw_only=True):
     records: int
     coins: int
     coin: str | None
+    quoted_in: Sequence[str] | None
     first_observed_at: datetime | None
     last_observed_at: datetime | None
 
@@ -81,7 +82,7 @@ async def listed_files(connection: Connection, source: str) -> list[ListedFile]:
     found = []
     for row in files:
         figures = dict(row)
-        loaded_at = figures.pop("updated_at")
+        loaded_at, quoted_in = figures.pop("updated_at"), figures.pop("quoted_in")
         records = given.get(row["id"])
         found.append(
             ListedFile(
@@ -90,6 +91,7 @@ async def listed_files(connection: Connection, source: str) -> list[ListedFile]:
                 records=records["records"] if records else 0,
                 coins=records["coins"] if records else 0,
                 coin=records["coin"] if records and records["coins"] == 1 else None,
+                quoted_in=quoted_in,
                 first_observed_at=records["first_observed_at"] if records else None,
                 last_observed_at=records["last_observed_at"] if records else None,
             )
@@ -151,6 +153,7 @@ async def save_progress(
         checkpoint.content,
         checkpoint.coin,
         now,
+        checkpoint.quoted_in,
     )
     if row is None:
         raise AssertionError("the statement save_file returns a row")

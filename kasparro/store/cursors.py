@@ -7,10 +7,11 @@ import msgspec
 
 from kasparro.errors import KasparroError
 from kasparro.store.pool import Connection
-from kasparro.store.selection import FIELDS, Selection
-from kasparro.store.sql import templates
+from kasparro.store.selection import Selection
+from kasparro.store.sql import statements, templates
 
 _SQL = templates("read/cursor.sql")
+_INSTANCE = statements("operations/instance.sql")
 
 # After more versions than this, a hundred thousand changed rows may have to be searched for a page.
 FAR_VERSIONS = 8
@@ -20,16 +21,15 @@ class CursorPosition(msgspec.Struct, frozen=True, array_like=True):
     """The position of a client in a list.
 
     `version` is the data version that the list shows, and `total` its number of rows (None with `as_of`).
-    `value`, `source` and `source_id` are the sort key of the last row that the client has seen, and so is
-    `listing_state` in the order by rank.
+    `value` and `key` are the sort key of the last row that the client has seen, and so is `listing_state` in
+    the order by rank.
     `manual_edits` counts the data versions that were no batches: nobody saved what rows contained before.
     """
 
     version: int
     total: int | None
     value: Any
-    source: str
-    source_id: str
+    key: tuple[str, ...]
     manual_edits: int
     listing_state: int
 
@@ -48,17 +48,17 @@ class ReplicaBehind(KasparroError):
 
 async def signing_key(connection: Connection) -> bytes:
     """The key that signs this database's cursors."""
-    key: str = await connection.fetchval(_SQL["cursor_key"].compose().text)
+    key: str = await connection.fetchval(_INSTANCE["cursor_key"])
     return key.encode()
 
 
-def position(sort: str, decoded: Any) -> CursorPosition:
+def position(selection: Selection, decoded: Any) -> CursorPosition:
     """The position in a decoded cursor; the value gets the type of the sorted column.
 
     Raises msgspec.ValidationError if it does not fit.
     """
     found = msgspec.convert(decoded, CursorPosition)
-    kind: Any = FIELDS[sort.removeprefix("-")]
+    kind: Any = selection.rows.fields[selection.column]
     return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind | None))
 
 
@@ -80,9 +80,8 @@ async def next_page(
     values = selection.values() | {
         "version": after.version,
         "value": after.value,
-        "last_source": after.source,
-        "last_id": after.source_id,
         "last_state": after.listing_state,
+        **{f"key_{number}": text for number, text in enumerate(after.key, 1)},
     }
     statement = _SQL["next_page"].compose(**variables)
     (found,) = await connection.fetch(statement.text, *statement.values(values))
@@ -91,7 +90,7 @@ async def next_page(
     if found["version"] < after.version:
         raise ReplicaBehind("this replica has not reached the data version of the cursor yet")
     if selection.as_of is not None:
-        if selection.sort == "source":
+        if selection.sort == selection.rows.key:
             return found
         raise CursorExpired("the data has changed, and with as_of only the order by source continues then")
     if not slow and found["version"] - after.version > FAR_VERSIONS:
@@ -110,5 +109,4 @@ def kind_of(selection: Selection, after: CursorPosition) -> str:
     """What follows a position: the variable `position` of the templates."""
     if after.value is None:
         return "null"
-    # The order by source is the order of the key.
-    return "key" if selection.sort == "source" else "value"
+    return "key" if selection.sort == selection.rows.key else "value"

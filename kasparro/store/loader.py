@@ -11,9 +11,12 @@ import msgspec
 
 from kasparro.errors import LeaseLost
 from kasparro.model.batch import Batch, CrawledPage, KnownFile
+from kasparro.model.consensus import ConsensusLimits
+from kasparro.model.contract_list import ContractList
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
-from kasparro.store import archive_files, listings
+from kasparro.store import archive_files, consensus, contracts, listings
 from kasparro.store.archive_files import OpenFile, Settled
+from kasparro.store.contracts import Replaced
 from kasparro.store.listings import LISTED, NO_LIST, ListReport
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
@@ -29,12 +32,14 @@ INVALID_SAMPLES = 5
 
 class Written(msgspec.Struct, frozen=True):
     """What a batch wrote: new rows of `unified_data`; new records of coins that were there; of these, how
-    many replaced a record of the same moment; and records of moments that another file gives as well."""
+    many replaced a record of the same moment; records of moments that another file gives as well; and written
+    rows of `unified_data`."""
 
     inserted: int
     updated: int
     corrected: int
     shared: int
+    latest: int
 
 
 class PriceMoves:
@@ -58,9 +63,15 @@ class Loader:
     """
 
     def __init__(
-        self, database: Database, run_id: int, source: str, fetched_at: datetime | None = None
+        self,
+        database: Database,
+        run_id: int,
+        source: str,
+        fetched_at: datetime | None = None,
+        limits: ConsensusLimits | None = None,
     ) -> None:
         self._database = database
+        self._limits = limits or ConsensusLimits()
         self._run_id = run_id
         self._source = source
         self._fetched_at = fetched_at
@@ -110,6 +121,8 @@ class Loader:
                 version = await connection.fetchval(_SQL["next_version"])
                 await connection.execute(_SQL["save_row_versions"], self._source, now, version)
                 await listings.settle_states(connection, self._source, version)
+                if await consensus.touch_batch(connection, self._source):
+                    await consensus.settle(connection, self._limits, now, version)
                 await connection.execute(_SQL["increment_version"])
         return report
 
@@ -137,16 +150,25 @@ class Loader:
         async with self._database.writing() as connection:
             return await known_pages(connection, self._source)
 
+    async def next_contract_list(self, root: str, now: datetime, limit: int | None) -> str | None:
+        """The contract list that is due, noted as requested. Raises DatabaseUnavailable."""
+        return await contracts.next_list(self._database, self._source, root, now, limit=limit)
+
+    async def load_contracts(self, found: ContractList, now: datetime) -> Replaced:
+        """Load a contract list, unless a newer one is loaded. Raises DatabaseUnavailable."""
+        return await contracts.replace(self._database, self._source, found, now)
+
     async def _write(
         self, connection: Connection, batch: Batch, rejects: Sequence[Reject], now: datetime
     ) -> tuple[asyncpg.Record | None, Settled]:
-        written, moves, file = Written(0, 0, 0, 0), None, None
+        written, moves, file = Written(0, 0, 0, 0, 0), None, None
         if batch.checkpoint is not None:
             checkpoint = msgspec.structs.replace(batch.checkpoint, name=sanitize(batch.checkpoint.name))
             file = await archive_files.save_progress(connection, self._source, checkpoint, now)
         if batch.rows:
             written, moves = await self._merge(connection, batch, file, now)
         settled = await self._settle(connection, batch, file, now, shares=written.shared > 0)
+        await self._settle_assets(connection, settled, now, merged=written.latest > 0)
         if rejects:
             await connection.execute(
                 _SQL["save_rejects"],
@@ -245,6 +267,18 @@ class Loader:
             await archive_files.write_coins(connection, self._source, settled, now, version)
         return settled
 
+    async def _settle_assets(
+        self, connection: Connection, settled: Settled, now: datetime, *, merged: bool
+    ) -> None:
+        touched = 0
+        if merged:
+            touched += await consensus.touch_batch(connection, self._source)
+        if settled.coins_updated or settled.coins_removed:
+            touched += await consensus.touch_settled(connection, self._source)
+        if touched:
+            version = await connection.fetchval(_SQL["next_version"])
+            await consensus.settle(connection, self._limits, now, version)
+
     async def _merge(
         self, connection: Connection, batch: Batch, file: OpenFile | None, now: datetime
     ) -> tuple[Written, asyncpg.Record | None]:
@@ -308,7 +342,7 @@ class Loader:
         # A coin's first record is `inserted`; every other that was written, to either table, is `updated`.
         # All of them are in the history, unless only unified_data was emptied manually.
         updated = max(history_rows, latest_rows) - inserted
-        return Written(inserted, updated, changes["correcting"], changes["sharing"]), moves
+        return Written(inserted, updated, changes["correcting"], changes["sharing"], latest_rows), moves
 
     def _within_limit(self, rejects: Sequence[Reject]) -> list[Reject]:
         counts = Counter(self._rejects)

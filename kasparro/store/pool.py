@@ -30,9 +30,9 @@ IDLE_TIMEOUT_S = 60
 EXPORT_TIMEOUT_S = 60
 EXPORT_IDLE_S = 600
 LOCK_TIMEOUT_S = 30
-# Requests that may wait for a connection. At 1 ms a page, 512 of them wait for half a second; if queries are
-# slow, they are rejected after QUEUE_S. This includes connecting, and must be more than half of
-# CONNECT_TIMEOUT_S, the time given to a silent standby.
+# Requests that may wait for a connection. If a page takes 1 ms, the last of 512 waits for half a second. If
+# queries are slow, requests are rejected after QUEUE_S. That time includes connecting. It must be more than
+# half of CONNECT_TIMEOUT_S, because a standby that does not answer takes that long.
 QUEUED = 512
 # One client may use this part of a queue.
 QUEUE_PART = 4
@@ -65,7 +65,7 @@ _TRANSIENT = (
     # asyncpg raises this if the connection was lost between two of its states.
     asyncpg.InternalClientError,
 )
-# A subclass of these that no retry helps.
+# A subclass of these errors after which a retry is useless.
 _PERMANENT = asyncpg.QueryCanceledError
 
 # Messages for transient errors, by the first class that fits; all others mean that the server is unreachable.
@@ -92,8 +92,8 @@ _MESSAGES: tuple[tuple[type[Exception], str], ...] = (
 def is_transient(error: BaseException) -> bool:
     """Whether an error means that PostgreSQL cannot be used at present, so that a retry makes sense."""
     if isinstance(error, asyncpg.InterfaceError):
-        # asyncpg raises this if the connection or the pool is closed, which only the text or the error before
-        # it shows, and also if the program uses it wrongly.
+        # asyncpg raises this error if the connection or the pool is closed, and also if the program misuses
+        # it. Only the text, or the error before it, shows which of the two happened.
         before = error.__context__
         return "clos" in str(error) or (before is not None and is_transient(before))
     return isinstance(error, DatabaseUnavailable) or (
@@ -181,8 +181,9 @@ class Database:
         )
 
     async def _readers_pool(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Pool":
-        # The few statements of readers are planned once for each connection. A plan for the given values
-        # takes as long to make as a page, and ten times as long if it may use all months of the history.
+        # Readers send few different statements. Each is planned once for each connection, without its values.
+        # A plan for the values would take as long as reading a page, and ten times as long if the statement
+        # may use all months of the history.
         settings = _settings(timeout_s, idle_s) | {"plan_cache_mode": "force_generic_plan"}
         pool = await self._create_pool(self._readable, size, timeout_s, self._readable_attributes, settings)
         return _Pool(pool, self._readable, settings, wait_s=self._queue_s, queued=self._queued)
@@ -237,7 +238,7 @@ class Database:
 
     @asynccontextmanager
     async def probing_primary(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
-        """The same to the primary; only if `replicas`."""
+        """A connection to the primary that is reserved for health checks. Only if `replicas` is true."""
         with _translated_errors("DATABASE_URL"):
             async with self._probe_primary.connection() as connection:
                 yield connection
@@ -339,7 +340,6 @@ class _Pool:
     #
     # If the server accepts no more connections, requests wait too, and the open connections serve all of
     # them. After a rejected attempt a slot stays empty for a moment, so that few attempts are made.
-
     #
     # Behind a pooler that shares server processes, each use is one transaction, with the `settings`.
 
@@ -383,7 +383,7 @@ class _Pool:
                 # If the connection was lost, the proxy is empty and there is nothing to end.
                 with suppress(asyncpg.InterfaceError):
                     if connection.is_in_transaction():
-                        # It was cancelled while it began: only the end of the session ends it.
+                        # The transaction was cancelled while it began. Only closing the session ends it.
                         connection.terminate()
                 try:
                     await self._pool.release(connection)
@@ -411,7 +411,7 @@ class _Pool:
             except TimeoutError:
                 self._slots.release(client)
                 if rejected is not None:
-                    # The time ended during an attempt; the error of the attempt before is the reason.
+                    # The time ran out during this attempt. The error of the attempt before it is the reason.
                     raise rejected from None
                 raise
             except BaseException:
@@ -441,8 +441,8 @@ async def _nothing_to_reset(connection: object) -> None:
 
 @contextmanager
 def _translated_errors(setting: str, limit_s: float | None = None) -> Iterator[None]:
-    """Raise the errors of a block as ours. With `limit_s`, the time limit of its statements, also those of
-    cancelled statements."""
+    """Raise the errors of a block as Kasparro's own. `limit_s` is the time limit of its statements; without
+    it, the errors of cancelled statements are raised unchanged."""
     began = time.monotonic()
     try:
         yield
@@ -467,7 +467,7 @@ def _translated_errors(setting: str, limit_s: float | None = None) -> Iterator[N
 
 
 def _cause(error: BaseException) -> BaseException:
-    # asyncpg's own error hides the server's, if a block ends on a connection that is gone.
+    # If a block ends after its connection was lost, asyncpg's own error hides the error of the server.
     while isinstance(error, asyncpg.InterfaceError) and error.__context__ is not None:
         error = error.__context__
     return error

@@ -1,4 +1,4 @@
-"""Reads the data by page, by row and as a whole, as text that PostgreSQL has formatted."""
+"""Reads /data and /assets by page, by row and as a whole, as text that PostgreSQL has formatted."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -54,15 +54,9 @@ async def page(
         found = await cursors.next_page(connection, selection, limit, after, slow=slow)
         version, total, manual_edits = after.version, after.total, after.manual_edits
     last = None
-    if found["source"] is not None:
+    if found["key"] is not None:
         last = CursorPosition(
-            version,
-            total,
-            found["value"],
-            found["source"],
-            found["source_id"],
-            manual_edits,
-            found["listing_state"],
+            version, total, found["value"], tuple(found["key"]), manual_edits, found["listing_state"]
         )
     return Page(found["lines"] or "", total, last)
 
@@ -95,7 +89,7 @@ async def row(
 
     For a moment before the coin's first record, the time of that record; None if there is no such coin.
     """
-    statement = _SQL["row"].compose(fields=columns(fields), as_of=as_of is not None)
+    statement = _SQL["row"].compose(list="data", fields=columns(fields), as_of=as_of is not None)
     found = await connection.fetchrow(
         statement.text, *statement.values({"source": source, "source_id": source_id, "as_of": as_of})
     )

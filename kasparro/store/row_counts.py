@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 
 from kasparro.store.pool import Connection
-from kasparro.store.selection import Filters
+from kasparro.store.selection import DATA, Filters, RowList
 from kasparro.store.sql import statements
 
 _SQL = statements("read/row_counts.sql")
@@ -18,14 +18,15 @@ FILTERS_REMEMBERED = 1_000
 
 
 class Totals:
-    """The number of rows of each selection.
+    """The number of rows of each selection of one list.
 
     Whole sources are counted now and then. In between, their numbers grow by what the batches report as
     inserted; after a version that no batch made, they are counted again. The rows of other filters are
-    counted once for each data version.
+    counted once for each data version, and so are all rows of /assets.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: RowList = DATA) -> None:
+        self._rows = rows
         self._uncounted: dict[str, int] = {}
         self._manual_edits = -1
         self._expires = float("-inf")
@@ -33,7 +34,7 @@ class Totals:
 
     def needed(self, filters: Filters) -> str | None:
         """What the statement of a page must return for its total: `inserts`, `count` or nothing."""
-        if filters == Filters(sources=filters.sources):
+        if self._rows is DATA and filters == Filters(sources=filters.sources):
             return "inserts"
         return None if filters in self._filtered else "count"
 

@@ -152,6 +152,11 @@ class RunRecord:
             calls = await connection.fetchval(_SQL["count_call"], source, month.date().replace(day=1), limit)
         return calls is not None
 
+    async def save_calls(self, source: str, calls: int) -> None:
+        """Write how many upstream calls the source has made in this run, after its outcome was written."""
+        async with self._database.writing() as connection:
+            await connection.execute(_SQL["save_calls"], self.id, source, calls)
+
     async def uncount_call(self, source: str, month: datetime) -> None:
         """Take a counted call back, because nothing was sent."""
         async with self._database.writing() as connection:

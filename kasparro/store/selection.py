@@ -1,15 +1,15 @@
-"""Describes a query of the data: its filters, order, fields and moment."""
+"""Describes a query of /data or /assets: its filters, order, fields and moment."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-# The fields of a row in the order of the API, with the types of their values in a sort key. /data can be
-# sorted by each of them.
+# The fields of a row of /data in the order of the API, with the types of their values in a sort key. A list
+# can be sorted by each of them.
 FIELDS: Mapping[str, type] = MappingProxyType(
     {
         "source": str,
@@ -32,10 +32,46 @@ FIELDS: Mapping[str, type] = MappingProxyType(
         "updated_at": datetime,
     }
 )
-# Fields that a row has only if the query names them.
-ON_REQUEST = ("rank_observed_at", "listed_at")
-# Fields that are never null.
-_REQUIRED = frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"})
+# Fields that a row of /data has only if the query names them.
+ON_REQUEST = ("rank_observed_at", "listed_at", "quoted_in")
+# The same for /assets.
+ASSET_FIELDS: Mapping[str, type] = MappingProxyType(
+    {
+        "asset": str,
+        "symbol": str,
+        "name": str,
+        "rank": int,
+        "price_usd": Decimal,
+        "price_spread_percent": Decimal,
+        "source_count": int,
+        "diverging": bool,
+        "market_cap_usd": Decimal,
+        "volume_24h_usd": Decimal,
+        "circulating_supply": Decimal,
+        "total_supply": Decimal,
+        "max_supply": Decimal,
+        "percent_change_1h": Decimal,
+        "percent_change_24h": Decimal,
+        "percent_change_7d": Decimal,
+        "observed_at": datetime,
+        "oldest_observed_at": datetime,
+    }
+)
+
+
+class RowList(msgspec.Struct, frozen=True, kw_only=True):
+    """A list of rows that the API serves; LISTS in sql/macros/columns.sql has its table and columns.
+
+    `required` are the fields that are never null, and `key` is the first field of the rows' key: the order by
+    it is the order of the key. `conditions` are the filters that the rows can have.
+    """
+
+    name: Literal["data", "assets"]
+    fields: Mapping[str, type]
+    on_request: tuple[str, ...]
+    required: frozenset[str]
+    key: str
+    conditions: tuple[str, ...]
 
 
 class Filters(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +97,8 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     updated_since: datetime | None = None
     listed: bool | None = None
     listed_since: datetime | None = None
+    diverging: bool | None = None
+    source_count_min: int | None = None
 
     def values(self) -> dict[str, Any]:
         """The conditions that are set, with the values that the statements compare with."""
@@ -77,15 +115,33 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CONDITIONS = (*Filters.__struct_fields__, "symbol")
+_ONLY_ASSETS = ("diverging", "source_count_min")
+_ONLY_DATA = ("sources", "ids", "updated_since", "listed_since")
+DATA = RowList(
+    name="data",
+    fields=FIELDS,
+    on_request=ON_REQUEST,
+    required=frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"}),
+    key="source",
+    conditions=tuple(name for name in CONDITIONS if name not in _ONLY_ASSETS),
+)
+ASSETS = RowList(
+    name="assets",
+    fields=ASSET_FIELDS,
+    on_request=(),
+    required=frozenset({"asset", "source_count", "diverging"}),
+    key="asset",
+    conditions=tuple(name for name in CONDITIONS if name not in _ONLY_DATA),
+)
 # Few rows meet one of these conditions, so PostgreSQL should begin with it.
-_SELECTIVE = frozenset({"ids", "assets", "symbol", "symbols", "text"})
+_SELECTIVE = frozenset({"ids", "assets", "symbol", "symbols", "text", "diverging"})
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rows a query selects, their order, their fields (in the order of `in_order`), and the moment.
+    """Which rows of a list a query selects, their order, their fields, and the moment.
 
-    `sort` is a field, with `-` in front for descending order. Nulls come last in both directions. source and
-    source_id break ties, so the order is total; of equal ranks, listed rows come before delisted ones, and
+    `sort` is a field, with `-` in front for descending order. Nulls come last in both directions. The key
+    breaks ties, so the order is total; of equal ranks, listed rows come before delisted ones, and
     those before rows of archives. `as_of` selects the newest record of each coin at that
     moment, not the current record. Then only the order by source is fast: any other order reads every coin.
     """
@@ -94,24 +150,30 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     sort: str = "rank"
     fields: tuple[str, ...] = ()
     as_of: datetime | None = None
+    rows: RowList = DATA
 
     @property
     def column(self) -> str:
         """The column to sort by. Raises ValueError if a row has no such field."""
         name = self.sort.removeprefix("-")
-        if name not in FIELDS:
+        if name not in self.rows.fields:
             raise ValueError(f"a row has no field {name!r}")
         return name
 
     @property
     def nullable(self) -> bool:
         """Whether the column to sort by may be null."""
-        return self.column not in _REQUIRED
+        return self.column not in self.rows.required
 
     @property
     def descending(self) -> bool:
         """Whether high values come first."""
         return self.sort.startswith("-")
+
+    @property
+    def shown(self) -> list[str]:
+        """The fields that are shown, in the order of the API."""
+        return in_order(self.fields, self.rows)
 
     def values(self) -> dict[str, Any]:
         """The values for the statements, by name."""
@@ -125,24 +187,25 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         ordered = {"symbol"} if self.sort == "rank" and self.as_of is None else set()
         return {
             **{condition: condition in given for condition in CONDITIONS},
+            "list": self.rows.name,
             "as_of": self.as_of is not None,
             "column": self.column,
             "descending": self.descending,
-            "fields": columns(self.fields),
+            "fields": columns(self.fields, self.rows),
             "selective": not _SELECTIVE.isdisjoint(given - ordered),
         }
 
 
-def in_order(names: Sequence[str]) -> list[str]:
-    """These fields in the order of the API; without names, all fields except ON_REQUEST."""
-    return [name for name in (*FIELDS, *ON_REQUEST) if name in (names or FIELDS)]
+def in_order(names: Sequence[str], rows: RowList = DATA) -> list[str]:
+    """These fields in the order of the API; without names, all fields except those on request."""
+    return [name for name in (*rows.fields, *rows.on_request) if name in (names or rows.fields)]
 
 
-def columns(names: Sequence[str]) -> str:
+def columns(names: Sequence[str], rows: RowList = DATA) -> str:
     """The list of these fields for a statement. Raises ValueError if a row has no such field."""
-    if unknown := set(names).difference(FIELDS, ON_REQUEST):
+    if unknown := set(names).difference(rows.fields, rows.on_request):
         raise ValueError(f"a row has no field {min(unknown)!r}")
-    return ", ".join(in_order(names))
+    return ", ".join(in_order(names, rows))
 
 
 def _folded(symbols: tuple[str, ...]) -> list[str]:

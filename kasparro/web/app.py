@@ -16,7 +16,7 @@ from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
-from kasparro.web.routes import data, docs, exports, health, history, metrics, runs
+from kasparro.web.routes import asset_history, assets, data, docs, exports, health, history, metrics, runs
 from kasparro.web.service import SchedulerLike, Service
 
 
@@ -41,6 +41,8 @@ def create_app(
         *history.ENDPOINTS,
         *data.ENDPOINTS,
         *exports.ENDPOINTS,
+        *assets.ENDPOINTS,
+        *asset_history.ENDPOINTS,
         *runs.ENDPOINTS,
         *health.ENDPOINTS,
         metrics.ENDPOINT,

@@ -9,7 +9,7 @@ from kasparro.pipeline.call_budget import Budget
 from kasparro.pipeline.quality.anomalies import Anomaly
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.sources import registry
-from kasparro.store.selection import FIELDS, ON_REQUEST
+from kasparro.store.selection import ASSETS, DATA, RowList
 
 RunStatus = Literal["running", "succeeded", "partial", "failed", "interrupted"]
 SourceStatus = Literal["running", "succeeded", "partial", "failed", "interrupted", "skipped"]
@@ -17,11 +17,20 @@ if TYPE_CHECKING:
     SourceName = str
     Field = str
     Sort = str
+    AssetField = str
+    AssetSort = str
 else:
+
+    def _fields(rows: RowList) -> tuple[str, ...]:
+        return (*rows.fields, *rows.on_request)
+
+    def _sorts(rows: RowList) -> tuple[str, ...]:
+        return tuple(sign + field for field in rows.fields for sign in ("", "-"))
+
     # The OpenAPI document lists these values, and parameters take no others.
     SourceName = Literal[registry.names()]
-    Field = Literal[(*FIELDS, *ON_REQUEST)]
-    Sort = Literal[tuple(sign + field for field in FIELDS for sign in ("", "-"))]
+    Field, Sort = Literal[_fields(DATA)], Literal[_sorts(DATA)]
+    AssetField, AssetSort = Literal[_fields(ASSETS)], Literal[_sorts(ASSETS)]
 # A time with an offset: RFC 3339 requires one, and OpenAPI calls it a date-time.
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 

@@ -13,12 +13,13 @@ from starlette.requests import Request
 
 from kasparro.errors import DatabaseUnavailable, MigrationError
 from kasparro.settings import Settings
-from kasparro.store import cursors, queries, run_queries
+from kasparro.store import asset_queries, cursors, queries, run_queries
+from kasparro.store.asset_queries import AssetTotals
 from kasparro.store.data_version import version_of
 from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
-from kasparro.store.selection import Selection
+from kasparro.store.selection import ASSETS, DATA, Selection
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
@@ -70,7 +71,7 @@ class Service:
         supervisor = supervisor or Supervisor()
         self.cache_policy = CachePolicy(settings, database, supervisor)
         self._started = time.monotonic()
-        self.totals = Totals()
+        self.totals = {rows.name: Totals(rows) for rows in (DATA, ASSETS)}
         self._signing_key: bytes | None = None
         self.access = AccessControl(settings)
         self.export_queue = ExportQueue(database.exporters)
@@ -94,7 +95,7 @@ class Service:
 
     @asynccontextmanager
     async def read_connection(self, request: Request) -> AsyncIterator[Connection]:
-        """A connection for reading. The time until it is returned is the request's `database_s`.
+        """A connection for reading. `database_s` of the request is the time of waiting for it and using it.
 
         Raises DatabaseUnavailable, DatabaseBusy.
         """
@@ -132,9 +133,12 @@ class Service:
         async with self.database.probing_primary() as connection:
             await version_of(connection)
 
-    async def source_health(self, timeout_s: float) -> dict[str, SourceHealth]:
-        """The health of each source. Raises DatabaseUnavailable if the database does not answer in time."""
-        return await self._probe("health", self._source_health, timeout_s)
+    async def health(self, timeout_s: float) -> tuple[dict[str, SourceHealth], AssetTotals]:
+        """The health of each source, and the assets in figures.
+
+        Raises DatabaseUnavailable if the database does not answer in time.
+        """
+        return await self._probe("health", self._health, timeout_s)
 
     async def check_ready(self, timeout_s: float) -> None:
         """Return if /data can be answered now.
@@ -145,12 +149,12 @@ class Service:
         await self._probe("ready", self._read_first_page, timeout_s)
 
     async def _read_first_page(self) -> None:
-        # An older process keeps answering while a newer one migrates. Whether it still can, the page shows.
+        # An older process keeps answering while a newer one migrates. Reading the page shows whether it can.
         with suppress(MigrationError):
             if missing := await pending(self.database):
                 raise DatabaseUnavailable(f"the database is being prepared: {missing[0]} is not applied yet")
         async with self.database.reading() as connection:
-            await queries.page(connection, self.totals, Selection(), limit=1)
+            await queries.page(connection, self.totals["data"], Selection(), limit=1)
 
     async def stats(self, timeout_s: float) -> Stats:
         """The answer of /stats. Raises DatabaseUnavailable if the database does not answer in time."""
@@ -165,8 +169,8 @@ class Service:
             return await run_queries.run_totals(connection)
 
     async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
-        # A probe may hang, because a dead connection takes long to notice. Later callers wait for the same
-        # probe and do not take another connection.
+        # A probe may hang, because it takes long to notice that a connection is dead. Later callers wait for
+        # the same probe and do not take another connection.
         task = self._probes.get(name)
         if task is None or task.done():
             task = self._probes[name] = asyncio.create_task(probe())
@@ -178,10 +182,13 @@ class Service:
         result: T = task.result()
         return result
 
-    async def _source_health(self) -> dict[str, SourceHealth]:
+    async def _health(self) -> tuple[dict[str, SourceHealth], AssetTotals]:
         async with self.database.probing() as connection:
             up_s = time.monotonic() - self._started
-            return await reports.health(connection, self.settings.sources, self.settings.interval, up_s)
+            return (
+                await reports.health(connection, self.settings.sources, self.settings.interval, up_s),
+                await asset_queries.totals(connection),
+            )
 
     async def _stats(self) -> Stats:
         # This counts rows, which may take long. The connection of the health checks must stay free.

@@ -34,7 +34,8 @@ SELECT
     {{ listed(FILE) }},
     problem,
     forgotten_at IS NOT NULL AS forgotten,
-    updated_at
+    updated_at,
+    quoted_in
 FROM archive_files
 WHERE source = $1
 ORDER BY name, id;
@@ -62,15 +63,17 @@ SET
 WHERE source = $1 AND id = ANY($2::integer[]) AND complete;
 
 -- name: save_file --
--- The name decides between files, so the moments that a renamed file shares are settled again. Returns
--- whether the file has moments to settle when it is loaded to its end.
+-- The name decides between files, so the moments that a renamed file shares are settled again. The currencies
+-- of rows that were loaded before are kept, because these rows may stay. Returns whether the file has moments
+-- to settle when it is loaded to its end.
 INSERT INTO archive_files AS known (
     source,
     {{ listed(FILE) }},
     updated_at,
-    loading_since
+    loading_since,
+    quoted_in
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $10, $11::text[])
 ON CONFLICT (source, key) WHERE forgotten_at IS NULL DO UPDATE SET
     {{ overwritten(FILE[1:]) }},
     updated_at = excluded.updated_at,
@@ -78,7 +81,12 @@ ON CONFLICT (source, key) WHERE forgotten_at IS NULL DO UPDATE SET
     unsettled_since = CASE
         WHEN known.name <> excluded.name THEN '-infinity'::timestamptz
         ELSE known.unsettled_since
-    END
+    END,
+    quoted_in = ARRAY(
+        SELECT DISTINCT currency
+        FROM unnest(known.quoted_in || excluded.quoted_in) AS currencies (currency) -- noqa: RF01
+        ORDER BY currency
+    )
 RETURNING
     id,
     loading_since,

@@ -2,19 +2,9 @@
 -- rows of unified_data (kasparro/store/archive_files.py).
 {% from "macros/columns.sql" import CONTENT, LABELS, ROW_VERSION, VALUES, listed, overwritten %}
 {% from "macros/history_months.sql" import noted %}
+{% from "macros/files.sql" import ranked %}
 {% set LACKS = ["lacks_symbol", "lacks_name", "lacks_rank"] %}
 {% set RECORD = ["source", "source_id", "observed_at"] + CONTENT + ["recorded_at", "content_hash"] + LACKS %}
-{#- The order of the records of one moment. #}
-{% macro ranked() -%}
-ORDER BY
-    file.complete DESC,
-    shared.provisional ASC,
-    CASE
-        WHEN shared.provisional THEN num_nulls(shared.market_cap_usd, shared.volume_24h_usd)
-    END ASC,
-    file.name COLLATE "C" DESC,
-    shared.file_id DESC
-{%- endmacro %}
 
 {#- Deletes records of a file ($2) between two times. #}
 {% macro deleted_records(condition="") -%}

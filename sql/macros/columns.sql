@@ -1,8 +1,8 @@
 {#- The columns of a record, each list written once, and ways to write a list.
 
     LABELS may be missing in a file's layout; VALUES are the figures. CONTENT is what a source reports of a
-    coin. RECORD is a row of GET /data in the order of the contract. ROW_VERSION is what unified_data_versions saves
-    of a row. #}
+    coin. RECORD is a row of GET /data in the order of the contract, ASSET one of GET /assets. ROW_VERSION is
+    what unified_data_versions saves of a row, ASSET_VERSION what unified_assets_versions does. #}
 {%- set LABELS = ["symbol", "name", "rank"] %}
 {%- set VALUES = [
     "price_usd",
@@ -19,6 +19,32 @@
 {%- set TIMES = ["observed_at", "first_seen_at", "updated_at"] %}
 {%- set RECORD = ["source", "source_id", "asset"] + CONTENT + TIMES %}
 {%- set ROW_VERSION = RECORD + ["version", "rank_observed_at", "listing_state"] %}
+{%- set CONSENSUS = ["rank", "price_usd", "price_spread_percent", "source_count", "diverging"] + VALUES[1:] %}
+{%- set ASSET = ["asset", "symbol", "name"] + CONSENSUS + ["observed_at", "oldest_observed_at"] %}
+{%- set ASSET_VERSION = ASSET + ["version", "listing_state"] %}
+
+{#- The lists that GET /data and GET /assets read. `key` identifies a row and breaks ties, `columns` are those
+    that a row is shown and sorted by, `texts` are in quotes in CSV, and `numbers` are not text. #}
+{%- set LISTS = {
+    "data": {
+        "table": "unified_data",
+        "versions": "unified_data_versions",
+        "key": ["source", "source_id"],
+        "columns": RECORD + ["rank_observed_at", "listing_state"],
+        "texts": ["source", "source_id", "asset", "symbol", "name", "quoted_in"],
+        "numbers": ["rank"] + VALUES,
+        "others": TIMES + ["rank_observed_at", "listed_at"],
+    },
+    "assets": {
+        "table": "unified_assets",
+        "versions": "unified_assets_versions",
+        "key": ["asset"],
+        "columns": ASSET + ["listing_state"],
+        "texts": ["asset", "symbol", "name"],
+        "numbers": CONSENSUS,
+        "others": ["observed_at", "oldest_observed_at"],
+    },
+} %}
 
 {#- `symbol, name, …`, each name between the prefix and the suffix. #}
 {%- macro listed(names, prefix="", suffix="") %}

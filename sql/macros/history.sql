@@ -31,31 +31,38 @@ WHERE
 {%- endfor %}
 {%- endmacro %}
 
+{#- Whether an interval of part N has all records that the record `history` stands for. Without N, whether an
+    interval has them. #}
+{%- macro _has_all(unit, n) -%}
+history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+{%- if n is not none %} AND history.thinned_from >= :since_{{ n }}{% endif %}
+{%- endmacro %}
+
 {#- What the record `history` adds to the candle of its interval. An array of a time and a price sorts by
     time, so the least one has the first price. A record that stands for deleted ones adds these only to an
     interval that has all of them. #}
-{%- macro contribution(unit) -%}
+{%- macro contribution(unit, n=none) -%}
 history.source,
 history.source_id,
 date_trunc('{{ unit }}', history.observed_at, 'UTC') AS time,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN ARRAY[extract(EPOCH FROM history.thinned_from), history.thinned_open]
     ELSE ARRAY[extract(EPOCH FROM history.observed_at), history.price_usd]
 END AS opened,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN greatest(history.thinned_high, history.price_usd)
     ELSE history.price_usd
 END AS high,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN least(history.thinned_low, history.price_usd)
     ELSE history.price_usd
 END AS low,
 ARRAY[extract(EPOCH FROM history.observed_at), history.price_usd] AS closed,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN history.thinned_count + 1
     ELSE 1
 END AS count
@@ -73,12 +80,11 @@ sum(count)::bigint AS count
 
 {#- The candles of the parts, of intervals that lie within a part. `parts` says for each part whether it
     begins and ends with a day, so that the stored candles of its days may be used where they are current;
-    the records of other days are read. The result is the same. #}
-{%- macro candles(parts, interval) %}
+    the records of other days are read. The result is the same. `coin` says what has a candle of its own. #}
+{%- macro candles(parts, interval, coin="source, source_id") %}
 {%- set unit = UNITS[interval] %}
 SELECT
-    source,
-    source_id,
+    {{ coin }},
     time,
     {{ prices() }}
 FROM (
@@ -99,7 +105,7 @@ FROM (
                 AND month <= (:until_{{ n }}::timestamptz AT TIME ZONE 'UTC')::date
         )
 
-        SELECT {{ contribution(unit) }}
+        SELECT {{ contribution(unit, n) }}
         FROM months
         CROSS JOIN LATERAL (
             {{ _records(n, "*") }}
@@ -133,7 +139,7 @@ FROM (
         ) AS stored
     )
     {% else %}
-    SELECT {{ contribution(unit) }}
+    SELECT {{ contribution(unit, n) }}
     FROM (
         {{ _records(n, "*") }}
     ) AS history
@@ -141,5 +147,34 @@ FROM (
     {% endif %}
     {% endfor %}
 ) AS contributions
-GROUP BY source, source_id, time
+GROUP BY {{ coin }}, time
+{%- endmacro %}
+
+{#- When the current link of a row ends before it is ended: the moment of the first record after the last one
+    with the symbol and name that the link was confirmed for. `link` and `coin` are the link and the row in
+    unified_data. #}
+{%- macro relabelled(columns) -%}
+(
+    SELECT {{ columns }}
+    FROM unified_history AS before
+    CROSS JOIN LATERAL (
+        SELECT coalesce(min(history.observed_at), coin.observed_at) AS since
+        FROM unified_history AS history
+        WHERE
+            history.source = coin.source
+            AND history.source_id = coin.source_id
+            AND history.observed_at > before.observed_at
+    ) AS next
+    WHERE
+        link.valid_until = 'infinity'
+        AND link.method <> 'rule'
+        AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name)
+        AND before.source = coin.source
+        AND before.source_id = coin.source_id
+        AND before.observed_at >= link.valid_from
+        AND (before.lacks_symbol OR before.symbol IS NOT DISTINCT FROM link.symbol)
+        AND (before.lacks_name OR before.name IS NOT DISTINCT FROM link.name)
+    ORDER BY before.observed_at DESC
+    LIMIT 1
+)
 {%- endmacro %}

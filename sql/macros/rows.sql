@@ -1,5 +1,8 @@
-{#- The rows that GET /data and its exports select; import it with the context of the statement. #}
-{%- from "macros/columns.sql" import CONTENT, LABELS, RECORD, VALUES, listed as in_a_row, rfc3339 %}
+{#- The rows that GET /data, GET /assets and their exports select (`list` says which of the two); import it
+    with the context of the statement. #}
+{%- from "macros/columns.sql" import ASSET, CONTENT, LISTS, VALUES, listed as in_a_row, rfc3339 %}
+{%- set from = LISTS[list] %}
+{%- from "macros/files.sql" import quoted_in %}
 
 {#- The conditions of a selection, to follow a WHERE. ILIKE folds letters beyond ASCII only where the
     collation is not "C". #}
@@ -20,6 +23,8 @@
 {%- if volume_24h_usd_max %} AND volume_24h_usd <= :volume_24h_usd_max{% endif %}
 {%- if updated_since %} AND updated_at >= :updated_since{% endif %}
 {%- if listed %} AND listing_state = CASE WHEN :listed::boolean THEN 0 ELSE 1 END{% endif %}
+{%- if diverging %} AND diverging = :diverging{% endif %}
+{%- if source_count_min %} AND source_count >= :source_count_min{% endif %}
 {%- if listed_since %} AND (source, source_id) IN (
     SELECT
         coins.source,
@@ -84,11 +89,8 @@
     otherwise check it on every row of an index until enough rows meet it. #}
 {%- macro selected_rows(unchanged_since_version=false) -%}
 (
-    SELECT
-        {{ in_a_row(RECORD) }},
-        rank_observed_at,
-        listing_state
-    FROM {% if as_of %}{{ rows_as_of() }}{% else %}unified_data{% endif %}
+    SELECT {{ in_a_row(from.columns) }}
+    FROM {% if as_of %}{{ rows_as_of() }}{% else %}{{ from.table }}{% endif %}
 
     WHERE
         true{% if unchanged_since_version %} AND version <= :version{% endif %}{{ conditions() }}
@@ -105,13 +107,17 @@ ORDER BY
     {% if column == "rank" %}
     listing_state ASC,
     {% endif %}
-    source ASC,
-    source_id ASC
+    {{ in_a_row(from.key, suffix=" ASC") }}
 {%- endmacro %}
 
-{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at only
-    if the statement shows it. #}
+{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at and
+    quoted_in only if the statement shows them. #}
 {%- macro shown_fields(relation) -%}
+{% if list == "assets" -%}
+{{ in_a_row(ASSET[:-2]) }},
+{{ rfc3339("observed_at") }} AS observed_at,
+{{ rfc3339("oldest_observed_at") }} AS oldest_observed_at
+{%- else -%}
 source,
 source_id,
 asset,
@@ -126,7 +132,9 @@ END AS rank_observed_at,
     SELECT {{ rfc3339("coins.listed_at") }}
     FROM listings AS coins
     WHERE coins.source = {{ relation }}.source AND coins.source_id = {{ relation }}.source_id
-) AS listed_at
+) AS listed_at,
+{{ quoted_in(relation) }} AS quoted_in
+{%- endif %}
 {%- endmacro %}
 
 {#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the
@@ -148,16 +156,14 @@ SELECT
     {{ total_column }}
     json.lines,
     last_row.value,
-    last_row.source,
-    last_row.source_id,
+    last_row.key,
     last_row.listing_state
 FROM instance
 CROSS JOIN (SELECT string_agg(row_to_json(page)::text, ',') AS lines FROM page) AS json
 LEFT JOIN (
     SELECT
         {{ column }} AS value,
-        source,
-        source_id,
+        ARRAY[{{ in_a_row(from.key) }}] AS key,
         listing_state
     FROM candidates
     LIMIT 1 OFFSET {{ limit - 1 }}

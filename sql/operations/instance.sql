@@ -1,4 +1,4 @@
--- Real and simulated data (kasparro/store/instance.py).
+-- The row about this database (kasparro/store/instance.py, kasparro/store/cursors.py).
 
 -- name: claim --
 -- Marks the database as one for simulated ($1) or real data, unless it holds data of the other kind. True if
@@ -11,3 +11,7 @@ WITH changed AS (
     RETURNING true
 )
 SELECT EXISTS (SELECT FROM changed) OR EXISTS (SELECT FROM instance WHERE demo = $1);
+
+-- name: cursor_key --
+-- Signs the cursors: the same on every host and after a restart.
+SELECT cursor_key FROM instance;

@@ -6,8 +6,20 @@ WITH deleted AS (
     DELETE FROM unified_data_versions
     WHERE replaced_at < $1
     RETURNING replaced_by_version
+),
+
+deleted_assets AS (
+    DELETE FROM unified_assets_versions
+    WHERE replaced_at < $1
+    RETURNING replaced_by_version
 )
-SELECT max(replaced_by_version) FROM deleted;
+
+SELECT max(replaced_by_version)
+FROM (
+    SELECT replaced_by_version FROM deleted
+    UNION ALL
+    SELECT replaced_by_version FROM deleted_assets
+) AS both_lists;
 
 -- name: expire_cursors --
 -- Cursors of data versions before $1 would need the deleted rows.

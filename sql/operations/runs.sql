@@ -93,6 +93,10 @@ SET
 WHERE run_id = $1 AND source = $2 AND status IN ('running', $3)
 RETURNING fetched, valid, rejected;
 
+-- name: save_calls --
+UPDATE run_sources SET calls = $3
+WHERE run_id = $1 AND source = $2;
+
 -- name: finish_run --
 UPDATE runs
 SET

@@ -1,16 +1,15 @@
 -- Pages after a cursor (kasparro/store/cursors.py). A cursor has the sort key of the last row that a client
--- has seen: (:value, :last_source, :last_id), in the order by rank with :last_state before :last_source.
+-- has seen: (:value, :key_1, …), in the order by rank with :last_state before :key_1.
 -- `position` says what follows:
---   key    the order is by source, so the row's key alone decides
+--   key    the order is by the first column of the key, so the key alone decides
 --   value  the row has a value in the sorted column
 --   null   it has none: only rows without a value follow
 {% import "macros/rows.sql" as rows with context %}
 {% import "macros/columns.sql" as columns %}
-{% if column is defined and column == "rank" %}
-{% set key, last_key = "listing_state, source, source_id", ":last_state, :last_source, :last_id" %}
-{% else %}
-{% set key, last_key = "source, source_id", ":last_source, :last_id" %}
-{% endif %}
+{% set from = columns.LISTS[list] %}
+{% set key = (["listing_state"] if column == "rank" else []) + from.key %}
+{% set last_key = ([":last_state"] if column == "rank" else []) + [":key_1", ":key_2"][:from.key | length] %}
+{% set key, last_key = key | join(", "), last_key | join(", ") %}
 {% set key_follows = "(" ~ key ~ ") > (" ~ last_key ~ ")" %}
 
 {#- Rows with a value that follow the cursor. #}
@@ -74,11 +73,8 @@ candidates AS MATERIALIZED (
 -- must end, however many changed rows are there.
 WITH
 earlier AS MATERIALIZED (
-    SELECT
-        {{ columns.listed(columns.RECORD) }},
-        rank_observed_at,
-        listing_state
-    FROM unified_data_versions
+    SELECT {{ columns.listed(from.columns) }}
+    FROM {{ from.versions }}
     WHERE
         replaced_by_version > :version
         AND version <= :version
@@ -120,7 +116,3 @@ candidates AS MATERIALIZED (
 ),
 
 {{ rows.page_of_candidates() }};
-
--- name: cursor_key --
--- Signs the cursors: the same on every host and after a restart.
-SELECT cursor_key FROM instance;

@@ -1,7 +1,7 @@
--- Reads unified_data (kasparro/store/queries.py). Values are `:name`; Jinja puts in the conditions of the
--- filters, column names from fixed lists, and limits.
+-- Reads unified_data and unified_assets (kasparro/store/queries.py). Values are `:name`; Jinja puts in the
+-- conditions of the filters, column names from fixed lists, and limits.
 {% import "macros/rows.sql" as rows with context %}
-{% from "macros/columns.sql" import CONTENT, VALUES, digits, quoted %}
+{% from "macros/columns.sql" import LISTS, digits, listed, quoted %}
 
 -- name: first_page --
 -- A page that starts at an offset, 0 or more, as the rows are now.
@@ -18,7 +18,7 @@ candidates AS MATERIALIZED (
     {% if total == "inserts" %}
     (SELECT json_object_agg(source, rows)::text FROM insert_counters) AS inserted,
     {% elif total == "count" %}
-    (SELECT count(*) FROM unified_data WHERE true{{ rows.conditions() }}) AS total,
+    (SELECT count(*) FROM {{ LISTS[list].table }} WHERE true{{ rows.conditions() }}) AS total,
     {% endif %}
 {% endset %}
 {{ rows.page_of_candidates(total_column) }};
@@ -90,13 +90,9 @@ FROM (
     SELECT array_to_string(ARRAY[{{ fields }}], ',', '') AS line
     FROM (
         SELECT
-            {{ quoted(["source", "source_id", "asset", "symbol", "name"]) }},
-            {{ digits(["rank"] + VALUES) }},
-            observed_at,
-            first_seen_at,
-            updated_at,
-            rank_observed_at,
-            listed_at
+            {{ quoted(LISTS[list].texts) }},
+            {{ digits(LISTS[list].numbers) }},
+            {{ listed(LISTS[list].others) }}
         FROM (
             SELECT {{ rows.shown_fields("selected_rows") }}
             FROM {{ rows.selected_rows() }}

@@ -1,5 +1,5 @@
 -- Reads the history of coins (kasparro/store/history.py).
-{% from "macros/history.sql" import POINT, PRICES, candles, points %}
+{% from "macros/history.sql" import POINT, PRICES, candles, points, relabelled %}
 {% from "macros/columns.sql" import digits, listed, rfc3339 %}
 {#- A point or a candle as a line of JSON or of CSV. #}
 {% macro line(time, values, csv) -%}
@@ -49,3 +49,52 @@ WHERE
     AND price_usd IS NOT NULL
 ORDER BY observed_at
 LIMIT 1;
+
+-- name: lock --
+-- Waits while a thinned month takes the place of another, which lasts an instant.
+LOCK TABLE ONLY unified_history IN ACCESS SHARE MODE;
+
+-- name: asset_parts --
+-- The rows of an asset, and the moments between which the history of each belongs to it. A row that has
+-- another symbol or name than its link was confirmed for belongs to it only until then. Without such a
+-- history there is one row, if there is such an asset.
+SELECT
+    link.source,
+    link.source_id,
+    CASE WHEN months.begins_at IS NOT NULL THEN greatest(link.valid_from, months.begins_at) END AS since,
+    CASE
+        WHEN months.ends_at IS NOT NULL THEN least(link.valid_until, months.ends_at, renamed.since)
+    END AS until
+FROM assets
+LEFT JOIN asset_links AS link ON assets.asset = link.asset
+LEFT JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
+LEFT JOIN LATERAL (
+    SELECT
+        min(month)::timestamp AT TIME ZONE 'UTC' AS begins_at,
+        (max(month) + interval '1 month')::timestamp AT TIME ZONE 'UTC' AS ends_at
+    FROM history_months
+    WHERE source = link.source
+) AS months ON true
+LEFT JOIN LATERAL {{ relabelled("next.since") }} AS renamed ON true
+WHERE assets.asset = :asset
+ORDER BY link.source, link.source_id, link.valid_from;
+
+-- name: asset_points --
+-- The records with a price of several parts, in the order of time.
+SELECT
+    source,
+    observed_at,
+    {{ listed(POINT) }}
+FROM ({{ points(parts) }}) AS points
+WHERE price_usd IS NOT NULL
+ORDER BY observed_at, source;
+
+-- name: asset_candles --
+-- The candles of several parts, one for each source, in the order of time. An asset may have had several ids
+-- of a source, one after the other.
+SELECT
+    source,
+    time,
+    {{ listed(PRICES + ["count"]) }}
+FROM ({{ candles(days_of_parts, interval, "source") }}) AS candles
+ORDER BY time, source;

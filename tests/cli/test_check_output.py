@@ -98,6 +98,20 @@ def test_text_of_a_file_is_escaped(tmp_path: Path) -> None:
         assert "u001b" in output or "x1b" in output
 
 
+def test_lines_for_the_overrides_can_be_pasted(tmp_path: Path) -> None:
+    path = tmp_path / "Bitcoin DE.csv"
+    path.write_text("date,close\n2021-05-20,1.5\n2021-05-21,2.5\n")
+
+    lines = check(path).output.splitlines()
+    start = next(
+        number for number, line in enumerate(lines) if line.endswith(".csv.toml next to it can say:")
+    )
+    path.with_name("Bitcoin DE.csv.toml").write_text("\n".join(lines[start + 1 :]))
+
+    assert lines[start + 1].startswith('currency = "USD"  # ')
+    assert check(path).exit_code == 0
+
+
 def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
     assert check().exit_code == 2
     assert check(tmp_path / "nosuch.csv").exit_code == 2

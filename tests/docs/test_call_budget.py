@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from kasparro.model.batch import CrawledPage
+from kasparro.pipeline.contracts import daily_lists
 from kasparro.sources.page_schedule import MonthlyCalls, coverage, plan
 from tests.support.documents import rows, section
 
@@ -73,3 +74,16 @@ def test_example_with_few_calls_is_what_the_schedule_plans() -> None:
     assert first == 1
     assert "every run fetches page 1," in text
     assert re.findall(r"about every (\d+)(?:st|nd|rd|th) run", text) == [str(every)]
+
+
+def test_cost_of_contract_lists_is_what_a_run_allows() -> None:
+    text = section("docs/call-budget.md", "Contract lists")
+    stated = re.search(r"([\d,]+) calls, these are (\d+) lists on the first of a month of 30 days", text)
+    assert stated is not None
+    calls, lists = (int(number.replace(",", "")) for number in stated.groups())
+    assert daily_lists(MonthlyCalls(limit=calls, remaining=calls), START) == lists
+    fewest = re.search(r"fewer than (\d+) calls for a month of 30 days, no list is requested", text)
+    assert fewest is not None
+    enough = int(fewest[1])
+    assert daily_lists(MonthlyCalls(limit=calls, remaining=enough), START) == 1
+    assert daily_lists(MonthlyCalls(limit=calls, remaining=enough - 1), START) == 0

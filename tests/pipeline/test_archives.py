@@ -272,7 +272,7 @@ async def test_etl_names_every_rejected_file(database_url: str, tmp_path: Path) 
     assert code == 1
     for name in ("one.csv", "two.csv"):
         assert f"csv: {name}: none of its columns is known to hold a price" in out
-        assert f"{name}.toml next to it can say: {PRICE}" in out
+        assert f"{name}.toml next to it can say:\n{PRICE}" in out
 
 
 MARKETS = "rank,id,symbol,name,price_usd,last_updated\n1,bitcoin,BTC,Bitcoin,5,2018-01-01T00:00:00Z\n"

@@ -42,7 +42,7 @@ async def test_unavailable_source_gets_one_call_per_run(
     done = await run_and_report(database, [coingecko_source(simulator)], clock=clock)
 
     assert calls == [2, 2, 2, 1, 1]
-    assert (done.status, done.sources[0].calls) == ("succeeded", 6)
+    assert (done.status, done.sources[0].calls) == ("succeeded", 7)
 
 
 async def test_run_without_calls_does_not_close_the_circuit(

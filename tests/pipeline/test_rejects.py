@@ -276,4 +276,4 @@ async def test_expired_rejects_are_deleted_but_counted(
     assert oldest.sources[0].payloads == 0
     newest = await reports.run_report(connection, ids[2])
     assert newest is not None
-    assert newest.sources[0].payloads == 1
+    assert newest.sources[0].payloads == 2

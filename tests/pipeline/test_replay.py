@@ -72,7 +72,8 @@ async def test_every_call_stores_its_payload(
 
     run_id = await fetch(database, apis(simulator)[1:], clock=lambda: moment)
 
-    pages = await stored_payloads(database, connection, run_id)
+    *pages, contracts = await stored_payloads(database, connection, run_id)
+    assert (contracts.path, contracts.parameters) == ("/coins/list", {"include_platform": "true"})
     assert [(page.path, page.parameters["page"], page.status) for page in pages] == [
         ("/coins/markets", number, 200) for number in ("1", "2", "3", "4")
     ]
@@ -385,7 +386,7 @@ async def test_missing_payload_makes_the_replay_partial(
 ) -> None:
     run_id = await fetch(database, apis(simulator)[1:])
     await connection.execute(
-        "DELETE FROM payloads WHERE id = (SELECT max(id) - 1 FROM payloads WHERE run_id = $1)", run_id
+        "DELETE FROM payloads WHERE id = (SELECT max(id) - 2 FROM payloads WHERE run_id = $1)", run_id
     )
 
     assert await replay(database, run_id) == "partial"
@@ -455,7 +456,7 @@ async def test_payload_size_zero_stores_none(
 ) -> None:
     """Payloads of earlier runs are deleted."""
     await fetch(database, apis(simulator))
-    assert await connection.fetchval("SELECT count(*) FROM payloads") == 5
+    assert await connection.fetchval("SELECT count(*) FROM payloads") == 15
 
     await fetch(database, apis(simulator), retention=Retention(payload_bytes=0))
 

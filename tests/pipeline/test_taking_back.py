@@ -243,6 +243,22 @@ async def test_new_name_or_overrides_load_a_forgotten_file(
     assert await coins(connection) == {"btc": 2}
 
 
+async def test_an_upgrade_brings_no_forgotten_file_back(
+    database: Database, connection: Connection, tmp_path: Path
+) -> None:
+    closes(tmp_path / "btc-usd.csv", 1, 2)
+    await run(database, tmp_path)
+    await forget(database, "btc-usd.csv")
+    await connection.execute(
+        "UPDATE archive_files SET key = concat_ws(':', '1', content, split_part(key, ':', 3), 'other')"
+    )
+
+    await run(database, tmp_path)
+
+    assert await coins(connection) == {}
+    assert await known(connection) == {"btc-usd.csv": True}
+
+
 async def test_copy_of_a_forgotten_file_takes_its_place(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:

@@ -79,7 +79,7 @@ async def test_killed_crawl_resumes_at_the_first_uncommitted_page(
     # The last page is short; the empty page after it shows that the list ends there.
     assert requested_pages(simulator.calls) == [3, 4, 5, 6]
     source = json.loads(out)["sources"][0]
-    assert (source["status"], source["calls"]) == ("succeeded", 4)
+    assert (source["status"], source["calls"]) == ("succeeded", 5)
     assert source["note"].startswith("pages 3 to 5 of 5, resuming the crawl of 20")
     rows = await connection.fetchval("SELECT count(*) FROM unified_data WHERE source = 'coingecko'")
     assert rows == len(simulator.market.listing("coingecko"))

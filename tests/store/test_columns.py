@@ -8,17 +8,18 @@ import msgspec
 from kasparro.model import record
 from kasparro.store import selection
 from kasparro.store.sql import folder
-from kasparro.web.routes import data
-from kasparro.web.schemas import Field
+from kasparro.web.routes import assets, data
+from kasparro.web.schemas import AssetField, Field
 
 
 def test_column_lists_are_equal() -> None:
     macros = jinja2.Template((folder("macros") / "columns.sql").read_text(encoding="utf-8")).module
-    columns = {name: tuple(getattr(macros, name)) for name in ("VALUES", "CONTENT", "RECORD")}
+    columns = {name: tuple(getattr(macros, name)) for name in ("VALUES", "CONTENT", "RECORD", "ASSET")}
 
     assert columns["VALUES"] == record.VALUE_FIELDS
     assert ("position", *columns["CONTENT"]) == record.CONTENT_COLUMNS
     assert columns["RECORD"] == tuple(selection.FIELDS)
+    assert columns["ASSET"] == tuple(selection.ASSET_FIELDS)
     assert {field.name for field in msgspec.structs.fields(record.Record)} == {
         "source_id",
         "observed_at",
@@ -27,3 +28,4 @@ def test_column_lists_are_equal() -> None:
         *columns["CONTENT"],
     }
     assert get_args(Field) == data.Record.__struct_fields__ == (*columns["RECORD"], *selection.ON_REQUEST)
+    assert get_args(AssetField) == assets.Asset.__struct_fields__ == columns["ASSET"]

@@ -191,6 +191,8 @@ async def populate(connection: Connection) -> None:
 
 # The values of `populate`, by the name of the column or by its type.
 VALUES = {
+    "asset_candidates.kind": "'conflict'",
+    "asset_links.valid_until": "'infinity'",
     "run_sources.status": "'running'",
     "usual_lists.began_at": "'{2024-06-01T12:00:00Z}'",
     "ARRAY": "'{2,3}'",
@@ -202,6 +204,7 @@ VALUES = {
     "json": "'{}'",
     "jsonb": "'{}'",
     "numeric": "0.1",
+    "double precision": "0.5",
     "smallint": "200",
     "text": "'text'",
     "timestamp with time zone": "'2024-06-01T12:00:00Z'",

@@ -10,12 +10,13 @@ import pytest
 
 from kasparro.store.cursors import CursorPosition, kind_of
 from kasparro.store.pool import Connection
-from kasparro.store.selection import CONDITIONS, FIELDS, ON_REQUEST, Selection
+from kasparro.store.selection import ASSETS, CONDITIONS, DATA, RowList, Selection
 from kasparro.store.sql import folder, statements, templates
 
 SQL = Path(str(folder("read"))).parent
 TEMPLATES = (
     "operations/history.sql",
+    "read/assets.sql",
     "read/cursor.sql",
     "read/data.sql",
     "read/history.sql",
@@ -28,32 +29,48 @@ FIXED = sorted(
     if (path := f"{file.parent.name}/{file.name}") not in TEMPLATES
     and file.parent.name not in {"macros", "migrations"}
 )
-SORTS = [f"{sign}{field}" for field in FIELDS for sign in ("", "-")]
-# Each condition alone, all of them, and none.
-FILTERS = [(), *((name,) for name in CONDITIONS), CONDITIONS]
+# Each sort of each list with each of its conditions alone, with all of them, and with none.
+LISTS = [
+    (rows, f"{sign}{field}", given)
+    for rows in (DATA, ASSETS)
+    for field in rows.fields
+    for sign in ("", "-")
+    for given in [(), *((name,) for name in rows.conditions), rows.conditions]
+]
 
 
-def variables(sort: str, given: tuple[str, ...], as_of: bool, fields: tuple[str, ...] = ()) -> dict[str, Any]:
+def moments(rows: RowList) -> tuple[bool, ...]:
+    """Whether a selection of the list may be of an earlier moment."""
+    return (False, True) if rows is DATA else (False,)
+
+
+def variables(selection: Selection, given: tuple[str, ...], as_of: bool = False) -> dict[str, Any]:
     """The variables of a selection with these conditions."""
-    found = Selection(sort=sort, fields=fields).variables()
     return (
-        found | {name: name in given for name in CONDITIONS} | {"as_of": as_of, "selective": "text" in given}
+        selection.variables()
+        | {name: name in given for name in CONDITIONS}
+        | {"as_of": as_of, "selective": "text" in given}
     )
 
 
 def first_pages() -> Iterator[dict[str, Any]]:
-    for sort, given, as_of in itertools.product(SORTS, FILTERS, (False, True)):
-        for offset, total in itertools.product((False, True), (None, "inserts", "count")):
-            yield variables(sort, given, as_of) | {"offset": offset, "total": total, "limit": 50}
+    for rows, sort, given in LISTS:
+        for as_of, offset, total in itertools.product(
+            moments(rows), (False, True), (None, "inserts", "count")
+        ):
+            case = variables(Selection(rows=rows, sort=sort), given, as_of)
+            yield case | {"offset": offset, "total": total, "limit": 50}
 
 
 def next_pages() -> Iterator[dict[str, Any]]:
-    for sort, given, as_of, value in itertools.product(SORTS, FILTERS, (False, True), (None, 1)):
-        selection = Selection(sort=sort)
-        if value is None and not selection.nullable:
-            continue
-        kind = kind_of(selection, CursorPosition(1, None, value, "csv", "a", 0, 2))
-        yield variables(sort, given, as_of) | {"position": kind, "nullable": selection.nullable, "limit": 50}
+    for rows, sort, given in LISTS:
+        selection = Selection(rows=rows, sort=sort)
+        for as_of, value in itertools.product(moments(rows), (None, 1)):
+            if value is None and not selection.nullable:
+                continue
+            kind = kind_of(selection, CursorPosition(1, None, value, ("csv", "a"), 0, 2))
+            case = variables(selection, given, as_of)
+            yield case | {"position": kind, "nullable": selection.nullable, "limit": 50}
 
 
 def next_pages_of_snapshots() -> Iterator[dict[str, Any]]:
@@ -64,8 +81,11 @@ def next_pages_of_snapshots() -> Iterator[dict[str, Any]]:
 
 
 def exports() -> Iterator[dict[str, Any]]:
-    for sort, given, as_of in itertools.product(SORTS, FILTERS, (False, True)):
-        yield variables(sort, given, as_of, ON_REQUEST)
+    for rows, sort, given in LISTS:
+        for as_of in moments(rows):
+            yield variables(
+                Selection(rows=rows, sort=sort, fields=(*rows.fields, *rows.on_request)), given, as_of
+            )
 
 
 @pytest.mark.slow
@@ -75,13 +95,23 @@ def exports() -> Iterator[dict[str, Any]]:
         ("read/data.sql", "first_page", first_pages()),
         ("read/cursor.sql", "next_page", next_pages()),
         ("read/cursor.sql", "next_page_of_snapshot", next_pages_of_snapshots()),
-        ("read/cursor.sql", "cursor_key", [{}]),
-        ("read/data.sql", "row", [{"fields": "source, rank", "as_of": as_of} for as_of in (False, True)]),
+        (
+            "read/data.sql",
+            "row",
+            [{"list": "data", "fields": "source, rank", "as_of": as_of} for as_of in (False, True)],
+        ),
         ("read/data.sql", "ndjson", exports()),
         (
             "read/data.sql",
             "csv",
             ({**case, "spreadsheet": flag} for case in exports() for flag in (False, True)),
+        ),
+        ("read/assets.sql", "asset", [{}]),
+        ("read/assets.sql", "totals", [{}]),
+        (
+            "read/assets.sql",
+            "candidates",
+            [{"after": a, "kind": k} for a in (False, True) for k in (False, True)],
         ),
         ("read/history.sql", "span", [{}]),
         ("read/history.sql", "points", [{"csv": c, "limit": n} for c in (False, True) for n in (None, 50)]),
@@ -117,7 +147,13 @@ async def test_all_combinations_can_be_prepared(
 
 @pytest.mark.parametrize("path", FIXED)
 async def test_fixed_statements_can_be_prepared(connection: Connection, path: str) -> None:
-    for staging in ("load/batch.sql", "load/settle.sql"):
+    for staging in (
+        "load/batch.sql",
+        "load/settle.sql",
+        "load/contracts.sql",
+        "assets/consensus.sql",
+        "assets/links.sql",
+    ):
         await connection.execute(statements(staging)["staging"])
 
     for name, text in statements(path).items():
@@ -149,7 +185,7 @@ def test_missing_variable_is_an_error() -> None:
 
 
 def test_values_are_parameters_in_order() -> None:
-    case = variables("rank", ("sources", "text"), as_of=False)
+    case = variables(Selection(), ("sources", "text"))
     statement = templates("read/data.sql")["first_page"].compose(**case, offset=True, total=None, limit=50)
 
     values = statement.values({"sources": ["csv"], "text": "%btc%", "offset": 7})

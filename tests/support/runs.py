@@ -87,8 +87,8 @@ async def source_outcomes(connection: "asyncpg.Connection[asyncpg.Record]") -> d
 
 
 def requested_pages(calls: Sequence[Call]) -> list[int]:
-    """The page numbers of these calls."""
-    return [int(call.query["page"]) for call in calls]
+    """The page numbers of these calls, without those that request no page."""
+    return [int(call.query["page"]) for call in calls if "page" in call.query]
 
 
 async def table_contents(url: str) -> dict[str, list[dict[str, object]]]:

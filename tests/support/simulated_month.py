@@ -64,7 +64,7 @@ async def simulated_runs(
         ) as run:
             status = await run.work(asyncio.Event())
         for call in simulator.calls:
-            if call.status in {200, 304}:
+            if call.status in {200, 304} and "page" in call.query:
                 start = (int(call.query["page"]) - 1) * PAGE_SIZE
                 fetched_at |= dict.fromkeys(coins[start : start + PAGE_SIZE], now)
         simulator.calls.clear()

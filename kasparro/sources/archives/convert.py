@@ -76,7 +76,7 @@ class Converter:
     A row with a time, a coin and a price is accepted whatever its other cells hold: `invalid` has the fields
     and reasons of those that `convert` made null in its last row. `damaged` says that a number in that row
     has the sign of fractions between its thousands, as some spreadsheet programs leave it: then all its
-    numbers are in doubt.
+    numbers are in doubt. `quoted_in` has the currencies of the prices converted so far.
     """
 
     def __init__(self, detection: Detection, now: datetime) -> None:
@@ -90,6 +90,7 @@ class Converter:
         blank = detection.width
         self.invalid: Sequence[RejectedValue] = ()
         self.damaged = False
+        self.quoted_in: set[str] = set()
         # `1.234.567` where points begin fractions, and then `1.234` may be 1234.
         sign = re.escape(detection.notation.decimal)
         self._grouped = re.compile(rf"\d{sign}\d{{3}}{sign}\d{{3}}(?!\d)", re.ASCII)
@@ -241,6 +242,7 @@ class Converter:
         if quote is not None:
             self._expect_dollars(quote)
             symbol = SYMBOL_SPELLINGS.get(symbol.lower(), symbol)
+        self.quoted_in.add(quote or currency.upper() or self._detection.quoted_in)
         if (coin := self._detection.coin) is not None:
             return _coin_cells(coin.source_id, coin.symbol or "", coin.name or "", invalid)
         symbol, name = (("" if text.lower() in _NO_COIN else text) for text in (symbol, name))

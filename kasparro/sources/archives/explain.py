@@ -72,12 +72,17 @@ class Reason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file would load. `problem` says why it would not be loaded, or not to its end."""
+    """What a file would load.
+
+    `problem` says why it would not be loaded, or not to its end. If overrides may help, it ends with their
+    lines, the `setting`.
+    """
 
     name: str
     rows: int
     rejected: int
     problem: str | None
+    setting: str | None = None
     reasons: tuple[Reason, ...]
     recognition: Recognition | None
     invalid: dict[str, int] = {}
@@ -128,6 +133,7 @@ async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetim
     """Read a file to its end as a run would, without a database."""
     rows = rejected = 0
     problem: str | None = None
+    setting: str | None = None
     reasons, damaged, invalid = _Reasons(), Counter[str](), Counter[str]()
     job = Job(name=name, key="", position=0, now=now, overrides=overrides, half_rule=False)
     async for message in read_archive(file, job):
@@ -139,14 +145,15 @@ async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetim
             damaged.update(message.damaged)
             invalid.update(value.field for value in message.batch.invalid)
         else:
-            problem = message.reject.summary
+            problem, setting = message.reject.summary, message.reject.setting
     if (reason := reasons.count(rows + rejected, damaged).file_reason) is not None:
-        rows, problem = 0, f"{name}: {reason}"
+        rows, problem, setting = 0, f"{name}: {reason}", None
     return Checked(
         name=name,
         rows=rows,
         rejected=rejected,
         problem=problem,
+        setting=setting,
         reasons=reasons.most_frequent_first(),
         invalid=dict(sorted(invalid.items())),
         recognition=await _recognition(file, job),

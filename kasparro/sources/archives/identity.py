@@ -10,7 +10,7 @@ from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import Overrides
 
 # Part of every key. A parser that reads files differently needs a new version, so that they are loaded again.
-PARSER_VERSION = "6"
+PARSER_VERSION = "7"
 READ_BYTES = 1024 * 1024
 
 

@@ -41,7 +41,7 @@ def place(name: str, identity: Identity, known: Sequence[KnownFile], names: Set[
     history. A file that is read in another way, because its name, its overrides or the detection changed,
     replaces what was loaded from it. So does a renamed file.
     """
-    if any(file.forgotten and file.name == name and file.key == identity.key for file in known):
+    if any(file.forgotten and file.name == name and _is_same_file(file, identity) for file in known):
         return Placement()
     live = [file for file in known if not file.forgotten]
     # Under the same key but another name it is a copy, or the same file renamed.
@@ -79,6 +79,12 @@ def place(name: str, identity: Identity, known: Sequence[KnownFile], names: Set[
         grown=identity.head is not None,
         replaces=replaces,
     )
+
+
+def _is_same_file(earlier: KnownFile, identity: Identity) -> bool:
+    # Whether the user has changed nothing: an upgrade that reads files differently brings no file back.
+    before, now = Key.parse(earlier.key), Key.parse(identity.key)
+    return (before.content, before.overrides) == (now.content, now.overrides)
 
 
 def _stays(earlier: KnownFile, identity: Identity) -> bool:

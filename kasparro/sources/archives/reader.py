@@ -282,6 +282,7 @@ async def _read(
             interpretation=detection.interpretation,
             content=Key.parse(job.key).content,
             coin=coin,
+            quoted_in=tuple(sorted(converter.quoted_in)),
         )
         batch, reasons = builder.take(checkpoint), damaged.copy()
         damaged.clear()

@@ -12,7 +12,7 @@ from kasparro.web.http.problems import MEDIA_TYPE, ProblemDocument
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.examples import EXAMPLES
-from kasparro.web.schemas import Field, RunStatus, Sort, SourceName, SourceStatus
+from kasparro.web.schemas import AssetField, AssetSort, Field, RunStatus, Sort, SourceName, SourceStatus
 
 _REFERENCE = "#/components/schemas/{name}"
 
@@ -110,6 +110,8 @@ _PROBLEM_HEADERS = {
 
 # Choices with their own schemas, so that generated clients have one type for each.
 _CHOICES = {
+    "AssetField": AssetField,
+    "AssetSort": AssetSort,
     "Field": Field,
     "RunStatus": RunStatus,
     "Sort": Sort,
@@ -123,7 +125,11 @@ _KEY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "One of KASPARRO_API_KEYS"},
 }
 
-_TAGS = {"data": "Market data.", "operations": "The state of the service, and its runs."}
+_TAGS = {
+    "data": "Market data of each source.",
+    "assets": "Coins across sources.",
+    "operations": "The state of the service, and its runs.",
+}
 
 
 def document(endpoints: Sequence[Endpoint], *, keyed: bool = False, limited: bool = False) -> bytes:

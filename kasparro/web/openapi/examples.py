@@ -5,7 +5,7 @@ from typing import Any
 _RECORD = {
     "source": "coingecko",
     "source_id": "bitcoin",
-    "asset": None,
+    "asset": "btc-bitcoin",
     "symbol": "btc",
     "name": "Bitcoin",
     "rank": 1,
@@ -21,6 +21,35 @@ _RECORD = {
     "observed_at": "2024-06-01T12:00:00.000000Z",
     "first_seen_at": "2024-05-01T09:00:02.500000Z",
     "updated_at": "2024-06-01T12:00:31.250000Z",
+}
+_ASSET = {
+    "asset": "btc-bitcoin",
+    "symbol": "BTC",
+    "name": "Bitcoin",
+    "rank": 1,
+    "price_usd": 64208.25,
+    "price_spread_percent": 0.007,
+    "source_count": 2,
+    "diverging": False,
+    "market_cap_usd": 1265100000000,
+    "volume_24h_usd": 31350000000,
+    "circulating_supply": 19700000,
+    "total_supply": 21000000,
+    "max_supply": 21000000,
+    "percent_change_1h": 0.11,
+    "percent_change_24h": -1.45,
+    "percent_change_7d": 4.2,
+    "observed_at": "2024-06-01T12:00:00.000000Z",
+    "oldest_observed_at": "2024-06-01T11:58:12.000000Z",
+}
+_EVIDENCE = [{"kind": "symbol and name", "detail": "both are BTC, Bitcoin"}]
+_PAGINATION = {
+    "limit": 50,
+    "page": 1,
+    "pages": 1,
+    "total": 1,
+    "next": None,
+    "next_cursor": None,
 }
 _RECORDS = {"fetched": 250, "valid": 249, "rejected": 1, "inserted": 3, "updated": 240, "unchanged": 6}
 _DRIFT = {
@@ -110,6 +139,20 @@ EXAMPLES: dict[str, Any] = {
             "next_cursor": "ksQIl1v0",
         },
     },
+    "AssetHistoryPage": {
+        "data": [
+            {
+                "time": "2024-06-01T00:00:00.000000Z",
+                "open": 67491.4,
+                "high": 67839.1,
+                "low": 67383.8,
+                "close": 67706.3,
+                "count": 48,
+                "sources": ["coingecko", "coinpaprika"],
+            }
+        ],
+        "pagination": _PAGINATION | {"page": None, "pages": None, "total": None},
+    },
     "HistoryPage": {
         "data": [
             {
@@ -195,6 +238,13 @@ EXAMPLES: dict[str, Any] = {
                 "reasons": [],
             }
         },
+        "assets": {
+            "total": 14210,
+            "diverging": 12,
+            "diverging_first": ["abc-example"],
+            "candidates": 310,
+            "conflicts": 1,
+        },
     },
     "Comparison": {
         "a": _RUN,
@@ -219,6 +269,39 @@ EXAMPLES: dict[str, Any] = {
     "Readiness": {"status": "ok", "reason": None},
     "TableSizes": {
         "tables": [{"name": "unified_data", "rows": 15000, "bytes": 7340032, "estimated": False}],
+    },
+    "AssetsPage": {"data": [_ASSET], "pagination": _PAGINATION},
+    "AssetWithQuotes": {
+        **_ASSET,
+        "quotes": [
+            {
+                "source": "coingecko",
+                "source_id": "bitcoin",
+                "price_usd": 64210.5,
+                "observed_at": "2024-06-01T12:00:00.000000Z",
+                "age_s": 31.5,
+                "counted": True,
+                "excluded_because": None,
+                "link": {"method": "names", "score": 0.98, "evidence": _EVIDENCE},
+            }
+        ],
+    },
+    "CandidatesPage": {
+        "data": [
+            {
+                "kind": "candidate",
+                "source": "coingecko",
+                "source_id": "bitcoin-2",
+                "symbol": "btc",
+                "name": "Bitcoin",
+                "asset": "btc-bitcoin",
+                "score": 0.2,
+                "reason": "another id of this source is linked to this asset",
+                "evidence": _EVIDENCE,
+                "found_at": "2024-06-01T12:00:31.25Z",
+            }
+        ],
+        "pagination": _PAGINATION,
     },
     "RunStarted": {"id": 43, "status": "running"},
 }

@@ -10,35 +10,24 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from kasparro.model.record import RANK_LIMIT
 from kasparro.sources import registry
-from kasparro.store import cursors, queries
-from kasparro.store.cursors import CursorExpired, CursorNeedsSlowPool, ReplicaBehind
+from kasparro.store import queries
 from kasparro.store.selection import Filters, Selection
-from kasparro.web.http.context import context_of
 from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.endpoint import Endpoint
-from kasparro.web.openapi.pagination import PageQuery, Pagination
+from kasparro.web.openapi.pagination import Pagination
+from kasparro.web.routes import row_lists
+from kasparro.web.routes.row_lists import Labels, RowsQuery
 from kasparro.web.schemas import Field, Moment, Sort, SourceName
 from kasparro.web.service import Service
 
-# A page beyond this offset or limit may take long.
-DEEP_OFFSET = 10_000
-LARGE_LIMIT = 250
-
-_encode = msgspec.json.Encoder().encode
-
-Labels = Annotated[
-    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=200)], ...], msgspec.Meta(max_length=500)
-]
-Rank = Annotated[int, msgspec.Meta(ge=1, le=RANK_LIMIT)]
 Fields = Annotated[
     Annotated[tuple[Field, ...], msgspec.Meta(max_length=50)],
     msgspec.Meta(
         description="Return only these fields, in the order of the full row; a comma list, or repeated. "
-        "Unset: all fields but `rank_observed_at` and `listed_at`.",
+        "Unset: all fields but `rank_observed_at`, `listed_at` and `quoted_in`.",
         examples=[["source", "symbol", "price_usd"]],
     ),
 ]
@@ -60,7 +49,7 @@ class RowQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     fields: Fields = ()
 
 
-class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DataQuery(RowsQuery, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The query of /data: filters, order, fields and page."""
 
     cursor: Annotated[
@@ -80,60 +69,12 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             description="Rows of these sources; a comma list, or repeated.", examples=[["coingecko"]]
         ),
     ] = ()
-    symbol: Annotated[
-        Labels,
-        msgspec.Meta(
-            description="Rows with these ticker symbols, in any case; a comma list, or repeated.",
-            examples=[["btc", "eth"]],
-        ),
-    ] = ()
     id: Annotated[
         Labels,
         msgspec.Meta(
             description="Rows with these source_ids; a comma list, or repeated.", examples=[["bitcoin"]]
         ),
     ] = ()
-    asset: Annotated[
-        Labels,
-        msgspec.Meta(
-            description="Rows of these coins across sources; a comma list, or repeated.",
-            examples=[["btc-bitcoin"]],
-        ),
-    ] = ()
-    q: Annotated[
-        Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None,
-        msgspec.Meta(
-            description="Rows whose name or symbol contains this text, in any case.", examples=["coin"]
-        ),
-    ] = None
-    rank_min: Annotated[
-        Rank | None, msgspec.Meta(description="Rows with this rank or a higher number.", examples=[101])
-    ] = None
-    rank_max: Annotated[
-        Rank | None, msgspec.Meta(description="Rows with this rank or a lower number.", examples=[100])
-    ] = None
-    price_usd_min: Annotated[
-        Decimal | None, msgspec.Meta(description="Rows with at least this price.", examples=[0.01])
-    ] = None
-    price_usd_max: Annotated[
-        Decimal | None, msgspec.Meta(description="Rows with at most this price.", examples=[1])
-    ] = None
-    market_cap_usd_min: Annotated[
-        Decimal | None,
-        msgspec.Meta(description="Rows with at least this market capitalisation.", examples=[1000000]),
-    ] = None
-    market_cap_usd_max: Annotated[
-        Decimal | None,
-        msgspec.Meta(description="Rows with at most this market capitalisation.", examples=[1000000000]),
-    ] = None
-    volume_24h_usd_min: Annotated[
-        Decimal | None,
-        msgspec.Meta(description="Rows with at least this volume in 24 hours.", examples=[1000]),
-    ] = None
-    volume_24h_usd_max: Annotated[
-        Decimal | None,
-        msgspec.Meta(description="Rows with at most this volume in 24 hours.", examples=[1000000]),
-    ] = None
     updated_since: Annotated[
         Moment | None,
         msgspec.Meta(
@@ -178,17 +119,10 @@ class DataQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             # The primary key begins with the source. With all sources given, it also finds ids.
             sources=self.source or (registry.names() if self.id else ()),
             ids=self.id,
-            assets=self.asset,
-            symbols=self.symbol,
-            text=self.q,
-            **{name: getattr(self, name) for name in _RANGES},
+            **self.conditions(),
         )
         sort = self.sort or ("rank" if self.as_of is None else "source")
         return Selection(filters=filters, sort=sort, fields=self.fields, as_of=self.as_of)
-
-
-# The filters that have the same name in the query and in the selection.
-_RANGES = tuple(name for name in Filters.__struct_fields__ if name in DataQuery.__struct_fields__)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -239,6 +173,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "names it. Null for archives, which list no coins."
         ),
     ] = UNSET
+    quoted_in: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(
+            description="The currency of the prices as the source gives them: `USD`, or in archives a coin "
+            "that counts as US dollars by an override, such as `USDT`; only if `fields` names it. A comma "
+            "list if the file has prices in several. Null if an earlier version of Kasparro loaded the file.",
+            examples=["USDT"],
+        ),
+    ] = UNSET
 
 
 class DataPage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -257,51 +200,7 @@ class RecordPath(msgspec.Struct, frozen=True, kw_only=True):
 
 async def page(service: Service, request: Request, query: DataQuery) -> Response:
     """GET /data."""
-    try:
-        return await _page(service, request, query)
-    except CursorNeedsSlowPool:
-        context_of(request.scope).slow = True
-        return await _page(service, request, query)
-
-
-async def _page(service: Service, request: Request, query: DataQuery) -> Response:
-    path = request.scope["path"]
-    selection = query.selection()
-    async with service.read_connection(request) as connection:
-        signing_key = await service.signing_key(connection)
-        decoded = paging.decode_cursor(query, path, signing_key)
-        try:
-            found = await queries.page(
-                connection,
-                service.totals,
-                selection,
-                limit=query.limit,
-                offset=paging.offset(query),
-                after=None if decoded is None else cursors.position(selection.sort, decoded),
-                slow=context_of(request.scope).slow,
-            )
-        except msgspec.ValidationError:
-            raise paging.bad_cursor("This cursor was made by another version of Kasparro") from None
-        except CursorExpired as reason:
-            raise paging.bad_cursor(
-                f"This cursor has expired ({reason}). Start again without a cursor"
-            ) from None
-        except ReplicaBehind:
-            if service.database.one_server:
-                # A single server is never behind its own data: it was restored to an earlier state.
-                raise paging.bad_cursor(
-                    "The database was restored to a state before this cursor. Start again without a cursor"
-                ) from None
-            raise Problem(
-                503,
-                "This replica has not reached the data version of the cursor yet. Try again.",
-                kind="replica-behind",
-                title="Replica behind",
-                headers={"Retry-After": "1"},
-            ) from None
-    pagination = paging.pagination(query, path, signing_key, total=found.total, last=found.last)
-    body = b'{"data":[' + found.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
-    return Response(body, headers=paging.link_header(query, path, pagination), media_type="application/json")
+    return await row_lists.page(service, request, query, query.selection())
 
 
 def record_key(request: Request) -> tuple[str, str | None]:
@@ -348,14 +247,18 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
 
 
 def _is_live(query: DataQuery | RowQuery) -> bool:
-    # Each run moves listed_at, also if it changes no row.
-    return "listed_at" in query.fields or getattr(query, "listed_since", None) is not None
+    # Each run moves listed_at, and a file that gives the same figures in another currency changes quoted_in:
+    # neither makes a data version.
+    return (
+        not {"listed_at", "quoted_in"}.isdisjoint(query.fields)
+        or getattr(query, "listed_since", None) is not None
+    )
 
 
 def _may_be_slow(query: DataQuery) -> bool:
     # These may take long: a text search, a large or deep page, an order or a filter without an index, and
     # as_of if it must look up every coin's history. The slow pool keeps them away from all other queries.
-    if query.q is not None or paging.offset(query) > DEEP_OFFSET or query.limit > LARGE_LIMIT:
+    if row_lists.may_be_slow(query):
         return True
     filters = query.selection().filters
     by_key = DataQuery(source=query.source, id=query.id)

@@ -1,8 +1,8 @@
-"""GET /data.csv and /data.ndjson: all rows that a query selects, streamed."""
+"""GET /data.csv, /assets.csv and the same as .ndjson: all rows that a query selects, streamed."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import queries
 from kasparro.store.pool import Connection
-from kasparro.store.selection import in_order
+from kasparro.store.selection import Selection
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
@@ -24,7 +24,9 @@ from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import PageQuery
+from kasparro.web.routes.assets import AssetsQuery
 from kasparro.web.routes.data import DataQuery
+from kasparro.web.routes.row_lists import RowsQuery
 from kasparro.web.service import Service
 
 client_log = RateLimitedLog(structlog.get_logger())
@@ -33,6 +35,7 @@ client_log = RateLimitedLog(structlog.get_logger())
 EXPORT_S = 3_600.0
 
 Form = Literal["csv", "ndjson"]
+Handler = Callable[[Service, Request, Any], Awaitable[Response]]
 # Reads the lines of an export, without line ends, several at a time.
 Lines: TypeAlias = Callable[[Connection], AsyncGenerator[list[str], None]]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
@@ -51,25 +54,25 @@ Spreadsheet = Annotated[
 ]
 
 
-def _query(name: str, *fields: tuple[str, Any, Any]) -> Any:
-    # The query of /data without pages, and with more fields.
-    of_data = [
+def _query(name: str, page_query: type[RowsQuery], *fields: tuple[str, Any, Any]) -> Any:
+    # The query of a list without pages, and with more fields.
+    of_list = [
         (field.name, field.type, field.default)
-        for field in msgspec.structs.fields(DataQuery)
+        for field in msgspec.structs.fields(page_query)
         if field.name not in PageQuery.__struct_fields__
     ]
     return msgspec.defstruct(
         name,
-        [*of_data, *fields],
-        namespace={"__doc__": "The query of an export.", "selection": DataQuery.selection},
+        [*of_list, *fields],
+        namespace={
+            "__doc__": "The query of an export.",
+            "selection": page_query.selection,
+            "conditions": page_query.conditions,
+        },
         frozen=True,
         kw_only=True,
         forbid_unknown_fields=True,
     )
-
-
-CsvQuery = _query("CsvQuery", ("spreadsheet", Spreadsheet, False))
-NdjsonQuery = _query("NdjsonQuery")
 
 
 class _Export(Response):
@@ -123,14 +126,29 @@ async def export_csv(service: Service, request: Request, query: Any) -> Response
     """GET /data.csv."""
     selection = query.selection()
     lines = partial(queries.export, selection=selection, form="csv", spreadsheet=query.spreadsheet)
-    header = csv_header(in_order(selection.fields), spreadsheet=query.spreadsheet)
-    return await stream(service, request, "csv", lines, name="kasparro-data", header=header)
+    header = csv_header(selection.shown, spreadsheet=query.spreadsheet)
+    return await stream(service, request, "csv", lines, name=_name(selection), header=header)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
     """GET /data.ndjson."""
-    lines = partial(queries.export, selection=query.selection(), form="ndjson")
-    return await stream(service, request, "ndjson", lines, name="kasparro-data")
+    selection = query.selection()
+    lines = partial(queries.export, selection=selection, form="ndjson")
+    return await stream(service, request, "ndjson", lines, name=_name(selection))
+
+
+async def export_assets_csv(service: Service, request: Request, query: Any) -> Response:
+    """GET /assets.csv."""
+    return await export_csv(service, request, query)
+
+
+async def export_assets_ndjson(service: Service, request: Request, query: Any) -> Response:
+    """GET /assets.ndjson."""
+    return await export_ndjson(service, request, query)
+
+
+def _name(selection: Selection) -> str:
+    return f"kasparro-{selection.rows.name}"
 
 
 def csv_header(fields: Sequence[str], *, spreadsheet: bool) -> str:
@@ -217,34 +235,46 @@ STREAMED = (
     f"wait, an export ends if its client reads less than {_LIMITS.min_bytes_per_s // 1024} KiB/s (before "
     f"compression) over {_LIMITS.window_s:.0f} s. An export takes at most {EXPORT_S / 60:.0f} minutes. "
 )
+
+
+def _endpoints(
+    path: str, query: type[RowsQuery], rows: str, handlers: tuple[Handler, Handler]
+) -> tuple[Endpoint, Endpoint]:
+    tag = path.removeprefix("/")
+    return (
+        Endpoint(
+            path=f"{path}.csv",
+            handler=handlers[0],
+            summary=f"All {rows} as CSV",
+            description=f"All {rows} that pass the filters. "
+            + STREAMED
+            + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
+            "`spreadsheet=true` makes the file safe for spreadsheet programs.",
+            tag=tag,
+            query=_query(f"{tag.capitalize()}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
+            response=str,
+            problems=(400, 429, 500, 503),
+            media_type="text/csv",
+            headers=HEADERS,
+            caching="never",
+        ),
+        Endpoint(
+            path=f"{path}.ndjson",
+            handler=handlers[1],
+            summary=f"All {rows} as lines of JSON",
+            description=f"All {rows} that pass the filters. {STREAMED}Each line is a row as in {path}.",
+            tag=tag,
+            query=_query(f"{tag.capitalize()}NdjsonQuery", query),
+            response=str,
+            problems=(400, 429, 500, 503),
+            media_type="application/x-ndjson",
+            headers=HEADERS,
+            caching="never",
+        ),
+    )
+
+
 ENDPOINTS = (
-    Endpoint(
-        path="/data.csv",
-        handler=export_csv,
-        summary="All rows as CSV",
-        description="All rows that pass the filters. "
-        + STREAMED
-        + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
-        "`spreadsheet=true` makes the file safe for spreadsheet programs.",
-        tag="data",
-        query=CsvQuery,
-        response=str,
-        problems=(400, 429, 500, 503),
-        media_type="text/csv",
-        headers=HEADERS,
-        caching="never",
-    ),
-    Endpoint(
-        path="/data.ndjson",
-        handler=export_ndjson,
-        summary="All rows as lines of JSON",
-        description="All rows that pass the filters. " + STREAMED + "Each line is a record as in /data.",
-        tag="data",
-        query=NdjsonQuery,
-        response=str,
-        problems=(400, 429, 500, 503),
-        media_type="application/x-ndjson",
-        headers=HEADERS,
-        caching="never",
-    ),
+    *_endpoints("/data", DataQuery, "rows", (export_csv, export_ndjson)),
+    *_endpoints("/assets", AssetsQuery, "assets", (export_assets_csv, export_assets_ndjson)),
 )

@@ -34,6 +34,24 @@ class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = []
 
 
+class AssetHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many coins there are across sources, and what a person should look at."""
+
+    total: int
+    diverging: Annotated[
+        int, msgspec.Meta(description="Assets whose prices diverge: GET /assets?diverging=true.")
+    ]
+    diverging_first: Annotated[
+        list[str], msgspec.Meta(description="Of these, the ten with the highest ranks.")
+    ]
+    candidates: Annotated[
+        int, msgspec.Meta(description="Rows whose coin is uncertain: GET /assets/candidates.")
+    ]
+    conflicts: Annotated[
+        int, msgspec.Meta(description="Links that became uncertain: GET /assets/candidates?kind=conflict.")
+    ]
+
+
 class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whether the service works. `degraded`: it answers, but something is wrong. `reasons` are about the
     service itself; each source has its own."""
@@ -41,6 +59,10 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     status: Literal["ok", "degraded", "unavailable"]
     database: DatabaseHealth
     sources: dict[str, SourceHealth]
+    assets: Annotated[
+        AssetHealth | None,
+        msgspec.Meta(description="Null without the database. It does not change the status."),
+    ] = None
     reasons: Annotated[
         list[str],
         msgspec.Meta(
@@ -65,7 +87,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 async def health(service: Service, request: Request, query: Any) -> Response:
     """GET /health."""
-    (database, sources), primary_error, reasons = await asyncio.gather(
+    (database, sources, assets), primary_error, reasons = await asyncio.gather(
         _read_health(service), _primary_error(service), service.problems()
     )
     if primary_error is not None:
@@ -77,21 +99,37 @@ async def health(service: Service, request: Request, query: Any) -> Response:
         )
     healthy = not reasons and all(source.healthy for source in sources.values())
     return json_response(
-        Health(status="ok" if healthy else "degraded", database=database, sources=sources, reasons=reasons)
+        Health(
+            status="ok" if healthy else "degraded",
+            database=database,
+            sources=sources,
+            assets=assets,
+            reasons=reasons,
+        )
     )
 
 
-async def _read_health(service: Service) -> tuple[DatabaseHealth, dict[str, SourceHealth]]:
-    # The health of the database for reads, and of the sources according to it.
+async def _read_health(
+    service: Service,
+) -> tuple[DatabaseHealth, dict[str, SourceHealth], AssetHealth | None]:
+    # The health of the database for reads, and of the sources and assets according to it.
     began = time.perf_counter()
     try:
-        sources = await service.source_health(HEALTH_TIMEOUT_S)
+        sources, totals = await service.health(HEALTH_TIMEOUT_S)
     except asyncpg.UndefinedTableError:
-        return DatabaseHealth(status="preparing", error="not all tables exist yet"), {}
+        return DatabaseHealth(status="preparing", error="not all tables exist yet"), {}, None
     except (KasparroError, asyncpg.PostgresError) as error:
         name: Literal["primary", "read"] = "read" if service.database.replicas else "primary"
-        return DatabaseHealth(status="unreachable", error=one_line(error), unreachable=[name]), {}
-    return DatabaseHealth(status="ok", latency_ms=round((time.perf_counter() - began) * 1e3, 2)), sources
+        return DatabaseHealth(status="unreachable", error=one_line(error), unreachable=[name]), {}, None
+    assets = AssetHealth(
+        total=totals.assets,
+        diverging=totals.diverging,
+        diverging_first=totals.diverging_first,
+        candidates=totals.candidates,
+        conflicts=totals.conflicts,
+    )
+    database = DatabaseHealth(status="ok", latency_ms=round((time.perf_counter() - began) * 1e3, 2))
+    return database, sources, assets
 
 
 async def _primary_error(service: Service) -> str | None:

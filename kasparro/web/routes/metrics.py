@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from kasparro import __version__
 from kasparro.errors import KasparroError
+from kasparro.store.asset_queries import AssetTotals
 from kasparro.store.run_queries import RunTotals
 from kasparro.web.http.request_metrics import BUCKETS_S, Counts, ProcessReport
 from kasparro.web.openapi.endpoint import Endpoint
@@ -50,7 +51,7 @@ class _Scrape(Collector):
     def __init__(
         self,
         reports: list[ProcessReport],
-        health: dict[str, SourceHealth] | None,
+        health: tuple[dict[str, SourceHealth], AssetTotals] | None,
         stats: Stats | None,
         totals: RunTotals | None,
     ) -> None:
@@ -124,7 +125,9 @@ class _Scrape(Collector):
             "kasparro_database_up", "1 while PostgreSQL answers.", int(self._health is not None)
         )
         if self._health is not None:
-            yield from self._sources(self._health)
+            sources, assets = self._health
+            yield from self._sources(sources)
+            yield from _assets(assets)
         if self._stats is not None:
             yield from self._now(self._stats)
         if self._totals is not None:
@@ -194,10 +197,27 @@ class _Scrape(Collector):
             )
 
 
+def _assets(totals: AssetTotals) -> Iterator[Metric]:
+    yield GaugeMetricFamily("kasparro_assets", "Assets with a quote.", totals.assets)
+    yield GaugeMetricFamily(
+        "kasparro_assets_diverging",
+        "Assets whose fresh prices differ by more than KASPARRO_DIVERGENCE_PERCENT.",
+        totals.diverging,
+    )
+    candidates = GaugeMetricFamily(
+        "kasparro_asset_candidates",
+        "Rows whose coin is uncertain (candidate), and links that became uncertain (conflict).",
+        labels=("kind",),
+    )
+    candidates.add_metric(("candidate",), totals.candidates)
+    candidates.add_metric(("conflict",), totals.conflicts)
+    yield candidates
+
+
 async def metrics(service: Service, request: Request, query: Any) -> Response:
     """GET /metrics."""
     health, stats, totals = await asyncio.gather(
-        _or_none(service.source_health(DATABASE_TIMEOUT_S)),
+        _or_none(service.health(DATABASE_TIMEOUT_S)),
         _or_none(service.stats(DATABASE_TIMEOUT_S)),
         _or_none(service.run_totals(DATABASE_TIMEOUT_S)),
     )

@@ -13,8 +13,8 @@ from kasparro.pipeline.quality.drift import ACCEPTED_AFTER
 from kasparro.pipeline.run import Run
 from kasparro.settings import Settings
 from kasparro.simulator import Simulator
+from kasparro.simulator.coins import Api
 from kasparro.simulator.faults import BadRecords, ScaledPrices, SchemaDrift, ShortList, Status
-from kasparro.simulator.market import Api
 from kasparro.sources.base import Source
 from kasparro.sources.coingecko import CoinGecko
 from kasparro.sources.coinpaprika import CoinPaprika

@@ -94,7 +94,7 @@ def test_each_row_once_and_in_order(
                 described = pagination.pagination(query, "/data", KEY, total=page.total, last=page.last)
                 next_query = msgspec.structs.replace(query, cursor=described.next_cursor)
                 decoded = pagination.decode_cursor(next_query, "/data", KEY)
-                after = cursors.position(sort, decoded)
+                after = cursors.position(selection, decoded)
                 assert after == page.last
         assert by_page == expected
         assert by_cursor == expected

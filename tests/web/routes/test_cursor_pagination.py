@@ -146,7 +146,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
             assert (page.last is None) == (len(reader.seen) == len(reader.expected))
             # The position passes through the bytes of a cursor.
             decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(page.last))
-            reader.position = None if decoded is None else cursors.position(reader.selection.sort, decoded)
+            reader.position = None if decoded is None else cursors.position(reader.selection, decoded)
 
     return Readers
 

@@ -340,9 +340,9 @@ async def test_nulls_last_and_ties_by_key(client: aiohttp.ClientSession, insert:
 
 
 PARAMETERS = (
-    "limit, page, cursor, source, symbol, id, asset, q, rank_min, rank_max, price_usd_min, price_usd_max, "
-    "market_cap_usd_min, market_cap_usd_max, volume_24h_usd_min, volume_24h_usd_max, updated_since, "
-    "listed, listed_since, as_of, sort, fields"
+    "limit, page, cursor, symbol, asset, q, rank_min, rank_max, price_usd_min, price_usd_max, "
+    "market_cap_usd_min, market_cap_usd_max, volume_24h_usd_min, volume_24h_usd_max, source, id, "
+    "updated_since, listed, listed_since, as_of, sort, fields"
 )
 MOMENT = "an RFC 3339 time, such as 2024-06-01T12:00:00Z"
 SORTS = ", ".join(f"{field}, -{field}" for field in sorted(FIELDS))

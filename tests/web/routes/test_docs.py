@@ -15,11 +15,13 @@ from openapi_spec_validator import validate
 from playwright.async_api import Locator, Page, async_playwright
 from yarl import URL
 
+from kasparro.model.asset import Candidate
 from kasparro.settings import ApiKey, Rate, Secret, Settings
-from kasparro.store.pool import Connection
+from kasparro.store.pool import Connection, Database
 from kasparro.web.http.problems import Problem
 from kasparro.web.openapi.parameters import NoParameters, describe, parse
 from kasparro.web.routes.data import DataQuery
+from tests.support.assets import make_link, resolve
 from tests.support.fake_scheduler import FakeScheduler
 from tests.support.runs import add_run, add_source
 from tests.web.conftest import Insert, serving
@@ -47,6 +49,14 @@ async def test_document_is_valid(database_url: str) -> None:
         "/data.csv",
         "/data.ndjson",
         "/data/{source}/{source_id}",
+        "/assets",
+        "/assets.csv",
+        "/assets.ndjson",
+        "/assets/candidates",
+        "/assets/{asset}",
+        "/assets/{asset}/history",
+        "/assets/{asset}/history.csv",
+        "/assets/{asset}/history.ndjson",
         "/data/{source}/{source_id}/history",
         "/data/{source}/{source_id}/history.csv",
         "/data/{source}/{source_id}/history.ndjson",
@@ -115,9 +125,30 @@ async def test_examples_match_schemas(client: aiohttp.ClientSession) -> None:
 
 
 async def test_responses_match_schemas(
-    client: aiohttp.ClientSession, connection: Connection, insert: Insert
+    client: aiohttp.ClientSession, connection: Connection, database: Database, insert: Insert
 ) -> None:
-    await insert({"source_id": "bitcoin", "rank": 1, "name": "Bitcoin"}, {"source_id": "b", "source": "csv"})
+    await insert(
+        {"source_id": "bitcoin", "rank": 1, "name": "Bitcoin", "price_usd": Decimal("0.1")},
+        {"source_id": "b", "source": "csv"},
+    )
+    evidence = [{"kind": "name", "detail": "both are Bitcoin"}]
+    await resolve(
+        database,
+        make_link("coingecko", source_id="bitcoin", symbol=None, evidence=evidence),
+        candidates=[
+            Candidate(
+                source="csv",
+                source_id="b",
+                kind="candidate",
+                asset="btc-bitcoin",
+                score=0.5,
+                reason="no name",
+                evidence=evidence,
+                symbol=None,
+                name=None,
+            )
+        ],
+    )
     run_id = await add_run(connection, "partial")
     await add_source(connection, run_id, "csv", "failed", error="no such file")
     await connection.execute(
@@ -126,6 +157,10 @@ async def test_responses_match_schemas(
     document = await openapi(client)
     validator = validator_for(document)
     paths = {
+        **{
+            f"/assets/{{asset}}{end}": f"/assets/btc-bitcoin{end}"
+            for end in ("", "/history", "/history.csv", "/history.ndjson")
+        },
         **{
             f"/data/{{source}}/{{source_id}}{end}": f"/data/coingecko/bitcoin{end}"
             for end in ("", "/history", "/history.csv", "/history.ndjson")

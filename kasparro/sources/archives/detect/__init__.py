@@ -60,7 +60,8 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
 
     `column_of` gives the column of each field that is read. `coin` is the coin of all rows if the file's name
     or its overrides give one. `moment` is the time of all rows if no column gives one. `accept_pegged` says
-    that coins pegged to the dollar count as dollars. `grid` is None if the rows are no candles.
+    that coins pegged to the dollar count as dollars. `quoted_in` is the currency of prices whose row names
+    none: USD, or such a coin. `grid` is None if the rows are no candles.
     """
 
     encoding: Encoding
@@ -78,6 +79,7 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
     moment: Stamp | None
     pairs: PairNotation
     accept_pegged: bool
+    quoted_in: str
     epoch: Epoch | None
     epoch_unit: str | None
     findings: tuple[Finding, ...]
@@ -117,6 +119,7 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
             self.pairs.separators,
             self.pairs.joined,
             self.accept_pegged,
+            self.quoted_in,
             self.epoch,
         )
         return blake2b(msgspec.json.encode(settled, order="deterministic"), digest_size=16).hexdigest()
@@ -184,6 +187,7 @@ def detect(
         moment=times.moment,
         pairs=pair_notation(inputs, candidates, layout),
         accept_pegged=overrides.currency == "USD" or overrides.pegged_as_usd,
+        quoted_in=dollars.pegged or "USD",
         epoch=overrides.epoch,
         epoch_unit=times.epoch_unit,
         findings=(times.finding, *candles.findings, coin.finding, dollars.finding, dollars.volume),

@@ -1,0 +1,1 @@
+"""Which rows are the same coin: evidence, rules and decisions, without a database."""

@@ -1,0 +1,113 @@
+"""Runs the resolver after the sources of a run, and stores what it decides."""
+
+from collections.abc import Callable, Collection
+from datetime import datetime
+from functools import partial
+from hashlib import blake2b
+
+import msgspec
+import structlog
+
+from kasparro.assets.explain import Explanation, explain
+from kasparro.assets.knowledge import Knowledge, Relabelled
+from kasparro.assets.process import decide
+from kasparro.assets.resolve import VERSION
+from kasparro.assets.rules import NO_RULES, Rules, load_rules
+from kasparro.model.asset import Resolution
+from kasparro.model.consensus import ConsensusLimits
+from kasparro.settings import Settings
+from kasparro.store import assets, contracts
+from kasparro.store.assets import Known
+from kasparro.store.pool import Database
+
+log = structlog.get_logger()
+
+# For how many pairs of rows prices at the same moments are looked up.
+PAIRS_LIMIT = 1_000
+
+
+class AssetOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How rows are linked to assets. `rules` reads the user's rules; it raises SettingsError."""
+
+    limits: ConsensusLimits = ConsensusLimits()
+    rules: Callable[[], Rules] = lambda: NO_RULES
+
+
+def options_of(settings: Settings) -> AssetOptions:
+    """The options that the settings ask for."""
+    return AssetOptions(limits=settings.consensus_limits, rules=partial(load_rules, settings))
+
+
+async def link_rows(
+    database: Database,
+    run_id: int,
+    options: AssetOptions,
+    awaited: Collection[str],
+    clock: Callable[[], datetime],
+) -> None:
+    """Let the resolver decide what is pending, and store it.
+
+    `awaited` are the sources with lists that this run reads. Raises LeaseLost, DatabaseUnavailable, and
+    SettingsError if the rules are not valid.
+    """
+    rules = options.rules()
+    async with database.writing() as connection:
+        depends_on = _digest(rules, await contracts.changed_at(connection))
+        if not await assets.is_pending(connection, depends_on):
+            return
+        known = await assets.known(connection)
+    resolution = await _resolve(database, known, rules, awaited)
+    async with database.writing() as connection:
+        resolved = await assets.apply(
+            connection, resolution, options.limits, clock(), run_id=run_id, depends_on=depends_on
+        )
+    log.info(
+        "assets_resolved",
+        run=run_id,
+        new_assets=len(resolution.assets),
+        new_links=len(resolution.links),
+        ended_links=len(resolution.ended),
+        candidates=len(resolution.candidates),
+        rows=resolved.rows,
+    )
+
+
+async def explain_rows(database: Database, text: str, rules: Rules) -> list[Explanation]:
+    """Explain the rows that a person may mean by an asset, a source_id, or SOURCE/SOURCE_ID.
+
+    Nothing is written, so this is a dry run of the rules. Raises DatabaseUnavailable.
+    """
+    async with database.reading() as connection:
+        keys = await assets.rows_meant(connection, text)
+        knowledge = _knowledge(await assets.known(connection), ()) if keys else None
+    return [] if knowledge is None else [explain(knowledge, key, rules) for key in keys]
+
+
+async def _resolve(database: Database, known: Known, rules: Rules, awaited: Collection[str]) -> Resolution:
+    knowledge = _knowledge(known, awaited)
+    decision = await decide(knowledge, rules)
+    pairs = decision.open_pairs[:PAIRS_LIMIT]
+    if pairs:
+        async with database.writing() as connection:
+            prices = await assets.prices(connection, pairs)
+        if prices:
+            decision = await decide(msgspec.structs.replace(knowledge, prices=prices), rules)
+    return decision.resolution
+
+
+def _knowledge(known: Known, awaited: Collection[str]) -> Knowledge:
+    sources = {coin.source for coin in known.coins}
+    return Knowledge(
+        coins=known.coins,
+        contracts=known.contracts,
+        links=known.links,
+        assets=known.assets,
+        candidates=known.candidates,
+        relabelled={key: Relabelled(*found) for key, found in known.relabelled.items()},
+        awaited=set(awaited) - sources,
+    )
+
+
+def _digest(rules: Rules, contracts_changed_at: datetime | None) -> str:
+    # What decisions depend on besides the rows.
+    return blake2b(f"{VERSION} {rules.digest} {contracts_changed_at}".encode(), digest_size=16).hexdigest()

@@ -1,0 +1,181 @@
+"""Stores which rows are the same coin: reads what the resolver needs, and writes what it decides."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from kasparro.errors import LeaseLost
+from kasparro.model.asset import ALWAYS, FOREVER, Asset, Candidate, Coin, Contract, Link, Resolution
+from kasparro.model.consensus import ConsensusLimits
+from kasparro.store import consensus, contracts
+from kasparro.store.pool import Connection
+from kasparro.store.sql import statements
+from kasparro.store.text import sanitize
+
+_SQL = statements("assets/links.sql")
+_VERSION = statements("load/progress.sql") | statements("load/batch.sql")
+# Longer than a batch may take: the first resolution links every row.
+TIMEOUT_S = 300.0
+
+# (source, source_id): what identifies a row.
+Key = tuple[str, str]
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[dict[str, Any]]).decode
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """All rows, contracts, links, assets and candidates, read in one snapshot.
+
+    `relabelled` has, for each linked row with another symbol or name than its link, its last record with
+    these and the time of the first record with others.
+    """
+
+    coins: list[Coin]
+    contracts: list[Contract]
+    links: list[Link]
+    assets: dict[str, Asset]
+    candidates: list[Candidate]
+    relabelled: dict[Key, tuple[Coin, datetime]]
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """What a resolution changed: rows that have another asset, and assets that have another consensus."""
+
+    rows: int
+    assets: int
+
+
+async def is_pending(connection: Connection, depends_on: str) -> bool:
+    """Whether the resolver has something to decide. `depends_on` is a digest of what its decisions depend on
+    besides the rows."""
+    pending: bool = await connection.fetchval(_SQL["pending"], depends_on)
+    return pending
+
+
+async def known(connection: Connection) -> Known:
+    """What the resolver starts from."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        coins = [Coin(**row) for row in await connection.fetch(_SQL["coins"])]
+        found = await contracts.contracts(connection)
+        links = [_link(row) for row in await connection.fetch(_SQL["links"])]
+        assets = {row["asset"]: Asset(**row) for row in await connection.fetch(_SQL["assets"])}
+        candidates = [_with_evidence(Candidate, row) for row in await connection.fetch(_SQL["candidates"])]
+        relabelled = {}
+        for row in await connection.fetch(_SQL["relabelled"]):
+            fields = dict(row)
+            since = fields.pop("since")
+            before = Coin(**fields)
+            relabelled[before.key] = before, since
+    return Known(
+        coins=coins,
+        contracts=found,
+        links=links,
+        assets=assets,
+        candidates=candidates,
+        relabelled=relabelled,
+    )
+
+
+async def prices(
+    connection: Connection, pairs: Sequence[tuple[Key, Key]]
+) -> dict[tuple[Key, Key], list[tuple[Decimal, Decimal]]]:
+    """The prices of each two rows at about the same moments, newest first; without those that have none."""
+    found: dict[tuple[Key, Key], list[tuple[Decimal, Decimal]]] = {}
+    columns = zip(*((*one, *other) for one, other in pairs), strict=True)
+    for position, price, other_price in await connection.fetch(_SQL["prices"], *columns):
+        found.setdefault(pairs[position - 1], []).append((price, other_price))
+    return found
+
+
+async def apply(
+    connection: Connection,
+    resolution: Resolution,
+    limits: ConsensusLimits,
+    now: datetime,
+    *,
+    run_id: int,
+    depends_on: str,
+) -> Resolved:
+    """Write a resolution and the consensus that follows from it, in one transaction.
+
+    Raises LeaseLost if the run may not write any more.
+    """
+    async with connection.transaction():
+        if not await connection.fetchval(_SQL["fence"], run_id):
+            raise LeaseLost(f"run {run_id} was ended by another process")
+        version = await connection.fetchval(_VERSION["next_version"])
+        await _save(connection, resolution, now)
+        await connection.execute(_SQL["staging"])
+        relinked = await connection.fetchval(_SQL["stage_relinked"], timeout=TIMEOUT_S) or []
+        rows = 0
+        if relinked:
+            await connection.execute(_SQL["save_relinked_versions"], now, version, timeout=TIMEOUT_S)
+            tag = await connection.execute(_SQL["update_relinked"], version, timeout=TIMEOUT_S)
+            rows = int(tag.rpartition(" ")[2])
+        judged = {*relinked, *(asset.asset for asset in resolution.assets)}
+        judged.update(link.asset for link in resolution.links)
+        touched = await consensus.touch_assets(connection, sorted(judged))
+        touched += await consensus.touch_misjudged(connection, limits)
+        changed = await consensus.settle(connection, limits, now, version) if touched else 0
+        await connection.execute(_SQL["note_resolved"], depends_on)
+        if rows or changed:
+            await connection.execute(_VERSION["increment_version"])
+    return Resolved(rows, changed)
+
+
+async def _save(connection: Connection, resolution: Resolution, now: datetime) -> None:
+    if resolution.assets:
+        columns = zip(*((asset.asset, asset.symbol, asset.name) for asset in resolution.assets), strict=True)
+        await connection.execute(_SQL["save_assets"], *columns, now)
+    if resolution.ended:
+        ends = list(
+            zip(*((*key, moment) for key, moment in resolution.ended.items()), strict=True),
+        )
+        await connection.execute(_SQL["delete_links"], *ends)
+        await connection.execute(_SQL["end_links"], *ends)
+    if resolution.links:
+        links = [
+            (
+                *(link.source, link.source_id, link.asset, link.method, link.score),
+                *(_json(link.evidence), link.symbol, link.name, link.valid_from, link.valid_until),
+            )
+            for link in resolution.links
+        ]
+        await connection.execute(_SQL["save_links"], *zip(*links, strict=True), now, timeout=TIMEOUT_S)
+    candidates = [
+        (
+            *(each.source, each.source_id, each.kind, each.asset, each.score),
+            *(each.reason, _json(each.evidence), each.symbol, each.name),
+        )
+        for each in resolution.candidates
+    ]
+    given: list[Any] = list(zip(*candidates, strict=True)) if candidates else [[]] * 9
+    await connection.execute(_SQL["delete_candidates"], *given)
+    await connection.execute(_SQL["add_candidates"], *given, now)
+
+
+async def rows_meant(connection: Connection, text: str) -> list[tuple[str, str]]:
+    """The rows that a person may mean by an asset, a source_id, or SOURCE/SOURCE_ID."""
+    return [tuple(row) for row in await connection.fetch(_SQL["explained_rows"], text)]
+
+
+def _json(evidence: list[dict[str, Any]]) -> str:
+    return sanitize(_encode(evidence).decode())
+
+
+def _with_evidence(kind: type[Any], row: Any) -> Any:
+    return kind(**{**row, "evidence": _decode(row["evidence"])})
+
+
+def _link(row: Any) -> Link:
+    # asyncpg gives infinite times without a time zone.
+    link: Link = _with_evidence(Link, row)
+    return msgspec.structs.replace(
+        link,
+        valid_from=ALWAYS if link.valid_from.tzinfo is None else link.valid_from,
+        valid_until=FOREVER if link.valid_until.tzinfo is None else link.valid_until,
+    )

@@ -1,0 +1,44 @@
+"""Keeps the consensus of each asset equal to its quotes, within the transaction that changes them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from kasparro.model.consensus import ConsensusLimits
+from kasparro.store.pool import Connection
+from kasparro.store.sql import statements
+
+_SQL = statements("assets/consensus.sql")
+
+
+async def touch_batch(connection: Connection, source: str) -> int:
+    """Note the assets of the rows that a batch has changed; how many are new among the touched ones."""
+    return await _touch(connection, "touch_changes", source)
+
+
+async def touch_settled(connection: Connection, source: str) -> int:
+    """The same for the rows that settling archives has changed or removed."""
+    return await _touch(connection, "touch_settled", source)
+
+
+async def touch_assets(connection: Connection, assets: Sequence[str]) -> int:
+    """The same for given assets."""
+    return await _touch(connection, "touch_assets", assets)
+
+
+async def touch_misjudged(connection: Connection, limits: ConsensusLimits) -> int:
+    """The same for the assets that another `divergence_percent` makes diverging or not."""
+    return await _touch(connection, "touch_misjudged", limits.divergence_percent)
+
+
+async def settle(connection: Connection, limits: ConsensusLimits, now: datetime, version: int) -> int:
+    """Write the consensus of the touched assets as part of a data version; returns how many have changed."""
+    changed: int = await connection.fetchval(
+        _SQL["settle"], version, now, limits.max_lag, limits.divergence_percent
+    )
+    return changed
+
+
+async def _touch(connection: Connection, statement: str, value: object) -> int:
+    await connection.execute(_SQL["staging"])
+    touched: int = await connection.fetchval(_SQL[statement], value)
+    return touched

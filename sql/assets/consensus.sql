@@ -1,0 +1,312 @@
+-- Keeps unified_assets equal to the consensus of the rows of unified_data (kasparro/store/consensus.py). The
+-- statements belong to the transaction that changes these rows.
+{% from "macros/columns.sql" import ASSET, ASSET_VERSION, VALUES, listed, overwritten %}
+{#- Everything of unified_assets that the consensus decides. #}
+{% set DECIDED = ASSET[1:] + ["fresh_spread_percent", "listing_state"] %}
+
+{#- The exact median of the values that count: of two middle values the mean. avg() would round. #}
+{% macro median(values) -%}
+CASE
+    WHEN cardinality({{ values }}) % 2 = 1 THEN ({{ values }})[(cardinality({{ values }}) + 1) / 2]
+    ELSE trim_scale(
+        0.5 * (({{ values }})[cardinality({{ values }}) / 2] + ({{ values }})[cardinality({{ values }}) / 2 + 1])
+    )
+END
+{%- endmacro %}
+
+{#- The values of a column that count, in order. #}
+{% macro counted(column, condition="excluded IS NULL") -%}
+array_agg({{ column }} ORDER BY {{ column }}) FILTER (WHERE {{ condition }} AND {{ column }} IS NOT NULL)
+{%- endmacro %}
+
+-- name: staging --
+-- The assets whose rows the transaction has changed.
+CREATE TEMPORARY TABLE IF NOT EXISTS touched_assets (
+    asset text COLLATE "C" PRIMARY KEY
+) ON COMMIT DELETE ROWS;
+
+-- name: touch_changes --
+-- The assets of the rows that a batch has changed.
+WITH touched AS (
+    INSERT INTO touched_assets (asset)
+    SELECT DISTINCT link.asset
+    FROM staged_changes AS changes
+    CROSS JOIN LATERAL (
+        SELECT asset
+        FROM asset_links
+        WHERE source = $1 AND source_id = changes.source_id AND valid_until = 'infinity'
+        LIMIT 1
+    ) AS link
+    WHERE changes.updates_latest OR changes.updates_labels
+    ON CONFLICT (asset) DO NOTHING
+    RETURNING 1
+)
+
+SELECT count(*) FROM touched;
+
+-- name: touch_settled --
+-- The assets of the rows that settling archives has changed or removed.
+WITH touched AS (
+    INSERT INTO touched_assets (asset)
+    SELECT DISTINCT link.asset
+    FROM settled_coins AS settled
+    INNER JOIN asset_links AS link
+        ON link.source = $1 AND settled.source_id = link.source_id AND link.valid_until = 'infinity'
+    ON CONFLICT (asset) DO NOTHING
+    RETURNING 1
+)
+
+SELECT count(*) FROM touched;
+
+-- name: touch_assets --
+WITH touched AS (
+    INSERT INTO touched_assets (asset)
+    SELECT asset FROM unnest($1::text[]) AS given (asset)
+    ON CONFLICT (asset) DO NOTHING
+    RETURNING 1
+)
+
+SELECT count(*) FROM touched;
+
+-- name: touch_misjudged --
+-- The assets that another bound ($1, in percent) makes diverging or not.
+WITH touched AS (
+    INSERT INTO touched_assets (asset)
+    SELECT asset
+    FROM unified_assets
+    WHERE diverging <> coalesce(fresh_spread_percent > $1, false)
+    ON CONFLICT (asset) DO NOTHING
+    RETURNING 1
+)
+
+SELECT count(*) FROM touched;
+
+-- name: settle --
+-- Writes the consensus of the touched assets as part of the data version $1, and saves earlier contents for
+-- snapshot cursors. $2 is the time, $3 how much older than the newest quote a fresh one may be, and $4 the
+-- spread in percent above which an asset is diverging. Returns how many assets have changed.
+--
+-- A quote is fresh if it has a price, its symbol and name are those that its link was confirmed for, and it
+-- is not much older than the newest quote. So the consensus follows from the data alone, whatever the time
+-- is. A fresh quote is outlying if it differs by more than a fifth from the median of three or more. Of two
+-- quotes the outlying one is the one that is so far from the median of the asset's prices in the day before,
+-- if the other one is not.
+WITH quotes AS (
+    SELECT
+        link.asset,
+        link.valid_from,
+        coin.*,
+        CASE
+            WHEN coin.price_usd IS NULL THEN 'it has no price'
+            WHEN
+                link.method <> 'rule'
+                AND (coin.symbol IS DISTINCT FROM link.symbol OR coin.name IS DISTINCT FROM link.name)
+                THEN 'the source has renamed it, and the link is not confirmed yet'
+        END AS unusable
+    FROM touched_assets AS touched
+    INNER JOIN asset_links AS link ON touched.asset = link.asset AND link.valid_until = 'infinity'
+    CROSS JOIN LATERAL (
+        SELECT
+            source,
+            source_id,
+            rank,
+            {{ listed(VALUES) }},
+            symbol,
+            name,
+            observed_at,
+            listing_state
+        FROM unified_data
+        WHERE source = link.source AND source_id = link.source_id
+        LIMIT 1
+    ) AS coin
+),
+
+aged AS (
+    SELECT
+        *,
+        CASE
+            WHEN unusable IS NOT NULL THEN unusable
+            WHEN
+                observed_at
+                < max(observed_at) FILTER (WHERE unusable IS NULL) OVER (PARTITION BY asset) - $3::interval
+                THEN 'it is stale: another quote is much newer'
+        END AS not_fresh
+    FROM quotes
+),
+
+fresh AS (
+    SELECT
+        asset,
+        count(*) AS quotes,
+        max(price_usd) AS highest,
+        min(price_usd) AS lowest,
+        min(observed_at) AS began_at,
+        {{ counted("price_usd", "true") }} AS prices
+    FROM aged
+    WHERE not_fresh IS NULL
+    GROUP BY asset
+),
+
+referred AS (
+    SELECT
+        fresh.*,
+        {{ median("prices") }} AS price,
+        CASE
+            WHEN fresh.quotes > 2 THEN {{ median("prices") }}
+            WHEN fresh.quotes = 2 AND fresh.highest > 1.2 * fresh.lowest THEN (
+                SELECT
+                    CASE
+                        WHEN count(*) > 2
+                            THEN percentile_disc(0.5) WITHIN GROUP (ORDER BY history.price_usd)
+                    END
+                FROM asset_links AS link
+                INNER JOIN unified_history AS history
+                    ON link.source = history.source AND link.source_id = history.source_id
+                WHERE
+                    link.asset = fresh.asset
+                    AND history.observed_at >= fresh.began_at - interval '1 day'
+                    AND history.observed_at < fresh.began_at
+                    AND history.observed_at >= link.valid_from
+                    AND history.observed_at < link.valid_until
+                    AND history.price_usd IS NOT NULL
+            )
+        END AS reference
+    FROM fresh
+),
+
+judged AS (
+    SELECT
+        aged.*,
+        CASE
+            WHEN aged.not_fresh IS NOT NULL THEN aged.not_fresh
+            WHEN
+                abs(aged.price_usd - referred.reference) > 0.2 * referred.reference
+                AND (
+                    referred.quotes > 2
+                    OR abs(referred.highest + referred.lowest - aged.price_usd - referred.reference)
+                    <= 0.2 * referred.reference
+                )
+                THEN 'it is outlying: its price is far from the others'
+        END AS excluded
+    FROM aged
+    LEFT JOIN referred ON aged.asset = referred.asset
+),
+
+collected AS (
+    SELECT
+        asset,
+        percentile_disc(0.5) WITHIN GROUP (ORDER BY rank) FILTER (WHERE excluded IS NULL) AS rank,
+        count(*) FILTER (WHERE excluded IS NULL) AS source_count,
+        max(price_usd) FILTER (WHERE excluded IS NULL) AS highest,
+        min(price_usd) FILTER (WHERE excluded IS NULL) AS lowest,
+        max(observed_at) FILTER (WHERE excluded IS NULL) AS observed_at,
+        min(observed_at) FILTER (WHERE excluded IS NULL) AS oldest_observed_at,
+        min(listing_state) AS listing_state,
+        {% for column in ["price_usd", "market_cap_usd", "volume_24h_usd"] + VALUES[-3:] %}
+        {{ counted(column) }} AS {{ column }},
+        {% endfor %}
+        {% for column in VALUES[3:6] %}
+        percentile_disc(0.5) WITHIN GROUP (ORDER BY {{ column }})
+            FILTER (WHERE excluded IS NULL) AS {{ column }},
+        {% endfor %}
+        json_agg(
+            json_build_object('source', source, 'source_id', source_id, 'reason', excluded)
+            ORDER BY source, source_id
+        ) FILTER (WHERE excluded IS NOT NULL) AS excluded
+    FROM judged
+    GROUP BY asset
+),
+
+decided AS MATERIALIZED (
+    SELECT
+        collected.asset,
+        assets.symbol,
+        assets.name,
+        collected.rank,
+        {{ median("collected.price_usd") }} AS price_usd,
+        CASE
+            WHEN collected.source_count > 1
+                THEN trim_scale(round(
+                    100 * (collected.highest - collected.lowest)
+                    / nullif({{ median("collected.price_usd") }}, 0),
+                    4
+                ))
+        END AS price_spread_percent,
+        collected.source_count::integer AS source_count,
+        coalesce(
+            100 * (referred.highest - referred.lowest) > $4::numeric * referred.price,
+            false
+        ) AS diverging,
+        {{ median("collected.market_cap_usd") }} AS market_cap_usd,
+        {{ median("collected.volume_24h_usd") }} AS volume_24h_usd,
+        {{ listed(VALUES[3:6], "collected.") }},
+        {% for column in VALUES[-3:] %}
+        {{ median("collected." ~ column) }} AS {{ column }},
+        {% endfor %}
+        collected.observed_at,
+        collected.oldest_observed_at,
+        trim_scale(round(
+            100 * (referred.highest - referred.lowest) / nullif(referred.price, 0), 4
+        )) AS fresh_spread_percent,
+        collected.listing_state,
+        collected.excluded
+    FROM collected
+    INNER JOIN assets ON collected.asset = assets.asset
+    LEFT JOIN referred ON collected.asset = referred.asset
+),
+
+changed AS MATERIALIZED (
+    SELECT
+        touched.asset,
+        known.asset IS NOT NULL AS is_known,
+        decided.asset IS NULL AS is_gone
+    FROM touched_assets AS touched
+    LEFT JOIN unified_assets AS known ON touched.asset = known.asset
+    LEFT JOIN decided ON touched.asset = decided.asset
+    WHERE
+        (known.asset IS NOT NULL OR decided.asset IS NOT NULL)
+        AND (
+            ({{ listed(DECIDED, "known.") }}, known.excluded::text)
+            IS DISTINCT FROM ({{ listed(DECIDED, "decided.") }}, decided.excluded::text)
+        )
+),
+
+saved AS (
+    INSERT INTO unified_assets_versions (
+        {{ listed(ASSET_VERSION) }},
+        replaced_by_version,
+        replaced_at
+    )
+    SELECT
+        {{ listed(ASSET_VERSION, "known.") }},
+        $1,
+        $2
+    FROM changed
+    INNER JOIN unified_assets AS known ON changed.asset = known.asset
+),
+
+removed AS (
+    DELETE FROM unified_assets
+    USING changed
+    WHERE unified_assets.asset = changed.asset AND changed.is_gone
+),
+
+written AS (
+    INSERT INTO unified_assets (
+        asset,
+        {{ listed(DECIDED) }},
+        excluded,
+        version
+    )
+    SELECT
+        decided.asset,
+        {{ listed(DECIDED, "decided.") }},
+        decided.excluded,
+        $1
+    FROM changed
+    INNER JOIN decided ON changed.asset = decided.asset
+    ON CONFLICT (asset) DO UPDATE SET
+        {{ overwritten(DECIDED + ["excluded", "version"]) }}
+)
+
+SELECT count(*) FROM changed;

@@ -1,0 +1,354 @@
+-- Reads what the resolver needs, and writes what it decides (kasparro/store/assets.py).
+{% from "macros/columns.sql" import ROW_VERSION, VALUES, listed %}
+{% from "macros/history.sql" import relabelled %}
+{% set LINK = ["asset", "method", "score", "evidence", "symbol", "name"] %}
+
+{#- The candidates that are given as columns. #}
+{% macro given_candidates() -%}
+unnest(
+    $1::text[],
+    $2::text[],
+    $3::text[],
+    $4::text[],
+    $5::double precision[],
+    $6::text[],
+    $7::text[],
+    $8::text[],
+    $9::text[]
+)
+{%- endmacro %}
+
+{#- Whether a known candidate is the given one. #}
+{% macro is_given() -%}
+known.source = given.source
+AND known.source_id = given.source_id
+AND (known.kind, known.asset, known.score, known.reason, known.evidence::text, known.symbol, known.name)
+IS NOT DISTINCT FROM
+(given.kind, given.asset, given.score, given.reason, given.evidence, given.symbol, given.name)
+{%- endmacro %}
+
+-- name: fence --
+-- The run's right to write, as for a batch.
+SELECT true FROM runs WHERE id = $1 AND status = 'running' FOR SHARE;
+
+-- name: pending --
+-- Whether the resolver has something to decide: a row that it has not judged, a row with another symbol or
+-- name than it has judged, a row whose asset is not that of its link, or any change of what it depends on
+-- besides the rows ($1).
+SELECT
+    (instance.resolved_with = $1) IS NOT TRUE
+    OR EXISTS (
+        SELECT
+        FROM unified_data AS coin
+        LEFT JOIN asset_links AS link
+            ON
+                coin.source = link.source
+                AND coin.source_id = link.source_id
+                AND link.valid_until = 'infinity'
+        LEFT JOIN (
+            SELECT DISTINCT
+                source,
+                source_id,
+                symbol,
+                name
+            FROM asset_candidates
+        ) AS judged ON coin.source = judged.source AND coin.source_id = judged.source_id
+        WHERE
+            coin.asset IS DISTINCT FROM link.asset
+            OR (
+                link.asset IS NULL
+                AND (
+                    judged.source IS NULL
+                    OR (coin.symbol, coin.name) IS DISTINCT FROM (judged.symbol, judged.name)
+                )
+            )
+            OR (
+                link.asset IS NOT NULL
+                AND link.method <> 'rule'
+                AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name)
+                AND (coin.symbol, coin.name) IS DISTINCT FROM (judged.symbol, judged.name)
+            )
+    )
+FROM instance;
+
+-- name: coins --
+SELECT
+    source,
+    source_id,
+    symbol,
+    name,
+    rank,
+    price_usd,
+    market_cap_usd,
+    volume_24h_usd,
+    circulating_supply,
+    total_supply,
+    max_supply,
+    observed_at,
+    first_seen_at,
+    CASE listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed
+FROM unified_data;
+
+-- name: links --
+SELECT
+    source,
+    source_id,
+    {{ listed(LINK) }},
+    valid_from,
+    valid_until
+FROM asset_links;
+
+-- name: assets --
+SELECT
+    asset,
+    symbol,
+    name
+FROM assets;
+
+-- name: candidates --
+SELECT
+    source,
+    source_id,
+    kind,
+    {{ listed(LINK[:1] + LINK[2:]) }},
+    reason
+FROM asset_candidates
+ORDER BY id;
+
+-- name: save_assets --
+INSERT INTO assets (asset, symbol, name, created_at)
+SELECT
+    given.asset,
+    given.symbol,
+    given.name,
+    $4
+FROM unnest($1::text[], $2::text[], $3::text[]) AS given (asset, symbol, name)
+ON CONFLICT (asset) DO UPDATE SET
+    symbol = excluded.symbol,
+    name = excluded.name;
+
+-- name: end_links --
+-- Ends the current links of these ids at a moment.
+UPDATE asset_links AS link
+SET valid_until = given.valid_until
+FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (source, source_id, valid_until)
+WHERE
+    link.source = given.source
+    AND link.source_id = given.source_id
+    AND link.valid_until = 'infinity'
+    AND link.valid_from < given.valid_until;
+
+-- name: delete_links --
+-- Deletes the current links of these ids that would end before they begin: they were wrong from the start.
+DELETE FROM asset_links AS link
+USING unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (source, source_id, valid_until)
+WHERE
+    link.source = given.source
+    AND link.source_id = given.source_id
+    AND link.valid_until = 'infinity'
+    AND link.valid_from >= given.valid_until;
+
+-- name: save_links --
+INSERT INTO asset_links (
+    source,
+    source_id,
+    {{ listed(LINK) }},
+    valid_from,
+    valid_until,
+    linked_at
+)
+SELECT
+    source,
+    source_id,
+    asset,
+    method,
+    score,
+    evidence::json,
+    symbol,
+    name,
+    valid_from,
+    valid_until,
+    $11
+FROM unnest(
+    $1::text[],
+    $2::text[],
+    $3::text[],
+    $4::text[],
+    $5::double precision[],
+    $6::text[],
+    $7::text[],
+    $8::text[],
+    $9::timestamptz[],
+    $10::timestamptz[]
+) AS given (source, source_id, {{ listed(LINK) }}, valid_from, valid_until)
+ON CONFLICT (source, source_id, valid_from) DO UPDATE SET
+    asset = excluded.asset,
+    method = excluded.method,
+    score = excluded.score,
+    evidence = excluded.evidence,
+    symbol = excluded.symbol,
+    name = excluded.name,
+    valid_until = excluded.valid_until;
+
+-- name: delete_candidates --
+-- Deletes the candidates that are not among the given ones.
+DELETE FROM asset_candidates AS known
+WHERE NOT EXISTS (
+    SELECT
+    FROM {{ given_candidates() }}
+        AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name)
+    WHERE
+        {{ is_given() }}
+);
+
+-- name: add_candidates --
+-- Adds the candidates that are not known, in their order.
+INSERT INTO asset_candidates (
+    source,
+    source_id,
+    kind,
+    asset,
+    score,
+    reason,
+    evidence,
+    symbol,
+    name,
+    found_at
+)
+SELECT
+    given.source,
+    given.source_id,
+    given.kind,
+    given.asset,
+    given.score,
+    given.reason,
+    given.evidence::json,
+    given.symbol,
+    given.name,
+    $10
+FROM {{ given_candidates() }}
+WITH ORDINALITY
+    AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name, position)
+WHERE NOT EXISTS (
+    SELECT
+    FROM asset_candidates AS known
+    WHERE
+        {{ is_given() }}
+)
+ORDER BY given.position;
+
+-- name: staging --
+-- The rows whose asset changes, with the asset before and after.
+CREATE TEMPORARY TABLE IF NOT EXISTS relinked_rows (
+    source text COLLATE "C" NOT NULL,
+    source_id text COLLATE "C" NOT NULL,
+    former text COLLATE "C",
+    asset text COLLATE "C",
+    PRIMARY KEY (source, source_id)
+) ON COMMIT DELETE ROWS;
+
+-- name: stage_relinked --
+WITH staged AS (
+    INSERT INTO relinked_rows (source, source_id, former, asset)
+    SELECT
+        coin.source,
+        coin.source_id,
+        coin.asset AS former,
+        link.asset
+    FROM unified_data AS coin
+    LEFT JOIN asset_links AS link
+        ON coin.source = link.source AND coin.source_id = link.source_id AND link.valid_until = 'infinity'
+    WHERE coin.asset IS DISTINCT FROM link.asset
+    RETURNING former, asset
+)
+
+SELECT array_agg(DISTINCT asset) AS assets
+FROM (
+    SELECT asset FROM staged
+    UNION ALL
+    SELECT former FROM staged
+) AS both_sides
+WHERE asset IS NOT NULL;
+
+-- name: save_relinked_versions --
+-- Saves what the rows contain before they change, for snapshot cursors that started then.
+INSERT INTO unified_data_versions (
+    {{ listed(ROW_VERSION) }},
+    replaced_by_version,
+    replaced_at
+)
+SELECT
+    {{ listed(ROW_VERSION, "known.") }},
+    $2,
+    $1
+FROM relinked_rows AS relinked
+INNER JOIN unified_data AS known
+    ON relinked.source = known.source AND relinked.source_id = known.source_id;
+
+-- name: update_relinked --
+UPDATE unified_data AS newest
+SET
+    asset = relinked.asset,
+    version = $1
+FROM relinked_rows AS relinked
+WHERE newest.source = relinked.source AND newest.source_id = relinked.source_id;
+
+-- name: note_resolved --
+UPDATE instance SET resolved_with = $1 WHERE resolved_with IS DISTINCT FROM $1;
+
+-- name: explained_rows --
+-- The rows that a person may mean: an asset, a source's id, or both in one text (source/source_id).
+SELECT
+    source,
+    source_id
+FROM unified_data
+WHERE source_id = $1 OR asset = $1 OR source || '/' || source_id = $1
+ORDER BY source, source_id;
+
+-- name: relabelled --
+-- The linked rows whose symbol or name is not that of their link: their last record with these, and the time
+-- of the first record with others. A row without such a record is left out.
+SELECT
+    coin.source,
+    coin.source_id,
+    link.symbol,
+    link.name,
+    {{ listed(["rank"] + VALUES, "found.") }},
+    found.observed_at,
+    coin.first_seen_at,
+    CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
+    found.since
+FROM asset_links AS link
+INNER JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
+CROSS JOIN LATERAL {{ relabelled("before.*, next.since") }} AS found;
+
+-- name: prices --
+-- Prices of two rows at about the same moments: each of the newest prices of the first row with the price of
+-- the second that is nearest before it, at most 15 minutes older.
+SELECT
+    pair.position::integer AS position,
+    one.price_usd AS price,
+    other.price_usd AS other_price
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+WITH ORDINALITY AS pair (source, source_id, other_source, other_id, position)
+CROSS JOIN LATERAL (
+    SELECT
+        price_usd,
+        observed_at
+    FROM unified_history
+    WHERE source = pair.source AND source_id = pair.source_id AND price_usd IS NOT NULL
+    ORDER BY observed_at DESC
+    LIMIT 200
+) AS one
+CROSS JOIN LATERAL (
+    SELECT price_usd
+    FROM unified_history
+    WHERE
+        source = pair.other_source
+        AND source_id = pair.other_id
+        AND price_usd IS NOT NULL
+        AND observed_at <= one.observed_at
+        AND observed_at > one.observed_at - interval '15 minutes'
+    ORDER BY observed_at DESC
+    LIMIT 1
+) AS other;
