@@ -15,8 +15,8 @@ from kasparro.store.sql import folder, statements, templates
 
 SQL = Path(str(folder("read"))).parent
 TEMPLATES = (
-    "operations/history.sql",
     "read/assets.sql",
+    "operations/history.sql",
     "read/cursor.sql",
     "read/data.sql",
     "read/history.sql",
