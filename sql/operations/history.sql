@@ -128,7 +128,8 @@ WHERE
 CREATE TABLE {{ month }}_new (LIKE unified_history INCLUDING ALL);
 
 -- name: fill_thinned --
--- Of the priced records of each coin, interval and file, the last one stands for all. What it says about the
+-- Of the priced records of each coin, interval and file with one symbol and name, the last one stands for
+-- all. What it says about the
 -- earlier ones leaves out its own values, which may be corrected later. Records that other files give, too,
 -- stay as they are, because these files can be taken back one by one.
 WITH ordered AS (
@@ -182,6 +183,8 @@ WITH ordered AS (
                 lacks_symbol,
                 lacks_name,
                 lacks_rank,
+                symbol,
+                name,
                 alone
             ORDER BY observed_at
         ),
