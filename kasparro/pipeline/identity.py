@@ -50,8 +50,9 @@ async def link_rows(
     """Let the resolver decide what is pending, and store it.
 
     With `always`, and on the first run of a day (UTC), rows without a link are decided again although nothing
-    is pending: their prices are others now. `awaited` are the sources with lists that this run reads. Raises LeaseLost, DatabaseUnavailable, and
-    SettingsError if the rules are not valid.
+    is pending: their prices are others now. `awaited` are the sources with lists that this run reads.
+
+    Raises LeaseLost, DatabaseUnavailable, ResolverFailed, and SettingsError if the rules are not valid.
     """
     rules = options.rules()
     async with database.writing() as connection:
