@@ -131,7 +131,8 @@ SELECT count(*) FROM {{ month }};
 CREATE TABLE {{ month }}_new (LIKE unified_history INCLUDING ALL);
 
 -- name: fill_thinned --
--- Of the priced records of each coin, interval and file, the last one stands for all. What it says about the
+-- Of the priced records of each coin, interval and file with one symbol and name, the last one stands for
+-- all. What it says about the
 -- earlier ones leaves out its own values, which may be corrected later. Records that other files give, too,
 -- stay as they are, because these files can be taken back one by one. If an id
 -- comes to mean another coin, its symbol or name changes: no record stands for records of both coins.
