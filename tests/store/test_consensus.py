@@ -111,7 +111,12 @@ async def test_resolver_reads_the_record_before_a_rename(database: Database, con
     known = await assets.known(connection)
 
     ((before, since),) = known.relabelled.values()
-    assert (before.name, before.rank, before.price_usd, before.observed_at) == ("Bitcoin", 7, 100, T0)
+    assert (before.name, before.rank, before.price_usd, before.observed_at) == (
+        "Bitcoin",
+        7,
+        Decimal(100),
+        T0,
+    )
     assert since == T0 + MINUTE
 
 
