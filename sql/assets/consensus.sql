@@ -124,7 +124,8 @@ WITH quotes AS (
             observed_at,
             listing_state
         FROM unified_data
-        WHERE source = link.source AND source_id = link.source_id
+        -- A row that was deleted and added again gets its asset from the resolver.
+        WHERE source = link.source AND source_id = link.source_id AND asset = link.asset
         LIMIT 1
     ) AS coin
 ),

@@ -34,6 +34,7 @@ COMMENT ON COLUMN asset_links.symbol IS
 COMMENT ON COLUMN asset_links.name IS 'The same for the name';
 
 CREATE INDEX asset_links_by_asset ON asset_links (asset);
+CREATE UNIQUE INDEX asset_links_current ON asset_links (source, source_id) WHERE valid_until = 'infinity';
 
 -- What the resolver could not decide: rows without a link, and links that a new symbol or name
 -- contradicts.
@@ -126,8 +127,8 @@ COMMENT ON TABLE unified_assets_versions IS 'Earlier rows of unified_assets, for
 CREATE INDEX unified_assets_versions_by_replacement ON unified_assets_versions (replaced_by_version);
 ALTER TABLE unified_assets_versions REPLICA IDENTITY FULL;
 
--- What the resolver had judged when it ran last. If it has changed, all rows without a link are judged again.
+-- What the resolver depended on when it ran last. If it has changed, all rows without a link are judged again.
 ALTER TABLE instance ADD COLUMN resolved_with text;
 
 COMMENT ON COLUMN instance.resolved_with IS
-'A digest of what the resolver depends on besides the rows: its rules, the contracts and its version';
+'A digest of what the resolver depends on besides the rows: rules, contracts, limits, version and day';

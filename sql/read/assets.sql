@@ -26,7 +26,10 @@ FROM (
                     ) AS link
                 FROM asset_links AS link
                 INNER JOIN unified_data AS coin
-                    ON link.source = coin.source AND link.source_id = coin.source_id
+                    ON
+                        link.source = coin.source
+                        AND link.source_id = coin.source_id
+                        AND link.asset = coin.asset
                 LEFT JOIN LATERAL (
                     SELECT given.reason
                     FROM json_to_recordset(found.excluded) AS given (source text, source_id text, reason text)
