@@ -127,7 +127,8 @@ COMMENT ON TABLE unified_assets_versions IS 'Earlier rows of unified_assets, for
 CREATE INDEX unified_assets_versions_by_replacement ON unified_assets_versions (replaced_by_version);
 ALTER TABLE unified_assets_versions REPLICA IDENTITY FULL;
 
--- What the resolver depended on when it ran last. If it has changed, all rows without a link are judged again.
+-- What the resolver depended on when it ran last. If it has changed, all rows without a link are judged
+-- again.
 ALTER TABLE instance ADD COLUMN resolved_with text;
 
 COMMENT ON COLUMN instance.resolved_with IS
