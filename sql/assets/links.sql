@@ -313,7 +313,7 @@ SELECT
     coin.source_id,
     link.symbol,
     link.name,
-    {{ listed(["rank"] + VALUES, "found.") }},
+    {{ listed(["rank"] + VALUES[:6], "found.") }},
     found.observed_at,
     coin.first_seen_at,
     CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
