@@ -40,6 +40,8 @@ class Watch:
         self.versions: list[int] = []
         self.strays: set[tuple[Api, str]] = set()
         """The ids whose prices are astray now."""
+        self.failure: AssertionError | None = None
+        """What was wrong in the middle of a run, which records it as the failure of a source."""
         self._simulator = simulator
         self._connection = connection
         self._lock = asyncio.Lock()
@@ -153,7 +155,9 @@ class Watch:
 
     def _check_price(self, asset: str, *prices: Decimal) -> None:
         low, high = self._bounds[self.coin_of(asset)]
-        assert all((1 - TOLERANCE) * low <= price <= (1 + TOLERANCE) * high for price in prices), asset
+        assert all((1 - TOLERANCE) * low <= price <= (1 + TOLERANCE) * high for price in prices), (
+            f"{asset}: {prices} are not all between {low} and {high}"
+        )
 
     async def _check_points(self, asset: str) -> None:
         parts = await asset_history.parts(self._connection, asset)
@@ -173,10 +177,10 @@ class Watch:
 
     async def _check_candles(self, asset: str, interval: Interval) -> None:
         parts = await asset_history.parts(self._connection, asset)
-        candles = Candles(LENGTHS[interval])
+        candles = Candles(LENGTHS[interval], HOUR)
         async for rows in asset_history.candles(self._connection, parts or [], interval):
-            candle = candles.add([SourceCandle(*row) for row in rows])
-            self._check_price(asset, candle.open, candle.high, candle.low, candle.close)
+            if (candle := candles.add([SourceCandle(*row) for row in rows])) is not None:
+                self._check_price(asset, candle.open, candle.high, candle.low, candle.close)
 
 
 class Watched:
@@ -195,7 +199,11 @@ class Watched:
         """The batches of the source. When the next one is asked for, the last one is committed."""
         async for batch in self._source.extract(context):
             yield batch
-            await self._watch.look(self._assets)
+            try:
+                await self._watch.look(self._assets)
+            except AssertionError as error:
+                self._watch.failure = error
+                raise
 
 
 def far(price: Decimal, middle: Decimal) -> bool:
