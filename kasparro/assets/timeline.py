@@ -179,7 +179,7 @@ class Candles:
 
     def _reference(self, given: Sequence[SourceCandle], began_at: datetime) -> Decimal | None:
         if len(given) > 1:
-            prices = [getattr(candle, price) for candle in given for price in _PRICES]
+            prices: list[Decimal] = [getattr(candle, price) for candle in given for price in _PRICES]
             middle = median_low(prices)
             if 2 * sum(not _far(price, middle) for price in prices) > len(prices):
                 return middle

@@ -1,4 +1,4 @@
-"""Coins that resemble, replace or rename each other: the right assets, and no stranger's price at any time."""
+"""Coins that resemble, replace or rename each other get the right assets, and never a stranger's price."""
 
 import asyncio
 import os
