@@ -126,9 +126,10 @@ WHERE
 CREATE TABLE {{ month }}_new (LIKE unified_history INCLUDING ALL);
 
 -- name: fill_thinned --
--- Of the priced records of each coin, interval and file, the last one stands for all. What it says about the
--- earlier ones leaves out its own values, which may be corrected later. Records that other files give, too,
--- stay as they are, because these files can be taken back one by one.
+-- Of the priced records of each coin, interval and file, the last one stands for all. Those with another
+-- symbol or name keep a last one of their own: the id may have become that of another coin. What a record says
+-- about the earlier ones leaves out its own values, which may be corrected later. Records that other files
+-- give, too, stay as they are, because these files can be taken back one by one.
 WITH ordered AS (
     SELECT
         source,
@@ -177,6 +178,8 @@ WITH ordered AS (
                 source_id,
                 date_trunc('{{ unit }}', observed_at, 'UTC'),
                 file_id,
+                symbol,
+                name,
                 lacks_symbol,
                 lacks_name,
                 lacks_rank,

@@ -176,25 +176,34 @@ async def test_asset_without_a_row_has_an_empty_history(
 async def test_thinned_months_answer_the_same_candles(
     client: aiohttp.ClientSession, database: Database, thinned_to: Any
 ) -> None:
-    for source, price in (("coinpaprika", 100), ("coingecko", 101)):
-        await load(database, source, hourly(40, Decimal(price), every=25 * MINUTE))
-    # An id that the other one replaces within a day of the thinned month.
-    taken_over = BEGIN + 10 * DAY + 10 * HOUR
-    await load(database, "coingecko", hourly(10, Decimal(101), every=20 * MINUTE), source_id="btc")
-    await resolve(
+    """Also on the day on which another coin took an id over."""
+    await load(database, "coinpaprika", hourly(40, Decimal(100), every=25 * MINUTE))
+    prices = hourly(40, Decimal(101), every=25 * MINUTE)
+    reused_at = BEGIN + 10 * DAY + 10 * HOUR
+    await load(database, "coingecko", {at: price for at, price in prices.items() if at < reused_at})
+    await load(
         database,
-        make_link("coinpaprika"),
-        make_link("coingecko", source_id="btc", valid_until=taken_over),
-        make_link("coingecko", source_id="bitcoin", valid_from=taken_over),
+        "coingecko",
+        {at: "0.0005" for at in prices if at >= reused_at},
+        symbol="SNX",
+        name="Sanex",
     )
+    stranger = make_link(
+        "coingecko", "snx-sanex", "bitcoin", symbol="SNX", name="Sanex", valid_from=reused_at
+    )
+    former = make_link("coingecko", source_id="bitcoin", valid_until=reused_at)
+    await resolve(database, make_link("coinpaprika"), former, stranger)
     coarser = ("1d", "1w") if thinned_to == "1d" else ("1h", "1d", "1w")
     before = {interval: await everything(client, f"interval={interval}") for interval in coarser}
+    theirs = (await get_exact(client, "/assets/snx-sanex/history?interval=1d"))["data"]
+    assert {row["high"] for row in theirs} == {Decimal("0.0005")}
     points = len(await everything(client, f"interval=raw&to={BEGIN + 5 * DAY:%Y-%m-%d}"))
 
     assert await keep_up(database, BEGIN + 60 * DAY, thinned_to) > 0
 
     assert len(await everything(client, f"interval=raw&to={BEGIN + 5 * DAY:%Y-%m-%d}")) < points
     assert {interval: await everything(client, f"interval={interval}") for interval in coarser} == before
+    assert (await get_exact(client, "/assets/snx-sanex/history?interval=1d"))["data"] == theirs
 
 
 async def test_ids_of_one_source_follow_each_other(client: aiohttp.ClientSession, database: Database) -> None:
