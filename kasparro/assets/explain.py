@@ -68,7 +68,7 @@ def _counterpart(resolver: Resolver, key: Key, match: Match) -> Counterpart:
         symbol=coin.symbol,
         name=coin.name,
         asset=resolver.asset_of(other),
-        score=match.score,
+        score=match.shown,
         evidence=match.evidence,
     )
 

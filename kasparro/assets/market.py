@@ -21,9 +21,9 @@ FAR = (
 SAME_MOMENT = FAR[0][0]
 # The price of one coin moves by no more than this factor between two records, in most cases.
 CONTINUES = Decimal("1.25")
-# Caps that differ by more than this factor are of two coins. Sources count circulating coins differently, so
-# that smaller differences say nothing.
-CAP_FAR = Decimal(50)
+# Caps that differ by more than the second factor are of two coins. Sources count circulating coins
+# differently, so that smaller differences than the first say nothing.
+CAP_DIFFERS, CAP_FAR = Decimal(3), Decimal(50)
 SUPPLY_AGREES = Decimal("1.02")
 # A coin among these ranks is not the same as one whose rank is ten times as high and beyond the second limit.
 LEADING_RANK, FAR_RANK = 200, 500
@@ -58,7 +58,8 @@ def compare_markets(one: Coin, other: Coin, prices: PricePairs = ()) -> list[Fin
     price_agrees = any(each.verdict is Verdict.AGREES for each in findings)
     apart = abs(one.observed_at - other.observed_at)
     if apart <= FAR[-1][0]:
-        if (cap := _cap(one, other)) is not None and not (price_agrees and cap.verdict is Verdict.FAR):
+        cap = _cap(one, other)
+        if cap is not None and not (price_agrees and cap.verdict is not Verdict.AGREES):
             findings.append(cap)
         elif cap is None and not price_agrees and (rank := _rank(one, other)) is not None:
             findings.append(rank)
@@ -116,6 +117,8 @@ def _cap(one: Coin, other: Coin) -> Finding | None:
         return Finding("market_cap", Verdict.FAR, f"market caps are far apart: {both}")
     if times <= AGREES:
         return Finding("market_cap", Verdict.AGREES, f"market caps agree: {both}")
+    if times > CAP_DIFFERS:
+        return Finding("market_cap", Verdict.DIFFERS, f"market caps differ: {both}")
     return None
 
 

@@ -21,6 +21,9 @@ ARCHIVES = "csv"
 VETOED = 0.3
 # Labels with this score or more say that a contract which several coins share is of these two.
 CORROBORATED = 0.75
+# A text that more pairs of rows share says nothing. A source that sends one symbol for all its coins must
+# not keep the resolver busy for hours.
+COMMON_TEXT = 250_000
 # A word in the names of no more coins than this says which of them is meant.
 RARE_WORD = 3
 # A coin whose rank is this or better is a leading coin; one of the same symbol may only be this much behind.
@@ -107,6 +110,7 @@ class Profile:
 class Match(msgspec.Struct, frozen=True, kw_only=True):
     """How well two rows match.
 
+    `score` may be above 1, so that of two sure matches the better one is known; `shown` is at most 1.
     `evidence` is a list of JSON objects with a `kind`, a `verdict` (`for`, `against`, `veto` or `neutral`)
     and a sentence in `text`.
     """
@@ -118,6 +122,11 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     vetoed: bool
     by_contract: bool
     evidence: list[dict[str, Any]]
+
+    @property
+    def shown(self) -> float:
+        """The score as links and candidates have it."""
+        return min(self.score, 1.0)
 
     def counterpart(self, key: Key) -> Key:
         """The row that is not `key`."""
@@ -329,13 +338,12 @@ class Matcher:
             found.add(
                 "contract", "for", f"they share {_count(len(shared), 'contract')}: {address} on {chain}"
             )
-            only = self._only_partners(one, other)
-            if score >= CORROBORATED or (only and score >= 0.6):
-                return max(score, 0.95) + 0.03, "contract", True
-            if _is_derived(one.symbol, other.symbol):
-                found.add("contract", "against", "their symbols look like those of a coin and a form of it")
+            if score >= CORROBORATED:
+                return max(score, 0.95) + 0.02, "contract", True
+            if _is_derived(one, other):
+                found.add("contract", "against", "one looks like a form of the other")
                 return 0.8, "contract", True
-            if only:
+            if self._only_partners(one, other):
                 found.add("contract", "for", "no other coin of either source has their contracts")
                 return 0.93, "contract", True
             found.add(
@@ -402,12 +410,11 @@ def _relation(one: Profile, other: Profile) -> tuple[str, str]:
 
 def _ids_agree(one: Profile, other: Profile) -> bool:
     # Whether both ids have the name, and neither has a number because the id without it was taken.
-    names = {one.name.full, other.name.full}
     return (
         not one.id.numbered
         and not other.id.numbered
-        and one.id.name.full in names
-        and other.id.name.full in names
+        and one.id.name.full == other.id.name.full
+        and one.id.name.full in {one.name.full, other.name.full}
     )
 
 
@@ -440,26 +447,35 @@ def _symbols_are_near(one: str, other: str) -> bool:
     return len(short) >= 3 and short in long
 
 
-def _is_derived(one: str, other: str) -> bool:
-    # Whether one symbol is the other with letters before or behind it: WETH and ETH, USDC.e and USDC.
-    short, long = sorted((one, other), key=len)
-    return bool(short) and short != long and (long.startswith(short) or long.endswith(short))
+def _is_derived(one: Profile, other: Profile) -> bool:
+    # Whether one symbol is the other with letters before or behind it, as WETH and ETH or USDC.e and USDC, or
+    # one name has words in brackets that the other row lacks, as "SOL (Wormhole)".
+    short, long = sorted((one.symbol, other.symbol), key=len)
+    if short and short != long and (long.startswith(short) or long.endswith(short)):
+        return True
+    return any(
+        each.name.qualifiers
+        - {each.symbol}
+        - {word for name in (rest.name, *rest.id.names) for word in name.words}
+        for each, rest in ((one, other), (other, one))
+    )
 
 
 def _with_market(score: float, method: str, market: Sequence[Finding], found: _Evidence) -> tuple[float, str]:
     for each in market:
-        found.add(each.kind, each.verdict.value, each.text)
+        found.add(each.kind, "neutral" if each.weak else each.verdict.value, each.text)
     agreeing = {each.kind for each in market if each.verdict is Verdict.AGREES and not each.weak}
     weakly = {each.kind for each in market if each.verdict is Verdict.AGREES}
-    if any(each.verdict is Verdict.DIFFERS for each in market):
-        score -= 0.03
+    score -= 0.045 * sum(each.verdict is Verdict.DIFFERS for each in market)
     if method == "symbol_and_price":
         # The prices of a leading coin that is pegged to the dollar agree as well.
         return (score + 0.12 if "price" in weakly else score), method
     if "price" not in weakly:
         return score, method
     if score >= 0.75:
-        return min(0.995, score + (0.03 if agreeing else 0.01)), method
+        # A price and a supply or cap that agree tell two coins of one name apart better than an id does.
+        bonus = 0.06 if len(agreeing) > 1 else 0.02 if agreeing else 0.01
+        return score + bonus, method
     if score >= 0.6 and agreeing:
         return score + 0.2, method
     return score, method
@@ -484,7 +500,10 @@ def candidate_pairs(
         sources = {each.coin.source for each in bucket}
         if len(sources) == 1:
             continue
-        for one in filter(is_open, bucket):
+        open_rows = list(filter(is_open, bucket))
+        if len(open_rows) * len(bucket) > COMMON_TEXT:
+            continue
+        for one in open_rows:
             for other in bucket:
                 if other.coin.source != one.coin.source:
                     first, second = (one, other) if one.key < other.key else (other, one)

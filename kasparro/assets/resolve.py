@@ -262,15 +262,19 @@ class Resolver:
                 case Verdict.FAR:
                     veto = _item("continuity", "veto", "price or supply jumped when the label changed")
                 case Verdict.AGREES:
-                    support = _item("continuity", "for", "price and supply went on when the label changed")
+                    support = _item("continuity", "for", "price and supply continued when the label changed")
         for other in sorted(self._groups[link.asset].members.values()):
             if other == key or other not in self.profiles:
                 continue
-            found = self.matcher.compare(profile, self.profiles[other])
-            for item in found.evidence_for(key):
+            counterpart = self.profiles[other]
+            for item in self.matcher.compare(profile, counterpart).evidence_for(key):
+                # The id still has the earlier name, which shows nothing about the coin that it means now.
+                shows = item["kind"] in {"contract", "price"} or (
+                    item["kind"] == "name" and profile.name.core == counterpart.name.core
+                )
                 if item["verdict"] == "veto":
                     veto = veto or item
-                elif item["verdict"] == "for" and item["kind"] in {"contract", "price", "name"}:
+                elif item["verdict"] == "for" and shows:
                     support = support or item
         return veto, support
 
@@ -284,8 +288,8 @@ class Resolver:
             method=link.method,
             score=link.score,
             evidence=[*(each for each in link.evidence if each.get("kind") != "label"), *evidence],
-            symbol=coin.symbol if coin.symbol is not None else link.symbol,
-            name=coin.name if coin.name is not None else link.name,
+            symbol=coin.symbol,
+            name=coin.name,
             valid_from=link.valid_from,
         )
         self._touched.add(link.asset)
@@ -579,7 +583,9 @@ class Resolver:
             # Prices or ranks may differ because one source is wrong. If the asset has a row of the same
             # source already, they are two coins.
             likely = match.score >= CANDIDATE_BAR or (self._would_link(match) and not occupied)
-            if likely and not (match.vetoed and occupied):
+            # Of coins that share a contract, those that the labels did not pick are forms of that coin.
+            settled = occupied and (match.vetoed or (match.by_contract and match.score < BAR))
+            if likely and not settled:
                 found.append(match)
         return sorted(found, key=lambda match: (-match.score, match.counterpart(key)))
 
@@ -597,11 +603,11 @@ class Resolver:
             self._touched.add(asset)
             text = f"{new[0]} no longer lists {old[1]} and gave the coin a new id"
             evidence = [*match.evidence_for(new), _item("id", "for", text)]
-            self._write_link(new, asset, CHANGED_ID, match.score, evidence, begin=moment)
+            self._write_link(new, asset, CHANGED_ID, match.shown, evidence, begin=moment)
             if old not in self._current:
                 reason = self._reasons.get(old, match)
                 self._write_link(
-                    old, asset, reason.method, reason.score, reason.evidence_for(old), end=moment
+                    old, asset, reason.method, reason.shown, reason.evidence_for(old), end=moment
                 )
 
     def _link_members(self) -> None:
@@ -621,7 +627,7 @@ class Resolver:
                 continue
             self._touched.add(group.asset)
             if reason is not None:
-                self._write_link(key, group.asset, reason.method, reason.score, reason.evidence_for(key))
+                self._write_link(key, group.asset, reason.method, reason.shown, reason.evidence_for(key))
             else:
                 text = "no row of another source is the same coin"
                 self._write_link(key, group.asset, ALONE, 1.0, [_item(ALONE, "for", text)])
@@ -686,7 +692,7 @@ class Resolver:
             for match in matches[:CANDIDATES_PER_ROW]:
                 other = match.counterpart(key)
                 reason = self._reason(key, match, matches)
-                yield _candidate(coin, self.asset_of(other), match.score, reason, match.evidence_for(key))
+                yield _candidate(coin, self.asset_of(other), match.shown, reason, match.evidence_for(key))
             if not matches:
                 awaited = ", ".join(sorted(self._knowledge.awaited))
                 yield _candidate(coin, None, 0.0, f"it says too little until {awaited} has been loaded", [])

@@ -14,8 +14,9 @@ from kasparro.store.sql import templates
 
 _SQL = templates("read/history.sql")
 
-# Intervals, and points, that are read at once.
+# Intervals that are read at once, and at most after a read that found none; and points.
 INTERVALS_AT_ONCE = 500
+MOST_INTERVALS = 16_000
 POINTS_AT_ONCE = 500
 
 
@@ -73,12 +74,16 @@ async def candles(
         return
     length = LENGTHS[interval]
     at, end = start_of(interval, min(part.since for part in days)), max(part.until for part in days)
+    intervals = INTERVALS_AT_ONCE
     while at < end:
-        following = at + INTERVALS_AT_ONCE * length
+        following = at + intervals * length
+        intervals = min(2 * intervals, MOST_INTERVALS)
         if pieces := between(days, at, following):
             of_days = tuple(piece.of_days for piece in pieces)
             statement = _SQL["asset_candles"].compose(interval=interval, days_of_parts=of_days)
             rows = await connection.fetch(statement.text, *statement.values(values(pieces)))
+            if rows:
+                intervals = INTERVALS_AT_ONCE
             for _, of_interval in itertools.groupby(rows, lambda row: row["time"]):
                 yield list(of_interval)
         at = following

@@ -7,7 +7,8 @@ from kasparro.store.sql import statements
 
 _SQL = statements("operations/connections.sql")
 
-# One each for health checks, the data version, the leader's lease and the run lock.
+# One each for health checks, the data version, the leader's lease and the run lock. The upkeep of the history
+# opens one now and then, and waits if the server has none free.
 RESERVED = 4
 # The limits for one process. With fewer connections it cannot do all its work at the same time. With more,
 # queries would only wait for the processors.

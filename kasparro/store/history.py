@@ -26,8 +26,6 @@ CANDLE = ("time", "open", "high", "low", "close", "count")
 # Weeks begin on Monday, and this was one.
 _MONDAY = datetime(2001, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
-# Intervals that an export reads at once.
-_EXPORTED = 1_000
 # A read of few candles covers twice as many intervals the next time, up to this multiple.
 _WIDEST = 16
 
@@ -118,11 +116,25 @@ async def page(
     if interval == "raw":
         statement = _SQL["points"].compose(csv=False, limit=limit)
         return [tuple(row) for row in await connection.fetch(statement.text, *_arguments(statement, part))]
+    # Candles of about `limit` intervals at a time: PostgreSQL would otherwise read all records of a coin for
+    # the first few candles.
+    statement = _SQL["candles"].compose(csv=False, interval=interval, of_days=True)
+    next_price = _SQL["next_price"].compose()
     found: list[tuple[datetime, str]] = []
-    async for rows in _candles(connection, part, interval, csv=False, width=limit):
-        found += rows
-        if len(found) >= limit:
-            break
+    intervals, rest = limit, part
+    while len(found) < limit and rest.since < rest.until:
+        end = min(rest.since + intervals * LENGTHS[interval], rest.until)
+        piece = msgspec.structs.replace(rest, until=end)
+        rows = await connection.fetch(statement.text, *_arguments(statement, piece))
+        found += [tuple(row) for row in rows]
+        rest = msgspec.structs.replace(rest, since=end)
+        if not rows:
+            following = await connection.fetchval(next_price.text, *_arguments(next_price, rest))
+            if following is None:
+                break
+            rest = msgspec.structs.replace(rest, since=start_of(interval, following))
+        if len(rows) < intervals // 2:
+            intervals = min(2 * intervals, _WIDEST * limit)
     return found[:limit]
 
 
@@ -132,44 +144,15 @@ async def export(
     """All points or candles of a part that `within` made, as lines of text without line ends, all of one
     moment."""
     csv = form == "csv"
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        # Before the snapshot: while a thinned month takes the place of another, nobody has this lock.
-        await connection.execute(_SQL["lock"].compose().text)
-        if interval == "raw":
-            statement = _SQL["points"].compose(csv=csv, limit=None)
-            cursor = await connection.cursor(statement.text, *_arguments(statement, part))
-            while rows := await cursor.fetch(at_once):
-                yield [row["line"] for row in rows]
-        else:
-            async for candles in _candles(connection, part, interval, csv=csv, width=_EXPORTED):
-                yield [line for _, line in candles]
-
-
-async def _candles(
-    connection: Connection, part: Part, interval: Interval, *, csv: bool, width: int
-) -> AsyncGenerator[list[tuple[datetime, str]], None]:
-    # Candles of about `width` intervals at a time: PostgreSQL would otherwise read all records of a coin for
-    # the first few candles.
-    statement = _SQL["candles"].compose(csv=csv, interval=interval, of_days=True)
-    next_price = _SQL["next_price"].compose()
-    length, intervals, at = LENGTHS[interval], width, part.since
-    empty = False
-    while at < part.until:
-        if empty:
-            rest = msgspec.structs.replace(part, since=at)
-            found = await connection.fetchval(next_price.text, *_arguments(next_price, rest))
-            if found is None:
-                return
-            at = start_of(interval, found)
-        end = min(at + intervals * length, part.until)
-        piece = msgspec.structs.replace(part, since=at, until=end)
-        rows = await connection.fetch(statement.text, *_arguments(statement, piece))
-        if rows:
-            yield [tuple(row) for row in rows]
-        empty = not rows
-        if len(rows) < intervals // 2:
-            intervals = min(2 * intervals, _WIDEST * width)
-        at = end
+    if interval == "raw":
+        statement = _SQL["points"].compose(csv=csv, limit=None)
+    else:
+        statement = _SQL["candles"].compose(csv=csv, interval=interval, of_days=True)
+    # A cursor needs a transaction; its only statement sees one moment of the data.
+    async with connection.transaction(readonly=True):
+        cursor = await connection.cursor(statement.text, *_arguments(statement, part))
+        while rows := await cursor.fetch(at_once):
+            yield [row["line"] for row in rows]
 
 
 def _arguments(statement: Statement, part: Part) -> list[Any]:

@@ -140,7 +140,7 @@ async def _replace(session: Any, month: _Month, interval: ThinnedTo) -> bool:
     values = {"month": month.begins, "interval": interval}
     async with session.transaction():
         await _execute(session, "short_lock_timeout")
-        # From here on nobody writes to the month, and whoever has written to it has noted that.
+        # From here on nobody writes to the month, and every earlier change is noted.
         await session.execute(_SQL["lock"].compose(month=month.table).text)
         if not await _value(session, "settled", **values):
             return False

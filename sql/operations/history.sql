@@ -100,7 +100,9 @@ SELECT
     thinned_completely,
     least(changed_from, stale_from) = 'infinity' AS settled
 FROM history_months
-WHERE (month + interval '1 month')::timestamp AT TIME ZONE 'UTC' <= :now
+WHERE
+    (month + interval '1 month')::timestamp AT TIME ZONE 'UTC' <= :now
+    AND to_regclass('unified_history_' || to_char(month, 'YYYY_MM')) IS NOT NULL
 ORDER BY month, source;
 
 -- name: present --

@@ -61,8 +61,10 @@ LOCK TABLE ONLY unified_history IN ACCESS SHARE MODE;
 SELECT
     link.source,
     link.source_id,
-    greatest(link.valid_from, months.begins_at) AS since,
-    least(link.valid_until, months.ends_at, renamed.since) AS until
+    CASE WHEN months.begins_at IS NOT NULL THEN greatest(link.valid_from, months.begins_at) END AS since,
+    CASE
+        WHEN months.ends_at IS NOT NULL THEN least(link.valid_until, months.ends_at, renamed.since)
+    END AS until
 FROM assets
 LEFT JOIN asset_links AS link ON assets.asset = link.asset
 LEFT JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id

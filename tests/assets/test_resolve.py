@@ -193,10 +193,11 @@ def test_contracts_that_coinpaprika_folds_into_the_native_coin_link_no_form() ->
         coin("coingecko/binance-peg-avalanche", "avax", "Binance-Peg Avalanche"),
         coin("coingecko/weth", "weth", "WETH"),
         coin("coingecko/avax-universal", "uavax", "Avalanche (Universal)"),
+        coin("coingecko/avax-wormhole", "avax", "AVAX (Wormhole)"),
     ]
     folded = [
         Contract("coinpaprika", "avax-avalanche", "bnb-binance-coin", f"0x{number:040x}")
-        for number in range(4)
+        for number in range(5)
     ] + [Contract("coinpaprika", "eth-ethereum", "avax-avalanche", f"0x{9:040x}")]
     own = [
         Contract("coingecko", each.source_id, "binance-smart-chain", f"0x{number:040x}")
@@ -214,6 +215,10 @@ def test_contracts_that_coinpaprika_folds_into_the_native_coin_link_no_form() ->
     # The native coins may be missing at CoinGecko: no form takes their place.
     world = World(avalanche, ethereum, *forms, contracts=folded + own)
     for each in forms:
+        assert world.asset(f"coingecko/{each.source_id}") not in {"avax-avalanche", "eth-ethereum"}
+    # Nor if it is the only coin that shares the native coin's contracts.
+    for each in forms:
+        world = World(avalanche, ethereum, each, contracts=folded + own)
         assert world.asset(f"coingecko/{each.source_id}") not in {"avax-avalanche", "eth-ethereum"}
 
 
@@ -356,7 +361,7 @@ def test_a_rebrand_is_confirmed_and_the_asset_keeps_its_id() -> None:
     link = world.link("coinpaprika/matic-polygon")
     assert link is not None
     assert (link.asset, link.symbol, link.name) == ("matic-polygon", "POL", "Polygon Ecosystem Token")
-    assert "price and supply went on" in texts(link.evidence)
+    assert "price and supply continued" in texts(link.evidence)
     assert world.knowledge.assets["matic-polygon"].symbol == "POL"
     assert not world.conflicts()
 
@@ -383,6 +388,12 @@ def test_new_labels_without_other_evidence_are_a_conflict_until_something_decide
     assert world.conflicts() == ["coingecko/mars"]
     assert world.asset("coingecko/mars") == "mars-mars-token"
     world.load(coin("coinpaprika/x", "AA", "Other"))
+    assert world.conflicts() == ["coingecko/mars"]
+
+
+def test_the_name_in_an_id_does_not_confirm_other_labels() -> None:
+    world = World(coin("coinpaprika/mars-mars-token", "MARS", "Mars"), coin("coingecko/mars", "mars", "Mars"))
+    world.load(coin("coingecko/mars", "xyz", "Xyzzy Chain"))
     assert world.conflicts() == ["coingecko/mars"]
 
 
@@ -433,3 +444,44 @@ def test_ids_of_assets_are_never_given_again() -> None:
     world = World(coin("coinpaprika/foo-foo", "FOO", "Foo"))
     world.load(coin("coingecko/other", "foo-foo", None), coin("csv/foo-foo-2", "X", "Y"))
     assert len(world.knowledge.assets) == 3
+
+
+def test_a_price_that_is_wrong_for_an_hour_delays_a_link_and_ends_none() -> None:
+    stray = coin("coingecko/bitcoin", "btc", "Bitcoin", price_usd="180000", rank=1)
+    world = World(BITCOIN, stray)
+    assert world.asset("coingecko/bitcoin") is None
+    world.load(BITCOIN_CG)
+    assert world.asset("coingecko/bitcoin") == "btc-bitcoin"
+    resolution = world.load(stray)
+    assert (resolution.links, resolution.ended) == ([], {})
+
+
+def test_two_coins_of_one_name_are_distinguished_by_price_and_supply() -> None:
+    figures = {"price_usd": "0.47", "circulating_supply": "968422"}
+    world = World(
+        coin("coinpaprika/ycl-yacal", "YCL", "Yacal", **figures),
+        coin("coingecko/yacal", "ycl", "Yacal"),
+        coin("coingecko/yacal-2", "ycl", "Yacal", **figures),
+    )
+    assert world.asset("coingecko/yacal-2") == "ycl-yacal"
+
+
+def test_labels_that_an_archive_gives_later_are_confirmed() -> None:
+    world = World(BITCOIN, coin("csv/bitcoin"))
+    assert world.asset("csv/bitcoin") == "btc-bitcoin"
+    world.load(coin("csv/bitcoin", "BTC", "Bitcoin"))
+    link = world.link("csv/bitcoin")
+    assert link is not None
+    assert (link.asset, link.symbol, link.name) == ("btc-bitcoin", "BTC", "Bitcoin")
+
+
+def test_other_sources_are_linked_like_the_built_in_ones() -> None:
+    world = World(BITCOIN, BITCOIN_CG, coin("tide/XBT", "BTC", "Bitcoin", price_usd="60001", listed=None))
+    assert world.asset("tide/XBT") == "btc-bitcoin"
+
+
+def test_a_symbol_that_a_source_gives_to_all_its_coins_says_nothing() -> None:
+    many = [coin(f"coingecko/coin{number}", "x", f"Name{number}", rank=number) for number in range(600)]
+    few = [coin(f"coinpaprika/x-name{number}", "X", f"Name{number}", rank=number) for number in range(600)]
+    world = World(*many, *few)
+    assert all(world.asset(f"coingecko/coin{number}") == f"x-name{number}" for number in range(1, 600))

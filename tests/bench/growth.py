@@ -33,50 +33,58 @@ READS = {
 
 
 async def main() -> None:
-    """Let the history grow from 500,000 to 16 million records of 20,000 coins, an hour of all at a time."""
+    """Let the history grow from 500,000 to 16 million records of 20,000 coins, an hour of all at a time.
+
+    Each read is compared with the same read of a history that stays at the smallest size, in turn.
+    """
     clock = datetime(2026, 3, 1, tzinfo=UTC)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(measure.server())
-        url = await measure.new_database(server, "bench_growth")
-        await rows.current(url, COINS + len(MEASURED))
-        await rows.hours(url, 0, HOURS_OF_YEAR, MEASURED)
+        small, url = [await measure.new_database(server, f"bench_{name}") for name in ("small", "growth")]
+        for each in (small, url):
+            await rows.current(each, COINS + len(MEASURED))
+            await rows.hours(each, 0, HOURS_OF_YEAR, MEASURED)
+        await rows.hours(small, 0, SIZES[0] // COINS, range(MEASURED.stop, MEASURED.stop + COINS))
+        async with Database(small) as database:
+            await _compute(database, clock)
         database = await stack.enter_async_context(Database(url))
         connection = await asyncpg.connect(url)
         stack.push_async_callback(connection.close)
-        medians: dict[str, list[float]] = {}
         hours = 0
         print("\n| records | bytes of a record: table | index | loaded, records/s | candles, s |", end="")
-        print("".join(f" {name}, ms |" for name in (*READS, "/data")))
+        print("".join(f" {name}, ms (÷ smallest) |" for name in (*READS, "/data")))
         print("|---" * (5 + len(READS) + 1) + "|")
         for size in SIZES:
             until = size // COINS
             await rows.hours(url, hours, until - 1, range(MEASURED.stop, MEASURED.stop + COINS))
             hours = until
             rate = await _load(database, hours - 1)
-            began = time.perf_counter()
             clock += timedelta(days=1)
-            async with AdvisoryLease(database, "history") as lease:
-                if not await lease.acquire():
-                    raise RuntimeError("another process has the lock")
-                await history_upkeep.compute_candles(lease, clock)
-            computed = time.perf_counter() - began
+            computed = await _compute(database, clock)
             await connection.execute("VACUUM (ANALYZE)")
             count, table, index = await _bytes(connection)
-            for name, milliseconds in (await _read(url)).items():
-                medians.setdefault(name, []).append(milliseconds)
+            reads = await _read(small, url)
             figures = [
                 f"{count:,}",
                 f"{table / count:.0f}",
                 f"{index / count:.0f}",
                 f"{rate:,.0f}",
                 f"{computed:.1f}",
-                *(f"{taken[-1]:.2f}" for taken in medians.values()),
+                *(f"{grown:.2f} ({grown / smallest:.2f})" for smallest, grown in reads.values()),
             ]
             print(f"| {' | '.join(figures)} |", flush=True)
-        print("\nlargest ÷ smallest; target: at most 1.5")
-        for name, taken in medians.items():
-            print(f"  {name:25} {taken[-1] / taken[0]:.2f}")
+        print("\ntarget: every read at most 1.5 times as long as that of the smallest history")
         await _thin(database, connection, clock)
+
+
+async def _compute(database: Database, now: datetime) -> float:
+    # The seconds that the candles take.
+    began = time.perf_counter()
+    async with AdvisoryLease(database, "history") as lease:
+        if not await lease.acquire():
+            raise RuntimeError("another process has the lock")
+        await history_upkeep.compute_candles(lease, now)
+    return time.perf_counter() - began
 
 
 async def _load(database: Database, hour: int) -> float:
@@ -131,21 +139,25 @@ async def _bytes(connection: "asyncpg.Connection[asyncpg.Record]") -> tuple[int,
     return count, row[0], row[1]
 
 
-async def _read(url: str) -> dict[str, float]:
-    # The median of each read in milliseconds, uncached, of different coins in turn.
-    found: dict[str, list[float]] = {}
-    async with (
-        servers.kasparro(url, KASPARRO_CACHE_MB="0") as port,
-        aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers={"Accept-Encoding": "identity"}) as session,
-    ):
+async def _read(*urls: str) -> dict[str, list[float]]:
+    # The median of each read in milliseconds, uncached, of different coins in turn: one for each database.
+    found: dict[tuple[str, str], list[float]] = {}
+    async with AsyncExitStack() as stack:
+        sessions = {}
+        for url in urls:
+            port = await stack.enter_async_context(servers.kasparro(url, KASPARRO_CACHE_MB="0"))
+            sessions[url] = await stack.enter_async_context(
+                aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers={"Accept-Encoding": "identity"})
+            )
         for number in range(REQUESTS):
             coin = MEASURED[number % len(MEASURED)]
             source = ("coingecko", "coinpaprika", "csv")[coin % 3]
-            for name, query in READS.items():
-                path = f"/data/{source}/coin-{coin}/history?{query}"
-                found.setdefault(name, []).append(await _milliseconds(session, path))
-            found.setdefault("/data", []).append(await _milliseconds(session, servers.PATH))
-    return {name: statistics.median(taken) for name, taken in found.items()}
+            history = f"/data/{source}/coin-{coin}/history?"
+            paths = {name: history + query for name, query in READS.items()} | {"/data": servers.PATH}
+            for name, path in paths.items():
+                for url, session in sessions.items():
+                    found.setdefault((name, url), []).append(await _milliseconds(session, path))
+    return {name: [statistics.median(found[name, url]) for url in urls] for name in (*READS, "/data")}
 
 
 async def _milliseconds(session: aiohttp.ClientSession, path: str) -> float:
@@ -161,12 +173,12 @@ async def _thin(
     before = await _bytes(connection)
     # As if the upstreams were a year further.
     await connection.execute("UPDATE unified_data SET listing_state = 2")
+    await _compute(database, clock)
     began = time.perf_counter()
     async with AdvisoryLease(database, "history") as lease:
         if not await lease.acquire():
             raise RuntimeError("another process has the lock")
         steps = HistoryRetention((Thinning(timedelta(days=1), "1d"),))
-        await history_upkeep.compute_candles(lease, clock)
         months = await history_upkeep.thin(lease, steps, clock)
     taken = time.perf_counter() - began
     after = await _bytes(connection)

@@ -115,6 +115,7 @@ async def test_etl_and_status_show_drift(database_url: str) -> None:
     [
         (["etl", "--source", "binance"], {}, "'binance' is not one of"),
         (["etl"], {"KASPARRO_INTERVAL": "soon"}, "KASPARRO_INTERVAL is 'soon'"),
+        (["etl"], {"KASPARRO_ASSET_RULES": "/none.toml"}, "KASPARRO_ASSET_RULES: /none.toml cannot be read"),
         (["serve", "--port", "99999"], {}, "99999 is not in the range"),
         (["etl"], {"DATABASE_URL": "mysql://a:hunter2@b/c"}, "DATABASE_URL has a value that is not allowed"),
     ],

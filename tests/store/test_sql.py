@@ -16,6 +16,7 @@ from kasparro.store.sql import folder, statements, templates
 SQL = Path(str(folder("read"))).parent
 TEMPLATES = (
     "read/assets.sql",
+    "operations/history.sql",
     "read/cursor.sql",
     "read/data.sql",
     "read/history.sql",
@@ -125,7 +126,6 @@ def exports() -> Iterator[dict[str, Any]]:
             ],
         ),
         ("read/history.sql", "next_price", [{}]),
-        ("read/history.sql", "lock", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(
@@ -159,6 +159,24 @@ async def test_fixed_statements_can_be_prepared(connection: Connection, path: st
     for name, text in statements(path).items():
         if name != "staging":
             await connection.prepare(text)
+
+
+async def test_statements_of_the_upkeep_can_be_prepared(connection: Connection) -> None:
+    found = templates("operations/history.sql")
+    variables = {
+        "month": "unified_history_2024_06",
+        "begins_at": "2024-06-01 UTC",
+        "ends_at": "2024-07-01 UTC",
+        "unit": "day",
+        "table": "unified_history_2024_06_new",
+    }
+    await connection.execute("SELECT create_history_partition('2024-06-01')")
+    await connection.execute(found["create_thinned"].compose(**variables).text)
+
+    for name, template in found.items():
+        # Several statements at once cannot be prepared.
+        if name != "replace":
+            await connection.prepare(template.compose(**variables).text)
 
 
 def test_missing_variable_is_an_error() -> None:

@@ -139,6 +139,20 @@ EXAMPLES: dict[str, Any] = {
             "next_cursor": "ksQIl1v0",
         },
     },
+    "AssetHistoryPage": {
+        "data": [
+            {
+                "time": "2024-06-01T00:00:00.000000Z",
+                "open": 67491.4,
+                "high": 67839.1,
+                "low": 67383.8,
+                "close": 67706.3,
+                "count": 48,
+                "sources": ["coingecko", "coinpaprika"],
+            }
+        ],
+        "pagination": _PAGINATION | {"page": None, "pages": None, "total": None},
+    },
     "HistoryPage": {
         "data": [
             {
