@@ -178,7 +178,7 @@ async def test_run_that_is_ended_meanwhile_waits_for_the_resolution(
         await assets.apply(other, RESOLUTION, ConsensusLimits(), T0, run_id=run.id, depends_on="rules")
         ending = asyncio.create_task(connection.execute("UPDATE runs SET status = 'interrupted'"))
         async with asyncio.timeout(20):
-            while not await other.fetchval(_SOMEBODY_WAITS):
+            while not await other.fetchval(_SOMEBODY_WAITS):  # noqa: ASYNC110 - PostgreSQL has no event for it
                 await asyncio.sleep(0.01)
         assert not ending.done()
     await ending
