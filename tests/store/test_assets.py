@@ -31,7 +31,10 @@ CANDIDATE = Candidate(
     symbol="BTC",
     name="Bitcoin",
 )
-_SOMEBODY_WAITS = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+_SOMEBODY_WAITS = (
+    "SELECT EXISTS (SELECT FROM pg_locks"
+    " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+)
 RESOLUTION = Resolution(
     assets=[BITCOIN],
     links=[make_link("coinpaprika"), make_link("coingecko", source_id="bitcoin")],
