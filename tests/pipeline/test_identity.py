@@ -174,6 +174,24 @@ async def test_events_end_in_the_right_assets(
     }
 
 
+async def test_id_that_comes_back_belongs_to_its_coin_again(
+    world: World, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    """An upstream serves another coin under an id for a while."""
+    for minutes in (0, 60, 60):
+        await world.run(minutes=minutes)
+    world.trigger(ReusedId(api="coingecko", id="dogecoin"))
+    await world.run(minutes=20)
+    assert await quotes(connection, "doge-dogecoin") == {"coinpaprika/doge-dogecoin"}
+    world.trigger(ReusedId(api="coingecko", id="dogecoin", by="doge-dogecoin"))
+
+    await world.run(minutes=20)
+
+    assert await quotes(connection, "doge-dogecoin") == {"coinpaprika/doge-dogecoin", "coingecko/dogecoin"}
+    assert (await world.watch.look(CLOSELY))["doge-dogecoin"]["source_count"] == 2
+    assert await connection.fetchval("SELECT count(*) FROM assets WHERE asset LIKE 'doge-dogecoin%'") == 1
+
+
 async def test_strangers_stay_out_while_the_resolver_fails(
     world: World, connection: "asyncpg.Connection[asyncpg.Record]", logged: LogEvents
 ) -> None:
