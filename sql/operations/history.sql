@@ -129,9 +129,9 @@ CREATE TABLE {{ month }}_new (LIKE unified_history INCLUDING ALL);
 
 -- name: fill_thinned --
 -- Of the priced records of each coin, interval and file, the last one stands for all. Those with another
--- symbol or name keep a last one of their own: the id may have become that of another coin. What a record says
--- about the earlier ones leaves out its own values, which may be corrected later. Records that other files
--- give, too, stay as they are, because these files can be taken back one by one.
+-- symbol or name keep a last one of their own: the id may have become that of another coin. What a record
+-- says about the earlier ones leaves out its own values, which may be corrected later. Records that other
+-- files give, too, stay as they are, because these files can be taken back one by one.
 WITH ordered AS (
     SELECT
         source,
