@@ -52,6 +52,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 def compare_markets(one: Coin, other: Coin, prices: PricePairs = ()) -> list[Finding]:
     """What prices, caps, ranks and supplies say; `prices` are prices of both at the same moments."""
+    # A price of zero says nothing.
+    prices = [pair for pair in prices if min(pair) > 0]
     findings = [_series(prices)] if prices else []
     if not prices and (price := _price(one, other)) is not None:
         findings.append(price)
@@ -74,14 +76,14 @@ def ratio(one: Decimal, other: Decimal) -> Decimal:
 
 
 def _series(prices: PricePairs) -> Finding:
-    ratios = [ratio(one, other) for one, other in prices if one > 0 and other > 0]
+    ratios = [ratio(one, other) for one, other in prices]
     agree = sum(each <= AGREES for each in ratios)
     far = sum(each > FAR[0][1] for each in ratios)
     moments = f"{len(ratios)} moments" if len(ratios) != 1 else "1 moment"
-    if ratios and agree * 10 >= len(ratios) * 8:
+    if agree * 10 >= len(ratios) * 8:
         pegged = all(_PEG[0] <= price <= _PEG[1] for pair in prices for price in pair)
         return Finding("price", Verdict.AGREES, f"prices agree at {agree} of {moments}", weak=pegged)
-    if ratios and far * 10 >= len(ratios) * 8:
+    if far * 10 >= len(ratios) * 8:
         return Finding(
             "price", Verdict.FAR, f"prices differ by more than {FAR[0][1]} times at {far} of {moments}"
         )

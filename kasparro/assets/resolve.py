@@ -11,7 +11,7 @@ from kasparro.assets.market import Verdict, continues
 from kasparro.assets.match import Match, Matcher, Profile, candidate_pairs
 from kasparro.assets.names import read_name, read_symbol
 from kasparro.assets.rules import NO_RULES, Rule, Rules
-from kasparro.model.asset import ALWAYS, FOREVER, Asset, Candidate, Coin, Link, Resolution
+from kasparro.model.asset import ALWAYS, FOREVER, RESERVED, Asset, Candidate, Coin, Link, Resolution
 from kasparro.model.record import slug
 
 # Identifies the built-in rules: a new version of them judges all rows without a link again.
@@ -84,7 +84,7 @@ class Resolver:
         self._group_of: dict[Key, Group] = {}
         for key in sorted(self._current):
             self._place(key, self._current[key].asset)
-        self._taken = {*knowledge.assets, *(link.asset for link in knowledge.links)}
+        self._taken = {*RESERVED, *knowledge.assets, *(link.asset for link in knowledge.links)}
         # An id that has its former symbol and name again may be the former coin again.
         self._blocked: set[tuple[Key, str]] = {
             (key, link.asset) for key, link in self._former.items() if not self._has_labels_of(key, link)

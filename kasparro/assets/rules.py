@@ -10,6 +10,7 @@ import msgspec
 
 from kasparro.assets.knowledge import Key
 from kasparro.errors import SettingsError, one_line
+from kasparro.model.asset import RESERVED
 from kasparro.model.record import RejectedValue, check_id, slug
 from kasparro.settings import Settings
 
@@ -105,6 +106,8 @@ def _rules(table: str, given: Any, sources: Collection[str]) -> Iterable[Rule]:
         asset = each.get("asset")
         if asset is not None and (not isinstance(asset, str) or not asset or slug(asset) != asset):
             raise _Invalid(f'{where}: asset must be an id in lower case such as "btc-bitcoin"')
+        if asset in RESERVED:
+            raise _Invalid(f"{where}: asset cannot be {asset!r}, which is a path of the API")
         if not isinstance(each.get("reason", ""), str):
             raise _Invalid(f"{where}: reason must be a text")
         if asset is None and len(rows) < 2:

@@ -9,6 +9,8 @@ import msgspec
 # A link without a beginning or an end.
 ALWAYS = datetime.min.replace(tzinfo=UTC)
 FOREVER = datetime.max.replace(tzinfo=UTC)
+# No asset has these ids, because paths of the API do: /assets/candidates.
+RESERVED = frozenset({"candidates"})
 
 
 class Coin(msgspec.Struct, frozen=True, kw_only=True):

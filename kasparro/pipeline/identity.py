@@ -1,7 +1,7 @@
 """Runs the resolver after the sources of a run, and stores what it decides."""
 
 from collections.abc import Callable, Collection
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from hashlib import blake2b
 
@@ -44,16 +44,20 @@ async def link_rows(
     options: AssetOptions,
     awaited: Collection[str],
     clock: Callable[[], datetime],
+    *,
+    always: bool = False,
 ) -> None:
     """Let the resolver decide what is pending, and store it.
 
-    `awaited` are the sources with lists that this run reads. Raises LeaseLost, DatabaseUnavailable, and
-    SettingsError if the rules are not valid.
+    With `always`, and on the first run of a day (UTC), rows without a link are decided again although nothing
+    is pending: their prices are others now. `awaited` are the sources with lists that this run reads.
+
+    Raises LeaseLost, DatabaseUnavailable, ResolverFailed, and SettingsError if the rules are not valid.
     """
     rules = options.rules()
     async with database.writing() as connection:
-        depends_on = _digest(rules, await contracts.changed_at(connection))
-        if not await assets.is_pending(connection, depends_on):
+        depends_on = _digest(rules, options.limits, await contracts.changed_at(connection), clock().date())
+        if not always and not await assets.is_pending(connection, depends_on):
             return
         known = await assets.known(connection)
     resolution = await _resolve(database, known, rules, awaited)
@@ -108,6 +112,7 @@ def _knowledge(known: Known, awaited: Collection[str]) -> Knowledge:
     )
 
 
-def _digest(rules: Rules, contracts_changed_at: datetime | None) -> str:
-    # What decisions depend on besides the rows.
-    return blake2b(f"{VERSION} {rules.digest} {contracts_changed_at}".encode(), digest_size=16).hexdigest()
+def _digest(rules: Rules, limits: ConsensusLimits, contracts_changed_at: datetime | None, day: date) -> str:
+    # What decisions and the consensus depend on besides the rows.
+    parts = (VERSION, rules.digest, limits.max_lag, limits.divergence_percent, contracts_changed_at, day)
+    return blake2b(" ".join(map(str, parts)).encode(), digest_size=16).hexdigest()

@@ -187,10 +187,15 @@ class Run:
     async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
         """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
         awaited = {source.name for source in self._sources} & set(registry.api_names())
+        replayed = self._options.trigger == "replay"
         try:
-            await retry(lambda: link_rows(self._database, self.id, options, awaited, self._clock))
+            await retry(
+                lambda: link_rows(self._database, self.id, options, awaited, self._clock, always=replayed)
+            )
         except LeaseLost:
             raise
+        except KasparroError as error:
+            self._log.warning("assets_not_resolved", reason=str(error))
         except Exception as error:  # noqa: BLE001 - no error here may fail the run
             trace = None if isinstance(error, KasparroError) else error
             self._log.error("assets_not_resolved", reason=one_line(error), exc_info=trace)

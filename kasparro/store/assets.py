@@ -10,15 +10,13 @@ import msgspec
 from kasparro.errors import LeaseLost
 from kasparro.model.asset import ALWAYS, FOREVER, Asset, Candidate, Coin, Contract, Link, Resolution
 from kasparro.model.consensus import ConsensusLimits
-from kasparro.store import consensus, contracts
+from kasparro.store import asset_history, consensus, contracts
 from kasparro.store.pool import Connection
 from kasparro.store.sql import statements
 from kasparro.store.text import sanitize
 
 _SQL = statements("assets/links.sql")
 _VERSION = statements("load/progress.sql") | statements("load/batch.sql")
-# Longer than a batch may take: the first resolution links every row.
-TIMEOUT_S = 300.0
 
 # (source, source_id): what identifies a row.
 Key = tuple[str, str]
@@ -58,7 +56,7 @@ async def is_pending(connection: Connection, depends_on: str) -> bool:
 
 async def known(connection: Connection) -> Known:
     """What the resolver starts from."""
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
+    async with asset_history.snapshot(connection):
         coins = [Coin(**row) for row in await connection.fetch(_SQL["coins"])]
         found = await contracts.contracts(connection)
         links = [_link(row) for row in await connection.fetch(_SQL["links"])]
@@ -102,7 +100,8 @@ async def apply(
 ) -> Resolved:
     """Write a resolution and the consensus that follows from it, in one transaction.
 
-    Raises LeaseLost if the run may not write any more.
+    The limits are part of what `depends_on` is a digest of: with another digest, the consensus of every asset
+    is judged again. Raises LeaseLost if the run may not write any more.
     """
     async with connection.transaction():
         if not await connection.fetchval(_SQL["fence"], run_id):
@@ -110,19 +109,20 @@ async def apply(
         version = await connection.fetchval(_VERSION["next_version"])
         await _save(connection, resolution, now)
         await connection.execute(_SQL["staging"])
-        relinked = await connection.fetchval(_SQL["stage_relinked"], timeout=TIMEOUT_S) or []
+        relinked = await connection.fetchval(_SQL["stage_relinked"]) or []
         rows = 0
         if relinked:
-            await connection.execute(_SQL["save_relinked_versions"], now, version, timeout=TIMEOUT_S)
-            tag = await connection.execute(_SQL["update_relinked"], version, timeout=TIMEOUT_S)
+            await connection.execute(_SQL["save_relinked_versions"], now, version)
+            tag = await connection.execute(_SQL["update_relinked"], now, version)
             rows = int(tag.rpartition(" ")[2])
         judged = {*relinked, *(asset.asset for asset in resolution.assets)}
         judged.update(link.asset for link in resolution.links)
         touched = await consensus.touch_assets(connection, sorted(judged))
-        touched += await consensus.touch_misjudged(connection, limits)
+        if await connection.fetchval(_SQL["note_resolved"], depends_on):
+            touched += await consensus.touch_all(connection)
         changed = await consensus.settle(connection, limits, now, version) if touched else 0
-        await connection.execute(_SQL["note_resolved"], depends_on)
-        if rows or changed:
+        # The history of an asset follows from its links, also where its consensus stays as it is.
+        if rows or changed or resolution.links or resolution.ended:
             await connection.execute(_VERSION["increment_version"])
     return Resolved(rows, changed)
 
@@ -145,7 +145,7 @@ async def _save(connection: Connection, resolution: Resolution, now: datetime) -
             )
             for link in resolution.links
         ]
-        await connection.execute(_SQL["save_links"], *zip(*links, strict=True), now, timeout=TIMEOUT_S)
+        await connection.execute(_SQL["save_links"], *zip(*links, strict=True), now)
     candidates = [
         (
             *(each.source, each.source_id, each.kind, each.asset, each.score),

@@ -25,9 +25,9 @@ async def touch_assets(connection: Connection, assets: Sequence[str]) -> int:
     return await _touch(connection, "touch_assets", assets)
 
 
-async def touch_misjudged(connection: Connection, limits: ConsensusLimits) -> int:
-    """The same for the assets that another `divergence_percent` makes diverging or not."""
-    return await _touch(connection, "touch_misjudged", limits.divergence_percent)
+async def touch_all(connection: Connection) -> int:
+    """The same for all assets."""
+    return await _touch(connection, "touch_all")
 
 
 async def settle(connection: Connection, limits: ConsensusLimits, now: datetime, version: int) -> int:
@@ -38,7 +38,7 @@ async def settle(connection: Connection, limits: ConsensusLimits, now: datetime,
     return changed
 
 
-async def _touch(connection: Connection, statement: str, value: object) -> int:
+async def _touch(connection: Connection, statement: str, *values: object) -> int:
     await connection.execute(_SQL["staging"])
-    touched: int = await connection.fetchval(_SQL[statement], value)
+    touched: int = await connection.fetchval(_SQL[statement], *values)
     return touched

@@ -99,7 +99,7 @@ async def _thin_month(lease: AdvisoryLease, month: _Month, interval: ThinnedTo) 
     begins_at = datetime.combine(month.begins, datetime.min.time(), UTC)
     async with lease.writing() as session, session.transaction():
         await _execute(session, "long_timeout")
-        before = await session.fetchval(f"SELECT count(*) FROM {month.table}", timeout=TIMEOUT_S)  # noqa: S608
+        before = await session.fetchval(_SQL["count"].compose(**names).text, timeout=TIMEOUT_S)
         await session.execute(_SQL["create_thinned"].compose(**names).text)
         fill = _SQL["fill_thinned"].compose(**names, unit=_UNITS[interval])
         status = await session.execute(fill.text, *fill.values({"begins_at": begins_at}), timeout=TIMEOUT_S)

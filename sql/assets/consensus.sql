@@ -20,7 +20,10 @@ array_agg({{ column }} ORDER BY {{ column }}) FILTER (WHERE {{ condition }} AND 
 {%- endmacro %}
 
 -- name: staging --
--- The assets whose rows the transaction has changed.
+-- The assets whose rows the transaction has changed. PostgreSQL overestimates the work of `settle`, and would
+-- compile it for every batch.
+SET LOCAL jit = off;
+
 CREATE TEMPORARY TABLE IF NOT EXISTS touched_assets (
     asset text COLLATE "C" PRIMARY KEY
 ) ON COMMIT DELETE ROWS;
@@ -68,13 +71,10 @@ WITH touched AS (
 
 SELECT count(*) FROM touched;
 
--- name: touch_misjudged --
--- The assets that another bound ($1, in percent) makes diverging or not.
+-- name: touch_all --
 WITH touched AS (
     INSERT INTO touched_assets (asset)
-    SELECT asset
-    FROM unified_assets
-    WHERE diverging <> coalesce(fresh_spread_percent > $1, false)
+    SELECT asset FROM unified_assets
     ON CONFLICT (asset) DO NOTHING
     RETURNING 1
 )
@@ -91,6 +91,9 @@ SELECT count(*) FROM touched;
 -- is. A fresh quote is outlying if it differs by more than a fifth from the median of three or more. Of two
 -- quotes the outlying one is the one that is so far from the median of the asset's prices in the day before,
 -- if the other one is not.
+--
+-- LIMIT and OFFSET keep each look-up one descent of an index: most batches touch few assets, and PostgreSQL
+-- may plan a join to read all of them.
 WITH quotes AS (
     SELECT
         link.asset,
@@ -104,7 +107,12 @@ WITH quotes AS (
                 THEN 'the source has renamed it, and the link is not confirmed yet'
         END AS unusable
     FROM touched_assets AS touched
-    INNER JOIN asset_links AS link ON touched.asset = link.asset AND link.valid_until = 'infinity'
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM asset_links
+        WHERE asset = touched.asset AND valid_until = 'infinity'
+        OFFSET 0
+    ) AS link
     CROSS JOIN LATERAL (
         SELECT
             source,
@@ -220,8 +228,8 @@ collected AS (
 decided AS MATERIALIZED (
     SELECT
         collected.asset,
-        assets.symbol,
-        assets.name,
+        labels.symbol,
+        labels.name,
         collected.rank,
         {{ median("collected.price_usd") }} AS price_usd,
         CASE
@@ -251,7 +259,14 @@ decided AS MATERIALIZED (
         collected.listing_state,
         collected.excluded
     FROM collected
-    INNER JOIN assets ON collected.asset = assets.asset
+    CROSS JOIN LATERAL (
+        SELECT
+            symbol,
+            name
+        FROM assets
+        WHERE asset = collected.asset
+        LIMIT 1
+    ) AS labels
     LEFT JOIN referred ON collected.asset = referred.asset
 ),
 
@@ -261,7 +276,12 @@ changed AS MATERIALIZED (
         known.asset IS NOT NULL AS is_known,
         decided.asset IS NULL AS is_gone
     FROM touched_assets AS touched
-    LEFT JOIN unified_assets AS known ON touched.asset = known.asset
+    LEFT JOIN LATERAL (
+        SELECT *
+        FROM unified_assets
+        WHERE asset = touched.asset
+        LIMIT 1
+    ) AS known ON true
     LEFT JOIN decided ON touched.asset = decided.asset
     WHERE
         (known.asset IS NOT NULL OR decided.asset IS NOT NULL)
@@ -282,7 +302,12 @@ saved AS (
         $1,
         $2
     FROM changed
-    INNER JOIN unified_assets AS known ON changed.asset = known.asset
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM unified_assets
+        WHERE asset = changed.asset
+        LIMIT 1
+    ) AS known
 ),
 
 removed AS (

@@ -1,6 +1,8 @@
 -- Reads what the resolver needs, and writes what it decides (kasparro/store/assets.py).
 {% from "macros/columns.sql" import ROW_VERSION, VALUES, listed %}
 {% from "macros/history.sql" import relabelled %}
+{#- The figures that the resolver compares. #}
+{% set FIGURES = ["rank"] + VALUES[:6] %}
 {% set LINK = ["asset", "method", "score", "evidence", "symbol", "name"] %}
 
 {#- The candidates that are given as columns. #}
@@ -77,13 +79,7 @@ SELECT
     source_id,
     symbol,
     name,
-    rank,
-    price_usd,
-    market_cap_usd,
-    volume_24h_usd,
-    circulating_supply,
-    total_supply,
-    max_supply,
+    {{ listed(FIGURES) }},
     observed_at,
     first_seen_at,
     CASE listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed
@@ -289,12 +285,15 @@ INNER JOIN unified_data AS known
 UPDATE unified_data AS newest
 SET
     asset = relinked.asset,
-    version = $1
+    updated_at = $1,
+    version = $2
 FROM relinked_rows AS relinked
 WHERE newest.source = relinked.source AND newest.source_id = relinked.source_id;
 
 -- name: note_resolved --
-UPDATE instance SET resolved_with = $1 WHERE resolved_with IS DISTINCT FROM $1;
+-- Returns true if it has changed.
+UPDATE instance SET resolved_with = $1 WHERE resolved_with IS DISTINCT FROM $1
+RETURNING true;
 
 -- name: explained_rows --
 -- The rows that a person may mean: an asset, a source's id, or both in one text (source/source_id).
@@ -313,7 +312,7 @@ SELECT
     coin.source_id,
     link.symbol,
     link.name,
-    {{ listed(["rank"] + VALUES[:6], "found.") }},
+    {{ listed(FIGURES, "found.") }},
     found.observed_at,
     coin.first_seen_at,
     CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,

@@ -31,31 +31,38 @@ WHERE
 {%- endfor %}
 {%- endmacro %}
 
+{#- Whether an interval of part N has all records that the record `history` stands for. Without N, whether an
+    interval has them. #}
+{%- macro _has_all(unit, n) -%}
+history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+{%- if n is not none %} AND history.thinned_from >= :since_{{ n }}{% endif %}
+{%- endmacro %}
+
 {#- What the record `history` adds to the candle of its interval. An array of a time and a price sorts by
     time, so the least one has the first price. A record that stands for deleted ones adds these only to an
     interval that has all of them. #}
-{%- macro contribution(unit) -%}
+{%- macro contribution(unit, n=none) -%}
 history.source,
 history.source_id,
 date_trunc('{{ unit }}', history.observed_at, 'UTC') AS time,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN ARRAY[extract(EPOCH FROM history.thinned_from), history.thinned_open]
     ELSE ARRAY[extract(EPOCH FROM history.observed_at), history.price_usd]
 END AS opened,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN greatest(history.thinned_high, history.price_usd)
     ELSE history.price_usd
 END AS high,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN least(history.thinned_low, history.price_usd)
     ELSE history.price_usd
 END AS low,
 ARRAY[extract(EPOCH FROM history.observed_at), history.price_usd] AS closed,
 CASE
-    WHEN history.thinned_from >= date_trunc('{{ unit }}', history.observed_at, 'UTC')
+    WHEN {{ _has_all(unit, n) }}
         THEN history.thinned_count + 1
     ELSE 1
 END AS count
@@ -98,7 +105,7 @@ FROM (
                 AND month <= (:until_{{ n }}::timestamptz AT TIME ZONE 'UTC')::date
         )
 
-        SELECT {{ contribution(unit) }}
+        SELECT {{ contribution(unit, n) }}
         FROM months
         CROSS JOIN LATERAL (
             {{ _records(n, "*") }}
@@ -132,7 +139,7 @@ FROM (
         ) AS stored
     )
     {% else %}
-    SELECT {{ contribution(unit) }}
+    SELECT {{ contribution(unit, n) }}
     FROM (
         {{ _records(n, "*") }}
     ) AS history

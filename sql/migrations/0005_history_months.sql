@@ -71,10 +71,12 @@ CROSS JOIN (
     FROM pg_partition_tree('unified_history') AS partition
     WHERE partition.isleaf AND partition.relid::text ~ 'unified_history_\d{4}_\d{2}$'
 ) AS months
-WHERE EXISTS (
+-- LIMIT keeps PostgreSQL from joining the whole history with the months.
+CROSS JOIN LATERAL (
     SELECT FROM unified_history
     WHERE
         source = sources.source
         AND observed_at >= months.month::timestamp AT TIME ZONE 'UTC'
         AND observed_at < (months.month + interval '1 month')::timestamp AT TIME ZONE 'UTC'
-);
+    LIMIT 1
+) AS found;

@@ -124,14 +124,18 @@ WHERE
     )
     AND tables.relname ~ '^unified_history_\d{4}_\d{2}_(new|old)$';
 
+-- name: count --
+SELECT count(*) FROM {{ month }};
+
 -- name: create_thinned --
 CREATE TABLE {{ month }}_new (LIKE unified_history INCLUDING ALL);
 
 -- name: fill_thinned --
--- Of the priced records of each coin, interval and file, the last one stands for all. Those with another
--- symbol or name keep a last one of their own: the id may have become that of another coin. What a record
--- says about the earlier ones leaves out its own values, which may be corrected later. Records that other
--- files give, too, stay as they are, because these files can be taken back one by one.
+-- Of the priced records of each coin, interval and file with one symbol and name, the last one stands for
+-- all. What it says about the
+-- earlier ones leaves out its own values, which may be corrected later. Records that other files give, too,
+-- stay as they are, because these files can be taken back one by one. If an id
+-- comes to mean another coin, its symbol or name changes: no record stands for records of both coins.
 WITH ordered AS (
     SELECT
         source,
@@ -180,11 +184,11 @@ WITH ordered AS (
                 source_id,
                 date_trunc('{{ unit }}', observed_at, 'UTC'),
                 file_id,
-                symbol,
-                name,
                 lacks_symbol,
                 lacks_name,
                 lacks_rank,
+                symbol,
+                name,
                 alone
             ORDER BY observed_at
         ),

@@ -1,11 +1,13 @@
 """Which rows become one asset, which do not, and why."""
 
 from datetime import timedelta
+from decimal import Decimal
 from itertools import permutations
 
 import pytest
 
 from kasparro.assets.knowledge import Relabelled
+from kasparro.assets.market import compare_markets
 from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.model.asset import ALWAYS, Contract
 from tests.assets.support import NOW, World, coin, key, texts
@@ -501,3 +503,16 @@ def test_a_symbol_that_a_source_gives_to_all_its_coins_says_nothing() -> None:
     few = [coin(f"coinpaprika/x-name{number}", "X", f"Name{number}", rank=number) for number in range(600)]
     world = World(*many, *few)
     assert all(world.asset(f"coingecko/coin{number}") == f"x-name{number}" for number in range(1, 600))
+
+
+def test_no_asset_has_the_id_of_a_path() -> None:
+    assert (
+        World(coin("coingecko/candidates", "", "Candidates")).asset("coingecko/candidates") == "candidates-2"
+    )
+
+
+def test_prices_of_zero_say_nothing() -> None:
+    findings = compare_markets(BITCOIN, BITCOIN_CG, [(Decimal(0), Decimal(0))])
+    assert [found.text for found in findings if found.kind == "price"] == [
+        "prices agree at about the same moment: 60,000 and 60,010"
+    ]

@@ -53,6 +53,10 @@ def test_a_file_links_and_parts(tmp_path: Path) -> None:
         ("[[link]", "is not valid TOML"),
         ("[[join]]\nrows = []", "unknown table 'join'; allowed: [[link]] and [[part]]"),
         ("[link]\nrows = []", "link is written as [[link]]"),
+        (
+            '[[link]]\nrows = ["coingecko/bitcoin"]\nasset = "candidates"',
+            "[[link]] 1: asset cannot be 'candidates', which is a path of the API",
+        ),
         ('[[link]]\nrow = "a/b"', "[[link]] 1: unknown key 'row'; allowed: rows, asset, reason"),
         ("[[link]]\nrows = []", "[[link]] 1: rows must be a list of texts"),
         (

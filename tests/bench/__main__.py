@@ -8,7 +8,7 @@ import uvloop
 
 from kasparro import logs
 from kasparro.settings import Settings
-from tests.bench import first_request, growth, hostile, identity, latency, load, month, reads, scale
+from tests.bench import assets, first_request, growth, hostile, identity, latency, load, month, reads, scale
 
 # These take minutes and gigabytes, so they run only if they are named.
 LARGE: dict[str, Callable[[], Awaitable[None]]] = {
@@ -23,6 +23,7 @@ SMALL: dict[str, Callable[[], Awaitable[None]]] = {
     "hostile": hostile.main,
     "first_request": first_request.main,
     "identity": identity.main,
+    "assets": assets.main,
 }
 
 

@@ -40,13 +40,14 @@ HEADER = (
 )
 
 
-def write_dump(path: Path, coins: int = COINS, moments: int = MOMENTS) -> int:
-    """Write a ticker dump of these coins, at moments a day apart; returns the number of rows."""
+def write_dump(path: Path, coins: int = COINS, moments: int = MOMENTS, since: int = 0) -> int:
+    """Write a ticker dump of these coins, at moments a day apart from the day `since` on; returns the number
+    of rows."""
     chance = random.Random(1)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(HEADER)
-        for day in range(moments):
+        for day in range(since, moments):
             for coin in range(coins):
                 supply = 10**6 + coin * 1_000
                 price = f"{chance.random() * 1_000:.6f}"
@@ -68,7 +69,7 @@ def write_dump(path: Path, coins: int = COINS, moments: int = MOMENTS) -> int:
                         BEGIN + 86_400 * day,
                     ]
                 )
-    return coins * moments
+    return coins * (moments - since)
 
 
 def psql_script(path: Path) -> str:

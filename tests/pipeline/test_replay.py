@@ -17,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from kasparro.model.payload import Payload, Retention
+from kasparro.pipeline.identity import AssetOptions
 from kasparro.pipeline.replay import NothingToReplay, prepare_replay
 from kasparro.pipeline.run import Run
 from kasparro.settings import Secret
@@ -352,7 +353,7 @@ async def test_replay_repairs_tables_after_a_parser_fix(
         "DELETE FROM unified_data WHERE source <> 'csv'; DELETE FROM unified_history WHERE source <> 'csv';"
         "TRUNCATE pages"
     )
-    await run_sources(database, apis(simulator))
+    await run_sources(database, apis(simulator), assets=AssetOptions())
     assert await table_contents(database._url) == right
 
 

@@ -1,13 +1,17 @@
 """The consensus of an asset is the exact median of its fresh quotes, and says why others do not count."""
 
+import asyncio
 import random
 from datetime import datetime, timedelta
 from decimal import Decimal
 from statistics import median
 from typing import Any
 
+import pytest
+
 from kasparro.model.asset import Resolution
 from kasparro.model.consensus import ConsensusLimits
+from kasparro.pipeline.identity import AssetOptions, link_rows
 from kasparro.store import assets
 from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
@@ -98,6 +102,38 @@ async def test_confirmed_rename_counts_again(database: Database, connection: Con
     assert (row["name"], row["price_usd"], row["source_count"]) == ("New Name", 101, 1)
 
 
+async def test_resolver_reads_the_record_before_a_rename(database: Database, connection: Connection) -> None:
+    await load(database, "coingecko", "100", rank=7)
+    await resolve(database, make_link("coingecko"))
+    await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
+    await load(database, "coingecko", "102", T0 + HOUR, name="New Name")
+
+    known = await assets.known(connection)
+
+    ((before, since),) = known.relabelled.values()
+    assert (before.name, before.rank, before.price_usd, before.observed_at) == (
+        "Bitcoin",
+        7,
+        Decimal(100),
+        T0,
+    )
+    assert since == T0 + MINUTE
+
+
+async def test_resolver_confirms_a_rename_that_the_price_continues(
+    database: Database, connection: Connection
+) -> None:
+    await load(database, "coingecko", "100")
+    await resolve(database, make_link("coingecko"))
+    await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
+
+    run = await RunRecord.start(database, "etl", (), T0)
+    await link_rows(database, run.id, AssetOptions(), (), lambda: T0)
+
+    row = await consensus(connection)
+    assert (row["asset"], row["name"], row["price_usd"]) == ("btc-bitcoin", "New Name", 101)
+
+
 async def test_of_two_quotes_the_one_far_from_the_day_before_is_outlying(
     database: Database, connection: Connection
 ) -> None:
@@ -135,20 +171,64 @@ async def test_row_that_is_taken_back_leaves_the_asset(database: Database, conne
     assert await connection.fetchval("SELECT valid_until FROM asset_links") == T0
 
 
-async def test_other_bound_is_applied_by_the_next_resolution(
-    database: Database, connection: Connection
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (ConsensusLimits(), (2, False)),
+        (ConsensusLimits(divergence_percent=Decimal(2)), (2, True)),
+        (ConsensusLimits(max_lag=timedelta(seconds=30)), (1, False)),
+    ],
+)
+async def test_other_limits_are_applied_by_the_next_resolution(
+    database: Database, connection: Connection, limits: ConsensusLimits, expected: tuple[int, bool]
 ) -> None:
     await load(database, "coinpaprika", "100")
-    await load(database, "coingecko", "103")
+    await load(database, "coingecko", "103", T0 + MINUTE)
     await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
-    assert not (await consensus(connection))["diverging"]
+
     run = await RunRecord.start(database, "etl", (), T0)
+    await link_rows(database, run.id, AssetOptions(limits=limits), (), lambda: T0)
+
+    row = await consensus(connection)
+    assert (row["source_count"], row["diverging"]) == expected
+
+
+async def test_links_move_the_version_also_where_the_consensus_stays(
+    database: Database, connection: Connection
+) -> None:
+    """The history of an asset depends on them, and cached responses are of one version."""
+    await load(database, "coinpaprika", "100")
+    await resolve(database, make_link("coinpaprika"))
+    await load(database, "coinpaprika", None, T0 + HOUR, name="New Name")
+    before = await connection.fetchval("SELECT data_version FROM instance")
+    run = await RunRecord.start(database, "etl", (), T0)
+    confirmed = Resolution(links=[make_link("coinpaprika", name="New Name")])
 
     async with database.writing() as other:
-        limits = ConsensusLimits(divergence_percent=Decimal(2))
-        await assets.apply(other, Resolution(), limits, T0, run_id=run.id, depends_on="")
+        await assets.apply(other, confirmed, ConsensusLimits(), T0, run_id=run.id, depends_on="")
 
-    assert (await consensus(connection))["diverging"]
+    assert await connection.fetchval("SELECT data_version FROM instance") == before + 1
+
+
+async def test_all_that_the_resolver_reads_is_of_one_moment(
+    database: Database, connection: Connection
+) -> None:
+    """It waits while a thinned month takes its place: a snapshot from before would miss its rows."""
+    await load(database, "coinpaprika", "100")
+    async with database.writing() as other:
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE unified_history IN ACCESS EXCLUSIVE MODE")
+            reading = asyncio.create_task(assets.known(other))
+            # pg_locks is not cached in a transaction, as pg_stat_activity is.
+            waiting = (
+                "SELECT count(*) FROM pg_locks WHERE relation = 'unified_history'::regclass AND NOT granted"
+            )
+            while await connection.fetchval(waiting) == 0:
+                pass
+            await connection.execute("UPDATE unified_data SET name = 'New Name'")
+        known = await reading
+
+    assert [coin.name for coin in known.coins] == ["New Name"]
 
 
 async def test_consensus_is_a_plain_median(database: Database, connection: Connection) -> None:

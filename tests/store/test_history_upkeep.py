@@ -17,9 +17,10 @@ from kasparro.model.history_retention import HistoryRetention, Thinning
 from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.registry import load_settings
-from kasparro.store import history_upkeep
+from kasparro.store import history, history_upkeep
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Connection, Database
+from kasparro.store.sql import templates
 from tests.support.archives import NOW as ARCHIVES_NOW
 from tests.support.batches import load_records, make_record
 from tests.support.histories import keep_up, plain_candles, read_candles, retention
@@ -71,6 +72,33 @@ async def test_thinned_month_keeps_the_last_record_of_each_day(
     assert [row["thinned_count"] for row in rows] == [23, 23, 23, 23, 3]
     expected = plain_candles("1d", [(moment, Decimal(price)) for moment, price in prices.items()])
     assert await read_candles(database, "coingecko", "bitcoin", "1d") == expected
+
+
+async def test_no_record_stands_for_records_with_other_labels(
+    database: Database, connection: Connection
+) -> None:
+    """An id may mean another coin from some hour of a day on. Neither gets a price of the other."""
+    names = {hour: "Bitcoin" if hour < 10 else "Another Coin" for hour in range(24)}
+    await load_records(
+        database,
+        "coingecko",
+        *(
+            make_record("bitcoin", BEGIN + hour * HOUR, name=name, price_usd="1")
+            for hour, name in names.items()
+        ),
+    )
+
+    assert await keep_up(database, NOW, "1d") == 1
+
+    rows = await connection.fetch(
+        "SELECT name, observed_at, thinned_from, thinned_count FROM unified_history ORDER BY observed_at"
+    )
+    assert [tuple(row) for row in rows] == [
+        ("Bitcoin", BEGIN + 9 * HOUR, BEGIN, 9),
+        ("Another Coin", BEGIN + 23 * HOUR, BEGIN + 10 * HOUR, 13),
+    ]
+    (candle,) = await read_candles(database, "coingecko", "bitcoin", "1d")
+    assert candle[-1] == 24
 
 
 async def test_month_is_thinned_by_the_step_of_its_age(database: Database, connection: Connection) -> None:
@@ -301,7 +329,7 @@ async def test_archive_that_grows_in_a_thinned_month_is_continued(
 KILLED = """
 import asyncio, sys
 from datetime import datetime, timedelta
-from kasparro.store import history_upkeep
+from kasparro.store import history, history_upkeep
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
 from tests.support.histories import retention
@@ -416,3 +444,25 @@ async def test_lock_of_a_lost_session_is_taken_over(database: Database, database
         assert not await lease.acquire()
         await holder.close()
         assert await lease.acquire()
+
+
+async def test_records_of_another_name_are_never_joined(database: Database, connection: Connection) -> None:
+    """An id that a source gives to another coin within a day."""
+    moments = [BEGIN + n * HOUR for n in range(6)]
+    for number, moment in enumerate(moments):
+        name = "Bitcoin" if number < 3 else "Stranger"
+        await load_records(
+            database, "coingecko", make_record("bitcoin", moment, name=name, price_usd=str(number + 1))
+        )
+
+    assert await keep_up(database, NOW, "1d") == 1
+
+    rows = await connection.fetch("SELECT name, thinned_open FROM unified_history ORDER BY observed_at")
+    assert [tuple(row) for row in rows] == [("Bitcoin", 1), ("Stranger", 4)]
+    async with database.reading() as reader:
+        part = history.Part("coingecko", "bitcoin", BEGIN, moments[3])
+        statement = templates("read/history.sql")["candles"].compose(
+            csv=True, interval="1d", of_days=part.of_days
+        )
+        (row,) = await reader.fetch(statement.text, *statement.values(history.values([part])))
+    assert row["line"] == "2024-03-01T00:00:00.000000Z,1,3,1,3,3"
