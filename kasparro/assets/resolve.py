@@ -85,7 +85,11 @@ class Resolver:
         for key in sorted(self._current):
             self._place(key, self._current[key].asset)
         self._taken = {*RESERVED, *knowledge.assets, *(link.asset for link in knowledge.links)}
-        self._blocked: set[tuple[Key, str]] = {(key, link.asset) for key, link in self._former.items()}
+        # An id that has its former symbol and name again may be the former coin again.
+        self._blocked: set[tuple[Key, str]] = {
+            (key, link.asset) for key, link in self._former.items() if not self._has_labels_of(key, link)
+        }
+        self._begins = {(link.source, link.asset, link.valid_from) for link in knowledge.links}
         self._parted: set[tuple[Key, Key]] = set()
         self._ruled: set[Key] = set()
         self._relabelled: set[Key] = set()
@@ -363,8 +367,13 @@ class Resolver:
             and profile is not None
             and key not in self._current
             and key not in self._ruled
-            and (profile.coin.symbol, profile.coin.name) == (link.symbol, link.name)
+            and self._has_labels_of(key, link)
+            and (key[0], link.asset, link.valid_until) in self._begins
         )
+
+    def _has_labels_of(self, key: Key, link: Link) -> bool:
+        profile = self.profiles.get(key)
+        return profile is not None and (profile.coin.symbol, profile.coin.name) == (link.symbol, link.name)
 
     def _is_movable(self, key: Key) -> bool:
         # Whether it has an asset that never had another row.
@@ -551,12 +560,24 @@ class Resolver:
 
     def _found(self, group: Group) -> None:
         keys = sorted(group.members.values(), key=self._precedence)
-        had = (self._unruled.get(key) for key in keys)
-        # The first of the rows that a rule tied together keeps their asset.
-        kept = next((asset for asset in had if asset and not self._groups[asset].members), None)
+        had = (self._asset_before(key) for key in keys)
+        # The first of the rows that were in an asset which is free now keeps it.
+        kept = next((asset for asset in had if asset and not self._is_occupied(asset)), None)
         group.asset = kept or self._new_id(keys)
         self._taken.add(group.asset)
         self._groups[group.asset] = group
+
+    def _asset_before(self, key: Key) -> str | None:
+        # The asset that a row had by a rule which is gone, or as the coin that its id means again.
+        former = self._former.get(key)
+        if key in self._unruled or former is None:
+            return self._unruled.get(key)
+        is_back = self._has_labels_of(key, former) and (key, former.asset) not in self._blocked
+        return former.asset if is_back else None
+
+    def _is_occupied(self, asset: str) -> bool:
+        group = self._groups.get(asset)
+        return group is not None and bool(group.members)
 
     def _stands_alone(self, key: Key) -> bool:
         # Whether a row is a coin of its own: no row that has an asset may be the same coin.

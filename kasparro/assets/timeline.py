@@ -130,31 +130,43 @@ class Points:
 class Candles:
     """Makes one candle of those of the sources: each price is the median of those of the sources that count.
 
-    A source does not count in an interval in which one of its prices is outlying. This is judged with the
-    closes of the REFERENCE_INTERVALS intervals before, so these must be added, too.
+    A source does not count in an interval in which one of its prices is outlying. Its prices are judged with
+    those of the others in this interval, and with the closes of sources that have none but had one at most
+    `max_lag` before. Of two sources the outlying one is far from the price that most prices of the interval
+    are near, or from the median of the closes of REFERENCE_INTERVALS intervals before. So the candles of
+    `max_lag` and REFERENCE_INTERVALS before the first wanted one must be added, too.
     """
 
-    def __init__(self, length: timedelta) -> None:
+    def __init__(self, length: timedelta, max_lag: timedelta) -> None:
         self._length = length
+        self._max_lag = max_lag
+        self._newest: dict[str, SourceCandle] = {}
         self._past: deque[SourceCandle] = deque()
 
-    def add(self, given: Sequence[SourceCandle]) -> Candle:
-        """Add the candles of the next interval."""
+    def add(self, given: Sequence[SourceCandle]) -> Candle | None:
+        """Add the candles of the next interval; None if all of them are outlying."""
         time = given[0].time
-        while self._past and self._past[0].time < time - REFERENCE_INTERVALS * self._length:
+        self._newest |= {candle.source: candle for candle in given}
+        earlier = [candle for candle in self._newest.values() if time - self._max_lag <= candle.time < time]
+        began_at = min((candle.time for candle in earlier), default=time)
+        while self._past and self._past[0].time < began_at - REFERENCE_INTERVALS * self._length:
             self._past.popleft()
-        closes = [candle.close for candle in self._past]
-        reference = median_low(closes) if len(closes) >= REFERENCE_PRICES else None
+        closes = [candle.close for candle in earlier]
+        reference = self._reference(given, began_at) if len(given) + len(earlier) == 2 else None
         excluded = {
             candle.source
             for price in _PRICES
             for candle, is_outlying in zip(
-                given, outlying([getattr(candle, price) for candle in given], reference), strict=True
+                given,
+                outlying([*(getattr(candle, price) for candle in given), *closes], reference),
+                strict=False,
             )
             if is_outlying
         }
-        counted = [candle for candle in given if candle.source not in excluded] or given
         self._past.extend(given)
+        counted = [candle for candle in given if candle.source not in excluded]
+        if not counted:
+            return None
         return Candle(
             time=time,
             open=median([candle.open for candle in counted]),
@@ -164,6 +176,15 @@ class Candles:
             count=sum(candle.count for candle in counted),
             sources=tuple(candle.source for candle in counted),
         )
+
+    def _reference(self, given: Sequence[SourceCandle], began_at: datetime) -> Decimal | None:
+        if len(given) > 1:
+            prices: list[Decimal] = [getattr(candle, price) for candle in given for price in _PRICES]
+            middle = median_low(prices)
+            if 2 * sum(not _far(price, middle) for price in prices) > len(prices):
+                return middle
+        closes = [candle.close for candle in self._past if candle.time < began_at]
+        return median_low(closes) if len(closes) >= REFERENCE_PRICES else None
 
 
 def _outlying_records(

@@ -197,7 +197,8 @@ class Run:
         except KasparroError as error:
             self._log.warning("assets_not_resolved", reason=str(error))
         except Exception as error:  # noqa: BLE001 - no error here may fail the run
-            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
+            trace = None if isinstance(error, KasparroError) else error
+            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=trace)
 
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""

@@ -383,6 +383,22 @@ def test_a_reused_id_leaves_the_asset_and_is_a_conflict() -> None:
     assert world.conflicts() == ["coingecko/mars"]
 
 
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_an_id_that_means_its_coin_again_gets_its_asset_again(*, is_alone: bool) -> None:
+    others = [] if is_alone else [coin("coinpaprika/mars-mars-token", "MARS", "Mars Token", price_usd="4")]
+    mars = coin("coingecko/mars", "mars", "Mars Token", price_usd="4", circulating_supply="1e8")
+    xyz = coin("coingecko/mars", "xyz", "Xyzzy Chain", price_usd="0.0001", circulating_supply="9e12")
+    world = World(*others, mars)
+    since, until = NOW + timedelta(minutes=5), NOW + timedelta(minutes=9)
+    world.load(xyz, relabelled={xyz.key: Relabelled(mars, since)})
+
+    world.load(mars, relabelled={mars.key: Relabelled(xyz, until)})
+
+    assert world.asset("coingecko/mars") == "mars-mars-token"
+    assert world.link("coingecko/mars").valid_from == until  # type: ignore[union-attr]
+    assert not world.load().links
+
+
 def test_new_labels_without_other_evidence_are_a_conflict_until_something_decides() -> None:
     world = World(coin("coingecko/mars", "mars", "Mars Token"))
     resolution = world.load(coin("coingecko/mars", "xyz", "Xyzzy Chain"))

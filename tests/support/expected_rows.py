@@ -4,19 +4,23 @@ from typing import Any
 
 from kasparro.store.selection import Filters
 
+DATA_KEY = ("source", "source_id")
 
-def sorted_keys(rows: list[dict[str, Any]], sort: str) -> list[tuple[str, str]]:
-    """The (source, source_id) of the rows, sorted by value, nulls last, ties by source and source_id.
+
+def sorted_keys(
+    rows: list[dict[str, Any]], sort: str, key: tuple[str, ...] = DATA_KEY
+) -> list[tuple[str, ...]]:
+    """The keys of the rows, sorted by value, nulls last, ties by key.
 
     Texts compare by code point, as their bytes in UTF-8 do.
     """
     column = sort.removeprefix("-")
-    ordered = sorted(rows, key=lambda row: (row["source"], row["source_id"]))
+    ordered = sorted(rows, key=lambda row: tuple(row[name] for name in key))
     present = [row for row in ordered if row[column] is not None]
     # The sort is stable, also in reverse.
     present.sort(key=lambda row: row[column], reverse=sort.startswith("-"))
     absent = [row for row in ordered if row[column] is None]
-    return [(row["source"], row["source_id"]) for row in present + absent]
+    return [tuple(row[name] for name in key) for row in present + absent]
 
 
 def matches(row: dict[str, Any], filters: Filters) -> bool:
@@ -42,4 +46,6 @@ def matches(row: dict[str, Any], filters: Filters) -> bool:
             or (row["price_usd"] is not None and row["price_usd"] >= filters.price_usd_min)
         )
         and (filters.updated_since is None or row["updated_at"] >= filters.updated_since)
+        and (filters.diverging is None or row["diverging"] == filters.diverging)
+        and (filters.source_count_min is None or row["source_count"] >= filters.source_count_min)
     )

@@ -1,6 +1,7 @@
 """Requests for JSON, and what tests need of the responses."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -31,11 +32,12 @@ def source_ids(page: Any) -> list[str]:
     return [row["source_id"] for row in page["data"]]
 
 
-def parse_rows(rows: str) -> list[dict[str, Any]]:
-    """Rows of /data, given as JSON objects with commas between, with the values that the table has."""
+def parse_rows(rows: str, fields: Mapping[str, type] = FIELDS) -> list[dict[str, Any]]:
+    """Rows of a list with these fields, given as JSON objects with commas between, with the values that the
+    table has."""
     return [
         {
-            field: datetime.fromisoformat(value) if FIELDS[field] is datetime else value
+            field: datetime.fromisoformat(value) if value is not None and fields[field] is datetime else value
             for field, value in row.items()
         }
         for row in json.loads(f"[{rows}]", parse_int=Decimal, parse_float=Decimal)

@@ -77,7 +77,7 @@ class _Range(msgspec.Struct, frozen=True):
             before, last = REFERENCE + self.max_lag, self.until
         else:
             length = history.LENGTHS[self.interval]
-            before = REFERENCE_INTERVALS * length
+            before = REFERENCE_INTERVALS * length + self.max_lag
             last = _later(history.start_of(self.interval, self.until), length - _TICK)
         return asset_history.between(self.parts, _earlier(self.since, before), _later(last, _TICK))
 
@@ -173,11 +173,11 @@ async def _entries(connection: Connection, wanted: _Range) -> AsyncGenerator[Poi
                 if point is not None and wanted.since <= point.observed_at <= wanted.until:
                     yield point
         return
-    candles = Candles(history.LENGTHS[wanted.interval])
+    candles = Candles(history.LENGTHS[wanted.interval], wanted.max_lag)
     async with aclosing(asset_history.candles(connection, needed, wanted.interval)) as intervals:
         async for rows in intervals:
             candle = candles.add([SourceCandle(*row) for row in rows])
-            if wanted.since <= candle.time <= wanted.until:
+            if candle is not None and wanted.since <= candle.time <= wanted.until:
                 yield candle
 
 

@@ -58,7 +58,7 @@ def test_newest_record_of_each_coin_once(
     filters: Filters,
     limit: int,
 ) -> None:
-    expected: dict[tuple[str, str], dict[str, Any]] = {}
+    expected: dict[tuple[str, ...], dict[str, Any]] = {}
     for source, record in loaded:
         known = expected.get((source, record.source_id))
         if record.observed_at <= as_of and (known is None or record.observed_at >= known["observed_at"]):

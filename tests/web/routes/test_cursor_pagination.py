@@ -30,10 +30,11 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.row_versions import CURSOR_LIFETIME
 from kasparro.store.runs import RunRecord
-from kasparro.store.selection import FIELDS, Filters, Selection
+from kasparro.store.selection import ASSET_FIELDS, ASSETS, DATA, Filters, RowList, Selection
 from kasparro.web.schemas import Sort
+from tests.support.assets import make_link, resolve
 from tests.support.batches import load_records
-from tests.support.expected_rows import matches, sorted_keys
+from tests.support.expected_rows import DATA_KEY, matches, sorted_keys
 from tests.support.json_responses import get_exact, parse_rows, source_ids
 from tests.web.conftest import LONG_AGO, serving
 
@@ -63,6 +64,22 @@ selections = st.builds(
     ),
 )
 
+asset_selections = st.builds(
+    Selection,
+    rows=st.just(ASSETS),
+    sort=st.sampled_from(["rank", "-rank", "price_usd", "-price_usd", "asset", "-source_count"])
+    | st.sampled_from([f"{sign}{field}" for sign in ("", "-") for field in ASSET_FIELDS]),
+    filters=st.just(Filters())
+    | st.builds(
+        Filters,
+        symbols=st.sampled_from([(), ("x", "z")]),
+        rank_max=st.none() | st.integers(1, 4),
+        text=st.none() | st.just("z"),
+        diverging=st.none() | st.booleans(),
+        source_count_min=st.none() | st.integers(0, 2),
+    ),
+)
+
 
 class Reader:
     """A client that follows cursors: the rows it must get, and those it has got."""
@@ -77,28 +94,30 @@ class Reader:
 
 async def expected_rows(connection: Connection, selection: Selection) -> list[dict[str, Any]]:
     """The rows of a selection as the table is now, without our statements."""
+    table, key = ("unified_data", DATA_KEY) if selection.rows is DATA else ("unified_assets", ("asset",))
     rows = {
-        (row["source"], row["source_id"]): {field: row[field] for field in FIELDS}
-        for row in await connection.fetch("SELECT * FROM unified_data")
+        tuple(row[name] for name in key): {field: row[field] for field in selection.rows.fields}
+        for row in await connection.fetch(f"SELECT * FROM {table}")
     }
     chosen = [row for row in rows.values() if matches(row, selection.filters)]
-    return [rows[key] for key in sorted_keys(chosen, selection.sort)]
+    return [rows[found] for found in sorted_keys(chosen, selection.sort, key)]
 
 
-def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMachine]:
-    """Readers and loads in any order, over one database that each example empties first."""
+def machine(runner: asyncio.Runner, database: Database, rows: RowList) -> type[RuleBasedStateMachine]:
+    """Readers of a list, loads and links in any order, over one database that each example empties first."""
 
     class Readers(RuleBasedStateMachine):
         readers = Bundle("readers")
 
         @initialize()
         def empty(self) -> None:
-            self.totals = Totals()
+            self.totals = Totals(rows)
 
             async def work() -> None:
                 async with database.writing() as connection:
                     await connection.execute(
-                        "TRUNCATE unified_data, unified_history, unified_data_versions;"
+                        "TRUNCATE unified_data, unified_history, unified_data_versions, assets, asset_links,"
+                        " unified_assets, unified_assets_versions;"
                         "UPDATE instance SET data_version = data_version + 1"
                     )
 
@@ -108,7 +127,20 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
         def load(self, source: str, loaded: list[Record]) -> None:
             runner.run(load_records(database, source, *loaded))
 
-        @rule(target=readers, selection=selections, limit=st.integers(1, 4))
+        @rule(source=st.sampled_from(["csv", "coingecko"]), ids=st.sets(st.sampled_from("abcdefgh")))
+        def link(self, source: str, ids: set[str]) -> None:
+            links = [make_link(source, asset=each, source_id=each, method="rule") for each in sorted(ids)]
+            runner.run(resolve(database, *links))
+
+        @rule(source=st.sampled_from(["csv", "coingecko"]), source_id=st.sampled_from("abcdefgh"))
+        def unlink(self, source: str, source_id: str) -> None:
+            runner.run(resolve(database, ended={(source, source_id): LONG_AGO}))
+
+        @rule(
+            target=readers,
+            selection=selections if rows is DATA else asset_selections,
+            limit=st.integers(1, 4),
+        )
         def start(self, selection: Selection, limit: int) -> Any:
             async def work() -> Any:
                 async with database.reading() as connection:
@@ -140,7 +172,7 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
             page = await queries.page(
                 connection, self.totals, reader.selection, limit=reader.limit, after=reader.position
             )
-            reader.seen += parse_rows(page.json)
+            reader.seen += parse_rows(page.json, rows.fields)
             assert page.total == len(reader.expected)
             assert reader.seen == reader.expected[: len(reader.seen)]
             assert (page.last is None) == (len(reader.seen) == len(reader.expected))
@@ -152,11 +184,12 @@ def machine(runner: asyncio.Runner, database: Database) -> type[RuleBasedStateMa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rows", [DATA, ASSETS], ids=["data", "assets"])
 def test_pages_show_the_table_as_it_was_at_the_first_page(
-    runner: asyncio.Runner, shared_database: Database
+    runner: asyncio.Runner, shared_database: Database, rows: RowList
 ) -> None:
     run_state_machine_as_test(
-        machine(runner, shared_database),
+        machine(runner, shared_database, rows),
         settings=settings(
             max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]
         ),
