@@ -211,10 +211,10 @@ async def test_strangers_stay_out_while_the_resolver_fails(
     for asset in ("doge-dogecoin", "link-chainlink"):
         assert found[asset]["source_count"] == 1
         assert "renamed" in found[asset]["excluded"]
-    errors = [event for event in logged.seen if event["level"] == "error"]
-    assert [event["event"] for event in errors] == ["assets_not_resolved"] * 2
-    assert errors[0]["reason"] == "KASPARRO_ASSET_RULES: rules.toml is not valid TOML"
-    assert errors[0]["exc_info"] is None
+    failures = [event for event in logged.seen if event["event"] == "assets_not_resolved"]
+    assert [(event["level"], event["reason"]) for event in failures] == [
+        ("warning", "KASPARRO_ASSET_RULES: rules.toml is not valid TOML")
+    ] * 2
 
     world.watch.strays.clear()
     await world.run(minutes=25)
