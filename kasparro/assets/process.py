@@ -53,6 +53,8 @@ async def decide(knowledge: Knowledge, rules: Rules) -> Decision:
             process.kill()
             await process.wait()
     if process.returncode != 0:
+        if process.returncode is not None and process.returncode < 0:
+            raise ResolverFailed(f"the resolver was killed by signal {-process.returncode}; is memory short?")
         last = errors.decode(errors="replace").strip()[-SHOWN:]
         raise ResolverFailed(f"the resolver ended with exit code {process.returncode}: {last}")
     return await asyncio.to_thread(msgspec.msgpack.decode, answer, type=Decision)
