@@ -561,8 +561,18 @@ class Resolver:
     def _found(self, group: Group) -> None:
         keys = sorted(group.members.values(), key=self._precedence)
         had = (self._asset_before(key) for key in keys)
-        # The first of the rows that were in an asset which is free now keeps it.
-        kept = next((asset for asset in had if asset and not self._is_occupied(asset)), None)
+        # The first of the rows that were in an asset which is free now keeps it, unless a rule parts them from
+        # it.
+        kept = next(
+            (
+                asset
+                for asset in had
+                if asset
+                and not self._is_occupied(asset)
+                and not any((key, asset) in self._blocked for key in keys)
+            ),
+            None,
+        )
         group.asset = kept or self._new_id(keys)
         self._taken.add(group.asset)
         self._groups[group.asset] = group
@@ -650,8 +660,15 @@ class Resolver:
             if reason is not None:
                 self._write_link(key, group.asset, reason.method, reason.shown, reason.evidence_for(key))
             else:
-                text = "no row of another source is the same coin"
-                self._write_link(key, group.asset, ALONE, 1.0, [_item(ALONE, "for", text)])
+                self._write_link(key, group.asset, ALONE, 1.0, self._alone(key))
+
+    def _alone(self, key: Key) -> list[dict[str, Any]]:
+        # Why a row is a coin of its own.
+        parts = [rule for rule in self._rules.parts if key in rule.rows]
+        if not parts:
+            return [_item(ALONE, "for", "no row of another source is the same coin")]
+        texts = ("a rule parts it" + (f": {rule.reason}" if rule.reason else "") for rule in parts)
+        return [_item(RULE, "for", text) for text in texts]
 
     def _write_link(
         self,

@@ -11,7 +11,7 @@ import msgspec
 from kasparro.assets.knowledge import Key
 from kasparro.errors import SettingsError, one_line
 from kasparro.model.asset import RESERVED
-from kasparro.model.record import RejectedValue, check_id, slug
+from kasparro.model.record import ID_LIMIT, RejectedValue, check_id, slug
 from kasparro.settings import Settings
 
 SETTING = "KASPARRO_ASSET_RULES"
@@ -79,7 +79,7 @@ def read_rules(path: Path, sources: Collection[str]) -> Rules:
 def _parse(content: bytes, sources: Collection[str]) -> Rules:
     if len(content) > SIZE_LIMIT:
         raise _Invalid(f"it is larger than {SIZE_LIMIT // 1024**2} MB")
-    tables = tomllib.loads(content.decode())
+    tables = tomllib.loads(content.decode("utf-8-sig"))
     for name in tables:
         if name not in _TABLES:
             raise _Invalid(f"unknown table {name!r}; allowed: [[link]] and [[part]]")
@@ -108,6 +108,8 @@ def _rules(table: str, given: Any, sources: Collection[str]) -> Iterable[Rule]:
             raise _Invalid(f'{where}: asset must be an id in lower case such as "btc-bitcoin"')
         if asset in RESERVED:
             raise _Invalid(f"{where}: asset cannot be {asset!r}, which is a path of the API")
+        if asset is not None and len(asset) > ID_LIMIT:
+            raise _Invalid(f"{where}: asset is longer than {ID_LIMIT} characters")
         if not isinstance(each.get("reason", ""), str):
             raise _Invalid(f"{where}: reason must be a text")
         if asset is None and len(rows) < 2:

@@ -47,6 +47,11 @@ def test_a_file_links_and_parts(tmp_path: Path) -> None:
     assert rules.digest != NO_RULES.digest
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    rules = rules_of(tmp_path, '\ufeff[[part]]\nrows = ["csv/a", "coingecko/b"]')
+    assert len(rules.parts) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -69,6 +74,10 @@ def test_a_file_links_and_parts(tmp_path: Path) -> None:
             "rows has 'cmc/btc', whose source is unknown; allowed: coingecko, coinpaprika, csv",
         ),
         ('[[link]]\nrows = ["csv/btc", "csv/btc"]', "[[link]] 1: rows has a row twice"),
+        (
+            f'[[link]]\nasset = "{"a" * 201}"\nrows = ["csv/btc"]',
+            "[[link]] 1: asset is longer than 200 characters",
+        ),
         (
             '[[link]]\nrows = ["csv/btc", "csv/xbt"]',
             "[[link]] 1: csv/btc and csv/xbt are two ids of one source, which never share an asset",
@@ -163,6 +172,24 @@ def test_a_rule_may_name_rows_that_have_not_arrived_and_an_asset_that_is_new() -
     world = World(BITCOIN, BITCOIN_CG, rules=rules)
     assert world.asset("coingecko/bitcoin") == "my-bitcoin"
     assert world.asset("coinpaprika/btc-bitcoin") in {"my-bitcoin", "btc-bitcoin"}
+
+
+def test_rows_that_a_rule_linked_do_not_keep_an_asset_that_a_new_rule_parts_them_from() -> None:
+    rows = (key("coinpaprika/btc-bitcoin"), key("coingecko/bitcoin"))
+    world = World(BITCOIN, BITCOIN_CG, rules=Rules(links=(Rule(rows=rows, asset="btc-bitcoin"),)))
+    world.rules = Rules(parts=(Rule(rows=rows, asset="btc-bitcoin"),))
+    world.load()
+    assert world.asset("coingecko/bitcoin") == world.asset("coinpaprika/btc-bitcoin") == "btc-bitcoin-2"
+
+
+def test_a_row_that_a_rule_parted_says_so_and_why() -> None:
+    rows = (key("coinpaprika/btc-bitcoin"), key("coingecko/bitcoin"))
+    world = World(BITCOIN, BITCOIN_CG)
+    world.rules = Rules(parts=(Rule(rows=rows, reason="checked on both web sites"),))
+    world.load()
+    link = world.link("coingecko/bitcoin")
+    assert link is not None
+    assert texts(link.evidence) == "a rule parts it: checked on both web sites"
 
 
 # Explanations, which are dry runs as well
