@@ -362,13 +362,15 @@ class Resolver:
         if key in self._replaced:
             return True
         link, profile = self._former.get(key), self.profiles.get(key)
+        if link is None or profile is None or key in self._current or key in self._ruled:
+            return False
+        group = self._groups.get(link.asset)
         return (
-            link is not None
-            and profile is not None
-            and key not in self._current
-            and key not in self._ruled
-            and self._has_labels_of(key, link)
+            self._has_labels_of(key, link)
             and (key[0], link.asset, link.valid_until) in self._begins
+            # A rule may have taken the new id out of the asset since.
+            and group is not None
+            and key[0] in group.members
         )
 
     def _has_labels_of(self, key: Key, link: Link) -> bool:
@@ -561,8 +563,7 @@ class Resolver:
     def _found(self, group: Group) -> None:
         keys = sorted(group.members.values(), key=self._precedence)
         had = (self._asset_before(key) for key in keys)
-        # The first of the rows that were in an asset which is free now keeps it, unless a rule parts them from
-        # it.
+        # The first of the rows that were in an asset which is free now keeps it, unless a rule parts them.
         kept = next(
             (
                 asset
