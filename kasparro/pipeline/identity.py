@@ -76,6 +76,12 @@ async def link_rows(
     )
 
 
+async def note_failure(database: Database, reason: str) -> None:
+    """Note why rows were not linked, for /health. Raises DatabaseUnavailable."""
+    async with database.writing() as connection:
+        await assets.note_problem(connection, reason)
+
+
 async def explain_rows(database: Database, text: str, rules: Rules) -> list[Explanation]:
     """Explain the rows that a person may mean by an asset, a source_id, or SOURCE/SOURCE_ID.
 

@@ -13,7 +13,7 @@ import structlog
 from kasparro.concurrency import cancel_all, failure, run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
 from kasparro.model.payload import Retention
-from kasparro.pipeline.identity import AssetOptions, link_rows
+from kasparro.pipeline.identity import AssetOptions, link_rows, note_failure
 from kasparro.pipeline.payloads import PayloadRecorder
 from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.pipeline.source_run import Outcome, RunOptions, SourceRun, Status, TransientFailure, Trigger
@@ -196,9 +196,15 @@ class Run:
             raise
         except KasparroError as error:
             self._log.warning("assets_not_resolved", reason=str(error))
+            await self._note_unresolved(str(error))
         except Exception as error:  # noqa: BLE001 - no error here may fail the run
-            trace = None if isinstance(error, KasparroError) else error
-            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=trace)
+            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
+            await self._note_unresolved(one_line(error))
+
+    async def _note_unresolved(self, reason: str) -> None:
+        """Note the reason for /health. Without the database, only the log has it."""
+        with suppress(KasparroError):
+            await note_failure(self._database, reason)
 
     async def _trim(self, recorder: PayloadRecorder) -> None:
         """Delete expired payloads and row versions. After a failure, the next run tries again."""

@@ -12,7 +12,8 @@ _SQL = templates("read/assets.sql")
 class AssetTotals(msgspec.Struct, frozen=True, kw_only=True):
     """How many assets there are, how many of them are diverging, and how many candidates and conflicts.
 
-    `diverging_first` are the ten diverging ones of the highest ranks.
+    `diverging_first` are the ten diverging ones of the highest ranks. `problem` says why the resolver failed
+    when it ran last.
     """
 
     assets: int
@@ -20,6 +21,7 @@ class AssetTotals(msgspec.Struct, frozen=True, kw_only=True):
     candidates: int
     conflicts: int
     diverging_first: list[str]
+    problem: str | None
 
 
 async def asset(connection: Connection, asset_id: str) -> str | None:

@@ -120,6 +120,7 @@ async def apply(
         touched = await consensus.touch_assets(connection, sorted(judged))
         if await connection.fetchval(_SQL["note_resolved"], depends_on):
             touched += await consensus.touch_all(connection)
+        await note_problem(connection, None)
         changed = await consensus.settle(connection, limits, now, version) if touched else 0
         # The history of an asset follows from its links, also where its consensus stays as it is.
         if rows or changed or resolution.links or resolution.ended:
@@ -156,6 +157,11 @@ async def _save(connection: Connection, resolution: Resolution, now: datetime) -
     given: list[Any] = list(zip(*candidates, strict=True)) if candidates else [[]] * 9
     await connection.execute(_SQL["delete_candidates"], *given)
     await connection.execute(_SQL["add_candidates"], *given, now)
+
+
+async def note_problem(connection: Connection, reason: str | None) -> None:
+    """Note why the resolver failed; None if it did not."""
+    await connection.execute(_SQL["note_problem"], None if reason is None else sanitize(reason))
 
 
 async def rows_meant(connection: Connection, text: str) -> list[tuple[str, str]]:

@@ -39,6 +39,7 @@ SELECT true FROM runs WHERE id = $1 AND status = 'running' FOR SHARE;
 -- besides the rows ($1).
 SELECT
     (instance.resolved_with = $1) IS NOT TRUE
+    OR instance.resolver_problem IS NOT NULL
     OR EXISTS (
         SELECT
         FROM unified_data AS coin
@@ -294,6 +295,9 @@ WHERE newest.source = relinked.source AND newest.source_id = relinked.source_id;
 -- Returns true if it has changed.
 UPDATE instance SET resolved_with = $1 WHERE resolved_with IS DISTINCT FROM $1
 RETURNING true;
+
+-- name: note_problem --
+UPDATE instance SET resolver_problem = $1 WHERE resolver_problem IS DISTINCT FROM $1;
 
 -- name: explained_rows --
 -- The rows that a person may mean: an asset, a source's id, or both in one text (source/source_id).

@@ -129,7 +129,8 @@ ALTER TABLE unified_assets_versions REPLICA IDENTITY FULL;
 
 -- What the resolver depended on when it ran last. If it has changed, all rows without a link are judged
 -- again.
-ALTER TABLE instance ADD COLUMN resolved_with text;
+ALTER TABLE instance ADD COLUMN resolved_with text, ADD COLUMN resolver_problem text;
 
 COMMENT ON COLUMN instance.resolved_with IS
 'A digest of what the resolver depends on besides the rows: rules, contracts, limits, version and day';
+COMMENT ON COLUMN instance.resolver_problem IS 'Why the resolver failed when it ran last. Null: it did not';

@@ -90,6 +90,7 @@ ORDER BY found.id;
 -- How many assets, diverging ones, candidates and conflicts there are, and the diverging ones of the highest
 -- ranks.
 SELECT
+    (SELECT resolver_problem FROM instance) AS problem,
     (SELECT count(*) FROM unified_assets) AS assets,
     (SELECT count(*) FROM unified_assets WHERE diverging) AS diverging,
     (SELECT count(*) FROM asset_candidates WHERE kind = 'candidate') AS candidates,

@@ -215,10 +215,13 @@ async def test_strangers_stay_out_while_the_resolver_fails(
     assert [(event["level"], event["reason"]) for event in failures] == [
         ("warning", "KASPARRO_ASSET_RULES: rules.toml is not valid TOML")
     ] * 2
+    problem = await connection.fetchval("SELECT resolver_problem FROM instance")
+    assert problem == "KASPARRO_ASSET_RULES: rules.toml is not valid TOML"
 
     world.watch.strays.clear()
     await world.run(minutes=25)
     found = await world.watch.look(CLOSELY)
+    assert await connection.fetchval("SELECT resolver_problem FROM instance") is None
     assert found["link-chainlink"]["source_count"] == 2
     assert await quotes(connection, "doge-dogecoin") == {"coinpaprika/doge-dogecoin"}
 

@@ -244,6 +244,7 @@ EXAMPLES: dict[str, Any] = {
             "diverging_first": ["abc-example"],
             "candidates": 310,
             "conflicts": 1,
+            "problem": None,
         },
     },
     "Comparison": {

@@ -47,6 +47,10 @@ class AssetHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     candidates: Annotated[
         int, msgspec.Meta(description="Rows whose coin is uncertain: GET /assets/candidates.")
     ]
+    problem: Annotated[
+        str | None,
+        msgspec.Meta(description="Why rows were not linked to assets after the last run; null: they were."),
+    ]
     conflicts: Annotated[
         int, msgspec.Meta(description="Links that became uncertain: GET /assets/candidates?kind=conflict.")
     ]
@@ -61,7 +65,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sources: dict[str, SourceHealth]
     assets: Annotated[
         AssetHealth | None,
-        msgspec.Meta(description="Null without the database. It does not change the status."),
+        msgspec.Meta(description="Null without the database."),
     ] = None
     reasons: Annotated[
         list[str],
@@ -97,6 +101,8 @@ async def health(service: Service, request: Request, query: Any) -> Response:
         return json_response(
             Health(status="unavailable", database=database, sources={}, reasons=reasons), 503
         )
+    if assets is not None and assets.problem is not None:
+        reasons = [*reasons, f"rows are not linked to assets: {assets.problem}"]
     healthy = not reasons and all(source.healthy for source in sources.values())
     return json_response(
         Health(
@@ -127,6 +133,7 @@ async def _read_health(
         diverging_first=totals.diverging_first,
         candidates=totals.candidates,
         conflicts=totals.conflicts,
+        problem=totals.problem,
     )
     database = DatabaseHealth(status="ok", latency_ms=round((time.perf_counter() - began) * 1e3, 2))
     return database, sources, assets
