@@ -13,7 +13,7 @@ from kasparro.assets.timeline import Candles, Points, SourceCandle, SourcePoint,
 from kasparro.model.batch import Batch
 from kasparro.simulator import Simulator
 from kasparro.simulator.coins import Api
-from kasparro.sources.base import Source, SourceContext
+from kasparro.sources.base import ContractSource, Source, SourceContext
 from kasparro.store import asset_history
 from kasparro.store.history import LENGTHS, Interval
 
@@ -184,16 +184,17 @@ class Watch:
 
 
 class Watched:
-    """A source after each batch of which somebody looks at the database."""
+    """A source with contract lists, after each batch of which somebody looks at the database."""
 
     def __init__(self, source: Source, watch: Watch, assets: Iterable[str]) -> None:
+        assert isinstance(source, ContractSource)
         self.name = source.name
-        self._source = source
+        # Python 3.12 and newer do not find an attribute of a protocol through __getattr__.
+        self.contract_root = source.contract_root
+        self.contract_lists = source.contract_lists
+        self._source: Source = source
         self._watch = watch
         self._assets = list(assets)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of the source. When the next one is asked for, the last one is committed."""
