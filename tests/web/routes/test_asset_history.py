@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +13,7 @@ import aiohttp
 import pytest
 
 from kasparro.model.asset import Link
+from kasparro.settings import Settings
 from kasparro.sources.archives.source import Archives
 from kasparro.store.pool import Database
 from tests.support.assets import make_link, resolve
@@ -19,6 +21,7 @@ from tests.support.batches import load_records, make_record
 from tests.support.histories import keep_up
 from tests.support.json_responses import get_exact
 from tests.support.runs import run_sources
+from tests.web.conftest import serving
 
 URL = "/assets/btc-bitcoin/history"
 BEGIN = datetime(2026, 3, 1, tzinfo=UTC)
@@ -60,6 +63,13 @@ async def everything(client: aiohttp.ClientSession, query: str) -> list[dict[str
 def moment(text: str) -> datetime:
     """A time of the API."""
     return datetime.fromisoformat(text)
+
+
+@pytest.fixture
+async def client(database_url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a service without a response cache, which learns of a commit a moment later."""
+    async with serving(database_url, Settings(cache_mb=0)) as session:
+        yield session
 
 
 @pytest.fixture
