@@ -6,8 +6,7 @@ from importlib import resources
 
 import msgspec
 
-from kasparro.assets.knowledge import Key
-from kasparro.model.asset import Contract
+from kasparro.model.asset import Contract, Key
 
 # A contract: the chain and the address.
 Place = tuple[str, str]

@@ -4,11 +4,11 @@ from typing import Any
 
 import msgspec
 
-from kasparro.assets.knowledge import Key, Knowledge
+from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.match import Match
 from kasparro.assets.resolve import BAR, Resolver
 from kasparro.assets.rules import NO_RULES, Rules
-from kasparro.model.asset import FOREVER, Candidate, Link
+from kasparro.model.asset import FOREVER, Candidate, Key, Link
 
 
 class Counterpart(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,10 +6,8 @@ from decimal import Decimal
 
 import msgspec
 
-from kasparro.model.asset import Asset, Candidate, Coin, Contract, Link
+from kasparro.model.asset import Asset, Candidate, Coin, Contract, Key, Link
 
-# (source, source_id): what identifies a row.
-Key = tuple[str, str]
 # The prices of two rows at the same moments, in any order of time: the first row's price, the second's.
 PricePairs = Sequence[tuple[Decimal, Decimal]]
 

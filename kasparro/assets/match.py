@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from kasparro.assets.contracts import Place
-from kasparro.assets.knowledge import Key, PricePairs
+from kasparro.assets.knowledge import PricePairs
 from kasparro.assets.market import Finding, Verdict, compare_markets
 from kasparro.assets.names import NO_NAME, WORDS, Name, is_version, read_id, read_name, read_symbol
-from kasparro.model.asset import Coin
+from kasparro.model.asset import Coin, Key
 from kasparro.model.record import slug
 
 # Archives give no ids of their own, so that their rows are compared by rules of their own.

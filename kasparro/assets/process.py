@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kasparro.assets.knowledge import Key, Knowledge
+from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.assets.rules import Rules
 from kasparro.errors import KasparroError
-from kasparro.model.asset import Resolution
+from kasparro.model.asset import Key, Resolution
 
 # The process lets others go first.
 NICENESS = 10

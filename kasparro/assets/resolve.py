@@ -6,12 +6,12 @@ from itertools import combinations
 from typing import Any
 
 from kasparro.assets.contracts import places_by_row
-from kasparro.assets.knowledge import Key, Knowledge
+from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.market import Verdict, continues
 from kasparro.assets.match import Match, Matcher, Profile, candidate_pairs
 from kasparro.assets.names import read_name, read_symbol
 from kasparro.assets.rules import NO_RULES, Rule, Rules
-from kasparro.model.asset import ALWAYS, FOREVER, RESERVED, Asset, Candidate, Coin, Link, Resolution
+from kasparro.model.asset import ALWAYS, FOREVER, RESERVED, Asset, Candidate, Coin, Key, Link, Resolution
 from kasparro.model.record import slug
 
 # Identifies the built-in rules: a new version of them judges all rows without a link again.

@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from kasparro.assets.knowledge import Key
 from kasparro.errors import SettingsError, one_line
-from kasparro.model.asset import RESERVED
+from kasparro.model.asset import RESERVED, Key
 from kasparro.model.record import ID_LIMIT, RejectedValue, check_id, slug
 from kasparro.settings import Settings
 

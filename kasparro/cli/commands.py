@@ -295,9 +295,7 @@ def assets(meant: str, rules_file: Path | None, as_json: bool) -> None:
 
     async def read(database: Database) -> list[Explanation]:
         await _require_schema(database)
-        rules = load_rules(settings)
-        if rules_file is not None:
-            rules = read_rules(rules_file, registry.names())
+        rules = load_rules(settings) if rules_file is None else read_rules(rules_file, registry.names())
         found = await explain_rows(database, meant, rules)
         if not found:
             raise KasparroError(f"no row has the asset or the id {meant}; /data?q=NAME finds rows by name")

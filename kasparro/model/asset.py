@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+# (source, source_id): what identifies a row.
+Key = tuple[str, str]
 # A link without a beginning or an end.
 ALWAYS = datetime.min.replace(tzinfo=UTC)
 FOREVER = datetime.max.replace(tzinfo=UTC)

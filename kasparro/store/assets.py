@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kasparro.errors import LeaseLost
-from kasparro.model.asset import ALWAYS, FOREVER, Asset, Candidate, Coin, Contract, Link, Resolution
+from kasparro.model.asset import ALWAYS, FOREVER, Asset, Candidate, Coin, Contract, Key, Link, Resolution
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.store import asset_history, consensus, contracts
 from kasparro.store.pool import Connection
@@ -17,9 +17,6 @@ from kasparro.store.text import sanitize
 
 _SQL = statements("assets/links.sql")
 _VERSION = statements("load/progress.sql") | statements("load/batch.sql")
-
-# (source, source_id): what identifies a row.
-Key = tuple[str, str]
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(list[dict[str, Any]]).decode

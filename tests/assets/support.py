@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from kasparro.assets.knowledge import Key, Knowledge
+from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.resolve import resolve
 from kasparro.assets.rules import NO_RULES, Rules
-from kasparro.model.asset import FOREVER, Coin, Link, Resolution
+from kasparro.model.asset import FOREVER, Coin, Key, Link, Resolution
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 LONG_AGO = NOW - timedelta(days=400)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from kasparro.assets.knowledge import Key, Knowledge
+from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.resolve import resolve
-from kasparro.model.asset import FOREVER, Coin, Contract, Link
+from kasparro.model.asset import FOREVER, Coin, Contract, Key, Link
 from tests.support.documents import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"

@@ -38,8 +38,8 @@ from kasparro.web.routes.history import (
     HistoryEntry,
     HistoryNdjsonQuery,
     HistoryQuery,
+    moment_of,
 )
-from kasparro.web.schemas import Moment
 from kasparro.web.service import Service
 
 _encode = msgspec.json.Encoder().encode
@@ -89,11 +89,7 @@ async def asset_history_page(service: Service, request: Request, query: HistoryQ
         signing_key = await service.signing_key(connection)
         wanted = await _range(service, connection, request, query)
         if (after := paging.decode_cursor(query, path, signing_key)) is not None:
-            try:
-                seen = msgspec.convert(after, Moment)
-            except msgspec.ValidationError:
-                raise paging.bad_cursor("This cursor was made by another version of Kasparro") from None
-            wanted = msgspec.structs.replace(wanted, since=max(wanted.since, seen + _TICK))
+            wanted = msgspec.structs.replace(wanted, since=max(wanted.since, moment_of(after) + _TICK))
         # One more than the page shows, to know whether another page follows.
         rows: list[Point | Candle] = []
         async with aclosing(_entries(connection, wanted)) as entries:
@@ -243,34 +239,15 @@ ENDPOINTS = (
         slow=lambda query: query.limit > LONG_PAGE,
         headers=paging.LINK_HEADER,
     ),
-    Endpoint(
-        path=f"{_PATH}.csv",
-        handler=asset_history_csv,
-        summary="The history of one coin across sources as CSV",
-        description=_DESCRIPTION
-        + exports.STREAMED
-        + "Null is an empty cell. The sources are separated by spaces.",
+    *exports.endpoints(
+        _PATH,
+        handlers=(asset_history_csv, asset_history_ndjson),
+        queries=(HistoryCsvQuery, HistoryNdjsonQuery),
+        summary="The history of one coin across sources",
+        description=_DESCRIPTION,
+        cells="Null is an empty cell. The sources are separated by spaces.",
+        line="Each line is a point or a candle.",
         tag="assets",
         path_params=AssetPath,
-        query=HistoryCsvQuery,
-        response=str,
-        problems=(400, 404, 429, 500, 503),
-        media_type="text/csv",
-        headers=exports.HEADERS,
-        caching="never",
-    ),
-    Endpoint(
-        path=f"{_PATH}.ndjson",
-        handler=asset_history_ndjson,
-        summary="The history of one coin across sources as lines of JSON",
-        description=_DESCRIPTION + exports.STREAMED + "Each line is a point or a candle.",
-        tag="assets",
-        path_params=AssetPath,
-        query=HistoryNdjsonQuery,
-        response=str,
-        problems=(400, 404, 429, 500, 503),
-        media_type="application/x-ndjson",
-        headers=exports.HEADERS,
-        caching="never",
     ),
 )

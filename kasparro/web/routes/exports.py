@@ -237,44 +237,67 @@ STREAMED = (
 )
 
 
-def _endpoints(
+def endpoints(
+    path: str,
+    *,
+    handlers: tuple[Handler, Handler],
+    queries: tuple[Any, Any],
+    summary: str,
+    description: str,
+    cells: str,
+    line: str,
+    tag: str,
+    path_params: type[msgspec.Struct] | None = None,
+) -> tuple[Endpoint, Endpoint]:
+    """The endpoints of a path's CSV and NDJSON, each with its handler and query.
+
+    `cells` describes the cells of CSV, `line` a line of JSON.
+    """
+    # Only a path with parameters can name something that does not exist.
+    problems = (400, 429, 500, 503) if path_params is None else (400, 404, 429, 500, 503)
+    csv, ndjson = (
+        Endpoint(
+            path=f"{path}.{form}",
+            handler=handler,
+            summary=f"{summary} as {title}",
+            description=description + STREAMED + text,
+            tag=tag,
+            path_params=path_params,
+            query=query,
+            response=str,
+            problems=problems,
+            media_type=_MEDIA_TYPES[form],
+            headers=HEADERS,
+            caching="never",
+        )
+        for form, title, handler, query, text in zip(
+            _MEDIA_TYPES, ("CSV", "lines of JSON"), handlers, queries, (cells, line), strict=True
+        )
+    )
+    return csv, ndjson
+
+
+def _of_list(
     path: str, query: type[RowsQuery], rows: str, handlers: tuple[Handler, Handler]
 ) -> tuple[Endpoint, Endpoint]:
     tag = path.removeprefix("/")
-    return (
-        Endpoint(
-            path=f"{path}.csv",
-            handler=handlers[0],
-            summary=f"All {rows} as CSV",
-            description=f"All {rows} that pass the filters. "
-            + STREAMED
-            + "Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
-            "`spreadsheet=true` makes the file safe for spreadsheet programs.",
-            tag=tag,
-            query=_query(f"{tag.capitalize()}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
-            response=str,
-            problems=(400, 429, 500, 503),
-            media_type="text/csv",
-            headers=HEADERS,
-            caching="never",
+    return endpoints(
+        path,
+        handlers=handlers,
+        queries=(
+            _query(f"{tag.capitalize()}CsvQuery", query, ("spreadsheet", Spreadsheet, False)),
+            _query(f"{tag.capitalize()}NdjsonQuery", query),
         ),
-        Endpoint(
-            path=f"{path}.ndjson",
-            handler=handlers[1],
-            summary=f"All {rows} as lines of JSON",
-            description=f"All {rows} that pass the filters. {STREAMED}Each line is a row as in {path}.",
-            tag=tag,
-            query=_query(f"{tag.capitalize()}NdjsonQuery", query),
-            response=str,
-            problems=(400, 429, 500, 503),
-            media_type="application/x-ndjson",
-            headers=HEADERS,
-            caching="never",
-        ),
+        summary=f"All {rows}",
+        description=f"All {rows} that pass the filters. ",
+        cells="Null is an empty cell without quotes; an empty text is a quoted one. Values are exact. "
+        "`spreadsheet=true` makes the file safe for spreadsheet programs.",
+        line=f"Each line is a row as in {path}.",
+        tag=tag,
     )
 
 
 ENDPOINTS = (
-    *_endpoints("/data", DataQuery, "rows", (export_csv, export_ndjson)),
-    *_endpoints("/assets", AssetsQuery, "assets", (export_assets_csv, export_assets_ndjson)),
+    *_of_list("/data", DataQuery, "rows", (export_csv, export_ndjson)),
+    *_of_list("/assets", AssetsQuery, "assets", (export_assets_csv, export_assets_ndjson)),
 )

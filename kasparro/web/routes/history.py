@@ -163,13 +163,18 @@ async def _part(connection: Connection, request: Request, query: HistoryQuery | 
     return history.within(found, query.interval, query.begin, query.end)
 
 
-def _following(part: Part, interval: Interval, after: Any) -> datetime:
-    # The first moment after a position, within the part.
+def moment_of(position: Any) -> datetime:
+    """The moment in a decoded cursor. Raises Problem (400) if it has none."""
     try:
-        seen = msgspec.convert(after, Moment)
+        found: datetime = msgspec.convert(position, Moment)
     except msgspec.ValidationError:
         raise paging.bad_cursor("This cursor was made by another version of Kasparro") from None
-    return min(max(part.since, history.after(interval, seen)), part.until)
+    return found
+
+
+def _following(part: Part, interval: Interval, after: Any) -> datetime:
+    # The first moment after a position, within the part.
+    return min(max(part.since, history.after(interval, moment_of(after))), part.until)
 
 
 _POINTS = (
@@ -193,32 +198,15 @@ ENDPOINTS = (
         slow=lambda query: query.limit > LONG_PAGE,
         headers=paging.LINK_HEADER,
     ),
-    Endpoint(
-        path=f"{_PATH}.csv",
-        handler=history_csv,
-        summary="The history of one coin from one source as CSV",
-        description=_POINTS + exports.STREAMED + "Null is an empty cell.",
+    *exports.endpoints(
+        _PATH,
+        handlers=(history_csv, history_ndjson),
+        queries=(HistoryCsvQuery, HistoryNdjsonQuery),
+        summary="The history of one coin from one source",
+        description=_POINTS,
+        cells="Null is an empty cell.",
+        line="Each line is a point or a candle.",
         tag="data",
         path_params=RecordPath,
-        query=HistoryCsvQuery,
-        response=str,
-        problems=(400, 404, 429, 500, 503),
-        media_type="text/csv",
-        headers=exports.HEADERS,
-        caching="never",
-    ),
-    Endpoint(
-        path=f"{_PATH}.ndjson",
-        handler=history_ndjson,
-        summary="The history of one coin from one source as lines of JSON",
-        description=_POINTS + exports.STREAMED + "Each line is a point or a candle.",
-        tag="data",
-        path_params=RecordPath,
-        query=HistoryNdjsonQuery,
-        response=str,
-        problems=(400, 404, 429, 500, 503),
-        media_type="application/x-ndjson",
-        headers=exports.HEADERS,
-        caching="never",
     ),
 )
