@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
+from prometheus_client import ProcessCollector
 from starlette.requests import Request
 
 from kasparro.errors import DatabaseUnavailable, MigrationError
@@ -20,6 +21,7 @@ from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import ASSETS, DATA, Selection
+from kasparro.store.server_state import ServerState, server_state
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
@@ -31,6 +33,9 @@ from kasparro.web.http.request_metrics import RequestMetrics
 from kasparro.web.schemas import SourceHealth, Stats
 
 T = TypeVar("T")
+
+# Memory and file descriptors of this process. With a registry, it would report nothing of other workers.
+_PROCESS = ProcessCollector(registry=None)
 
 
 class SchedulerLike(Protocol):
@@ -168,6 +173,15 @@ class Service:
         async with self.database.reading(pool="slow") as connection:
             return await run_queries.run_totals(connection)
 
+    async def server_state(self, timeout_s: float) -> ServerState:
+        """The state of the server for reads. Raises DatabaseUnavailable if it does not answer in time."""
+        return await self._probe("server_state", self._server_state, timeout_s)
+
+    async def _server_state(self) -> ServerState:
+        # The size of a database is read from the disk, file by file.
+        async with self.database.reading(pool="slow") as connection:
+            return await server_state(connection)
+
     async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         # A probe may hang, because it takes long to notice that a connection is dead. Later callers wait for
         # the same probe and do not take another connection.
@@ -205,6 +219,8 @@ class Service:
             }
         # Exports wait in their queue. An export that has a slot gets a connection at once.
         gauges["pool_waiting:export"] = self.export_queue.waiting
+        for family in _PROCESS.collect():
+            gauges[family.name] = family.samples[0].value
         if self.scheduler is not None:
             gauges["leader"] = int(self.scheduler.is_leader)
         return gauges
