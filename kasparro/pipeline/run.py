@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import structlog
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from kasparro.concurrency import cancel_all, failure, run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
@@ -95,8 +96,9 @@ class Run:
         except BaseException:
             await self._lease.release()
             raise
-        self._log = log.bind(run=self.id)
-        self._log.info("run_started", trigger=trigger, sources=names)
+        # Every line that is logged in the run has its id, whichever module logs it.
+        bind_contextvars(run=self.id)
+        log.info("run_started", trigger=trigger, sources=names)
         return self
 
     async def __aexit__(
@@ -110,6 +112,7 @@ class Run:
                         await self._record.abandon(*_outcome_of_error(error), self._clock())
         finally:
             await self._lease.release()
+            unbind_contextvars("run")
 
     @property
     def id(self) -> int:
@@ -165,7 +168,7 @@ class Run:
         status = combined_status(outcomes)
         error = "stopped before its end" if status == "interrupted" else None
         await retry(lambda: self._record.finish(status, error, self._clock()))
-        self._log.info("run_finished", status=status)
+        log.info("run_finished", status=status)
         if not stop.is_set():
             await self._trim(recorder)
         return status
@@ -195,10 +198,10 @@ class Run:
         except LeaseLost:
             raise
         except KasparroError as error:
-            self._log.warning("assets_not_resolved", reason=str(error))
+            log.warning("assets_not_resolved", reason=str(error))
             await self._note_unresolved(str(error))
-        except Exception as error:  # noqa: BLE001 - no error here may fail the run
-            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
+        except Exception as error:
+            log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
             await self._note_unresolved(one_line(error))
 
     async def _note_unresolved(self, reason: str) -> None:
@@ -213,7 +216,7 @@ class Run:
             try:
                 await trim()
             except Exception as error:  # noqa: BLE001 - no error here may fail the run
-                self._log.warning("trim_failed", reason=one_line(error))
+                log.warning("trim_failed", reason=one_line(error))
 
 
 def combined_status(outcomes: Set[Outcome]) -> Status:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import structlog
 from asyncpg import Record as Row
+from structlog.contextvars import bind_contextvars
 
 from kasparro.concurrency import failure
 from kasparro.errors import DatabaseUnavailable, LeaseLost, NothingToDo, SourceError, StatementTimeout
@@ -94,13 +95,14 @@ class SourceRun:
         self._profile: Profile | None = None
         self.name = source.name
         self.transient_failure: TransientFailure | None = None
-        self._log = log.bind(run=record.id, source=source.name)
 
     async def work(self, stop: asyncio.Event) -> Outcome:
-        """Load all batches of the source and record its outcome. `stop` ends it after the current batch.
+        """Load all batches of the source and record its outcome. `stop` ends it after the current batch. The
+        task is this source run's own, and its log lines name the source.
 
         Raises LeaseLost, and DatabaseUnavailable if the outcome could not be recorded.
         """
+        bind_contextvars(source=self._name)
         circuit = await self._circuit()
         if circuit.rests_until is not None and self._options.trigger in {"schedule", "retry"}:
             rest_s = (circuit.rests_until - self._clock()).total_seconds()
@@ -129,7 +131,7 @@ class SourceRun:
             if isinstance(error, DatabaseUnavailable):
                 self.transient_failure = TransientFailure()
         except Exception as error:
-            log.exception("source_failed", run=self._record.id, source=self._name)
+            log.exception("source_failed")
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._retry(lambda: self._record.counts(self._name))
         # A rejected file counts as one record, but says nothing about the records that were read.
@@ -162,8 +164,8 @@ class SourceRun:
             )
         )
         if self._invalid:
-            self._log.warning("invalid_values", fields=dict(sorted(self._invalid.items())))
-        log_outcome = self._log.info if status == "succeeded" else self._log.warning
+            log.warning("invalid_values", fields=dict(sorted(self._invalid.items())))
+        log_outcome = log.info if status == "succeeded" else log.warning
         log_outcome(
             "source_finished",
             status=status,
@@ -175,6 +177,7 @@ class SourceRun:
 
     async def load_contracts(self) -> None:
         """After the outcome: load the contract lists that are due. Raises LeaseLost, DatabaseUnavailable."""
+        bind_contextvars(source=self._name)
         calls = self._calls
         contracts = ContractLoader(self._source, self._loader, self._retry, self._record.id)
         await contracts.load(self._context(Circuit(probing=False, rests_until=None)))
@@ -205,7 +208,7 @@ class SourceRun:
 
     async def _skip(self, reason: str) -> Literal["skipped"]:
         await self._retry(lambda: self._record.finish_source(self._name, "skipped", reason, self._clock()))
-        self._log.warning("source_skipped", reason=reason)
+        log.warning("source_skipped", reason=reason)
         return "skipped"
 
     async def _load_all(self, batches: AsyncGenerator[Batch, None], stop: asyncio.Event) -> bool:
@@ -276,9 +279,9 @@ class SourceRun:
             self._first_files.append(reject)
         if self._files_rejected <= FILES_LOGGED:
             fields = {"setting": reject.setting} if reject.setting else {}
-            self._log.warning("file_rejected", file=reject.location, reason=reject.reason, **fields)
+            log.warning("file_rejected", file=reject.location, reason=reject.reason, **fields)
         elif self._files_rejected == FILES_LOGGED + 1:
-            self._log.warning("more_files_rejected", logged=FILES_LOGGED)
+            log.warning("more_files_rejected", logged=FILES_LOGGED)
 
     async def _settle_listings(self, context: SourceContext) -> ListReport | None:
         """Settle which coins are delisted. Archives list no coins, and a replay reads an old list."""

@@ -3,12 +3,13 @@
 import asyncio
 import email.utils
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
@@ -104,6 +105,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         self._name = name
         self._base_url = base_url
         self._headers = headers
+        self._secrets = [*headers.values(), *_account(base_url)]
         self._context = context
         self._limiter = limiter or nullcontext()
         self._access = access
@@ -273,8 +275,8 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         return shorten(self._redacted(find_words(body)))
 
     def _redacted(self, text: str) -> str:
-        # An upstream may repeat a rejected key in its error message.
-        for secret in self._headers.values():
+        # An upstream may repeat a rejected key or password in its error message.
+        for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
 
@@ -304,6 +306,15 @@ def _conditions(known: Validators | None) -> dict[str, str]:
         "If-Modified-Since": known.last_modified if known else None,
     }
     return {name: value for name, value in headers.items() if value is not None}
+
+
+def _account(url: str) -> list[str]:
+    # The password that a URL may contain, and the form in which aiohttp sends it.
+    parts = urlsplit(url)
+    if not parts.password:
+        return []
+    user, password = unquote(parts.username or ""), unquote(parts.password)
+    return [password, parts.password, b64encode(f"{user}:{password}".encode()).decode()]
 
 
 def _host(url: str) -> str:

@@ -249,6 +249,8 @@ def uvicorn_config(
         timeout_graceful_shutdown=DRAIN_S,
         http=http,
         ws="none",
+        # Otherwise a request would begin with the log context of the request that was pipelined before it.
+        reset_contextvars=True,
         limit_concurrency=connections,
         # Many connections that wait to be accepted may arrive at once, and each takes a descriptor.
         backlog=min(2_048, max(1, connections // 2)),
