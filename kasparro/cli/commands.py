@@ -15,7 +15,7 @@ import click
 import msgspec
 import structlog
 
-from kasparro import __version__, logs
+from kasparro import __version__, logs, tracing
 from kasparro.assets.explain import Explanation
 from kasparro.assets.rules import load_rules, read_rules
 from kasparro.cli import archives_output, assets_output, check_output
@@ -338,6 +338,7 @@ def _load_settings(host: str | None = None, port: int | None = None) -> Settings
     options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     settings = msgspec.structs.replace(settings, **options)
     logs.configure(settings)
+    tracing.configure()
     for source in registry.broken():
         log.error("source_unavailable", source=source.name, package=source.package, reason=source.reason)
     for name, similar in registry.unknown_variables(os.environ).items():

@@ -25,6 +25,7 @@ from kasparro.store.loader import Loader
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
+from kasparro.tracing import traced
 
 log = structlog.get_logger()
 
@@ -115,10 +116,16 @@ class Run:
             unbind_contextvars("run")
 
     @property
+    def trigger(self) -> Trigger:
+        """Why the run was started."""
+        return self._options.trigger
+
+    @property
     def id(self) -> int:
         """The run's id, as in /runs/{id}."""
         return self._record.id
 
+    @traced("run", lambda self, stop: {"kasparro.run": self.id, "kasparro.trigger": self.trigger})
     async def work(self, stop: asyncio.Event) -> Status:
         """Run all sources and record the outcome. `stop` ends each source after its current batch.
 

@@ -30,6 +30,7 @@ from kasparro.store.archive_files import FileConflict, Settled
 from kasparro.store.listings import ListReport
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord
+from kasparro.tracing import traced
 
 log = structlog.get_logger()
 
@@ -96,6 +97,7 @@ class SourceRun:
         self.name = source.name
         self.transient_failure: TransientFailure | None = None
 
+    @traced("source run", lambda self, stop: {"kasparro.source": self.name})
     async def work(self, stop: asyncio.Event) -> Outcome:
         """Load all batches of the source and record its outcome. `stop` ends it after the current batch. The
         task is this source run's own, and its log lines name the source.

@@ -15,13 +15,14 @@ import aiohttp
 import msgspec
 import stamina
 
-from kasparro import __version__
+from kasparro import __version__, tracing
 from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
 from kasparro.model.payload import FAILED_BODY_LIMIT, HEADER_LIMIT, STORED_HEADERS, Payload
 from kasparro.sources.base import SourceContext
 from kasparro.sources.error_words import find_words, shorten
 from kasparro.sources.json_array import ArrayTooLong, split_array
+from kasparro.tracing import traced
 
 # CoinPaprika's whole list is 2 MB. A much longer response is not read to its end.
 BODY_LIMIT = 64 << 20
@@ -110,6 +111,11 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         self._limiter = limiter or nullcontext()
         self._access = access
 
+    @property
+    def host(self) -> str:
+        """Which host is called."""
+        return _host(self._base_url)
+
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             headers={"User-Agent": f"kasparro/{__version__}", "Accept": "application/json", **self._headers},
@@ -169,6 +175,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             ) from None
         raise AssertionError("unreachable: the last attempt raises")
 
+    @traced("upstream call", lambda self, path, *_: {"server.address": self.host, "url.path": path}, "client")
     async def _call(
         self,
         path: str,
@@ -195,6 +202,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
                     await self._context.uncount_call()
                 await self._save(path, parameters, response, bytes(body), complete=False)
                 raise self._error(_failure(error), transient=True) from error
+        tracing.note(http__response__status_code=response.status)
         payload = await self._save(
             path, parameters, response, bytes(body), complete=True, items_limit=items_limit
         )

@@ -20,7 +20,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from kasparro import logs
+from kasparro import logs, tracing
 from kasparro.errors import DatabaseUnavailable, KasparroError, SettingsError
 from kasparro.pipeline.history_upkeep import HistoryUpkeep
 from kasparro.pipeline.scheduler import Scheduler
@@ -215,6 +215,7 @@ def worker() -> ASGIApp:
     settings = registry.load_settings(os.environ)
     logs.configure(settings)
     logs.capture_crashes()
+    tracing.configure()
     url = settings.database_url.reveal() if settings.database_url else ""
     return application(settings, url, Supervisor())
 

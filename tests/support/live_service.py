@@ -26,15 +26,16 @@ class LiveService:
 
 
 @asynccontextmanager
-async def live_service(database_url: str, *arguments: str) -> AsyncIterator[LiveService]:
+async def live_service(database_url: str, *arguments: str, **settings: str) -> AsyncIterator[LiveService]:
     """A service that has completed one run over the simulator and the sample archive. The arguments are those
-    of `serve`."""
+    of `serve`, and the settings are added to its environment."""
     environment = {
         "DATABASE_URL": database_url,
         "PORT": "0",
         "KASPARRO_INTERVAL": "24h",
         "KASPARRO_LOG": "json",
         "KASPARRO_ADMIN_TOKEN": TOKEN,
+        **settings,
     }
     async with Simulator(seed=1, coins=300, manual=True) as simulator:
         environment["KASPARRO_COINPAPRIKA_URL"] = simulator.coinpaprika_url
