@@ -31,6 +31,7 @@ from kasparro.store.bootstrap import database_url, pools, prepare, with_connecti
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol
+from kasparro.web.service_manager import READY, STOPPING, ServiceManager
 from kasparro.web.workers import REPLACES, Workers
 
 try:
@@ -100,6 +101,23 @@ def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None)
         runner.run(_serve(settings, listener, stop, workers, demo_seed))
 
 
+class _Server(uvicorn.Server):
+    # Reports to the service manager. uvicorn calls on_tick ten times a second, on the event loop.
+
+    def __init__(self, config: uvicorn.Config, manager: ServiceManager) -> None:
+        super().__init__(config)
+        self._manager = manager
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._manager.notify(READY)
+
+    async def on_tick(self, counter: int) -> bool:
+        self._manager.alive()
+        return await super().on_tick(counter)
+
+
 class _Stop:
     # The signal handler before uvicorn installs its own.
 
@@ -116,7 +134,7 @@ class _Stop:
 async def _serve(
     settings: Settings, listener: socket.socket, stop: _Stop, workers: int, demo_seed: int | None
 ) -> None:
-    supervisor = Supervisor()
+    supervisor, manager = Supervisor(), ServiceManager()
     demo = demo_seed is not None
     async with AsyncExitStack() as stack:
         if demo_seed is not None:
@@ -135,14 +153,21 @@ async def _serve(
         host, port = listener.getsockname()[:2]
         log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
         if workers == 1:
-            await _serve_here(application(settings, url, supervisor, demo=demo), settings, listener, stop)
+            app = application(settings, url, supervisor, demo=demo)
+            await _serve_here(app, settings, listener, stop, manager)
         else:
-            await _serve_by_workers(settings, url, listener, stop, workers=workers, supervisor=supervisor)
+            await _serve_by_workers(
+                *(settings, url, listener, stop, manager), workers=workers, supervisor=supervisor
+            )
+        # The embedded PostgreSQL stops after this.
+        manager.notify(STOPPING)
         log.info("stopped")
 
 
-async def _serve_here(app: ASGIApp, settings: Settings, listener: socket.socket, stop: _Stop) -> None:
-    server = stop.server = uvicorn.Server(uvicorn_config(app, 1, settings.trusted_proxies))
+async def _serve_here(
+    app: ASGIApp, settings: Settings, listener: socket.socket, stop: _Stop, manager: ServiceManager
+) -> None:
+    server = stop.server = _Server(uvicorn_config(app, 1, settings.trusted_proxies), manager)
     if stop.requested:
         return
     await server.serve([listener])
@@ -155,6 +180,7 @@ async def _serve_by_workers(
     url: str,
     listener: socket.socket,
     stop: _Stop,
+    manager: ServiceManager,
     *,
     workers: int,
     supervisor: Supervisor,
@@ -166,7 +192,7 @@ async def _serve_by_workers(
         os.environ[METRICS_FOLDER] = folder
         config = uvicorn_config("kasparro.web.server:worker", workers, settings.trusted_proxies)
         hangup = signal.getsignal(signal.SIGHUP)
-        processes = Workers(config, listener, Path(folder), supervisor)
+        processes = Workers(config, listener, Path(folder), supervisor, manager)
         if hangup is signal.SIG_IGN:
             # `nohup` asked to ignore SIGHUP, but uvicorn has installed its handler.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
