@@ -17,6 +17,7 @@ SQL = Path(str(folder("read"))).parent
 TEMPLATES = (
     "read/assets.sql",
     "operations/history.sql",
+    "operations/transfer.sql",
     "read/cursor.sql",
     "read/data.sql",
     "read/history.sql",
