@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import click
@@ -364,9 +364,9 @@ def psql(arguments: tuple[str, ...]) -> None:
             parts = urlsplit(url)
             password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
             login, at, hosts = parts.netloc.rpartition("@")
-            bare = urlunsplit(parts._replace(netloc=f"{login.partition(':')[0]}{at}{hosts}"))
+            bare = parts._replace(netloc=f"{login.partition(':')[0]}{at}{hosts}").geturl()
             process = await asyncio.create_subprocess_exec(
-                *(find_client("psql"), bare, *arguments), env={**os.environ, **password}
+                find_client("psql"), bare, *arguments, env={**os.environ, **password}
             )
             # psql handles Ctrl-C, which the terminal sends to both processes.
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)

@@ -29,6 +29,8 @@ _PIECE = 1 << 20
 async def import_export(database: Database, folder: Path, on_part: Callable[[Progress], None]) -> Manifest:
     """Load an export into an empty database, and then apply the migrations that are newer than the export.
 
+    Everything is as it was, but for the key that signs cursors.
+
     Each part is one transaction, in which its file and the rows that PostgreSQL has stored are compared with
     the manifest. An import that was interrupted goes on where it ended. Nothing else uses the database before
     the import is complete.
@@ -148,4 +150,5 @@ async def _end(database: Database, manifest: Manifest) -> None:
             for sequence in manifest.sequences:
                 if sequence.last_number is not None:
                     await connection.execute(statement.text, *statement.values(msgspec.to_builtins(sequence)))
+            await connection.execute(_SQL["new_cursor_key"].compose().text)
             await connection.execute(_SQL["end_import"].compose().text)
