@@ -21,6 +21,7 @@ TEMPLATES = (
     "read/data.sql",
     "read/history.sql",
     "read/runs.sql",
+    "read/sparklines.sql",
     "read/tables.sql",
 )
 FIXED = sorted(
@@ -126,6 +127,7 @@ def exports() -> Iterator[dict[str, Any]]:
             ],
         ),
         ("read/history.sql", "next_price", [{}]),
+        ("read/sparklines.sql", "sparklines", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(
