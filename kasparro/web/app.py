@@ -26,6 +26,7 @@ from kasparro.web.routes import (
     history,
     metrics,
     page,
+    page_coin,
     page_market,
     runs,
     sparklines,
@@ -33,7 +34,7 @@ from kasparro.web.routes import (
 from kasparro.web.service import SchedulerLike, Service
 
 # The views of the page in the order of its navigation, and what only its modules read.
-VIEWS = (page_market.VIEW,)
+VIEWS = (page_market.VIEW, page_coin.VIEW)
 PAGE_DATA = (sparklines.ENDPOINT,)
 
 

@@ -1,8 +1,8 @@
 -- Reads the recent prices of several assets for small charts (kasparro/store/sparklines.py).
 
 -- name: sparklines --
--- For each of the assets and each of :parts equal parts of the time from the first record to :until, the
--- last price of each source. Rows that do not count now are left out. The number of look-ups depends on the
+-- For each row of the assets and each of :parts equal parts of the time from the first record to :until, the
+-- last price in this part. Rows that do not count now are left out. The number of look-ups depends on the
 -- numbers of rows and parts, not on the number of records.
 WITH coins AS MATERIALIZED (
     SELECT
@@ -51,12 +51,16 @@ SELECT
     coins.asset,
     parts.number,
     bounds.since,
-    array_agg(latest.price_usd) AS prices
+    coins.source,
+    latest.observed_at,
+    latest.price_usd
 FROM bounds
 CROSS JOIN parts
 CROSS JOIN coins
 CROSS JOIN LATERAL (
-    SELECT price_usd
+    SELECT
+        observed_at,
+        price_usd
     FROM unified_history
     WHERE
         source = coins.source
@@ -67,5 +71,4 @@ CROSS JOIN LATERAL (
     ORDER BY observed_at DESC
     LIMIT 1
 ) AS latest
-GROUP BY coins.asset, parts.number, bounds.since
-ORDER BY coins.asset, parts.number;
+ORDER BY coins.asset, parts.number, latest.observed_at;

@@ -65,6 +65,11 @@ def percent(value: Decimal) -> str:
     return f"{sign}{abs(rounded):,f}%"
 
 
+def share(value: Decimal) -> str:
+    """A part of something in percent, with two decimals."""
+    return f"{_rounded(value, 2):,f}%"
+
+
 def direction(value: Decimal) -> str:
     """`up`, `down` or `flat`, as `percent` shows the change."""
     rounded = _rounded(value, 2)

@@ -59,8 +59,13 @@ def _value(value: Decimal | None, kind: str, unit: str = "") -> Markup:
     if value is None:
         return Markup('<span class="none" title="unknown">{}</span>').format(_DASH)
     digits = numbers.exact(value)
-    shown = {"price": numbers.price, "compact": numbers.compact, "percent": numbers.percent}[kind](value)
-    full = f"{digits}%" if kind == "percent" else f"{digits} {unit}".rstrip()
+    shown = {
+        "price": numbers.price,
+        "compact": numbers.compact,
+        "percent": numbers.percent,
+        "share": numbers.share,
+    }[kind](value)
+    full = f"{digits}%" if kind in {"percent", "share"} else f"{digits} {unit}".rstrip()
     prefix = "$" if unit == "USD" else ""
     if prefix and shown.startswith(numbers.MINUS):
         prefix, shown = f"{numbers.MINUS}$", shown[1:]
@@ -100,6 +105,7 @@ _environment.globals |= {
     "price": lambda value: _value(value, "price", "USD"),
     "amount": lambda value: _value(value, "compact", "USD"),
     "quantity": lambda value, unit="": _value(value, "compact", unit),
+    "share": lambda value: _value(value, "share"),
     "number": numbers.exact,
     "percent": lambda value: _value(value, "percent"),
     "static": f"page/static/{STATIC_VERSION}/",

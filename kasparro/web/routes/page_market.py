@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 
 from kasparro.store import asset_queries, queries
+from kasparro.store.data_version import version_of
 from kasparro.web import reports
 from kasparro.web.http.context import context_of
 from kasparro.web.openapi import parameters
@@ -51,6 +52,9 @@ class MarketQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     diverging: bool | None = None
     source_count_min: Annotated[int, msgspec.Meta(ge=0, le=1_000)] | None = None
     page: Annotated[int, msgspec.Meta(ge=1, le=PAGE_LIMIT // ROWS)] = 1
+    # The newest run that a module has heard of. A run without changes leaves the data version as it was: with
+    # another query, what the cache has from before its end is not used.
+    run: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)] | None = None
 
     def of_assets(self) -> AssetsQuery:
         """The same query of /assets."""
@@ -69,6 +73,7 @@ async def market(service: Service, request: Request, query: MarketQuery) -> dict
     """What the template shows."""
     selection = query.of_assets().selection()
     async with service.read_connection(request) as connection:
+        data_version = await version_of(connection)
         found = await queries.page(
             connection,
             service.totals[selection.rows.name],
@@ -83,6 +88,7 @@ async def market(service: Service, request: Request, query: MarketQuery) -> dict
     rows = _decode_rows(f"[{found.json}]")
     return {
         "title": "Market",
+        "data_version": data_version,
         "query": query,
         "link": _linker(query),
         "columns": [_Column(*column, sort=query.sort or "rank") for column in COLUMNS],
@@ -118,7 +124,7 @@ class _Column:
 def _linker(query: MarketQuery) -> Any:
     def link(**changes: Any) -> str:
         # Another search, order or filter begins at its first page.
-        return "?" + parameters.serialize(query, **{"page": 1, **changes})
+        return "?" + parameters.serialize(query, **{"page": 1, "run": None, **changes})
 
     return link
 

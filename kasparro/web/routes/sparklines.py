@@ -1,6 +1,6 @@
 """GET /page/sparklines: the heights of the small charts beside the coins of the page."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Context, Decimal
 from typing import Annotated
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from kasparro.assets.timeline import median
 from kasparro.sources.base import utc_now
 from kasparro.store import sparklines as store
+from kasparro.store.sparklines import RecentPrice
 from kasparro.web.openapi.endpoint import Endpoint, json_response
 from kasparro.web.schemas import Moment
 from kasparro.web.service import Service
@@ -54,13 +55,25 @@ async def sparklines(service: Service, request: Request, query: SparklinesQuery)
         found = await store.recent_prices(
             connection, sorted(set(query.asset)), since=now - PERIOD, until=now, parts=PARTS
         )
-    lines = {asset: heights(prices) for asset, prices in found.by_asset.items()}
+    max_lag = service.settings.quote_max_lag
+    lines = {asset: heights(prices, max_lag) for asset, prices in found.by_asset.items()}
     return json_response(Sparklines(since=found.since, parts=PARTS, lines=lines))
 
 
-def heights(prices: Mapping[int, list[Decimal]]) -> list[int | None]:
-    """The median price of each part as a height. A line without movement is in the middle."""
-    medians = {part: median(of_part) for part, of_part in prices.items()}
+def heights(prices: Sequence[RecentPrice], max_lag: timedelta) -> list[int | None]:
+    """The median of the fresh prices of each part as a height. A line without movement is in the middle."""
+    newest: dict[str, RecentPrice] = {}
+    medians: dict[int, Decimal] = {}
+    for price in prices:
+        newest[price.source] = price
+        # Sources report at different moments. Without those of just before, the line would jump between them.
+        medians[price.part] = median(
+            [
+                other.price_usd
+                for other in newest.values()
+                if other.part == price.part or other.observed_at >= price.observed_at - max_lag
+            ]
+        )
     low, high = min(medians.values()), max(medians.values())
     span = _EXACT.subtract(high, low)
 

@@ -5,6 +5,7 @@ import { current, go } from "./view.js";
 const PAUSE_MS = 120;
 let typing;
 let drawing = null;
+let newestRun = null;
 
 export function shown(view) {
   drawing?.abort();
@@ -23,12 +24,17 @@ export function isAffected({ changed, truncated }) {
   return [...current().querySelectorAll("[data-line]")].some((holder) => assets.has(holder.dataset.line));
 }
 
+// Whether a run has ended that is not on screen. What a running one has fetched is shown at once.
 export function onRun(run) {
-  const now = document.getElementById("now");
-  if (now && run.status === "running") {
-    now.textContent = `Running now: ${run.records.fetched.toLocaleString("en")} fetched`;
+  if (run.status === "running") {
+    document.getElementById("now").textContent = `Running now: ${run.records.fetched.toLocaleString("en")} fetched`;
+    return false;
   }
+  newestRun = run.id;
+  return document.getElementById("last-run").dataset.run !== String(run.id);
 }
+
+export const parameters = () => (newestRun ? { run: newestRun } : {});
 
 document.addEventListener("input", ({ target }) => {
   if (target.id !== "q") return;

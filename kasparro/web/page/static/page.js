@@ -29,14 +29,17 @@ async function refresh() {
   loading = false;
 }
 
+// The first event says which version is current, but not what changed since the document was rendered.
+let known = false;
 const stream = new Stream({
   state,
   missed: refresh,
   event(name, data) {
-    if (name === "run") {
-      view.onRun(data);
-      if (data.status !== "running") refresh();
-    } else if (name === "reset" || (name === "version" && view.isAffected(data))) refresh();
+    let changed = name === "reset";
+    if (name === "run") changed = view.onRun(data);
+    if (name === "version" && !(data.data_version <= view.version())) changed = !known || view.isAffected(data);
+    if (name === "version") known = true;
+    if (changed) refresh();
   },
 });
 

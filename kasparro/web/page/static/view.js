@@ -22,7 +22,7 @@ export async function load({ mark = false } = {}) {
   const mine = (pending = new AbortController());
   main.setAttribute("aria-busy", "true");
   try {
-    const response = await read(fragment + location.search, { signal: mine.signal, cache: "no-cache" });
+    const response = await read(fragment + search(), { signal: mine.signal, cache: "no-cache" });
     const text = await response.text();
     show(new DOMParser().parseFromString(text, "text/html").getElementById("view"), mark);
     say(null);
@@ -42,6 +42,14 @@ export async function load({ mark = false } = {}) {
       main.removeAttribute("aria-busy");
     }
   }
+}
+
+// The query of the address, and what the module adds to it.
+function search() {
+  const query = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(module.parameters?.() ?? {})) query.set(name, value);
+  const text = query.toString();
+  return text && `?${text}`;
 }
 
 function show(fresh, mark) {
@@ -71,9 +79,10 @@ export async function start() {
   }
 }
 
-// Whether a new data version changed what is on screen, and what a run has done so far.
-export const isAffected = (version) => module.isAffected?.(version) ?? true;
-export const onRun = (run) => module.onRun?.(run);
+// The data version on screen, and whether a newer one or a run changes what is on screen.
+export const version = () => Number(current()?.dataset.version);
+export const isAffected = (change) => module.isAffected?.(change) ?? true;
+export const onRun = (run) => module.onRun?.(run) ?? run.status !== "running";
 
 // Another query of the same view: its address changes, and only the fragment is loaded.
 export function go(search, { replace = false } = {}) {
