@@ -84,9 +84,10 @@ def merged(found: Sequence[Bar], *, candles: bool) -> list[Bar]:
     if candles:
         prices = sum(bar.count for bar in found)
         most = max(min(MOST_CANDLES, prices // PRICES_OF_A_CANDLE), 1)
-    if len(found) <= most:
-        return list(found)
-    span = found[-1].time - found[0].time
+    if not found:
+        return []
+    # Sources that report in the same moment differ by seconds.
+    span = found[-1].time - found[0].time if len(found) > most else timedelta()
     length = next((length for length in _LENGTHS if length * most >= span), _LENGTHS[-1])
     shown: list[Bar] = []
     for bar in found:

@@ -78,8 +78,11 @@ def direction(value: Decimal) -> str:
 
 def duration(seconds: float) -> str:
     """A duration in its largest unit; below ten seconds with one decimal."""
-    if seconds < 10:
-        return f"{seconds:.1f}{_SPACE}s"
+    return f"{seconds:.1f}{_SPACE}s" if seconds < 10 else whole_duration(seconds)
+
+
+def whole_duration(seconds: float) -> str:
+    """A duration in its largest unit, as `time.js` writes it."""
     for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * length:
             return f"{int(seconds // length)}{_SPACE}{unit}"

@@ -56,25 +56,35 @@ async def sparklines(service: Service, request: Request, query: SparklinesQuery)
             connection, sorted(set(query.asset)), since=now - PERIOD, until=now, parts=PARTS
         )
     max_lag = service.settings.quote_max_lag
-    lines = {asset: heights(prices, max_lag) for asset, prices in found.by_asset.items()}
+    lines = {}
+    if found.since is not None:
+        length = (now - found.since) / PARTS
+        ends = [found.since + length * part for part in range(1, PARTS + 1)]
+        lines = {asset: heights(prices, ends, max_lag) for asset, prices in found.by_asset.items()}
     return json_response(Sparklines(since=found.since, parts=PARTS, lines=lines))
 
 
-def heights(prices: Sequence[RecentPrice], max_lag: timedelta) -> list[int | None]:
-    """The median of the fresh prices of each part as a height. A line without movement is in the middle."""
-    newest: dict[str, RecentPrice] = {}
-    medians: dict[int, Decimal] = {}
+def heights(prices: Sequence[RecentPrice], ends: Sequence[datetime], max_lag: timedelta) -> list[int | None]:
+    """The median of the fresh prices at the end of each part as a height.
+
+    A price counts in its part, and later while it is at most `max_lag` old. A line without movement is in the
+    middle.
+    """
+    of_part: dict[int, list[RecentPrice]] = {}
     for price in prices:
-        newest[price.source] = price
-        # Sources report at different moments. Without those of just before, the line would jump between them.
-        medians[price.part] = median(
-            [
-                other.price_usd
-                for other in newest.values()
-                if other.part == price.part or other.observed_at >= price.observed_at - max_lag
-            ]
-        )
-    low, high = min(medians.values()), max(medians.values())
+        of_part.setdefault(price.part, []).append(price)
+    newest: dict[str, RecentPrice] = {}
+    medians: list[Decimal | None] = []
+    for part, end in enumerate(ends, 1):
+        newest |= {price.source: price for price in of_part.get(part, ())}
+        fresh = [
+            price.price_usd
+            for price in newest.values()
+            if price.part == part or price.observed_at >= end - max_lag
+        ]
+        medians.append(median(fresh) if fresh else None)
+    known = [price for price in medians if price is not None]
+    low, high = min(known), max(known)
     span = _EXACT.subtract(high, low)
 
     def height(price: Decimal) -> int:
@@ -83,7 +93,7 @@ def heights(prices: Sequence[RecentPrice], max_lag: timedelta) -> list[int | Non
         # Only the position of a pixel follows from this.
         return round(HEIGHT * float(_EXACT.subtract(price, low) / span))
 
-    return [height(medians[part]) if part in medians else None for part in range(1, PARTS + 1)]
+    return [None if price is None else height(price) for price in medians]
 
 
 ENDPOINT = Endpoint(

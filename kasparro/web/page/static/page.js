@@ -78,7 +78,7 @@ document.addEventListener("copy", (event) => {
   const numbers = holder.querySelectorAll("data");
   if (!numbers.length) return;
   for (const data of numbers) data.textContent = data.value;
-  event.clipboardData.setData("text/plain", plainText(holder).trim());
+  event.clipboardData.setData("text/plain", plainText(holder).replace(/\t +/g, "\t").trim());
   event.preventDefault();
 });
 
