@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
-from axe_playwright_python.async_playwright import Axe
+from axe_playwright_python.async_playwright import Axe  # type: ignore[import-untyped]
 from playwright.async_api import Browser, Page, async_playwright
 
 from kasparro.settings import Settings

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 
 from kasparro.assets.timeline import SourcePoint
 from kasparro.web.page.chart import MOST_CANDLES, MOST_POINTS, Bar, Moments, encoded, merged, summary
@@ -26,7 +27,7 @@ def test_many_bars_are_merged_into_equal_lengths() -> None:
 
     line = merged(bars, candles=False)
     assert MOST_POINTS // 4 < len(line) <= MOST_POINTS + 1
-    assert {after.time - before.time for before, after in zip(line, line[1:], strict=False)} == {4 * HOUR}
+    assert {after.time - before.time for before, after in pairwise(line)} == {4 * HOUR}
     assert line[0] == Bar(START, Decimal(0), Decimal(4), Decimal(-1), Decimal(3), 4)
     assert line[-1].close == bars[-1].close
 
@@ -58,7 +59,8 @@ def test_moment_has_the_median_of_the_fresh_quotes() -> None:
 def test_summary() -> None:
     found = summary([bar(0, 100), bar(1, 90), bar(2, 125)])
     assert found is not None
-    assert (found.first, found.last, found.low, found.high) == (100, 125, 89, 126)
+    assert (found.first, found.last) == (Decimal(100), Decimal(125))
+    assert (found.low, found.high) == (Decimal(89), Decimal(126))
     assert found.change_percent == 25
     assert summary([]) is None
     zero = summary([bar(0, 0)])
