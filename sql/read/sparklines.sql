@@ -10,9 +10,12 @@ WITH coins AS MATERIALIZED (
         link.source,
         link.source_id
     FROM unified_assets AS found
-    INNER JOIN asset_links AS link ON found.asset = link.asset AND link.valid_until = 'infinity'
+    INNER JOIN asset_links AS link ON found.asset = link.asset
     WHERE
         found.asset = ANY(:assets::text[])
+        -- Without this, PostgreSQL reads all links.
+        AND link.asset = ANY(:assets::text[])
+        AND link.valid_until = 'infinity'
         AND NOT EXISTS (
             SELECT
             FROM json_to_recordset(found.excluded) AS excluded (source text, source_id text)

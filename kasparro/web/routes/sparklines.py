@@ -105,4 +105,6 @@ ENDPOINT = Endpoint(
     query=SparklinesQuery,
     response=Sparklines,
     caching="version",
+    # Thousands of look-ups.
+    slow=lambda query: True,
 )

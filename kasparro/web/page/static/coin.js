@@ -22,10 +22,8 @@ export function shown(view) {
   fill();
 }
 
-export function isAffected({ changed, truncated }) {
-  const asset = decodeURIComponent(location.pathname.split("/").at(-1));
-  return truncated || changed.assets.includes(asset);
-}
+// Only what changes this coin is sent.
+export const follows = () => ({ asset: decodeURIComponent(location.pathname.split("/").at(-1)) });
 
 // A link cannot send the API key.
 document.addEventListener("click", async (event) => {

@@ -32,6 +32,7 @@ async function refresh() {
 // The first event says which version is current, but not what changed since the document was rendered.
 let known = false;
 const stream = new Stream({
+  filter: view.follows,
   state,
   missed: refresh,
   event(name, data) {

@@ -12,7 +12,7 @@ export async function drawLines(view, signal) {
   const holders = [...view.querySelectorAll("[data-line]")];
   const assets = [...new Set(holders.map((holder) => holder.dataset.line))].slice(0, AT_ONCE);
   if (!assets.length) return;
-  const response = await read(`page/sparklines?asset=${assets.map(encodeURIComponent).join(",")}`, { signal });
+  const response = await read(`page/sparklines?asset=${assets.map(encodeURIComponent).join(",")}`, { signal, cache: "no-cache" });
   const { lines, parts } = await response.json();
   for (const holder of holders) draw(holder, lines[holder.dataset.line] ?? [], parts);
 }

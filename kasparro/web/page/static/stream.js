@@ -6,7 +6,7 @@ const LONGEST_WAIT_S = 30;
 // Heartbeats come every 15 s. A stream that is silent for longer is dead.
 const SILENCE_MS = 40_000;
 
-// `on`: state(name), event(name, data) and missed(), called after a time without a stream.
+// `on`: filter() of the stream, state(name), event(name, data) and missed(), called after a time without a stream.
 export class Stream {
   #on;
   #last = null;
@@ -81,7 +81,8 @@ export class Stream {
     alive();
     try {
       const headers = this.#last === null ? {} : { "Last-Event-ID": this.#last };
-      const response = await read("stream", { signal: abort.signal, headers, cache: "no-store" });
+      const query = new URLSearchParams(this.#on.filter()).toString();
+      const response = await read(query ? `stream?${query}` : "stream", { signal: abort.signal, headers, cache: "no-store" });
       began();
       this.#on.state("live");
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

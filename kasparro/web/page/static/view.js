@@ -79,8 +79,9 @@ export async function start() {
   }
 }
 
-// The data version on screen, and whether a newer one or a run changes what is on screen.
+// The data version on screen, the filter of the stream that the view follows, and whether a newer one or a run changes what is on screen.
 export const version = () => Number(current()?.dataset.version);
+export const follows = () => module.follows?.() ?? {};
 export const isAffected = (change) => module.isAffected?.(change) ?? true;
 export const onRun = (run) => module.onRun?.(run) ?? run.status !== "running";
 
