@@ -10,7 +10,7 @@ const BOTTOM = 28;
 const RIGHT = 78;
 const TICKS = 5;
 const DAY = 86400;
-const TIMES = [60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, DAY, 2 * DAY, 7 * DAY, 14 * DAY, 30 * DAY,
+const TIMES = [60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, DAY, 2 * DAY, 3 * DAY, 4 * DAY, 7 * DAY, 14 * DAY, 30 * DAY,
   91 * DAY, 182 * DAY, 365 * DAY, 730 * DAY, 1825 * DAY];
 
 export class Chart {
@@ -92,7 +92,7 @@ export class Chart {
       group.append(element("line", { x1: 0, x2: inner, y1: y, y2: y }));
       group.append(label(inner + 8, y + 4, priceLabel(price, step), "start"));
     }
-    const every = TIMES.find((length) => (last - first) / length <= inner / 110) ?? TIMES.at(-1);
+    const every = TIMES.find((length) => (last - first) / length <= inner / 90) ?? TIMES.at(-1);
     for (let time = Math.ceil(first / every) * every; time <= last; time += every) {
       const x = this.x(time);
       if (x > 24 && x < inner - 24) group.append(label(x, HEIGHT - 8, timeLabel(time, every, last - first), "middle"));
@@ -161,7 +161,7 @@ export class Chart {
     this.reading.replaceChildren(
       span(moment(time), "quiet"),
       ...words.map(([name, digits]) => {
-        const part = span(name ? `${name} ` : "", "quiet");
+        const part = span(name && `${name[0]} `, "quiet");
         part.append(Object.assign(document.createElement("data"), { value: digits, textContent: `$${grouped(digits)}` }));
         return part;
       }),
