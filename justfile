@@ -34,6 +34,10 @@ bench *args: _develop
 chaos *args: _develop
     .venv/bin/python -m tests.chaos {{args}}
 
+# Make pictures of every view of the page in screenshots/, and docs/page.png for the README
+screenshots: _develop
+    .venv/bin/python -m tests.screenshots
+
 # Check code, types, SQL and imports
 lint: _develop
     .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql && .venv/bin/lint-imports

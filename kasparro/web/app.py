@@ -16,8 +16,26 @@ from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
-from kasparro.web.routes import asset_history, assets, data, docs, exports, health, history, metrics, runs
+from kasparro.web.routes import (
+    asset_history,
+    assets,
+    data,
+    docs,
+    exports,
+    health,
+    history,
+    metrics,
+    page,
+    page_coin,
+    page_market,
+    runs,
+    sparklines,
+)
 from kasparro.web.service import SchedulerLike, Service
+
+# The views of the page in the order of its navigation, and what only its modules read.
+VIEWS = (page_market.VIEW, page_coin.VIEW)
+PAGE_DATA = (sparklines.ENDPOINT,)
 
 
 def create_app(
@@ -65,6 +83,7 @@ def create_app(
         routes=[
             *(route(endpoint, service) for endpoint in endpoints),
             *docs.routes(endpoints, service),
+            *page.routes(VIEWS, PAGE_DATA, service),
         ],
         # `/data/` is not `/data`: it is answered with a 404, not with a redirect.
         redirect_slashes=False,

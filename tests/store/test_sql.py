@@ -22,6 +22,7 @@ TEMPLATES = (
     "read/data.sql",
     "read/history.sql",
     "read/runs.sql",
+    "read/sparklines.sql",
     "read/tables.sql",
 )
 FIXED = sorted(
@@ -127,6 +128,7 @@ def exports() -> Iterator[dict[str, Any]]:
             ],
         ),
         ("read/history.sql", "next_price", [{}]),
+        ("read/sparklines.sql", "sparklines", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(
