@@ -16,7 +16,18 @@ from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
-from kasparro.web.routes import asset_history, assets, data, docs, exports, health, history, metrics, runs
+from kasparro.web.routes import (
+    asset_history,
+    assets,
+    data,
+    docs,
+    exports,
+    health,
+    history,
+    metrics,
+    runs,
+    stream,
+)
 from kasparro.web.service import SchedulerLike, Service
 
 
@@ -46,6 +57,7 @@ def create_app(
         *runs.ENDPOINTS,
         *health.ENDPOINTS,
         metrics.ENDPOINT,
+        stream.ENDPOINT,
     ]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(runs.START_RUN)
