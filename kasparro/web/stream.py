@@ -274,7 +274,7 @@ class Streams:
         self._refreshing = asyncio.Lock()
         self._resuming: dict[Position, asyncio.Task[_Step]] = {}
         self._state: State | None = None
-        self._read_at = float("-inf")
+        self._read_at = self._woken_at = float("-inf")
         self._run = b""
         self._run_number = 0
         self._run_read_at = float("-inf")
@@ -315,8 +315,9 @@ class Streams:
 
         Without a position, it begins at the current version. Raises DatabaseUnavailable, DatabaseBusy.
         """
-        if self._state is None or time.monotonic() - self._read_at > POLL_S:
-            await self._refresh(time.monotonic())
+        now = time.monotonic()
+        if self._state is None or self._read_at < max(self._woken_at, now - POLL_S):
+            await self._refresh(now)
         state = self._current
         number, run = self._run_number, self._run
         step = await self._resumed(Position.of(state) if position is None else position, client)
@@ -348,6 +349,7 @@ class Streams:
                 self._counts.streams_dropped += 1
 
     def _wake(self) -> None:
+        self._woken_at = time.monotonic()
         self._woken.set()
 
     async def _follow(self) -> None:
@@ -403,10 +405,10 @@ class Streams:
 
     async def _read_runs(self, connection: Any, known: State | None, newest: int) -> None:
         first = newest
-        if known is not None and known.run_id is not None and known.run_id <= newest:
+        if known is not None:
             # Another run may have ended since, or begun and ended.
-            first = known.run_id if known.run_status == "running" else min(known.run_id + 1, newest)
-        first = max(first, newest - RUNS_AT_ONCE + 1)
+            first = (known.run_id or 0) + (known.run_status != "running")
+        first = max(min(first, newest), newest - RUNS_AT_ONCE + 1)
         found = await reports.run_reports(connection, range(first, newest + 1))
         self._run = b"".join(event("run", found[run_id]) for run_id in sorted(found))
         self._run_number += 1
@@ -491,11 +493,14 @@ class Streams:
 
     def _write(self, stream: Stream, text: bytes) -> None:
         if not text and time.monotonic() - stream.sent_at >= self.limits.heartbeat_s:
-            # The id of a version that changed nothing for this client, so that it resumes after it.
-            text = b":\n\n" if stream.id_sent else b"id: %b\n\n" % str(stream.position).encode()
+            text = b":\n\n"
+        if not text or stream not in self._open:
+            return
+        if not stream.id_sent:
+            # Of a version that changed nothing for this client, so that it resumes after it.
+            text = b"id: %b\n%b" % (str(stream.position).encode(), text)
             stream.id_sent = True
-        if text and stream in self._open:
-            stream.start_writing(text)
+        stream.start_writing(text)
 
 
 class EventStream(Response):
