@@ -36,7 +36,8 @@ class StreamQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None,
         msgspec.Meta(
             description="The id of the last event that the client knows, for clients that cannot send the "
-            "header Last-Event-ID. The header counts if both are given."
+            "header Last-Event-ID. The header counts if both are given.",
+            examples=["1146a2fd5af0-17-0"],
         ),
     ] = None
 
