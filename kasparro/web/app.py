@@ -30,6 +30,7 @@ from kasparro.web.routes import (
     page_market,
     runs,
     sparklines,
+    stream,
 )
 from kasparro.web.service import SchedulerLike, Service
 
@@ -64,6 +65,7 @@ def create_app(
         *runs.ENDPOINTS,
         *health.ENDPOINTS,
         metrics.ENDPOINT,
+        stream.ENDPOINT,
     ]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(runs.START_RUN)

@@ -29,6 +29,7 @@ from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.http.request_metrics import RequestMetrics
 from kasparro.web.schemas import SourceHealth, Stats
+from kasparro.web.stream import Streams
 
 T = TypeVar("T")
 
@@ -76,16 +77,19 @@ class Service:
         self.access = AccessControl(settings)
         self.export_queue = ExportQueue(database.exporters)
         self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
+        self.streams = Streams(database, self.cache_policy.version, self.request_metrics.counts, supervisor)
         self._probes: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
         await self.cache_policy.__aenter__()
         await self.request_metrics.__aenter__()
+        await self.streams.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.streams.__aexit__(kind, error, trace)
         await self.request_metrics.__aexit__(kind, error, trace)
         await self.cache_policy.__aexit__(kind, error, trace)
         for probe in self._probes.values():
@@ -205,6 +209,7 @@ class Service:
             }
         # Exports wait in their queue. An export that has a slot gets a connection at once.
         gauges["pool_waiting:export"] = self.export_queue.waiting
+        gauges["streams"] = len(self.streams)
         if self.scheduler is not None:
             gauges["leader"] = int(self.scheduler.is_leader)
         return gauges
