@@ -17,7 +17,6 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -54,9 +53,16 @@ def main() -> None:
         install(runtime, packages, tools, scratch / "wheels")
         glibc = add_libraries(runtime, tools)
         compile_modules(runtime, packages)
-        binary = write(runtime)
-    size = binary.stat().st_size / 1e6
-    print(f"{binary} ({size:.0f} MB) runs on {platform.machine()} with glibc {glibc} or newer")
+        release = next((scratch / "wheels").glob("kasparro-*.whl")).name.split("-")[1]
+        content = pack(runtime, release)
+    binary = ROOT / "dist" / f"kasparro-{release}-linux-{platform.machine()}"
+    binary.parent.mkdir(exist_ok=True)
+    # Under another name first: a shell may be reading the file.
+    new = binary.with_name(binary.name + ".new")
+    new.write_bytes(content)
+    new.chmod(0o755)
+    new.replace(binary)
+    print(f"{binary} ({len(content) / 1e6:.0f} MB) runs with glibc {glibc} or newer on {platform.machine()}")
 
 
 def run(*command: str | Path) -> str:
@@ -174,8 +180,8 @@ def compile_modules(runtime: Path, packages: Path) -> None:
             source.unlink()
 
 
-def write(runtime: Path) -> Path:
-    """Write the file. The same contents give the same bytes."""
+def pack(runtime: Path, release: str) -> bytes:
+    """The contents of the binary. The same folder always gives the same."""
     archive = io.BytesIO()
     size = 0
     with (
@@ -186,32 +192,22 @@ def write(runtime: Path) -> Path:
             entry = tar.gettarinfo(path, str(path.relative_to(runtime)))
             entry.uid = entry.gid = entry.mtime = 0
             entry.uname = entry.gname = ""
-            entry.mode = 0o755 if path.is_dir() or entry.mode & 0o100 else 0o644
+            entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
             size += entry.size
-            if entry.isfile():
+            if entry.isreg():
                 with path.open("rb") as file:
                     tar.addfile(entry, file)
             else:
                 tar.addfile(entry)
     digest = hashlib.sha256(archive.getvalue()).hexdigest()
-    release = run(runtime / "bin" / "python3", "-c", "import kasparro; print(kasparro.__version__)").strip()
-    values = {"VERSION": f"{release}-{digest[:12]}", "MEGABYTES": f"{size / 1e6:.0f}"}
-    target = ROOT / "dist" / f"kasparro-{release}-linux-{platform.machine()}"
-    target.parent.mkdir(exist_ok=True)
-    new = target.with_name(target.name + ".new")
-    new.write_bytes(fill_in((ROOT / "binary" / "start.sh").read_text(), values) + archive.getvalue())
-    new.chmod(0o755)
-    return new.replace(target)
-
-
-def fill_in(script: str, values: Mapping[str, str]) -> bytes:
-    """The script with its values, and with its own size."""
-    for name, value in values.items():
-        script = script.replace(f"@{name}@", value)
-    size = len(script)
-    while size != (size := len(filled := script.replace("@ARCHIVE_AT@", str(size + 1)).encode())):
+    script = (ROOT / "binary" / "start.sh").read_text()
+    script = script.replace("@VERSION@", f"{release}-{digest[:12]}")
+    script = script.replace("@MEGABYTES@", f"{size / 1e6:.0f}")
+    # The script contains its own length.
+    filled = script
+    while filled != (filled := script.replace("@ARCHIVE_AT@", str(len(filled.encode()) + 1))):
         pass
-    return filled
+    return filled.encode() + archive.getvalue()
 
 
 if __name__ == "__main__":
