@@ -5,8 +5,11 @@ set -u
 version=@VERSION@ megabytes=@MEGABYTES@ archive_at=@ARCHIVE_AT@
 file=$0
 problems=
+newline="
+"
+# Modules of another Python would not fit.
+unset PYTHONHOME PYTHONPATH PYTHONPLATLIBDIR
 
-# A file system that forbids programs makes this false as well.
 is_complete() {
   [ -x "$runtimes/$version/bin/python3" ]
 }
@@ -18,9 +21,10 @@ unpack() {
   if [ -t 3 ]; then echo "kasparro: unpacking into $runtimes, once for each version" >&3; fi
   rm -rf "$new" && mkdir "$new" &&
     tail -c "+$archive_at" "$file" | tar -xz --no-same-owner -f - -C "$new" &&
+    # The file system may forbid programs, and the system may be too old for this one.
+    "$new/bin/python3" -ISc "" &&
     # After a power failure, no folder may have the name of a version without its contents.
-    sync -f "$new" && mv "$new" "$runtimes/$version" || return
-  is_complete || { echo "its file system does not run programs" && return 1; }
+    sync -f "$new" && mv "$new" "$runtimes/$version"
 }
 
 # Removes the other versions. One that runs has a lock on its folder.
@@ -61,8 +65,10 @@ use() {
     flock -s 9
     if is_complete; then return; fi
   done
+  # The first line says why; that of gzip is empty. A full disk gives a line for each file.
+  problem=${problem#"$newline"}
   problems="$problems
-  $runtimes: $problem"
+  $runtimes: ${problem%%"$newline"*}"
   return 1
 }
 
@@ -97,7 +103,5 @@ if [ -z "${SSL_CERT_FILE:-}${SSL_CERT_DIR:-}" ]; then
   done
   export SSL_CERT_FILE
 fi
-# Modules of another Python would not fit.
-unset PYTHONHOME PYTHONPATH PYTHONPLATLIBDIR
 export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1
 exec "$runtime/bin/python3" "$runtime/bin/kasparro" "$@"
