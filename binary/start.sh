@@ -65,8 +65,11 @@ use() {
     flock -s 9
     if is_complete; then return; fi
   done
-  # The first line says why; that of gzip is empty. A full disk gives a line for each file.
-  problem=${problem#"$newline"}
+  # A full disk gives a line for each file. Otherwise the first line says why; that of gzip is empty.
+  case $problem in
+    *"No space left on device"*) problem="no space left on the device" ;;
+    *) problem=${problem#"$newline"} ;;
+  esac
   problems="$problems
   $runtimes: ${problem%%"$newline"*}"
   return 1
