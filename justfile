@@ -43,8 +43,8 @@ fmt: _develop
     .venv/bin/ruff check --fix && .venv/bin/ruff format
 
 # Build one executable file that needs nothing but Linux: dist/kasparro-VERSION-linux-MACHINE
-binary python="python3":
-    {{python}} binary/build.py
+binary:
+    python3 binary/build.py
 
 # Follow the stack's logs
 logs *args:

@@ -94,8 +94,10 @@ def copy_python(runtime: Path) -> Path:
     python = Path(sys.base_prefix, "bin", PYTHON)
     (runtime / "bin").mkdir(parents=True)
     shutil.copy2(python.resolve(), runtime / "bin" / "python3")
-    modules = runtime / "lib" / PYTHON
-    shutil.copytree(sysconfig.get_path("stdlib"), modules, ignore=shutil.ignore_patterns(*UNUSED_MODULES))
+    # Some distributions have it in lib64. Python looks for it where it was built to have it.
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    modules = runtime / stdlib.relative_to(sys.base_prefix)
+    shutil.copytree(stdlib, modules, ignore=shutil.ignore_patterns(*UNUSED_MODULES))
     # Distributions differ in the name of the folder for packages.
     folder = "import site, sys; print(site.getsitepackages(sys.argv[1:])[-1])"
     return Path(run(python, "-I", "-c", folder, runtime).strip())
@@ -120,6 +122,7 @@ def install(runtime: Path, packages: Path, tools: Path, wheels: Path) -> None:
 def add_libraries(runtime: Path, tools: Path) -> str:
     """Copy the libraries that programs need, except for glibc. Returns the oldest glibc that suits them."""
     libraries = runtime / "lib"
+    libraries.mkdir(exist_ok=True)
     programs = [path for path in runtime.rglob("*") if is_program(path)]
     missing = {
         program: lacking
