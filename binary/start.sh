@@ -93,7 +93,7 @@ if [ "$(id -u)" = 0 ]; then mode=711; else mode=700; fi
 share=${XDG_DATA_HOME:-${HOME:+$HOME/.local/share}}
 home=${KASPARRO_HOME:-${share:+$share/kasparro}}
 if ! { [ -n "$home" ] && use "$home"; } && ! use_temporary "${TMPDIR:-/tmp}/kasparro-$(id -u)"; then
-  echo "kasparro: there is no folder for its programs, which take $megabytes MB:$problems" >&2
+  echo "kasparro: no folder can hold and run its $megabytes MB of programs:$problems" >&2
   exit 1
 fi
 runtime=$runtimes/$version

@@ -154,7 +154,7 @@ def test_full_disk(binary: Binary) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     )
     assert (code, output) == (1, "")
-    assert errors.startswith("kasparro: there is no folder for its programs, which take 0 MB:\n")
+    assert errors.startswith("kasparro: no folder can hold and run its 0 MB of programs:\n")
     assert f"  {binary.home}/runtime: " in errors
     assert f"  {binary.temporary}/kasparro-{os.geteuid()}/runtime: " in errors
     assert len(errors.splitlines()) == 3
