@@ -46,15 +46,19 @@ lint: _develop
 fmt: _develop
     .venv/bin/ruff check --fix && .venv/bin/ruff format
 
+# Build one executable file that needs nothing but Linux: dist/kasparro-VERSION-linux-MACHINE
+binary:
+    python3 binary/build.py
+
 # Follow the stack's logs
 logs *args:
     {{compose}} logs --follow {{args}}
 
 # Lock the newest allowed versions, with hashes and without addresses
-lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt")
+lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt") (_lock "binary" "binary/requirements.txt" "")
 
-_lock group file:
-    .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} pyproject.toml
+_lock group file project="pyproject.toml":
+    .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} {{project}}
 
 _run:
     @.ci/setup

@@ -76,7 +76,7 @@ async def pictures(browser: Browser, url: str) -> None:
         for width, height in WIDTHS.items():
             context = await browser.new_context(
                 viewport={"width": width, "height": height},
-                color_scheme=scheme,  # type: ignore[arg-type]
+                color_scheme=scheme,
                 reduced_motion="reduce",
             )
             page = await context.new_page()

@@ -17,7 +17,7 @@ import click
 import msgspec
 import structlog
 
-from kasparro import __version__, logs
+from kasparro import __version__, commit, logs
 from kasparro.assets.explain import Explanation
 from kasparro.assets.rules import load_rules, read_rules
 from kasparro.cli import archives_output, assets_output, check_output
@@ -65,7 +65,11 @@ def _settings_help() -> str:
 
 
 @click.group(epilog=_settings_help(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="kasparro")
+@click.version_option(
+    __version__,
+    prog_name="kasparro",
+    message=f"%(prog)s %(version)s{f' (commit {commit()})' if commit() else ''}",
+)
 def main() -> None:
     """One self-hosted API for crypto market data: CoinPaprika, CoinGecko and CSV archives in one exact
     PostgreSQL table, served over HTTP."""

@@ -178,8 +178,7 @@ async def _serve_by_workers(
 @asynccontextmanager
 async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
     # Simulated upstreams, an embedded database for the demo alone, and runs often enough to watch.
-    from kasparro.simulator import Simulator  # noqa: PLC0415 - only the demo needs it
-    from kasparro.simulator.archive import write_archives  # noqa: PLC0415
+    from kasparro.simulator import Simulator, write_archives  # noqa: PLC0415 - only the demo needs it
 
     def simulated(name: str, **changes: Any) -> SourceSettings:
         source = settings.source_settings[name]
