@@ -93,7 +93,8 @@ SELECT count(*) FROM touched;
 -- if the other one is not.
 --
 -- LIMIT and OFFSET keep each look-up one descent of an index: most batches touch few assets, and PostgreSQL
--- may plan a join to read all of them.
+-- may plan a join to read all of them. The condition on valid_until is outside of the look-up, because
+-- PostgreSQL would also read the whole partial index of current links for each asset.
 WITH quotes AS (
     SELECT
         link.asset,
@@ -110,7 +111,7 @@ WITH quotes AS (
     CROSS JOIN LATERAL (
         SELECT *
         FROM asset_links
-        WHERE asset = touched.asset AND valid_until = 'infinity'
+        WHERE asset = touched.asset
         OFFSET 0
     ) AS link
     CROSS JOIN LATERAL (
@@ -128,6 +129,7 @@ WITH quotes AS (
         WHERE source = link.source AND source_id = link.source_id AND asset = link.asset
         LIMIT 1
     ) AS coin
+    WHERE link.valid_until = 'infinity'
 ),
 
 aged AS (
