@@ -237,7 +237,7 @@ class BatchMerger:
         batches = self._batches
         merged = msgspec.structs.replace(
             batches[-1],
-            lines=CopyLines(bytes(self._keys), bytes(self._contents)),
+            lines=CopyLines(_drained(self._keys), _drained(self._contents)),
             rows=sum(batch.rows for batch in batches),
             fetched=self._fetched,
             valid=sum(batch.valid for batch in batches),
@@ -246,3 +246,10 @@ class BatchMerger:
         )
         self._start_over()
         return merged
+
+
+def _drained(text: bytearray) -> bytes:
+    # The copy takes the place of the text before another one is copied.
+    copied = bytes(text)
+    text.clear()
+    return copied

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from kasparro.errors import SourceError
-from kasparro.model.batch import BATCH_ROWS, MERGED_ROWS, KnownFile
+from kasparro.model.batch import MERGED_ROWS, KnownFile
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.known_coins import KnownCoin
-from kasparro.sources.archives.reader import Problem
+from kasparro.sources.archives.reader import BATCH_ROWS, Problem
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
 from kasparro.sources.base import SourceContext
@@ -80,7 +80,7 @@ async def test_stopped_run_ends_its_worker_and_the_next_run_resumes(tmp_path: Pa
 
 
 async def test_cancelled_run_ends_its_worker(tmp_path: Path, pids: list[int]) -> None:
-    path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
+    path = dump(tmp_path / "a.csv", 2 * MERGED_ROWS)
     started = asyncio.Event()
 
     async def consume() -> None:
@@ -309,7 +309,7 @@ async def test_number_of_workers_does_not_change_the_batches(tmp_path: Path) -> 
 
 async def test_stopped_run_ends_all_its_workers(tmp_path: Path, pids: list[int]) -> None:
     for file in range(3):
-        dump(tmp_path / f"{file}.csv", BATCH_ROWS + 20, first=file)
+        dump(tmp_path / f"{file}.csv", MERGED_ROWS + 20, first=file)
     async with aclosing(Archives(str(tmp_path), 2).extract(SourceContext(clock=lambda: NOW))) as batches:
         await anext(batches)
     assert len(pids) == 2
