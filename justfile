@@ -20,7 +20,7 @@ etl *args:
 
 # Run the tests
 test *args: _develop
-    .venv/bin/pytest -n 2 {{args}}
+    .venv/bin/pytest -n 4 {{args}}
 
 # Send requests made from the OpenAPI document for ten minutes
 fuzz *args: _develop
