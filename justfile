@@ -20,7 +20,7 @@ etl *args:
 
 # Run the tests
 test *args: _develop
-    .venv/bin/pytest -n 2 {{args}}
+    .venv/bin/pytest -n 4 {{args}}
 
 # Send requests made from the OpenAPI document for ten minutes
 fuzz *args: _develop
@@ -34,6 +34,10 @@ bench *args: _develop
 chaos *args: _develop
     .venv/bin/python -m tests.chaos {{args}}
 
+# Make pictures of every view of the page in screenshots/, and docs/page.png for the README
+screenshots: _develop
+    .venv/bin/python -m tests.screenshots
+
 # Check code, types, SQL and imports
 lint: _develop
     .venv/bin/ruff check && .venv/bin/ruff format --check && .venv/bin/mypy && .venv/bin/sqlfluff lint sql && .venv/bin/lint-imports
@@ -42,15 +46,19 @@ lint: _develop
 fmt: _develop
     .venv/bin/ruff check --fix && .venv/bin/ruff format
 
+# Build one executable file that needs nothing but Linux: dist/kasparro-VERSION-linux-MACHINE
+binary:
+    python3 binary/build.py
+
 # Follow the stack's logs
 logs *args:
     {{compose}} logs --follow {{args}}
 
 # Lock the newest allowed versions, with hashes and without addresses
-lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt")
+lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt") (_lock "binary" "binary/requirements.txt" "")
 
-_lock group file:
-    .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} pyproject.toml
+_lock group file project="pyproject.toml":
+    .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} {{project}}
 
 _run:
     @.ci/setup

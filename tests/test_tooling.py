@@ -1,4 +1,4 @@
-"""The justfile works, .ci/run has no unused function, and locked requirements have hashes."""
+"""The justfile works, CI calls what exists, and locked requirements have hashes."""
 
 import re
 import shutil
@@ -20,6 +20,14 @@ def test_recipes_call_just_in_a_path_with_a_space(tmp_path: Path) -> None:
     assert "test *args" in listed.stdout
 
 
+@pytest.mark.parametrize("workflow", sorted(path.name for path in (ROOT / ".github/workflows").iterdir()))
+def test_workflows_call_recipes_that_exist(workflow: str) -> None:
+    recipes = re.findall(r"^(\w+)(?: [^:=]*)?:(?!=)", read("justfile"), re.MULTILINE)
+    calls = re.findall(r"\.venv/bin/just (\w+)", read(f".github/workflows/{workflow}"))
+    assert calls
+    assert set(calls) <= set(recipes)
+
+
 def test_ci_has_no_unused_function() -> None:
     script = read(".ci/run")
     for name in re.findall(r"^(\w+)\(\) \{", script, re.MULTILINE):
@@ -27,7 +35,7 @@ def test_ci_has_no_unused_function() -> None:
         assert calls, f"{name} is defined in .ci/run, but nothing calls it"
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt"])
+@pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt", "binary/requirements.txt"])
 def test_locked_packages_have_hashes_and_no_addresses(file: str) -> None:
     text = read(file)
     assert "://" not in text

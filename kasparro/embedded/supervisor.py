@@ -277,8 +277,9 @@ def check_data(data: Path, programs: Path, major: int, account: Account) -> None
     if created_by != str(major):
         raise StartError(
             f"the data in {data} were created by PostgreSQL {created_by}, but the programs in {programs} are"
-            f" PostgreSQL {major}: run PostgreSQL {created_by} on the data, dump them with pg_dump and load"
-            " the dump into a new KASPARRO_HOME"
+            f" PostgreSQL {major}, which cannot use them; nothing was changed: run kasparro export with the"
+            f" version of Kasparro that has PostgreSQL {created_by}, and kasparro import with this one and a"
+            " new KASPARRO_HOME"
         )
 
 

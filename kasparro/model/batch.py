@@ -10,6 +10,10 @@ from kasparro.model.record import CopyLines, InvalidValue, Record, Reject, copy_
 
 # Large enough that the fixed cost of a transaction is small; small enough for memory and for a quick stop.
 BATCH_ROWS = 20_000
+# Limits of merged batches. Each commit of an archive writes the newest record of every coin in it, and the
+# consensus of the coin's asset, so fewer commits are less work.
+MERGED_ROWS = 60_000
+MERGED_BYTES = 16 * 1024 * 1024
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +120,7 @@ class BatchBuilder:
     def __init__(self, lacks: tuple[str, ...] = ()) -> None:
         self._lacks = lacks
         self._profiler = Profiler()
+        self._position = 0
         self._start_over()
 
     def _start_over(self) -> None:
@@ -128,14 +133,18 @@ class BatchBuilder:
 
     def add(self, record: Record) -> None:
         """Add an accepted record."""
-        self._lines.append(copy_record(record, self._rows, self._lacks))
-        self._rows += 1
+        self._append(copy_record(record, self._position, self._lacks), 1)
         self._invalid += record.invalid
 
     def add_lines(self, keys: Sequence[str], contents: Sequence[str]) -> None:
         """Add accepted records as COPY text; `keys` and `contents` as for `copy_lines`."""
-        self._lines.append(copy_lines(self._rows, keys, contents, self._lacks))
-        self._rows += len(keys)
+        self._append(copy_lines(self._position, keys, contents, self._lacks), len(keys))
+
+    def _append(self, lines: CopyLines, rows: int) -> None:
+        # Positions go on from batch to batch, because several may be merged.
+        self._lines.append(lines)
+        self._position += rows
+        self._rows += rows
 
     def note(self, item: msgspec.Raw) -> None:
         """Add a record, accepted or rejected, to the profile of the batch."""
@@ -193,3 +202,54 @@ class BatchBuilder:
         )
         self._start_over()
         return batch
+
+
+class BatchMerger:
+    """Merges batches that follow each other in one file, so that they are committed together."""
+
+    def __init__(self) -> None:
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._keys, self._contents = bytearray(), bytearray()
+        self._batches: list[Batch] = []
+        self._fetched = self._bytes = 0
+
+    def add(self, batch: Batch) -> None:
+        """Add the next batch of the file."""
+        self._keys += batch.lines.keys
+        self._contents += batch.lines.contents
+        self._fetched += batch.fetched
+        self._bytes += len(batch.lines.keys) + len(batch.lines.contents)
+        self._bytes += sum(len(reject.raw) for reject in batch.rejects)
+        # The lines are most of a batch, so they are held only once.
+        self._batches.append(msgspec.structs.replace(batch, lines=CopyLines(b"", b"")))
+
+    @property
+    def full(self) -> bool:
+        """Whether the merged batch has reached its limit."""
+        return self._fetched >= MERGED_ROWS or self._bytes >= MERGED_BYTES
+
+    def take(self) -> Batch | None:
+        """Return everything since the last call, with the last checkpoint; None if there is nothing."""
+        if not self._batches:
+            return None
+        batches = self._batches
+        merged = msgspec.structs.replace(
+            batches[-1],
+            lines=CopyLines(_drained(self._keys), _drained(self._contents)),
+            rows=sum(batch.rows for batch in batches),
+            fetched=self._fetched,
+            valid=sum(batch.valid for batch in batches),
+            rejects=tuple(reject for batch in batches for reject in batch.rejects),
+            invalid=tuple(value for batch in batches for value in batch.invalid),
+        )
+        self._start_over()
+        return merged
+
+
+def _drained(text: bytearray) -> bytes:
+    # The copy takes the place of the text before another one is copied.
+    copied = bytes(text)
+    text.clear()
+    return copied

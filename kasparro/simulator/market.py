@@ -229,6 +229,10 @@ class Market:
         now, then = self._factor(coin, moved_ms), self._factor(coin, moved_ms - ago_ms)
         return percent(now, then, decimals, notation)
 
+    def price_at(self, coin: Coin, elapsed_ms: int) -> int:
+        """The coin's price at that time, which may be before the market's base, times `10**coin.scale`."""
+        return coin.mantissa * self._factor(coin, elapsed_ms) // MILLION
+
     def price_before(self, quote: Quote, ago_ms: int) -> Decimal:
         """The coin's price `ago_ms` before its last move."""
         now, then = (
@@ -273,7 +277,7 @@ class Market:
 
     def _move(self, index: int, tick: int) -> None:
         coin = self.coins[index]
-        price = coin.mantissa * self._factor(coin, tick * self.clock.tick_ms) // MILLION
+        price = self.price_at(coin, tick * self.clock.tick_ms)
         self._moved[index] = tick
         self._prices[index] = price
         if coin.capped and coin.priced and coin.circulating is not None:

@@ -46,12 +46,16 @@ class DataVersion:
     ) -> None:
         self._database = database
         self._supervisor = supervisor or Supervisor()
-        self._invalidate_cache = invalidate
+        self._callbacks = [invalidate]
         self._seen: str | None = None
         self._invalidated_at = float("-inf")
         self._task: BackgroundTask | None = None
         # On the clock of time.perf_counter: until then, `invalidate` was called for every new version.
         self.fresh_until = float("-inf")
+
+    def subscribe(self, callback: Callable[[], None]) -> None:
+        """Call this function too, whenever `invalidate` is called."""
+        self._callbacks.append(callback)
 
     async def __aenter__(self) -> Self:
         self._task = self._supervisor.start("data_version", self._follow)
@@ -114,4 +118,5 @@ class DataVersion:
 
     def _invalidate(self) -> None:
         self._invalidated_at = time.perf_counter()
-        self._invalidate_cache()
+        for callback in self._callbacks:
+            callback()

@@ -23,7 +23,7 @@ from kasparro.store.sql import statements
 from kasparro.store.text import sanitize
 from kasparro.tracing import traced
 
-_SQL = statements("load/batch.sql") | statements("load/progress.sql")
+_SQL = statements("load/batch.sql") | statements("load/compare.sql") | statements("load/progress.sql")
 # How many rejects of one file's rows, of an API's source run, or of whole files are stored with their raw
 # text. All are counted.
 REJECTS_LIMIT = 1_000
@@ -297,34 +297,22 @@ class Loader:
         file_id = None if file is None else file.id
         if await connection.fetchval(_SQL["is_thinned"], self._source):
             await connection.execute(_SQL["skip_thinned"], self._source, file_id)
+        fetched_at, staged, appended = self._fetched_at or now, batch.profile is not None, None
+        if file is not None and await connection.fetchval(_SQL["is_new"], self._source):
+            await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
+            staged, appended = True, await self._append_new(connection, batch, file, fetched_at)
         (changes,) = await connection.fetch(
-            _SQL["compare"],
+            _SQL["compare" if appended is None else "compare_newest"],
             *(self._source, self._fetched_at, lacks, file_id, () if file is None else file.replaces),
         )
-        repeats = file is not None and changes["moments"] < batch.rows
-        if (changes["records"] or repeats) and batch.profile is None:
-            await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
-        fetched_at = self._fetched_at or now
-        if file is not None:
-            if repeats or changes["correcting"] or changes["sharing"]:
-                await archive_files.require_one_price(connection, self._source, file)
-            first, last = changes["first_observed_at"], changes["last_observed_at"]
-            await archive_files.save_bounds(connection, file, first, last)
-            if changes["sharing"]:
-                await archive_files.share(connection, self._source, file, lacks, fetched_at)
-        history_rows = inserted = latest_rows = 0
-        if any(changes[kind] for kind in ("appending", "correcting", "claiming", "sharing")):
-            await connection.execute(_SQL["note_changes"], self._source)
-        if changes["appending"]:
-            await connection.execute(_SQL["partitions"])
-            history_rows += await connection.fetchval(
-                _SQL["append_history"], self._source, fetched_at, lacks, file_id
-            )
-        if changes["correcting"] or changes["claiming"]:
-            history_rows -= changes["claiming"]
-            history_rows += await connection.fetchval(
-                _SQL["correct_history"], self._source, fetched_at, lacks, file_id
-            )
+        if appended is not None:
+            history_rows = appended
+        else:
+            repeats = file is not None and changes["moments"] < batch.rows
+            if (changes["records"] or repeats) and not staged:
+                await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)
+            history_rows = await self._merge_history(connection, batch, file, changes, fetched_at)
+        inserted = latest_rows = 0
         if changes["updating_latest"] or changes["updating_labels"]:
             version = await connection.fetchval(_SQL["next_version"])
             await connection.execute(_SQL["save_row_versions"], self._source, now, version)
@@ -345,6 +333,59 @@ class Loader:
         # All of them are in the history, unless only unified_data was emptied manually.
         updated = max(history_rows, latest_rows) - inserted
         return Written(inserted, updated, changes["correcting"], changes["sharing"], latest_rows), moves
+
+    async def _append_new(
+        self, connection: Connection, batch: Batch, file: OpenFile, fetched_at: datetime
+    ) -> int | None:
+        # Adds a batch to the history that lacks all its moments; how many records these are. None if two of
+        # them are of one moment, so that nothing was added.
+        months = await connection.fetch(_SQL["new_months"])
+        moments = [month["first_observed_at"] for month in months]
+        try:
+            async with connection.transaction():
+                await connection.execute(_SQL["note_new"], self._source, moments)
+                await connection.execute(_SQL["new_partitions"], moments)
+                added: int = await connection.fetchval(
+                    _SQL["append_new"], self._source, fetched_at, batch.lacks, file.id
+                )
+        except asyncpg.UniqueViolationError:
+            return None
+        last = max(month["last_observed_at"] for month in months)
+        await archive_files.save_bounds(connection, file, min(moments), last)
+        return added
+
+    async def _merge_history(
+        self,
+        connection: Connection,
+        batch: Batch,
+        file: OpenFile | None,
+        changes: asyncpg.Record,
+        fetched_at: datetime,
+    ) -> int:
+        # Writes to the history what `compare` has staged; how many records have other contents now.
+        lacks, file_id = batch.lacks, None if file is None else file.id
+        repeats = file is not None and changes["moments"] < batch.rows
+        if file is not None:
+            if repeats or changes["correcting"] or changes["sharing"]:
+                await archive_files.require_one_price(connection, self._source, file)
+            first, last = changes["first_observed_at"], changes["last_observed_at"]
+            await archive_files.save_bounds(connection, file, first, last)
+            if changes["sharing"]:
+                await archive_files.share(connection, self._source, file, lacks, fetched_at)
+        rows = 0
+        if any(changes[kind] for kind in ("appending", "correcting", "claiming", "sharing")):
+            await connection.execute(_SQL["note_changes"], self._source)
+        if changes["appending"]:
+            await connection.execute(_SQL["partitions"])
+            rows += await connection.fetchval(
+                _SQL["append_history"], self._source, fetched_at, lacks, file_id
+            )
+        if changes["correcting"] or changes["claiming"]:
+            rows -= changes["claiming"]
+            rows += await connection.fetchval(
+                _SQL["correct_history"], self._source, fetched_at, lacks, file_id
+            )
+        return rows
 
     def _within_limit(self, rejects: Sequence[Reject]) -> list[Reject]:
         counts = Counter(self._rejects)

@@ -48,19 +48,21 @@ def available() -> list[Migration]:
     return found
 
 
-async def migrate(database: Database, migrations: list[Migration] | None = None) -> list[str]:
+async def migrate(
+    database: Database, migrations: list[Migration] | None = None, *, importing: bool = False
+) -> list[str]:
     """Apply the missing migrations, each file in its own transaction; returns the names of those applied.
 
     Several processes may do this at the same time: each waits for the one before it, and finds nothing left
-    to do. Raises MigrationError if an applied file was edited or is missing, or if a migration fails;
-    DatabaseUnavailable.
+    to do. Raises MigrationError if an applied file was edited or is missing, if a migration fails, or if an
+    import has not ended and this is not `importing`; DatabaseUnavailable.
     """
     migrations = available() if migrations is None else migrations
     done: list[str] = []
     async with database.writing() as connection:
         if (encoding := await connection.fetchval(_SQL["encoding"])) != "UTF8":
             raise MigrationError(f"this database is encoded in {encoding}; create one with ENCODING 'UTF8'")
-        while await _apply_next(connection, migrations, done):
+        while await _apply_next(connection, migrations, done, importing=importing):
             pass
     return done
 
@@ -68,16 +70,29 @@ async def migrate(database: Database, migrations: list[Migration] | None = None)
 async def pending(database: Database) -> list[str]:
     """The names of the migrations that this database lacks. Changes nothing; raises as `migrate` does."""
     async with database.reading() as connection:
+        await _require_complete(connection)
         known = await connection.fetchval(_SQL["table_exists"])
         applied = await connection.fetch(_SQL["applied"]) if known else []
     return [migration.name for migration in _missing(available(), applied)]
 
 
-async def _apply_next(connection: Connection, migrations: list[Migration], done: list[str]) -> bool:
+async def _require_complete(connection: Connection) -> None:
+    if await connection.fetchval(_SQL["import_begun"]):
+        raise MigrationError(
+            "an import into this database has not ended, so the database is incomplete: run kasparro import "
+            "with the same folder again"
+        )
+
+
+async def _apply_next(
+    connection: Connection, migrations: list[Migration], done: list[str], *, importing: bool
+) -> bool:
     async with connection.transaction():
         await connection.execute(_SQL["long_timeouts"])
         await connection.execute(_SQL["lock"], timeout=TIMEOUT_S)
         await connection.execute(_SQL["short_timeouts"])
+        if not importing:
+            await _require_complete(connection)
         with _stops_at("the table schema_migrations"):
             await connection.execute(_SQL["table"])
             applied = await connection.fetch(_SQL["applied"])

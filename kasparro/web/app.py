@@ -17,8 +17,27 @@ from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
-from kasparro.web.routes import asset_history, assets, data, docs, exports, health, history, metrics, runs
+from kasparro.web.routes import (
+    asset_history,
+    assets,
+    data,
+    docs,
+    exports,
+    health,
+    history,
+    metrics,
+    page,
+    page_coin,
+    page_market,
+    runs,
+    sparklines,
+    stream,
+)
 from kasparro.web.service import SchedulerLike, Service
+
+# The views of the page in the order of its navigation, and what only its modules read.
+VIEWS = (page_market.VIEW, page_coin.VIEW)
+PAGE_DATA = (sparklines.ENDPOINT,)
 
 
 def create_app(
@@ -47,6 +66,7 @@ def create_app(
         *runs.ENDPOINTS,
         *health.ENDPOINTS,
         metrics.ENDPOINT,
+        stream.ENDPOINT,
     ]
     if settings.admin_token is not None and scheduler is not None:
         endpoints.append(runs.START_RUN)
@@ -67,6 +87,7 @@ def create_app(
         routes=[
             *(route(endpoint, service) for endpoint in endpoints),
             *docs.routes(endpoints, service),
+            *page.routes(VIEWS, PAGE_DATA, service),
         ],
         # `/data/` is not `/data`: it is answered with a 404, not with a redirect.
         redirect_slashes=False,

@@ -211,7 +211,10 @@ class ServiceMiddleware:
                 await problems.response(scope, problem)(scope, receive, send_with_headers)
         finally:
             label = (context.route, scope["method"], status, context.cache)
-            self._metrics.count(label, time.perf_counter() - context.started)
+            duration_s = context.duration_s
+            if duration_s is None:
+                duration_s = time.perf_counter() - context.started
+            self._metrics.count(label, duration_s)
         if self._logs_access:
             _log_access(scope, context.key_name, status, context.started, context.request_id)
 

@@ -204,7 +204,7 @@ async def _serve_by_workers(
 @asynccontextmanager
 async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
     # Simulated upstreams, an embedded database for the demo alone, and runs often enough to watch.
-    from kasparro.simulator import Simulator  # noqa: PLC0415 - only the demo needs it
+    from kasparro.simulator import Simulator, write_archives  # noqa: PLC0415 - only the demo needs it
 
     def simulated(name: str, **changes: Any) -> SourceSettings:
         source = settings.source_settings[name]
@@ -215,6 +215,15 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
             "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
         }
+        home = settings.home / "demo"
+        csv = registry.settings_of(settings, "csv")
+        if csv.archives is None:
+            # Without a past there would be nothing to draw.
+            try:
+                await asyncio.to_thread(write_archives, simulator.market, home / "archives")
+                upstreams["csv"] = msgspec.structs.replace(csv, archives=str(home / "archives"))
+            except OSError as error:
+                log.warning("demo_without_past", folder=str(home), reason=error.strerror)
         # The APIs of other packages are not simulated: they need a network, and their data is real.
         apis = registry.api_names()
         sources = tuple(name for name in settings.sources if name in upstreams or name not in apis)
@@ -224,7 +233,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             raise SettingsError("KASPARRO_SOURCES names no source that the demo can run without a network")
         yield msgspec.structs.replace(
             settings,
-            home=settings.home / "demo",
+            home=home,
             sources=sources,
             source_settings={**settings.source_settings, **upstreams},
             interval=min(settings.interval or DEMO_INTERVAL, DEMO_INTERVAL),

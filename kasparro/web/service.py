@@ -34,6 +34,7 @@ from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.http.request_metrics import RequestMetrics
 from kasparro.web.schemas import SourceHealth, Stats
+from kasparro.web.stream import Streams
 
 client_log = RateLimitedLog(structlog.get_logger())
 
@@ -89,16 +90,19 @@ class Service:
         self.access = AccessControl(settings)
         self.export_queue = ExportQueue(database.exporters)
         self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
+        self.streams = Streams(database, self.cache_policy.version, self.request_metrics.counts, supervisor)
         self._probes: dict[str, asyncio.Task[Any]] = {}
 
     async def __aenter__(self) -> Self:
         await self.cache_policy.__aenter__()
         await self.request_metrics.__aenter__()
+        await self.streams.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.streams.__aexit__(kind, error, trace)
         await self.request_metrics.__aexit__(kind, error, trace)
         await self.cache_policy.__aexit__(kind, error, trace)
         for probe in self._probes.values():
@@ -240,6 +244,7 @@ class Service:
             }
         # Exports wait in their queue. An export that has a slot gets a connection at once.
         gauges["pool_waiting:export"] = self.export_queue.waiting
+        gauges["streams"] = len(self.streams)
         for family in _PROCESS.collect():
             gauges[family.name] = family.samples[0].value
         if self.scheduler is not None:

@@ -19,6 +19,11 @@ END
 array_agg({{ column }} ORDER BY {{ column }}) FILTER (WHERE {{ condition }} AND {{ column }} IS NOT NULL)
 {%- endmacro %}
 
+{#- Why a quote does not count. #}
+{% macro reason(column) -%}
+json_build_object('source', source, 'source_id', source_id, 'reason', {{ column }})
+{%- endmacro %}
+
 -- name: staging --
 -- The assets whose rows the transaction has changed. PostgreSQL overestimates the work of `settle`, and would
 -- compile it for every batch.
@@ -93,7 +98,8 @@ SELECT count(*) FROM touched;
 -- if the other one is not.
 --
 -- LIMIT and OFFSET keep each look-up one descent of an index: most batches touch few assets, and PostgreSQL
--- may plan a join to read all of them.
+-- may plan a join to read all of them. The condition on valid_until is outside of the look-up, because
+-- PostgreSQL would also read the whole partial index of current links for each asset.
 WITH quotes AS (
     SELECT
         link.asset,
@@ -110,7 +116,7 @@ WITH quotes AS (
     CROSS JOIN LATERAL (
         SELECT *
         FROM asset_links
-        WHERE asset = touched.asset AND valid_until = 'infinity'
+        WHERE asset = touched.asset
         OFFSET 0
     ) AS link
     CROSS JOIN LATERAL (
@@ -128,11 +134,13 @@ WITH quotes AS (
         WHERE source = link.source AND source_id = link.source_id AND asset = link.asset
         LIMIT 1
     ) AS coin
+    WHERE link.valid_until = 'infinity'
 ),
 
 aged AS (
     SELECT
         *,
+        count(*) OVER (PARTITION BY asset) = 1 AS is_only,
         CASE
             WHEN unusable IS NOT NULL THEN unusable
             WHEN
@@ -152,7 +160,7 @@ fresh AS (
         min(observed_at) AS began_at,
         {{ counted("price_usd", "true") }} AS prices
     FROM aged
-    WHERE not_fresh IS NULL
+    WHERE not_fresh IS NULL AND NOT is_only
     GROUP BY asset
 ),
 
@@ -199,6 +207,7 @@ judged AS (
         END AS excluded
     FROM aged
     LEFT JOIN referred ON aged.asset = referred.asset
+    WHERE NOT aged.is_only
 ),
 
 collected AS (
@@ -218,19 +227,15 @@ collected AS (
         percentile_disc(0.5) WITHIN GROUP (ORDER BY {{ column }})
             FILTER (WHERE excluded IS NULL) AS {{ column }},
         {% endfor %}
-        json_agg(
-            json_build_object('source', source, 'source_id', source_id, 'reason', excluded)
-            ORDER BY source, source_id
-        ) FILTER (WHERE excluded IS NOT NULL) AS excluded
+        json_agg({{ reason("excluded") }} ORDER BY source, source_id)
+            FILTER (WHERE excluded IS NOT NULL) AS excluded
     FROM judged
     GROUP BY asset
 ),
 
-decided AS MATERIALIZED (
+combined AS (
     SELECT
         collected.asset,
-        labels.symbol,
-        labels.name,
         collected.rank,
         {{ median("collected.price_usd") }} AS price_usd,
         CASE
@@ -260,21 +265,48 @@ decided AS MATERIALIZED (
         collected.listing_state,
         collected.excluded
     FROM collected
+    LEFT JOIN referred ON collected.asset = referred.asset
+    UNION ALL
+    -- Most assets have one quote. It counts unless it is not fresh, and needs no medians.
+    SELECT
+        asset,
+        CASE WHEN not_fresh IS NULL THEN rank END,
+        CASE WHEN not_fresh IS NULL THEN price_usd END,
+        NULL,
+        CASE WHEN not_fresh IS NULL THEN 1 ELSE 0 END,
+        false,
+        {% for column in VALUES[1:] + ["observed_at", "observed_at"] %}
+        CASE WHEN not_fresh IS NULL THEN {{ column }} END,
+        {% endfor %}
+        CASE WHEN not_fresh IS NULL AND price_usd <> 0 THEN 0 END,
+        listing_state,
+        CASE
+            WHEN not_fresh IS NOT NULL
+                THEN json_build_array({{ reason("not_fresh") }})
+        END
+    FROM aged
+    WHERE is_only
+),
+
+decided AS MATERIALIZED (
+    SELECT
+        combined.*,
+        labels.symbol,
+        labels.name
+    FROM combined
     CROSS JOIN LATERAL (
         SELECT
             symbol,
             name
         FROM assets
-        WHERE asset = collected.asset
+        WHERE asset = combined.asset
         LIMIT 1
     ) AS labels
-    LEFT JOIN referred ON collected.asset = referred.asset
 ),
 
 changed AS MATERIALIZED (
     SELECT
         touched.asset,
-        known.asset IS NOT NULL AS is_known,
         decided.asset IS NULL AS is_gone
     FROM touched_assets AS touched
     LEFT JOIN LATERAL (

@@ -164,7 +164,10 @@ ON CONFLICT (source) DO UPDATE SET rows = counted.rows + excluded.rows;
 UPDATE instance
 SET
     data_version = data_version + 1,
-    counted_versions = counted_versions + 1
+    counted_versions = counted_versions + 1,
+    committed_version = data_version + 1,
+    committed_at = clock_timestamp(),
+    committed_by_run = (SELECT max(runs.id) FROM runs WHERE runs.status = 'running')
 RETURNING pg_notify('kasparro_data', data_version::text);
 
 -- name: count_invalid_values --

@@ -37,5 +37,9 @@ ORDER BY version;
 -- name: table_exists --
 SELECT to_regclass('schema_migrations') IS NOT NULL;
 
+-- name: import_begun --
+-- Whether an import has begun and not ended (operations/transfer.sql).
+SELECT to_regclass('imported_parts') IS NOT NULL;
+
 -- name: record --
 INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3);

@@ -8,7 +8,19 @@ import uvloop
 
 from kasparro import logs
 from kasparro.settings import Settings
-from tests.bench import assets, first_request, growth, hostile, identity, latency, load, month, reads, scale
+from tests.bench import (
+    assets,
+    first_request,
+    growth,
+    hostile,
+    identity,
+    latency,
+    load,
+    month,
+    reads,
+    scale,
+    streams,
+)
 
 # These take minutes and gigabytes, so they run only if they are named.
 LARGE: dict[str, Callable[[], Awaitable[None]]] = {
@@ -24,6 +36,7 @@ SMALL: dict[str, Callable[[], Awaitable[None]]] = {
     "first_request": first_request.main,
     "identity": identity.main,
     "assets": assets.main,
+    "streams": streams.main,
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.model.batch import BATCH_ROWS
+from kasparro.model.batch import MERGED_ROWS
 from tests.conftest import copied_database
 from tests.support.runs import table_contents
 
@@ -31,12 +31,12 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("archives")
     chance = random.Random(7)
     for file in range(SMALL_FILES + 1):
-        rows = BATCH_ROWS + 10_000 if file == 2 else SMALL_ROWS
+        rows = MERGED_ROWS + 10_000 if file == 2 else SMALL_ROWS
         with (folder / f"{file}.csv").open("w") as out:
             labelled = file % 4 != 1
             out.write(f"id,{'symbol,name,' if labelled else ''}price_usd,last_updated\n")
             for row in range(rows):
-                coin, day = row % 500, row // 500 + chance.randrange(2) * 100
+                coin, day = row % 800, row // 800 + chance.randrange(2) * 100
                 price = "none at all" if chance.random() < 0.001 else f"{1 + chance.random() / 1000:.9f}"
                 labels = f"C{coin},Coin {coin}," if labelled else ""
                 out.write(f"coin-{coin},{labels}{price},{BEGIN + 86_400 * day}\n")

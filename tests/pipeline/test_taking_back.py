@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kasparro.model.batch import BATCH_ROWS
+from kasparro.model.batch import MERGED_ROWS
 from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.store.pool import Database
@@ -326,7 +326,7 @@ async def test_repeated_and_rounded_rows_are_no_reason_to_reject(
 async def test_several_prices_far_apart_reject_a_long_file_in_every_run(
     database: Database, connection: Connection, tmp_path: Path
 ) -> None:
-    rows = "".join(f"coin-{n},1,1515230661\n" for n in range(BATCH_ROWS + 10))
+    rows = "".join(f"coin-{n},1,1515230661\n" for n in range(MERGED_ROWS + 10))
     path = tmp_path / "long.csv"
     path.write_text(f"id,price_usd,last_updated\n{rows}coin-0,2,1515230661\n")
 
@@ -341,7 +341,7 @@ async def test_several_prices_far_apart_reject_a_long_file_in_every_run(
     assert (await source_outcomes(connection))["csv"]["valid"] == 0
     path.write_text(f"id,price_usd,last_updated\n{rows}")
     assert await run(database, tmp_path) == "succeeded"
-    assert len(await coins(connection)) == BATCH_ROWS + 10
+    assert len(await coins(connection)) == MERGED_ROWS + 10
 
 
 async def test_disagreeing_files_make_every_run_partial(

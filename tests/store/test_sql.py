@@ -17,10 +17,12 @@ SQL = Path(str(folder("read"))).parent
 TEMPLATES = (
     "read/assets.sql",
     "operations/history.sql",
+    "operations/transfer.sql",
     "read/cursor.sql",
     "read/data.sql",
     "read/history.sql",
     "read/runs.sql",
+    "read/sparklines.sql",
     "read/tables.sql",
 )
 FIXED = sorted(
@@ -126,6 +128,7 @@ def exports() -> Iterator[dict[str, Any]]:
             ],
         ),
         ("read/history.sql", "next_price", [{}]),
+        ("read/sparklines.sql", "sparklines", [{}]),
         ("read/tables.sql", "tables", [{}]),
         ("read/tables.sql", "count", [{"table": "runs"}]),
         *(

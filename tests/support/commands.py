@@ -4,15 +4,19 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+
+PROGRAM = (sys.executable, "-m", "kasparro")
 
 
 @asynccontextmanager
-async def started_command(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def started_command(
+    *arguments: str, program: Sequence[str] = PROGRAM, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """`kasparro ARGUMENTS` while the block runs; killed at the end of the block if it has not exited."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "kasparro", *arguments),
+        *(*program, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **environment},
@@ -25,9 +29,11 @@ async def started_command(*arguments: str, **environment: str) -> AsyncIterator[
             await process.communicate()
 
 
-async def run_command(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
+async def run_command(
+    *arguments: str, program: Sequence[str] = PROGRAM, **environment: str
+) -> tuple[int | None, str, str]:
     """Run `kasparro ARGUMENTS` until it exits; returns its exit code, stdout and stderr."""
-    async with started_command(*arguments, **environment) as process:
+    async with started_command(*arguments, program=program, **environment) as process:
         out, err = await process.communicate()
         return process.returncode, out.decode(), err.decode()
 

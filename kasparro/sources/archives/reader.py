@@ -8,7 +8,7 @@ from datetime import datetime
 
 import msgspec
 
-from kasparro.model.batch import BATCH_ROWS, Batch, BatchBuilder, Checkpoint
+from kasparro.model.batch import Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import InvalidValue, Reject, RejectedValue
 from kasparro.model.rival_prices import RivalPrices
 from kasparro.sources.archives.convert import Converter
@@ -39,10 +39,13 @@ UNCERTAIN_SHARES = (0.05, 0.95)
 # Rows that are converted together: few enough to stay in the processor's cache. Measured with a file of 14
 # columns and 200,000 rows: one by one 108,000 rows/s, 250 together 144,000, 500: 137,000, 2,000: 111,000.
 TOGETHER = 250
+# Rows in a batch of the worker: few, because a message is held several times while it is sent and received.
+# The service merges batches before it commits them.
+BATCH_ROWS = 5_000
 # Rows are also converted, and make a batch, when their text exceeds these limits. They are far above the text
-# of 250 and of 20,000 ordinary rows.
+# of 250 and of 5,000 ordinary rows.
 TOGETHER_CHARACTERS = 1024 * 1024
-BATCH_CHARACTERS = 16 * 1024 * 1024
+BATCH_CHARACTERS = 4 * 1024 * 1024
 # A reason quotes names and cells, which may be of any length.
 REASON_LIMIT = 1_000
 

@@ -13,7 +13,7 @@ import msgspec
 
 from kasparro.concurrency import cancel_all
 from kasparro.errors import SourceError
-from kasparro.model.batch import Batch, BatchBuilder
+from kasparro.model.batch import Batch, BatchBuilder, BatchMerger
 from kasparro.model.record import Reject
 from kasparro.settings import SourceSettings, Variable, parse_text
 from kasparro.sources.archives.discover import Archive
@@ -78,18 +78,22 @@ class Archives:
             context.progress(done, total)
             transfers = self._transfers(queue, context, first, start_worker)
             async for transfer in await stack.enter_async_context(aclosing(transfers)):
-                problem = None
+                problem, merger = None, BatchMerger()
                 try:
                     async for message in transfer.messages:
                         if isinstance(message, Portion):
                             context.progress(done + min(message.position, transfer.size), total)
-                            yield transfer.placed(message.batch)
+                            merger.add(transfer.placed(message.batch))
+                            if merger.full and (batch := merger.take()) is not None:
+                                yield batch
                         else:
                             problem = message
                 except WorkerEnded as error:
                     # The end of the process costs this file only.
                     problem = file_problem(transfer.name, str(error).removeprefix(f"{transfer.name}: "))
                     silent += isinstance(error, WorkerSilent)
+                if (batch := merger.take()) is not None:
+                    yield batch
                 if problem is not None:
                     rejects.setdefault(transfer.content or problem.content, []).append(problem.reject)
                     queue.add_copy(transfer.key)

@@ -21,8 +21,9 @@ WRONG_SECRETS = Rate(60, 60)
 # Orchestrators request these. They are always answered.
 HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 # People read these before they have a key.
-_OPEN = frozenset({"/openapi.json", "/docs", "/"})
-_OPEN_FOLDER = "/docs/"
+# The documents of the page have no data if keys are set.
+_OPEN = frozenset({"/openapi.json", "/docs", "/", "/page/activity", "/page/archives"})
+_OPEN_FOLDERS = ("/docs/", "/page/static/", "/page/coin/", "/page/activity/")
 ADMIN = "admin"
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="kasparro"'}
 
@@ -30,7 +31,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="kasparro"'}
 def needs_no_key(scope: Scope) -> bool:
     """Whether a request is for the API description, or one that browsers send without a key."""
     path = scope["path"]
-    return path in _OPEN or path.startswith(_OPEN_FOLDER) or scope["method"] == "OPTIONS"
+    return path in _OPEN or path.startswith(_OPEN_FOLDERS) or scope["method"] == "OPTIONS"
 
 
 class AccessControl:

@@ -23,6 +23,17 @@ class Connection(Protocol):
     def pipelining(self) -> bool:
         """Whether another request waits behind the one that is being answered."""
 
+    @property
+    def connection_limit(self) -> int:
+        """How many connections the server serves at once."""
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the connection was closed by `abort`."""
+
+    on_shutdown: Callable[[], None] | None
+    """Is called when the server begins to stop, if the application sets it."""
+
     def abort(self) -> None:
         """Close the connection at once, so that its client sees that the response is incomplete."""
 
@@ -61,6 +72,7 @@ class Connections:
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self._limits = limits
+        self.total = limits.total
         self._served: dict[Connection, str] = {}
         self._served_by: Counter[str] = Counter()
         # Oldest first.

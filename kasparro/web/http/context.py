@@ -44,13 +44,15 @@ class RequestContext:
 
     `key_name` is the name of its API key. `route` is the template of its path. Handlers add `database_s`, the
     time with a database connection; `postgres_pid`, the server process that worked for it; `slow`, whether
-    its query may take long; `fresh`, whether the data that was read is certainly of the newest version.
-    `extra_headers` are added to every response.
+    its query may take long; `fresh`, whether the data that was read is certainly of the newest version;
+    `duration_s`, the time that the metrics count if it is not the whole time. `extra_headers` are added to
+    every response.
     """
 
     __slots__ = (
         "cache",
         "database_s",
+        "duration_s",
         "encoding",
         "extra_headers",
         "fresh",
@@ -79,6 +81,7 @@ class RequestContext:
         self.key_name: str | None = None
         self.database_s: float | None = None
         self.postgres_pid: int | None = None
+        self.duration_s: float | None = None
         self.route = OTHER
         self.cache = NONE
         self.fresh = True

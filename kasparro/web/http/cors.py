@@ -4,7 +4,7 @@ from starlette.types import Scope
 
 from kasparro.web.http.headers import HeaderList
 
-_ALLOWED_HEADERS = b"Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-ID"
+_ALLOWED_HEADERS = b"Authorization, Content-Type, If-None-Match, Last-Event-ID, X-API-Key, X-Request-ID"
 _EXPOSE = (
     b"access-control-expose-headers",
     b"ETag, Link, Location, RateLimit, RateLimit-Policy, Retry-After, Server-Timing, WWW-Authenticate, "

@@ -9,7 +9,7 @@ import socket
 import struct
 from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
@@ -26,6 +26,9 @@ from kasparro.web.http.auth import HEALTH_PATHS
 from kasparro.web.http.connections import ConnectionLimits, Connections
 from kasparro.web.http.context import RequestContext
 from kasparro.web.http.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = structlog.get_logger()
 
@@ -86,6 +89,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._connections = _connections(server_state, self.limit_concurrency)
         # Otherwise uvicorn applies it too: in plain text, after the whole request, and to health checks.
         self.limit_concurrency = None
+        self.on_shutdown: Callable[[], None] | None = None
+        self.aborted = False
         self._client = ""
         self._reserved = False
         self._current: RequestResponseCycle | None = None
@@ -134,13 +139,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         super().shutdown()
+        if self.on_shutdown is not None:
+            self.on_shutdown()
         grace = self.config.timeout_graceful_shutdown
         if grace is not None:
             self.loop.call_later(max(0.0, grace - _BEFORE_CANCEL_S), self.abort)
 
     def abort(self) -> None:
         """Close the connection at once, and drop what waits to be sent."""
-        self._rejected = True
+        self._rejected = self.aborted = True
         self._disconnect()
         raw = self.transport.get_extra_info("socket")
         if raw is not None and not self.transport.is_closing():
@@ -234,6 +241,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def _start_pipelined(self, cycle: RequestResponseCycle, app: Any) -> None:
         if not cycle.disconnected:
             super()._start_asgi_task(cycle, app)
+
+    @property
+    def connection_limit(self) -> int:
+        """How many connections the server serves at once."""
+        return self._connections.total
 
     @property
     def pipelining(self) -> bool:

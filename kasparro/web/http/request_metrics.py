@@ -33,12 +33,14 @@ class Counts(msgspec.Struct):
     """The counters of a process.
 
     `requests` has, for each label, the seconds spent and then the number of requests in each bucket. `keys`
-    has the number of requests of each API key, `worker_exits` how often worker processes ended by reason.
+    has the number of requests of each API key, `worker_exits` how often worker processes ended by reason,
+    `streams_dropped` how many streams ended because their clients did not read.
     """
 
     requests: dict[Label, list[float]] = {}
     keys: dict[str, int] = {}
     worker_exits: dict[str, int] = {}
+    streams_dropped: int = 0
 
     def add(self, other: "Counts") -> None:
         """Add the counters of another process."""
@@ -49,6 +51,7 @@ class Counts(msgspec.Struct):
             self.keys[name] = self.keys.get(name, 0) + requests
         for reason, times in other.worker_exits.items():
             self.worker_exits[reason] = self.worker_exits.get(reason, 0) + times
+        self.streams_dropped += other.streams_dropped
 
 
 class ProcessReport(msgspec.Struct):

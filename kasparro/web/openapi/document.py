@@ -46,7 +46,7 @@ _PROBLEMS: dict[int, tuple[str, dict[str, Any]]] = {
     413: ("The request body is too large.", {"detail": "A request body has at most 1024 bytes."}),
     414: ("The URL is too long.", {"detail": "A URL has at most 16384 bytes."}),
     429: (
-        "Too many requests, or too many exports at the same time, from this key or address.",
+        "Too many requests, exports or streams at the same time, from this key or address.",
         {
             "type": "urn:kasparro:problem:rate-limit",
             "title": "Too many requests",

@@ -126,6 +126,9 @@ _PAGINATION = {
 EXAMPLES: dict[str, Any] = {
     "text/plain": "# TYPE kasparro_database_up gauge\nkasparro_database_up 1.0\n",
     "text/csv": 'source,symbol,price_usd\r\n"coingecko","btc",64210.5\r\n',
+    "text/event-stream": "id: 1146a2fd5af0-17-0\nevent: version\n"
+    'data: {"data_version":17,"committed_at":"2026-11-27T10:15:47.783419Z","run":3,"changed":{"count":1,'
+    '"rows":[["coingecko","bitcoin"]],"assets":["btc-bitcoin"]},"truncated":false}\n\n',
     "application/x-ndjson": '{"source":"coingecko","symbol":"btc","price_usd":64210.5}\n',
     "Record": _RECORD,
     "DataPage": {

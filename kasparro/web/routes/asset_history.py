@@ -141,6 +141,20 @@ async def _lines(
             yield lines
 
 
+async def candles(
+    service: Service, connection: Connection, request: Request, query: HistoryNdjsonQuery
+) -> AsyncGenerator[Candle, None]:
+    """The candles of the asset in the path. It needs a snapshot.
+
+    Raises Problem (404) if there is no such asset.
+    """
+    wanted = await _range(service, connection, request, query)
+    async with aclosing(_entries(connection, wanted)) as entries:
+        async for entry in entries:
+            if isinstance(entry, Candle):
+                yield entry
+
+
 async def _range(
     service: Service, connection: Connection, request: Request, query: HistoryQuery | HistoryNdjsonQuery
 ) -> _Range:

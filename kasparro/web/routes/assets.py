@@ -246,7 +246,8 @@ async def candidates(service: Service, request: Request, query: CandidatesQuery)
     return json_response(CandidatesPage(data=items, pagination=pagination), headers=headers)
 
 
-def _may_be_slow(query: AssetsQuery) -> bool:
+def may_be_slow(query: AssetsQuery) -> bool:
+    """Whether a query may take long."""
     if row_lists.may_be_slow(query):
         return True
     if query.asset or query.symbol or query.diverging:
@@ -269,7 +270,7 @@ ENDPOINTS = (
         query=AssetsQuery,
         response=AssetsPage,
         caching="version",
-        slow=_may_be_slow,
+        slow=may_be_slow,
         headers=paging.LINK_HEADER,
     ),
     Endpoint(

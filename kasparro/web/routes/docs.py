@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
@@ -57,7 +57,6 @@ def routes(endpoints: Sequence[Endpoint], service: Service) -> list[Route]:
         endpoints, keyed=bool(settings.api_keys), limited=settings.rate_limit is not None
     )
     return [
-        Route("/", _redirect),
         _route("/openapi.json", policy, Response(description, media_type="application/json")),
         _route("/docs", policy, Response(_PAGE, headers=_PAGE_HEADERS, media_type="text/html")),
         _route("/docs/start.js", policy, Response(_START.read_bytes(), media_type="text/javascript")),
@@ -71,11 +70,6 @@ def routes(endpoints: Sequence[Endpoint], service: Service) -> list[Route]:
             for name, media_type in _ASSETS.items()
         ),
     ]
-
-
-async def _redirect(request: Request) -> Response:
-    parameters.parse(NoParameters, request.scope["query_string"])
-    return RedirectResponse("docs")
 
 
 def _route(path: str, policy: CachePolicy, response: Response, cache_control: str = "no-cache") -> Route:

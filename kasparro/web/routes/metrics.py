@@ -43,6 +43,7 @@ _GAUGES = {
     "pool_connections_limit": "The most connections of a pool for reads.",
     "pool_connections_busy": "Connections of the pool that are in use.",
     "pool_waiting": "Requests that wait for a connection of the pool.",
+    "streams": "Open streams of events.",
     "leader": "1 while this process is the leader of all processes that share the database.",
     "process_resident_memory_bytes": "Resident memory of the process.",
     "process_open_fds": "Open file descriptors of the process.",
@@ -117,6 +118,11 @@ class _Scrape(Collector):
         for reason, times in counts.worker_exits.items():
             exits.add_metric((reason,), times)
         yield exits
+        yield CounterMetricFamily(
+            "kasparro_streams_dropped",
+            "Streams that ended because their clients did not read.",
+            counts.streams_dropped,
+        )
 
     def _gauges(self) -> Iterator[Metric]:
         for name, text in _GAUGES.items():

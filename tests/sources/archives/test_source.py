@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from kasparro.errors import SourceError
-from kasparro.model.batch import BATCH_ROWS, KnownFile
+from kasparro.model.batch import MERGED_ROWS, KnownFile
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.known_coins import KnownCoin
-from kasparro.sources.archives.reader import Problem
+from kasparro.sources.archives.reader import BATCH_ROWS, Problem
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
 from kasparro.sources.base import SourceContext
@@ -69,18 +69,18 @@ async def test_same_content_is_read_once(tmp_path: Path) -> None:
 
 
 async def test_stopped_run_ends_its_worker_and_the_next_run_resumes(tmp_path: Path, pids: list[int]) -> None:
-    path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
+    path = dump(tmp_path / "a.csv", 2 * MERGED_ROWS)
     checkpoints = Checkpoints()
     async with aclosing(Archives(str(path)).extract(checkpoints.context())) as batches:
         async for batch in batches:
             checkpoints.commit(batch)
             break
     assert ended(pids[0])
-    assert (await run_source(path, checkpoints))[0] == BATCH_ROWS
+    assert (await run_source(path, checkpoints))[0] == MERGED_ROWS
 
 
 async def test_cancelled_run_ends_its_worker(tmp_path: Path, pids: list[int]) -> None:
-    path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
+    path = dump(tmp_path / "a.csv", 2 * MERGED_ROWS)
     started = asyncio.Event()
 
     async def consume() -> None:
@@ -295,7 +295,7 @@ async def test_files_of_the_same_name_in_two_folders_are_distinct(tmp_path: Path
 
 async def test_number_of_workers_does_not_change_the_batches(tmp_path: Path) -> None:
     for file in range(7):
-        dump(tmp_path / f"{file}.csv", 20 if file != 1 else BATCH_ROWS + 20, first=file)
+        dump(tmp_path / f"{file}.csv", 20 if file != 1 else MERGED_ROWS + 20, first=file)
     (tmp_path / "3.csv").write_text("no,table\n1,2\n")
     (tmp_path / "5.csv").write_bytes((tmp_path / "4.csv").read_bytes())
     by_workers = []
@@ -309,7 +309,7 @@ async def test_number_of_workers_does_not_change_the_batches(tmp_path: Path) -> 
 
 async def test_stopped_run_ends_all_its_workers(tmp_path: Path, pids: list[int]) -> None:
     for file in range(3):
-        dump(tmp_path / f"{file}.csv", BATCH_ROWS + 20, first=file)
+        dump(tmp_path / f"{file}.csv", MERGED_ROWS + 20, first=file)
     async with aclosing(Archives(str(tmp_path), 2).extract(SourceContext(clock=lambda: NOW))) as batches:
         await anext(batches)
     assert len(pids) == 2
@@ -317,7 +317,7 @@ async def test_stopped_run_ends_all_its_workers(tmp_path: Path, pids: list[int])
 
 
 async def test_killed_worker_costs_one_file(tmp_path: Path, pids: list[int]) -> None:
-    dump(tmp_path / "a.csv", 3 * BATCH_ROWS)
+    dump(tmp_path / "a.csv", 2 * MERGED_ROWS)
     dump(tmp_path / "b.csv", 7, first=5)
     context = SourceContext(clock=lambda: NOW)
     rows, rejected = 0, list[str]()
@@ -329,7 +329,7 @@ async def test_killed_worker_costs_one_file(tmp_path: Path, pids: list[int]) -> 
             rows += batch.rows
             rejected += rejected_files(batch)
 
-    assert BATCH_ROWS < rows + 1 <= 3 * BATCH_ROWS + 7
+    assert MERGED_ROWS < rows < 2 * MERGED_ROWS
     assert rejected == ["a.csv: the process that read it ended early (signal 9)"]
     assert rows % BATCH_ROWS == 7
 

@@ -1,6 +1,7 @@
 """How connections, unsent bytes and pipelined requests are shared between clients."""
 
 import asyncio
+from collections.abc import Callable
 
 from kasparro.web.http.connections import ConnectionLimits, Connections
 
@@ -9,9 +10,11 @@ class FakeConnection:
     """A connection that notes whether it was aborted."""
 
     pipelining = False
+    connection_limit = 8
 
     def __init__(self) -> None:
         self.aborted = False
+        self.on_shutdown: Callable[[], None] | None = None
 
     def abort(self) -> None:
         self.aborted = True

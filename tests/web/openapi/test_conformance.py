@@ -80,7 +80,7 @@ async def test_generated_client(database_url: str, tmp_path: Path) -> None:
     config.write_text(
         "package_name_override: kasparro_client\npost_hooks: []\n"
         # The generator knows no other text type.
-        "content_type_overrides: {application/x-ndjson: text/plain}\n"
+        "content_type_overrides: {application/x-ndjson: text/plain, text/event-stream: text/plain}\n"
     )
     (tmp_path / "use.py").write_text(USE)
     paths = ["--config", str(config), "--output-path", str(tmp_path / "kasparro_client")]

@@ -1,0 +1,1 @@
+"""Carries all state of a database to another one, through a folder of files."""

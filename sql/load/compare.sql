@@ -1,0 +1,280 @@
+-- Finds what is new in a batch (kasparro/store/loader.py), before it is merged.
+
+{#- Compares the staged records with the tables, or only the newest record of each coin. #}
+{% macro compared(newest=false) -%}
+WITH incoming AS (
+    SELECT DISTINCT ON (source_id{{ "" if newest else ", observed_at" }})
+        position,
+        source_id,
+        observed_at,
+        content_hash,
+        has_source_time
+    FROM staged_keys
+    ORDER BY source_id, observed_at{{ " DESC" if newest }}, position DESC
+),
+looked_up AS MATERIALIZED (
+    SELECT
+        incoming.*,
+        known.content_hash AS known_hash,
+        known.file_id AS known_file,
+        coalesce(known.file_id <> $4::integer AND known.file_id <> ALL($5::integer[]), false) AS is_shared,
+        coalesce(
+            lead(incoming.source_id) OVER (ORDER BY incoming.source_id, incoming.observed_at)
+            <> incoming.source_id,
+            true
+        ) AS latest
+    FROM incoming
+    {% if newest %}
+    CROSS JOIN LATERAL (
+        SELECT
+            incoming.content_hash,
+            $4::integer AS file_id
+    ) AS known
+    {% else %}
+    LEFT JOIN LATERAL (
+        SELECT
+            content_hash,
+            file_id
+        FROM unified_history
+        WHERE source = $1 AND source_id = incoming.source_id AND observed_at = incoming.observed_at
+        LIMIT 1
+    ) AS known ON true
+    {% endif %}
+),
+compared AS (
+    SELECT
+        looked_up.position,
+        looked_up.content_hash,
+        looked_up.has_source_time,
+        looked_up.observed_at,
+        looked_up.source_id,
+        -- A record with a time of fetching is known if its content is that of the newest record, or, in a
+        -- replay, that of the newest record of the replayed run.
+        looked_up.known_hash IS NULL
+        AND (
+            looked_up.has_source_time
+            OR NOT coalesce(
+                looked_up.content_hash IN (
+                    newest.content_hash,
+                    (
+                        SELECT history.content_hash
+                        FROM unified_history AS history
+                        WHERE
+                            $2::timestamptz IS NOT NULL
+                            AND history.source = $1
+                            AND history.source_id = looked_up.source_id
+                            AND history.observed_at < looked_up.observed_at
+                            AND history.recorded_at <= $2
+                        ORDER BY history.observed_at DESC
+                        LIMIT 1
+                    )
+                ),
+                false
+            )
+        ) AS appends,
+        coalesce(looked_up.known_hash <> looked_up.content_hash, false)
+        AND NOT looked_up.is_shared AS corrects,
+        coalesce(looked_up.known_hash = looked_up.content_hash, false)
+        AND NOT looked_up.is_shared
+        AND $4 IS NOT NULL
+        AND coalesce(looked_up.known_file <> $4, true) AS claims,
+        CASE
+            WHEN looked_up.is_shared
+                THEN NOT EXISTS (
+                    SELECT FROM shared_records
+                    WHERE
+                        source = $1
+                        AND source_id = looked_up.source_id
+                        AND observed_at = looked_up.observed_at
+                        AND file_id = $4
+                        AND content_hash = looked_up.content_hash
+                )
+            ELSE false
+        END AS shares,
+        looked_up.latest
+        AND NOT looked_up.is_shared
+        AND coalesce(newest.content_hash <> looked_up.content_hash, true)
+        AND (
+            newest.source_id IS NULL
+            OR (
+                (
+                    looked_up.observed_at >= newest.observed_at
+                    OR (looked_up.has_source_time AND NOT newest.has_source_time)
+                )
+                AND ($2::timestamptz IS NULL OR coalesce(newest.fetched_at, newest.updated_at) <= $2)
+            )
+        ) AS updates_latest,
+        -- A known moment counts again only if it is corrected, so the same file again writes nothing.
+        looked_up.latest
+        AND NOT looked_up.is_shared
+        AND coalesce(
+            (
+                'symbol' <> ALL($3::text[])
+                AND looked_up.observed_at >= newest.symbol_observed_at
+                AND (
+                    looked_up.observed_at > newest.symbol_observed_at
+                    OR looked_up.known_hash <> looked_up.content_hash
+                )
+            )
+            OR (
+                'name' <> ALL($3)
+                AND looked_up.observed_at >= newest.name_observed_at
+                AND (
+                    looked_up.observed_at > newest.name_observed_at
+                    OR looked_up.known_hash <> looked_up.content_hash
+                )
+            )
+            OR (
+                'rank' <> ALL($3)
+                AND looked_up.observed_at >= newest.rank_observed_at
+                AND (
+                    looked_up.observed_at > newest.rank_observed_at
+                    OR looked_up.known_hash <> looked_up.content_hash
+                )
+            ),
+            false
+        ) AS labels
+    FROM looked_up
+    LEFT JOIN LATERAL (
+        SELECT
+            source_id,
+            content_hash,
+            observed_at,
+            has_source_time,
+            symbol_observed_at,
+            name_observed_at,
+            rank_observed_at,
+            fetched_at,
+            updated_at
+        FROM unified_data
+        WHERE
+            (looked_up.latest OR NOT looked_up.has_source_time)
+            AND source = $1
+            AND source_id = looked_up.source_id
+        LIMIT 1
+    ) AS newest ON true
+),
+written AS (
+    INSERT INTO staged_changes (
+        position,
+        content_hash,
+        has_source_time,
+        observed_at,
+        source_id,
+        appends,
+        corrects,
+        updates_latest,
+        updates_labels,
+        claims,
+        shares
+    )
+    SELECT
+        position,
+        content_hash,
+        has_source_time,
+        observed_at,
+        source_id,
+        appends,
+        corrects,
+        updates_latest,
+        labels AND NOT updates_latest,
+        claims,
+        shares
+    FROM compared
+    WHERE appends OR corrects OR updates_latest OR labels OR claims OR shares
+    RETURNING appends, corrects, updates_latest, updates_labels, claims, shares
+)
+SELECT
+    count(*) AS records,
+    count(*) FILTER (WHERE claims) AS claiming,
+    count(*) FILTER (WHERE shares) AS sharing,
+    (SELECT count(*) FROM looked_up) AS moments,
+    (SELECT min(observed_at) FROM looked_up) AS first_observed_at,
+    (SELECT max(observed_at) FROM looked_up) AS last_observed_at,
+    count(*) FILTER (WHERE appends) AS appending,
+    count(*) FILTER (WHERE corrects) AS correcting,
+    count(*) FILTER (WHERE updates_latest) AS updating_latest,
+    count(*) FILTER (WHERE updates_labels) AS updating_labels
+FROM written
+{%- endmacro %}
+
+-- name: is_new --
+-- Whether the history lacks all staged moments: it has no record of a coin between the first and the last
+-- staged one. This takes one look-up for each coin, and is skipped if there are hardly fewer coins than
+-- records, or if the first staged moment is known.
+WITH first AS (
+    SELECT
+        source_id,
+        observed_at
+    FROM staged_keys
+    LIMIT 1
+),
+
+coins AS MATERIALIZED (
+    SELECT
+        source_id,
+        min(observed_at) AS first_observed_at,
+        max(observed_at) AS last_observed_at,
+        count(*) AS records
+    FROM staged_keys
+    GROUP BY source_id
+)
+
+SELECT
+    CASE
+        WHEN EXISTS (
+            SELECT
+            FROM first
+            INNER JOIN unified_history AS history
+                ON first.source_id = history.source_id AND first.observed_at = history.observed_at
+            WHERE history.source = $1
+        ) THEN false
+        WHEN (SELECT 2 * count(*) > sum(records) FROM coins) THEN false
+        ELSE NOT EXISTS (
+            SELECT
+            FROM coins
+            CROSS JOIN LATERAL (
+                SELECT
+                FROM unified_history
+                WHERE
+                    source = $1
+                    AND source_id = coins.source_id
+                    AND observed_at BETWEEN coins.first_observed_at AND coins.last_observed_at
+                LIMIT 1
+            ) AS known
+        )
+    END;
+
+-- name: new_months --
+-- The first and the last staged moment of each month.
+SELECT
+    min(observed_at) AS first_observed_at,
+    max(observed_at) AS last_observed_at
+FROM staged_keys
+GROUP BY date_trunc('month', observed_at AT TIME ZONE 'UTC');
+
+-- name: compare --
+-- Stages what the tables do not have yet: records of moments that the history lacks (`appends`) or has with
+-- other content (`corrects`), records that become the row in unified_data (`updates_latest`), and older
+-- records that have a symbol, name or rank for a row whose own record lacks it (`updates_labels`). $3 names
+-- the fields that the records of this batch lack. They are the same for all of them, so only the latest
+-- record of each coin can update labels.
+--
+-- Of two records of one moment, the later in the batch counts. LIMIT keeps the look-up in the history one
+-- descent of the index for each row; PostgreSQL may plan a join to read whole partitions, which would cost
+-- more every month. It does the same for unified_data, here and in `save_row_versions`, where a join may read
+-- all rows of the source for every page.
+--
+-- Of an archive, $4 is the file and $5 are the files that it replaces. A moment that another file gives, too,
+-- is only noted (`shares`): when the file is loaded to its end, all records of the moment are compared
+-- (archives.sql). A moment of a replaced file, or of no known file, becomes this file's (`claims` if its
+-- content stays).
+--
+-- An older record never overwrites a newer one, and equal content writes nothing. A time of fetching is later
+-- than any time that a source gives, so it gives way to the first time that the source gives. What a replay
+-- ($2: when the replayed run ended) loads does not overwrite what was fetched later.
+{{ compared() }};
+
+-- name: compare_newest --
+-- The same for the newest record of each coin, once `append_new` has added all of them to the history.
+{{ compared(newest=true) }};
