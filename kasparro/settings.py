@@ -507,6 +507,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = "info"
 
     @property
+    def demo_home(self) -> Path:
+        """The data directory of the demo's embedded database."""
+        return self.home / "demo"
+
+    @property
     def consensus_limits(self) -> ConsensusLimits:
         """Which quotes count, and which spread is remarkable."""
         return ConsensusLimits(max_lag=self.quote_max_lag, divergence_percent=self.divergence_percent)

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -80,9 +80,16 @@ def application(settings: Settings, url: str, supervisor: Supervisor, *, demo: b
     )
 
 
-def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
+def serve(
+    settings: Settings,
+    *,
+    workers: int = 1,
+    demo_seed: int | None = None,
+    announce: Callable[[str], None] = lambda url: None,
+) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP. With `demo_seed`, the upstreams are simulated.
 
+    `announce` is called with the URL of the service as soon as the port is ours, before it answers.
     Raises KasparroError if the service cannot start.
     """
     _raise_descriptors()
@@ -97,6 +104,7 @@ def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None)
         _listening(settings) as listener,
         asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner,
     ):
+        announce(_url(listener))
         runner.run(_serve(settings, listener, stop, workers, demo_seed))
 
 
@@ -132,8 +140,7 @@ async def _serve(
             return
         # From here on, new connections wait for the first worker. Before, they were refused.
         listener.listen()
-        host, port = listener.getsockname()[:2]
-        log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
+        log.info("listening", url=_url(listener), workers=workers)
         if workers == 1:
             await _serve_here(application(settings, url, supervisor, demo=demo), settings, listener, stop)
         else:
@@ -189,7 +196,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
             "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
         }
-        home = settings.home / "demo"
+        home = settings.demo_home
         csv = registry.settings_of(settings, "csv")
         if csv.archives is None:
             # Without a past there would be nothing to draw.
@@ -262,6 +269,11 @@ def uvicorn_config(
         # Many connections that wait to be accepted may arrive at once, and each takes a descriptor.
         backlog=min(2_048, max(1, connections // 2)),
     )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _raise_descriptors() -> None:
