@@ -38,7 +38,7 @@ from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.store.archive_files import find_name, listed_files, listed_names
 from kasparro.store.bootstrap import database_url
-from kasparro.store.instance import WrongDatabase
+from kasparro.store.instance import WrongDatabase, is_demo
 from kasparro.store.locks import has_leader
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
@@ -231,13 +231,16 @@ def status(as_json: bool) -> None:
 
     async def read(database: Database) -> Status:
         await _require_schema(database, settings)
+        shown = settings
+        if await is_demo(database):
+            shown = msgspec.structs.replace(settings, interval=settings.demo_interval)
         led = await has_leader(database)
         last = await last_start(database)
-        due = last + settings.interval if led and last and settings.interval else None
+        due = last + shown.interval if led and last and shown.interval else None
         async with database.reading() as connection:
             return Status(
-                stats=await reports.stats(connection, settings, due),
-                health=await reports.health(connection, settings.sources, settings.interval),
+                stats=await reports.stats(connection, shown, due),
+                health=await reports.health(connection, shown.sources, shown.interval),
                 leading=await leading_coins(connection),
                 led=led,
             )

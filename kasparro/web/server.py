@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +39,6 @@ except ImportError:  # not on Windows
 
 log = structlog.get_logger()
 
-DEMO_INTERVAL = timedelta(seconds=20)
 # Together with the scheduler's own grace period, this keeps a stop within 10 s.
 DRAIN_S = 3
 # Connections that a process serves at once, and file descriptors that are enough for them.
@@ -217,7 +215,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             home=home,
             sources=sources,
             source_settings={**settings.source_settings, **upstreams},
-            interval=min(settings.interval or DEMO_INTERVAL, DEMO_INTERVAL),
+            interval=settings.demo_interval,
         )
 
 

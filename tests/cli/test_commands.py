@@ -274,7 +274,7 @@ async def test_demo_loads_all_sources(home: Path) -> None:
     assert beside == ""
     assert f"set KASPARRO_HOME to {home / 'demo'} for it" in beside_error
     assert code == 0
-    assert re.search(r"^1 +Bitcoin +[\d,]+\.\d\d ", shown, re.MULTILINE)
+    assert re.search(r"^ +1 +Bitcoin +[\d,]+\.\d\d ", shown, re.MULTILINE)
     assert re.search(r"^coingecko +[\d,]+ +0:\d\d:\d\d ago +0:05:40 +ok *$", shown, re.MULTILINE)
     assert re.search(r"^next run: due ", shown, re.MULTILINE)
 

@@ -37,7 +37,8 @@ async def on_terminal(*arguments: str, **environment: str) -> tuple[int | None, 
     )
     os.close(theirs)
     written = await asyncio.to_thread(_read_all, ours)
-    return await process.wait(), _CONTROL.sub("", written).replace("\r", "\n").split("\n")
+    lines = _CONTROL.sub("", written).replace("\r", "\n").split("\n")
+    return await process.wait(), [line for line in lines if line.strip()]
 
 
 def _read_all(terminal: int) -> str:
