@@ -258,8 +258,9 @@ async def test_demo_loads_all_sources(home: Path) -> None:
             async with asyncio.timeout(60):
                 while True:
                     stats = await poll_json(session, f"{url}/stats", "totals")
-                    if all(stats["totals"]["by_source"].values()):
+                    if stats["totals"]["last_success_at"] is not None:
                         break
+        assert all(stats["totals"]["by_source"].values())
         assert process.stdout is not None
         first_line = (await process.stdout.readline()).decode()
         _, beside, beside_error = await run_command("status", KASPARRO_HOME=str(home))
