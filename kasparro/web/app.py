@@ -17,6 +17,7 @@ from kasparro.web.http.disconnects import ClientDisconnected, client_disconnecte
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
 from kasparro.web.routes import (
+    archives,
     asset_history,
     assets,
     data,
@@ -63,6 +64,7 @@ def create_app(
         *assets.ENDPOINTS,
         *asset_history.ENDPOINTS,
         *runs.ENDPOINTS,
+        archives.ENDPOINT,
         *health.ENDPOINTS,
         metrics.ENDPOINT,
         stream.ENDPOINT,

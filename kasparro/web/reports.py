@@ -15,11 +15,15 @@ from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.settings import Settings
 from kasparro.sources import registry
+from kasparro.sources.archives.source import Archives
 from kasparro.sources.base import utc_now
-from kasparro.store import run_queries
+from kasparro.store import archive_queries, run_queries
+from kasparro.store.archive_queries import ArchiveFilters
 from kasparro.store.pool import Connection
 from kasparro.web.schemas import (
     OUTCOMES,
+    Archive,
+    ArchiveTotals,
     Comparison,
     Difference,
     InvalidField,
@@ -59,6 +63,16 @@ class ReportPage(msgspec.Struct, Generic[T], frozen=True):
     last: int | None
 
 
+class ArchivePage(msgspec.Struct, frozen=True):
+    """A page of archives, with the total and the (name, id) of its last one (None if none follows it), and
+    the totals of all archives."""
+
+    items: list[Archive]
+    total: int
+    last: tuple[str, int] | None
+    totals: ArchiveTotals
+
+
 async def run_report(connection: Connection, run_id: int) -> RunReport | None:
     """One run; None if there is no such run."""
     return next(iter(_runs(await run_queries.runs(connection, [run_id]))), None)
@@ -92,6 +106,26 @@ async def rejects(
     fields = RejectReport.__struct_fields__
     items = [RejectReport(**{name: row[name] for name in fields}) for row in page.rows]
     return ReportPage(items, page.total, page.last)
+
+
+async def archives(
+    connection: Connection,
+    filters: ArchiveFilters,
+    *,
+    limit: int,
+    offset: int = 0,
+    after: tuple[str, int] | None = None,
+) -> ArchivePage:
+    """A page of archives by name, at an offset or after one of them."""
+    page = await archive_queries.archives(
+        connection, Archives.name, filters, limit=limit, offset=offset, after=after
+    )
+    return ArchivePage(
+        [_archive(row, page.records.get(row["id"])) for row in page.rows],
+        page.total,
+        page.last,
+        ArchiveTotals(**page.states, problems=page.problems),
+    )
 
 
 async def stats(
@@ -164,6 +198,24 @@ def compare(a: RunReport, b: RunReport) -> Comparison:
         only_a=sorted(in_a.keys() - in_b.keys()),
         only_b=sorted(in_b.keys() - in_a.keys()),
         sources=[_compare_sources(name, in_a.get(name), in_b.get(name)) for name in names],
+    )
+
+
+def _archive(file: asyncpg.Record, records: asyncpg.Record | None) -> Archive:
+    return Archive(
+        file=file["file"],
+        state=file["state"],
+        loaded_at=file["loaded_at"],
+        rows=records["records"] if records else 0,
+        coin=records["coin"] if records else None,
+        asset=records["asset"] if records else None,
+        coins=records["coins"] if records else 0,
+        quoted_in=file["quoted_in"],
+        first_observed_at=records["first_observed_at"] if records else None,
+        last_observed_at=records["last_observed_at"] if records else None,
+        problem=file["problem"],
+        setting=file["setting"],
+        rejected_in=file["rejected_in"],
     )
 
 
