@@ -3,13 +3,13 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Generic, TypeVar
 
 import asyncpg
 import msgspec
 
-from kasparro.pipeline.call_budget import budget
+from kasparro.pipeline.call_budget import Budget, budget
 from kasparro.pipeline.quality import freshness
 from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics
 from kasparro.pipeline.quality.drift import Drift
@@ -20,6 +20,7 @@ from kasparro.sources.base import utc_now
 from kasparro.store import archive_queries, run_queries
 from kasparro.store.archive_queries import ArchiveFilters
 from kasparro.store.pool import Connection
+from kasparro.store.run_queries import Usage
 from kasparro.web.schemas import (
     OUTCOMES,
     Archive,
@@ -137,12 +138,7 @@ async def stats(
     """The service at a glance, read at one moment. Only a scheduler knows `next_run_at`."""
     now = clock()
     apis = registry.api_names()
-    found = await run_queries.overview(
-        connection,
-        month=now.date().replace(day=1),
-        drift_of=apis,
-        pages_of=[source for source in apis if registry.is_paged(source)],
-    )
+    found = await run_queries.overview(connection, month=_month(now), drift_of=apis, pages_of=_paged())
     # The table may have rows of a source whose package is not installed here.
     by_source = dict.fromkeys(registry.names(), 0) | found.records
     return Stats(
@@ -159,20 +155,21 @@ async def stats(
             interval_s=settings.interval.total_seconds() if settings.interval else None,
             next_run_at=next_run_at,
         ),
-        budget={
-            source: budget(
-                found.calls.get(source, 0),
-                registry.monthly_calls(settings, source),
-                found.pages.get(source, []),
-                now=now,
-                interval=settings.interval,
-                next_run_at=next_run_at,
-                max_pages=registry.max_pages(settings, source),
-            )
-            for source in apis
-        },
+        budget=_budgets(found.usage, settings, next_run_at, now),
         drift={source: _DRIFT.decode(drift) for source, drift in found.drift.items()},
     )
+
+
+async def budgets(
+    connection: Connection,
+    settings: Settings,
+    next_run_at: datetime | None = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> dict[str, Budget]:
+    """The call budget of each API, as `stats` has it, without counting rows."""
+    now = clock()
+    usage = await run_queries.usage(connection, month=_month(now), pages_of=_paged())
+    return _budgets(usage, settings, next_run_at, now)
 
 
 async def health(
@@ -199,6 +196,31 @@ def compare(a: RunReport, b: RunReport) -> Comparison:
         only_b=sorted(in_b.keys() - in_a.keys()),
         sources=[_compare_sources(name, in_a.get(name), in_b.get(name)) for name in names],
     )
+
+
+def _month(now: datetime) -> date:
+    return now.date().replace(day=1)
+
+
+def _paged() -> list[str]:
+    return [source for source in registry.api_names() if registry.is_paged(source)]
+
+
+def _budgets(
+    usage: Usage, settings: Settings, next_run_at: datetime | None, now: datetime
+) -> dict[str, Budget]:
+    return {
+        source: budget(
+            usage.calls.get(source, 0),
+            registry.monthly_calls(settings, source),
+            usage.pages.get(source, []),
+            now=now,
+            interval=settings.interval,
+            next_run_at=next_run_at,
+            max_pages=registry.max_pages(settings, source),
+        )
+        for source in registry.api_names()
+    }
 
 
 def _archive(file: asyncpg.Record, records: asyncpg.Record | None) -> Archive:
