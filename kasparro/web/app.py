@@ -27,6 +27,8 @@ from kasparro.web.routes import (
     history,
     metrics,
     page,
+    page_activity,
+    page_archives,
     page_coin,
     page_market,
     runs,
@@ -36,7 +38,13 @@ from kasparro.web.routes import (
 from kasparro.web.service import SchedulerLike, Service
 
 # The views of the page in the order of its navigation, and what only its modules read.
-VIEWS = (page_market.VIEW, page_coin.VIEW)
+VIEWS = (
+    page_market.VIEW,
+    page_coin.VIEW,
+    page_activity.ACTIVITY,
+    page_activity.RUN,
+    page_archives.VIEW,
+)
 PAGE_DATA = (sparklines.ENDPOINT,)
 
 
