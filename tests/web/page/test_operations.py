@@ -1,0 +1,340 @@
+"""The views Sources and runs, Run, and Archives, in a real browser."""
+
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import asyncpg
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Route, async_playwright, expect
+
+from kasparro.sources.archives.source import Archives
+from kasparro.sources.registry import load_settings
+from kasparro.store.pool import Connection, Database
+from tests.conftest import copied_database
+from tests.support.archives import table
+from tests.support.assets import make_link, resolve
+from tests.support.json_responses import get_json
+from tests.support.runs import add_run, add_source, run_sources
+from tests.web.conftest import serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "<img src=x onerror=alert(1)>"
+VIEWS = ("/page/activity", "/page/activity/{run}", "/page/archives")
+RUNS = 30
+REJECTS = 30
+HOUR = timedelta(hours=1)
+
+
+class Shown:
+    """A running service: its URL, a client of it, and the run that has all kinds of findings."""
+
+    def __init__(self, client: aiohttp.ClientSession, connection: Connection, run: int) -> None:
+        self.client, self.connection, self.run = client, connection, run
+
+    def url(self, path: str) -> str:
+        """The URL of a view."""
+        return f"{self.client._base_url}".rstrip("/") + path.format(run=self.run)
+
+
+async def fill(connection: Connection, database: Database, folder: Path) -> int:
+    """Runs of 30 hours; then one that loads a folder, and that has drift, anomalies and hostile texts.
+
+    CoinGecko is on time, CoinPaprika is late.
+    """
+    now = datetime.now(UTC)
+    for age in range(RUNS, 0, -1):
+        began = now - age * HOUR
+        times = {"started_at": began, "finished_at": began + timedelta(seconds=age)}
+        run = await add_run(connection, "failed" if age == 9 else "succeeded", **times)
+        for source in ("coingecko", "coinpaprika"):
+            status = "failed" if source == "coinpaprika" and age < 10 else "succeeded"
+            error = f"429: {HOSTILE}" if status == "failed" else None
+            figures = {"fetched": 100, "valid": 100, "updated": 100} if error is None else {}
+            await add_source(connection, run, source, status, error=error, **figures, **times)
+    folder.mkdir()
+    (folder / f"{HOSTILE}.csv").write_text(table("date,close", "2024-01-01,1.5", "2024-01-02,1.6"))
+    for name in ("btc-usd-max.csv", "eth-usd-max.csv"):
+        (folder / name).write_text(
+            table("snapped_at,price,market_cap,total_volume", "2024-01-01 00:00:00 UTC,1.5,2.0,3.0")
+        )
+    await run_sources(database, [Archives(str(folder))], "schedule")
+    run = await connection.fetchval("SELECT max(id) FROM runs")
+    finding = {"field": HOSTILE, "change": "vanished", "records": 9, "of": 9, "before": "a number"}
+    finding |= {"after": "not there", "samples": [HOSTILE], "nearest": None, "confidence": None}
+    finding |= {"since_run": run}
+    anomaly = {"kind": "few-records", "detail": "9 records, usually 100", "value": 9, "usual": 100}
+    anomaly |= {"lasting": False, "since_run": run, "since": "2024-06-01T12:00:00Z"}
+    await add_source(
+        connection,
+        *(run, "coingecko", "succeeded"),
+        fetched=1_234,
+        valid=1_234 - REJECTS,
+        rejected=REJECTS,
+        started_at=now,
+        finished_at=now,
+        drift=json.dumps([finding]),
+        anomalies=json.dumps([anomaly]),
+    )
+    await connection.executemany(
+        "INSERT INTO rejects (run_id, source, reason, field, raw) "
+        "VALUES ($1, 'coingecko', $2, 'price_usd', $3)",
+        [
+            (run, f"not a number: {HOSTILE}", f'{{"id": {number}, "name": "{HOSTILE}"}}')
+            for number in range(REJECTS)
+        ],
+    )
+    await connection.execute(
+        "INSERT INTO reject_counts VALUES ($1, 'coingecko', '', 'price_usd', 'not a number', $2)",
+        run,
+        REJECTS,
+    )
+    await connection.execute(
+        "INSERT INTO api_calls VALUES ('coingecko', $1, 2500)", now.date().replace(day=1)
+    )
+    await resolve(database, make_link("csv", source_id="btc", symbol=None))
+    # The run of the helper has no end.
+    await connection.execute("DELETE FROM runs WHERE status = 'running'")
+    return int(run)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shown(
+    server_url: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Shown]:
+    """The service of this module."""
+    settings = load_settings({"KASPARRO_COINGECKO_MONTHLY_CALLS": "10000"})
+    async with copied_database(server_url, template) as url, Database(url) as database:
+        connection = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
+        run = await fill(connection, database, tmp_path_factory.mktemp("archives") / "folder")
+        async with serving(url, settings) as client:
+            yield Shown(client, connection, run)
+        await connection.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A real browser."""
+    if BROWSER is None:
+        pytest.skip("Chromium is not installed; Debian's package is chromium")
+    async with async_playwright() as driver:
+        opened = await driver.chromium.launch(
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield opened
+        await opened.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def tab(browser: Browser) -> AsyncIterator[Page]:
+    """A tab of a phone, which fails the test if a script fails or a text of an upstream runs."""
+    context = await browser.new_context(viewport={"width": 390, "height": 844})
+    page = await context.new_page()
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("dialog", lambda dialog: broken.append(dialog.message))
+    yield page
+    await context.close()
+    assert not broken
+
+
+async def test_a_late_source_is_plain_without_scrolling(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/activity"))
+
+    verdict = tab.locator(".banner")
+    await expect(verdict).to_contain_text("coinpaprika: late")
+    await expect(verdict).not_to_contain_text("coingecko: late")
+    late = tab.locator(".source", has_text="coinpaprika")
+    await expect(late).to_contain_text("9\N{NARROW NO-BREAK SPACE}h ago")
+    await expect(late).to_contain_text("expected within 2\N{NARROW NO-BREAK SPACE}h")
+    box = await late.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < 844
+
+
+async def test_a_source_shows_its_error_and_its_call_budget(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/activity"))
+
+    await expect(tab.locator(".source", has_text="coinpaprika")).to_contain_text(f"failed: 429: {HOSTILE}")
+    budget = tab.locator(".source", has_text="coingecko").locator(".budget")
+    await expect(budget).to_contain_text("2,500 of 10,000 calls")
+    await expect(budget.locator(".part")).to_have_attribute("width", "25")
+
+
+async def test_the_strip_has_a_bar_for_each_run_and_leads_to_it(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/activity"))
+
+    bars = tab.locator(".strip svg a")
+    await expect(bars).to_have_count(RUNS + 1)
+    title = await bars.last.locator("title").text_content()
+    assert title is not None
+    assert re.fullmatch(
+        rf"Run {shown.run}, partial: .* UTC, .*, [\d,]+ changed, {REJECTS + 1} rejected", title
+    )
+    await bars.nth(-2).locator(".slot").click(force=True)
+    await expect(tab.locator("h1")).to_have_text(f"Run {shown.run - 1} succeeded")
+
+
+async def test_runs_are_filtered_and_paged_under_urls_of_their_own(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/activity"))
+    rows = tab.locator(".runs tbody tr")
+    await expect(rows).to_have_count(25)
+
+    await tab.get_by_role("link", name="Next").click()
+    await expect(rows).to_have_count(RUNS + 1 - 25)
+    assert tab.url.endswith("?page=2")
+
+    await tab.get_by_role("link", name="Failed").click()
+    await expect(rows).to_have_count(1)
+    assert tab.url.endswith("?status=failed")
+    await tab.reload()
+    await expect(rows).to_have_count(1)
+
+    await tab.get_by_role("link", name="Interrupted").click()
+    await expect(tab.get_by_role("heading", name="No run has this status")).to_be_visible()
+    await tab.go_back()
+    await expect(rows).to_have_count(1)
+
+
+async def test_a_run_shows_its_findings_and_rejects(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/activity/{run}"))
+
+    part = tab.locator(".part", has_text="coingecko")
+    await expect(part.locator("[data-count=fetched]")).to_have_text("1,234")
+    await expect(part.get_by_text("9 records, usually 100")).to_be_visible()
+    await expect(part.locator(".findings code").first).to_have_text(HOSTILE)
+    await expect(tab.locator(".part", has_text="Rejected files: 1")).to_contain_text('currency = "USD"')
+    rejects = tab.locator(".rejects tbody tr")
+    await expect(rejects).to_have_count(25)
+    await expect(rejects.last).to_contain_text(f"not a number: {HOSTILE}")
+    await tab.get_by_role("link", name="Next").click()
+    await expect(rejects).to_have_count(REJECTS + 1 - 25)
+    await expect(rejects.last).to_contain_text(f'{{"id": {REJECTS - 1}')
+
+
+async def test_runs_lead_to_their_neighbours(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/activity/{run}"))
+
+    await expect(tab.get_by_role("link", name=f"Run {shown.run + 1}")).to_have_count(0)
+    await tab.get_by_role("link", name=f"Run {shown.run - 1}").click()
+    await expect(tab.get_by_role("link", name=f"Run {shown.run}", exact=True)).to_be_visible()
+
+
+async def test_an_unknown_run_is_explained(tab: Page, shown: Shown) -> None:
+    for run in ("999", "x"):
+        answer = await tab.goto(shown.url(f"/page/activity/{run}"))
+        assert answer is not None
+        assert answer.status == 404
+        await expect(tab.get_by_role("link", name="Go to the market")).to_be_visible()
+
+
+async def test_archives_show_what_is_loaded_and_what_would_settle_the_rest(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/archives"))
+
+    loaded = tab.locator(".archives tr", has_text="btc-usd-max.csv")
+    await expect(loaded).to_contain_text("loaded")
+    await expect(loaded.get_by_role("link", name="btc")).to_have_attribute("href", "../page/coin/btc-bitcoin")
+    await expect(tab.locator(".archives .file").first).to_have_text(f"{HOSTILE}.csv")
+    rejected = tab.locator(".archives .problem")
+    await expect(rejected).to_contain_text("its currency is unknown")
+    await expect(rejected).to_contain_text(f"put this into {HOSTILE}.csv.toml")
+    await expect(rejected.locator("pre")).to_contain_text('currency = "USD"')
+
+
+async def test_the_lines_of_an_archive_are_copied(tab: Page, shown: Shown) -> None:
+    await tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await tab.goto(shown.url("/page/archives?problem=true"))
+
+    await tab.get_by_role("button", name="Copy").click()
+
+    await expect(tab.get_by_role("button", name="Copied")).to_be_visible()
+    copied = await tab.evaluate("navigator.clipboard.readText()")
+    assert copied == await tab.locator(".setting pre").text_content()
+
+
+async def test_archives_are_searched_as_you_type(tab: Page, shown: Shown) -> None:
+    await tab.goto(shown.url("/page/archives"))
+    files = tab.locator(".archives tbody th")
+
+    await tab.keyboard.press("/")
+    await tab.keyboard.type("ETH-")
+    await expect(files).to_have_text(["eth-usd-max.csv"])
+    assert tab.url.endswith("?q=ETH-")
+
+    await tab.keyboard.type("nothing")
+    await expect(tab.get_by_role("heading", name="No file matches “ETH-nothing”")).to_be_visible()
+    await tab.keyboard.press("Escape")
+    await expect(files).to_have_count(3)
+
+
+async def test_hostile_texts_are_texts(tab: Page, shown: Shown) -> None:
+    for path in VIEWS:
+        await tab.goto(shown.url(path))
+        await expect(tab.get_by_text(HOSTILE).first).to_be_attached()
+        await expect(tab.locator("main img, main script")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [360, 1024, 2560])
+async def test_views_fit_their_window(tab: Page, shown: Shown, width: int) -> None:
+    await tab.set_viewport_size({"width": width, "height": 900})
+    for path in VIEWS:
+        await tab.goto(shown.url(path))
+        assert await tab.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+async def test_a_run_at_work_is_followed(tab: Page, shown: Shown) -> None:
+    events: list[str] = []
+
+    async def stream(route: Route) -> None:
+        body = "".join(f"event: run\ndata: {event}\n\n" for event in events)
+        await route.fulfill(body=body, content_type="text/event-stream")
+
+    await tab.route("**/stream", stream)
+    run = await add_run(shown.connection, "running", started_at=datetime.now(UTC))
+    await add_source(shown.connection, run, "coingecko", "running", fetched=1_000)
+    await tab.goto(shown.url("/page/activity"))
+    at_work = tab.locator(".now")
+    await expect(at_work.locator("[data-count=fetched]")).to_have_text("1,000")
+
+    # Its counts come with the event, and need no other request.
+    report = await get_json(shown.client, f"/runs/{run}")
+    report["sources"][0]["records"]["fetched"] = 2_000
+    events.append(json.dumps(report))
+    await expect(at_work.locator("[data-count=fetched]")).to_have_text("2,000")
+
+    await shown.connection.execute("DELETE FROM runs WHERE id = $1", run)
+    events[0] = json.dumps({**report, "status": "succeeded"})
+    await expect(at_work).to_have_count(0)
+
+
+async def test_views_without_data_say_what_comes_next(tab: Page, server_url: str, template: str) -> None:
+    async with copied_database(server_url, template) as url, serving(url) as client:
+        for path, heading in (
+            ("/page/activity", "No run yet"),
+            ("/page/archives", "No archive is loaded"),
+        ):
+            await tab.goto(f"{client._base_url}".rstrip("/") + path)
+            await expect(tab.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+        await tab.goto("about:blank")
+
+
+async def test_views_need_the_key(server_url: str, template: str) -> None:
+    key = "a-key-of-the-tests"
+    settings = load_settings({"KASPARRO_API_KEYS": f"tests:{key}"})
+    async with copied_database(server_url, template) as url, serving(url, settings) as client:
+        for path, heading in (("/activity", "Sources and runs"), ("/archives", "No archive is loaded")):
+            async with client.get(f"/page{path}") as response:
+                document = await response.text()
+            assert "An API key is needed" in document
+            assert heading not in document
+            async with client.get(f"/page/views{path}") as response:
+                assert response.status == 401
+            async with client.get(f"/page/views{path}", headers={"X-API-Key": key}) as response:
+                assert heading in await response.text()
