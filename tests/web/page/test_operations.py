@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.registry import load_settings
@@ -22,11 +21,11 @@ from tests.support.assets import make_link, resolve
 from tests.support.json_responses import get_json
 from tests.support.runs import add_run, add_source, run_sources
 from tests.web.conftest import serving
+from tests.web.page.conftest import Tab
+from tests.web.page.site import HOSTILE, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOSTILE = "<img src=x onerror=alert(1)>"
 VIEWS = ("/page/activity", "/page/activity/{run}", "/page/archives")
 RUNS = 30
 REJECTS = 30
@@ -119,39 +118,21 @@ async def shown(
         await connection.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    """A real browser."""
-    if BROWSER is None:
-        pytest.skip("Chromium is not installed; Debian's package is chromium")
-    async with async_playwright() as driver:
-        opened = await driver.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-background-networking"]
-        )
-        yield opened
-        await opened.close()
-
-
 @pytest_asyncio.fixture(loop_scope="module")
-async def tab(browser: Browser) -> AsyncIterator[Page]:
-    """A tab of a phone, which fails the test if a script fails or a text of an upstream runs."""
-    context = await browser.new_context(viewport={"width": 390, "height": 844})
-    page = await context.new_page()
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    page.on("dialog", lambda dialog: broken.append(dialog.message))
-    yield page
-    await context.close()
-    assert not broken
+async def page(tab: Tab) -> AsyncIterator[Page]:
+    """A tab of a phone. It fails the test if its console shows an error."""
+    await tab.page.set_viewport_size({"width": 390, "height": 844})
+    yield tab.page
+    assert tab.errors == []
 
 
-async def test_a_late_source_is_plain_without_scrolling(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/activity"))
+async def test_a_late_source_is_plain_without_scrolling(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity"))
 
-    verdict = tab.locator(".banner")
+    verdict = page.locator(".banner")
     await expect(verdict).to_contain_text("coinpaprika: late")
     await expect(verdict).not_to_contain_text("coingecko: late")
-    late = tab.locator(".source", has_text="coinpaprika")
+    late = page.locator(".source", has_text="coinpaprika")
     await expect(late).to_contain_text("9\N{NARROW NO-BREAK SPACE}h ago")
     await expect(late).to_contain_text("expected within 2\N{NARROW NO-BREAK SPACE}h")
     box = await late.bounding_box()
@@ -159,19 +140,19 @@ async def test_a_late_source_is_plain_without_scrolling(tab: Page, shown: Shown)
     assert box["y"] + box["height"] < 844
 
 
-async def test_a_source_shows_its_error_and_its_call_budget(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/activity"))
+async def test_a_source_shows_its_error_and_its_call_budget(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity"))
 
-    await expect(tab.locator(".source", has_text="coinpaprika")).to_contain_text(f"failed: 429: {HOSTILE}")
-    budget = tab.locator(".source", has_text="coingecko").locator(".budget")
+    await expect(page.locator(".source", has_text="coinpaprika")).to_contain_text(f"failed: 429: {HOSTILE}")
+    budget = page.locator(".source", has_text="coingecko").locator(".budget")
     await expect(budget).to_contain_text("2,500 of 10,000 calls")
     await expect(budget.locator(".part")).to_have_attribute("width", "25")
 
 
-async def test_the_strip_has_a_bar_for_each_run_and_leads_to_it(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/activity"))
+async def test_the_strip_has_a_bar_for_each_run_and_leads_to_it(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity"))
 
-    bars = tab.locator(".strip svg a")
+    bars = page.locator(".strip svg a")
     await expect(bars).to_have_count(RUNS + 1)
     title = await bars.last.locator("title").text_content()
     assert title is not None
@@ -179,128 +160,133 @@ async def test_the_strip_has_a_bar_for_each_run_and_leads_to_it(tab: Page, shown
         rf"Run {shown.run}, partial: .* UTC, .*, [\d,]+ changed, {REJECTS + 1} rejected", title
     )
     await bars.nth(-2).locator(".slot").click(force=True)
-    await expect(tab.locator("h1")).to_have_text(f"Run {shown.run - 1} succeeded")
+    await expect(page.locator("h1")).to_have_text(f"Run {shown.run - 1} succeeded")
 
 
-async def test_runs_are_filtered_and_paged_under_urls_of_their_own(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/activity"))
-    rows = tab.locator(".runs tbody tr")
+async def test_runs_are_filtered_and_paged_under_urls_of_their_own(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity"))
+    rows = page.locator(".runs tbody tr")
     await expect(rows).to_have_count(25)
 
-    await tab.get_by_role("link", name="Next").click()
+    await page.get_by_role("link", name="Next").click()
     await expect(rows).to_have_count(RUNS + 1 - 25)
-    assert tab.url.endswith("?page=2")
+    assert page.url.endswith("?page=2")
 
-    await tab.get_by_role("link", name="Failed").click()
+    await page.get_by_role("link", name="Failed").click()
     await expect(rows).to_have_count(1)
-    assert tab.url.endswith("?status=failed")
-    await tab.reload()
-    await expect(rows).to_have_count(1)
-
-    await tab.get_by_role("link", name="Interrupted").click()
-    await expect(tab.get_by_role("heading", name="No run has this status")).to_be_visible()
-    await tab.go_back()
+    assert page.url.endswith("?status=failed")
+    await page.reload()
     await expect(rows).to_have_count(1)
 
+    await page.get_by_role("link", name="Interrupted").click()
+    await expect(page.get_by_role("heading", name="No run has this status")).to_be_visible()
+    await page.go_back()
+    await expect(rows).to_have_count(1)
 
-async def test_a_run_shows_its_findings_and_rejects(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/activity/{run}"))
 
-    part = tab.locator(".part", has_text="coingecko")
+async def test_a_run_shows_its_findings_and_rejects(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity/{run}"))
+
+    part = page.locator(".part", has_text="coingecko")
     await expect(part.locator("[data-count=fetched]")).to_have_text("1,234")
     await expect(part.get_by_text("9 records, usually 100")).to_be_visible()
     await expect(part.locator(".findings code").first).to_have_text(HOSTILE)
-    await expect(tab.locator(".part", has_text="Rejected files: 1")).to_contain_text('currency = "USD"')
-    rejects = tab.locator(".rejects tbody tr")
+    await expect(page.locator(".part", has_text="Rejected files: 1")).to_contain_text('currency = "USD"')
+    rejects = page.locator(".rejects tbody tr")
     await expect(rejects).to_have_count(25)
     await expect(rejects.last).to_contain_text(f"not a number: {HOSTILE}")
-    await tab.get_by_role("link", name="Next").click()
+    await page.get_by_role("link", name="Next").click()
     await expect(rejects).to_have_count(REJECTS + 1 - 25)
     await expect(rejects.last).to_contain_text(f'{{"id": {REJECTS - 1}')
 
 
-async def test_runs_lead_to_their_neighbours(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/activity/{run}"))
+async def test_runs_lead_to_their_neighbours(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity/{run}"))
 
-    await expect(tab.get_by_role("link", name=f"Run {shown.run + 1}")).to_have_count(0)
-    await tab.get_by_role("link", name=f"Run {shown.run - 1}").click()
-    await expect(tab.get_by_role("link", name=f"Run {shown.run}", exact=True)).to_be_visible()
-
-
-async def test_an_unknown_run_is_explained(tab: Page, shown: Shown) -> None:
-    for run in ("999", "x"):
-        answer = await tab.goto(shown.url(f"/page/activity/{run}"))
-        assert answer is not None
-        assert answer.status == 404
-        await expect(tab.get_by_role("link", name="Go to the market")).to_be_visible()
+    await expect(page.get_by_role("link", name=f"Run {shown.run + 1}")).to_have_count(0)
+    await page.get_by_role("link", name=f"Run {shown.run - 1}").click()
+    await expect(page.get_by_role("link", name=f"Run {shown.run}", exact=True)).to_be_visible()
 
 
-async def test_archives_show_what_is_loaded_and_what_would_settle_the_rest(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/archives"))
+async def test_an_unknown_run_is_explained(shown: Shown) -> None:
+    for run, why in (("999", "There is no such run."), ("x", "The id of a run is a number.")):
+        async with shown.client.get(f"/page/activity/{run}") as response:
+            assert response.status == 404
+            assert why in await response.text()
 
-    loaded = tab.locator(".archives tr", has_text="btc-usd-max.csv")
+
+async def test_archives_show_what_is_loaded_and_what_would_settle_the_rest(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/archives"))
+
+    loaded = page.locator(".archives tr", has_text="btc-usd-max.csv")
     await expect(loaded).to_contain_text("loaded")
     await expect(loaded.get_by_role("link", name="btc")).to_have_attribute("href", "../page/coin/btc-bitcoin")
-    await expect(tab.locator(".archives .file").first).to_have_text(f"{HOSTILE}.csv")
-    rejected = tab.locator(".archives .problem")
+    await expect(page.locator(".archives .file").first).to_have_text(f"{HOSTILE}.csv")
+    rejected = page.locator(".archives .problem")
     await expect(rejected).to_contain_text("its currency is unknown")
     await expect(rejected).to_contain_text(f"put this into {HOSTILE}.csv.toml")
     await expect(rejected.locator("pre")).to_contain_text('currency = "USD"')
 
 
-async def test_the_lines_of_an_archive_are_copied(tab: Page, shown: Shown) -> None:
-    await tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    await tab.goto(shown.url("/page/archives?problem=true"))
+async def test_the_lines_of_an_archive_are_copied(page: Page, shown: Shown) -> None:
+    await page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    await page.goto(shown.url("/page/archives?problem=true"))
 
-    await tab.get_by_role("button", name="Copy").click()
+    await page.get_by_role("button", name="Copy").click()
 
-    await expect(tab.get_by_role("button", name="Copied")).to_be_visible()
-    copied = await tab.evaluate("navigator.clipboard.readText()")
-    assert copied == await tab.locator(".setting pre").text_content()
+    await expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    copied = await page.evaluate("navigator.clipboard.readText()")
+    assert copied == await page.locator(".setting pre").text_content()
 
 
-async def test_archives_are_searched_as_you_type(tab: Page, shown: Shown) -> None:
-    await tab.goto(shown.url("/page/archives"))
-    files = tab.locator(".archives tbody th")
+async def test_archives_are_searched_as_you_type(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/archives"))
+    files = page.locator(".archives tbody th")
 
-    await tab.keyboard.press("/")
-    await tab.keyboard.type("ETH-")
+    await page.keyboard.press("/")
+    await page.keyboard.type("ETH-")
     await expect(files).to_have_text(["eth-usd-max.csv"])
-    assert tab.url.endswith("?q=ETH-")
+    assert page.url.endswith("?q=ETH-")
 
-    await tab.keyboard.type("nothing")
-    await expect(tab.get_by_role("heading", name="No file matches “ETH-nothing”")).to_be_visible()
-    await tab.keyboard.press("Escape")
+    await page.keyboard.type("nothing")
+    await expect(page.get_by_role("heading", name="No file matches “ETH-nothing”")).to_be_visible()
+    await page.keyboard.press("Escape")
     await expect(files).to_have_count(3)
 
 
-async def test_hostile_texts_are_texts(tab: Page, shown: Shown) -> None:
+async def test_hostile_texts_are_texts(page: Page, shown: Shown) -> None:
     for path in VIEWS:
-        await tab.goto(shown.url(path))
-        await expect(tab.get_by_text(HOSTILE).first).to_be_attached()
-        await expect(tab.locator("main img, main script")).to_have_count(0)
+        await page.goto(shown.url(path))
+        await expect(page.get_by_text(HOSTILE).first).to_be_attached()
+        await expect(page.locator("main img, main script")).to_have_count(0)
 
 
-@pytest.mark.parametrize("width", [360, 1024, 2560])
-async def test_views_fit_their_window(tab: Page, shown: Shown, width: int) -> None:
-    await tab.set_viewport_size({"width": width, "height": 900})
-    for path in VIEWS:
-        await tab.goto(shown.url(path))
-        assert await tab.evaluate("document.documentElement.scrollWidth") <= width, path
+async def test_views_are_accessible_and_fit_their_window(shown: Shown, browser: Browser) -> None:
+    for scheme, width in (("light", 360), ("light", 1024), ("dark", 390), ("dark", 1920)):
+        context = await browser.new_context(
+            viewport={"width": width, "height": 844},
+            color_scheme=scheme,  # type: ignore[arg-type]
+        )
+        page = await context.new_page()
+        for path in VIEWS:
+            await page.goto(shown.url(path))
+            assert await violations(page) == [], (scheme, path)
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width, (width, path)
+        await context.close()
 
 
-async def test_a_run_at_work_is_followed(tab: Page, shown: Shown) -> None:
+async def test_a_run_at_work_is_followed(page: Page, shown: Shown) -> None:
     events: list[str] = []
 
     async def stream(route: Route) -> None:
         body = "".join(f"event: run\ndata: {event}\n\n" for event in events)
         await route.fulfill(body=body, content_type="text/event-stream")
 
-    await tab.route("**/stream", stream)
+    await page.route("**/stream", stream)
     run = await add_run(shown.connection, "running", started_at=datetime.now(UTC))
     await add_source(shown.connection, run, "coingecko", "running", fetched=1_000)
-    await tab.goto(shown.url("/page/activity"))
-    at_work = tab.locator(".now")
+    await page.goto(shown.url("/page/activity"))
+    at_work = page.locator(".now")
     await expect(at_work.locator("[data-count=fetched]")).to_have_text("1,000")
 
     # Its counts come with the event, and need no other request.
@@ -314,15 +300,15 @@ async def test_a_run_at_work_is_followed(tab: Page, shown: Shown) -> None:
     await expect(at_work).to_have_count(0)
 
 
-async def test_views_without_data_say_what_comes_next(tab: Page, server_url: str, template: str) -> None:
+async def test_views_without_data_say_what_comes_next(page: Page, server_url: str, template: str) -> None:
     async with copied_database(server_url, template) as url, serving(url) as client:
         for path, heading in (
             ("/page/activity", "No run yet"),
             ("/page/archives", "No archive is loaded"),
         ):
-            await tab.goto(f"{client._base_url}".rstrip("/") + path)
-            await expect(tab.get_by_role("heading", name=heading, exact=True)).to_be_visible()
-        await tab.goto("about:blank")
+            await page.goto(f"{client._base_url}".rstrip("/") + path)
+            await expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+        await page.goto("about:blank")
 
 
 async def test_views_need_the_key(server_url: str, template: str) -> None:
