@@ -161,7 +161,7 @@ async def activity(service: Service, request: Request, query: ActivityQuery) -> 
         "query": query,
         "link": linker(query),
         "sources": sources,
-        "verdict": _verdict(sources),
+        "verdict": verdict(sources),
         "newest": next(iter(recent.items), None),
         "running": next((run for run in recent.items if run.status == "running"), None),
         "next_run_at": service.next_run_at,
@@ -209,8 +209,8 @@ def _source(name: str, health: SourceHealth, runs: Sequence[RunReport], budget: 
     return Source(name=name, health=health, last=last, last_run=run_id, budget=budget)
 
 
-def _verdict(sources: Sequence[Source]) -> tuple[str, str]:
-    # The state of all sources in one line, the worst first, and the style of the line.
+def verdict(sources: Sequence[Source]) -> tuple[str, str]:
+    """The worst state of the sources, and the states of all in one line, the worst first."""
     if not sources:
         return "waiting", "No source is switched on"
     found: dict[tuple[str, str], list[str]] = {}
