@@ -25,7 +25,8 @@ class ArchiveFilters(msgspec.Struct, frozen=True, kw_only=True):
 class ArchivePage(msgspec.Struct, frozen=True, kw_only=True):
     """A page of archives: their rows, what the history has of each by its id, and the (name, id) of the last
     one (None if no archive follows it). `total` counts the archives of the list; `states`, by state, and
-    `problems` count all archives.
+    `problems` count all archives. `unlisted` counts files that the newest run rejected and of which nothing
+    is kept.
     """
 
     rows: list[asyncpg.Record]
@@ -34,6 +35,7 @@ class ArchivePage(msgspec.Struct, frozen=True, kw_only=True):
     last: tuple[str, int] | None
     states: dict[str, int]
     problems: int
+    unlisted: int
 
 
 async def archives(
@@ -75,6 +77,7 @@ async def archives(
         last=(found[-1]["file"], found[-1]["id"]) if len(rows) > limit else None,
         states=_STATES.decode(rows[0]["states"] or "{}"),
         problems=rows[0]["problems"],
+        unlisted=max(rows[0]["rejected_files"] - rows[0]["kept_files"], 0),
     )
 
 

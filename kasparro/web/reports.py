@@ -125,7 +125,7 @@ async def archives(
         [_archive(row, page.records.get(row["id"])) for row in page.rows],
         page.total,
         page.last,
-        ArchiveTotals(**page.states, problems=page.problems),
+        ArchiveTotals(**page.states, problems=page.problems, unlisted=page.unlisted),
     )
 
 

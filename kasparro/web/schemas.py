@@ -247,6 +247,10 @@ class ArchiveTotals(_Schema, frozen=True, kw_only=True):
     rejected: int = 0
     forgotten: int = 0
     problems: int = 0
+    unlisted: Annotated[
+        int,
+        msgspec.Meta(description="Files that the newest run rejected and whose reasons are not kept."),
+    ] = 0
 
 
 class Difference(_Schema, frozen=True, kw_only=True):

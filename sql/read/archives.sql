@@ -2,9 +2,10 @@
 -- (kasparro/store/archive_queries.py).
 
 -- name: page --
--- A page of the archives by name, and how many there are of each state. A file that the newest run rejected
--- need not be in archive_files; one that is may have records of an earlier content. One more than the page
--- holds is read, to know whether another page follows.
+-- A page of the archives by name, how many there are of each state, how many files the newest run rejected,
+-- and of how many of them a reject is kept. A file that the newest run rejected need not be in archive_files;
+-- one that is may have records of an earlier content. One more than the page holds is read, to know whether
+-- another page follows.
 WITH newest AS (
     SELECT run_sources.run_id
     FROM run_sources
@@ -16,9 +17,10 @@ WITH newest AS (
     ORDER BY run_sources.run_id DESC
     LIMIT 1
 ),
-rejected AS (
-    SELECT DISTINCT ON (rejects.location)
-        rejects.location AS file,
+kept AS (
+    SELECT
+        rejects.id,
+        rejects.location,
         rejects.reason,
         rejects.setting,
         rejects.run_id
@@ -28,7 +30,15 @@ rejected AS (
         rejects.source = :source
         AND rejects.location IS NOT NULL
         AND rejects.line IS NULL
-    ORDER BY rejects.location, rejects.id
+),
+rejected AS (
+    SELECT DISTINCT ON (location)
+        location AS file,
+        reason,
+        setting,
+        run_id
+    FROM kept
+    ORDER BY location, id
 ),
 known AS (
     SELECT *
@@ -84,6 +94,13 @@ SELECT
         ) AS counted
     ) AS states,
     (SELECT count(*) FROM archives WHERE problem IS NOT NULL) AS problems,
+    (
+        SELECT coalesce(sum(reject_counts.rejects), 0)::bigint
+        FROM reject_counts
+        INNER JOIN newest ON reject_counts.run_id = newest.run_id
+        WHERE reject_counts.source = :source AND reject_counts.reason = 'file rejected'
+    ) AS rejected_files,
+    (SELECT count(*) FROM kept) AS kept_files,
     (SELECT count(*) FROM selected) AS total,
     found.file,
     found.id,

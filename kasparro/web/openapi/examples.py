@@ -326,7 +326,7 @@ EXAMPLES: dict[str, Any] = {
             }
         ],
         "pagination": _PAGINATION,
-        "totals": {"loaded": 1, "incomplete": 0, "rejected": 0, "forgotten": 0, "problems": 0},
+        "totals": {"loaded": 1, "incomplete": 0, "rejected": 0, "forgotten": 0, "problems": 0, "unlisted": 0},
     },
     "RunStarted": {"id": 43, "status": "running"},
 }

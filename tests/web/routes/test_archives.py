@@ -54,7 +54,14 @@ async def test_loaded_archives(client: aiohttp.ClientSession, database: Database
     )
     # Both files give the second of January.
     assert (two["state"], two["rows"], two["coins"], two["coin"]) == ("loaded", 3, 2, None)
-    assert page["totals"] == {"loaded": 2, "incomplete": 0, "rejected": 2, "forgotten": 0, "problems": 2}
+    assert page["totals"] == {
+        "loaded": 2,
+        "incomplete": 0,
+        "rejected": 2,
+        "forgotten": 0,
+        "problems": 2,
+        "unlisted": 0,
+    }
 
 
 async def test_the_coin_leads_to_its_asset(
@@ -142,6 +149,17 @@ async def test_a_run_at_work_hides_no_rejected_archive(
     )
 
     assert (await get_json(client, "/archives"))["totals"]["rejected"] == 2
+
+
+async def test_rejected_archives_that_are_not_kept_are_counted(
+    client: aiohttp.ClientSession, database: Database, connection: Connection, folder: Path
+) -> None:
+    await run_sources(database, [Archives(str(folder))])
+    await connection.execute("DELETE FROM rejects WHERE location = 'open.csv'")
+
+    totals = (await get_json(client, "/archives"))["totals"]
+
+    assert (totals["rejected"], totals["unlisted"]) == (1, 1)
 
 
 @pytest.mark.parametrize("by", ["cursor", "page"])
