@@ -10,7 +10,7 @@ import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, Route, expect
+from playwright.async_api import Browser, Page, expect
 
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.registry import load_settings
@@ -18,7 +18,6 @@ from kasparro.store.pool import Connection, Database
 from tests.conftest import copied_database
 from tests.support.archives import table
 from tests.support.assets import make_link, resolve
-from tests.support.json_responses import get_json
 from tests.support.runs import add_run, add_source, run_sources
 from tests.web.conftest import serving
 from tests.web.page.conftest import Tab
@@ -275,29 +274,28 @@ async def test_views_are_accessible_and_fit_their_window(shown: Shown, browser: 
         await context.close()
 
 
-async def test_a_run_at_work_is_followed(page: Page, shown: Shown) -> None:
-    events: list[str] = []
+async def test_a_run_is_followed_from_its_start_to_its_end(page: Page, shown: Shown) -> None:
+    await page.goto(shown.url("/page/activity"))
+    await expect(page.locator("#live")).to_have_text("Live")
+    at_work, rows = page.locator(".now"), page.locator(".runs tbody tr")
 
-    async def stream(route: Route) -> None:
-        body = "".join(f"event: run\ndata: {event}\n\n" for event in events)
-        await route.fulfill(body=body, content_type="text/event-stream")
-
-    await page.route("**/stream", stream)
     run = await add_run(shown.connection, "running", started_at=datetime.now(UTC))
     await add_source(shown.connection, run, "coingecko", "running", fetched=1_000)
-    await page.goto(shown.url("/page/activity"))
-    at_work = page.locator(".now")
     await expect(at_work.locator("[data-count=fetched]")).to_have_text("1,000")
 
-    # Its counts come with the event, and need no other request.
-    report = await get_json(shown.client, f"/runs/{run}")
-    report["sources"][0]["records"]["fetched"] = 2_000
-    events.append(json.dumps(report))
+    # Its counts move without a load of the view.
+    await at_work.evaluate("card => { card.untouched = true }")
+    await shown.connection.execute("UPDATE run_sources SET fetched = 2000 WHERE run_id = $1", run)
     await expect(at_work.locator("[data-count=fetched]")).to_have_text("2,000")
+    assert await at_work.evaluate("card => card.untouched")
+
+    await shown.connection.execute(
+        "UPDATE runs SET status = 'failed', finished_at = now() WHERE id = $1", run
+    )
+    await expect(at_work).to_have_count(0)
+    await expect(rows.first).to_contain_text(f"{run} failed")
 
     await shown.connection.execute("DELETE FROM runs WHERE id = $1", run)
-    events[0] = json.dumps({**report, "status": "succeeded"})
-    await expect(at_work).to_have_count(0)
 
 
 async def test_views_without_data_say_what_comes_next(page: Page, server_url: str, template: str) -> None:
