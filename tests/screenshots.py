@@ -32,6 +32,7 @@ COINS = 300
 
 PATHS = {
     **{view.template.removesuffix(".html"): view.path for view in VIEWS if view.label is not None},
+    "run": f"/page/activity/{RUNS}",
     "coin": "/page/coin/btc-bitcoin",
     "candles": "/page/coin/eth-ethereum?chart=candles",
     "nothing-found": "/?q=no+such+coin",
