@@ -34,7 +34,13 @@ STEPS = {
 LONGEST = 8
 _STATEMENT_NAMES = {
     text: name
-    for path in ("load/batch.sql", "load/progress.sql", "load/archives.sql", "load/settle.sql")
+    for path in (
+        "load/batch.sql",
+        "load/compare.sql",
+        "load/progress.sql",
+        "load/archives.sql",
+        "load/settle.sql",
+    )
     for name, text in named_statements(path).items()
 }
 
