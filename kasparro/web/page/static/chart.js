@@ -63,6 +63,9 @@ export class Chart {
     let low = Math.min(...lows);
     let high = Math.max(...highs);
     if (low === high) [low, high] = low ? [low - Math.abs(low) / 100, high + Math.abs(high) / 100] : [-1, 1];
+    const air = (high - low) / 25;
+    low -= air;
+    high += air;
     const first = this.bars[0][0];
     const last = this.bars.at(-1)[0];
     const inner = width - RIGHT;
