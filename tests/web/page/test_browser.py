@@ -129,8 +129,8 @@ async def test_hostile_name_is_shown_as_it_is(market: Site, tab: Tab) -> None:
     await tab.page.locator(".quotes summary").first.click()
     await expect(tab.page.locator(".evidence").first).to_contain_text(HOSTILE)
     # A fragment that replaces another one, and a search that shows it again.
-    await tab.page.get_by_role("link", name="1 month").click()
-    await expect(tab.page.locator("#words")).to_contain_text("Last 1 month")
+    await tab.page.get_by_role("link", name="Last month").click()
+    await expect(tab.page.locator("#words")).to_contain_text("Last month")
     await tab.page.goto(f"{market.url}/?q={HOSTILE}{HOSTILE}")
     await expect(tab.page.get_by_role("heading", name="No coin matches")).to_contain_text(HOSTILE)
     await tab.page.goto(f"{market.url}/page/coin/{HOSTILE}")
