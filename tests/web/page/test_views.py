@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 
 from kasparro.settings import ApiKey, Secret, Settings
+from kasparro.store.pool import Connection
 from kasparro.web.page.rendering import STATIC_FILES, data_block
+from tests.support.runs import add_run, add_source
 from tests.web.page.site import COINS, HOSTILE, NOW, site
 
 pytestmark = pytest.mark.slow
@@ -178,3 +180,27 @@ async def test_documents_have_no_data_if_keys_are_set(server_url: str, template:
 def test_data_block_ends_nowhere_within() -> None:
     block = str(data_block("bars", '["</script><script>alert(1)</script>"]'))
     assert block.count("<") == 2
+
+
+async def test_summary_says_what_is_late_and_why(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    ended = {"started_at": NOW - timedelta(hours=9), "finished_at": NOW - timedelta(hours=9)}
+    run = await add_run(connection, "succeeded", **ended)
+    for source in ("coinpaprika", "coingecko", "csv"):
+        await add_source(connection, run, source, "succeeded", **ended)
+    ended = {"started_at": NOW - timedelta(minutes=12), "finished_at": NOW - timedelta(minutes=10)}
+    run = await add_run(connection, "partial", **ended)
+    await add_source(connection, run, "coinpaprika", "failed", error=f"503: {HOSTILE}", **ended)
+    for source in ("coingecko", "csv"):
+        await add_source(
+            connection, run, source, "succeeded", fetched=1_000, valid=1_000, updated=700, **ended
+        )
+
+    words = " ".join(unescape(re.sub(r"<[^>]+>", " ", await text(client, "/"))).split())
+
+    assert "1 of 3 late coinpaprika late 9 h ago failed: 503: <img" in words.replace("\u202f", " ")
+    assert "Partial 10 min ago, took 2 min 2,000 fetched 1,400 changed 0 rejected" in words.replace(
+        "\u202f", " "
+    )
+    assert f"coinpaprika: 503: {HOSTILE}" in unescape(await text(client, "/"))
