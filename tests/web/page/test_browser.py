@@ -3,7 +3,6 @@
 import re
 from datetime import timedelta
 
-import aiohttp
 import pytest
 from playwright.async_api import Browser, BrowserContext, expect
 
@@ -200,9 +199,6 @@ async def test_offline_and_back(market: Site, tab: Tab, context: BrowserContext)
 
 
 async def test_new_data_moves_only_what_changed(market: Site, tab: Tab) -> None:
-    async with aiohttp.ClientSession() as client, client.get(f"{market.url}/stream") as response:
-        if response.status == 404:
-            pytest.skip("the service has no /stream")
     await tab.page.goto(market.url)
     await expect(tab.page.locator("#live")).to_have_text("Live")
     third = tab.page.locator("tr[data-key=asset-3]")
