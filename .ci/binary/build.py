@@ -19,8 +19,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-LOCKS = (ROOT / "requirements.txt", ROOT / "binary" / "requirements.txt")
+ROOT = Path(__file__).parents[2]
+LOCKS = (ROOT / "requirements.txt", ROOT / ".ci" / "binary" / "requirements.txt")
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 # Parts of Python that the service does not use: tests, tools for developers, terminals and local databases.
@@ -34,7 +34,7 @@ UNUSED_MODULES = (
 # number of files says.
 UNUSED_NAMES = ("*.c", "*.h", "*.pxd", "*.pxi", "*.pyi", "*.pyx", "RECORD", "INSTALLER", "REQUESTED", "WHEEL")
 # What the server, its tools and the documentation page do not read. The image leaves out the same files.
-UNUSED_FILES = (ROOT / "binary" / "unused.txt").read_text().split()
+UNUSED_FILES = (ROOT / ".ci" / "binary" / "unused.txt").read_text().split()
 # The libraries of glibc, which every system has. All others are part of the file.
 SYSTEM_LIBRARIES = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|util|resolv))\.so\.\d+")
 
@@ -200,7 +200,7 @@ def pack(runtime: Path, release: str) -> bytes:
             else:
                 tar.addfile(entry)
     digest = hashlib.sha256(archive.getvalue()).hexdigest()
-    script = (ROOT / "binary" / "start.sh").read_text()
+    script = (ROOT / ".ci" / "binary" / "start.sh").read_text()
     script = script.replace("@VERSION@", f"{release}-{digest[:12]}")
     script = script.replace("@MEGABYTES@", f"{size / 1e6:.0f}")
     # The script contains its own length.
