@@ -1,6 +1,7 @@
 """Limits how often an event is logged, so that clients and libraries cannot fill the log."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -97,8 +98,8 @@ class EventRate:
     def submit(self, key: Hashable, first: Callable[[], None], summary: Callable[[int], None]) -> None:
         """Call `first` now. Within a period of this key, call `summary` at the end of the period instead.
 
-        Only the summary of the last event is called, with the number of events. It must not refer to a
-        traceback, which would keep all objects of the request in memory.
+        Only the summary of the last event is called, with the number of events, in the context of that event.
+        It must not refer to a traceback, which would keep all objects of the request in memory.
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -111,7 +112,9 @@ class EventRate:
             first()
         else:
             period.suppressed += 1
-            period.summary = summary
+            # The fields of contextvars, such as the request id, are of the same event as the others.
+            context = contextvars.copy_context()
+            period.summary = lambda suppressed: context.run(summary, suppressed)
 
     def _begin(self, key: Hashable, loop: asyncio.AbstractEventLoop) -> None:
         self._periods[key] = _Period()

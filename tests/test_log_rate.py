@@ -31,6 +31,15 @@ async def test_suppressed_events_are_counted_at_the_end_of_the_period(logged: Lo
     ]
 
 
+async def test_suppressed_events_have_the_context_of_the_last_one(logged: LogEvents) -> None:
+    log = RateLimitedLog(structlog.get_logger(), SOON_S)
+    for number in range(3):
+        with structlog.contextvars.bound_contextvars(request_id=number):
+            log.info("flood", number=number)
+    (last,) = await logged.reached(1, "flood", suppressed=2)
+    assert last["request_id"] == last["number"] == 2
+
+
 async def test_event_after_a_quiet_period_is_logged_at_once(logged: LogEvents) -> None:
     log = RateLimitedLog(structlog.get_logger(), SOON_S)
     log.info("rare")

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import structlog
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from kasparro.concurrency import cancel_all, failure, run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
@@ -24,6 +25,7 @@ from kasparro.store.loader import Loader
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord
+from kasparro.tracing import traced
 
 log = structlog.get_logger()
 
@@ -41,6 +43,10 @@ def no_limit(source: str) -> int | None:
 
 def ignore_progress(source: str, done: float, total: float | None) -> None:
     """A progress callback that does nothing."""
+
+
+def ignore_loaded(source: str, records: int) -> None:
+    """A callback for loaded batches that does nothing."""
 
 
 class Run:
@@ -64,6 +70,7 @@ class Run:
         budget: Callable[[str], int | None] = no_limit,
         interval: timedelta | None = None,
         on_progress: Callable[[str, float, float | None], None] = ignore_progress,
+        on_loaded: Callable[[str, int], None] = ignore_loaded,
         clock: Callable[[], datetime] = utc_now,
         retention: Retention | None = None,
         fetched_at: datetime | None = None,
@@ -75,7 +82,12 @@ class Run:
         self._on_wait = on_wait
         self._sources = sources
         self._options = RunOptions(
-            trigger=trigger, interval=interval, budget=budget, on_progress=on_progress, clock=clock
+            trigger=trigger,
+            interval=interval,
+            budget=budget,
+            on_progress=on_progress,
+            on_loaded=on_loaded,
+            clock=clock,
         )
         self._clock = clock
         self._retention = retention
@@ -95,8 +107,9 @@ class Run:
         except BaseException:
             await self._lease.release()
             raise
-        self._log = log.bind(run=self.id)
-        self._log.info("run_started", trigger=trigger, sources=names)
+        # Every line that is logged in the run has its id, whichever module logs it.
+        bind_contextvars(run=self.id)
+        log.info("run_started", trigger=trigger, sources=names)
         return self
 
     async def __aexit__(
@@ -110,12 +123,19 @@ class Run:
                         await self._record.abandon(*_outcome_of_error(error), self._clock())
         finally:
             await self._lease.release()
+            unbind_contextvars("run")
+
+    @property
+    def trigger(self) -> Trigger:
+        """Why the run was started."""
+        return self._options.trigger
 
     @property
     def id(self) -> int:
         """The run's id, as in /runs/{id}."""
         return self._record.id
 
+    @traced("run", lambda self, stop: {"kasparro.run": self.id, "kasparro.trigger": self.trigger})
     async def work(self, stop: asyncio.Event) -> Status:
         """Run all sources and record the outcome. `stop` ends each source after its current batch.
 
@@ -165,7 +185,7 @@ class Run:
         status = combined_status(outcomes)
         error = "stopped before its end" if status == "interrupted" else None
         await retry(lambda: self._record.finish(status, error, self._clock()))
-        self._log.info("run_finished", status=status)
+        log.info("run_finished", status=status)
         if not stop.is_set():
             await self._trim(recorder)
         return status
@@ -195,10 +215,10 @@ class Run:
         except LeaseLost:
             raise
         except KasparroError as error:
-            self._log.warning("assets_not_resolved", reason=str(error))
+            log.warning("assets_not_resolved", reason=str(error))
             await self._note_unresolved(str(error))
-        except Exception as error:  # noqa: BLE001 - no error here may fail the run
-            self._log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
+        except Exception as error:
+            log.error("assets_not_resolved", reason=one_line(error), exc_info=error)
             await self._note_unresolved(one_line(error))
 
     async def _note_unresolved(self, reason: str) -> None:
@@ -213,7 +233,7 @@ class Run:
             try:
                 await trim()
             except Exception as error:  # noqa: BLE001 - no error here may fail the run
-                self._log.warning("trim_failed", reason=one_line(error))
+                log.warning("trim_failed", reason=one_line(error))
 
 
 def combined_status(outcomes: Set[Outcome]) -> Status:

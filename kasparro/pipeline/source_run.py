@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import structlog
 from asyncpg import Record as Row
+from structlog.contextvars import bind_contextvars
 
 from kasparro.concurrency import failure
 from kasparro.errors import DatabaseUnavailable, LeaseLost, NothingToDo, SourceError, StatementTimeout
@@ -29,6 +30,7 @@ from kasparro.store.archive_files import FileConflict, Settled
 from kasparro.store.listings import ListReport
 from kasparro.store.loader import Loader
 from kasparro.store.runs import RunRecord
+from kasparro.tracing import traced
 
 log = structlog.get_logger()
 
@@ -51,13 +53,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What all source runs of a run share.
 
     `interval` is the time between runs, None if unknown. `budget(source)` is the source's monthly call limit,
-    None for no limit. `on_progress(source, done, total)` reports progress.
+    None for no limit. `on_progress(source, done, total)` reports progress in the source's unit, and
+    `on_loaded(source, records)` the records of each batch.
     """
 
     trigger: Trigger
     interval: timedelta | None
     budget: Callable[[str], int | None]
     on_progress: Callable[[str, float, float | None], None]
+    on_loaded: Callable[[str, int], None]
     clock: Callable[[], datetime]
 
 
@@ -94,13 +98,15 @@ class SourceRun:
         self._profile: Profile | None = None
         self.name = source.name
         self.transient_failure: TransientFailure | None = None
-        self._log = log.bind(run=record.id, source=source.name)
 
+    @traced("source run", lambda self, stop: {"kasparro.source": self.name})
     async def work(self, stop: asyncio.Event) -> Outcome:
-        """Load all batches of the source and record its outcome. `stop` ends it after the current batch.
+        """Load all batches of the source and record its outcome. `stop` ends it after the current batch. The
+        task is this source run's own, and its log lines name the source.
 
         Raises LeaseLost, and DatabaseUnavailable if the outcome could not be recorded.
         """
+        bind_contextvars(source=self._name)
         circuit = await self._circuit()
         if circuit.rests_until is not None and self._options.trigger in {"schedule", "retry"}:
             rest_s = (circuit.rests_until - self._clock()).total_seconds()
@@ -129,7 +135,7 @@ class SourceRun:
             if isinstance(error, DatabaseUnavailable):
                 self.transient_failure = TransientFailure()
         except Exception as error:
-            log.exception("source_failed", run=self._record.id, source=self._name)
+            log.exception("source_failed")
             failure = f"internal error ({type(error).__name__}); the log has the details"
         counts = await self._retry(lambda: self._record.counts(self._name))
         # A rejected file counts as one record, but says nothing about the records that were read.
@@ -162,8 +168,8 @@ class SourceRun:
             )
         )
         if self._invalid:
-            self._log.warning("invalid_values", fields=dict(sorted(self._invalid.items())))
-        log_outcome = self._log.info if status == "succeeded" else self._log.warning
+            log.warning("invalid_values", fields=dict(sorted(self._invalid.items())))
+        log_outcome = log.info if status == "succeeded" else log.warning
         log_outcome(
             "source_finished",
             status=status,
@@ -175,6 +181,7 @@ class SourceRun:
 
     async def load_contracts(self) -> None:
         """After the outcome: load the contract lists that are due. Raises LeaseLost, DatabaseUnavailable."""
+        bind_contextvars(source=self._name)
         calls = self._calls
         contracts = ContractLoader(self._source, self._loader, self._retry, self._record.id)
         await contracts.load(self._context(Circuit(probing=False, rests_until=None)))
@@ -205,7 +212,7 @@ class SourceRun:
 
     async def _skip(self, reason: str) -> Literal["skipped"]:
         await self._retry(lambda: self._record.finish_source(self._name, "skipped", reason, self._clock()))
-        self._log.warning("source_skipped", reason=reason)
+        log.warning("source_skipped", reason=reason)
         return "skipped"
 
     async def _load_all(self, batches: AsyncGenerator[Batch, None], stop: asyncio.Event) -> bool:
@@ -229,6 +236,7 @@ class SourceRun:
                 coming = asyncio.create_task(next_batch())
                 if self._options.trigger == "replay" or not _is_unusable(batch):
                     await self._load(batch)
+                    self._options.on_loaded(self._name, batch.fetched)
                     continue
                 # No record of this page was valid, so the upstream's format has changed and later pages will
                 # be no better. Earlier pages stay loaded. The page is not recorded as crawled, so a run that
@@ -276,9 +284,9 @@ class SourceRun:
             self._first_files.append(reject)
         if self._files_rejected <= FILES_LOGGED:
             fields = {"setting": reject.setting} if reject.setting else {}
-            self._log.warning("file_rejected", file=reject.location, reason=reject.reason, **fields)
+            log.warning("file_rejected", file=reject.location, reason=reject.reason, **fields)
         elif self._files_rejected == FILES_LOGGED + 1:
-            self._log.warning("more_files_rejected", logged=FILES_LOGGED)
+            log.warning("more_files_rejected", logged=FILES_LOGGED)
 
     async def _settle_listings(self, context: SourceContext) -> ListReport | None:
         """Settle which coins are delisted. Archives list no coins, and a replay reads an old list."""

@@ -3,24 +3,26 @@
 import asyncio
 import email.utils
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import msgspec
 import stamina
 
-from kasparro import __version__
+from kasparro import __version__, tracing
 from kasparro.concurrency import timeout
 from kasparro.errors import SourceError, one_line
 from kasparro.model.payload import FAILED_BODY_LIMIT, HEADER_LIMIT, STORED_HEADERS, Payload
 from kasparro.sources.base import SourceContext
 from kasparro.sources.error_words import find_words, shorten
 from kasparro.sources.json_array import ArrayTooLong, split_array
+from kasparro.tracing import traced
 
 # CoinPaprika's whole list is 2 MB. A much longer response is not read to its end.
 BODY_LIMIT = 64 << 20
@@ -104,9 +106,15 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         self._name = name
         self._base_url = base_url
         self._headers = headers
+        self._secrets = [*headers.values(), *_account(base_url)]
         self._context = context
         self._limiter = limiter or nullcontext()
         self._access = access
+
+    @property
+    def host(self) -> str:
+        """Which host is called."""
+        return _host(self._base_url)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -167,6 +175,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             ) from None
         raise AssertionError("unreachable: the last attempt raises")
 
+    @traced("upstream call", lambda self, path, *_: {"server.address": self.host, "url.path": path}, "client")
     async def _call(
         self,
         path: str,
@@ -193,6 +202,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
                     await self._context.uncount_call()
                 await self._save(path, parameters, response, bytes(body), complete=False)
                 raise self._error(_failure(error), transient=True) from error
+        tracing.note(http__response__status_code=response.status)
         payload = await self._save(
             path, parameters, response, bytes(body), complete=True, items_limit=items_limit
         )
@@ -273,8 +283,8 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         return shorten(self._redacted(find_words(body)))
 
     def _redacted(self, text: str) -> str:
-        # An upstream may repeat a rejected key in its error message.
-        for secret in self._headers.values():
+        # An upstream may repeat a rejected key or password in its error message.
+        for secret in self._secrets:
             text = text.replace(secret, "***")
         return text
 
@@ -304,6 +314,15 @@ def _conditions(known: Validators | None) -> dict[str, str]:
         "If-Modified-Since": known.last_modified if known else None,
     }
     return {name: value for name, value in headers.items() if value is not None}
+
+
+def _account(url: str) -> list[str]:
+    # The password that a URL may contain, and the form in which aiohttp sends it.
+    parts = urlsplit(url)
+    if not parts.password:
+        return []
+    user, password = unquote(parts.username or ""), unquote(parts.password)
+    return [password, parts.password, b64encode(f"{user}:{password}".encode()).decode()]
 
 
 def _host(url: str) -> str:

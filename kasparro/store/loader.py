@@ -21,6 +21,7 @@ from kasparro.store.listings import LISTED, NO_LIST, ListReport
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
 from kasparro.store.text import sanitize
+from kasparro.tracing import traced
 
 _SQL = statements("load/batch.sql") | statements("load/compare.sql") | statements("load/progress.sql")
 # How many rejects of one file's rows, of an API's source run, or of whole files are stored with their raw
@@ -80,6 +81,7 @@ class Loader:
         self.price_moves = PriceMoves()
         self._rejects: Counter[str | None] = Counter()
 
+    @traced("batch", lambda self, batch, now: {"kasparro.records": batch.fetched})
     async def load(self, batch: Batch, now: datetime) -> Settled:
         """Commit one batch. Returns what it took back or settled.
 

@@ -170,6 +170,11 @@ class Database:
         """Whether DATABASE_URL leads to a pooler. Known after the first connection."""
         return self._primary.pooled
 
+    def server_process(self, connection: Connection) -> int | None:
+        """The id of the server process that works for a reader's connection; None if a pooler hides it."""
+        hidden = self._readable.pooled or self._readable.shared
+        return None if hidden else connection.get_server_pid()
+
     @property
     def can_listen(self) -> bool:
         """Whether `following` gives a session of its own. Known after its first connection."""

@@ -11,6 +11,7 @@ from asyncpg.connect_utils import SessionAttribute
 from kasparro.errors import SettingsError, one_line
 from kasparro.store import failover
 from kasparro.store.sql import statements
+from kasparro.tracing import trace_queries
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -118,7 +119,7 @@ class Sessions:
         self, settings: Mapping[str, str], **options: Any
     ) -> "asyncpg.Connection[asyncpg.Record]":
         try:
-            return await failover.connect(
+            connection = await failover.connect(
                 self.url, server_settings={name: settings[name] for name in _STARTUP}, **options
             )
         # The errors of poolers have no codes of their own.
@@ -134,6 +135,8 @@ class Sessions:
             if any(full in text for full in _FULL):
                 raise asyncpg.TooManyConnectionsError(text) from error
             raise
+        trace_queries(connection)
+        return connection
 
     async def _test(self) -> None:
         """Raise SettingsError if several clients share server processes."""

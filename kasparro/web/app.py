@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from kasparro.settings import Settings
 from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
+from kasparro.tracing import flush, trace_requests
 from kasparro.web.http import problems
 from kasparro.web.http.disconnects import ClientDisconnected, client_disconnected
 from kasparro.web.middleware import ServiceMiddleware
@@ -83,6 +84,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(flush)
             await stack.enter_async_context(database)
             await stack.enter_async_context(service)
             if scheduler is not None:
@@ -102,4 +104,6 @@ def create_app(
         lifespan=lifespan,
     )
     handlers = {**problems.HANDLERS, ClientDisconnected: client_disconnected}
-    return ServiceMiddleware(ExceptionMiddleware(router, handlers), service, partial(route_of, router.routes))
+    find_route = partial(route_of, router.routes)
+    app = ServiceMiddleware(ExceptionMiddleware(router, handlers), service, find_route)
+    return trace_requests(app, find_route)

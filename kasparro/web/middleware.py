@@ -9,13 +9,14 @@ from collections.abc import Callable
 import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from kasparro.errors import AlreadyLogged, KasparroError, one_line
 from kasparro.log_rate import RateLimitedLog
 from kasparro.web.http import problems
 from kasparro.web.http.addresses import TrustedProxies
 from kasparro.web.http.connections import Connection
-from kasparro.web.http.context import HIT, RequestContext, request_id
+from kasparro.web.http.context import HIT, RequestContext, request_id, shown_query
 from kasparro.web.http.cors import Cors
 from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, choose_encoding
@@ -51,9 +52,6 @@ _HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%_~-]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[
 
 # Errors of the database and timeouts can end a response that has begun. They are not errors in the code.
 _INTERRUPTIONS = (KasparroError, TimeoutError)
-
-# Clients of other APIs send their keys as parameters, such as x_cg_demo_api_key.
-_CREDENTIAL = re.compile(r"([^&=]*(?:key|token|secret|passw)[^&=]*=)[^&]+", re.IGNORECASE)
 
 
 class ServiceMiddleware:
@@ -91,7 +89,9 @@ class ServiceMiddleware:
             scope["client"] = self._proxies.client(peer, headers[b"x-forwarded-for"]), 0
         extra = self._always
         key_name, problem = None, _invalid_host(scope, headers)
+        id_ = request_id(headers.get(b"x-request-id"))
         if self._access is not None and problem is None:
+            bind_contextvars(request_id=id_.decode())
             key_name, limit_headers, problem = self._access.admit(scope, headers, started)
             extra = [*extra, *limit_headers]
             if key_name is not None:
@@ -99,10 +99,10 @@ class ServiceMiddleware:
         if b"origin" in headers:
             extra = [*extra, *self._cors.headers(headers[b"origin"])]
         if problem is None and await self._send_cached(
-            scope, headers, extra, started, send, key_name=key_name
+            scope, headers, extra, started, send, key_name=key_name, id_=id_
         ):
             return
-        context = RequestContext(headers, extra, started)
+        context = RequestContext(headers, extra, started, id_)
         context.key_name = key_name
         scope["kasparro.context"] = context
         problem = problem or _invalid_body(scope, headers)
@@ -126,6 +126,7 @@ class ServiceMiddleware:
         send: Send,
         *,
         key_name: str | None,
+        id_: bytes,
     ) -> bool:
         # If the cache has the response in an encoding that the client accepts, sends it and returns True.
         if (
@@ -143,7 +144,6 @@ class ServiceMiddleware:
         if encoded is None:
             return False
         status, own, body = encoded.reply(headers.get(b"if-none-match"))
-        id_ = request_id(headers.get(b"x-request-id"))
         duration = time.perf_counter() - started
         await send(
             {
@@ -186,17 +186,17 @@ class ServiceMiddleware:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        # Every line that is logged for this request has its id, also in the tasks that it starts.
+        bind_contextvars(request_id=context.request_id)
         try:
             await app(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             # The service stops, and the time for running requests is over. uvicorn would log an error here.
-            client_log.warning(
-                "request_cancelled_by_shutdown", path=scope["path"], request_id=context.request_id
-            )
+            client_log.warning("request_cancelled_by_shutdown", path=scope["path"])
         except ResponseAborted:
             _abort(connection)
         except Exception as error:  # noqa: BLE001 - any error ends this request and is logged
-            fields = {"path": scope["path"], "request_id": context.request_id}
+            fields = {"path": scope["path"], **context.database_fields()}
             # If the error has an exception handler but the response has begun, Starlette raises a
             # RuntimeError whose cause is the error.
             cause = error.__cause__ or error
@@ -227,7 +227,7 @@ def _log_access(scope: Scope, key_name: str | None, status: int, started: float,
         key=key_name,
         method=scope["method"],
         path=scope["path"],
-        query=_CREDENTIAL.sub(r"\1***", scope["query_string"].decode("latin-1")),
+        query=shown_query(scope),
         status=status,
         ms=round((time.perf_counter() - started) * 1e3, 2),
         request_id=request_id,

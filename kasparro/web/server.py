@@ -6,9 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from kasparro import logs
+from kasparro import logs, tracing
 from kasparro.errors import DatabaseUnavailable, KasparroError, SettingsError
 from kasparro.pipeline.history_upkeep import HistoryUpkeep
 from kasparro.pipeline.scheduler import Scheduler
@@ -31,6 +30,7 @@ from kasparro.store.bootstrap import database_url, pools, prepare, with_connecti
 from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol
+from kasparro.web.service_manager import READY, STOPPING, ServiceManager
 from kasparro.web.workers import REPLACES, Workers
 
 try:
@@ -40,7 +40,6 @@ except ImportError:  # not on Windows
 
 log = structlog.get_logger()
 
-DEMO_INTERVAL = timedelta(seconds=20)
 # Together with the scheduler's own grace period, this keeps a stop within 10 s.
 DRAIN_S = 3
 # Connections that a process serves at once, and file descriptors that are enough for them.
@@ -80,9 +79,16 @@ def application(settings: Settings, url: str, supervisor: Supervisor, *, demo: b
     )
 
 
-def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
+def serve(
+    settings: Settings,
+    *,
+    workers: int = 1,
+    demo_seed: int | None = None,
+    announce: Callable[[str], None] = lambda url: None,
+) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP. With `demo_seed`, the upstreams are simulated.
 
+    `announce` is called with the URL of the service as soon as the port is ours, before it answers.
     Raises KasparroError if the service cannot start.
     """
     _raise_descriptors()
@@ -97,7 +103,25 @@ def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None)
         _listening(settings) as listener,
         asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner,
     ):
+        announce(_url(listener))
         runner.run(_serve(settings, listener, stop, workers, demo_seed))
+
+
+class _Server(uvicorn.Server):
+    # Reports to the service manager. uvicorn calls on_tick ten times a second, on the event loop.
+
+    def __init__(self, config: uvicorn.Config, manager: ServiceManager) -> None:
+        super().__init__(config)
+        self._manager = manager
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._manager.notify(READY)
+
+    async def on_tick(self, counter: int) -> bool:
+        self._manager.alive()
+        return await super().on_tick(counter)
 
 
 class _Stop:
@@ -116,7 +140,7 @@ class _Stop:
 async def _serve(
     settings: Settings, listener: socket.socket, stop: _Stop, workers: int, demo_seed: int | None
 ) -> None:
-    supervisor = Supervisor()
+    supervisor, manager = Supervisor(), ServiceManager()
     demo = demo_seed is not None
     async with AsyncExitStack() as stack:
         if demo_seed is not None:
@@ -132,17 +156,23 @@ async def _serve(
             return
         # From here on, new connections wait for the first worker. Before, they were refused.
         listener.listen()
-        host, port = listener.getsockname()[:2]
-        log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
+        log.info("listening", url=_url(listener), workers=workers)
         if workers == 1:
-            await _serve_here(application(settings, url, supervisor, demo=demo), settings, listener, stop)
+            app = application(settings, url, supervisor, demo=demo)
+            await _serve_here(app, settings, listener, stop, manager)
         else:
-            await _serve_by_workers(settings, url, listener, stop, workers=workers, supervisor=supervisor)
+            await _serve_by_workers(
+                *(settings, url, listener, stop, manager), workers=workers, supervisor=supervisor
+            )
+        # The embedded PostgreSQL stops after this.
+        manager.notify(STOPPING)
         log.info("stopped")
 
 
-async def _serve_here(app: ASGIApp, settings: Settings, listener: socket.socket, stop: _Stop) -> None:
-    server = stop.server = uvicorn.Server(uvicorn_config(app, 1, settings.trusted_proxies))
+async def _serve_here(
+    app: ASGIApp, settings: Settings, listener: socket.socket, stop: _Stop, manager: ServiceManager
+) -> None:
+    server = stop.server = _Server(uvicorn_config(app, 1, settings.trusted_proxies), manager)
     if stop.requested:
         return
     await server.serve([listener])
@@ -155,6 +185,7 @@ async def _serve_by_workers(
     url: str,
     listener: socket.socket,
     stop: _Stop,
+    manager: ServiceManager,
     *,
     workers: int,
     supervisor: Supervisor,
@@ -166,7 +197,7 @@ async def _serve_by_workers(
         os.environ[METRICS_FOLDER] = folder
         config = uvicorn_config("kasparro.web.server:worker", workers, settings.trusted_proxies)
         hangup = signal.getsignal(signal.SIGHUP)
-        processes = Workers(config, listener, Path(folder), supervisor)
+        processes = Workers(config, listener, Path(folder), supervisor, manager)
         if hangup is signal.SIG_IGN:
             # `nohup` asked to ignore SIGHUP, but uvicorn has installed its handler.
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -189,7 +220,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
             "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
         }
-        home = settings.home / "demo"
+        home = settings.demo_home
         csv = registry.settings_of(settings, "csv")
         if csv.archives is None:
             # Without a past there would be nothing to draw.
@@ -210,7 +241,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             home=home,
             sources=sources,
             source_settings={**settings.source_settings, **upstreams},
-            interval=min(settings.interval or DEMO_INTERVAL, DEMO_INTERVAL),
+            interval=settings.demo_interval,
         )
 
 
@@ -224,6 +255,7 @@ def worker() -> ASGIApp:
     settings = registry.load_settings(os.environ)
     logs.configure(settings)
     logs.capture_crashes()
+    tracing.configure()
     url = settings.database_url.reveal() if settings.database_url else ""
     return application(settings, url, Supervisor())
 
@@ -258,10 +290,17 @@ def uvicorn_config(
         timeout_graceful_shutdown=DRAIN_S,
         http=http,
         ws="none",
+        # Otherwise a request would begin with the log context of the request that was pipelined before it.
+        reset_contextvars=True,
         limit_concurrency=connections,
         # Many connections that wait to be accepted may arrive at once, and each takes a descriptor.
         backlog=min(2_048, max(1, connections // 2)),
     )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _raise_descriptors() -> None:

@@ -1,6 +1,7 @@
 """The objects that request handlers share while the application runs."""
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -9,9 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
+import structlog
+from prometheus_client import ProcessCollector
 from starlette.requests import Request
 
 from kasparro.errors import DatabaseUnavailable, MigrationError
+from kasparro.log_rate import RateLimitedLog
 from kasparro.settings import Settings
 from kasparro.store import asset_queries, cursors, queries, run_queries
 from kasparro.store.asset_queries import AssetTotals
@@ -20,18 +24,27 @@ from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import ASSETS, DATA, Selection
+from kasparro.store.server_state import ServerState, server_state
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
 from kasparro.web.http.auth import AccessControl
-from kasparro.web.http.context import context_of
+from kasparro.web.http.context import context_of, shown_query
 from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.http.request_metrics import RequestMetrics
 from kasparro.web.schemas import SourceHealth, Stats
 from kasparro.web.stream import Streams
 
+client_log = RateLimitedLog(structlog.get_logger())
+
 T = TypeVar("T")
+
+# A request whose query takes longer is logged. Pages take milliseconds, the slowest filters a few hundred.
+SLOW_QUERY_S = 1.0
+
+# Memory and file descriptors of this process. With a registry, it would report nothing of other workers.
+_PROCESS = ProcessCollector(registry=None)
 
 
 class SchedulerLike(Protocol):
@@ -105,15 +118,27 @@ class Service:
         """
         context = context_of(request.scope)
         client = client_id(context.key_name, request.scope)
-        began = time.perf_counter()
+        began = got = time.perf_counter()
         try:
             pool: Literal["slow", "short"] = "slow" if context.slow else "short"
             async with self.database.reading(pool=pool, client=client) as connection:
+                got = time.perf_counter()
+                context.postgres_pid = self.database.server_process(connection)
                 if not context.fresh:
                     context.fresh = await self.cache_policy.version.holds(connection)
                 yield connection
         finally:
-            context.database_s = (context.database_s or 0.0) + time.perf_counter() - began
+            ended = time.perf_counter()
+            context.database_s = (context.database_s or 0.0) + ended - began
+            if ended - got > SLOW_QUERY_S:
+                client_log.warning(
+                    "query_slow",
+                    path=request.scope["path"],
+                    query=shown_query(request.scope),
+                    waited_ms=round((got - began) * 1e3, 1),
+                    ms=round((ended - got) * 1e3, 1),
+                    **context.database_fields(),
+                )
 
     async def signing_key(self, connection: Connection) -> bytes:
         """The key that signs cursors. It is stored in the database and read once."""
@@ -172,12 +197,22 @@ class Service:
         async with self.database.reading(pool="slow") as connection:
             return await run_queries.run_totals(connection)
 
+    async def server_state(self, timeout_s: float) -> ServerState:
+        """The state of the server for reads. Raises DatabaseUnavailable if it does not answer in time."""
+        return await self._probe("server_state", self._server_state, timeout_s)
+
+    async def _server_state(self) -> ServerState:
+        # The size of a database is read from the disk, file by file.
+        async with self.database.reading(pool="slow") as connection:
+            return await server_state(connection)
+
     async def _probe(self, name: str, probe: Callable[[], Coroutine[Any, Any, T]], timeout_s: float) -> T:
         # A probe may hang, because it takes long to notice that a connection is dead. Later callers wait for
         # the same probe and do not take another connection.
         task = self._probes.get(name)
         if task is None or task.done():
-            task = self._probes[name] = asyncio.create_task(probe())
+            # In a context of its own, because it works for several requests.
+            task = self._probes[name] = asyncio.create_task(probe(), context=contextvars.Context())
             # If no caller waits any more, asyncio must not log its exception as never retrieved.
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
@@ -210,6 +245,8 @@ class Service:
         # Exports wait in their queue. An export that has a slot gets a connection at once.
         gauges["pool_waiting:export"] = self.export_queue.waiting
         gauges["streams"] = len(self.streams)
+        for family in _PROCESS.collect():
+            gauges[family.name] = family.samples[0].value
         if self.scheduler is not None:
             gauges["leader"] = int(self.scheduler.is_leader)
         return gauges

@@ -20,6 +20,7 @@ from kasparro.web.http.request_metrics import (
     read_counts,
     write_report,
 )
+from kasparro.web.service_manager import READY, ServiceManager
 
 log = structlog.get_logger()
 
@@ -46,9 +47,15 @@ class Workers(Multiprocess):
     """
 
     def __init__(
-        self, config: uvicorn.Config, listener: socket.socket, folder: Path, supervisor: Supervisor
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        folder: Path,
+        supervisor: Supervisor,
+        manager: ServiceManager | None = None,
     ) -> None:
         super().__init__(config, [listener])
+        self._manager = manager or ServiceManager()
         self._supervisor = supervisor
         self._folder = folder
         # The counters of ended workers, and how they ended.
@@ -68,6 +75,7 @@ class Workers(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Check all workers and replace those that ended. uvicorn calls this twice a second."""
+        self._manager.alive()
         now = time.monotonic()
         for index, process in enumerate(self.processes):
             if process not in self._restart_at:
@@ -87,6 +95,8 @@ class Workers(Multiprocess):
     def _check(self, process: Process) -> None:
         dead = not process.process.is_alive()
         if not dead and process.is_ready(timeout=CHECK_TIMEOUT_S):
+            if not self._started:
+                self._manager.notify(READY)
             self._started.add(process)
             self._failed_checks[process] = 0
             return

@@ -26,19 +26,21 @@ class LiveService:
 
 
 @asynccontextmanager
-async def live_service(database_url: str) -> AsyncIterator[LiveService]:
-    """A service that has completed one run over the simulator and the sample archive."""
+async def live_service(database_url: str, *arguments: str, **settings: str) -> AsyncIterator[LiveService]:
+    """A service that has completed one run over the simulator and the sample archive. The arguments are those
+    of `serve`, and the settings are added to its environment."""
     environment = {
         "DATABASE_URL": database_url,
         "PORT": "0",
         "KASPARRO_INTERVAL": "24h",
         "KASPARRO_LOG": "json",
         "KASPARRO_ADMIN_TOKEN": TOKEN,
+        **settings,
     }
     async with Simulator(seed=1, coins=300, manual=True) as simulator:
         environment["KASPARRO_COINPAPRIKA_URL"] = simulator.coinpaprika_url
         environment["KASPARRO_COINGECKO_URL"] = simulator.coingecko_url
-        async with started_command("serve", **environment) as process:
+        async with started_command("serve", *arguments, **environment) as process:
             service = LiveService(await listening_url(process))
             assert process.stderr is not None
             # Read while it runs, because a full pipe would block the service.

@@ -163,12 +163,12 @@ class Server:
 
 
 @asynccontextmanager
-async def servers() -> AsyncIterator["Servers"]:
-    """Servers that end with the block."""
+async def servers(programs: Programs | None = None) -> AsyncIterator["Servers"]:
+    """Servers that end with the block, by default of the embedded PostgreSQL's programs."""
     # Not a folder of pytest, which an unprivileged account cannot enter.
     folder = Path(tempfile.mkdtemp(prefix="kasparro-servers-", dir="/tmp"))
     folder.chmod(0o755)
-    started = Servers(folder)
+    started = Servers(folder, programs or find_programs())
     try:
         yield started
     finally:
@@ -181,10 +181,9 @@ async def servers() -> AsyncIterator["Servers"]:
 class Servers:
     """The servers of one test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, found: Programs) -> None:
         self.folder = folder
         self.all: list[Server] = []
-        found = find_programs()
         self._programs = unprivileged_programs(found) if os.geteuid() == 0 else found
 
     async def primary(self) -> Server:

@@ -225,3 +225,28 @@ async def test_access_log_has_no_secret(database_url: str, logged: LogEvents) ->
     queries = [event["query"] for event in logged.seen if event["event"] == "request_answered"]
     assert queries == ["limit=2&x_cg_demo_api_key=***&ACCESS-TOKEN=***&client_secret=***&q=key", "key="]
     assert "first-secret" not in str(logged.seen)
+
+
+async def test_slow_and_failed_queries_are_logged_with_the_request_and_the_server_process(
+    client: aiohttp.ClientSession,
+    connection: Connection,
+    logged: LogEvents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def time_out(connection: Connection, *arguments: object, **named: object) -> None:
+        await connection.execute("SET LOCAL statement_timeout = 10; SELECT pg_sleep(5)")
+
+    monkeypatch.setattr("kasparro.web.service.SLOW_QUERY_S", 0.0)
+    monkeypatch.setattr("kasparro.store.tables.tables", time_out)
+    assert await status(client, "/data?symbol=btc&api_key=abc", X_Request_ID="slow") == 400
+    assert await status(client, "/data?symbol=btc", X_Request_ID="slow") == 200
+    assert await status(client, "/tables", X_Request_ID="failed") == 503
+
+    (slow, *_) = await logged.reached(1, "query_slow", request_id="slow")
+    assert (slow["path"], slow["query"]) == ("/data", "symbol=btc")
+    assert slow["ms"] > 0
+    (failed,) = await logged.reached(1, "query_took_too_long", request_id="failed")
+    processes = await connection.fetchval(
+        "SELECT array_agg(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    )
+    assert {slow["postgres_pid"], failed["postgres_pid"]} <= set(processes)

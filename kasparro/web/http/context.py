@@ -24,6 +24,15 @@ def request_id(proposed: bytes | None = None) -> bytes:
     return b"%b%016x" % (_PREFIX, next(_COUNT))
 
 
+# Clients of other APIs send their keys as parameters, such as x_cg_demo_api_key.
+_CREDENTIAL = re.compile(r"([^&=]*(?:key|token|secret|passw)[^&=]*=)[^&]+", re.IGNORECASE)
+
+
+def shown_query(scope: Scope) -> str:
+    """The query string for a log line: the values of parameters that may be secrets are replaced."""
+    return _CREDENTIAL.sub(r"\1***", scope["query_string"].decode("latin-1"))
+
+
 # What the response cache did: it had the response, it did not have it, or it was not asked.
 HIT, MISS, NONE = "hit", "miss", "none"
 # The route of a path that the service does not have.
@@ -34,9 +43,10 @@ class RequestContext:
     """What is known about one request.
 
     `key_name` is the name of its API key. `route` is the template of its path. Handlers add `database_s`, the
-    time with a database connection; `slow`, whether its query may take long; `fresh`, whether the data that
-    was read is certainly of the newest version; `duration_s`, the time that the metrics count if it is not
-    the whole time. `extra_headers` are added to every response.
+    time with a database connection; `postgres_pid`, the server process that worked for it; `slow`, whether
+    its query may take long; `fresh`, whether the data that was read is certainly of the newest version;
+    `duration_s`, the time that the metrics count if it is not the whole time. `extra_headers` are added to
+    every response.
     """
 
     __slots__ = (
@@ -48,6 +58,7 @@ class RequestContext:
         "fresh",
         "if_none_match",
         "key_name",
+        "postgres_pid",
         "request_id",
         "route",
         "slow",
@@ -59,8 +70,9 @@ class RequestContext:
         headers: dict[bytes, bytes],
         extra_headers: HeaderList | None = None,
         started: float | None = None,
+        id_: bytes | None = None,
     ) -> None:
-        self.request_id = request_id(headers.get(b"x-request-id")).decode()
+        self.request_id = (id_ or request_id()).decode()
         self.started = time.perf_counter() if started is None else started
         self.extra_headers = extra_headers or []
         accepted = headers.get(b"accept-encoding")
@@ -68,11 +80,16 @@ class RequestContext:
         self.if_none_match = headers.get(b"if-none-match")
         self.key_name: str | None = None
         self.database_s: float | None = None
+        self.postgres_pid: int | None = None
         self.duration_s: float | None = None
         self.route = OTHER
         self.cache = NONE
         self.fresh = True
         self.slow = False
+
+    def database_fields(self) -> dict[str, int]:
+        """The server process of the request's query for a log line; the log of PostgreSQL has its number."""
+        return {} if self.postgres_pid is None else {"postgres_pid": self.postgres_pid}
 
     def server_timing(self) -> bytes:
         """The value of the Server-Timing header (milliseconds)."""

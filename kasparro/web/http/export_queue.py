@@ -1,6 +1,7 @@
 """Lets a bounded number of exports run at once, fairly between clients, and ends those of slow readers."""
 
 import asyncio
+import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -38,6 +39,7 @@ class ExportSlot:
     def __init__(self, client: str, abort: Callable[[], None], limits: ExportLimits) -> None:
         self.client = client
         self.abort = abort
+        self.context = contextvars.copy_context()
         self._limits = limits
         self._slow = False
         self._bytes = 0
@@ -116,7 +118,8 @@ class ExportQueue:
             return
         slow = next((slot for slot in self._running if slot.slow), None)
         if slow is not None:
-            client_log.info("slow_export_aborted", client=slow.client)
+            # In the context of its request, not of the one that waits.
+            slow.context.run(client_log.info, "slow_export_aborted", client=slow.client)
             slow.abort()
         self._schedule_check()
 

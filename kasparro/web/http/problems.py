@@ -147,8 +147,8 @@ def _unavailable(kind: str, title: str, detail: str, retry_after_s: int = RETRY_
         client_log.warning(
             kind.replace("-", "_"),
             path=request.scope["path"],
-            request_id=context_of(request.scope).request_id,
             reason=f"{type(error).__name__}: {error}",
+            **context_of(request.scope).database_fields(),
         )
         headers = {"Retry-After": str(retry_after_s)}
         return response(request.scope, Problem(503, detail, kind=kind, title=title, headers=headers))

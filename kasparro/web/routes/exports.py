@@ -194,13 +194,15 @@ async def _chunks(
     aborted: asyncio.Event,
     encoder: Encoder | None,
 ) -> AsyncGenerator[bytes, None]:
-    client = client_id(context_of(request.scope).key_name, request.scope)
+    context = context_of(request.scope)
+    client = client_id(context.key_name, request.scope)
     line_end = _LINE_ENDS[form]
     async with (
         service.export_queue.slot(client, aborted.set) as slot,
         service.database.exporting() as connection,
         aclosing(lines(connection)) as parts,
     ):
+        context.postgres_pid = service.database.server_process(connection)
         ends_at = time.monotonic() + EXPORT_S
         async for part in parts:
             chunk = (header + line_end.join(part) + line_end).encode()

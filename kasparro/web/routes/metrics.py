@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Iterator
 from typing import Any, TypeVar
 
 import asyncpg
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
@@ -23,6 +24,7 @@ from kasparro import __version__
 from kasparro.errors import KasparroError
 from kasparro.store.asset_queries import AssetTotals
 from kasparro.store.run_queries import RunTotals
+from kasparro.store.server_state import ServerState
 from kasparro.web.http.request_metrics import BUCKETS_S, Counts, ProcessReport
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.schemas import OUTCOMES, SourceHealth, Stats
@@ -43,23 +45,31 @@ _GAUGES = {
     "pool_waiting": "Requests that wait for a connection of the pool.",
     "streams": "Open streams of events.",
     "leader": "1 while this process is the leader of all processes that share the database.",
+    "process_resident_memory_bytes": "Resident memory of the process.",
+    "process_open_fds": "Open file descriptors of the process.",
+    "process_max_fds": "The most file descriptors that the process may open.",
 }
+
+# Every status from the first scrape on: Prometheus sees no increase in a series that begins with 1.
+_ENDED = ("succeeded", "partial", "failed", "interrupted")
+
+
+class _Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What the database answered; None where it did not answer."""
+
+    health: tuple[dict[str, SourceHealth], AssetTotals] | None
+    stats: Stats | None
+    totals: RunTotals | None
+    server: ServerState | None
+    ready: bool
 
 
 class _Scrape(Collector):
     """The metrics of one scrape."""
 
-    def __init__(
-        self,
-        reports: list[ProcessReport],
-        health: tuple[dict[str, SourceHealth], AssetTotals] | None,
-        stats: Stats | None,
-        totals: RunTotals | None,
-    ) -> None:
+    def __init__(self, reports: list[ProcessReport], found: _Found) -> None:
         self._reports = reports
-        self._health = health
-        self._stats = stats
-        self._totals = totals
+        self._found = found
 
     def collect(self) -> Iterator[Metric]:
         """Collect all metrics."""
@@ -127,17 +137,21 @@ class _Scrape(Collector):
             yield family
 
     def _database(self) -> Iterator[Metric]:
+        found = self._found
         yield GaugeMetricFamily(
-            "kasparro_database_up", "1 while PostgreSQL answers.", int(self._health is not None)
+            "kasparro_database_up", "1 while PostgreSQL answers.", int(found.health is not None)
         )
-        if self._health is not None:
-            sources, assets = self._health
+        yield GaugeMetricFamily("kasparro_ready", "1 while /data can be answered.", int(found.ready))
+        if found.server is not None:
+            yield from _server(found.server)
+        if found.health is not None:
+            sources, assets = found.health
             yield from self._sources(sources)
             yield from _assets(assets)
-        if self._stats is not None:
-            yield from self._now(self._stats)
-        if self._totals is not None:
-            yield from self._runs(self._totals)
+        if found.stats is not None:
+            yield from self._now(found.stats)
+        if found.totals is not None:
+            yield from self._runs(found.totals)
 
     def _sources(self, health: dict[str, SourceHealth]) -> Iterator[Metric]:
         age = GaugeMetricFamily(
@@ -148,21 +162,29 @@ class _Scrape(Collector):
             "1 while a source's last run succeeded and its data has a normal age and no anomalies.",
             labels=("source",),
         )
+        stale = GaugeMetricFamily(
+            "kasparro_source_stale",
+            "1 while a source's last success is longer ago than the interval between runs explains.",
+            labels=("source",),
+        )
         for name, source in health.items():
             if source.age_s is not None:
                 age.add_metric((name,), source.age_s)
             healthy.add_metric((name,), int(source.healthy))
+            stale.add_metric((name,), int(source.stale))
         yield age
         yield healthy
+        yield stale
 
     def _runs(self, totals: RunTotals) -> Iterator[Metric]:
         runs = CounterMetricFamily("kasparro_runs", "Finished runs by status.", labels=("status",))
         durations = SummaryMetricFamily(
             "kasparro_run_duration_seconds", "Time from the start to the end of a run.", labels=("status",)
         )
-        for ended in totals.ended:
-            runs.add_metric((ended["status"],), ended["runs"])
-            durations.add_metric((ended["status"],), ended["runs"], ended["seconds"])
+        figures = {ended["status"]: (ended["runs"], ended["seconds"]) for ended in totals.ended}
+        for status, (count, seconds) in (dict.fromkeys(_ENDED, (0, 0.0)) | figures).items():
+            runs.add_metric((status,), count)
+            durations.add_metric((status,), count, seconds)
         yield runs
         yield durations
         records = CounterMetricFamily(
@@ -197,10 +219,34 @@ class _Scrape(Collector):
                 limits.add_metric((source,), budget.limit)
         yield calls
         yield limits
-        if (due := stats.schedule.next_run_at) is not None:
+        yield GaugeMetricFamily(
+            "kasparro_run_interval_seconds",
+            "KASPARRO_INTERVAL, the time between runs; absent if it is off.",
+            stats.schedule.interval_s,
+        )
+        for name, text, moment in (
+            ("next_run", "When the next run starts.", stats.schedule.next_run_at),
+            ("last_success", "When the newest run that succeeded ended.", stats.totals.last_success_at),
+            (
+                "last_failure",
+                "When the newest run that failed, was partial or was interrupted ended.",
+                stats.totals.last_failure_at,
+            ),
+        ):
             yield GaugeMetricFamily(
-                "kasparro_next_run_timestamp_seconds", "When the next run starts.", due.timestamp()
+                f"kasparro_{name}_timestamp_seconds", text, moment.timestamp() if moment else None
             )
+
+
+def _server(server: ServerState) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "kasparro_database_size_bytes", "Size of the database on its disk.", server.database_bytes
+    )
+    yield GaugeMetricFamily(
+        "kasparro_replica_lag_seconds",
+        "How far the replica that this process reads from is behind; absent if it reads from a primary.",
+        server.lag_s,
+    )
 
 
 def _assets(totals: AssetTotals) -> Iterator[Metric]:
@@ -218,17 +264,25 @@ def _assets(totals: AssetTotals) -> Iterator[Metric]:
     candidates.add_metric(("candidate",), totals.candidates)
     candidates.add_metric(("conflict",), totals.conflicts)
     yield candidates
+    yield GaugeMetricFamily(
+        "kasparro_assets_resolved",
+        "1 if the rows were linked to assets after the last run; 0 if the resolver failed.",
+        int(totals.problem is None),
+    )
 
 
 async def metrics(service: Service, request: Request, query: Any) -> Response:
     """GET /metrics."""
-    health, stats, totals = await asyncio.gather(
+    health, stats, totals, server, ready = await asyncio.gather(
         _or_none(service.health(DATABASE_TIMEOUT_S)),
         _or_none(service.stats(DATABASE_TIMEOUT_S)),
         _or_none(service.run_totals(DATABASE_TIMEOUT_S)),
+        _or_none(service.server_state(DATABASE_TIMEOUT_S)),
+        _is_ready(service),
     )
+    found = _Found(health=health, stats=stats, totals=totals, server=server, ready=ready)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(await service.request_metrics.reports(), health, stats, totals))
+    registry.register(_Scrape(await service.request_metrics.reports(), found))
     write, media_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(write(registry), media_type=None, headers={"Content-Type": media_type})
 
@@ -239,6 +293,14 @@ async def _or_none(probe: Awaitable[T]) -> T | None:
         return await probe
     except (KasparroError, asyncpg.PostgresError):
         return None
+
+
+async def _is_ready(service: Service) -> bool:
+    try:
+        await service.check_ready(DATABASE_TIMEOUT_S)
+    except (KasparroError, asyncpg.PostgresError):
+        return False
+    return True
 
 
 ENDPOINT = Endpoint(
