@@ -31,6 +31,7 @@ STATUSES: tuple[RunStatus, ...] = ("succeeded", "partial", "failed", "interrupte
 _SLOT, _BAR = 10, 7
 _UP, _DOWN, _GAP = 44, 26, 2
 _LEAST = 2
+SLOTS_LEAST = 24
 # Bars are cut at so many times the median.
 OUTLYING = 4
 
@@ -105,7 +106,7 @@ class Strip(msgspec.Struct, frozen=True, kw_only=True):
     most: int
     counts: Sequence[tuple[str, int]]
 
-    width = STRIP * _SLOT
+    width: int
     bar, top, gap = _BAR, _UP, _GAP
     height = _UP + _GAP + _DOWN
     slot = _SLOT
@@ -116,6 +117,8 @@ def strip(runs: Sequence[RunReport]) -> Strip:
     durations = [run.duration_s or 0.0 for run in runs]
     records = [_changed(run) + run.records.rejected for run in runs]
     longest, most = _full(durations), _full(records)
+    # The bars of few runs would be too wide.
+    slots = max(len(runs), SLOTS_LEAST)
     bars = []
     for place, (run, duration, total) in enumerate(zip(runs, durations, records, strict=True)):
         height = _height(total, most, _DOWN)
@@ -123,7 +126,7 @@ def strip(runs: Sequence[RunReport]) -> Strip:
         bars.append(
             Bar(
                 run=run,
-                x=(STRIP - 1 - place) * _SLOT,
+                x=(slots - 1 - place) * _SLOT,
                 duration=_height(duration, longest, _UP) or _LEAST,
                 changed=height - rejected,
                 rejected=rejected,
@@ -131,7 +134,7 @@ def strip(runs: Sequence[RunReport]) -> Strip:
         )
     statuses = [run.status for run in runs]
     counts = [(status, statuses.count(status)) for status in STATUSES if status in statuses]
-    return Strip(bars=bars[::-1], longest_s=longest, most=round(most), counts=counts)
+    return Strip(bars=bars[::-1], longest_s=longest, most=round(most), counts=counts, width=slots * _SLOT)
 
 
 def _full(values: Sequence[float]) -> float:

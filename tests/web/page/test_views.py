@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from urllib.parse import urljoin
 
@@ -188,11 +188,12 @@ def test_data_block_ends_nowhere_within() -> None:
 async def test_summary_says_what_is_late_and_why(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
-    ended = {"started_at": NOW - timedelta(hours=9), "finished_at": NOW - timedelta(hours=9)}
+    now = datetime.now(UTC)
+    ended = {"started_at": now - timedelta(hours=9), "finished_at": now - timedelta(hours=9)}
     run = await add_run(connection, "succeeded", **ended)
     for source in ("coinpaprika", "coingecko", "csv"):
         await add_source(connection, run, source, "succeeded", **ended)
-    ended = {"started_at": NOW - timedelta(minutes=12), "finished_at": NOW - timedelta(minutes=10)}
+    ended = {"started_at": now - timedelta(minutes=12), "finished_at": now - timedelta(minutes=10)}
     run = await add_run(connection, "partial", **ended)
     await add_source(connection, run, "coinpaprika", "failed", error=f"503: {HOSTILE}", **ended)
     for source in ("coingecko", "csv"):
