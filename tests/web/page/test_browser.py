@@ -2,11 +2,13 @@
 
 import re
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.async_api import Browser, BrowserContext, expect
 
 from kasparro.settings import ApiKey, Secret, Settings
+from tests.support.proxy import Proxy
 from tests.web.page.conftest import Tab
 from tests.web.page.site import COINS, HOSTILE, NOW, Site, asset_id, site, violations
 
@@ -192,10 +194,23 @@ async def test_offline_and_back(market: Site, tab: Tab, context: BrowserContext)
     await expect(tab.page.get_by_role("alert")).to_contain_text("The service cannot be reached.")
     # What was there stays.
     await expect(tab.page.locator("tbody tr")).to_have_count(50)
-    await expect(tab.page.locator("#live")).to_have_text("Offline")
     await context.set_offline(False)
     await expect(tab.page.locator("tbody tr")).to_have_count(1)
     await expect(tab.page.get_by_role("alert")).to_be_hidden()
+
+
+async def test_lost_connection_and_back(market: Site, tab: Tab) -> None:
+    live = tab.page.locator("#live")
+    async with Proxy(urlsplit(market.url).port or 0) as proxy:
+        await tab.page.goto(f"http://127.0.0.1:{proxy.port}/?q=coin+7")
+        await expect(live).to_have_text("Live")
+        proxy.reject()
+        await expect(live).to_have_text("Reconnecting")
+        await expect(tab.page.get_by_role("alert")).to_contain_text("What you see may be old", timeout=15_000)
+        await expect(tab.page.locator("tbody tr")).to_have_count(1)
+        proxy.forward()
+        await expect(live).to_have_text("Live", timeout=15_000)
+        await expect(tab.page.get_by_role("alert")).to_be_hidden(timeout=15_000)
 
 
 async def test_new_data_moves_only_what_changed(market: Site, tab: Tab) -> None:

@@ -188,12 +188,13 @@ def test_data_block_ends_nowhere_within() -> None:
 async def test_summary_says_what_is_late_and_why(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
+    # Half a unit more than the ages that are shown, so that they stay while the test runs.
     now = datetime.now(UTC)
-    ended = {"started_at": now - timedelta(hours=9), "finished_at": now - timedelta(hours=9)}
+    ended = {"started_at": now - timedelta(hours=9.5), "finished_at": now - timedelta(hours=9.5)}
     run = await add_run(connection, "succeeded", **ended)
     for source in ("coinpaprika", "coingecko", "csv"):
         await add_source(connection, run, source, "succeeded", **ended)
-    ended = {"started_at": now - timedelta(minutes=12), "finished_at": now - timedelta(minutes=10)}
+    ended = {"started_at": now - timedelta(minutes=12), "finished_at": now - timedelta(minutes=10.5)}
     run = await add_run(connection, "partial", **ended)
     await add_source(connection, run, "coinpaprika", "failed", error=f"503: {HOSTILE}", **ended)
     for source in ("coingecko", "csv"):

@@ -52,7 +52,6 @@ function follow() {
 }
 
 addEventListener("online", () => stream.retry());
-addEventListener("offline", () => state("offline"));
 document.addEventListener("visibilitychange", () => {
   follow();
   if (!document.hidden) refresh();

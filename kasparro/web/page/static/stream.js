@@ -12,20 +12,21 @@ export class Stream {
   #last = null;
   #abort = null;
   #wake = null;
-  #stopped = true;
+  // The loop that runs; another one may still be ending.
+  #running = null;
 
   constructor(on) {
     this.#on = on;
   }
 
   start() {
-    if (!this.#stopped) return;
-    this.#stopped = false;
-    this.#run();
+    if (this.#running) return;
+    this.#running = {};
+    this.#run(this.#running);
   }
 
   stop() {
-    this.#stopped = true;
+    this.#running = null;
     this.#abort?.abort();
     this.#wake?.();
   }
@@ -35,9 +36,9 @@ export class Stream {
     this.#wake?.();
   }
 
-  async #run() {
+  async #run(mine) {
     let wait = FIRST_WAIT_S;
-    while (!this.#stopped) {
+    while (this.#running === mine) {
       let began = false;
       try {
         await this.#follow(() => {
@@ -45,19 +46,19 @@ export class Stream {
           wait = FIRST_WAIT_S;
         });
       } catch (error) {
-        if (this.#stopped) return;
+        if (this.#running !== mine) return;
         if (error instanceof ReadError && error.kind === "key") {
-          this.#stopped = true;
+          this.#running = null;
           this.#on.state("off");
           return;
         }
       }
-      if (this.#stopped) return;
+      if (this.#running !== mine) return;
       this.#on.state(navigator.onLine ? "waiting" : "offline");
       // By chance shorter, so that the clients of a restarted service do not come at once.
       await this.#pause(wait * (0.5 + Math.random() / 2) * 1000);
       wait = Math.min(2 * wait, LONGEST_WAIT_S);
-      if (!this.#stopped && !began) await this.#on.missed();
+      if (this.#running === mine && !began) await this.#on.missed();
     }
   }
 
