@@ -1,5 +1,4 @@
-// The view Archives: search as you type, and copying of settings.
-import { showSearch } from "./search.js";
+// The view Archives: copying of settings.
 import { current } from "./view.js";
 
 // Files change when a run ends, not with every version.
@@ -11,7 +10,6 @@ export function onRun(run) {
 }
 
 export function shown(view) {
-  showSearch(view);
   for (const button of view.querySelectorAll("[data-copy]")) button.hidden = !navigator.clipboard;
 }
 

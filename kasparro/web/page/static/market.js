@@ -1,5 +1,4 @@
 // The view Market: the lines of the coins, and what a run does.
-import { showSearch } from "./search.js";
 import { drawLines } from "./sparkline.js";
 import { current } from "./view.js";
 
@@ -11,7 +10,6 @@ export function shown(view) {
   drawing = new AbortController();
   // Without them the table is still complete.
   drawLines(view, drawing.signal).catch(() => {});
-  showSearch(view);
 }
 
 export function isAffected({ changed, truncated }) {

@@ -1,5 +1,6 @@
 // Starts the page: key, theme, copying, ages, and what happens when data changes.
 import { key } from "./http.js";
+import { showSearch } from "./search.js";
 import { Stream } from "./stream.js";
 import { updateAges } from "./time.js";
 import * as view from "./view.js";
@@ -57,6 +58,7 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden) refresh();
 });
 
+view.handlers.shown = showSearch;
 setInterval(updateAges, 1000);
 
 document.getElementById("theme").addEventListener("click", () => {

@@ -13,8 +13,8 @@ let module = {};
 
 export const current = () => document.getElementById("view");
 
-// What to do about an error that only the reader can settle: a missing key.
-export const handlers = { key: () => {} };
+// What to do about an error that only the reader can settle, a missing key, and with each new view.
+export const handlers = { key: () => {}, shown: () => {} };
 
 export async function load({ mark = false } = {}) {
   pending?.abort();
@@ -59,6 +59,7 @@ function show(fresh, mark) {
   else main.replaceChildren(fresh);
   document.title = `${fresh.dataset.title} · Kasparro`;
   updateAges();
+  handlers.shown(current());
   module.shown?.(current());
 }
 
@@ -74,6 +75,7 @@ function say(error) {
 
 export async function start() {
   const view = current();
+  if (view) handlers.shown(view);
   if (view?.dataset.module) {
     module = await import(`./${view.dataset.module}.js`);
     module.shown?.(view);
