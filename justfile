@@ -48,14 +48,14 @@ fmt: _develop
 
 # Build one executable file that needs nothing but Linux: dist/kasparro-VERSION-linux-MACHINE
 binary:
-    python3 binary/build.py
+    python3 .ci/binary/build.py
 
 # Follow the stack's logs
 logs *args:
     {{compose}} logs --follow {{args}}
 
 # Lock the newest allowed versions, with hashes and without addresses
-lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt") (_lock "binary" "binary/requirements.txt" "")
+lock: _develop (_lock "build" "requirements.txt") (_lock "dev" "tests/requirements.txt") (_lock "binary" ".ci/binary/requirements.txt" "")
 
 _lock group file project="pyproject.toml":
     .venv/bin/pip install -q uv && .venv/bin/uv pip compile -q --universal --upgrade --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command "just lock" --group {{group}} -o {{file}} {{project}}

@@ -331,6 +331,10 @@ def _split(value: str) -> Any:
         return None
 
 
+# The longest time between the demo's runs.
+DEMO_INTERVAL = timedelta(seconds=20)
+
+
 class SourceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one source. A subclass adds fields, each annotated with its `Variable`."""
 
@@ -505,6 +509,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             parse_choice("debug", "info", "warning", "error"),
         ),
     ] = "info"
+
+    @property
+    def demo_home(self) -> Path:
+        """The data directory of the demo's embedded database."""
+        return self.home / "demo"
+
+    @property
+    def demo_interval(self) -> timedelta:
+        """The time between the demo's runs: often enough to watch them."""
+        return min(self.interval or DEMO_INTERVAL, DEMO_INTERVAL)
 
     @property
     def consensus_limits(self) -> ConsensusLimits:

@@ -1,72 +1,50 @@
-"""`python -m tests.screenshots`: pictures of every view of the page, over a week of an invented market."""
+"""`python -m tests.screenshots`: pictures of every view of the page, over the market of `kasparro demo`."""
 
 import asyncio
 import tempfile
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
+import stamina.instrumentation
 from playwright.async_api import Browser
 
-from kasparro import logs
-from kasparro.embedded.server import EmbeddedPostgres
-from kasparro.pipeline.identity import options_of
-from kasparro.pipeline.run import Run
-from kasparro.settings import Settings
-from kasparro.simulator import Simulator
-from kasparro.sources.registry import build, load_settings
-from kasparro.store.migrations import migrate
-from kasparro.store.pool import Database
 from kasparro.web.app import VIEWS
-from tests.support.runs import apis
-from tests.web.conftest import serving
+from tests.support.commands import listening_url, started_command
+from tests.support.live_service import first_run
 from tests.web.page.site import BROWSER, MISSING, chromium
 
 FOLDER = Path("screenshots")
 README = Path("docs/page.png")
 WIDTHS = {390: 844, 1024: 768, 1920: 1080}
-# A week with six runs a day.
-STEP = timedelta(hours=4)
-RUNS = 43
-COINS = 300
-
+# Those of the navigation, and some that show a state.
 PATHS = {
     **{view.template.removesuffix(".html"): view.path for view in VIEWS if view.label is not None},
+    "run": "/page/activity/1",
     "coin": "/page/coin/btc-bitcoin",
-    "candles": "/page/coin/eth-ethereum?chart=candles",
+    "candles": "/page/coin/eth-ethereum?range=1y&chart=candles",
     "nothing-found": "/?q=no+such+coin",
     "no-such-coin": "/page/coin/nosuch",
 }
+# Views with lines or charts, which come after the first paint.
+DRAWN = frozenset({"market", "coin", "candles"})
 
 
 async def main() -> None:
-    """Make a market and the pictures."""
+    """Start the demo and make the pictures."""
     if BROWSER is None:
         raise SystemExit(MISSING)
     with tempfile.TemporaryDirectory() as home:
-        async with EmbeddedPostgres(Path(home)) as server, Database(server.dsn) as database:
-            await migrate(database)
-            await load_week(database)
-            settings = load_settings({"KASPARRO_INTERVAL": "4h"})
-            async with serving(server.dsn, settings) as client, chromium() as browser:
-                await pictures(browser, str(client._base_url).rstrip("/"))
-
-
-async def load_week(database: Database) -> None:
-    """Run over the simulator as if a week had passed, with the sample archive in the last run."""
-    now = datetime.now(UTC)
-    began_at = now - (RUNS - 1) * STEP - timedelta(minutes=1)
-    settings = load_settings({})
-    async with Simulator(
-        seed=1, coins=COINS, base=began_at, tick=STEP.total_seconds(), manual=True
-    ) as simulator:
-        for number in range(RUNS):
-            sources = [*apis(simulator), *(build(settings, ["csv"]) if number == RUNS - 1 else ())]
-            options: dict[str, Any] = {"clock": simulator.clock.now, "assets": options_of(settings)}
-            async with Run(database, sources, "schedule", interval=STEP, **options) as run:
-                await run.work(asyncio.Event())
-            if number < RUNS - 1:
-                simulator.advance(1)
+        async with started_command("demo", PORT="0", KASPARRO_HOME=home, KASPARRO_LOG="json") as process:
+            url = await listening_url(process)
+            assert process.stderr is not None
+            # Read while it runs, because a full pipe would block the service.
+            rest = asyncio.create_task(process.stderr.read())
+            await first_run(url)
+            async with chromium() as browser:
+                await pictures(browser, url)
+            process.terminate()
+            await rest
+            # The folder must outlast the embedded PostgreSQL.
+            await process.wait()
 
 
 async def pictures(browser: Browser, url: str) -> None:
@@ -82,12 +60,10 @@ async def pictures(browser: Browser, url: str) -> None:
             page = await context.new_page()
             for name, path in PATHS.items():
                 await page.goto(url + path)
-                # Lines and charts come after the first paint.
-                if name in {"market", "coin", "candles"}:
+                if name in DRAWN:
                     await page.locator("svg .stroke").last.wait_for(state="attached")
-                await page.screenshot(path=FOLDER / f"{name}-{scheme}-{width}.png")
-                if name in {"coin", "candles"}:
-                    await page.screenshot(path=FOLDER / f"{name}-{scheme}-{width}-all.png", full_page=True)
+                picture = FOLDER / f"{name}-{scheme}-{width}.png"
+                await page.screenshot(path=picture, full_page=name not in {"market", "nothing-found"})
             await context.close()
     context = await browser.new_context(viewport={"width": 1280, "height": 800}, color_scheme="light")
     page = await context.new_page()
@@ -98,5 +74,6 @@ async def pictures(browser: Browser, url: str) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure(Settings(log_level="error"))
+    # The wait for the first run is no event.
+    stamina.instrumentation.set_on_retry_hooks([])
     asyncio.run(main())

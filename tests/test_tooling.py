@@ -35,7 +35,9 @@ def test_ci_has_no_unused_function() -> None:
         assert calls, f"{name} is defined in .ci/run, but nothing calls it"
 
 
-@pytest.mark.parametrize("file", ["requirements.txt", "tests/requirements.txt", "binary/requirements.txt"])
+@pytest.mark.parametrize(
+    "file", ["requirements.txt", "tests/requirements.txt", ".ci/binary/requirements.txt"]
+)
 def test_locked_packages_have_hashes_and_no_addresses(file: str) -> None:
     text = read(file)
     assert "://" not in text

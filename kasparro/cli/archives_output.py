@@ -1,11 +1,10 @@
-"""Prints which archives are loaded, as a table for people or as JSON."""
+"""Prints which archives are loaded, as lines for people or as JSON."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
-from rich.table import Table
 
 from kasparro.cli.terminal import out
 from kasparro.sources.archives.folder_state import FileState
@@ -50,28 +49,22 @@ def report(file: ListedFile, state: FileState) -> ArchiveReport:
 
 
 def print_archives(archives: Sequence[ArchiveReport]) -> None:
-    """Print a table, and why archives are rejected."""
+    """Print two lines for each archive: its name, which may be long, and what the database holds of it."""
     if not archives:
         out.print("no archive is loaded")
-        return
-    table = Table("file", "state", "loaded", "rows", "coin", "first", "last", box=None, pad_edge=False)
-    table.columns[3].justify = "right"
-    for column in (table.columns[2], *table.columns[5:]):
-        column.no_wrap = True
     for archive in archives:
-        table.add_row(
-            archive.file,
-            archive.state,
-            _day(archive.loaded_at),
-            f"{archive.rows:,}",
-            _coins(archive),
-            _day(archive.first_observed_at),
-            _day(archive.last_observed_at),
-        )
-    out.print(table)
-    for archive in archives:
+        out.print(archive.file, soft_wrap=True)
+        out.print(f"  {_contents(archive)}", soft_wrap=True)
         if archive.problem is not None:
-            out.print(f"{archive.file}: {archive.problem}", soft_wrap=True)
+            out.print(f"  {archive.problem}", soft_wrap=True)
+
+
+def _contents(archive: ArchiveReport) -> str:
+    state = f"{archive.state} ({_day(archive.loaded_at)})"
+    if not archive.rows:
+        return f"{state}, no rows"
+    rows = f"{archive.rows:,} row{'' if archive.rows == 1 else 's'} of {_coins(archive)}"
+    return f"{state}, {rows}, {_day(archive.first_observed_at)} to {_day(archive.last_observed_at)}"
 
 
 def _coins(archive: ArchiveReport) -> str:

@@ -22,7 +22,8 @@ from kasparro.assets.explain import Explanation
 from kasparro.assets.rules import load_rules, read_rules
 from kasparro.cli import archives_output, assets_output, check_output
 from kasparro.cli.foreground_run import RunPlan, run_once, with_database
-from kasparro.cli.report_output import print_run, print_status
+from kasparro.cli.report_output import print_run
+from kasparro.cli.status_output import Status, leading_coins, print_status
 from kasparro.cli.terminal import err, out, write_json
 from kasparro.embedded.programs import find_client
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
@@ -37,7 +38,8 @@ from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.store.archive_files import find_name, listed_files, listed_names
 from kasparro.store.bootstrap import database_url
-from kasparro.store.instance import WrongDatabase
+from kasparro.store.instance import WrongDatabase, is_demo
+from kasparro.store.locks import has_leader
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
 from kasparro.store.pool import Database
@@ -46,7 +48,7 @@ from kasparro.store.transfer.exporting import export
 from kasparro.store.transfer.importing import import_export
 from kasparro.store.transfer.manifest import Manifest, Progress
 from kasparro.supervision import Supervisor
-from kasparro.web import reports, schemas
+from kasparro.web import reports
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -112,7 +114,16 @@ def demo(host: str | None, port: int | None, seed: int) -> None:
     from kasparro.web import server  # noqa: PLC0415 - this import takes half a second
 
     settings = _load_settings(host, port)
-    _exit_on_error(lambda: server.serve(settings, demo_seed=seed))
+
+    def announce(url: str) -> None:
+        # A server that listens on all addresses answers on this one, too.
+        local = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+        out.print(
+            f"open {local}/ in a browser; it answers in a few seconds, and Ctrl+C ends the demo",
+            soft_wrap=True,
+        )
+
+    _exit_on_error(lambda: server.serve(settings, demo_seed=seed, announce=announce))
 
 
 _as_json = click.option(
@@ -215,21 +226,30 @@ def migrate() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the object that /stats returns.")
 def status(as_json: bool) -> None:
-    """Show what the database contains, how the last run went, and when the next run is due."""
+    """Show the leading coins, how fresh each source is, how the last run went, and when the next is due."""
     settings = _load_settings()
 
-    async def read(database: Database) -> tuple[schemas.Stats, datetime | None]:
-        await _require_schema(database)
+    async def read(database: Database) -> Status:
+        await _require_schema(database, settings)
+        shown = settings
+        if await is_demo(database):
+            shown = msgspec.structs.replace(settings, interval=settings.demo_interval)
+        led = await has_leader(database)
         last = await last_start(database)
-        due = last + settings.interval if last and settings.interval else None
+        due = last + shown.interval if led and last and shown.interval else None
         async with database.reading() as connection:
-            return await reports.stats(connection, settings, due), due
+            return Status(
+                stats=await reports.stats(connection, shown, due),
+                health=await reports.health(connection, shown.sources, shown.interval),
+                leading=await leading_coins(connection),
+                led=led,
+            )
 
-    stats, due = _exit_on_error(lambda: asyncio.run(with_database(settings, read)))
+    found = _exit_on_error(lambda: asyncio.run(with_database(settings, read)))
     if as_json:
-        write_json(reports.encode(stats))
+        write_json(reports.encode(found.stats))
     else:
-        print_status(stats, settings.interval, due)
+        print_status(found)
 
 
 @main.group(invoke_without_command=True)
@@ -246,7 +266,7 @@ def archives(context: click.Context, as_json: bool) -> None:
     settings = _load_settings()
 
     async def read(database: Database) -> list[archives_output.ArchiveReport]:
-        await _require_schema(database)
+        await _require_schema(database, settings)
         async with database.writing() as connection:
             files = await listed_files(connection, Archives.name)
         setting = registry.settings_of(settings, Archives.name).archives
@@ -306,7 +326,7 @@ def assets(meant: str, rules_file: Path | None, as_json: bool) -> None:
     settings = _load_settings()
 
     async def read(database: Database) -> list[Explanation]:
-        await _require_schema(database)
+        await _require_schema(database, settings)
         rules = load_rules(settings) if rules_file is None else read_rules(rules_file, registry.names())
         found = await explain_rows(database, meant, rules)
         if not found:
@@ -401,11 +421,15 @@ def _run_and_exit(
     sys.exit(0 if finished.status == "succeeded" else FAILED)
 
 
-async def _require_schema(database: Database) -> None:
+async def _require_schema(database: Database, settings: Settings) -> None:
     """Raise KasparroError if the schema is not up to date."""
     if missing := await pending(database):
+        demo = settings.demo_home
+        hint = ""
+        if settings.database_url is None and demo.is_dir():
+            hint = f"; the demo has a database of its own: set KASPARRO_HOME to {demo} for it"
         raise KasparroError(
-            f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate"
+            f"the database is not ready: {', '.join(missing)} not applied; run kasparro migrate{hint}"
         )
 
 

@@ -1,15 +1,15 @@
 """Runs the sources once in the foreground, with progress bars, until done or stopped by a signal."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from kasparro.cli.terminal import err
 from kasparro.errors import LeaseLost
-from kasparro.pipeline.run import STOP_GRACE_S, Run, ignore_progress
+from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.settings import Settings
 from kasparro.signals import stop_signals
 from kasparro.sources.base import Source
@@ -54,8 +54,8 @@ async def run_once(
         await prepare(database)
         sources, create_run = await plan(database)
         names = [source.name for source in sources]
-        with _bars(names, shown=progress and err.is_terminal) as on_progress:
-            async with create_run(database, on_progress=on_progress) as run:
+        with _Bars(names, shown=progress and err.is_terminal) as bars:
+            async with create_run(database, on_progress=bars.move, on_loaded=bars.add_records) as run:
                 await run.work(stop)
         async with database.writing() as connection:
             finished = await reports.run_report(connection, run.id)
@@ -72,13 +72,38 @@ async def with_database(settings: Settings, work: Callable[[Database], Coroutine
         return await work(database)
 
 
-@contextmanager
-def _bars(names: Sequence[str], *, shown: bool) -> Iterator[Callable[[str, float, float | None], None]]:
-    """A function that updates the progress bars of the sources on stderr, or does nothing if not `shown`."""
-    if not shown:
-        yield ignore_progress
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
-        bars = {name: progress.add_task(name, total=None) for name in names}
-        yield lambda name, done, total: progress.update(bars[name], completed=done, total=total)
+class _Bars:
+    # The progress bars of the sources on stderr, with the records and the rate of each; nothing, if they are
+    # not shown.
+
+    def __init__(self, names: Sequence[str], *, shown: bool) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[records]:>9,} records {task.fields[rate]:>7,.0f}/s"),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=err, transient=True, disable=not shown)
+        self._tasks = {name: self._progress.add_task(name, total=None, records=0, rate=0.0) for name in names}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def move(self, source: str, done: float, total: float | None) -> None:
+        """Move the bar of a source."""
+        self._progress.update(self._tasks[source], completed=done, total=total)
+
+    def add_records(self, source: str, records: int) -> None:
+        """Count the records of a batch."""
+        task = self._progress.tasks[self._tasks[source]]
+        loaded = task.fields["records"] + records
+        # The mean since the start: batches come too rarely for a rate of the moment.
+        rate = loaded / max(task.elapsed or 0.0, 0.001)
+        self._progress.update(task.id, records=loaded, rate=rate)

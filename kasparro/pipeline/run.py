@@ -45,6 +45,10 @@ def ignore_progress(source: str, done: float, total: float | None) -> None:
     """A progress callback that does nothing."""
 
 
+def ignore_loaded(source: str, records: int) -> None:
+    """A callback for loaded batches that does nothing."""
+
+
 class Run:
     """One run, as a context manager: entering takes the run lease and inserts the run, leaving returns the
     lease.
@@ -66,6 +70,7 @@ class Run:
         budget: Callable[[str], int | None] = no_limit,
         interval: timedelta | None = None,
         on_progress: Callable[[str, float, float | None], None] = ignore_progress,
+        on_loaded: Callable[[str, int], None] = ignore_loaded,
         clock: Callable[[], datetime] = utc_now,
         retention: Retention | None = None,
         fetched_at: datetime | None = None,
@@ -77,7 +82,12 @@ class Run:
         self._on_wait = on_wait
         self._sources = sources
         self._options = RunOptions(
-            trigger=trigger, interval=interval, budget=budget, on_progress=on_progress, clock=clock
+            trigger=trigger,
+            interval=interval,
+            budget=budget,
+            on_progress=on_progress,
+            on_loaded=on_loaded,
+            clock=clock,
         )
         self._clock = clock
         self._retention = retention

@@ -53,13 +53,15 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What all source runs of a run share.
 
     `interval` is the time between runs, None if unknown. `budget(source)` is the source's monthly call limit,
-    None for no limit. `on_progress(source, done, total)` reports progress.
+    None for no limit. `on_progress(source, done, total)` reports progress in the source's unit, and
+    `on_loaded(source, records)` the records of each batch.
     """
 
     trigger: Trigger
     interval: timedelta | None
     budget: Callable[[str], int | None]
     on_progress: Callable[[str, float, float | None], None]
+    on_loaded: Callable[[str, int], None]
     clock: Callable[[], datetime]
 
 
@@ -234,6 +236,7 @@ class SourceRun:
                 coming = asyncio.create_task(next_batch())
                 if self._options.trigger == "replay" or not _is_unusable(batch):
                     await self._load(batch)
+                    self._options.on_loaded(self._name, batch.fetched)
                     continue
                 # No record of this page was valid, so the upstream's format has changed and later pages will
                 # be no better. Earlier pages stay loaded. The page is not recorded as crawled, so a run that

@@ -26,3 +26,10 @@ async def claim(database: Database, *, demo: bool) -> None:
             else "this database holds the demo's simulated data, and only kasparro demo may use it: set "
             "DATABASE_URL, or KASPARRO_HOME if DATABASE_URL is unset, to another database"
         )
+
+
+async def is_demo(database: Database) -> bool:
+    """Whether the database is one of the demo. Raises DatabaseUnavailable."""
+    async with database.writing() as connection:
+        found: bool = await connection.fetchval(_SQL["is_demo"])
+    return found

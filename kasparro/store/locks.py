@@ -28,6 +28,13 @@ HEARTBEAT_S = 5.0
 CLOSE_S = 1.0
 
 
+async def has_leader(database: Database) -> bool:
+    """Whether any process leads, so that a scheduler starts runs. Raises DatabaseUnavailable."""
+    async with database.writing() as connection:
+        found: bool = await connection.fetchval(_SQL["has_leader"])
+    return found
+
+
 class AdvisoryLease:
     """An advisory lock that a session of its own holds.
 

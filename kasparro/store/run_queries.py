@@ -24,18 +24,24 @@ class RowPage(msgspec.Struct, frozen=True):
     last: int | None
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """The upstream calls of one month, and the known pages of each paged source, by source."""
+
+    calls: dict[str, int]
+    pages: dict[str, list[CrawledPage]]
+
+
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """What the service holds and has done, read in one snapshot.
 
-    `totals` is the row of the statement `totals`, `last_run` the rows of the newest run. `calls` are the
-    upstream calls of one month, `pages` the known pages of each paged source, `drift` JSON, all by source.
+    `totals` is the row of the statement `totals`, `last_run` the rows of the newest run. `drift` is
+    JSON by source.
     """
 
     totals: asyncpg.Record
     last_run: list[asyncpg.Record]
     records: dict[str, int]
-    calls: dict[str, int]
-    pages: dict[str, list[CrawledPage]]
+    usage: Usage
     drift: dict[str, str]
 
 
@@ -106,10 +112,17 @@ async def overview(
             totals=totals,
             last_run=await runs(connection, [totals["last_run"] or 0]),
             records=_by_source(await _fetch(connection, "rows_by_source")),
-            calls=_by_source(await _fetch(connection, "calls_in_month", {"month": month})),
-            pages={source: await known_pages(connection, source) for source in pages_of},
+            usage=await usage(connection, month=month, pages_of=pages_of),
             drift=_by_source(await _fetch(connection, "drift", {"sources": drift_of})),
         )
+
+
+async def usage(connection: Connection, *, month: date, pages_of: Sequence[str]) -> Usage:
+    """The calls of a month, and the pages of these sources."""
+    return Usage(
+        calls=_by_source(await _fetch(connection, "calls_in_month", {"month": month})),
+        pages={source: await known_pages(connection, source) for source in pages_of},
+    )
 
 
 async def source_states(

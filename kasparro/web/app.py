@@ -18,6 +18,7 @@ from kasparro.web.http.disconnects import ClientDisconnected, client_disconnecte
 from kasparro.web.middleware import ServiceMiddleware
 from kasparro.web.openapi.endpoint import route, route_of
 from kasparro.web.routes import (
+    archives,
     asset_history,
     assets,
     data,
@@ -27,6 +28,8 @@ from kasparro.web.routes import (
     history,
     metrics,
     page,
+    page_activity,
+    page_archives,
     page_coin,
     page_market,
     runs,
@@ -36,7 +39,13 @@ from kasparro.web.routes import (
 from kasparro.web.service import SchedulerLike, Service
 
 # The views of the page in the order of its navigation, and what only its modules read.
-VIEWS = (page_market.VIEW, page_coin.VIEW)
+VIEWS = (
+    page_market.VIEW,
+    page_coin.VIEW,
+    page_activity.ACTIVITY,
+    page_activity.RUN,
+    page_archives.VIEW,
+)
 PAGE_DATA = (sparklines.ENDPOINT,)
 
 
@@ -64,6 +73,7 @@ def create_app(
         *assets.ENDPOINTS,
         *asset_history.ENDPOINTS,
         *runs.ENDPOINTS,
+        archives.ENDPOINT,
         *health.ENDPOINTS,
         metrics.ENDPOINT,
         stream.ENDPOINT,

@@ -3,23 +3,28 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Generic, TypeVar
 
 import asyncpg
 import msgspec
 
-from kasparro.pipeline.call_budget import budget
+from kasparro.pipeline.call_budget import Budget, budget
 from kasparro.pipeline.quality import freshness
 from kasparro.pipeline.quality.anomalies import Anomaly, RunMetrics
 from kasparro.pipeline.quality.drift import Drift
 from kasparro.settings import Settings
 from kasparro.sources import registry
+from kasparro.sources.archives.source import Archives
 from kasparro.sources.base import utc_now
-from kasparro.store import run_queries
+from kasparro.store import archive_queries, run_queries
+from kasparro.store.archive_queries import ArchiveFilters
 from kasparro.store.pool import Connection
+from kasparro.store.run_queries import Usage
 from kasparro.web.schemas import (
     OUTCOMES,
+    Archive,
+    ArchiveTotals,
     Comparison,
     Difference,
     InvalidField,
@@ -59,6 +64,16 @@ class ReportPage(msgspec.Struct, Generic[T], frozen=True):
     last: int | None
 
 
+class ArchivePage(msgspec.Struct, frozen=True):
+    """A page of archives, with the total and the (name, id) of its last one (None if none follows it), and
+    the totals of all archives."""
+
+    items: list[Archive]
+    total: int
+    last: tuple[str, int] | None
+    totals: ArchiveTotals
+
+
 async def run_report(connection: Connection, run_id: int) -> RunReport | None:
     """One run; None if there is no such run."""
     return next(iter(_runs(await run_queries.runs(connection, [run_id]))), None)
@@ -94,6 +109,26 @@ async def rejects(
     return ReportPage(items, page.total, page.last)
 
 
+async def archives(
+    connection: Connection,
+    filters: ArchiveFilters,
+    *,
+    limit: int,
+    offset: int = 0,
+    after: tuple[str, int] | None = None,
+) -> ArchivePage:
+    """A page of archives by name, at an offset or after one of them."""
+    page = await archive_queries.archives(
+        connection, Archives.name, filters, limit=limit, offset=offset, after=after
+    )
+    return ArchivePage(
+        [_archive(row, page.records.get(row["id"])) for row in page.rows],
+        page.total,
+        page.last,
+        ArchiveTotals(**page.states, problems=page.problems, unlisted=page.unlisted),
+    )
+
+
 async def stats(
     connection: Connection,
     settings: Settings,
@@ -103,12 +138,7 @@ async def stats(
     """The service at a glance, read at one moment. Only a scheduler knows `next_run_at`."""
     now = clock()
     apis = registry.api_names()
-    found = await run_queries.overview(
-        connection,
-        month=now.date().replace(day=1),
-        drift_of=apis,
-        pages_of=[source for source in apis if registry.is_paged(source)],
-    )
+    found = await run_queries.overview(connection, month=_month(now), drift_of=apis, pages_of=_paged())
     # The table may have rows of a source whose package is not installed here.
     by_source = dict.fromkeys(registry.names(), 0) | found.records
     return Stats(
@@ -125,20 +155,21 @@ async def stats(
             interval_s=settings.interval.total_seconds() if settings.interval else None,
             next_run_at=next_run_at,
         ),
-        budget={
-            source: budget(
-                found.calls.get(source, 0),
-                registry.monthly_calls(settings, source),
-                found.pages.get(source, []),
-                now=now,
-                interval=settings.interval,
-                next_run_at=next_run_at,
-                max_pages=registry.max_pages(settings, source),
-            )
-            for source in apis
-        },
+        budget=_budgets(found.usage, settings, next_run_at, now),
         drift={source: _DRIFT.decode(drift) for source, drift in found.drift.items()},
     )
+
+
+async def budgets(
+    connection: Connection,
+    settings: Settings,
+    next_run_at: datetime | None = None,
+    clock: Callable[[], datetime] = utc_now,
+) -> dict[str, Budget]:
+    """The call budget of each API, as `stats` has it, without counting rows."""
+    now = clock()
+    usage = await run_queries.usage(connection, month=_month(now), pages_of=_paged())
+    return _budgets(usage, settings, next_run_at, now)
 
 
 async def health(
@@ -164,6 +195,49 @@ def compare(a: RunReport, b: RunReport) -> Comparison:
         only_a=sorted(in_a.keys() - in_b.keys()),
         only_b=sorted(in_b.keys() - in_a.keys()),
         sources=[_compare_sources(name, in_a.get(name), in_b.get(name)) for name in names],
+    )
+
+
+def _month(now: datetime) -> date:
+    return now.date().replace(day=1)
+
+
+def _paged() -> list[str]:
+    return [source for source in registry.api_names() if registry.is_paged(source)]
+
+
+def _budgets(
+    usage: Usage, settings: Settings, next_run_at: datetime | None, now: datetime
+) -> dict[str, Budget]:
+    return {
+        source: budget(
+            usage.calls.get(source, 0),
+            registry.monthly_calls(settings, source),
+            usage.pages.get(source, []),
+            now=now,
+            interval=settings.interval,
+            next_run_at=next_run_at,
+            max_pages=registry.max_pages(settings, source),
+        )
+        for source in registry.api_names()
+    }
+
+
+def _archive(file: asyncpg.Record, records: asyncpg.Record | None) -> Archive:
+    return Archive(
+        file=file["file"],
+        state=file["state"],
+        loaded_at=file["loaded_at"],
+        rows=records["records"] if records else 0,
+        coin=records["coin"] if records else None,
+        asset=records["asset"] if records else None,
+        coins=records["coins"] if records else 0,
+        quoted_in=file["quoted_in"],
+        first_observed_at=records["first_observed_at"] if records else None,
+        last_observed_at=records["last_observed_at"] if records else None,
+        problem=file["problem"],
+        setting=file["setting"],
+        rejected_in=file["rejected_in"],
     )
 
 

@@ -12,6 +12,7 @@ from kasparro.sources import registry
 from kasparro.store.selection import ASSETS, DATA, RowList
 
 RunStatus = Literal["running", "succeeded", "partial", "failed", "interrupted"]
+ArchiveState = Literal["loaded", "incomplete", "rejected", "forgotten"]
 SourceStatus = Literal["running", "succeeded", "partial", "failed", "interrupted", "skipped"]
 if TYPE_CHECKING:
     SourceName = str
@@ -190,6 +191,66 @@ class RejectReport(_Schema, frozen=True, kw_only=True):
         msgspec.Meta(description="Its line in the file. Null with a `location`: the file was rejected."),
     ]
     raw: Annotated[str, msgspec.Meta(description="The record as the source wrote it.")]
+
+
+class Archive(_Schema, frozen=True, kw_only=True):
+    """An archive, and what the database holds of it."""
+
+    file: Annotated[
+        str, msgspec.Meta(description="Its path below the folder that KASPARRO_ARCHIVES names, or its name.")
+    ]
+    state: Annotated[
+        ArchiveState,
+        msgspec.Meta(
+            description="`loaded`: to its end. `incomplete`: a run stopped before the end; the next one "
+            "continues. `rejected`: nothing of it is loaded. `forgotten`: it was taken back. Whether a file "
+            "has changed since or is gone, `kasparro archives` shows."
+        ),
+    ]
+    loaded_at: Annotated[
+        Moment | None, msgspec.Meta(description="When a run last wrote its progress. Null: never.")
+    ]
+    rows: Annotated[int, msgspec.Meta(description="Records in the history that this file gives.")]
+    coin: Annotated[
+        str | None,
+        msgspec.Meta(description="The one coin of its rows, as `source_id` has it; null if there are more."),
+    ]
+    asset: Annotated[str | None, msgspec.Meta(description="The asset that this coin is linked to.")]
+    coins: int
+    quoted_in: Annotated[
+        list[str] | None,
+        msgspec.Meta(
+            description="The currencies of its prices: USD, or coins that count as US dollars. Null: nothing "
+            "is loaded, or an earlier version of Kasparro loaded it."
+        ),
+    ]
+    first_observed_at: Moment | None
+    last_observed_at: Moment | None
+    problem: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Why the newest run rejected it, as a whole or from one row on. Rows of an earlier "
+            "content stay."
+        ),
+    ]
+    setting: Annotated[
+        str | None, msgspec.Meta(description="The lines of the file's overrides that would settle it.")
+    ]
+    rejected_in: Annotated[int | None, msgspec.Meta(description="The run that rejected it.")]
+
+
+class ArchiveTotals(_Schema, frozen=True, kw_only=True):
+    """How many archives there are of each state, and how many have a problem, whatever the filters are."""
+
+    loaded: int = 0
+    incomplete: int = 0
+    rejected: int = 0
+    forgotten: int = 0
+    problems: int = 0
+    unlisted: Annotated[
+        int,
+        msgspec.Meta(description="Files that the newest run rejected and whose reasons are not kept."),
+    ] = 0
 
 
 class Difference(_Schema, frozen=True, kw_only=True):

@@ -6,9 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +40,6 @@ except ImportError:  # not on Windows
 
 log = structlog.get_logger()
 
-DEMO_INTERVAL = timedelta(seconds=20)
 # Together with the scheduler's own grace period, this keeps a stop within 10 s.
 DRAIN_S = 3
 # Connections that a process serves at once, and file descriptors that are enough for them.
@@ -81,9 +79,16 @@ def application(settings: Settings, url: str, supervisor: Supervisor, *, demo: b
     )
 
 
-def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None) -> None:
+def serve(
+    settings: Settings,
+    *,
+    workers: int = 1,
+    demo_seed: int | None = None,
+    announce: Callable[[str], None] = lambda url: None,
+) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP. With `demo_seed`, the upstreams are simulated.
 
+    `announce` is called with the URL of the service as soon as the port is ours, before it answers.
     Raises KasparroError if the service cannot start.
     """
     _raise_descriptors()
@@ -98,6 +103,7 @@ def serve(settings: Settings, *, workers: int = 1, demo_seed: int | None = None)
         _listening(settings) as listener,
         asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner,
     ):
+        announce(_url(listener))
         runner.run(_serve(settings, listener, stop, workers, demo_seed))
 
 
@@ -150,8 +156,7 @@ async def _serve(
             return
         # From here on, new connections wait for the first worker. Before, they were refused.
         listener.listen()
-        host, port = listener.getsockname()[:2]
-        log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}", workers=workers)
+        log.info("listening", url=_url(listener), workers=workers)
         if workers == 1:
             app = application(settings, url, supervisor, demo=demo)
             await _serve_here(app, settings, listener, stop, manager)
@@ -215,7 +220,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             "coinpaprika": simulated("coinpaprika", url=simulator.coinpaprika_url),
             "coingecko": simulated("coingecko", url=simulator.coingecko_url, plan=None),
         }
-        home = settings.home / "demo"
+        home = settings.demo_home
         csv = registry.settings_of(settings, "csv")
         if csv.archives is None:
             # Without a past there would be nothing to draw.
@@ -236,7 +241,7 @@ async def _simulated(settings: Settings, seed: int) -> AsyncIterator[Settings]:
             home=home,
             sources=sources,
             source_settings={**settings.source_settings, **upstreams},
-            interval=min(settings.interval or DEMO_INTERVAL, DEMO_INTERVAL),
+            interval=settings.demo_interval,
         )
 
 
@@ -291,6 +296,11 @@ def uvicorn_config(
         # Many connections that wait to be accepted may arrive at once, and each takes a descriptor.
         backlog=min(2_048, max(1, connections // 2)),
     )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _raise_descriptors() -> None:

@@ -50,6 +50,9 @@ SELECT count(*) FROM written
 -- The lock that a write of the history takes anyway: from here on, no thinned month takes its place.
 LOCK TABLE ONLY unified_history IN ROW EXCLUSIVE MODE;
 
+-- A merged batch is sorted and joined in memory; the default of 4 MB is too little for that.
+SET LOCAL work_mem = '32MB';
+
 -- The tables that COPY fills with a batch, and staged_changes, in which `compare` notes what is new in it.
 -- They belong to the session and are empty after each commit.
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_keys (

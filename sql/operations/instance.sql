@@ -15,3 +15,6 @@ SELECT EXISTS (SELECT FROM changed) OR EXISTS (SELECT FROM instance WHERE demo =
 -- name: cursor_key --
 -- Signs the cursors: the same on every host and after a restart.
 SELECT cursor_key FROM instance;
+
+-- name: is_demo --
+SELECT demo FROM instance;

@@ -13,6 +13,17 @@ WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_
 SELECT pg_try_advisory_lock(hashtextextended('kasparro loop', 0))
 WHERE NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid());
 
+-- name: has_leader --
+-- Whether a process leads: a lock is two halves of its key in pg_locks.
+SELECT EXISTS(
+    SELECT FROM pg_locks
+    WHERE
+        locktype = 'advisory'
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND objsubid = 1
+        AND (classid::bigint << 32) | objid::bigint = hashtextextended('kasparro loop', 0)
+);
+
 -- name: try_history --
 -- One process computes candles and thins the history.
 SELECT pg_try_advisory_lock(hashtextextended('kasparro history', 0))

@@ -1,4 +1,8 @@
-"""Where the time of a load goes: the archive worker by profiler, the loader by statement."""
+"""Where the time of a load goes: the archive worker by profiler, PostgreSQL by statement.
+
+The figures of PostgreSQL are processor time of the process that serves the loader, from Linux's schedstat.
+They hardly depend on what else the machine does.
+"""
 
 import asyncio
 import cProfile
@@ -34,7 +38,13 @@ STEPS = {
 LONGEST = 8
 _STATEMENT_NAMES = {
     text: name
-    for path in ("load/batch.sql", "load/progress.sql", "load/archives.sql", "load/settle.sql")
+    for path in (
+        "load/batch.sql",
+        "load/compare.sql",
+        "load/progress.sql",
+        "load/archives.sql",
+        "load/settle.sql",
+    )
     for name, text in named_statements(path).items()
 }
 
@@ -51,7 +61,7 @@ async def show(server_url: str, path: Path, rows: int) -> None:
     # A blank line before the rows changes the content, but no row.
     path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r\n\r\n", 1))
     unchanged = await _load_seconds(url, path)
-    own = ("waiting for the worker", "processor time of etl", "total")
+    own = ("waiting for PostgreSQL", "waiting for the worker", "processor time of etl", "total")
     longest = sorted(new.keys() - set(own), key=lambda step: new[step], reverse=True)
     print(f"  {'':42} {'new':>6} {'unchanged':>9}")
 
@@ -93,33 +103,44 @@ async def _load_seconds(url: str, path: Path) -> dict[str, float]:
     began, processor = time.perf_counter(), time.process_time()
     async with _TimedDatabase(url) as database, Run(database, [Archives(str(path))], "etl") as run:
         await run.work(asyncio.Event())
-        spent = dict(database.spent)
+        spent, waited = dict(database.spent), database.waited
     total = time.perf_counter() - began
     return {
         **spent,
-        "waiting for the worker": total - sum(spent.values()),
+        "waiting for PostgreSQL": waited,
+        "waiting for the worker": total - waited,
         "processor time of etl": time.process_time() - processor,
         "total": total,
     }
 
 
 class _TimedDatabase(Database):
-    """A database that adds up the seconds that its writers wait for each statement."""
+    """A database that adds up the processor seconds of each statement of its writers, and their waits."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.spent: defaultdict[str, float] = defaultdict(float)
+        self.waited = 0.0
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Any]:
         async with super().writing() as connection:
-            yield _TimedConnection(connection, self.spent)
+            yield _TimedConnection(connection, self)
+
+    @asynccontextmanager
+    async def timed(self, name: str, process: int) -> AsyncIterator[None]:
+        began, processor = time.perf_counter(), _processor_seconds(process)
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - began
+            self.spent[name] += _processor_seconds(process) - processor
 
 
 class _TimedConnection:
-    def __init__(self, connection: Any, spent: defaultdict[str, float]) -> None:
+    def __init__(self, connection: Any, database: _TimedDatabase) -> None:
         self._connection = connection
-        self._spent = spent
+        self._database = database
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._connection, name)
@@ -131,12 +152,9 @@ class _TimedConnection:
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         async def timed(statement_or_table: str, *arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
-            try:
+            name = _STATEMENT_NAMES.get(statement_or_table, statement_or_table)
+            async with self._database.timed(name, self._connection.get_server_pid()):
                 return await method(statement_or_table, *arguments, **options)
-            finally:
-                name = _STATEMENT_NAMES.get(statement_or_table, statement_or_table)
-                self._spent[name] += time.perf_counter() - began
 
         return timed
 
@@ -149,6 +167,10 @@ class _TimedConnection:
         except BaseException:
             await transaction.rollback()
             raise
-        began = time.perf_counter()
-        await transaction.commit()
-        self._spent["commit"] += time.perf_counter() - began
+        async with self._database.timed("commit", self._connection.get_server_pid()):
+            await transaction.commit()
+
+
+def _processor_seconds(process: int) -> float:
+    # The first figure is in nanoseconds.
+    return int(Path(f"/proc/{process}/schedstat").read_text().split()[0]) / 1e9

@@ -18,6 +18,9 @@ from kasparro.store.pool import Database
 from tests.bench import breakdown, measure
 
 COINS, MOMENTS, ROUNDS = 5_000, 200, 3
+DAY_S, HOUR_S = 86_400, 3_600
+# Moments of each coin, and the seconds between two of them.
+SHAPES = ((MOMENTS, DAY_S), (60, HOUR_S))
 # A shorter file is enough for the breakdown by step.
 PROFILED_MOMENTS = 40
 BEGIN = 1_514_764_800  # 2018-01-01 in epoch seconds, the unit of the dumps
@@ -40,14 +43,16 @@ HEADER = (
 )
 
 
-def write_dump(path: Path, coins: int = COINS, moments: int = MOMENTS, since: int = 0) -> int:
-    """Write a ticker dump of these coins, at moments a day apart from the day `since` on; returns the number
-    of rows."""
+def write_dump(
+    path: Path, coins: int = COINS, moments: int = MOMENTS, since: int = 0, step_s: int = DAY_S
+) -> int:
+    """Write a ticker dump of these coins, at moments `step_s` apart, without the first `since` moments;
+    returns the number of rows."""
     chance = random.Random(1)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(HEADER)
-        for day in range(since, moments):
+        for moment in range(since, moments):
             for coin in range(coins):
                 supply = 10**6 + coin * 1_000
                 price = f"{chance.random() * 1_000:.6f}"
@@ -66,7 +71,7 @@ def write_dump(path: Path, coins: int = COINS, moments: int = MOMENTS, since: in
                         f"{chance.uniform(-5, 5):.2f}",
                         f"{chance.uniform(-9, 9):.2f}",
                         f"{chance.uniform(-20, 20):.2f}",
-                        BEGIN + 86_400 * day,
+                        BEGIN + step_s * moment,
                     ]
                 )
     return coins * (moments - since)
@@ -120,42 +125,46 @@ COMMIT;
 
 
 async def main() -> None:
-    """Load one file with psql and with Kasparro, each time into an empty database."""
+    """Load files of two shapes with psql and with Kasparro, each time into an empty database."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dump.csv"
-        rows = write_dump(path)
-        script = Path(folder) / "load.sql"
-        script.write_text(psql_script(path))
         Path(folder).chmod(0o755)
-        rates: dict[str, list[float]] = {"psql": [], "kasparro": [], "unchanged rows": [], "known file": []}
-        peaks = []
         async with measure.server() as url:
-            for _ in range(ROUNDS):
-                by_psql_url = await _migrated(url, "bench_psql")
-                began = time.perf_counter()
-                await by_psql(script, by_psql_url)
-                rates["psql"].append(rows / (time.perf_counter() - began))
-                kasparro_url = await _migrated(url, "bench_kasparro")
-                async with measure.peak_memory() as peak:
-                    rates["kasparro"].append(rows / await _etl(path, kasparro_url, rows))
-                peaks.append(peak.megabytes)
-                # A blank line before the rows changes the content, but no row. Then the file is known.
-                content = path.read_bytes()
-                path.write_bytes(content.replace(b"\r\n", b"\r\n\r\n", 1))
-                rates["unchanged rows"].append(rows / await _etl(path, kasparro_url, 0))
-                rates["known file"].append(rows / await _etl(path, kasparro_url, 0))
-                path.write_bytes(content)
-            median = {name: statistics.median(values) for name, values in rates.items()}
-            print(f"load of {rows:,} rows, {ROUNDS} rounds")
-            for name, values in rates.items():
-                print(f"  {name:15} {measure.spread(values, 'rows/s')}")
-            print(f"  kasparro / psql            {median['kasparro'] / median['psql']:.2f}")
-            print(f"  unchanged rows / kasparro  {median['unchanged rows'] / median['kasparro']:.2f}")
-            print(f"  known file / kasparro      {median['known file'] / median['kasparro']:.2f}")
-            print(f"  peak memory of etl and its worker  {max(peaks):.0f} MB")
+            for moments, step_s in SHAPES:
+                await _compare(url, Path(folder), moments, step_s)
             short = Path(folder) / "short.csv"
             profiled = write_dump(short, moments=PROFILED_MOMENTS)
             await breakdown.show(url, short, profiled)
+
+
+async def _compare(url: str, folder: Path, moments: int, step_s: int) -> None:
+    path, script = folder / "dump.csv", folder / "load.sql"
+    rows = write_dump(path, moments=moments, step_s=step_s)
+    script.write_text(psql_script(path))
+    rates: dict[str, list[float]] = {"psql": [], "kasparro": [], "unchanged rows": [], "known file": []}
+    peaks = []
+    for _ in range(ROUNDS):
+        by_psql_url = await _migrated(url, "bench_psql")
+        began = time.perf_counter()
+        await by_psql(script, by_psql_url)
+        rates["psql"].append(rows / (time.perf_counter() - began))
+        kasparro_url = await _migrated(url, "bench_kasparro")
+        async with measure.peak_memory() as peak:
+            rates["kasparro"].append(rows / await _etl(path, kasparro_url, rows))
+        peaks.append(peak.megabytes)
+        # A blank line before the rows changes the content, but no row. Then the file is known.
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"\r\n", b"\r\n\r\n", 1))
+        rates["unchanged rows"].append(rows / await _etl(path, kasparro_url, 0))
+        rates["known file"].append(rows / await _etl(path, kasparro_url, 0))
+        path.write_bytes(content)
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"load of {rows:,} rows: {COINS:,} coins at {moments} moments {step_s:,} s apart, {ROUNDS} rounds")
+    for name, values in rates.items():
+        print(f"  {name:15} {measure.spread(values, 'rows/s')}")
+    print(f"  kasparro / psql            {median['kasparro'] / median['psql']:.2f}")
+    print(f"  unchanged rows / kasparro  {median['unchanged rows'] / median['kasparro']:.2f}")
+    print(f"  known file / kasparro      {median['known file'] / median['kasparro']:.2f}")
+    print(f"  peak memory of etl and its worker  {max(peaks):.0f} MB")
 
 
 async def _migrated(server_url: str, name: str) -> str:

@@ -78,7 +78,7 @@ async def test_workers_and_files(environment: dict[str, Any]) -> None:
         url = await listening_url(process)
         assert await rows(url)
         async with aiohttp.ClientSession(url, raise_for_status=True) as session:
-            for path in ("/docs", "/docs/swagger-ui.css", "/openapi.json", "/metrics"):
+            for path in ("/", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/metrics"):
                 async with session.get(path) as response:
                     assert await response.read()
         process.terminate()

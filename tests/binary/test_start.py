@@ -39,7 +39,7 @@ class Binary:
         self.file = folder / f"kasparro-{release}"
         self.file.write_bytes(pack(runtime, release))
         self.file.chmod(0o755)
-        self.home, self.temporary = folder / "home", folder / "temporary"
+        self.home, self.temporary = folder / "a home", folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
         self.environment = {
             "PATH": os.environ["PATH"],
@@ -95,7 +95,7 @@ def test_arguments_reach_the_service(binary: Binary) -> None:
 
 
 def test_relative_home(binary: Binary, tmp_path: Path) -> None:
-    binary.environment["KASPARRO_HOME"] = "home"
+    binary.environment["KASPARRO_HOME"] = binary.home.name
     [program, *_] = binary.run(cwd=tmp_path)
     assert program.startswith(f"{binary.home}/runtime/1.0-")
 

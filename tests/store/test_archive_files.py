@@ -326,3 +326,67 @@ async def test_tables_equal_a_load_from_scratch_of_the_remaining_files(
     by_steps = await contents(connection)
 
     assert by_steps == await _load_from_scratch(database, connection, list(remaining.values()))
+
+
+async def test_new_moments_end_in_the_same_rows_together_and_one_by_one(
+    database: Database, connection: Connection
+) -> None:
+    # A file that gives many moments of few coins is appended without comparing each of its moments.
+    earlier = File(
+        "a.csv", tuple(Quote(coin, day, day) for day in range(3) for coin in ("btc", "eth", "xmr"))
+    )
+    later = File(
+        "b.csv",
+        tuple(
+            Quote(coin, day, 10 * day, symbol=coin.upper())
+            for day in (6, 8, 5, 7)
+            for coin in ("btc", "eth", "sol")
+        ),
+        lacks=("name", "rank"),
+    )
+    older = File("c.csv", tuple(Quote("eth", day, 7, rank=day + 9) for day in (-2, -1, -3)), lacks=("name",))
+    ends = []
+    for together in (True, False):
+        await empty_tables(connection)
+        for file in (earlier, later, older):
+            parts = [file.quotes] if together else [(quote,) for quote in file.quotes]
+            position, batches = 0, []
+            for part in parts:
+                (batch,) = file._replace(quotes=part).batches()
+                assert batch.checkpoint is not None
+                position += len(part)
+                checkpoint = msgspec.structs.replace(
+                    batch.checkpoint, position=position, complete=position == len(file.quotes)
+                )
+                batches.append(msgspec.structs.replace(batch, checkpoint=checkpoint))
+            await load(database, *batches)
+        ends.append(await contents(connection))
+    assert ends[0] == ends[1]
+    assert len(ends[0][1]) == 9 + 12 + 3
+
+
+async def test_later_of_two_equal_prices_counts_among_new_moments(
+    database: Database, connection: Connection
+) -> None:
+    quotes = tuple(Quote("btc", day, day) for day in range(4))
+    await load(database, *File("a.csv", (*quotes, Quote("btc", 2, 2, cap=5), Quote("eth", 1, 3))).batches())
+    caps = await connection.fetch(
+        "SELECT market_cap_usd FROM unified_history WHERE market_cap_usd IS NOT NULL"
+    )
+    assert [row["market_cap_usd"] for row in caps] == [5]
+    assert await prices(connection) == [
+        ("btc", 0, 0),
+        ("btc", 1, 1),
+        ("btc", 2, 2),
+        ("btc", 3, 3),
+        ("eth", 1, 3),
+    ]
+
+
+async def test_two_prices_among_new_moments_reject_the_file(
+    database: Database, connection: Connection
+) -> None:
+    quotes = tuple(Quote("btc", day, day) for day in range(4))
+    with pytest.raises(FileConflict, match="several prices"):
+        await load(database, *File("a.csv", (*quotes, Quote("btc", 2, 3))).batches())
+    assert await prices(connection) == []

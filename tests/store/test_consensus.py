@@ -15,9 +15,11 @@ from kasparro.pipeline.identity import AssetOptions, link_rows
 from kasparro.store import assets
 from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
+from kasparro.store.sql import statements
 from tests.support.assets import make_link, resolve
 from tests.support.batches import T0, load_records, make_record
 
+_SQL = statements("assets/consensus.sql")
 SOURCES = ("coinpaprika", "coingecko", "csv")
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
@@ -275,3 +277,43 @@ def fresh_prices(quotes: list[tuple[Decimal | None, int]]) -> list[Decimal]:
     """The prices that are at most an hour older than the newest one."""
     newest = min((minutes for price, minutes in quotes if price is not None), default=0)
     return [price for price, minutes in quotes if price is not None and minutes <= newest + 60]
+
+
+async def test_links_of_an_asset_are_looked_up_without_reading_all_links(
+    database: Database, connection: Connection
+) -> None:
+    # Without statistics of the tables, as after a first load. PostgreSQL then liked to read the whole index
+    # of current links for each asset.
+    await connection.execute(
+        "INSERT INTO asset_links (source, source_id, asset, method, score, evidence, linked_at)"
+        " SELECT 'csv', 'coin-' || n, 'coin-' || n, 'id', 1, '[]', now() FROM generate_series(1, 3000) AS n"
+    )
+    async with connection.transaction():
+        await connection.execute(_SQL["staging"])
+        await connection.execute(
+            "INSERT INTO touched_assets SELECT 'coin-' || n FROM generate_series(1, 3000) AS n"
+        )
+        limits = ConsensusLimits()
+        plan = await connection.fetch(
+            f"EXPLAIN {_SQL['settle']}", 1, T0, limits.max_lag, limits.divergence_percent
+        )
+    lines = [row[0] for row in plan]
+    assert any("asset_links_by_asset" in line for line in lines)
+    assert not any("asset_links_current" in line for line in lines)
+
+
+@pytest.mark.parametrize("price", ["100", "0", None])
+async def test_only_quote_is_the_consensus(
+    database: Database, connection: Connection, price: str | None
+) -> None:
+    await load(database, "coinpaprika", price, rank=3, market_cap_usd=Decimal("1.5"))
+    await resolve(database, make_link("coinpaprika"))
+    row = await consensus(connection)
+    priced = price is not None
+    assert (row["source_count"], row["diverging"], row["price_spread_percent"]) == (int(priced), False, None)
+    assert row["price_usd"] == (Decimal(price) if price is not None else None)
+    assert row["rank"] == (3 if priced else None)
+    assert row["market_cap_usd"] == (Decimal("1.5") if priced else None)
+    assert row["fresh_spread_percent"] == (0 if price == "100" else None)
+    assert row["observed_at"] == row["oldest_observed_at"] == (T0 if priced else None)
+    assert (row["excluded"] is None) == priced

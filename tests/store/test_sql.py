@@ -15,6 +15,7 @@ from kasparro.store.sql import folder, statements, templates
 
 SQL = Path(str(folder("read"))).parent
 TEMPLATES = (
+    "read/archives.sql",
     "read/assets.sql",
     "operations/history.sql",
     "operations/transfer.sql",
@@ -108,6 +109,17 @@ def exports() -> Iterator[dict[str, Any]]:
             "csv",
             ({**case, "spreadsheet": flag} for case in exports() for flag in (False, True)),
         ),
+        (
+            "read/archives.sql",
+            "page",
+            [
+                {"after": after, "states": states, "problem": problem, "text": text}
+                for after, states, problem, text in itertools.product(
+                    (False, True), (False, True), (None, False, True), (False, True)
+                )
+            ],
+        ),
+        ("read/archives.sql", "records", [{"tables": tables} for tables in (False, True)]),
         ("read/assets.sql", "asset", [{}]),
         ("read/assets.sql", "totals", [{}]),
         (

@@ -46,14 +46,15 @@ async def live_service(database_url: str, *arguments: str, **settings: str) -> A
             # Read while it runs, because a full pipe would block the service.
             rest = asyncio.create_task(process.stderr.read())
             try:
-                await _first_run(service.url)
+                await first_run(service.url)
                 yield service
             finally:
                 process.terminate()
                 service.log = [json.loads(line) for line in (await rest).splitlines()]
 
 
-async def _first_run(url: str) -> None:
+async def first_run(url: str) -> None:
+    """Return when the first run of the service at this URL has succeeded."""
     async with aiohttp.ClientSession(url) as session:
         async for attempt in stamina.retry_context(
             on=(AssertionError, aiohttp.ClientError),

@@ -576,3 +576,4 @@ async def test_other_server_sends_resumes_and_stops(database_url: str, database:
                 pass
         events_of_open = await client.get("/stream", headers={"Last-Event-ID": last_id})
         assert rows(await EventReader(events_of_open).next()) == {"a"}
+    events_of_open.close()

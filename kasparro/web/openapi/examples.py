@@ -307,5 +307,26 @@ EXAMPLES: dict[str, Any] = {
         ],
         "pagination": _PAGINATION,
     },
+    "ArchivesPage": {
+        "data": [
+            {
+                "file": "kraken/XBTUSD_1440.csv",
+                "state": "loaded",
+                "loaded_at": "2024-06-01T12:00:31.25Z",
+                "rows": 3871,
+                "coin": "btc",
+                "asset": "btc-bitcoin",
+                "coins": 1,
+                "quoted_in": ["USD"],
+                "first_observed_at": "2013-10-06T23:59:59Z",
+                "last_observed_at": "2024-05-31T23:59:59Z",
+                "problem": None,
+                "setting": None,
+                "rejected_in": None,
+            }
+        ],
+        "pagination": _PAGINATION,
+        "totals": {"loaded": 1, "incomplete": 0, "rejected": 0, "forgotten": 0, "problems": 0, "unlisted": 0},
+    },
     "RunStarted": {"id": 43, "status": "running"},
 }

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, ExceptionHandler
 from kasparro.web.cache.policy import CachePolicy, prepare
 from kasparro.web.http import problems
 from kasparro.web.http.problems import ProblemDocument, not_found
+from kasparro.web.openapi import parameters
 from kasparro.web.openapi.endpoint import Endpoint, route
 from kasparro.web.openapi.parameters import NoParameters
 from kasparro.web.page import rendering
@@ -51,6 +52,16 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     def fragment_path(self) -> str:
         """The path of the view's fragment."""
         return FRAGMENTS + ("/market" if self.path == "/" else self.path.removeprefix("/page"))
+
+
+def linker(query: msgspec.Struct, **always: Any) -> Callable[..., str]:
+    """Makes links to the view with changes of its query, and with those of `always`."""
+
+    def link(**changes: Any) -> str:
+        # Another search, order or filter begins at its first page.
+        return "?" + parameters.serialize(query, **{"page": 1, **always, **changes})
+
+    return link
 
 
 def routes(views: Sequence[View], data: Sequence[Endpoint], service: Service) -> list[BaseRoute]:

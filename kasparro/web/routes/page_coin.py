@@ -16,7 +16,7 @@ from kasparro.store import asset_queries
 from kasparro.store.data_version import version_of
 from kasparro.store.history import Interval
 from kasparro.store.pool import Connection
-from kasparro.web.http.problems import not_found
+from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import parameters
 from kasparro.web.page import chart, rendering
 from kasparro.web.page.chart import Bar
@@ -30,12 +30,12 @@ from kasparro.web.service import Service
 MOMENTS: Interval = "raw"
 # The ranges: their name, their length and the interval that is read first.
 RANGES: dict[str, tuple[str, timedelta | None, Interval]] = {
-    "1d": ("1 day", timedelta(days=1), MOMENTS),
-    "7d": ("7 days", timedelta(days=7), "1h"),
-    "1m": ("1 month", timedelta(days=30), "1h"),
-    "3m": ("3 months", timedelta(days=91), "1d"),
-    "1y": ("1 year", timedelta(days=365), "1d"),
-    "all": ("all time", None, "1w"),
+    "1d": ("Last day", timedelta(days=1), MOMENTS),
+    "7d": ("Last 7 days", timedelta(days=7), "1h"),
+    "1m": ("Last month", timedelta(days=30), "1h"),
+    "3m": ("Last 3 months", timedelta(days=91), "1d"),
+    "1y": ("Last year", timedelta(days=365), "1d"),
+    "all": ("All time", None, "1w"),
 }
 _FINER: dict[Interval, Interval] = {"1w": "1d", "1d": "1h", "1h": MOMENTS}
 # A history with fewer candles than this is young, and is read again in shorter intervals.
@@ -71,16 +71,16 @@ class ShownQuote(msgspec.Struct, frozen=True):
 async def coin(service: Service, request: Request, query: CoinQuery) -> dict[str, Any]:
     """What the template shows. Raises Problem (404) if there is no such asset."""
     asset_id = request.path_params["asset"]
-    found, data_version = None, ""
     # No text in PostgreSQL contains NUL.
-    if "\x00" not in asset_id:
-        async with service.read_connection(request) as connection:
-            data_version = await version_of(connection)
-            found = await asset_queries.asset(connection, asset_id)
-    if found is None:
-        raise not_found("There is no such coin.", parameter="asset")
+    if "\x00" in asset_id:
+        raise _no_such_coin()
+    async with service.read_connection(request) as connection, store.snapshot(connection):
+        data_version = await version_of(connection)
+        found = await asset_queries.asset(connection, asset_id)
+        if found is None:
+            raise _no_such_coin()
+        since, interval, read = await _history(service, connection, request, query)
     asset = _decode(found)
-    since, interval, read = await _history(service, request, query)
     candles = query.chart == "candles"
     bars = chart.merged(read, candles=candles)
     return {
@@ -97,17 +97,20 @@ async def coin(service: Service, request: Request, query: CoinQuery) -> dict[str
     }
 
 
+def _no_such_coin() -> Problem:
+    return not_found("There is no such coin.", parameter="asset")
+
+
 async def _history(
-    service: Service, request: Request, query: CoinQuery
+    service: Service, connection: Connection, request: Request, query: CoinQuery
 ) -> tuple[datetime | None, Interval, list[Bar]]:
     # The start of the range, the interval of its bars, and the bars.
     _, length, interval = RANGES[query.range]
     since = None if length is None else utc_now() - length
-    async with service.read_connection(request) as connection, store.snapshot(connection):
+    bars = await _read(service, connection, request, since, interval)
+    while len(bars) < FEW and interval in _FINER:
+        interval = _FINER[interval]
         bars = await _read(service, connection, request, since, interval)
-        while len(bars) < FEW and interval in _FINER:
-            interval = _FINER[interval]
-            bars = await _read(service, connection, request, since, interval)
     return since, interval, bars
 
 
@@ -153,4 +156,6 @@ VIEW = View(
     template="coin.html",
     module="coin",
     query=CoinQuery,
+    # It reads the history.
+    slow=lambda query: True,
 )

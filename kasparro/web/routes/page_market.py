@@ -9,12 +9,11 @@ from kasparro.store import asset_queries, queries
 from kasparro.store.data_version import version_of
 from kasparro.web import reports
 from kasparro.web.http.context import context_of
-from kasparro.web.openapi import parameters
 from kasparro.web.openapi.pagination import PAGE_LIMIT
 from kasparro.web.routes import assets
 from kasparro.web.routes.assets import Asset, AssetsQuery, AssetWithQuotes
 from kasparro.web.routes.health import HEALTH_TIMEOUT_S
-from kasparro.web.routes.page import View
+from kasparro.web.routes.page import View, linker
 from kasparro.web.schemas import AssetSort, RunReport
 from kasparro.web.service import Service
 
@@ -90,7 +89,7 @@ async def market(service: Service, request: Request, query: MarketQuery) -> dict
         "title": "Market",
         "data_version": data_version,
         "query": query,
-        "link": _linker(query),
+        "link": linker(query, run=None),
         "columns": [_Column(*column, sort=query.sort or "rank") for column in COLUMNS],
         "rows": rows,
         "total": found.total or 0,
@@ -119,14 +118,6 @@ class _Column:
         self.direction = ("descending" if descending else "ascending") if sorted_by else None
         reverse = field if first.startswith("-") else f"-{field}"
         self.sort = reverse if sort == first else first
-
-
-def _linker(query: MarketQuery) -> Any:
-    def link(**changes: Any) -> str:
-        # Another search, order or filter begins at its first page.
-        return "?" + parameters.serialize(query, **{"page": 1, "run": None, **changes})
-
-    return link
 
 
 VIEW = View(

@@ -99,7 +99,7 @@ async def runs(service: Service, request: Request, query: RunsQuery) -> Response
 
 async def run(service: Service, request: Request, query: Any) -> Response:
     """GET /runs/{id}."""
-    run_id = _run_id(request)
+    run_id = run_id_of(request.path_params["id"])
     async with service.read_connection(request) as connection:
         found = await reports.run_report(connection, run_id)
     if found is None:
@@ -109,7 +109,7 @@ async def run(service: Service, request: Request, query: Any) -> Response:
 
 async def rejects(service: Service, request: Request, query: PageQuery) -> Response:
     """GET /runs/{id}/rejects."""
-    run_id = _run_id(request)
+    run_id = run_id_of(request.path_params["id"])
     path = request.scope["path"]
     async with service.read_connection(request) as connection:
         signing_key = await service.signing_key(connection)
@@ -166,8 +166,8 @@ async def tables(service: Service, request: Request, query: Any) -> Response:
     return json_response(TableSizes(tables=found))
 
 
-def _run_id(request: Request) -> int:
-    text = request.path_params["id"]
+def run_id_of(text: str) -> int:
+    """The id of a run in a path. Raises Problem (404) if it is no number."""
     if not _RUN_ID.fullmatch(text):
         raise not_found("The id of a run is a number.", parameter="id", allowed="a whole number from 1")
     return int(text)

@@ -24,6 +24,7 @@ PARTS = 28
 MOST_ASSETS = 100
 # The height of the highest price; the lowest one has 0.
 HEIGHT = 100
+LEAST_SPAN = Decimal("0.01")
 
 _EXACT = Context(prec=200_000, Emax=999_999, Emin=-999_999)
 
@@ -67,8 +68,8 @@ async def sparklines(service: Service, request: Request, query: SparklinesQuery)
 def heights(prices: Sequence[RecentPrice], ends: Sequence[datetime], max_lag: timedelta) -> list[int | None]:
     """The median of the fresh prices at the end of each part as a height.
 
-    A price counts in its part, and later while it is at most `max_lag` old. A line without movement is in the
-    middle.
+    A price counts in its part, and later while it is at most `max_lag` old. A line that moves by less than
+    LEAST_SPAN of its price is in the middle, and does not fill the height.
     """
     of_part: dict[int, list[RecentPrice]] = {}
     for price in prices:
@@ -85,13 +86,17 @@ def heights(prices: Sequence[RecentPrice], ends: Sequence[datetime], max_lag: ti
         medians.append(median(fresh) if fresh else None)
     known = [price for price in medians if price is not None]
     low, high = min(known), max(known)
-    span = _EXACT.subtract(high, low)
+    moved = _EXACT.subtract(high, low)
+    # A stablecoin that moves by a thousandth must not look like one that crashes.
+    span = max(moved, _EXACT.multiply(abs(high), LEAST_SPAN))
+    below = _EXACT.multiply(_EXACT.subtract(span, moved), Decimal("0.5"))
 
     def height(price: Decimal) -> int:
         if not span:
+            # All prices are 0.
             return HEIGHT // 2
         # Only the position of a pixel follows from this.
-        return round(HEIGHT * float(_EXACT.subtract(price, low) / span))
+        return round(HEIGHT * float((_EXACT.subtract(price, low) + below) / span))
 
     return [None if price is None else height(price) for price in medians]
 

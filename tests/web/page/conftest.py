@@ -33,7 +33,7 @@ class Tab:
         page.on("console", self._note)
 
     def _note(self, message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"} and not message.location["url"].endswith("/stream"):
+        if message.type in {"error", "warning"}:
             self.errors.append(message.text)
 
 

@@ -1,7 +1,8 @@
 """What the service sends for the views, without a browser."""
 
+import asyncio
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from urllib.parse import urljoin
 
@@ -9,7 +10,10 @@ import aiohttp
 import pytest
 
 from kasparro.settings import ApiKey, Secret, Settings
+from kasparro.store.pool import Connection
 from kasparro.web.page.rendering import STATIC_FILES, data_block
+from tests.support.response_cache import cached
+from tests.support.runs import add_run, add_source
 from tests.web.page.site import COINS, HOSTILE, NOW, site
 
 pytestmark = pytest.mark.slow
@@ -67,16 +71,17 @@ async def test_views_over_a_market(server_url: str, template: str) -> None:
             lines = (await response.json())["lines"]
         assert lines.keys() == {"btc-bitcoin", "asset-2"}
         bitcoin = [height for height in lines["btc-bitcoin"] if height is not None]
-        assert (bitcoin[0], bitcoin[-1]) == (0, 100)
-        assert bitcoin == sorted(bitcoin)
+        # It rose by a twentieth of a percent.
+        assert (bitcoin[0], bitcoin[-1]) == (47, 53)
 
-        before = await text(client, "/")
-        await running.report(1, "61000.5", NOW - timedelta(minutes=1))
-        async with client.get("/", headers={"If-None-Match": "*"}) as response:
+        # The response of a view is cached until the data changes.
+        etag = (await cached(client, "/")).headers["ETag"]
+        async with client.get("/", headers={"If-None-Match": etag}) as response:
             assert response.status == 304
-        after = await text(client, "/")
-        assert before != after
-        assert "$60,495.8" in after
+        await running.report(1, "61000.5", NOW - timedelta(minutes=1))
+        async with asyncio.timeout(10):
+            while "$60,495.81" not in await text(client, "/"):
+                pass
 
 
 def csv_link(page: str) -> str:
@@ -178,3 +183,27 @@ async def test_documents_have_no_data_if_keys_are_set(server_url: str, template:
 def test_data_block_ends_nowhere_within() -> None:
     block = str(data_block("bars", '["</script><script>alert(1)</script>"]'))
     assert block.count("<") == 2
+
+
+async def test_summary_says_what_is_late_and_why(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    now = datetime.now(UTC)
+    ended = {"started_at": now - timedelta(hours=9), "finished_at": now - timedelta(hours=9)}
+    run = await add_run(connection, "succeeded", **ended)
+    for source in ("coinpaprika", "coingecko", "csv"):
+        await add_source(connection, run, source, "succeeded", **ended)
+    ended = {"started_at": now - timedelta(minutes=12), "finished_at": now - timedelta(minutes=10)}
+    run = await add_run(connection, "partial", **ended)
+    await add_source(connection, run, "coinpaprika", "failed", error=f"503: {HOSTILE}", **ended)
+    for source in ("coingecko", "csv"):
+        await add_source(
+            connection, run, source, "succeeded", fetched=1_000, valid=1_000, updated=700, **ended
+        )
+
+    words = " ".join(unescape(re.sub(r"<[^>]+>", " ", await text(client, "/"))).split())
+
+    assert "1 of 3 late coinpaprika late 9 h ago failed: 503: <img" in words.replace("\u202f", " ")
+    assert "Last run Partial 10 min ago" in words.replace("\u202f", " ")
+    assert "fetched 2,000 changed 1,400 rejected 0" in words
+    assert f"coinpaprika: 503: {HOSTILE}" in unescape(await text(client, "/"))

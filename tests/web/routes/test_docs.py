@@ -66,6 +66,7 @@ async def test_document_is_valid(database_url: str) -> None:
         "/runs/{id}",
         "/runs/{id}/rejects",
         "/compare-runs",
+        "/archives",
         "/health",
         "/health/live",
         "/health/ready",

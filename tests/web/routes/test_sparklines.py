@@ -40,15 +40,17 @@ def test_price_counts_while_it_is_fresh() -> None:
     assert line((1, "a", 10), (5, "a", 12)) == [0, None, None, None, 100, None]
 
 
-def test_line_without_movement_is_in_the_middle() -> None:
+def test_line_that_hardly_moves_is_in_the_middle() -> None:
     assert line((1, "a", 10), (2, "a", 10), parts=2) == [50, 50]
+    assert line((1, "a", 0), (2, "a", 0), parts=2) == [50, 50]
+    assert line((1, "a", 9_990), (2, "a", 10_000), parts=2) == [45, 55]
 
 
-def test_digits_beyond_floats_count() -> None:
+def test_price_may_be_beyond_floats() -> None:
     ends = [START, START + HOUR]
     prices = [
-        RecentPrice(1, "a", START, Decimal(f"1{'0' * 400}0")),
-        RecentPrice(2, "a", START + HOUR, Decimal(f"1{'0' * 400}1")),
+        RecentPrice(1, "a", START, Decimal("1e400")),
+        RecentPrice(2, "a", START + HOUR, Decimal("2e400")),
     ]
     assert heights(prices, ends, HOUR) == [0, 100]
 

@@ -10,6 +10,8 @@ const BOTTOM = 28;
 const RIGHT = 78;
 const TICKS = 5;
 const DAY = 86400;
+// A time without prices of so many usual steps is a gap.
+const GAP = 8;
 const TIMES = [60, 300, 900, 1800, 3600, 7200, 14400, 21600, 43200, DAY, 2 * DAY, 3 * DAY, 4 * DAY, 7 * DAY, 14 * DAY, 30 * DAY,
   91 * DAY, 182 * DAY, 365 * DAY, 730 * DAY, 1825 * DAY];
 
@@ -63,6 +65,9 @@ export class Chart {
     let low = Math.min(...lows);
     let high = Math.max(...highs);
     if (low === high) [low, high] = low ? [low - Math.abs(low) / 100, high + Math.abs(high) / 100] : [-1, 1];
+    const air = (high - low) / 25;
+    low -= air;
+    high += air;
     const first = this.bars[0][0];
     const last = this.bars.at(-1)[0];
     const inner = width - RIGHT;
@@ -92,7 +97,7 @@ export class Chart {
       group.append(element("line", { x1: 0, x2: inner, y1: y, y2: y }));
       group.append(label(inner + 8, y + 4, priceLabel(price, step), "start"));
     }
-    const every = TIMES.find((length) => (last - first) / length <= inner / 90) ?? TIMES.at(-1);
+    const every = TIMES.find((length) => (last - first) / length <= inner / 70) ?? TIMES.at(-1);
     for (let time = Math.ceil(first / every) * every; time <= last; time += every) {
       const x = this.x(time);
       if (x > 24 && x < inner - 24) group.append(label(x, HEIGHT - 8, timeLabel(time, every, last - first), "middle"));
@@ -101,15 +106,22 @@ export class Chart {
   }
 
   #line(svg) {
-    const path = this.bars.map(([time, price]) => `${this.x(time).toFixed(1)} ${this.y(Number(price)).toFixed(1)}`).join("L");
-    const [firstX, lastX] = [this.bars[0], this.bars.at(-1)].map(([time]) => this.x(time).toFixed(1));
     const bottom = HEIGHT - BOTTOM;
     const rising = Number(this.bars.at(-1)[1]) >= Number(this.bars[0][1]);
     const group = element("g", { class: rising ? "up" : "down" });
-    if (this.bars.length === 1) group.append(element("circle", { cx: firstX, cy: this.y(Number(this.bars[0][1])), r: 3.5, class: "dot" }));
-    else {
-      group.append(element("path", { class: "fill", d: `M${path}L${lastX} ${bottom}L${firstX} ${bottom}Z` }));
-      group.append(element("path", { class: "stroke", d: `M${path}` }));
+    let before = null;
+    for (const part of parts(this.bars)) {
+      const points = part.map(([time, price]) => [this.x(time).toFixed(1), this.y(Number(price)).toFixed(1)]);
+      const [first, last] = [points[0], points.at(-1)];
+      // Nothing is known of a gap.
+      if (before) group.append(element("path", { class: "gap", d: `M${before.join(" ")}L${first.join(" ")}` }));
+      if (points.length === 1) group.append(element("circle", { cx: first[0], cy: first[1], r: 3, class: "dot" }));
+      else {
+        const path = points.map((point) => point.join(" ")).join("L");
+        group.append(element("path", { class: "fill", d: `M${path}L${last[0]} ${bottom}L${first[0]} ${bottom}Z` }));
+        group.append(element("path", { class: "stroke", d: `M${path}` }));
+      }
+      before = last;
     }
     svg.append(group);
   }
@@ -191,6 +203,18 @@ function label(x, y, text, anchor) {
   const made = element("text", { x, y, "text-anchor": anchor });
   made.textContent = text;
   return made;
+}
+
+// A line, cut where it has no price for much longer than usual.
+function parts(bars) {
+  const steps = bars.slice(1).map(([time], index) => time - bars[index][0]);
+  const usual = steps.toSorted((a, b) => a - b)[Math.floor(steps.length / 2)];
+  const found = [[bars[0]]];
+  bars.slice(1).forEach((bar, index) => {
+    if (steps[index] > GAP * usual) found.push([]);
+    found.at(-1).push(bar);
+  });
+  return found;
 }
 
 // How wide a candle may be: the shortest time between two of them.

@@ -1,9 +1,8 @@
-// The view Market: search as you type, the lines of the coins, and what a run does.
+// The view Market: the lines of the coins, and what a run does.
+import { showSearch } from "./search.js";
 import { drawLines } from "./sparkline.js";
-import { current, go } from "./view.js";
+import { current } from "./view.js";
 
-const PAUSE_MS = 120;
-let typing;
 let drawing = null;
 let newestRun = null;
 
@@ -12,10 +11,7 @@ export function shown(view) {
   drawing = new AbortController();
   // Without them the table is still complete.
   drawLines(view, drawing.signal).catch(() => {});
-  const input = view.querySelector("#q");
-  const asked = new URLSearchParams(location.search).get("q") ?? "";
-  // Going back changes the search; while somebody types, their text stays.
-  if (document.activeElement !== input && input.value !== asked) input.value = asked;
+  showSearch(view);
 }
 
 export function isAffected({ changed, truncated }) {
@@ -35,39 +31,3 @@ export function onRun(run) {
 }
 
 export const parameters = () => (newestRun ? { run: newestRun } : {});
-
-document.addEventListener("input", ({ target }) => {
-  if (target.id !== "q") return;
-  clearTimeout(typing);
-  typing = setTimeout(search, PAUSE_MS, target.value);
-});
-
-document.addEventListener("submit", (event) => {
-  const input = event.target.querySelector("#q");
-  if (!input) return;
-  event.preventDefault();
-  clearTimeout(typing);
-  search(input.value);
-});
-
-document.addEventListener("keydown", (event) => {
-  const input = document.getElementById("q");
-  if (!input || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key === "/" && !event.target.closest("input, textarea")) {
-    event.preventDefault();
-    input.select();
-  } else if (event.key === "Escape" && event.target === input && input.value) {
-    input.value = "";
-    search("");
-  }
-});
-
-function search(text) {
-  const query = new URLSearchParams(location.search);
-  query.delete("page");
-  if (text.trim()) query.set("q", text.trim());
-  else query.delete("q");
-  const found = query.toString();
-  // Each letter is no step of its own to go back.
-  go(found ? `?${found}` : "", { replace: true });
-}

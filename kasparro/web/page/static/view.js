@@ -20,7 +20,8 @@ export async function load({ mark = false } = {}) {
   pending?.abort();
   clearTimeout(retry);
   const mine = (pending = new AbortController());
-  main.setAttribute("aria-busy", "true");
+  // Only a load that the reader asked for may take the eye.
+  if (!mark) main.setAttribute("aria-busy", "true");
   try {
     const response = await read(fragment + search(), { signal: mine.signal, cache: "no-cache" });
     const text = await response.text();

