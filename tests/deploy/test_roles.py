@@ -71,7 +71,9 @@ async def test_api_works_with_the_rights_of_the_reader(server: Server) -> None:
                 filled = filled.replace(name, value)
             query = "?a=1&b=1" if path == "/compare-runs" else ""
             async with client.get(filled + query) as response:
-                text = await response.text()
+                # A stream of events has no end.
+                endless = response.content_type == "text/event-stream"
+                text = "" if endless else await response.text()
                 assert response.status in {200, 404}, (path, text)
                 assert response.status == 200 or "{" in path or path == "/compare-runs", (path, text)
         assert (await get_json(client, "/data"))["data"]
