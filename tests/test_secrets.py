@@ -129,7 +129,7 @@ async def responses(client: aiohttp.ClientSession) -> str:
         if number == 1:
             headers = {"Authorization": f"Bearer {ADMIN_TOKEN}", "X-Request-ID": "started-by-me"}
             # A run holds its lock for a moment after its end.
-            while (status := await post(client, "/runs", headers)) == 409:
+            while (status := await post(client, "/runs", headers)) == 409:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
             assert status == 202
     texts = []
