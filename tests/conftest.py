@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import shutil
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
@@ -30,6 +31,11 @@ REPORTED_CHARACTERS = 20_000
 
 # Faster and smaller: the data of a test server need not survive a crash of the machine.
 SERVER_SETTINGS = ("fsync = off", "full_page_writes = off", "max_wal_size = '64MB'")
+
+# Where Linux keeps files in memory, how much must be free there, and how the names of our folders begin.
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 4 * 2**30
+SERVER_PREFIX = "kasparro-tests-"
 
 
 def pytest_configure() -> None:
@@ -84,7 +90,8 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("KASPARRO_TEST_SERVER"):
         yield url
         return
-    home = tmp_path_factory.mktemp("postgres")
+    folder = _server_folder(tmp_path_factory)
+    home = folder / "postgres"
     with asyncio.Runner() as runner:
         server = EmbeddedPostgres(home)
         runner.run(server.__aenter__())
@@ -93,7 +100,21 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         runner.run(server.__aexit__(None, None, None))
     _remove_socket_folder(home)
     # pytest removes the folders of tests, but not those of sessions.
-    shutil.rmtree(home)
+    shutil.rmtree(folder)
+
+
+def _server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in memory, if there is enough, for the files of this process's server.
+
+    A database has 300 files, and ext4 searches long for a place for a file while many were just deleted.
+    """
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
+        return tmp_path_factory.mktemp("server")
+    for left in MEMORY.glob(f"{SERVER_PREFIX}*"):
+        # Of a test process that was killed.
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{SERVER_PREFIX}{os.getpid()}-", dir=MEMORY))
 
 
 async def _configure(url: str) -> None:
@@ -215,7 +236,8 @@ async def copied_database(server_url: str, template: str) -> AsyncIterator[str]:
     """The URL of a copy of the database `template`. The copy is dropped at the end of the block."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     server = await asyncpg.connect(server_url)
-    await server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    # The other strategy writes all pages to the log, too.
+    await server.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     try:
         yield url_of_database(server_url, name)
     finally:
