@@ -4,7 +4,6 @@ import asyncio
 import os
 import resource
 import shutil
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.sources import registry
 from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
+from tests.support.memory import server_folder
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -31,11 +31,6 @@ REPORTED_CHARACTERS = 20_000
 
 # Faster and smaller: the data of a test server need not survive a crash of the machine.
 SERVER_SETTINGS = ("fsync = off", "full_page_writes = off", "max_wal_size = '64MB'")
-
-# Where Linux keeps files in memory, how much must be free there, and how the names of our folders begin.
-MEMORY = Path("/dev/shm")
-MEMORY_BYTES = 4 * 2**30
-SERVER_PREFIX = "kasparro-tests-"
 
 
 def pytest_configure() -> None:
@@ -81,7 +76,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_url() -> Iterator[str]:
     """The URL of a running PostgreSQL server on which databases can be created.
 
     KASPARRO_TEST_SERVER is the URL of its maintenance database. If it is unset, each test process starts an
@@ -90,7 +85,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if url := os.environ.get("KASPARRO_TEST_SERVER"):
         yield url
         return
-    folder = _server_folder(tmp_path_factory)
+    folder = server_folder()
     home = folder / "postgres"
     with asyncio.Runner() as runner:
         server = EmbeddedPostgres(home)
@@ -99,22 +94,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.dsn
         runner.run(server.__aexit__(None, None, None))
     _remove_socket_folder(home)
-    # pytest removes the folders of tests, but not those of sessions.
     shutil.rmtree(folder)
-
-
-def _server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in memory, if there is enough, for the files of this process's server.
-
-    A database has 300 files, and ext4 searches long for a place for a file while many were just deleted.
-    """
-    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
-        return tmp_path_factory.mktemp("server")
-    for left in MEMORY.glob(f"{SERVER_PREFIX}*"):
-        # Of a test process that was killed.
-        if not Path("/proc", left.name.split("-")[2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{SERVER_PREFIX}{os.getpid()}-", dir=MEMORY))
 
 
 async def _configure(url: str) -> None:

@@ -13,14 +13,14 @@ from kasparro.sources.archives.discover import SAMPLE
 
 # The coins of the first pages of a list.
 COINS = 100
-DAYS = 730
+DAYS = 365
 HOURLY_DAYS = 8
 HEADER = ("timestamp", "symbol", "name", "price_usd", "market_cap_usd")
 
 
 def write_archives(market: Market, folder: Path) -> None:
     """Write two archives of the largest coins beside the sample archive: each hour of the last days, and
-    before them each day of two years. The prices continue in those that the APIs report. Existing archives
+    before them each day of a year. The prices continue in those that the APIs report. Existing archives
     stay."""
     if folder.exists():
         return

@@ -14,7 +14,7 @@ import pytest
 from tests.support.documents import ROOT
 from tests.support.embedded_server import as_root
 
-pack: Callable[[Path, str], bytes] = runpy.run_path(str(ROOT / "binary" / "build.py"))["pack"]
+pack: Callable[[Path, str], bytes] = runpy.run_path(str(ROOT / ".ci" / "binary" / "build.py"))["pack"]
 
 # Stands for Python: says how it was started. With the argument `wait`, it runs until its input ends.
 PYTHON = """#!/bin/sh

@@ -71,6 +71,10 @@ async def _compare(server_url: str, template: str, sequence: list[tuple[str, obj
                     for moment, price in what.items()
                     if not any(first <= moment < last for first, last in covered)
                 }
+                for first, last in covered:
+                    if last in added and added[last] is None:
+                        # Without its price, a record no longer stands for others.
+                        known = {at: price for at, price in known.items() if not first <= at < last}
                 known |= added
                 await load_records(
                     database,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from kasparro.embedded.programs import Programs, find_programs, unprivileged_programs
+from tests.support.memory import server_folder
 
 OWNER = "postgres"
 USER = "kasparro"
@@ -166,7 +167,7 @@ class Server:
 async def servers(programs: Programs | None = None) -> AsyncIterator["Servers"]:
     """Servers that end with the block, by default of the embedded PostgreSQL's programs."""
     # Not a folder of pytest, which an unprivileged account cannot enter.
-    folder = Path(tempfile.mkdtemp(prefix="kasparro-servers-", dir="/tmp"))
+    folder = server_folder()
     folder.chmod(0o755)
     started = Servers(folder, programs or find_programs())
     try:

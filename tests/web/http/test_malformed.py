@@ -410,7 +410,12 @@ def _wrong(request: Request, status: int, headers: dict[str, str], body: bytes) 
     if status >= 500 or (request.rejected and status < 400):
         return f"answered with {status}: {body[:200]!r}"
     if status >= 400:
-        if headers.get("content-type") != "application/problem+json" or "x-request-id" not in headers:
+        if "x-request-id" not in headers:
+            return f"{status} without a request id: {headers}"
+        if "default-src 'none'" in headers.get("content-security-policy", ""):
+            # A document of the page, which shows a problem to people.
+            return ""
+        if headers.get("content-type") != "application/problem+json":
             return f"{status} without a problem document: {headers}"
         if body and json.loads(body)["status"] != status:
             return f"{status} with another problem: {body[:200]!r}"
