@@ -3,14 +3,12 @@
 import asyncio
 import json
 import os
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import click
@@ -22,10 +20,10 @@ from kasparro.assets.explain import Explanation
 from kasparro.assets.rules import load_rules, read_rules
 from kasparro.cli import archives_output, assets_output, check_output
 from kasparro.cli.foreground_run import RunPlan, run_once, with_database
+from kasparro.cli.psql import run_psql
 from kasparro.cli.report_output import print_run
 from kasparro.cli.status_output import Status, leading_coins, print_status
 from kasparro.cli.terminal import err, out, write_json
-from kasparro.embedded.programs import find_client
 from kasparro.errors import KasparroError, RunInProgress, SettingsError, SourceError
 from kasparro.pipeline.identity import explain_rows, options_of
 from kasparro.pipeline.replay import prepare_replay
@@ -384,17 +382,7 @@ def psql(arguments: tuple[str, ...]) -> None:
 
     async def run() -> int:
         async with database_url(settings, Supervisor()) as url:
-            # The list of processes shows arguments to everybody, so the password is no argument.
-            parts = urlsplit(url)
-            password = {"PGPASSWORD": unquote(parts.password)} if parts.password else {}
-            login, at, hosts = parts.netloc.rpartition("@")
-            bare = parts._replace(netloc=f"{login.partition(':')[0]}{at}{hosts}").geturl()
-            process = await asyncio.create_subprocess_exec(
-                find_client("psql"), bare, *arguments, env={**os.environ, **password}
-            )
-            # psql handles Ctrl-C, which the terminal sends to both processes.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
-            return await process.wait()
+            return await run_psql(url, arguments)
 
     sys.exit(_exit_on_error(lambda: asyncio.run(run())))
 

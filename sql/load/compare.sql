@@ -201,7 +201,8 @@ FROM written
 -- name: is_new --
 -- Whether the history lacks all staged moments: it has no record of a coin between the first and the last
 -- staged one. This takes one look-up for each coin, and is skipped if there are hardly fewer coins than
--- records, or if the first staged moment is known.
+-- records, or if the first staged moment is known. A record with a time of fetching has to be compared with
+-- the newest one.
 WITH first AS (
     SELECT
         source_id,
@@ -222,6 +223,8 @@ coins AS MATERIALIZED (
 
 SELECT
     CASE
+        WHEN NOT EXISTS (SELECT FROM first) THEN false
+        WHEN EXISTS (SELECT FROM staged_keys WHERE NOT has_source_time) THEN false
         WHEN EXISTS (
             SELECT
             FROM first

@@ -1,10 +1,21 @@
 -- Copies all state of a database into files and back (kasparro/store/transfer/).
 {% from "macros/columns.sql" import listed %}
 
--- name: no_time_limits --
--- A part may take hours, and so may writing it to a slow disk.
+-- name: settings --
+-- A part may take hours, and so may writing it to a slow disk. Texts of values must not depend on settings of
+-- the server, the database or the role.
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;
+SET LOCAL timezone = 'UTC';
+SET LOCAL datestyle = 'ISO';
+SET LOCAL intervalstyle = 'postgres';
+SET LOCAL extra_float_digits = 1;
+SET LOCAL bytea_output = 'hex';
+
+-- name: lock_history --
+-- Until the export ends, no thinned month takes the place of another one. It comes before the snapshot,
+-- because a month that came after the snapshot would look empty.
+LOCK TABLE unified_history IN ACCESS SHARE MODE;
 
 -- name: columns --
 -- The columns of a table, in an order that does not depend on how the table came to have them.
@@ -71,7 +82,10 @@ SELECT
     ) AS last_number
 FROM pg_attribute
 INNER JOIN pg_class ON pg_attribute.attrelid = pg_class.oid
-WHERE pg_class.relname = ANY(:tables::text[]) AND pg_attribute.attidentity <> ''
+WHERE
+    pg_class.relname = ANY(:tables::text[])
+    AND pg_table_is_visible(pg_class.oid)
+    AND pg_attribute.attidentity <> ''
 ORDER BY pg_class.relname;
 
 -- name: set_sequence --

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from kasparro.errors import SettingsError
+from kasparro.model.batch import Checkpoint
 from kasparro.model.history_retention import HistoryRetention, Thinning
 from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
@@ -22,7 +23,7 @@ from kasparro.store.locks import AdvisoryLease
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import templates
 from tests.support.archives import NOW as ARCHIVES_NOW
-from tests.support.batches import load_records, make_record
+from tests.support.batches import load_batches, load_records, make_batch, make_record
 from tests.support.histories import keep_up, plain_candles, read_candles, retention
 from tests.support.runs import ManualClock, run_sources
 
@@ -143,6 +144,28 @@ async def test_known_records_of_a_thinned_month_are_not_loaded_again(
 
     await load(database, hourly(100))
 
+    assert await connection.fetch("SELECT * FROM unified_history ORDER BY observed_at") == before
+
+
+async def test_known_part_of_a_file_of_a_thinned_month_is_not_loaded_again(
+    database: Database, connection: Connection
+) -> None:
+    """Nothing is left of the batch, because all its moments belong to thinned records."""
+    prices = hourly(48)
+    whole, part = (
+        make_batch(
+            *(make_record("btc", moment, price_usd=price) for moment, price in given.items()),
+            checkpoint=Checkpoint(key="v1:content", name="hours.csv", position=len(prices), complete=True),
+        )
+        for given in (prices, dict(list(prices.items())[:20]))
+    )
+    await load_batches(database, whole, source="csv")
+    await keep_up(database, NOW, "1d")
+    before = await connection.fetch("SELECT * FROM unified_history ORDER BY observed_at")
+
+    await load_batches(database, part, source="csv")
+
+    assert len(before) == 2
     assert await connection.fetch("SELECT * FROM unified_history ORDER BY observed_at") == before
 
 

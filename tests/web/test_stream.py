@@ -24,7 +24,7 @@ from kasparro.store.runs import RunRecord
 from kasparro.web.stream import Streams
 from tests.conftest import LogEvents, copied_database
 from tests.support.assets import make_link, resolve
-from tests.support.batches import load_records, make_record
+from tests.support.batches import load_batches, make_batch, make_record
 from tests.support.commands import listening_url, started_command
 from tests.support.event_stream import Event, EventReader, event_stream
 from tests.support.json_responses import get_json
@@ -42,7 +42,8 @@ async def commit(database: Database, *ids: str, source: str = "coinpaprika") -> 
     """Commit a version in which these rows change."""
     at = datetime.now(UTC) + timedelta(minutes=next(_minutes))
     records = [make_record(each, at=at, price_usd=Decimal(next(_minutes) + 1)) for each in ids]
-    await load_records(database, source, *records, now=at)
+    # With the lock of a run, because a service ends the batches of a run without it.
+    await load_batches(database, make_batch(*records), source=source)
 
 
 def limits(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:

@@ -9,12 +9,17 @@
 
 SELECT 'CREATE ROLE kasparro LOGIN' WHERE to_regrole('kasparro') IS NULL \gexec
 SELECT 'CREATE ROLE kasparro_read LOGIN' WHERE to_regrole('kasparro_read') IS NULL \gexec
+-- PostgreSQL 16 and newer let the administrator of a managed server create a database only for a role that it
+-- is a member of.
+SELECT 'GRANT kasparro TO CURRENT_USER'
+WHERE current_user <> 'kasparro' AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \gexec
 SELECT 'CREATE DATABASE kasparro OWNER kasparro'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'kasparro') \gexec
 
 \connect kasparro
 
 -- By default, every role may connect to a database, create temporary tables in it, and create large objects.
+-- Only a superuser can revoke the last one; others get a warning here.
 REVOKE ALL ON DATABASE kasparro FROM public;
 GRANT CONNECT ON DATABASE kasparro TO kasparro_read;
 REVOKE EXECUTE ON FUNCTION lo_creat(integer), lo_create(oid), lo_from_bytea(oid, bytea) FROM public;

@@ -53,17 +53,24 @@ async def export(database: Database, folder: Path, on_part: Callable[[Progress],
     rows are the same. The manifest is replaced at the end, and then the files that it does not name are
     deleted. So an export that is in the folder stays whole until the next one is complete.
 
-    Raises TransferError if the database was never used, or if the folder has other files, cannot be written,
+    Raises TransferError if the schema is not up to date, or if the folder has other files, cannot be written,
     or has an export at work; MigrationError if the schema is newer than this program, or an import has not
     ended; DatabaseUnavailable.
     """
-    await pending(database)
+    if missing := await pending(database):
+        raise TransferError(
+            f"the database lacks {', '.join(missing)}: run kasparro migrate first, or export with the "
+            "Kasparro that used it last"
+        )
     with _owned(folder) as earlier:
         async with (
             database.writing() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            await connection.execute(_SQL["no_time_limits"].compose().text)
+            await connection.execute(_SQL["lock_history"].compose().text)
+            await connection.execute(_SQL["settings"].compose().text)
+            if await connection.fetchval(_SQL["import_begun"].compose().text):
+                raise TransferError("an import into this database has not ended: finish it first")
             migrations = await _migrations(connection)
             wanted = await _wanted(connection)
             parts = []
@@ -102,19 +109,16 @@ async def fingerprint(
 
 
 async def _migrations(connection: Connection) -> tuple[AppliedMigration, ...]:
-    if not await connection.fetchval(_SQL["has_schema"].compose().text):
-        raise TransferError("this database has no data: nothing has used it yet")
     return tuple([AppliedMigration(**row) for row in await connection.fetch(_SQL["applied"].compose().text)])
 
 
 async def _wanted(connection: Connection) -> list[tuple[str, str | None]]:
-    """The tables and months to export. A table is missing if the program is newer than the schema."""
     months = [row["month"].isoformat() for row in await connection.fetch(_SQL["months"].compose().text)]
     wanted: list[tuple[str, str | None]] = []
     for table in EXPORTED:
         if table == HISTORY:
             wanted += [(HISTORY, month) for month in months]
-        elif await columns_of(connection, table):
+        else:
             wanted.append((table, None))
     return wanted
 
@@ -131,8 +135,8 @@ async def _export_part(
     size, checksum, kept = 0, "", path.exists()
     if kept:
         size, checksum = await asyncio.to_thread(_checksum, path)
-        # A damaged file is written again.
-        kept = earlier.get(path.name, checksum) == checksum
+        # A damaged file is written again. An interrupted export has no checksums to compare with.
+        kept = checksum == earlier[path.name] if path.name in earlier else await _is_whole(path, rows)
     if not kept:
         query = _SQL["part"].compose(table=table, columns=columns, month=month)
         size, checksum = await _copy_out(connection, query.text.removesuffix(";"), path)
@@ -177,7 +181,7 @@ def _complete(folder: Path, manifest: Manifest) -> None:
         os.close(handle)
     named = {NAME, *(part.file for part in manifest.parts)}
     for path in folder.iterdir():
-        if path.name not in named:
+        if SUFFIX in path.name and path.name not in named:
             path.unlink()
 
 
@@ -191,6 +195,23 @@ def _checksum(path: Path) -> tuple[int, str]:
     with _translated(path), path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), checksum
+
+
+async def _is_whole(path: Path, rows: int) -> bool:
+    """Whether a file can be decompressed and has this many rows."""
+    return await asyncio.to_thread(_count_rows, path) == rows
+
+
+def _count_rows(path: Path) -> int | None:
+    decompressor, rows = zstd.ZstdDecompressor(), 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                # COPY escapes line ends within values.
+                rows += decompressor.decompress(piece).count(b"\n")
+    except (zstd.ZstdError, EOFError):
+        return None
+    return rows if decompressor.eof else None
 
 
 @contextmanager

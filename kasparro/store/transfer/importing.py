@@ -1,5 +1,6 @@
 """Imports an export into an empty database."""
 
+import asyncio
 import hashlib
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -9,12 +10,12 @@ from typing import BinaryIO
 
 import msgspec
 
-from kasparro.errors import RunInProgress
+from kasparro.errors import DatabaseUnavailable, RunInProgress
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.migrations import Migration, available, migrate
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import templates
-from kasparro.store.transfer.exporting import TIMEOUT_S, fingerprint
+from kasparro.store.transfer.exporting import EXPORTED, HISTORY, TIMEOUT_S, columns_of, fingerprint
 from kasparro.store.transfer.manifest import Manifest, Part, Progress, TransferError, read_manifest
 
 if sys.version_info >= (3, 14):
@@ -45,7 +46,9 @@ async def import_export(database: Database, folder: Path, on_part: Callable[[Pro
         if not await lease.acquire():
             raise RunInProgress("a run or another import is at work on this database")
         done = await _begin(database, identity)
-        await migrate(database, migrations, importing=True)
+        if len(done) < len(manifest.parts):
+            await migrate(database, migrations, importing=True)
+            await _require_all_tables(database, manifest)
         for number, part in enumerate(manifest.parts, 1):
             if kept := part.file in done:
                 pass
@@ -92,9 +95,26 @@ async def _begin(database: Database, identity: str) -> set[str]:
     return set()
 
 
+async def _require_all_tables(database: Database, manifest: Manifest) -> None:
+    """Raise TransferError if the manifest does not have each table of the exported schema as it is."""
+    parts = {part.table: part.columns for part in manifest.parts}
+    months = {part.month for part in manifest.parts if part.table == HISTORY}
+    async with database.writing() as connection:
+        tables = {table: await columns_of(connection, table) for table in EXPORTED}
+    wanted = {table: columns for table, columns in tables.items() if columns}
+    if not months:
+        # Nothing was loaded into it yet.
+        wanted.pop(HISTORY)
+    if parts != wanted or None in months:
+        wrong = {name for name in parts.keys() | wanted.keys() if parts.get(name) != wanted.get(name)}
+        raise TransferError(
+            f"the manifest is damaged: it is wrong about the tables {', '.join(sorted(wrong))}"
+        )
+
+
 async def _import_part(database: Database, folder: Path, part: Part, identity: str) -> None:
     async with database.writing() as connection, connection.transaction():
-        await connection.execute(_SQL["no_time_limits"].compose().text)
+        await connection.execute(_SQL["settings"].compose().text)
         if part.month is None:
             # A migration writes the first row of some tables.
             await connection.execute(_SQL["empty"].compose(table=part.table).text)
@@ -116,12 +136,29 @@ async def _import_part(database: Database, folder: Path, part: Part, identity: s
 
 async def _copy_in(connection: Connection, path: Path, part: Part) -> None:
     try:
-        with path.open("rb") as file:
+        file = path.open("rb")
+    except OSError as error:
+        raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+    task = asyncio.current_task()
+
+    def lost(_: object) -> None:
+        # asyncpg would wait for ever to send the next piece.
+        if task is not None:
+            task.cancel()
+
+    connection.add_termination_listener(lost)
+    try:
+        with file:
             await connection.copy_to_table(
                 part.table, source=_rows(file, part), columns=part.columns, timeout=TIMEOUT_S
             )
-    except OSError as error:
-        raise TransferError(f"{path} cannot be read: {error.strerror}") from error
+    except asyncio.CancelledError:
+        if task is None or not connection.is_closed():
+            raise
+        task.uncancel()
+        raise DatabaseUnavailable("the connection was lost: run kasparro import again") from None
+    finally:
+        connection.remove_termination_listener(lost)
 
 
 async def _rows(file: BinaryIO, part: Part) -> AsyncIterator[bytes]:
@@ -143,8 +180,10 @@ async def _rows(file: BinaryIO, part: Part) -> AsyncIterator[bytes]:
 
 async def _end(database: Database, manifest: Manifest) -> None:
     async with database.writing() as connection:
-        for table in sorted({part.table for part in manifest.parts}):
-            await connection.execute(_SQL["analyze"].compose(table=table).text, timeout=TIMEOUT_S)
+        for table in EXPORTED:
+            async with connection.transaction():
+                await connection.execute(_SQL["settings"].compose().text)
+                await connection.execute(_SQL["analyze"].compose(table=table).text, timeout=TIMEOUT_S)
         async with connection.transaction():
             statement = _SQL["set_sequence"].compose()
             for sequence in manifest.sequences:

@@ -5,6 +5,7 @@ A file has the rows in the text format of PostgreSQL's COPY
 (https://www.postgresql.org/docs/current/sql-copy.html), compressed with zstd.
 """
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from kasparro.errors import KasparroError
 FORMAT = 1
 NAME = "manifest.json"
 SUFFIX = ".copy.zst"
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FILE = re.compile(r"[a-z0-9_-]+\.copy\.zst")
+_MONTH = re.compile(r"\d{4}-\d{2}-01")
 
 
 class TransferError(KasparroError):
@@ -97,6 +102,13 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format {bytes(version).decode()}, and this program reads format {FORMAT}: "
                 "use the Kasparro that wrote it, or a newer one"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TransferError(f"{path} is damaged: {error}") from error
+    for part in manifest.parts:
+        # These names become parts of statements and paths, and the folder may come from somebody else.
+        if not _NAME.fullmatch(part.table) or not all(_NAME.fullmatch(column) for column in part.columns):
+            raise TransferError(f"{path} is damaged: {part.table!r} is no name of a table or column")
+        if not _FILE.fullmatch(part.file) or not (part.month is None or _MONTH.fullmatch(part.month)):
+            raise TransferError(f"{path} is damaged: {part.file!r} is no file of an export")
+    return manifest

@@ -5,18 +5,21 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kasparro.errors import MigrationError, RunInProgress
+from kasparro.errors import DatabaseUnavailable, MigrationError, RunInProgress
 from kasparro.simulator import Simulator
 from kasparro.sources.archives.source import Archives
+from kasparro.store import migrations
 from kasparro.store.bootstrap import prepare
 from kasparro.store.cursors import signing_key
 from kasparro.store.locks import AdvisoryLease
-from kasparro.store.migrations import available, migrate
+from kasparro.store.migrations import Migration, available
 from kasparro.store.pool import Connection, Database
 from kasparro.store.tables import TABLES
+from kasparro.store.transfer import importing
 from kasparro.store.transfer.exporting import export
 from kasparro.store.transfer.importing import import_export
 from kasparro.store.transfer.manifest import Progress, TransferError
@@ -237,20 +240,32 @@ async def test_damaged_file_is_not_stored(filled: Database, target: str, tmp_pat
 
 
 async def test_export_of_an_older_schema_is_migrated(
-    empty_database_url: str, target: str, tmp_path: Path
+    filled: Database, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Database(empty_database_url) as older, Database(target) as other:
-        await migrate(older, available()[:1])
-        async with older.writing() as connection:
-            await connection.execute(
-                "INSERT INTO runs (trigger, status, started_at) VALUES ('etl', 'succeeded', now())"
-            )
-        await export(older, tmp_path / "export", ignore)
+    folder = tmp_path / "export"
+    await export(filled, folder, ignore)
+    newer = [*available(), Migration(9_999, "9999_newer.sql", "CREATE TABLE newer (id integer)", "newer")]
+    for module in (migrations, importing):
+        monkeypatch.setattr(module, "available", lambda: newer)
 
-        await import_export(other, tmp_path / "export", ignore)
+    async with Database(target) as other:
+        # The import is interrupted after the newer migration, and goes on.
+        monkeypatch.setattr(importing, "_end", interrupted)
+        with pytest.raises(TransferError, match="interrupted"):
+            await import_export(other, folder, ignore)
+        monkeypatch.undo()
+        for module in (migrations, importing):
+            monkeypatch.setattr(module, "available", lambda: newer)
+        await import_export(other, folder, ignore)
         await prepare(other)
 
-        assert len((await contents(other))["runs"]) == 1
+        async with other.reading() as connection:
+            assert await connection.fetchval("SELECT count(*) FROM newer") == 0
+        assert await contents(other) == await contents(filled)
+
+
+async def interrupted(*_: object) -> None:
+    raise TransferError("interrupted")
 
 
 async def test_export_of_a_newer_schema_is_refused(filled: Database, target: str, tmp_path: Path) -> None:
@@ -310,10 +325,118 @@ async def test_folder_with_other_files_is_left_alone(filled: Database, tmp_path:
     assert letter.read_text() == "dear"
 
 
-async def test_unused_database_has_nothing_to_export(empty_database_url: str, tmp_path: Path) -> None:
+async def test_export_needs_the_newest_schema(empty_database_url: str, tmp_path: Path) -> None:
     async with Database(empty_database_url) as database:
-        with pytest.raises(TransferError, match="nothing has used it yet"):
+        with pytest.raises(TransferError, match="run kasparro migrate first"):
             await export(database, tmp_path / "export", ignore)
+
+
+async def test_damaged_file_of_an_interrupted_export_is_written_again(
+    filled: Database, target: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "export"
+    exported = await export(filled, folder, ignore)
+    (folder / "manifest.json").unlink()
+    file = folder / next(part.file for part in exported.parts if part.table == "unified_data")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+
+    await export(filled, folder, ignore)
+
+    assert file.read_bytes() == whole
+
+
+async def test_settings_of_the_server_do_not_change_values(
+    filled: Database, database_url: str, target: str, connection: Connection, tmp_path: Path
+) -> None:
+    before = await contents(filled)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET extra_float_digits = -5")
+    await connection.execute(f"ALTER DATABASE {name} SET datestyle = 'SQL, DMY'")
+    await connection.execute(f"ALTER DATABASE {name} SET bytea_output = 'escape'")
+    async with Database(database_url) as database:
+        await export(database, tmp_path / "export", ignore)
+
+    async with Database(target) as other:
+        await import_export(other, tmp_path / "export", ignore)
+
+        assert await contents(other) == before
+
+
+async def test_table_of_another_schema_is_no_part(
+    filled: Database, connection: Connection, tmp_path: Path
+) -> None:
+    await connection.execute("CREATE SCHEMA app")
+    await connection.execute("CREATE TABLE app.runs (no bigint GENERATED ALWAYS AS IDENTITY)")
+
+    exported = await export(filled, tmp_path / "export", ignore)
+
+    assert "no" not in {sequence.column_name for sequence in exported.sequences}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("table", "runs; DROP TABLE runs"),
+        ("columns", ["id", "1) TO PROGRAM 'true'"]),
+        ("file", "../runs.copy.zst"),
+        ("month", "2024-01-01' OR true"),
+    ],
+)
+async def test_manifest_brings_no_statement(
+    filled: Database, target: str, tmp_path: Path, field: str, value: object
+) -> None:
+    folder = tmp_path / "export"
+    await export(filled, folder, ignore)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["parts"][0][field] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    async with Database(target) as other:
+        with pytest.raises(TransferError, match="damaged"):
+            await import_export(other, folder, ignore)
+
+
+async def test_manifest_without_a_table_is_refused(filled: Database, target: str, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    await export(filled, folder, ignore)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["parts"] = [part for part in manifest["parts"] if part["table"] != "rejects"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    async with Database(target) as other:
+        with pytest.raises(TransferError, match="wrong about the tables rejects"):
+            await import_export(other, folder, ignore)
+        with pytest.raises(MigrationError, match="has not ended"):
+            await prepare(other)
+
+
+async def test_import_ends_when_its_connection_is_lost(
+    filled: Database, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "export"
+    await export(filled, folder, ignore)
+    monkeypatch.setattr(importing, "_PIECE", 64)
+    read = importing._rows
+
+    async def rows_until_terminated(*given: Any) -> AsyncIterator[bytes]:
+        async for piece in read(*given):
+            yield piece
+            async with other.probing() as connection:
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE query LIKE 'COPY%' AND pid <> pg_backend_pid()"
+                )
+
+    async with Database(target) as other:
+        monkeypatch.setattr(importing, "_rows", rows_until_terminated)
+        with pytest.raises(DatabaseUnavailable):
+            async with asyncio.timeout(20):
+                await import_export(other, folder, ignore)
+        monkeypatch.setattr(importing, "_rows", read)
+        await import_export(other, folder, ignore)
+
+        assert await contents(other) == await contents(filled)
 
 
 async def test_full_disk_leaves_the_earlier_export_whole(
