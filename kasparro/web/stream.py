@@ -439,7 +439,9 @@ class Streams:
         if reset is None and found.state.version < position.version:
             raise DatabaseUnavailable("this replica has not reached the last event yet")
         step = _Step(found, reset, self.limits.listed)
-        if Position.of(state) == Position.of(self._current):
+        # A replica that is behind may have answered; the next one may know more.
+        newest = found.state.version >= state.version
+        if newest and Position.of(state) == Position.of(self._current):
             self._steps[position] = step
             if len(self._steps) > STEPS:
                 del self._steps[next(iter(self._steps))]
@@ -459,14 +461,19 @@ class Streams:
 
     async def _send_events(self) -> None:
         target = Position.of(self._current)
+        # What this call has read, so that a position is read once for all streams even if it is not kept.
+        steps: dict[Position, _Step] = {}
         for number, stream in enumerate([*self._open], 1):
             if self._may_write(stream):
                 text = b""
                 if stream.position != target:
-                    step = await self._step(stream.position)
-                    text = step.event(stream.wanted, always=False)
-                    stream.position = step.position
-                    stream.id_sent = bool(text)
+                    step = steps.get(stream.position)
+                    if step is None:
+                        step = steps[stream.position] = await self._step(stream.position)
+                    if step.position != stream.position:
+                        text = step.event(stream.wanted, always=False)
+                        stream.position = step.position
+                        stream.id_sent = bool(text)
                 if stream.run_number != self._run_number:
                     text += self._run
                     stream.run_number = self._run_number

@@ -405,6 +405,33 @@ async def test_changes_are_read_once_for_all_streams(
     assert asked == [0]
 
 
+# Replicas
+
+
+async def test_replica_that_is_behind_delays_no_stream_until_the_next_commit(
+    database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = changes.changes, []
+
+    async def behind_at_first(connection: Connection, since: int) -> changes.Changes:
+        found = await real(connection, since)
+        asked.append(since)
+        if len(asked) > 1:
+            return found
+        return changes.Changes(msgspec.structs.replace(found.state, version=since), (), ())
+
+    monkeypatch.setattr(changes, "changes", behind_at_first)
+    async with serving(database_url, read_url=database_url) as client, AsyncExitStack() as stack:
+        streams = [await stack.enter_async_context(event_stream(client)) for _ in range(3)]
+        for events in streams:
+            await drain(events)
+        await commit(database, "a")
+        for events in streams:
+            assert rows(await events.next("version")) == {"a"}
+
+    assert asked == [0, 0]
+
+
 # The connection
 
 
