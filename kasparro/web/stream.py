@@ -461,16 +461,17 @@ class Streams:
 
     async def _send_events(self) -> None:
         target = Position.of(self._current)
-        # What this call has read, so that a position is read once for all streams even if it is not kept.
-        steps: dict[Position, _Step] = {}
+        # What this call has read, so that a position is read once for all streams even if it is not kept, or
+        # cannot be read.
+        steps: dict[Position, _Step | None] = {}
         for number, stream in enumerate([*self._open], 1):
             if self._may_write(stream):
                 text = b""
                 if stream.position != target:
-                    step = steps.get(stream.position)
-                    if step is None:
-                        step = steps[stream.position] = await self._step(stream.position)
-                    if step.position != stream.position:
+                    if stream.position not in steps:
+                        steps[stream.position] = await self._step_if_known(stream.position)
+                    step = steps[stream.position]
+                    if step is not None and step.position != stream.position:
                         text = step.event(stream.wanted, always=False)
                         stream.position = step.position
                         stream.id_sent = bool(text)
@@ -480,6 +481,14 @@ class Streams:
                 self._write(stream, text)
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    async def _step_if_known(self, position: Position) -> _Step | None:
+        # Streams at this position wait for the next look if the database has no answer; others do not.
+        try:
+            return await self._step(position)
+        except (KasparroError, asyncpg.PostgresError) as error:
+            log.debug("stream_position_waits", position=str(position), reason=str(error))
+            return None
 
     async def _send_heartbeats(self) -> None:
         for number, stream in enumerate([*self._open], 1):

@@ -381,6 +381,28 @@ async def test_id_that_is_too_old_resets(
     assert (event.kind, event.data["reason"]) == ("reset", "the last event is too old")
 
 
+async def test_stream_whose_changes_cannot_be_read_delays_no_other(
+    client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failing = changes.changes, True
+
+    async def failing_at_first(connection: Connection, since: int) -> changes.Changes:
+        if since == 0 and failing:
+            raise asyncpg.QueryCanceledError("statement timeout")
+        return await real(connection, since)
+
+    monkeypatch.setattr(changes, "changes", failing_at_first)
+    async with event_stream(client) as waiting:
+        await drain(waiting)
+        await commit(database, "a")
+        async with event_stream(client) as later:
+            assert (await drain(later)).data["data_version"] == 1
+            await commit(database, "b")
+            assert rows(await later.next("version")) == {"b"}
+        failing = False
+        assert rows(await waiting.next("version")) == {"a", "b"}
+
+
 async def test_changes_are_read_once_for_all_streams(
     client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
