@@ -46,10 +46,13 @@ POLL_S = 1.0
 MERGE_S = 0.25
 # Streams that get an event before other tasks continue. Writing to this many takes 2 to 3 ms.
 AT_ONCE = 64
-# Ways from earlier positions that are kept, and the events by filter of each. Both have a bound, because
-# clients choose them. A way may hold all rows of the table.
+# Ways from earlier positions that are kept, and of each the events of so many filters, in so many bytes. All
+# have a bound, because clients choose them. A way may hold all rows of the table.
 STEPS = 8
 FILTERS = 1_024
+EVENT_BYTES = 4 * 1024 * 1024
+# Events of filters with more assets are not kept: they are long, and other clients rarely have the same.
+KEPT_ASSETS = 20
 # Of more runs that ended at once, only the newest are reported.
 RUNS_AT_ONCE = 10
 # Clients reconnect after a random time in this range, so that a restart does not bring all of them at once.
@@ -144,6 +147,7 @@ class _Step:
         self._reset = reset
         self._listed = listed
         self._events: dict[Filter, bytes] = {}
+        self._event_bytes = 0
         self._by_asset: dict[str, list[tuple[str, str, str | None]]] | None = None
 
     def event(self, wanted: Filter, *, always: bool) -> bytes:
@@ -152,11 +156,20 @@ class _Step:
         found = self._events.get(key)
         if found is None:
             found = self._render(key)
-            if len(self._events) < FILTERS:
+            if self._may_keep(key, found):
                 self._events[key] = found
+                self._event_bytes += len(found)
         if not found and always:
             return self._version([], [])
         return found
+
+    def _may_keep(self, key: Filter, text: bytes) -> bool:
+        # That of all rows is always kept: it takes longest, and most clients want it.
+        return key == Filter() or (
+            len(key.assets) <= KEPT_ASSETS
+            and len(self._events) < FILTERS
+            and self._event_bytes + len(text) <= EVENT_BYTES
+        )
 
     def _render(self, wanted: Filter) -> bytes:
         state = self._found.state

@@ -21,7 +21,8 @@ from kasparro.store import changes
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_versions import CURSOR_LIFETIME, delete_expired
 from kasparro.store.runs import RunRecord
-from kasparro.web.stream import Streams
+from kasparro.web import stream
+from kasparro.web.stream import Filter, Streams, _Step
 from tests.conftest import LogEvents, copied_database
 from tests.support.assets import make_link, resolve
 from tests.support.batches import load_batches, make_batch, make_record
@@ -240,6 +241,47 @@ async def test_filtered_stream_gets_the_ids_of_other_versions(
             pass
 
     assert after.split("-")[1] == "1"
+
+
+def step(*rows: tuple[str, str, str]) -> _Step:
+    """The way to a version in which these rows and their assets changed."""
+    state = changes.State(
+        database="0" * 12,
+        version=1,
+        manual_edits=0,
+        oldest_version=0,
+        committed_at=None,
+        committed_by_run=None,
+        run_id=None,
+        run_status=None,
+    )
+    assets = list(dict.fromkeys(asset for _, _, asset in rows))
+    return _Step(changes.Changes(state, rows, assets), None, Streams.limits.listed)
+
+
+def is_kept(step: _Step, *assets: str) -> bool:
+    """Whether the event for clients with this filter is rendered only once."""
+    wanted = Filter(frozenset(assets))
+    return step.event(wanted, always=False) is step.event(wanted, always=False)
+
+
+def test_events_of_short_filters_are_kept() -> None:
+    coins = [f"coin-{number}" for number in range(21)]
+    changed = step(*(("coingecko", coin, coin) for coin in coins))
+
+    assert is_kept(changed)
+    assert is_kept(changed, *coins[:20])
+    assert not is_kept(changed, *coins)
+
+
+def test_events_that_are_kept_have_a_bound_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = step(("coingecko", "a", "a"), ("coingecko", "b", "b"))
+    size = len(changed.event(Filter(frozenset("a")), always=False))
+    monkeypatch.setattr(stream, "EVENT_BYTES", size)
+
+    assert is_kept(changed, "a")
+    assert not is_kept(changed, "b")
+    assert is_kept(changed)
 
 
 @pytest.mark.parametrize("query", ["?source=binance", "?coin=btc", "?asset=", "?asset=a&limit=5"])
