@@ -18,10 +18,13 @@ import pytest
 
 from kasparro.settings import ApiKey, Secret, Settings
 from kasparro.store import changes
+from kasparro.store.data_version import DataVersion
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_versions import CURSOR_LIFETIME, delete_expired
 from kasparro.store.runs import RunRecord
+from kasparro.supervision import Supervisor
 from kasparro.web import stream
+from kasparro.web.http.request_metrics import Counts
 from kasparro.web.stream import Filter, Streams, _Step
 from tests.conftest import LogEvents, copied_database
 from tests.support.assets import make_link, resolve
@@ -361,6 +364,67 @@ async def test_client_that_missed_nothing_gets_no_reset(
     assert rows(event) == set()
 
 
+async def test_last_client_that_disconnects_ends_the_search_for_changes(
+    client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch, known_id: str
+) -> None:
+    """The next client that resumes there starts another search."""
+    await commit(database, "b")
+    real = changes.changes
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless(connection: Connection, since: int) -> changes.Changes:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(changes, "changes", endless)
+    async with connected(client) as alone:
+        request = f"GET /stream HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {known_id}\r\n\r\n"
+        alone.writer.write(request.encode())
+        async with asyncio.timeout(20):
+            await started.wait()
+    async with asyncio.timeout(20):
+        await ended.wait()
+    monkeypatch.setattr(changes, "changes", real)
+    async with event_stream(client, Last_Event_ID=known_id) as events:
+        assert rows(await events.next()) == {"b"}
+
+
+async def test_client_that_disconnects_leaves_the_search_to_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await commit(database, "a")
+    await commit(database, "b")
+    real, asked = changes.changes, []
+    started, released = asyncio.Event(), asyncio.Event()
+
+    async def waiting(connection: Connection, since: int) -> changes.Changes:
+        asked.append(since)
+        started.set()
+        await released.wait()
+        return await real(connection, since)
+
+    monkeypatch.setattr(changes, "changes", waiting)
+    streams = Streams(database, DataVersion(database, lambda: None), Counts(), Supervisor())
+    (_, current, _) = await streams.first_event(Filter(), None, "x")
+    position = msgspec.structs.replace(current, version=1)
+    first, second = [
+        asyncio.create_task(streams.first_event(Filter(), position, client)) for client in ("x", "y")
+    ]
+    await started.wait()
+    first.cancel()
+    await asyncio.wait([first])
+    released.set()
+
+    text, reached, _ = await second
+    assert b'[["coinpaprika","b"]]' in text
+    assert reached == current
+    assert asked == [1]
+
+
 @pytest.fixture
 async def known_id(client: aiohttp.ClientSession, database: Database) -> str:
     """The id of the newest version of a database with two."""
@@ -426,10 +490,11 @@ async def test_id_that_is_too_old_resets(
 async def test_stream_whose_changes_cannot_be_read_delays_no_other(
     client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failing = changes.changes, True
+    real, failing, failed = changes.changes, True, asyncio.Event()
 
     async def failing_at_first(connection: Connection, since: int) -> changes.Changes:
         if since == 0 and failing:
+            failed.set()
             raise asyncpg.QueryCanceledError("statement timeout")
         return await real(connection, since)
 
@@ -437,6 +502,8 @@ async def test_stream_whose_changes_cannot_be_read_delays_no_other(
     async with event_stream(client) as waiting:
         await drain(waiting)
         await commit(database, "a")
+        async with asyncio.timeout(20):
+            await failed.wait()
         async with event_stream(client) as later:
             assert (await drain(later)).data["data_version"] == 1
             await commit(database, "b")
