@@ -47,6 +47,8 @@ POLL_S = 1.0
 MERGE_S = 0.25
 # Streams that get an event before other tasks continue. Writing to this many takes 2 to 3 ms.
 AT_ONCE = 64
+# They also continue after this time, because some events must be rendered first.
+RENDER_S = 0.002
 # Ways from earlier positions that are kept, and of each the events of so many filters, in so many bytes. All
 # have a bound, because clients choose them. A way may hold all rows of the table.
 STEPS = 8
@@ -150,6 +152,7 @@ class _Step:
         self._events: dict[Filter, bytes] = {}
         self._event_bytes = 0
         self._by_asset: dict[str, list[tuple[str, str, str | None]]] | None = None
+        self._asset_order: dict[str, int] = {}
 
     def event(self, wanted: Filter, *, always: bool) -> bytes:
         """The event for clients with this filter; empty if nothing in it changed, unless `always`."""
@@ -201,9 +204,10 @@ class _Step:
                 self._by_asset = {}
                 for row in rows:
                     self._by_asset.setdefault(row[2] or "", []).append(row)
+                self._asset_order = {asset: number for number, asset in enumerate(assets)}
             of_assets = self._by_asset
             rows = [row for asset in sorted(wanted.assets) for row in of_assets.get(asset, ())]
-            assets = [asset for asset in assets if asset in wanted.assets]
+            assets = sorted(wanted.assets & self._asset_order.keys(), key=self._asset_order.__getitem__)
         if wanted.sources:
             rows = [row for row in rows if row[0] in wanted.sources]
             theirs = {row[2] for row in rows}
@@ -500,6 +504,7 @@ class Streams:
         # What this call has read, so that a position is read once for all streams even if it is not kept, or
         # cannot be read.
         steps: dict[Position, _Step | None] = {}
+        began = time.perf_counter()
         for number, stream in enumerate([*self._open], 1):
             if self._may_write(stream):
                 text = b""
@@ -515,8 +520,9 @@ class Streams:
                     text += self._run
                     stream.run_number = self._run_number
                 self._write(stream, text)
-            if number % AT_ONCE == 0:
+            if number % AT_ONCE == 0 or time.perf_counter() - began > RENDER_S:
                 await asyncio.sleep(0)
+                began = time.perf_counter()
 
     async def _step_if_known(self, position: Position) -> _Step | None:
         # Streams at this position wait for the next look if the database has no answer; others do not.

@@ -268,6 +268,12 @@ def is_kept(step: _Step, *assets: str) -> bool:
     return step.event(wanted, always=False) is step.event(wanted, always=False)
 
 
+def test_filter_by_asset_lists_the_leading_assets_first() -> None:
+    changed = step(*(("coingecko", asset, asset) for asset in "cab"))
+
+    assert b'"assets":["c","b"]' in changed.event(Filter(frozenset("bcx")), always=False)
+
+
 def test_events_of_short_filters_are_kept() -> None:
     coins = [f"coin-{number}" for number in range(21)]
     changed = step(*(("coingecko", coin, coin) for coin in coins))
