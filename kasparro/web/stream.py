@@ -43,6 +43,9 @@ HEADERS = {
 
 # Runs are read this often while a stream is open. So are versions, in case a notification was lost.
 POLL_S = 1.0
+# If all servers have shown only older versions for this time, the newer ones are lost. A standby that had not
+# received them became the primary.
+LOST_S = 30.0
 # Versions that are committed within this time become one event.
 MERGE_S = 0.25
 # Streams that get an event before other tasks continue. Writing to this many takes 2 to 3 ms.
@@ -294,6 +297,9 @@ class Streams:
         self._waiting: Counter[asyncio.Task[_Step]] = Counter()
         self._state: State | None = None
         self._read_at = self._woken_at = float("-inf")
+        # Since when the servers have shown only versions before the known one, and the newest that was lost.
+        self._older_since: float | None = None
+        self._lost_version = 0
         self._run = b""
         self._run_number = 0
         self._run_read_at = float("-inf")
@@ -365,6 +371,8 @@ class Streams:
                 del self._by_client[stream.client]
             if not self._open:
                 self._any_open.clear()
+                # Nobody looks any more whether the servers stay behind.
+                self._older_since = None
             if stream.ended == "slow" or (connection is not None and connection.aborted):
                 self._counts.streams_dropped += 1
 
@@ -410,7 +418,12 @@ class Streams:
                     and known.version > state.version
                 ):
                     # Another replica, which is behind.
-                    return
+                    if self._older_since is None:
+                        self._older_since = began
+                    if began - self._older_since < LOST_S:
+                        return
+                    log.warning("stream_versions_lost", known=known.version, found=state.version)
+                    self._lost_version = max(self._lost_version, known.version)
                 changed = known is None or (state.run_id, state.run_status) != (
                     known.run_id,
                     known.run_status,
@@ -421,7 +434,7 @@ class Streams:
                     self._run_read_at = began
             if known is None or Position.of(known) != Position.of(state):
                 self._steps.clear()
-            self._state, self._read_at = state, began
+            self._state, self._read_at, self._older_since = state, began, None
 
     async def _read_runs(self, connection: Any, known: State | None, newest: int) -> None:
         first = newest
@@ -492,7 +505,8 @@ class Streams:
         if position.database != state.database:
             return "the last event id is not one of this database"
         if position.version > state.version:
-            return "the database is older than the last event" if self._database.one_server else None
+            lost = self._database.one_server or position.version <= self._lost_version
+            return "the database is older than the last event" if lost else None
         if position.version < state.oldest_version:
             return "the last event is too old"
         if position.manual_edits != state.manual_edits:

@@ -569,6 +569,58 @@ async def test_replica_that_is_behind_delays_no_stream_until_the_next_commit(
     assert asked == [0, 0]
 
 
+async def test_failover_that_lost_versions_resets_open_streams_and_later_ones(
+    database_url: str,
+    database: Database,
+    connection: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: LogEvents,
+) -> None:
+    monkeypatch.setattr(stream, "LOST_S", 1.0)
+    await commit(database, "a")
+    await commit(database, "b")
+    async with serving(database_url, read_url=database_url) as client, event_stream(client) as events:
+        last_id = (await drain(events)).last_id
+        await connection.execute("UPDATE instance SET data_version = 1, counted_versions = 1")
+        opened = await events.next("reset", "version")
+        async with event_stream(client, Last_Event_ID=last_id) as later:
+            resumed = await later.next("reset", "version")
+        await commit(database, "c")
+        assert "c" in rows(await events.next("version"))
+
+    for event in (opened, resumed):
+        assert (event.kind, event.data["data_version"]) == ("reset", 1)
+        assert event.data["reason"] == "the database is older than the last event"
+    assert [event["found"] for event in logged.seen if event["event"] == "stream_versions_lost"] == [1]
+
+
+async def test_replica_that_is_behind_for_a_moment_resets_nothing(
+    database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, behind, shown = changes.state, False, asyncio.Event()
+
+    async def state(connection: Connection) -> changes.State:
+        found = await real(connection)
+        if not behind:
+            return found
+        shown.set()
+        return msgspec.structs.replace(found, version=1)
+
+    monkeypatch.setattr(changes, "state", state)
+    await commit(database, "a")
+    await commit(database, "b")
+    async with serving(database_url, read_url=database_url) as client, event_stream(client) as events:
+        await drain(events)
+        behind = True
+        async with asyncio.timeout(20):
+            await shown.wait()
+        behind = False
+        await commit(database, "c")
+        event = await events.next("reset", "version")
+
+    assert (event.kind, event.data["data_version"]) == ("version", 3)
+
+
 # The connection
 
 
