@@ -342,7 +342,12 @@ class Streams:
         Without a position, it begins at the current version. Raises DatabaseUnavailable, DatabaseBusy.
         """
         now = time.monotonic()
-        if self._state is None or self._read_at < max(self._woken_at, now - POLL_S):
+        if (
+            self._state is None
+            or self._read_at < max(self._woken_at, now - POLL_S)
+            # Another process may have heard of a version earlier.
+            or (position is not None and position.version > self._state.version)
+        ):
             await self._refresh(now)
         state = self._current
         number, run = self._run_number, self._run

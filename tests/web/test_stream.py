@@ -431,6 +431,19 @@ async def test_client_that_disconnects_leaves_the_search_to_others(
     assert asked == [1]
 
 
+async def test_version_that_another_process_sent_earlier_is_no_reset(database: Database) -> None:
+    streams, other = (
+        Streams(database, DataVersion(database, lambda: None), Counts(), Supervisor()) for _ in range(2)
+    )
+    await streams.first_event(Filter(), None, "x")
+    await commit(database, "a")
+    _, position, _ = await other.first_event(Filter(), None, "x")
+
+    text, _, _ = await streams.first_event(Filter(), position, "x")
+
+    assert b"event: version" in text
+
+
 @pytest.fixture
 async def known_id(client: aiohttp.ClientSession, database: Database) -> str:
     """The id of the newest version of a database with two."""
