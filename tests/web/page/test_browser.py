@@ -235,6 +235,33 @@ async def test_new_data_moves_only_what_changed(market: Site, tab: Tab) -> None:
     assert tab.errors == []
 
 
+@pytest.mark.parametrize("fault", ["page of a gateway", "connection lost within the body"])
+async def test_broken_answer_is_asked_for_again(market: Site, tab: Tab, fault: str) -> None:
+    await tab.page.goto(market.url)
+    await expect(tab.page.locator("#live")).to_have_text("Live")
+    if fault == "page of a gateway":
+        await tab.page.route(
+            "**/page/views/market*",
+            lambda route: route.fulfill(body="<h1>Welcome</h1>", content_type="text/html"),
+            times=1,
+        )
+    else:
+        await tab.page.evaluate("""() => {
+            const text = Response.prototype.text;
+            Response.prototype.text = async () => {
+                Response.prototype.text = text;
+                throw new TypeError("network error");
+            };
+        }""")
+    await market.report(4, "1000", NOW - timedelta(minutes=3))
+    await expect(tab.page.get_by_role("alert")).to_contain_text("The answer of the service cannot be read.")
+    await expect(tab.page.locator("tbody tr")).to_have_count(50)
+    await expect(tab.page.get_by_role("alert")).to_be_hidden()
+    # Later changes come as before.
+    async with tab.page.expect_response("**/page/views/market*"):
+        await market.report(4, "1100", NOW - timedelta(minutes=2))
+
+
 async def test_key_is_asked_for_and_kept_for_the_session(
     server_url: str, template: str, browser: Browser
 ) -> None:

@@ -22,12 +22,15 @@ async function refresh() {
   wanted = true;
   if (loading) return;
   loading = true;
-  while (wanted) {
-    wanted = false;
-    await view.load({ mark: true });
-    await new Promise((resolve) => setTimeout(resolve, 500));
+  try {
+    while (wanted) {
+      wanted = false;
+      await view.load({ mark: true });
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  } finally {
+    loading = false;
   }
-  loading = false;
 }
 
 // The first event says which version is current, but not what changed since the document was rendered.

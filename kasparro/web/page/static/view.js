@@ -30,11 +30,11 @@ export async function load({ mark = false } = {}) {
     return true;
   } catch (error) {
     if (error.name === "AbortError") return true;
-    if (!(error instanceof ReadError)) throw error;
-    if (error.kind === "key") handlers.key(error);
+    const failure = error instanceof ReadError ? error : broken(error);
+    if (failure.kind === "key") handlers.key(failure);
     else {
-      say(error);
-      if (error.kind !== "request") retry = setTimeout(load, RETRY_MS, { mark });
+      say(failure);
+      if (failure.kind !== "request") retry = setTimeout(load, RETRY_MS, { mark });
     }
     return false;
   } finally {
@@ -43,6 +43,12 @@ export async function load({ mark = false } = {}) {
       main.removeAttribute("aria-busy");
     }
   }
+}
+
+// The connection ended within the answer, or the answer is not the view, as that of a gateway.
+function broken(error) {
+  console.error(error);
+  return new ReadError("offline", "The answer of the service cannot be read.");
 }
 
 // The query of the address, and what the module adds to it.
