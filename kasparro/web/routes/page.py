@@ -28,6 +28,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _FOREVER = "public, max-age=31536000, immutable"
+# Deeper paths get a plain problem: a document repeats the way back in each of its links.
+_DEEPEST = 8
 
 _decode_problem = msgspec.json.Decoder(ProblemDocument).decode
 
@@ -101,13 +103,19 @@ def _html(text: str, status: int = 200, headers: Mapping[str, str] | None = None
 
 def _shell(request: Request, views: Sequence[View], **shown: Any) -> str:
     # URLs are relative, so that the page also works under a path prefix.
-    root = "../" * (request.scope["path"].count("/") - 1)
+    root = "../" * (_slashes(request) - 1)
     view: View | None = shown["view"]
     module = view.module if view is not None else None
     modules = dict.fromkeys([*rendering.modules("page"), *(rendering.modules(module) if module else ())])
     return rendering.render(
         "document.html", **{**shown, "root": root, "navigation": _navigation(views), "modules": modules}
     )
+
+
+def _slashes(request: Request) -> int:
+    # To a browser, an escaped slash does not separate parts of a path.
+    count: int = request.scope["raw_path"].count(b"/")
+    return count
 
 
 def _navigation(views: Sequence[View]) -> list[tuple[str, str]]:
@@ -148,7 +156,7 @@ def _document_handlers(views: Sequence[View]) -> dict[Any, ExceptionHandler]:
     def as_document(handler: Any) -> ExceptionHandler:
         async def handle(request: Request, error: Exception) -> Response:
             answered: Response = await handler(request, error)
-            if answered.media_type != problems.MEDIA_TYPE:
+            if answered.media_type != problems.MEDIA_TYPE or _slashes(request) > _DEEPEST:
                 return answered
             problem = _decode_problem(answered.body)
             kept = ("cache-control", "retry-after", "allow")

@@ -8,6 +8,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from kasparro.settings import ApiKey, Secret, Settings
 from kasparro.store.pool import Connection
@@ -146,6 +147,21 @@ async def test_problems_are_documents(client: aiohttp.ClientSession) -> None:
     # A module that loads a fragment reads the problem itself.
     async with client.get("/page/views/coin/nosuch") as response:
         assert response.content_type == "application/problem+json"
+
+
+async def test_links_of_problems_lead_to_the_service(client: aiohttp.ClientSession) -> None:
+    for path in ("/page/nosuch", "/page/coin/a%2Fb%2Fc", "/page/a//b"):
+        url = URL(path, encoded=True)
+        async with client.get(url) as response:
+            assert response.status == 404
+            (style,) = re.findall(r'<link rel="stylesheet" href="([^"]+)"', await response.text())
+        async with client.get(urljoin(path, style)) as response:
+            assert response.status == 200, path
+    # A long way back would fill the document.
+    async with client.get(URL("/page" + "/" * 10_000, encoded=True)) as response:
+        assert response.status == 404
+        assert response.content_type == "application/problem+json"
+        assert len(await response.read()) < 50_000
 
 
 async def test_static_files(client: aiohttp.ClientSession) -> None:
