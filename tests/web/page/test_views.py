@@ -90,6 +90,10 @@ def csv_link(page: str) -> str:
     return str(link)
 
 
+def words_of(page: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
 def times_removed(page: str) -> str:
     return re.sub(r"(<time[^>]*>)[^<]*|from=[^&]*", r"\1", page)
 
@@ -201,6 +205,19 @@ def test_data_block_ends_nowhere_within() -> None:
     assert block.count("<") == 2
 
 
+async def test_view_of_a_run_is_stored_only_after_its_end(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    run = await add_run(connection, "running")
+    await cached(client, "/page/views/market")
+    path = f"/page/views/market?run={run}"
+    assert "No run has ended yet" in await text(client, path)
+    # The end of a run without changes leaves the data version as it was.
+    await connection.execute("UPDATE runs SET status = 'failed', finished_at = now() WHERE id = $1", run)
+    assert "Last run Failed" in words_of(await text(client, path))
+    await cached(client, path)
+
+
 async def test_summary_says_what_is_late_and_why(
     client: aiohttp.ClientSession, connection: Connection
 ) -> None:
@@ -218,7 +235,7 @@ async def test_summary_says_what_is_late_and_why(
             connection, run, source, "succeeded", fetched=1_000, valid=1_000, updated=700, **ended
         )
 
-    words = " ".join(unescape(re.sub(r"<[^>]+>", " ", await text(client, "/"))).split())
+    words = words_of(await text(client, "/"))
 
     assert "1 of 3 late coinpaprika late 9 h ago failed: 503: <img" in words.replace("\u202f", " ")
     assert "Last run Partial 10 min ago" in words.replace("\u202f", " ")
