@@ -69,11 +69,13 @@ def linker(query: msgspec.Struct, **always: Any) -> Callable[..., str]:
 def routes(views: Sequence[View], data: Sequence[Endpoint], service: Service) -> list[BaseRoute]:
     """The routes of the page: of its views, of the endpoints that only its modules use, and of its files."""
     handlers = _document_handlers(views)
+    # With API keys, clients without a key must not fill the response cache.
+    keyed = bool(service.settings.api_keys)
     found: list[BaseRoute] = []
     for view in views:
-        for path, handler in (
-            (view.path, _document(view, views)),
-            (view.fragment_path, _fragment(view)),
+        for path, handler, caching in (
+            (view.path, _document(view, views), "revalidate" if keyed else view.caching),
+            (view.fragment_path, _fragment(view), view.caching),
         ):
             endpoint = Endpoint(
                 path=path,
@@ -84,7 +86,7 @@ def routes(views: Sequence[View], data: Sequence[Endpoint], service: Service) ->
                 query=view.query,
                 response=str,
                 media_type="text/html",
-                caching=view.caching,
+                caching=caching,
                 slow=view.slow,
             )
             made = route(endpoint, service)

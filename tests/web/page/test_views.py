@@ -187,6 +187,10 @@ async def test_documents_have_no_data_if_keys_are_set(server_url: str, template:
             assert "An API key is needed" in shown
             assert "btc-bitcoin" not in shown.replace("page/views/coin/btc-bitcoin", "")
             assert "59,990" not in shown
+            # Without a key nobody fills the response cache.
+            async with client.get(path) as response:
+                assert "cache;desc" not in response.headers["Server-Timing"]
+                assert "ETag" in response.headers
         fragments = (
             "/page/views/market",
             "/page/views/coin/btc-bitcoin",
