@@ -111,7 +111,6 @@ export class Stream {
       else if (field === "data") data.push(value);
       else if (field === "id") this.#last = value;
     }
-    if (name === "reset") this.#last = null;
     if (data.length || name === "reset") this.#on.event(name, data.length ? JSON.parse(data.join("\n")) : null);
   }
 }
