@@ -213,6 +213,25 @@ async def test_lost_connection_and_back(market: Site, tab: Tab) -> None:
         await expect(tab.page.get_by_role("alert")).to_be_hidden(timeout=15_000)
 
 
+async def test_stream_goes_on_from_a_reset(market: Site, tab: Tab) -> None:
+    event = 'id: 7-1-0\nevent: reset\ndata: {"data_version": 1}\n\n'
+    await tab.page.route(
+        f"{market.url}/stream", lambda route: route.fulfill(body=event, content_type="text/event-stream")
+    )
+    async with tab.page.expect_request(lambda request: request.headers.get("last-event-id") == "7-1-0"):
+        await tab.page.goto(market.url)
+
+
+async def test_line_separators_in_events(market: Site, tab: Tab) -> None:
+    # JSON may have them unescaped.
+    event = 'id: 7-1-0\nevent: version\ndata: {"data_version": 1e9, "run": "\u2028\u2029"}\n\n'
+    await tab.page.route(
+        f"{market.url}/stream", lambda route: route.fulfill(body=event, content_type="text/event-stream")
+    )
+    async with tab.page.expect_request("**/page/views/market*"):
+        await tab.page.goto(market.url)
+
+
 async def test_new_data_moves_only_what_changed(market: Site, tab: Tab) -> None:
     await tab.page.goto(market.url)
     await expect(tab.page.locator("#live")).to_have_text("Live")
