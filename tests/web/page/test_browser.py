@@ -312,6 +312,22 @@ async def test_key_is_asked_for_and_kept_for_the_session(
         await context.close()
 
 
+async def test_first_load_with_a_key_is_tried_again(
+    server_url: str, template: str, context: BrowserContext
+) -> None:
+    settings = Settings(api_keys=(ApiKey("a", Secret("right")),))
+    async with site(server_url, template, settings) as running:
+        page = await context.new_page()
+        await page.route("**/page/views/market", lambda route: route.fulfill(status=429), times=1)
+        await page.goto(running.url)
+        await page.get_by_label("API key").fill("right")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert").first).to_contain_text("The service answered 429.")
+        await expect(page.locator("tbody tr")).to_have_count(50)
+        await expect(page.locator("#live")).to_have_text("Live")
+        await expect(page.locator("tbody svg").first).to_be_visible()
+
+
 async def test_database_that_goes_away(server_url: str, template: str, browser: Browser) -> None:
     async with site(server_url, template) as running:
         context = await browser.new_context()

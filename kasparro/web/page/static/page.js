@@ -110,15 +110,16 @@ if (form) {
     event.preventDefault();
     key.set(input.value);
     input.value = "";
-    begin();
+    view.load();
   });
 }
 
+// With API keys the document has no view. The load that brings it may be one of several attempts.
 async function begin() {
-  if (form && !(await view.load())) return;
   await view.start();
   follow();
 }
+view.handlers.first = begin;
 
 const problem = document.getElementById("problem");
 if (problem) {
@@ -129,5 +130,6 @@ if (problem) {
       if (again?.ok) location.reload();
     }, 3000);
   }
-} else if (!form || key.get()) begin();
+} else if (!form) begin();
+else if (key.get()) view.load();
 else state("off");

@@ -13,8 +13,9 @@ let module = {};
 
 export const current = () => document.getElementById("view");
 
-// What to do about an error that only the reader can settle, a missing key, and with each new view.
-export const handlers = { key: () => {}, shown: () => {} };
+// What to do about an error that only the reader can settle, a missing key; when a load brings the view to a page
+// without one; and with each new view.
+export const handlers = { key: () => {}, first: () => {}, shown: () => {} };
 
 export async function load({ mark = false } = {}) {
   pending?.abort();
@@ -65,6 +66,10 @@ function show(fresh, mark) {
   else main.replaceChildren(fresh);
   document.title = `${fresh.dataset.title} · Kasparro`;
   updateAges();
+  if (!old) {
+    handlers.first();
+    return;
+  }
   handlers.shown(current());
   module.shown?.(current());
 }
