@@ -281,6 +281,18 @@ async def test_broken_answer_is_asked_for_again(market: Site, tab: Tab, fault: s
         await market.report(4, "1100", NOW - timedelta(minutes=2))
 
 
+@pytest.mark.parametrize("query", ["?sort=-price_usd", "?source_count_min=2", "?q=nosuchcoin"])
+async def test_change_that_may_bring_a_coin_onto_the_page(market: Site, tab: Tab, query: str) -> None:
+    change = '{"data_version": 1e9, "changed": {"assets": ["asset-51"]}, "truncated": false}'
+    # With the first event the page knows which version it has.
+    events = f'event: version\ndata: {{"data_version": 0}}\n\nevent: version\ndata: {change}\n\n'
+    await tab.page.route(
+        f"{market.url}/stream", lambda route: route.fulfill(body=events, content_type="text/event-stream")
+    )
+    async with tab.page.expect_request("**/page/views/market*"):
+        await tab.page.goto(f"{market.url}/{query}")
+
+
 async def test_key_is_asked_for_and_kept_for_the_session(
     server_url: str, template: str, browser: Browser
 ) -> None:
