@@ -1,11 +1,12 @@
 """The page in a real browser."""
 
+import asyncio
 import re
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, Route, expect
 
 from kasparro.settings import ApiKey, Secret, Settings
 from tests.support.proxy import Proxy
@@ -338,6 +339,39 @@ async def test_first_load_with_a_key_is_tried_again(
         await expect(page.locator("tbody tr")).to_have_count(50)
         await expect(page.locator("#live")).to_have_text("Live")
         await expect(page.locator("tbody svg").first).to_be_visible()
+
+
+async def test_service_that_is_not_available_is_asked_when_it_says(market: Site, tab: Tab) -> None:
+    asked = 0
+    answered = asyncio.Event()
+
+    async def answer(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            problem = await route.fetch(url=f"{market.url}/page/nosuch")
+            body = (await problem.text()).replace('data-status="404"', 'data-status="503"').replace("../", "")
+            await route.fulfill(status=503, body=body, content_type="text/html")
+        elif asked == 2:
+            await answered.wait()
+            await route.fulfill(status=503, headers={"Retry-After": "20"})
+        else:
+            await route.continue_()
+
+    await tab.page.route(f"{market.url}/", answer)
+    await tab.page.clock.install()
+    await tab.page.goto(market.url)
+    async with tab.page.expect_request(f"{market.url}/"):
+        await tab.page.clock.run_for(3_000)
+    await tab.page.clock.run_for(30_000)
+    assert asked == 2
+    answered.set()
+    seconds = 0
+    while asked == 2:
+        await tab.page.clock.run_for(1_000)
+        seconds += 1
+    assert seconds >= 20
+    await expect(tab.page.locator("tbody tr")).to_have_count(50)
 
 
 async def test_database_that_goes_away(server_url: str, template: str, browser: Browser) -> None:

@@ -121,15 +121,24 @@ async function begin() {
 }
 view.handlers.first = begin;
 
+// Wait as long as the service asks for, and for the answer before the next attempt.
+async function reloadOnceAvailable() {
+  let wait = 3;
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, wait * 1000));
+    const again = await fetch(location.href, { cache: "no-cache" }).catch(() => null);
+    if (again?.ok) {
+      location.reload();
+      return;
+    }
+    wait = Number(again?.headers.get("Retry-After")) || 3;
+  }
+}
+
 const problem = document.getElementById("problem");
 if (problem) {
   state("off");
-  if (problem.dataset.status === "503") {
-    setInterval(async () => {
-      const again = await fetch(location.href, { cache: "no-cache" }).catch(() => null);
-      if (again?.ok) location.reload();
-    }, 3000);
-  }
+  if (problem.dataset.status === "503") reloadOnceAvailable();
 } else if (!form) begin();
 else if (key.get()) view.load();
 else state("off");
