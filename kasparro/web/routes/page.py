@@ -28,6 +28,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _FOREVER = "public, max-age=31536000, immutable"
+# Deeper paths get a plain problem: a document repeats the way back in each of its links.
+_DEEPEST = 8
 
 _decode_problem = msgspec.json.Decoder(ProblemDocument).decode
 
@@ -67,11 +69,13 @@ def linker(query: msgspec.Struct, **always: Any) -> Callable[..., str]:
 def routes(views: Sequence[View], data: Sequence[Endpoint], service: Service) -> list[BaseRoute]:
     """The routes of the page: of its views, of the endpoints that only its modules use, and of its files."""
     handlers = _document_handlers(views)
+    # With API keys, clients without a key must not fill the response cache.
+    keyed = bool(service.settings.api_keys)
     found: list[BaseRoute] = []
     for view in views:
-        for path, handler in (
-            (view.path, _document(view, views)),
-            (view.fragment_path, _fragment(view)),
+        for path, handler, caching in (
+            (view.path, _document(view, views), "revalidate" if keyed else view.caching),
+            (view.fragment_path, _fragment(view), view.caching),
         ):
             endpoint = Endpoint(
                 path=path,
@@ -82,7 +86,7 @@ def routes(views: Sequence[View], data: Sequence[Endpoint], service: Service) ->
                 query=view.query,
                 response=str,
                 media_type="text/html",
-                caching=view.caching,
+                caching=caching,
                 slow=view.slow,
             )
             made = route(endpoint, service)
@@ -101,13 +105,19 @@ def _html(text: str, status: int = 200, headers: Mapping[str, str] | None = None
 
 def _shell(request: Request, views: Sequence[View], **shown: Any) -> str:
     # URLs are relative, so that the page also works under a path prefix.
-    root = "../" * (request.scope["path"].count("/") - 1)
+    root = "../" * (_slashes(request) - 1)
     view: View | None = shown["view"]
     module = view.module if view is not None else None
     modules = dict.fromkeys([*rendering.modules("page"), *(rendering.modules(module) if module else ())])
     return rendering.render(
         "document.html", **{**shown, "root": root, "navigation": _navigation(views), "modules": modules}
     )
+
+
+def _slashes(request: Request) -> int:
+    # To a browser, an escaped slash does not separate parts of a path.
+    count: int = request.scope["raw_path"].count(b"/")
+    return count
 
 
 def _navigation(views: Sequence[View]) -> list[tuple[str, str]]:
@@ -148,7 +158,7 @@ def _document_handlers(views: Sequence[View]) -> dict[Any, ExceptionHandler]:
     def as_document(handler: Any) -> ExceptionHandler:
         async def handle(request: Request, error: Exception) -> Response:
             answered: Response = await handler(request, error)
-            if answered.media_type != problems.MEDIA_TYPE:
+            if answered.media_type != problems.MEDIA_TYPE or _slashes(request) > _DEEPEST:
                 return answered
             problem = _decode_problem(answered.body)
             kept = ("cache-control", "retry-after", "allow")

@@ -83,6 +83,10 @@ async def market(service: Service, request: Request, query: MarketQuery) -> dict
         )
         bitcoin = await asset_queries.asset(connection, BITCOIN)
         runs = (await reports.recent_runs(connection, limit=_RUNS)).items
+    last_run = _last_ended(runs)
+    if query.run is not None and (last_run is None or last_run.id < query.run):
+        # This run has not ended here. What is stored for it must show its end.
+        context_of(request.scope).fresh = False
     sources, totals = await service.health(HEALTH_TIMEOUT_S)
     rows = _decode_rows(f"[{found.json}]")
     return {
@@ -99,7 +103,7 @@ async def market(service: Service, request: Request, query: MarketQuery) -> dict
         "sources": sources,
         "assets": totals,
         "running": next((run for run in runs if run.status == "running"), None),
-        "last_run": _last_ended(runs),
+        "last_run": last_run,
         "next_run_at": service.next_run_at,
     }
 

@@ -1,11 +1,12 @@
 """The page in a real browser."""
 
+import asyncio
 import re
 from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, expect
+from playwright.async_api import Browser, BrowserContext, Route, expect
 
 from kasparro.settings import ApiKey, Secret, Settings
 from tests.support.proxy import Proxy
@@ -213,6 +214,25 @@ async def test_lost_connection_and_back(market: Site, tab: Tab) -> None:
         await expect(tab.page.get_by_role("alert")).to_be_hidden(timeout=15_000)
 
 
+async def test_stream_goes_on_from_a_reset(market: Site, tab: Tab) -> None:
+    event = 'id: 7-1-0\nevent: reset\ndata: {"data_version": 1}\n\n'
+    await tab.page.route(
+        f"{market.url}/stream", lambda route: route.fulfill(body=event, content_type="text/event-stream")
+    )
+    async with tab.page.expect_request(lambda request: request.headers.get("last-event-id") == "7-1-0"):
+        await tab.page.goto(market.url)
+
+
+async def test_line_separators_in_events(market: Site, tab: Tab) -> None:
+    # JSON may have them unescaped.
+    event = 'id: 7-1-0\nevent: version\ndata: {"data_version": 1e9, "run": "\u2028\u2029"}\n\n'
+    await tab.page.route(
+        f"{market.url}/stream", lambda route: route.fulfill(body=event, content_type="text/event-stream")
+    )
+    async with tab.page.expect_request("**/page/views/market*"):
+        await tab.page.goto(market.url)
+
+
 async def test_new_data_moves_only_what_changed(market: Site, tab: Tab) -> None:
     await tab.page.goto(market.url)
     await expect(tab.page.locator("#live")).to_have_text("Live")
@@ -233,6 +253,45 @@ async def test_new_data_moves_only_what_changed(market: Site, tab: Tab) -> None:
     await market.report(3, "2600", NOW - timedelta(minutes=1))
     await expect(tab.page.locator("#reading")).to_contain_text("$2,")
     assert tab.errors == []
+
+
+@pytest.mark.parametrize("fault", ["page of a gateway", "connection lost within the body"])
+async def test_broken_answer_is_asked_for_again(market: Site, tab: Tab, fault: str) -> None:
+    await tab.page.goto(market.url)
+    await expect(tab.page.locator("#live")).to_have_text("Live")
+    if fault == "page of a gateway":
+        await tab.page.route(
+            "**/page/views/market*",
+            lambda route: route.fulfill(body="<h1>Welcome</h1>", content_type="text/html"),
+            times=1,
+        )
+    else:
+        await tab.page.evaluate("""() => {
+            const text = Response.prototype.text;
+            Response.prototype.text = async () => {
+                Response.prototype.text = text;
+                throw new TypeError("network error");
+            };
+        }""")
+    await market.report(4, "1000", NOW - timedelta(minutes=3))
+    await expect(tab.page.get_by_role("alert")).to_contain_text("The answer of the service cannot be read.")
+    await expect(tab.page.locator("tbody tr")).to_have_count(50)
+    await expect(tab.page.get_by_role("alert")).to_be_hidden()
+    # Later changes come as before.
+    async with tab.page.expect_response("**/page/views/market*"):
+        await market.report(4, "1100", NOW - timedelta(minutes=2))
+
+
+@pytest.mark.parametrize("query", ["?sort=-price_usd", "?source_count_min=2", "?q=nosuchcoin"])
+async def test_change_that_may_bring_a_coin_onto_the_page(market: Site, tab: Tab, query: str) -> None:
+    change = '{"data_version": 1e9, "changed": {"assets": ["asset-51"]}, "truncated": false}'
+    # With the first event the page knows which version it has.
+    events = f'event: version\ndata: {{"data_version": 0}}\n\nevent: version\ndata: {change}\n\n'
+    await tab.page.route(
+        f"{market.url}/stream", lambda route: route.fulfill(body=events, content_type="text/event-stream")
+    )
+    async with tab.page.expect_request("**/page/views/market*"):
+        await tab.page.goto(f"{market.url}/{query}")
 
 
 async def test_key_is_asked_for_and_kept_for_the_session(
@@ -264,6 +323,55 @@ async def test_key_is_asked_for_and_kept_for_the_session(
         await other.goto(running.url)
         await expect(other.get_by_label("API key")).to_be_visible()
         await context.close()
+
+
+async def test_first_load_with_a_key_is_tried_again(
+    server_url: str, template: str, context: BrowserContext
+) -> None:
+    settings = Settings(api_keys=(ApiKey("a", Secret("right")),))
+    async with site(server_url, template, settings) as running:
+        page = await context.new_page()
+        await page.route("**/page/views/market", lambda route: route.fulfill(status=429), times=1)
+        await page.goto(running.url)
+        await page.get_by_label("API key").fill("right")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("alert").first).to_contain_text("The service answered 429.")
+        await expect(page.locator("tbody tr")).to_have_count(50)
+        await expect(page.locator("#live")).to_have_text("Live")
+        await expect(page.locator("tbody svg").first).to_be_visible()
+
+
+async def test_service_that_is_not_available_is_asked_when_it_says(market: Site, tab: Tab) -> None:
+    asked = 0
+    answered = asyncio.Event()
+
+    async def answer(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            problem = await route.fetch(url=f"{market.url}/page/nosuch")
+            body = (await problem.text()).replace('data-status="404"', 'data-status="503"').replace("../", "")
+            await route.fulfill(status=503, body=body, content_type="text/html")
+        elif asked == 2:
+            await answered.wait()
+            await route.fulfill(status=503, headers={"Retry-After": "20"})
+        else:
+            await route.continue_()
+
+    await tab.page.route(f"{market.url}/", answer)
+    await tab.page.clock.install()
+    await tab.page.goto(market.url)
+    async with tab.page.expect_request(f"{market.url}/"):
+        await tab.page.clock.run_for(3_000)
+    await tab.page.clock.run_for(30_000)
+    assert asked == 2
+    answered.set()
+    seconds = 0
+    while asked == 2:
+        await tab.page.clock.run_for(1_000)
+        seconds += 1
+    assert seconds >= 20
+    await expect(tab.page.locator("tbody tr")).to_have_count(50)
 
 
 async def test_database_that_goes_away(server_url: str, template: str, browser: Browser) -> None:

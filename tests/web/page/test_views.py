@@ -8,6 +8,7 @@ from urllib.parse import urljoin
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from kasparro.settings import ApiKey, Secret, Settings
 from kasparro.store.pool import Connection
@@ -89,6 +90,10 @@ def csv_link(page: str) -> str:
     return str(link)
 
 
+def words_of(page: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
 def times_removed(page: str) -> str:
     return re.sub(r"(<time[^>]*>)[^<]*|from=[^&]*", r"\1", page)
 
@@ -148,6 +153,21 @@ async def test_problems_are_documents(client: aiohttp.ClientSession) -> None:
         assert response.content_type == "application/problem+json"
 
 
+async def test_links_of_problems_lead_to_the_service(client: aiohttp.ClientSession) -> None:
+    for path in ("/page/nosuch", "/page/coin/a%2Fb%2Fc", "/page/a//b"):
+        url = URL(path, encoded=True)
+        async with client.get(url) as response:
+            assert response.status == 404
+            (style,) = re.findall(r'<link rel="stylesheet" href="([^"]+)"', await response.text())
+        async with client.get(urljoin(path, style)) as response:
+            assert response.status == 200, path
+    # A long way back would fill the document.
+    async with client.get(URL("/page" + "/" * 10_000, encoded=True)) as response:
+        assert response.status == 404
+        assert response.content_type == "application/problem+json"
+        assert len(await response.read()) < 50_000
+
+
 async def test_static_files(client: aiohttp.ClientSession) -> None:
     for name, content in STATIC_FILES.items():
         # The file of an earlier version of the page may still be asked for.
@@ -167,6 +187,10 @@ async def test_documents_have_no_data_if_keys_are_set(server_url: str, template:
             assert "An API key is needed" in shown
             assert "btc-bitcoin" not in shown.replace("page/views/coin/btc-bitcoin", "")
             assert "59,990" not in shown
+            # Without a key nobody fills the response cache.
+            async with client.get(path) as response:
+                assert "cache;desc" not in response.headers["Server-Timing"]
+                assert "ETag" in response.headers
         fragments = (
             "/page/views/market",
             "/page/views/coin/btc-bitcoin",
@@ -183,6 +207,19 @@ async def test_documents_have_no_data_if_keys_are_set(server_url: str, template:
 def test_data_block_ends_nowhere_within() -> None:
     block = str(data_block("bars", '["</script><script>alert(1)</script>"]'))
     assert block.count("<") == 2
+
+
+async def test_view_of_a_run_is_stored_only_after_its_end(
+    client: aiohttp.ClientSession, connection: Connection
+) -> None:
+    run = await add_run(connection, "running")
+    await cached(client, "/page/views/market")
+    path = f"/page/views/market?run={run}"
+    assert "No run has ended yet" in await text(client, path)
+    # The end of a run without changes leaves the data version as it was.
+    await connection.execute("UPDATE runs SET status = 'failed', finished_at = now() WHERE id = $1", run)
+    assert "Last run Failed" in words_of(await text(client, path))
+    await cached(client, path)
 
 
 async def test_summary_says_what_is_late_and_why(
@@ -202,7 +239,7 @@ async def test_summary_says_what_is_late_and_why(
             connection, run, source, "succeeded", fetched=1_000, valid=1_000, updated=700, **ended
         )
 
-    words = " ".join(unescape(re.sub(r"<[^>]+>", " ", await text(client, "/"))).split())
+    words = words_of(await text(client, "/"))
 
     assert "1 of 3 late coinpaprika late 9 h ago failed: 503: <img" in words.replace("\u202f", " ")
     assert "Last run Partial 10 min ago" in words.replace("\u202f", " ")

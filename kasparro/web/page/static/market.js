@@ -12,8 +12,10 @@ export function shown(view) {
   drawLines(view, drawing.signal).catch(() => {});
 }
 
+// All coins by rank stay on their page while those of the page stay as they are. In another order, under a filter
+// or in an empty table, any change may bring a coin onto the page.
 export function isAffected({ changed, truncated }) {
-  if (truncated) return true;
+  if (truncated || !current().querySelector("[data-by-rank]")) return true;
   const assets = new Set(changed.assets);
   return [...current().querySelectorAll("[data-line]")].some((holder) => assets.has(holder.dataset.line));
 }

@@ -22,12 +22,15 @@ async function refresh() {
   wanted = true;
   if (loading) return;
   loading = true;
-  while (wanted) {
-    wanted = false;
-    await view.load({ mark: true });
-    await new Promise((resolve) => setTimeout(resolve, 500));
+  try {
+    while (wanted) {
+      wanted = false;
+      await view.load({ mark: true });
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  } finally {
+    loading = false;
   }
-  loading = false;
 }
 
 // The first event says which version is current, but not what changed since the document was rendered.
@@ -107,24 +110,35 @@ if (form) {
     event.preventDefault();
     key.set(input.value);
     input.value = "";
-    begin();
+    view.load();
   });
 }
 
+// With API keys the document has no view. The load that brings it may be one of several attempts.
 async function begin() {
-  if (form && !(await view.load())) return;
   await view.start();
   follow();
+}
+view.handlers.first = begin;
+
+// Wait as long as the service asks for, and for the answer before the next attempt.
+async function reloadOnceAvailable() {
+  let wait = 3;
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, wait * 1000));
+    const again = await fetch(location.href, { cache: "no-cache" }).catch(() => null);
+    if (again?.ok) {
+      location.reload();
+      return;
+    }
+    wait = Number(again?.headers.get("Retry-After")) || 3;
+  }
 }
 
 const problem = document.getElementById("problem");
 if (problem) {
   state("off");
-  if (problem.dataset.status === "503") {
-    setInterval(async () => {
-      const again = await fetch(location.href, { cache: "no-cache" }).catch(() => null);
-      if (again?.ok) location.reload();
-    }, 3000);
-  }
-} else if (!form || key.get()) begin();
+  if (problem.dataset.status === "503") reloadOnceAvailable();
+} else if (!form) begin();
+else if (key.get()) view.load();
 else state("off");

@@ -106,12 +106,11 @@ export class Stream {
     let name = "message";
     const data = [];
     for (const line of block.split("\n")) {
-      const [, field, value] = /^([a-z]+): ?(.*)$/.exec(line) ?? [];
+      const [, field, value] = /^([a-z]+): ?(.*)$/s.exec(line) ?? [];
       if (field === "event") name = value;
       else if (field === "data") data.push(value);
       else if (field === "id") this.#last = value;
     }
-    if (name === "reset") this.#last = null;
     if (data.length || name === "reset") this.#on.event(name, data.length ? JSON.parse(data.join("\n")) : null);
   }
 }

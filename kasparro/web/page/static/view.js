@@ -13,8 +13,9 @@ let module = {};
 
 export const current = () => document.getElementById("view");
 
-// What to do about an error that only the reader can settle, a missing key, and with each new view.
-export const handlers = { key: () => {}, shown: () => {} };
+// What to do about an error that only the reader can settle, a missing key; when a load brings the view to a page
+// without one; and with each new view.
+export const handlers = { key: () => {}, first: () => {}, shown: () => {} };
 
 export async function load({ mark = false } = {}) {
   pending?.abort();
@@ -30,11 +31,11 @@ export async function load({ mark = false } = {}) {
     return true;
   } catch (error) {
     if (error.name === "AbortError") return true;
-    if (!(error instanceof ReadError)) throw error;
-    if (error.kind === "key") handlers.key(error);
+    const failure = error instanceof ReadError ? error : broken(error);
+    if (failure.kind === "key") handlers.key(failure);
     else {
-      say(error);
-      if (error.kind !== "request") retry = setTimeout(load, RETRY_MS, { mark });
+      say(failure);
+      if (failure.kind !== "request") retry = setTimeout(load, RETRY_MS, { mark });
     }
     return false;
   } finally {
@@ -43,6 +44,12 @@ export async function load({ mark = false } = {}) {
       main.removeAttribute("aria-busy");
     }
   }
+}
+
+// The connection ended within the answer, or the answer is not the view, as that of a gateway.
+function broken(error) {
+  console.error(error);
+  return new ReadError("offline", "The answer of the service cannot be read.");
 }
 
 // The query of the address, and what the module adds to it.
@@ -59,6 +66,10 @@ function show(fresh, mark) {
   else main.replaceChildren(fresh);
   document.title = `${fresh.dataset.title} · Kasparro`;
   updateAges();
+  if (!old) {
+    handlers.first();
+    return;
+  }
   handlers.shown(current());
   module.shown?.(current());
 }
