@@ -4,10 +4,12 @@ import asyncio
 import hashlib
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import BinaryIO
 
+import asyncpg
 import msgspec
 
 from kasparro.errors import DatabaseUnavailable, RunInProgress
@@ -139,26 +141,28 @@ async def _copy_in(connection: Connection, path: Path, part: Part) -> None:
         file = path.open("rb")
     except OSError as error:
         raise TransferError(f"{path} cannot be read: {error.strerror}") from error
-    task = asyncio.current_task()
-
-    def lost(_: object) -> None:
-        # asyncpg would wait for ever to send the next piece.
-        if task is not None:
-            task.cancel()
-
-    connection.add_termination_listener(lost)
-    try:
-        with file:
-            await connection.copy_to_table(
+    with file:
+        copying = asyncio.create_task(
+            connection.copy_to_table(
                 part.table, source=_rows(file, part), columns=part.columns, timeout=TIMEOUT_S
             )
-    except asyncio.CancelledError:
-        if task is None or not connection.is_closed():
-            raise
-        task.uncancel()
-        raise DatabaseUnavailable("the connection was lost: run kasparro import again") from None
-    finally:
-        connection.remove_termination_listener(lost)
+        )
+
+        def lost(_: object) -> None:
+            # asyncpg would wait for ever to send the next piece.
+            copying.cancel()
+
+        connection.add_termination_listener(lost)
+        try:
+            await copying
+        except asyncio.CancelledError:
+            if not connection.is_closed():
+                raise
+            raise DatabaseUnavailable("the connection was lost: run kasparro import again") from None
+        finally:
+            # A lost connection is no longer that of the pool.
+            with suppress(asyncpg.InterfaceError):
+                connection.remove_termination_listener(lost)
 
 
 async def _rows(file: BinaryIO, part: Part) -> AsyncIterator[bytes]:
