@@ -46,6 +46,8 @@ CONNECTION_IDLE_S = 300.0
 FULL_PAUSE_S = 0.25
 # The server ends a statement that takes too long. If it does not even report that, the connection is dead.
 DEAD_AFTER_S = 5
+# How long an unfinished statement may take to end before its session is closed.
+END_TIMEOUT_S = 1
 
 # Transient errors: the server is down, starting, stopping, failing over or full, or the connection was lost.
 _TRANSIENT = (
@@ -383,6 +385,9 @@ class _Pool:
                         yield connection
                 else:
                     yield connection
+            except BaseException:
+                await _end_statement(connection)
+                raise
             finally:
                 self._in_use -= 1
                 # If the connection was lost, the proxy is empty and there is nothing to end.
@@ -442,6 +447,25 @@ class _Pool:
 
 async def _nothing_to_reset(connection: object) -> None:
     pass
+
+
+async def _end_statement(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    """End a statement that was prepared, but not executed.
+
+    asyncpg sends the message Sync not after the preparation, but with the execution. If a task is cancelled
+    between the two, or its arguments cannot be encoded, the server stays in an implicit transaction, with a
+    snapshot and with locks. A statement of the simple protocol ends it.
+    """
+    ended = False
+    try:
+        with suppress(Exception):
+            await connection.execute("SELECT 1", timeout=END_TIMEOUT_S)
+            ended = True
+    finally:
+        # An empty proxy means that the connection was lost.
+        with suppress(asyncpg.InterfaceError):
+            if not ended:
+                connection.terminate()
 
 
 @contextmanager
