@@ -72,18 +72,15 @@ async def next_page(
     Raises CursorExpired; ReplicaBehind; CursorNeedsSlowPool if the page may take long and the connection is
     not one of the slow pool (`slow`).
     """
-    variables = selection.variables() | {
-        "position": kind_of(selection, after),
-        "nullable": selection.nullable,
-        "limit": limit,
-    }
+    variables = selection.variables()
+    options = {"position": kind_of(selection, after), "nullable": selection.nullable, "limit": limit}
     values = selection.values() | {
         "version": after.version,
         "value": after.value,
         "last_state": after.listing_state,
         **{f"key_{number}": text for number, text in enumerate(after.key, 1)},
     }
-    statement = _SQL["next_page"].compose(**variables)
+    statement = _SQL["next_page"].compose(variables, **options)
     (found,) = await connection.fetch(statement.text, *statement.values(values))
     if found["version"] == after.version:
         return found
@@ -96,7 +93,7 @@ async def next_page(
     if not slow and found["version"] - after.version > FAR_VERSIONS:
         raise CursorNeedsSlowPool("so much was committed since the first page that this one may take long")
     bounded = selection.sort == "rank" and after.value is not None
-    statement = _SQL["next_page_of_snapshot"].compose(**variables, bounded=bounded)
+    statement = _SQL["next_page_of_snapshot"].compose(variables, **options, bounded=bounded)
     (found,) = await connection.fetch(statement.text, *statement.values(values))
     if after.version < found["oldest_cursor_version"]:
         raise CursorExpired("its first page is too old")

@@ -64,12 +64,12 @@ async def page(
 async def _first_page(
     connection: Connection, totals: Totals, selection: Selection, limit: int, offset: int
 ) -> tuple[asyncpg.Record, int | None]:
-    variables = selection.variables() | {"limit": limit, "offset": offset > 0}
+    variables = selection.variables()
     values = selection.values() | {"offset": offset}
     while True:
         needed = None if selection.as_of is not None else totals.needed(selection.filters)
         # The limit is in the text: for an unknown one, PostgreSQL plans for a tenth of the table.
-        statement = _SQL["first_page"].compose(**variables, total=needed)
+        statement = _SQL["first_page"].compose(variables, limit=limit, offset=offset > 0, total=needed)
         (found,) = await connection.fetch(statement.text, *statement.values(values))
         if selection.as_of is not None:
             return found, None
@@ -104,8 +104,8 @@ async def export(
 
     PostgreSQL makes no more of them than are fetched. CSV for a spreadsheet has no formulas.
     """
-    variables = selection.variables() | ({"spreadsheet": spreadsheet} if form == "csv" else {})
-    statement = _SQL[form].compose(**variables)
+    options = {"spreadsheet": spreadsheet} if form == "csv" else {}
+    statement = _SQL[form].compose(selection.variables(), **options)
     # A cursor needs a transaction; its only statement sees one moment of the data.
     async with connection.transaction(readonly=True):
         cursor = await connection.cursor(statement.text, *statement.values(selection.values()))

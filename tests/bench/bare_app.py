@@ -49,8 +49,8 @@ def main(file: str, port: int) -> None:
         if scope["type"] == "lifespan":
             await receive()
             if response.statement is not None:
-                for _ in range(response.connections):
-                    connections.append(await asyncpg.connect(os.environ["DATABASE_URL"]))
+                url = os.environ["DATABASE_URL"]
+                connections.extend([await asyncpg.connect(url) for _ in range(response.connections)])
             await send({"type": "lifespan.startup.complete"})
             await receive()
             for connection in connections:

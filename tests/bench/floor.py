@@ -96,7 +96,9 @@ async def main(connections: Sequence[int], rounds: int, seconds: float) -> None:
             lines.append(_line(case, found))
         print(f"\n{ROWS:,} rows, one core; medians of {rounds} rounds of {seconds} s per server;")
         print(f"cells show {' · '.join(map(str, connections))} connections\n")
-        print("| request | responses/s | responses/s ÷ floor's | processor time, µs | floor's ÷ that | target |")
+        print(
+            "| request | responses/s | responses/s ÷ floor's | processor time, µs | floor's ÷ that | target |"
+        )
         print("|---|---|---|---|---|---|")
         print("\n".join(lines))
 

@@ -21,6 +21,9 @@ from kasparro.web.service import Service
 DEEP_OFFSET = 10_000
 LARGE_LIMIT = 250
 
+# Parameters that do not select rows.
+_NO_FILTERS = frozenset({*PageQuery.__struct_fields__, "as_of", "sort", "fields"})
+
 _encode = msgspec.json.Encoder().encode
 
 Labels = Annotated[
@@ -145,6 +148,15 @@ async def _page(service: Service, request: Request, query: PageQuery, selection:
     pagination = paging.pagination(query, path, signing_key, total=found.total, last=found.last)
     body = b'{"data":[' + found.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
     return Response(body, headers=paging.link_header(query, path, pagination), media_type="application/json")
+
+
+def given_filters(query: RowsQuery) -> set[str]:
+    """The names of the parameters of a query that select rows."""
+    return {
+        name
+        for name in query.__struct_fields__
+        if name not in _NO_FILTERS and getattr(query, name) not in ((), None)
+    }
 
 
 def may_be_slow(query: RowsQuery) -> bool:
