@@ -51,8 +51,9 @@ async def page(
         found, total = await _first_page(connection, totals, selection, limit, offset)
         version, manual_edits = found["version"], found["manual_edits"]
     else:
-        found = await cursors.next_page(connection, selection, limit, after, slow=slow)
+        found = await cursors.next_page(connection, selection, limit, after, newest=totals.version, slow=slow)
         version, total, manual_edits = after.version, after.total, after.manual_edits
+    totals.version = found["version"]
     last = None
     if found["key"] is not None:
         last = CursorPosition(

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive
 
 # Most requests end sooner. To watch takes a task, which takes as long as a tenth of a request.
 WATCHED_AFTER_S = 0.02
@@ -21,7 +20,7 @@ class ResponseAborted(Exception):
 
 
 @asynccontextmanager
-async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
+async def cancel_on_disconnect(request: Request) -> AsyncIterator[None]:
     """A block that is cancelled when the client disconnects; raises ClientDisconnected then.
 
     For requests without a body: messages from the client are read and dropped meanwhile. A block that ends
@@ -34,7 +33,7 @@ async def cancel_on_disconnect(receive: Receive) -> AsyncIterator[None]:
 
     async def watch() -> None:
         nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
+        while (await request.receive())["type"] != "http.disconnect":
             pass
         gone = True
         if task is not None:

@@ -80,7 +80,7 @@ def route(endpoint: Endpoint, service: Service) -> Route:
         context.slow = endpoint.slow(query)
         if endpoint.method != "GET":
             return await render(request, query)
-        async with cancel_on_disconnect(request.receive):
+        async with cancel_on_disconnect(request):
             return await render(request, query)
 
     async def render(request: Request, query: Any) -> ASGIApp:
