@@ -58,8 +58,10 @@ def position(selection: Selection, decoded: Any) -> CursorPosition:
     Raises msgspec.ValidationError if it does not fit.
     """
     found = msgspec.convert(decoded, CursorPosition)
-    kind: Any = selection.rows.fields[selection.column]
-    return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind | None))
+    if found.value is None:
+        return found
+    kind = selection.rows.fields[selection.column]
+    return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind))
 
 
 async def next_page(
@@ -74,7 +76,8 @@ async def next_page(
     """The page after a position, as the rows were at the version of the position.
 
     `newest` is the newest data version that an earlier page had: after a commit, a statement for the current
-    version would read a page in vain. With `as_of`, the order by source continues whatever is committed, another order only until a commit.
+    version would read a page in vain. With `as_of`, the order by source continues whatever is committed,
+    another order only until a commit.
 
     Raises CursorExpired; ReplicaBehind; CursorNeedsSlowPool if the page may take long and the connection is
     not one of the slow pool (`slow`).

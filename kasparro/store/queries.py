@@ -1,5 +1,6 @@
 """Reads /data and /assets by page, by row and as a whole, as text that PostgreSQL has formatted."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 import asyncpg
 import msgspec
 
+from kasparro.concurrency import cancel_all
 from kasparro.store import cursors
 from kasparro.store.cursors import CursorPosition
 from kasparro.store.pool import Connection
@@ -103,12 +105,17 @@ async def export(
     """All rows of a selection as lines of text without line ends, `EXPORTED_AT_ONCE` at a time, all of one
     moment.
 
-    PostgreSQL makes no more of them than are fetched. CSV for a spreadsheet has no formulas.
+    PostgreSQL makes the next ones meanwhile, and no more. CSV for a spreadsheet has no formulas.
     """
     options = {"spreadsheet": spreadsheet} if form == "csv" else {}
     statement = _SQL[form].compose(selection.variables(), **options)
     # A cursor needs a transaction; its only statement sees one moment of the data.
     async with connection.transaction(readonly=True):
         cursor = await connection.cursor(statement.text, *statement.values(selection.values()))
-        while rows := await cursor.fetch(EXPORTED_AT_ONCE):
-            yield [row[0] for row in rows]
+        ahead = asyncio.create_task(cursor.fetch(EXPORTED_AT_ONCE))
+        try:
+            while rows := await ahead:
+                ahead = asyncio.create_task(cursor.fetch(EXPORTED_AT_ONCE))
+                yield [row[0] for row in rows]
+        finally:
+            await cancel_all([ahead])

@@ -8,9 +8,9 @@ Rates depend on what else the machine does. Processor time, which both servers t
 accounts of their own processes and of their server processes in PostgreSQL, hardly does.
 """
 
-import asyncio
 import json
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -20,9 +20,10 @@ import aiohttp
 import asyncpg
 import msgspec
 
+from kasparro.embedded.server import find_programs
 from tests.bench import measure, rows, servers, wrk
 from tests.bench.bare_app import BareResponse
-from tests.bench.reads import INCREMENT_VERSION, NOTICE_S, ROWS, own_headers_removed
+from tests.bench.reads import INCREMENT_VERSION, ROWS, own_headers_removed
 from tests.bench.servers import LIMIT, PATH
 from tests.bench.wrk import Load
 
@@ -59,6 +60,12 @@ SELECT row_to_json(shown)::text AS lines
 FROM (SELECT {_FIELDS} FROM unified_data WHERE source = $1 AND source_id = $2) AS shown
 """
 _KEYS = "SELECT source, source_id, rank, listing_state FROM unified_data ORDER BY rank, source, source_id"
+_EXPORTED = """
+    source, source_id, asset, symbol, name, rank, price_usd, market_cap_usd, volume_24h_usd,
+    circulating_supply, total_supply, max_supply, percent_change_1h, percent_change_24h, percent_change_7d,
+    observed_at, first_seen_at, updated_at
+    FROM unified_data ORDER BY rank, listing_state, source, source_id
+""".replace("\n", " ")
 _SERVER_PROCESSES = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
 
 
@@ -86,11 +93,12 @@ async def main(connections: Sequence[int], rounds: int, seconds: float) -> None:
         url = await measure.new_database(await stack.enter_async_context(measure.server()), "bench_floor")
         await rows.current(url, ROWS)
         stack.enter_context(servers.load_on_core(1))
-        kasparro = await stack.enter_async_context(servers.kasparro(url))
+        # So small a cache holds no page until the list of paths begins again.
+        kasparro = await stack.enter_async_context(servers.kasparro(url, KASPARRO_CACHE_MB="1"))
         database = await asyncpg.connect(url)
         stack.push_async_callback(database.close)
         lines = []
-        for make in (_symbol, _cursor, _row):
+        for make in (_symbol, _cursor, _after_commit, _row):
             case = await make(database, kasparro)
             found = await _compare(case, database, url, kasparro, connections, rounds, seconds)
             lines.append(_line(case, found))
@@ -101,6 +109,7 @@ async def main(connections: Sequence[int], rounds: int, seconds: float) -> None:
         )
         print("|---|---|---|---|---|---|")
         print("\n".join(lines))
+        await _exports(url, kasparro)
 
 
 async def _symbol(database: "asyncpg.Connection[asyncpg.Record]", port: int) -> Case:
@@ -128,6 +137,12 @@ async def _cursor(database: "asyncpg.Connection[asyncpg.Record]", port: int) -> 
     return Case(f"{LIMIT} rows by cursor from the middle of the table", paths, _CURSOR, values)
 
 
+async def _after_commit(database: "asyncpg.Connection[asyncpg.Record]", port: int) -> Case:
+    case = await _cursor(database, port)
+    await database.execute(INCREMENT_VERSION)
+    return msgspec.structs.replace(case, title=f"{case.title}, after a commit")
+
+
 async def _row(database: "asyncpg.Connection[asyncpg.Record]", port: int) -> Case:
     keys = [(key["source"], key["source_id"]) for key in await database.fetch(_KEYS)]
     return Case("one row", [f"/data/{source}/{id_}" for source, id_ in keys], _ROW, keys)
@@ -152,8 +167,6 @@ async def _compare(
             costs: dict[str, list[Cost]] = {server: [] for server in served}
             for _ in range(rounds):
                 for server, port in served.items():
-                    await database.execute(INCREMENT_VERSION)
-                    await asyncio.sleep(NOTICE_S)
                     app, postgres = _app_s(port), await _postgres_s(database)
                     load = await wrk.load(port, paths[server], connections=count, seconds=seconds)
                     responses = load.rate * seconds / 1e6
@@ -195,6 +208,45 @@ async def _check_same_rows(case: Case, kasparro: int, floor: int) -> None:
                     bodies.append((await answer.read()).partition(b'"pagination"')[0])
             if bodies[0] != bodies[1]:
                 raise RuntimeError(f"{case.title}: the servers send different rows for number {number}")
+
+
+# An export, and the same rows by psql
+
+
+async def _exports(url: str, port: int) -> None:
+    print(f"\nexports of {ROWS:,} rows, medians of {EXPORT_ROUNDS}\n")
+    print("| export | rows/s | rows/s ÷ psql's | target |")
+    print("|---|---|---|---|")
+    for form in ("csv", "ndjson"):
+        taken: dict[str, list[float]] = {"kasparro": [], "psql": []}
+        for _ in range(EXPORT_ROUNDS):
+            taken["kasparro"].append(await _export_s(f"http://127.0.0.1:{port}/data.{form}"))
+            taken["psql"].append(await _psql_s(url))
+        kasparro, psql = (_median(seconds) for seconds in taken.values())
+        print(f"| `/data.{form}` | {ROWS / kasparro:,.0f} | {psql / kasparro:.2f} | {EXPORT_TARGET} |")
+
+
+async def _export_s(url: str) -> float:
+    began = time.perf_counter()
+    async with (
+        aiohttp.ClientSession(headers={"Accept-Encoding": "identity"}) as session,
+        session.get(url, raise_for_status=True) as response,
+    ):
+        while await response.content.readany():
+            pass
+    return time.perf_counter() - began
+
+
+async def _psql_s(url: str) -> float:
+    # Without the time that psql takes to start: the difference to a copy of no rows.
+    async def copy(rows: str) -> float:
+        began = time.perf_counter()
+        command = f"\\copy (SELECT {rows}) TO '/dev/null' CSV"
+        await measure.run(str(find_programs().path("psql")), "-qXc", command, url)
+        return time.perf_counter() - began
+
+    empty = min([await copy("1") for _ in range(3)])
+    return await copy(_EXPORTED) - empty
 
 
 def _app_s(port: int) -> float:

@@ -191,10 +191,12 @@ def _moment_or_day(text: str, of_day: time) -> datetime:
 
 
 def _decoded(raw: bytes, part: str) -> str:
-    if _BAD_ESCAPE.search(raw):
-        raise bad_parameter(part, f"{part} has a % without two hexadecimal digits after it.", "%25 for %")
+    if b"%" in raw or b"+" in raw:
+        if _BAD_ESCAPE.search(raw):
+            raise bad_parameter(part, f"{part} has a % without two hexadecimal digits after it.", "%25 for %")
+        raw = unquote_to_bytes(raw.replace(b"+", b" "))
     try:
-        text = unquote_to_bytes(raw.replace(b"+", b" ")).decode()
+        text = raw.decode()
     except UnicodeDecodeError:
         raise bad_parameter(part, f"{part} is not UTF-8.", "percent-encoded UTF-8") from None
     if "\x00" in text:

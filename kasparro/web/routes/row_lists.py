@@ -1,6 +1,7 @@
 """Pages of /data and /assets: the parameters that both have, and the response."""
 
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -94,12 +95,14 @@ class RowsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             "assets": self.asset,
             "symbols": self.symbol,
             "text": self.q,
-            **{
-                name: getattr(self, name)
-                for name in Filters.__struct_fields__
-                if name in self.__struct_fields__
-            },
+            **{name: getattr(self, name) for name in _common_fields(type(self))},
         }
+
+
+@cache
+def _common_fields(query: type[RowsQuery]) -> list[str]:
+    # The parameters that are filters of the same name.
+    return [name for name in Filters.__struct_fields__ if name in query.__struct_fields__]
 
 
 async def page(service: Service, request: Request, query: PageQuery, selection: Selection) -> Response:
