@@ -19,6 +19,7 @@ from tests.bench import (
     load,
     month,
     reads,
+    request,
     scale,
     streams,
 )
@@ -35,6 +36,7 @@ SMALL: dict[str, Callable[[], Awaitable[None]]] = {
     "latency": latency.main,
     "hostile": hostile.main,
     "first_request": first_request.main,
+    "request": request.main,
     "identity": identity.main,
     "assets": assets.main,
     "streams": streams.main,

@@ -21,6 +21,7 @@ import asyncpg
 import msgspec
 
 from kasparro.embedded.server import find_programs
+from kasparro.store.selection import Filters, Selection
 from tests.bench import measure, rows, servers, wrk
 from tests.bench.bare_app import BareResponse
 from tests.bench.reads import INCREMENT_VERSION, ROWS, own_headers_removed
@@ -93,8 +94,7 @@ async def main(connections: Sequence[int], rounds: int, seconds: float) -> None:
         url = await measure.new_database(await stack.enter_async_context(measure.server()), "bench_floor")
         await rows.current(url, ROWS)
         stack.enter_context(servers.load_on_core(1))
-        # So small a cache holds no page until the list of paths begins again.
-        kasparro = await stack.enter_async_context(servers.kasparro(url, KASPARRO_CACHE_MB="1"))
+        kasparro = await stack.enter_async_context(servers.kasparro(url, KASPARRO_CACHE_MB="0"))
         database = await asyncpg.connect(url)
         stack.push_async_callback(database.close)
         lines = []
@@ -146,6 +146,20 @@ async def _after_commit(database: "asyncpg.Connection[asyncpg.Record]", port: in
 async def _row(database: "asyncpg.Connection[asyncpg.Record]", port: int) -> Case:
     keys = [(key["source"], key["source_id"]) for key in await database.fetch(_KEYS)]
     return Case("one row", [f"/data/{source}/{id_}" for source, id_ in keys], _ROW, keys)
+
+
+async def statements(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> dict[str, list[tuple[str, Sequence[Any]]]]:
+    """For each kind of request the statement of Kasparro and that of the floor, with values."""
+    of_symbol = Selection(filters=Filters(symbols=("c77",)))
+    symbol = await measure.page_statement(connection, of_symbol, LIMIT)
+    cursor = await measure.page_statement(connection, Selection(), LIMIT, after=ROWS // 2)
+    rank, state, *key = cursor[1]
+    return {
+        "one symbol": [symbol, (_SYMBOL, symbol[1])],
+        f"{LIMIT} rows by cursor": [cursor, (_CURSOR, [rank, state, *key])],
+    }
 
 
 async def _compare(
@@ -256,18 +270,13 @@ def _app_s(port: int) -> float:
             with suppress(OSError):
                 command = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
                 if command[-1] == str(port).encode():
-                    return _processor_s(int(entry.name))
+                    return measure.processor_s(int(entry.name))
     raise RuntimeError(f"no server was started with port {port}")
 
 
 async def _postgres_s(database: "asyncpg.Connection[asyncpg.Record]") -> float:
     pids = await database.fetch(_SERVER_PROCESSES)
-    return sum(_processor_s(row["pid"]) for row in pids)
-
-
-def _processor_s(pid: int) -> float:
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    return sum(measure.processor_s(row["pid"]) for row in pids)
 
 
 # The output
