@@ -42,6 +42,9 @@ QUEUE_S = 3
 WRITE_QUEUE_S = 30
 # How long a pool keeps an idle connection open.
 CONNECTION_IDLE_S = 300.0
+# For so long, a connection goes from one request to the next without asyncpg's pool in between: to return it
+# and to take it again takes longer than a short statement. That pool closes idle and expired connections.
+KEPT_S = 1.0
 # Between two attempts to connect to a server that has no free connections.
 FULL_PAUSE_S = 0.25
 # The server ends a statement that takes too long. If it does not even report that, the connection is dead.
@@ -368,6 +371,10 @@ class _Pool:
         self._slots = FairSemaphore(pool.get_max_size())
         self._requests = 0
         self._in_use = 0
+        # Connections between two requests, each with the time until which it is kept.
+        self._kept: list[tuple[PoolConnectionProxy[asyncpg.Record], float]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._returning: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def connection(self, client: str = "") -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
@@ -377,7 +384,7 @@ class _Pool:
             raise DatabaseBusy(f"{self._most_per_client} requests of this client wait for PostgreSQL already")
         self._requests += 1
         try:
-            connection = await self._acquire(client)
+            connection, kept_until = await self._acquire(client)
             self._in_use += 1
             try:
                 if self._sessions.shared:
@@ -386,6 +393,9 @@ class _Pool:
                 else:
                     yield connection
             except BaseException:
+                kept_until = 0.0
+                # The others may be lost too.
+                self._return_kept()
                 await _end_statement(connection)
                 raise
             finally:
@@ -396,13 +406,16 @@ class _Pool:
                         # The transaction was cancelled while it began. Only closing the session ends it.
                         connection.terminate()
                 try:
-                    await self._pool.release(connection)
+                    if time.monotonic() < kept_until:
+                        self._keep(connection, kept_until)
+                    else:
+                        await self._pool.release(connection)
                 finally:
                     self._slots.release(client)
         finally:
             self._requests -= 1
 
-    async def _acquire(self, client: str) -> "PoolConnectionProxy[asyncpg.Record]":
+    async def _acquire(self, client: str) -> "tuple[PoolConnectionProxy[asyncpg.Record], float]":
         deadline = time.monotonic() + self._wait_s
         rejected: asyncpg.TooManyConnectionsError | None = None
         while True:
@@ -413,8 +426,15 @@ class _Pool:
             if rejected is not None and time.monotonic() >= deadline:
                 self._slots.release(client)
                 raise rejected
+            while self._kept:
+                connection, kept_until = self._kept.pop()
+                # The proxy of a connection that was lost meanwhile is empty.
+                with suppress(asyncpg.InterfaceError):
+                    if not connection.is_closed():
+                        return connection, kept_until
             try:
-                return await self._pool.acquire(timeout=deadline - time.monotonic())
+                connection = await self._pool.acquire(timeout=deadline - time.monotonic())
+                return connection, time.monotonic() + KEPT_S
             except asyncpg.TooManyConnectionsError as error:
                 asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._slots.release, client)
                 rejected = error
@@ -428,10 +448,26 @@ class _Pool:
                 self._slots.release(client)
                 raise
 
+    def _keep(self, connection: "PoolConnectionProxy[asyncpg.Record]", until: float) -> None:
+        self._kept.append((connection, until))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(KEPT_S, self._return_kept)
+
+    def _return_kept(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection, _ in self._kept:
+            returning = asyncio.create_task(self._pool.release(connection))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+        self._kept.clear()
+
     def usage(self) -> tuple[int, int, int]:
         return self._pool.get_max_size(), self._in_use, self._requests - self._in_use
 
     async def close(self) -> None:
+        self._return_kept()
         try:
             async with timeout(CONNECT_TIMEOUT_S):
                 await self._pool.close()

@@ -79,16 +79,33 @@ class _Recorder:
 
 
 async def page_statement(
-    connection: "asyncpg.Connection[asyncpg.Record]", selection: Selection, limit: int
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    selection: Selection,
+    limit: int,
+    *,
+    after: int = 0,
 ) -> tuple[str, Sequence[Any]]:
-    """The statement that `/data` sends for the first page of a selection, and its values."""
+    """The statement that `/data` sends for the first page of a selection, or for the page after the cursor
+    of this many rows, and its values."""
     totals = Totals()
+    position = None
+    if after:
+        before = await queries.page(
+            cast("Connection", connection), totals, selection, limit=1, offset=after - 1
+        )
+        position = before.last
     # The first call also counts the rows of whole sources.
     for _ in range(2):
         recorder = _Recorder(connection)
-        await queries.page(cast("Connection", recorder), totals, selection, limit=limit)
+        await queries.page(cast("Connection", recorder), totals, selection, limit=limit, after=position)
     (statement,) = recorder.sent
     return statement
+
+
+def processor_s(pid: int) -> float:
+    """The processor time that a process has used, from Linux's schedstat."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def spread(values: list[float], unit: str) -> str:

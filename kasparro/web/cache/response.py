@@ -1,7 +1,7 @@
 """Rendered responses: a body with its entity tag, in every encoding that clients requested."""
 
 import asyncio
-from hashlib import blake2b
+from hashlib import sha256
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -73,7 +73,8 @@ class CachedResponse:
             (b"vary", vary.encode()),
         ]
         body = bytes(response.body)
-        self.tag = blake2b(body, digest_size=12).hexdigest()
+        # Processors have instructions for this hash, so it takes a third of the time of BLAKE2.
+        self.tag = sha256(body).hexdigest()[:24]
         self._encoding: dict[str, asyncio.Task[EncodedBody]] = {}
         self.encodings = {IDENTITY: EncodedBody(self, body, IDENTITY)}
         # These four are for the cache: its key and aliases, the present size, and the size that it counted.
