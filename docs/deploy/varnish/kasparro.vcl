@@ -1,0 +1,92 @@
+# Varnish as a cache in front of Kasparro: varnishd -f kasparro.vcl -a :80, and KASPARRO_TRUSTED_PROXIES=127.0.0.1
+# for Kasparro. docs/scale.md says what it does and how it was measured.
+vcl 4.1;
+
+import std;
+
+backend kasparro {
+    .host = "127.0.0.1";
+    .port = "8000";
+    .connect_timeout = 2s;
+    # The longest query takes 15 s, and an export waits for up to 30 s.
+    .first_byte_timeout = 40s;
+    # The process answers, whatever the database does. What depends on the database, Kasparro reports itself.
+    .probe = {
+        .url = "/health/live";
+        .interval = 1s;
+        .timeout = 2s;
+        .window = 3;
+        .threshold = 2;
+        .initial = 2;
+    }
+}
+
+sub vcl_recv {
+    # A cached response has the id of the request that fetched it, so each request gets its own.
+    if (req.http.X-Request-ID !~ "^[A-Za-z0-9._-]{1,64}$") {
+        set req.http.X-Request-ID = std.time2integer(now, 0) + "-" + req.xid;
+    }
+    unset req.http.X-Cacheable;
+    # What may be cached. For the rest, and for requests with a key, Kasparro gets If-None-Match itself.
+    if (req.url !~ "^/((data|assets)(/|\?|$)|page/|\?|$)" || req.url ~ "\.(csv|ndjson)(\?|$)"
+        || req.http.Authorization || req.http.X-API-Key || req.method !~ "^(GET|HEAD)$") {
+        return (pass);
+    }
+    set req.http.X-Cacheable = "true";
+    # Equal queries in another order are one object.
+    set req.url = std.querysort(req.url);
+    # The first attempt accepts what stale-while-revalidate allows. The second one follows an error.
+    if (req.restarts == 0) {
+        set req.grace = 10s;
+    } else {
+        set req.grace = 300s;
+    }
+}
+
+sub vcl_backend_fetch {
+    unset bereq.http.X-Cacheable;
+}
+
+sub vcl_miss {
+    # There is no stale response either.
+    if (req.restarts > 0) {
+        return (synth(503, "Service Unavailable"));
+    }
+}
+
+sub vcl_backend_response {
+    if (beresp.status >= 500 || beresp.status == 429) {
+        # An error must not take the place of a response that may still be sent.
+        if (bereq.is_bgfetch) {
+            return (abandon);
+        }
+        set beresp.ttl = 0s;
+        set beresp.grace = 0s;
+        set beresp.uncacheable = true;
+        return (deliver);
+    }
+    # Varnish itself reads max-age and stale-while-revalidate.
+    if (beresp.http.Cache-Control ~ "stale-if-error=[0-9]+") {
+        set beresp.grace = std.duration(
+            regsub(beresp.http.Cache-Control, "^.*stale-if-error=([0-9]+).*$", "\1s"), beresp.grace);
+    }
+}
+
+sub vcl_backend_error {
+    if (bereq.is_bgfetch) {
+        return (abandon);
+    }
+}
+
+sub vcl_deliver {
+    if (resp.status >= 500 && req.restarts == 0 && req.http.X-Cacheable) {
+        return (restart);
+    }
+    set resp.http.X-Request-ID = req.http.X-Request-ID;
+    if (obj.hits > 0) {
+        # They describe the request that fetched the response.
+        unset resp.http.Server-Timing;
+        unset resp.http.RateLimit;
+        unset resp.http.RateLimit-Policy;
+    }
+}
