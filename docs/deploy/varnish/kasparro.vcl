@@ -50,7 +50,7 @@ sub vcl_backend_fetch {
 sub vcl_miss {
     # There is no stale response either.
     if (req.restarts > 0) {
-        return (synth(503, "Service Unavailable"));
+        return (synth(503));
     }
 }
 
@@ -72,9 +72,31 @@ sub vcl_backend_response {
     }
 }
 
+# Kasparro does not answer: a problem document, as for its own errors.
 sub vcl_backend_error {
     if (bereq.is_bgfetch) {
         return (abandon);
+    }
+    set beresp.http.Content-Type = "application/problem+json";
+    set beresp.http.Cache-Control = "no-store";
+    set beresp.http.Retry-After = "5";
+    set beresp.body = {"{"request_id": ""} + bereq.http.X-Request-ID
+        + {"", "type": "about:blank", "title": "Service Unavailable", "}
+        + {""detail": "The service does not answer.", "status": 503}"};
+    return (deliver);
+}
+
+# The same after the second attempt.
+sub vcl_synth {
+    if (resp.status == 503) {
+        set resp.http.Content-Type = "application/problem+json";
+        set resp.http.Cache-Control = "no-store";
+        set resp.http.Retry-After = "5";
+        set resp.http.X-Request-ID = req.http.X-Request-ID;
+        set resp.body = {"{"request_id": ""} + req.http.X-Request-ID
+            + {"", "type": "about:blank", "title": "Service Unavailable", "}
+            + {""detail": "The service does not answer.", "status": 503}"};
+        return (deliver);
     }
 }
 
