@@ -8,7 +8,7 @@ backend kasparro {
     .host = "127.0.0.1";
     .port = "8000";
     .connect_timeout = 2s;
-    # The longest query takes 15 s, and an export waits for up to 30 s.
+    # An export waits for up to 30 s.
     .first_byte_timeout = 40s;
     # The process answers, whatever the database does. What depends on the database, Kasparro reports itself.
     .probe = {
@@ -35,8 +35,8 @@ sub vcl_recv {
     set req.http.X-Cacheable = "true";
     # Equal queries in another order are one object.
     set req.url = std.querysort(req.url);
-    # The first attempt accepts what stale-while-revalidate allows. The second one follows an error.
-    if (req.restarts == 0) {
+    # What stale-while-revalidate allows. If Kasparro hangs, or after an error, what stale-if-error allows.
+    if (req.restarts == 0 && std.healthy(req.backend_hint)) {
         set req.grace = 10s;
     } else {
         set req.grace = 300s;
@@ -44,7 +44,11 @@ sub vcl_recv {
 }
 
 sub vcl_backend_fetch {
-    unset bereq.http.X-Cacheable;
+    if (bereq.http.X-Cacheable) {
+        # The longest query takes 15 s, and waits 3 s for a connection.
+        set bereq.first_byte_timeout = 20s;
+        unset bereq.http.X-Cacheable;
+    }
 }
 
 sub vcl_miss {
