@@ -29,6 +29,7 @@ from kasparro.web import reports
 from kasparro.web.http.connections import Connection
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
+from kasparro.web.http.headers import UNBUFFERED
 from kasparro.web.http.problems import RETRY_AFTER_S, Problem
 from kasparro.web.http.request_metrics import Counts
 from kasparro.web.shared_calls import SharedCalls
@@ -37,10 +38,6 @@ log = structlog.get_logger()
 client_log = RateLimitedLog(log)
 
 MEDIA_TYPE = "text/event-stream"
-HEADERS = {
-    "X-Accel-Buffering": "no",
-}
-
 # Runs are read this often while a stream is open. So are versions, in case a notification was lost.
 POLL_S = 1.0
 # If all servers have shown only older versions for this time, the newer ones are lost. A standby that had not
@@ -565,7 +562,7 @@ class EventStream(Response):
         wanted: Filter,
         first: tuple[bytes, Position, int],
     ) -> None:
-        super().__init__(headers=HEADERS, media_type=MEDIA_TYPE)
+        super().__init__(headers=UNBUFFERED, media_type=MEDIA_TYPE)
         del self.headers["Content-Length"]
         self._streams = streams
         self._client = client

@@ -4,6 +4,9 @@ import re
 
 HeaderList = list[tuple[bytes, bytes]]
 
+# For responses that are read while they are made: nginx passes them on at once, and stores none of them.
+UNBUFFERED = {"X-Accel-Buffering": "no"}
+
 _ENTITY_TAGS = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 
 
