@@ -305,6 +305,25 @@ async def test_broken_export_does_not_look_complete(name: str, tmp_path: Path) -
             await response.read()
 
 
+async def test_another_process_answers_while_one_is_down(
+    name: str, tmp_path: Path, database: Database, database_url: str
+) -> None:
+    await load(database)
+    async with serving(database_url, PROXIES) as direct:
+        assert direct._base_url is not None
+        assert direct._base_url.port is not None
+        async with (
+            Proxy(direct._base_url.port) as network,
+            shared_cache(name, tmp_path, network.port, direct._base_url.port) as port,
+            client_of(port) as client,
+        ):
+            for path in [f"/data?limit={limit}" for limit in range(1, 9)] + ["/stats"] * 4:
+                if path.endswith("5"):
+                    network.reject()
+                async with client.get(path) as response:
+                    assert response.status == 200
+
+
 def test_every_response_of_a_data_version_is_shared(name: str) -> None:
     shared = shared_paths(name)
     endpoints = [each for module in (assets, asset_history, data, history) for each in module.ENDPOINTS]

@@ -45,10 +45,10 @@ def shared_paths(name: str) -> re.Pattern[str]:
 
 
 @asynccontextmanager
-async def shared_cache(name: str, folder: Path, target: int) -> AsyncIterator[int]:
-    """The program in front of the port `target` while the block runs; yields its port."""
+async def shared_cache(name: str, folder: Path, *targets: int) -> AsyncIterator[int]:
+    """The program in front of these ports while the block runs; yields its port."""
     port = free_port()
-    command = (_nginx if name == "nginx" else _varnish)(folder, port, target)
+    command = _nginx(folder, port, targets) if name == "nginx" else _varnish(folder, port, targets)
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -69,12 +69,12 @@ async def shared_cache(name: str, folder: Path, target: int) -> AsyncIterator[in
         await process.wait()
 
 
-def _nginx(folder: Path, port: int, target: int) -> Sequence[str]:
+def _nginx(folder: Path, port: int, targets: Sequence[int]) -> Sequence[str]:
     site = NGINX.read_text()
     for text, own in (
-        ("server 127.0.0.1:8000;", f"server 127.0.0.1:{target};"),
+        ("server 127.0.0.1:8000;", "".join(f"server 127.0.0.1:{target};" for target in targets)),
         ("listen 80;", f"listen 127.0.0.1:{port};"),
-        ("/var/cache/nginx/kasparro", f"{folder}/cache"),
+        ("/var/lib/nginx/kasparro", f"{folder}/cache"),
     ):
         assert text in site
         site = site.replace(text, own)
@@ -93,10 +93,19 @@ def _nginx(folder: Path, port: int, target: int) -> Sequence[str]:
     return ("-c", str(main), "-e", "stderr")
 
 
-def _varnish(folder: Path, port: int, target: int) -> Sequence[str]:
+def _varnish(folder: Path, port: int, targets: Sequence[int]) -> Sequence[str]:
     text = VARNISH.read_text()
-    assert '.port = "8000"' in text
+    found = re.search(r"backend first \{.*?\n\}\n", text, re.DOTALL)
+    line = "    kasparro.add_backend(first);\n"
+    assert found is not None
+    assert line in text
+    backends = [
+        found[0].replace("backend first", f"backend backend_{target}").replace('"8000"', f'"{target}"')
+        for target in targets
+    ]
+    text = text.replace(found[0], "".join(backends))
+    text = text.replace(line, "".join(line.replace("first", f"backend_{target}") for target in targets))
     vcl = folder / "kasparro.vcl"
-    vcl.write_text(text.replace('.port = "8000"', f'.port = "{target}"'))
+    vcl.write_text(text)
     # Without a second account, which could not enter folders of tests.
     return ("-F", "-j", "none", "-a", f"127.0.0.1:{port}", "-f", str(vcl), "-n", str(folder / "work"))

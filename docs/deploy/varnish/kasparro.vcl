@@ -1,27 +1,37 @@
-# Varnish as a cache in front of Kasparro: varnishd -f kasparro.vcl -a :80, and KASPARRO_TRUSTED_PROXIES=127.0.0.1
-# for Kasparro. docs/scale.md says what it does and how it was measured.
+# Varnish as a shared cache in front of Kasparro: varnishd -f /etc/varnish/kasparro.vcl -a :80, and
+# KASPARRO_TRUSTED_PROXIES=127.0.0.1 for Kasparro. docs/scale.md says what it does and how it was measured.
 vcl 4.1;
 
+import directors;
 import std;
 
-backend kasparro {
+# The process answers, whatever the database does. What depends on the database, Kasparro reports itself.
+probe live {
+    .url = "/health/live";
+    .interval = 1s;
+    .timeout = 2s;
+    .window = 3;
+    .threshold = 2;
+    .initial = 2;
+}
+
+# One backend, and one line in vcl_init, for each process or host that serves.
+backend first {
     .host = "127.0.0.1";
     .port = "8000";
     .connect_timeout = 2s;
     # An export waits for up to 30 s.
     .first_byte_timeout = 40s;
-    # The process answers, whatever the database does. What depends on the database, Kasparro reports itself.
-    .probe = {
-        .url = "/health/live";
-        .interval = 1s;
-        .timeout = 2s;
-        .window = 3;
-        .threshold = 2;
-        .initial = 2;
-    }
+    .probe = live;
+}
+
+sub vcl_init {
+    new kasparro = directors.round_robin();
+    kasparro.add_backend(first);
 }
 
 sub vcl_recv {
+    set req.backend_hint = kasparro.backend();
     # A cached response has the id of the request that fetched it, so each request gets its own.
     if (req.http.X-Request-ID !~ "^[A-Za-z0-9._-]{1,64}$") {
         set req.http.X-Request-ID = std.time2integer(now, 0) + "-" + req.xid;
@@ -47,8 +57,8 @@ sub vcl_backend_fetch {
     if (bereq.http.X-Cacheable) {
         # The longest query takes 15 s, and waits 3 s for a connection.
         set bereq.first_byte_timeout = 20s;
-        unset bereq.http.X-Cacheable;
     }
+    unset bereq.http.X-Cacheable;
 }
 
 sub vcl_miss {
@@ -80,6 +90,10 @@ sub vcl_backend_response {
 sub vcl_backend_error {
     if (bereq.is_bgfetch) {
         return (abandon);
+    }
+    # Another process may answer.
+    if (bereq.retries == 0 && bereq.method ~ "^(GET|HEAD)$") {
+        return (retry);
     }
     set beresp.http.Content-Type = "application/problem+json";
     set beresp.http.Cache-Control = "no-store";
