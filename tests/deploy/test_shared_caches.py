@@ -140,6 +140,8 @@ async def test_each_client_gets_its_encoding(
     async with cached_service(name, tmp_path, database_url) as cache:
         plain, body = await cache.get()
         assert "Content-Encoding" not in plain.headers
+        best, _ = await cache.get(Accept_Encoding="gzip, zstd")
+        assert best.headers["Content-Encoding"] == ("zstd" if name == "nginx" else "gzip")
         for _ in range(2):
             for accepted in ("gzip, deflate, br", "gzip;q=0.5", "GZIP"):
                 response, packed = await cache.get(Accept_Encoding=accepted)
