@@ -1,9 +1,19 @@
 """Kasparro: one self-hosted API for crypto market data."""
 
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__version__ = version("kasparro")
+if TYPE_CHECKING:
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> str:
+        """Return the version when it is asked for: its import takes a third of the archive worker's start."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("kasparro")
 
 
 def commit() -> str | None:

@@ -12,10 +12,10 @@ FROM (
 ) AS months
 {%- endmacro %}
 
-{#- Adds staged records to the history. #}
-{% macro appended(relation, condition="") -%}
+{#- Adds staged records to the history; with `conflict`, those of known moments take the place of others. #}
+{% macro appended(relation, condition="", conflict="") -%}
 WITH written AS (
-    INSERT INTO unified_history (
+    INSERT INTO unified_history AS history (
         source,
         source_id,
         observed_at,
@@ -41,6 +41,7 @@ WITH written AS (
     FROM {{ relation }} AS changes
     INNER JOIN staged_contents AS staged ON changes.position = staged.position
     {{ condition }}
+    {{ conflict }}
     RETURNING 1
 )
 SELECT count(*) FROM written
@@ -175,34 +176,8 @@ WHERE staged_keys.position = known.position;
 -- name: correct_history --
 -- Overwrites the moments that the source now reports with other content, or that become this file's. A field
 -- that the record lacks keeps its known value, unless a file that is replaced gave it.
-WITH written AS (
-    INSERT INTO unified_history AS history (
-        source,
-        source_id,
-        observed_at,
-        {{ listed(CONTENT) }},
-        recorded_at,
-        content_hash,
-        lacks_symbol,
-        lacks_name,
-        lacks_rank,
-        file_id
-    )
-    SELECT
-        $1,
-        changes.source_id,
-        changes.observed_at,
-        {{ listed(CONTENT, "staged.") }},
-        $2,
-        changes.content_hash,
-        CASE WHEN 'symbol' = ANY($3::text[]) THEN true END,
-        CASE WHEN 'name' = ANY($3) THEN true END,
-        CASE WHEN 'rank' = ANY($3) THEN true END,
-        $4::integer
-    FROM staged_changes AS changes
-    INNER JOIN staged_contents AS staged ON changes.position = staged.position
-    WHERE changes.corrects OR changes.claims
-    ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
+{% set overwrites %}
+ON CONFLICT (source, source_id, observed_at) DO UPDATE SET
         symbol = CASE WHEN excluded.lacks_symbol AND $4 IS NULL THEN history.symbol ELSE excluded.symbol END,
         name = CASE WHEN excluded.lacks_name AND $4 IS NULL THEN history.name ELSE excluded.name END,
         rank = CASE WHEN excluded.lacks_rank AND $4 IS NULL THEN history.rank ELSE excluded.rank END,
@@ -222,9 +197,8 @@ WITH written AS (
         lacks_rank = CASE
             WHEN excluded.lacks_rank AND ($4 IS NOT NULL OR history.rank IS NULL) THEN true
         END
-    RETURNING 1
-)
-SELECT count(*) FROM written;
+{% endset %}
+{{ appended("staged_changes", "WHERE changes.corrects OR changes.claims", overwrites) }};
 
 -- name: next_version --
 -- The data version that the commit of this batch makes. The lock lasts until then, and so puts the batches

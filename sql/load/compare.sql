@@ -3,22 +3,41 @@
 {#- Compares the staged records with the tables, or only the newest record of each coin. #}
 {% macro compared(newest=false) -%}
 WITH incoming AS (
-    SELECT DISTINCT ON (source_id{{ "" if newest else ", observed_at" }})
+    {% if newest %}
+    -- No two records are of one moment, because `append_new` has added them. Grouping takes two thirds of the
+    -- time of sorting.
+    SELECT
+        staged.position,
+        staged.source_id,
+        staged.observed_at,
+        staged.content_hash,
+        staged.has_source_time,
+        true AS latest
+    FROM (
+        SELECT
+            source_id,
+            max(observed_at) AS observed_at
+        FROM staged_keys
+        GROUP BY source_id
+    ) AS newest
+    INNER JOIN staged_keys AS staged
+        ON newest.source_id = staged.source_id AND newest.observed_at = staged.observed_at
+    {% else %}
+    SELECT DISTINCT ON (source_id, observed_at)
         position,
         source_id,
         observed_at,
         content_hash,
         has_source_time,
-        {{ "true" if newest else "observed_at = last_value(observed_at) OVER of_coin" }} AS latest
+        observed_at = last_value(observed_at) OVER of_coin AS latest
     FROM staged_keys
-    {% if not newest %}
     WINDOW of_coin AS (
         PARTITION BY source_id
         ORDER BY observed_at, position DESC
         ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
     )
+    ORDER BY source_id, observed_at, position DESC
     {% endif %}
-    ORDER BY source_id, observed_at{{ " DESC" if newest }}, position DESC
 ),
 {% if not newest %}
 known AS (
@@ -268,11 +287,35 @@ SELECT
     END;
 
 -- name: new_months --
--- The first and the last staged moment of each month.
+-- The first and the last staged moment of each month. Most batches have only one month, and finding the month
+-- of each record takes three times as long as finding the first and the last one.
+WITH bounds AS MATERIALIZED (
+    SELECT
+        min(observed_at) AS first_observed_at,
+        max(observed_at) AS last_observed_at
+    FROM staged_keys
+),
+
+single AS MATERIALIZED (
+    SELECT
+        first_observed_at,
+        last_observed_at
+    FROM bounds
+    WHERE
+        date_trunc('month', first_observed_at AT TIME ZONE 'UTC')
+        = date_trunc('month', last_observed_at AT TIME ZONE 'UTC')
+)
+
+SELECT
+    first_observed_at,
+    last_observed_at
+FROM single
+UNION ALL
 SELECT
     min(observed_at) AS first_observed_at,
     max(observed_at) AS last_observed_at
 FROM staged_keys
+WHERE NOT EXISTS (SELECT FROM single)
 GROUP BY date_trunc('month', observed_at AT TIME ZONE 'UTC');
 
 -- name: compare --

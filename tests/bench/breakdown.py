@@ -30,7 +30,8 @@ from tests.bench import measure
 STEPS = {
     "detect": ("reader.py", "_detect"),
     "read and decode": ("text.py", "_read"),
-    "convert": ("convert.py", "convert_all"),
+    "split into cells": ("text.py", "columns_of"),
+    "convert": ("convert.py", "convert_columns"),
     "hash and write COPY lines": ("record.py", "copy_lines"),
     "encode messages": ("worker_messages.py", "encode"),
 }
@@ -95,7 +96,7 @@ async def _worker_seconds(path: Path) -> dict[str, float]:
                 spent[step] += cumulative
     if absent := [step for step, seconds in spent.items() if not seconds]:
         raise RuntimeError(f"STEPS names functions that were not called: {', '.join(absent)}")
-    return {**spent, "split into rows, and the rest": total - sum(spent.values())}
+    return {**spent, "the rest": total - sum(spent.values())}
 
 
 async def _load_seconds(url: str, path: Path) -> dict[str, float]:
