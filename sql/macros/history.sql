@@ -6,8 +6,8 @@
 {%- set PRICES = ["open", "high", "low", "close"] %}
 {%- set UNITS = {"1h": "hour", "1d": "day", "1w": "week"} %}
 
-{#- The records of part N. #}
-{%- macro _records(n, columns) -%}
+{#- The records of part N, or with `endless` also those after it. #}
+{%- macro _records(n, columns, endless=false) -%}
 SELECT
     {{ columns }}
 FROM unified_history
@@ -15,15 +15,19 @@ WHERE
     source = :source_{{ n }}
     AND source_id = :source_id_{{ n }}
     AND observed_at >= :since_{{ n }}
+    {%- if not endless %}
     AND observed_at < :until_{{ n }}
+    {%- endif %}
 {%- endmacro %}
 
-{#- The points of the parts: those of each part in the order of time, with `limit` only the first ones. #}
+{#- The points of the parts: those of each part in the order of time. With `limit` only the first ones, of
+    which some may be after the part: a plan for any two moments expects few records between them, so that
+    PostgreSQL would read and sort all of them before it takes the first ones. #}
 {%- macro points(parts, limit=none) %}
 {%- for n in range(parts) %}
 {{ "UNION ALL" if n }}
 (
-    {{ _records(n, "source, source_id, observed_at, " ~ in_a_row(POINT)) }}
+    {{ _records(n, "source, source_id, observed_at, " ~ in_a_row(POINT), endless=limit is not none) }}
     ORDER BY observed_at
     {% if limit is not none %}LIMIT {{ limit }}{% endif %}
 

@@ -27,6 +27,8 @@ SELECT
     observed_at AS at,
     {{ line("observed_at", POINT, csv) }} AS line
 FROM ({{ points(1, limit) }}) AS points
+{% if limit is not none %}WHERE observed_at < :until_0{% endif %}
+
 ORDER BY observed_at;
 
 -- name: candles --

@@ -23,6 +23,7 @@ from tests.bench import (
     reads,
     request,
     scale,
+    soak,
     streams,
 )
 
@@ -32,6 +33,7 @@ LARGE: dict[str, Callable[[], Awaitable[None]]] = {
     "as_of": scale.as_of,
     "growth": growth.main,
     "month": month.main,
+    "soak": soak.main,
 }
 SMALL: dict[str, Callable[[], Awaitable[None]]] = {
     "load": load.main,

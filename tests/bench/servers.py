@@ -39,23 +39,30 @@ async def bare_app(response: BareResponse, **environment: str) -> AsyncIterator[
 @asynccontextmanager
 async def started(*arguments: str, **environment: str) -> AsyncIterator[int]:
     """Start Python with these arguments and a port, and wait until `PATH` answers; yields the port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *("taskset", "-c", "0", sys.executable, *arguments, str(port)), env={**os.environ, **environment}
     )
     try:
         async with aiohttp.ClientSession() as session:
-            await _wait_until_ready(session, f"http://127.0.0.1:{port}{PATH}")
+            await wait_until_ready(session, f"http://127.0.0.1:{port}{PATH}")
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
         await process.wait()
 
 
-async def _wait_until_ready(session: aiohttp.ClientSession, url: str) -> None:
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+async def wait_until_ready(session: aiohttp.ClientSession, url: str) -> None:
+    """Return when this URL answers with success."""
     async for attempt in stamina.retry_context(
-        on=aiohttp.ClientError, attempts=100, wait_initial=0.05, wait_max=0.2
+        on=aiohttp.ClientError, attempts=None, timeout=60, wait_initial=0.05, wait_max=0.2
     ):
         with attempt:
             async with session.get(url, raise_for_status=True):

@@ -1,6 +1,8 @@
 """The metrics, alert rules and dashboard work with a real Prometheus."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import aiohttp
@@ -43,6 +45,23 @@ async def test_rules_and_configuration_are_valid() -> None:
     for arguments in (("rules", str(RULES)), ("config", str(DEPLOY / "prometheus" / "prometheus.yml"))):
         code, output = await promtool("check", *arguments)
         assert code == 0, output
+
+
+@pytest.mark.skipif(
+    shutil.which("amtool") is None,
+    reason="Alertmanager (Debian: prometheus-alertmanager) is not installed",
+)
+@pytest.mark.parametrize(("severity", "receiver"), [("critical", "on-call"), ("warning", "mail")])
+def test_alerts_go_to_the_receiver_of_their_severity(severity: str, receiver: str) -> None:
+    assert f"severity: {severity}" in RULES.read_text()
+    config = f"--config.file={DEPLOY / 'prometheus' / 'alertmanager.yml'}"
+    done = subprocess.run(
+        ["amtool", "config", "routes", "test", config, f"severity={severity}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
 
 
 @needs_prometheus

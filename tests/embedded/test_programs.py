@@ -69,7 +69,9 @@ async def test_programs_that_only_root_can_reach_are_copied(
         Path(folder).chmod(0o755)
         shared = Path(folder) / "kasparro"
         monkeypatch.setattr(programs, "SHARED", shared)
-        monkeypatch.setattr(server, "find_programs", lambda: Programs(closed / "bin", found.major, closed))
+        monkeypatch.setattr(
+            server, "find_programs", lambda data: Programs(closed / "bin", found.major, closed)
+        )
         async with EmbeddedPostgres(home), EmbeddedPostgres(home):
             assert Path(f"/proc/{server_pid(home)}/exe").readlink().is_relative_to(shared)
         assert [copy.name[:10] for copy in shared.iterdir()] == ["postgresql"]

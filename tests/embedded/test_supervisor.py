@@ -52,7 +52,7 @@ async def test_data_of_another_major_version_are_rejected(home: Path) -> None:
     line = await start_error(home)
     assert "were created by PostgreSQL 14" in line
     assert f"are PostgreSQL {find_programs().major}" in line
-    assert "run kasparro export with the version of Kasparro that has PostgreSQL 14" in line
+    assert "install PostgreSQL 14 on this machine, or the version of Kasparro that has it" in line
     assert (home / "data" / "PG_VERSION").read_text() == "14\n"
 
 

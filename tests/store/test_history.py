@@ -1,8 +1,10 @@
 """Candles are those of plain Python, whatever is stored, corrected, late or thinned."""
 
 import asyncio
+import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from kasparro.store.history import LENGTHS, Interval, Part, start_of, whole_days
 from kasparro.store.pool import Connection, Database
+from kasparro.store.sql import templates
 from tests.conftest import copied_database
 from tests.support.batches import load_records, make_record
 from tests.support.histories import began, keep_up, plain_candles, read_candles
@@ -145,3 +148,44 @@ async def test_stored_candles_are_read(database: Database, connection: Connectio
     found = await read_candles(database, "coingecko", "bitcoin", "1d")
     assert {candle[4] for candle in found} == {7}
     assert len(found) == 5
+
+
+@pytest.mark.parametrize(("name", "variables"), [("points", {"csv": False, "limit": 51}), ("next_price", {})])
+async def test_a_page_reads_as_many_records_as_it_shows(
+    database: Database, connection: Connection, name: str, variables: dict[str, object]
+) -> None:
+    # A few records in old months, as those of coins that are not traded any more, and many in later ones.
+    years = (datetime(year, 3, 1, tzinfo=UTC) for year in range(2014, 2020))
+    await load_records(database, "csv", *(make_record(f"old-{moment.year}", moment) for moment in years))
+    await connection.execute(
+        "SELECT create_history_partition(month::date)"
+        " FROM generate_series('2024-01-01'::date, '2024-12-01', '1 month') AS month"
+    )
+    await connection.execute(
+        "INSERT INTO unified_history (source, source_id, observed_at, price_usd, recorded_at, content_hash)"
+        " SELECT 'csv', 'a', moment, 1, moment, gen_random_uuid()"
+        " FROM generate_series('2024-01-01Z'::timestamptz, '2024-12-31Z', '1 hour') AS moment"
+    )
+    await connection.execute("ANALYZE unified_history")
+    statement = templates("read/history.sql")[name].compose(**variables)
+    values = {
+        "source_0": "csv",
+        "source_id_0": "a",
+        "since_0": datetime(2014, 1, 1, tzinfo=UTC),
+        "until_0": datetime(2025, 1, 1, tzinfo=UTC),
+    }
+
+    # Plans of readers are made without the values.
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE reading AS {statement.text}")
+    literals = ", ".join(f"'{value}'" for value in statement.values(values))
+    ((text,),) = await connection.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE reading ({literals})")
+
+    assert _records_read(json.loads(text)[0]["Plan"]) <= 60
+
+
+def _records_read(plan: dict[str, Any]) -> int:
+    found = sum(_records_read(child) for child in plan.get("Plans", []))
+    if plan.get("Relation Name", "").startswith("unified_history"):
+        found += round((plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"])
+    return found
