@@ -55,11 +55,12 @@ async def main() -> None:
                 "one row": [f"/data/{_SOURCES[n % 3]}/coin-{n}" for n in range(1, ROWS + 1)],
             }
             spent = {title: await _profiled(get, of_title) for title, of_title in paths.items()}
-        print(f"\nprocessor time of a request, µs; {REQUESTS:,} requests of each kind\n")
+        print(f"\nparts of the processor time of a request; {REQUESTS:,} requests of each kind\n")
         print(f"| part | {' | '.join(spent)} |")
         print(f"|---{'|---' * len(spent)}|")
-        for part in (*_ORDER, OTHER, SUM):
-            print(f"| {part} | {' | '.join(f'{of[part]:.0f}' for of in spent.values())} |")
+        for part in (*_ORDER, OTHER):
+            print(f"| {part} | {' | '.join(f'{of[part] / of[SUM]:.0%}' for of in spent.values())} |")
+        print(f"| sum | {' | '.join(f'{of[SUM]:.0f} µs' for of in spent.values())} |")
         await _statements(url)
 
 
