@@ -38,7 +38,9 @@ class Totals:
         """What the statement of a page must return for its total: `inserts`, `count` or nothing."""
         if self._rows is DATA and filters == Filters(sources=filters.sources):
             return "inserts"
-        return None if filters in self._filtered else "count"
+        counted, _ = self._filtered.get(filters, (None, 0))
+        # Otherwise the page would be read again for its count.
+        return None if counted == self.version else "count"
 
     async def of(self, connection: Connection, filters: Filters, page: asyncpg.Record) -> int | None:
         """The total for a page that returned what `needed` said.

@@ -104,10 +104,8 @@ async def page_statement(
     totals = Totals()
     position = None
     if after:
-        before = await queries.page(
-            cast("Connection", connection), totals, selection, limit=1, offset=after - 1
-        )
-        position = before.last
+        reader = cast("Connection", connection)
+        position = (await queries.page(reader, totals, selection, limit=1, offset=after - 1)).last
     # The first call also counts the rows of whole sources.
     for _ in range(2):
         recorder = _Recorder(connection)

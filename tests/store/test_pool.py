@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from kasparro.errors import DatabaseUnavailable
+from kasparro.store import pool
 from kasparro.store.pool import Connection, Database
 
 
@@ -138,3 +139,35 @@ async def test_statement_that_was_only_prepared_is_ended(
 
     async with database.reading() as connection, connection.transaction(isolation="repeatable_read"):
         assert [await connection.fetchval("SELECT pg_backend_pid()")] == processes
+
+
+async def test_requests_use_one_connection_after_the_other(database: Database) -> None:
+    used = set()
+    for _ in range(3):
+        async with database.reading() as connection:
+            used.add(await connection.fetchval("SELECT pg_backend_pid()"))
+    assert len(used) == 1
+
+
+async def test_connection_that_is_lost_between_two_requests_is_replaced(
+    database: Database, connection: Connection
+) -> None:
+    async with database.reading() as reader:
+        lost = reader.get_server_pid()
+        ended = asyncio.Event()
+        reader.add_termination_listener(lambda _: ended.set())
+    await connection.execute("SELECT pg_terminate_backend($1)", lost)
+    await ended.wait()
+
+    async with database.reading() as reader:
+        assert await reader.fetchval("SELECT pg_backend_pid()") != lost
+
+
+async def test_idle_connection_is_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "KEPT_S", 0.01)
+    closed = asyncio.Event()
+    async with Database(database_url, idle_limit_s=0.01) as database:
+        async with database.reading() as connection:
+            connection.add_termination_listener(lambda _: closed.set())
+        async with asyncio.timeout(20):
+            await closed.wait()

@@ -315,6 +315,32 @@ async def test_old_cursor_uses_the_slow_pool(client: aiohttp.ClientSession, data
     assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
+async def test_pages_after_a_commit_take_one_statement_each(database: Database) -> None:
+    def records(hour: int) -> list[Record]:
+        at = LONG_AGO + timedelta(hours=hour)
+        return [Record(source_id=c, symbol="A", name=None, observed_at=at) for c in "ab"]
+
+    totals, filtered = Totals(), Selection(filters=Filters(symbols=("A",)))
+    await load_records(database, "csv", *records(0))
+    async with database.reading() as connection:
+        before = await queries.page(connection, totals, filtered, limit=1)
+
+    await load_records(database, "csv", *records(1))
+    async with database.reading() as connection:
+        # One page shows the service that there is a newer version.
+        await queries.page(connection, totals, Selection(), limit=1)
+        sent: list[Any] = []
+        with connection.query_logger(sent.append):
+            again = await queries.page(connection, totals, filtered, limit=1)
+            after = await queries.page(connection, totals, filtered, limit=1, after=before.last)
+        # asyncpg calls the logger after the statement.
+        await asyncio.sleep(0)
+
+    assert len(sent) == 2
+    assert again.total == 2
+    assert [row["observed_at"] for row in parse_rows(after.json)] == [LONG_AGO]
+
+
 async def test_cursor_expires_after_manual_edits(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
