@@ -42,8 +42,12 @@ class CursorNeedsSlowPool(KasparroError):
     """So much was committed since the first page that this one may take long."""
 
 
-class ReplicaBehind(KasparroError):
-    """This replica has not reached the data version of the cursor yet."""
+class CursorAhead(KasparroError):
+    """This server does not have the data version of the cursor, `version`."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"this server has not reached data version {version}")
+        self.version = version
 
 
 async def signing_key(connection: Connection) -> bytes:
@@ -69,7 +73,7 @@ async def next_page(
 
     With `as_of`, the order by source continues whatever is committed, another order only until a commit.
 
-    Raises CursorExpired; ReplicaBehind; CursorNeedsSlowPool if the page may take long and the connection is
+    Raises CursorExpired; CursorAhead; CursorNeedsSlowPool if the page may take long and the connection is
     not one of the slow pool (`slow`).
     """
     variables = selection.variables() | {
@@ -88,7 +92,7 @@ async def next_page(
     if found["version"] == after.version:
         return found
     if found["version"] < after.version:
-        raise ReplicaBehind("this replica has not reached the data version of the cursor yet")
+        raise CursorAhead(after.version)
     if selection.as_of is not None:
         if selection.sort == selection.rows.key:
             return found

@@ -143,7 +143,15 @@ class ServiceMiddleware:
         encoded = response.encodings.get(IDENTITY if accepted is None else choose_encoding(accepted))
         if encoded is None:
             return False
-        status, own, body = encoded.reply(headers.get(b"if-none-match"))
+        condition = headers.get(b"if-none-match")
+        if (
+            condition is not None
+            and condition != encoded.etag
+            and response.oldest_version < self._version.newest_named(condition)
+        ):
+            # Another process has given the client a newer version.
+            return False
+        status, own, body = encoded.reply(condition)
         duration = time.perf_counter() - started
         await send(
             {

@@ -112,21 +112,36 @@ class Service:
 
     @asynccontextmanager
     async def read_connection(self, request: Request) -> AsyncIterator[Connection]:
-        """A connection for reading. `database_s` of the request is the time of waiting for it and using it.
+        """A connection for reading, to a server that has the data version which the client has seen.
 
-        Raises DatabaseUnavailable, DatabaseBusy.
+        It adds to the context what the connection was used for. A block that knows the data version of what
+        it read sets it in the context. Raises DatabaseUnavailable, DatabaseBusy.
         """
         context = context_of(request.scope)
+        followed = self.cache_policy.version
+        before, context.data_version = context.data_version, None
         client = client_id(context.key_name, request.scope)
         began = got = time.perf_counter()
         try:
             pool: Literal["slow", "short"] = "slow" if context.slow else "short"
-            async with self.database.reading(pool=pool, client=client) as connection:
+            if context.if_none_match is not None:
+                tokens = followed.tokens
+                if tokens is None:
+                    async with self.database.reading(pool=pool, client=client) as connection:
+                        tokens = await followed.read_tokens(connection)
+                context.at_least = max(context.at_least, tokens.newest(context.if_none_match))
+            async with followed.reading(context.at_least, pool=pool, client=client) as connection:
                 got = time.perf_counter()
                 context.postgres_pid = self.database.server_process(connection)
-                if not context.fresh:
-                    context.fresh = await self.cache_policy.version.holds(connection)
+                seen = followed.seen
+                # One server has at least the version that was seen. One of several may lag behind.
+                first = seen if self.database.one_server else await version_of(connection)
                 yield connection
+                if context.data_version is None:
+                    context.data_version = await version_of(connection)
+                context.fresh &= first == seen == context.data_version
+                context.data_version = max(context.data_version, before or 0)
+                context.oldest_version = min(first or 0, context.oldest_version or first or 0)
         finally:
             ended = time.perf_counter()
             context.database_s = (context.database_s or 0.0) + ended - began
