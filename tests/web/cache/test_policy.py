@@ -294,7 +294,7 @@ async def tag_of_another_version(client: aiohttp.ClientSession, path: str, tag: 
 async def test_no_process_shows_an_older_version_than_the_client_has_seen(
     database_url: str, connection: Connection, insert: Insert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await insert({"source_id": "a", "price_usd": 1})
+    await insert({"source_id": "a", "symbol": "BTC", "price_usd": 1})
     path = "/data?symbol=btc"
     async with serving(database_url) as first, serving(database_url) as second:
         for client in (first, second):
@@ -306,8 +306,6 @@ async def test_no_process_shows_an_older_version_than_the_client_has_seen(
         await connection.execute("UPDATE unified_data SET price_usd = 2")
         await connection.execute(MOVE)
         # No notification tells the first process of the commit.
-        async with second.get(path, headers={"If-None-Match": '"another"'}) as response:
-            assert hit(response)
         async with second.get(f"{path}&limit=7") as response:
             newer = response.headers["ETag"]
         async with first.get(path) as response:
