@@ -24,7 +24,7 @@ from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import ASSETS, DATA, Selection
-from kasparro.store.server_state import ServerState, server_state
+from kasparro.store.server_state import ServerState, lag_s, server_state
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
@@ -183,6 +183,14 @@ class Service:
         Raises DatabaseUnavailable if the database does not answer in time.
         """
         return await self._probe("health", self._health, timeout_s)
+
+    async def replica_lag_s(self, timeout_s: float) -> float | None:
+        """How far the replica for reads is behind; None if it is no replica. Raises DatabaseUnavailable."""
+        return await self._probe("replica_lag", self._replica_lag_s, timeout_s)
+
+    async def _replica_lag_s(self) -> float | None:
+        async with self.database.probing() as connection:
+            return await lag_s(connection)
 
     async def check_ready(self, timeout_s: float) -> None:
         """Return if /data can be answered now.
