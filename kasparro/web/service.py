@@ -25,6 +25,7 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import ASSETS, DATA, Selection
 from kasparro.store.server_state import ServerState, lag_s, server_state
+from kasparro.store.shared_limits import SharedLimits
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
@@ -87,8 +88,9 @@ class Service:
         self._started = time.monotonic()
         self.totals = {rows.name: Totals(rows) for rows in (DATA, ASSETS)}
         self._signing_key: bytes | None = None
-        self.access = AccessControl(settings)
-        self.export_queue = ExportQueue(database.exporters)
+        self.shared_limits = SharedLimits(database, supervisor) if settings.shared_limits else None
+        self.access = AccessControl(settings, self.shared_limits)
+        self.export_queue = ExportQueue(database.exporters, self.shared_limits)
         self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
         self.streams = Streams(database, self.cache_policy.version, self.request_metrics.counts, supervisor)
         self._probes: dict[str, asyncio.Task[Any]] = {}
@@ -97,11 +99,15 @@ class Service:
         await self.cache_policy.__aenter__()
         await self.request_metrics.__aenter__()
         await self.streams.__aenter__()
+        if self.shared_limits is not None:
+            await self.shared_limits.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.shared_limits is not None:
+            await self.shared_limits.__aexit__(kind, error, trace)
         await self.streams.__aexit__(kind, error, trace)
         await self.request_metrics.__aexit__(kind, error, trace)
         await self.cache_policy.__aexit__(kind, error, trace)

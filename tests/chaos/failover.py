@@ -35,7 +35,12 @@ LEADS_S = 2 * CHECK_S
 PATHS = ("/data?limit=20&sort=source", "/data?source=coingecko&limit=10", "/assets?limit=10")
 READERS = 4
 PAUSE_S = 0.05
+_LEADS = re.compile(r"^kasparro_leader(\{[^}]*\})? 1", re.MULTILINE)
 _VERSION = re.compile(r'-v([0-9a-f]+)\.[0-9a-f]{12}"')
+# How far a standby without a primary has come.
+_REPLAYED = """
+SELECT pg_last_wal_replay_lsn()::text WHERE NOT EXISTS (SELECT FROM pg_stat_wal_receiver)
+"""
 # The newest record of a coin is the one in unified_data.
 _WRONG_ROWS = """
 SELECT count(*) FROM unified_data AS coin
@@ -178,18 +183,18 @@ class Installation:
                 for service in self.services:
                     with suppress(aiohttp.ClientError, OSError):
                         async with session.get(f"{service.name}/metrics") as response:
-                            if "kasparro_leader 1.0" in await response.text():
+                            if _LEADS.search(await response.text()):
                                 return service
                 await asyncio.sleep(0.1)
 
     async def promote(self, timeline: Timeline) -> None:
         """Make the standby the primary, whose processes have ended."""
-        async with self.standby.admin() as connection:
-            while not await connection.fetchval(
-                "SELECT pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()"
-                " AND NOT EXISTS (SELECT FROM pg_stat_wal_receiver)"
-            ):
-                await asyncio.sleep(0.01)
+        async with self.standby.admin() as connection, asyncio.timeout(60):
+            before = None
+            # The end of what it received may be a part of a record, which is never replayed.
+            while before != (replayed := await connection.fetchval(_REPLAYED)) or replayed is None:
+                before = replayed
+                await asyncio.sleep(0.1)
             timeline.fail_over(await connection.fetchval("SELECT data_version FROM instance"))
             assert await connection.fetchval("SELECT pg_promote()")
         self.primary, self.standby = self.standby, self.primary
@@ -201,7 +206,7 @@ class Installation:
         shutil.rmtree(old.folder)
         self.standby = await self._made.standby(self.primary, port=old.port)
         async with asyncio.timeout(60):
-            while not await self._caught_up():
+            while not await self._caught_up():  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(0.05)
 
     async def _caught_up(self) -> bool:
