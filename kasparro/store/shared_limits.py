@@ -68,8 +68,8 @@ class SharedLimits:
 
     @property
     def away(self) -> bool:
-        """Whether the primary did not answer a moment ago."""
-        return time.monotonic() < self._away_until
+        """Whether there is no session, or the primary did not answer a moment ago."""
+        return self._session is None or self._session.is_closed() or time.monotonic() < self._away_until
 
     async def take(self, client: str, count: int, unused: int, requests: int, seconds: int) -> Grant:
         """Take up to `count` requests from a client's quota of `requests` in `seconds`. `unused` is how many
@@ -106,11 +106,11 @@ class SharedLimits:
 
     @asynccontextmanager
     async def _answering(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
-        if self.away:
-            raise DatabaseUnavailable("the primary did not answer a moment ago")
+        session = self._session
+        if session is None or self.away:
+            raise DatabaseUnavailable("the primary does not answer")
         try:
             async with timeout(ANSWER_S), self._mutex:
-                session = self._open_session()
                 with self._database.using(session):
                     yield session
         # Before its migration, a database has no such table.
@@ -118,11 +118,6 @@ class SharedLimits:
             self._away_until = time.monotonic() + AWAY_S
             log.warning("shared_limits_unavailable", reason=one_line(error))
             raise DatabaseUnavailable(f"limits cannot be shared: {one_line(error)}") from error
-
-    def _open_session(self) -> "asyncpg.Connection[asyncpg.Record]":
-        if self._session is None or self._session.is_closed():
-            raise DatabaseUnavailable("there is no session on the primary")
-        return self._session
 
     async def _keep_session(self) -> None:
         deleted_at = float("-inf")

@@ -1,17 +1,19 @@
 -- Limits that all processes of a database share (kasparro/store/shared_limits.py).
 
-{#- How many requests a quota still has: of the $3 requests in $4 seconds that the rate allows, those that have
-    come back by now. $5 requests that a process was given, and did not need, are back at once. #}
-{%- set base -%}
-greatest(quota.full_at - $5 * ($4::float8 / $3) * interval '1 second', excluded.asked_at)
-{%- endset -%}
+{#- The rate allows $3 requests in $4 seconds. #}
+{%- set request -%} ($4::float8 / $3::integer * interval '1 second') {%- endset -%}
+
+{#- When the quota is full again, if $5 requests are back that a process was given and did not need. #}
+{%- set full_at -%} greatest(quota.full_at - $5::integer * {{ request }}, excluded.asked_at) {%- endset -%}
+
+{#- How many requests the quota has by now, of the $2 that are asked for. Sums of floats have small errors. #}
 {%- set granted -%}
 least(
-    $2,
+    $2::integer,
     greatest(
         0,
         floor(
-            ($4 - extract(EPOCH FROM {{ base }} - excluded.asked_at)) / ($4::float8 / $3) + 0.000001
+            ($4 - extract(EPOCH FROM {{ full_at }} - excluded.asked_at)) * $3 / $4 + 0.000001
         )::integer
     )
 )
@@ -23,14 +25,14 @@ INSERT INTO shared_quotas AS quota (client, asked_at, full_at, granted)
 VALUES (
     $1,
     clock_timestamp(),
-    clock_timestamp() + least($2, $3) * ($4::float8 / $3) * interval '1 second',
-    least($2, $3)
+    clock_timestamp() + least($2::integer, $3::integer) * {{ request }},
+    least($2::integer, $3::integer)
 )
 ON CONFLICT (client) DO UPDATE
 SET
     asked_at = excluded.asked_at,
     granted = {{ granted }},
-    full_at = {{ base }} + {{ granted }} * ($4::float8 / $3) * interval '1 second'
+    full_at = {{ full_at }} + {{ granted }} * {{ request }}
 RETURNING granted, extract(EPOCH FROM full_at - asked_at)::float8 AS full_s;
 
 -- name: delete_full --

@@ -289,13 +289,13 @@ async def run_round(made: Installation, timeline: Timeline, reads: Reads, chance
     # In half of the rounds another process leads again before the primary fails.
     await asyncio.sleep(chance.choice((chance.uniform(0, 1), LEADS_S)))
     taken = await made.leads(made.primary)
-    reads_after_leader = reads.back_after(killed_leader, [other.name])
 
     await made.primary.end(signal.SIGKILL)
     killed_primary = time.monotonic()
     await asyncio.sleep(chance.uniform(0, 1))
     await made.promote(timeline)
     leads_s = await _until(lambda: made.leads(made.primary), 4 * LEADS_S)
+    reads_after_leader = reads.back_after(killed_leader, [other.name])
     reads_s = reads.back_after(killed_primary, [other.name])
 
     restarting = asyncio.create_task(made.restart(leader))
