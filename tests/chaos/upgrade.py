@@ -28,7 +28,6 @@ PATH = "/data?limit=20&sort=source"
 CLIENTS = 20
 # How long a process gets no requests before it ends, as behind a proxy that takes it out first.
 DRAIN_S = 0.5
-BETWEEN_S = 5.0
 _SIGNATURE_BYTES = 16
 
 
@@ -141,7 +140,7 @@ async def load(rotation: Rotation, rate: float) -> AsyncIterator[None]:
                 raise result
 
 
-async def upgrade(old: Path, new: Path, rate: float) -> list[str]:
+async def upgrade(old: Path, new: Path, rate: float, between_s: float) -> list[str]:
     """Replace two services one after the other. Describes what clients should not have got."""
     rotation = Rotation()
     folder = Path(tempfile.mkdtemp(prefix="kasparro-upgrade-"))
@@ -156,16 +155,16 @@ async def upgrade(old: Path, new: Path, rate: float) -> list[str]:
         rotation.bases = [process.name for process in running]
         began = time.monotonic()
         async with load(rotation, rate):
-            await asyncio.sleep(BETWEEN_S)
+            await asyncio.sleep(between_s)
             for process in running:
                 # As an orchestrator does it: the new one is ready before the old one gets no more requests.
                 replacement = await world.start(new)
                 rotation.bases.append(replacement.name)
-                await asyncio.sleep(BETWEEN_S)
+                await asyncio.sleep(between_s)
                 rotation.bases.remove(process.name)
                 await asyncio.sleep(DRAIN_S)
                 await process.stop()
-            await asyncio.sleep(BETWEEN_S)
+            await asyncio.sleep(between_s)
         seconds = time.monotonic() - began
         async with primary.admin() as connection:
             runs = await connection.fetch("SELECT status, count(*) FROM runs GROUP BY status ORDER BY status")
@@ -202,9 +201,10 @@ def show(found: Sequence[str]) -> int:
     help="A checkout of the older version.",
 )
 @click.option("--rate", default=200.0, show_default=True, help="Requests per second.")
-def main(old: Path, rate: float) -> None:
+@click.option("--between", default=5.0, show_default=True, help="Seconds between two replacements.")
+def main(old: Path, rate: float, between: float) -> None:
     """Start two services of the older version, and replace each by this version."""
-    sys.exit(show(asyncio.run(upgrade(old.resolve(), ROOT, rate))))
+    sys.exit(show(asyncio.run(upgrade(old.resolve(), ROOT, rate, between))))
 
 
 if __name__ == "__main__":
