@@ -36,7 +36,7 @@ from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.store.archive_files import find_name, listed_files, listed_names
 from kasparro.store.bootstrap import database_url
-from kasparro.store.instance import WrongDatabase, is_demo
+from kasparro.store.instance import WrongDatabase, end_cursors, is_demo
 from kasparro.store.locks import has_leader
 from kasparro.store.migrations import migrate as apply_migrations
 from kasparro.store.migrations import pending
@@ -211,14 +211,28 @@ def check(files: tuple[str, ...], explain: bool, as_json: bool) -> None:
 
 
 @main.command()
-def migrate() -> None:
+@click.option(
+    "--restored",
+    is_flag=True,
+    help="The database was restored from a backup: reject the cursors that clients have from before.",
+)
+def migrate(restored: bool) -> None:
     """Apply pending migrations to the database."""
     settings = _load_settings()
-    applied = _exit_on_error(lambda: asyncio.run(with_database(settings, apply_migrations)))
+
+    async def work(database: Database) -> list[str]:
+        applied = await apply_migrations(database)
+        if restored:
+            await end_cursors(database)
+        return applied
+
+    applied = _exit_on_error(lambda: asyncio.run(with_database(settings, work)))
     for name in applied:
         out.print(f"applied {name}")
     if not applied:
         out.print("the schema is up to date")
+    if restored:
+        out.print("clients must start again without a cursor")
 
 
 @main.command()

@@ -332,7 +332,8 @@ def write_access(data: Path, account: Account) -> None:
         pwd.getpwuid(uid).pw_name for uid in {0, os.geteuid(), account.uid} if Account(uid, uid).has_name
     }
     files = {
-        "pg_hba.conf": "local all all peer map=kasparro\n",
+        # The second line is for pg_basebackup.
+        "pg_hba.conf": "local all all peer map=kasparro\nlocal replication all peer map=kasparro\n",
         "pg_ident.conf": "".join(f'kasparro "{name}" {USER}\n' for name in sorted(names)),
     }
     for name, text in files.items():

@@ -5,7 +5,6 @@ import unicodedata
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from itertools import repeat
 
 import msgspec
 
@@ -255,11 +254,16 @@ def copy_lines(
     of `copy_cell`, joined by tabs. `position` is the position of the first record in its batch. `lacks` are
     the fields that the layout of the records does not have.
     """
-    # Encoding all records in one call takes half the time of one call per record.
-    hashed = "\n".join(map("\t".join, zip(keys, contents, strict=True))).encode().split(b"\n")
-    numbered = enumerate(
-        zip(map(_content_hash, hashed, repeat(_hash_person(lacks))), keys, strict=True), start=position
-    )
+    # Encoding all records in one call takes half the time of one call per record, and a copy of a hash two
+    # thirds of the time of a new one.
+    reported = "\n".join(map("\t".join, zip(keys, contents, strict=True))).encode().split(b"\n")
+    copy_hash = _new_hash(lacks).copy
+    digests = []
+    for values in reported:
+        content_hash = copy_hash()
+        content_hash.update(values)
+        digests.append(content_hash.hexdigest())
+    numbered = enumerate(zip(digests, keys, strict=True), start=position)
     return CopyLines(
         "".join([f"{number}\t{digest}\tt\t{key}\n" for number, (digest, key) in numbered]).encode(),
         "".join(
@@ -291,21 +295,18 @@ def copy_record(record: Record, position: int, lacks: Sequence[str] = ()) -> Cop
     content = "\t".join([copy_cell(value) for value in values])
     hashed = f"{when}\t{source_id}\t{content}" if record.has_source_time else f"{source_id}\t{content}"
     has_source_time = "t" if record.has_source_time else "f"
-    digest = _content_hash(hashed.encode(), _hash_person(lacks))
+    content_hash = _new_hash(lacks)
+    content_hash.update(hashed.encode())
     return CopyLines(
-        f"{position}\t{digest}\t{has_source_time}\t{when}\t{source_id}\n".encode(),
+        f"{position}\t{content_hash.hexdigest()}\t{has_source_time}\t{when}\t{source_id}\n".encode(),
         f"{position}\t{content}\n".encode(),
     )
 
 
-def _hash_person(lacks: Sequence[str]) -> bytes:
-    # A missing field differs from a null one, so it changes the hash.
-    return ",".join(lacks).encode()
-
-
-def _content_hash(reported: bytes, person: bytes) -> str:
-    # It covers the values that the source reports, and nothing else.
-    return blake2b(reported, digest_size=16, person=person).hexdigest()
+def _new_hash(lacks: Sequence[str]) -> blake2b:
+    # It covers the values that the source reports, and nothing else. A missing field differs from a null one,
+    # so it changes the hash.
+    return blake2b(digest_size=16, person=",".join(lacks).encode())
 
 
 def _quoted(text: str) -> str:

@@ -7,11 +7,11 @@ from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
-import aiohttp
 import msgspec
 import stamina
 
@@ -23,6 +23,9 @@ from kasparro.sources.base import SourceContext
 from kasparro.sources.error_words import find_words, shorten
 from kasparro.sources.json_array import ArrayTooLong, split_array
 from kasparro.tracing import traced
+
+if TYPE_CHECKING:
+    import aiohttp
 
 # CoinPaprika's whole list is 2 MB. A much longer response is not read to its end.
 BODY_LIMIT = 64 << 20
@@ -117,6 +120,11 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         return _host(self._base_url)
 
     async def __aenter__(self) -> Self:
+        # Importing aiohttp takes a tenth of a second and 8 MB, so only a run that calls an upstream does it,
+        # and not in the event loop. All other functions here are called after this.
+        await asyncio.to_thread(import_module, "aiohttp")
+        import aiohttp  # noqa: PLC0415
+
         self._session = aiohttp.ClientSession(
             headers={"User-Agent": f"kasparro/{__version__}", "Accept": "application/json", **self._headers},
             timeout=aiohttp.ClientTimeout(total=CALL_S, connect=CONNECT_S, sock_read=SILENCE_S),
@@ -184,6 +192,8 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         limits: RetryLimits,
         items_limit: int | None,
     ) -> UpstreamResponse:
+        import aiohttp  # noqa: PLC0415
+
         async with self._limiter:
             await self._context.count_call()
             body = bytearray()
@@ -198,7 +208,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
                 ) as response:
                     await _read(response, body)
             except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-                if isinstance(error, _NOTHING_SENT):
+                if _sent_nothing(error):
                     await self._context.uncount_call()
                 await self._save(path, parameters, response, bytes(body), complete=False)
                 raise self._error(_failure(error), transient=True) from error
@@ -220,7 +230,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         self,
         path: str,
         parameters: Mapping[str, str],
-        response: aiohttp.ClientResponse | None,
+        response: "aiohttp.ClientResponse | None",
         body: bytes,
         *,
         complete: bool,
@@ -259,7 +269,7 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
             raise UpstreamError(text, transient=error.transient) from error
 
     def _status_error(
-        self, response: aiohttp.ClientResponse, body: bytes, limits: RetryLimits
+        self, response: "aiohttp.ClientResponse", body: bytes, limits: RetryLimits
     ) -> UpstreamError:
         status = response.status
         message = self._message(body)
@@ -292,13 +302,20 @@ class UpstreamClient(AbstractAsyncContextManager["UpstreamClient"]):
         return UpstreamError(f"{self._name} {text}", transient=transient, retry_after_s=retry_after_s)
 
 
-# No connection was made, so no request was sent: DNS, a refused connection, no route, TLS, a proxy.
-_NOTHING_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+def _sent_nothing(error: Exception) -> bool:
+    # No connection was made, so no request was sent: DNS, a refused connection, no route, TLS, a proxy.
+    import aiohttp  # noqa: PLC0415
+
+    return isinstance(
+        error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+    )
 
 
 async def _no_hidden_retry(
-    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
+    request: "aiohttp.ClientRequest", handler: "aiohttp.ClientHandlerType"
+) -> "aiohttp.ClientResponse":
+    import aiohttp  # noqa: PLC0415
+
     # aiohttp repeats a GET automatically if the connection was closed. The budget would not count that call.
     try:
         return await handler(request)
@@ -330,7 +347,7 @@ def _host(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
-def _validators(response: aiohttp.ClientResponse) -> Validators:
+def _validators(response: "aiohttp.ClientResponse") -> Validators:
     def header(name: str) -> str | None:
         # The value is sent back unchanged, so it must be printable ASCII.
         value = response.headers.get(name, "")
@@ -366,6 +383,8 @@ async def parse_list(name: str, body: bytes) -> list[msgspec.Raw]:
 
 def _failure(error: Exception) -> str:
     """Describe why there is no complete response."""
+    import aiohttp  # noqa: PLC0415
+
     if isinstance(error, TimeoutError):
         return "did not answer in time"
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -375,7 +394,7 @@ def _failure(error: Exception) -> str:
     return f"could not be read: {one_line(error)}"
 
 
-async def _read(response: aiohttp.ClientResponse, body: bytearray) -> None:
+async def _read(response: "aiohttp.ClientResponse", body: bytearray) -> None:
     async for chunk in response.content.iter_chunked(1 << 16):
         body += chunk
         if len(body) > BODY_LIMIT:

@@ -157,6 +157,11 @@ async def save_progress(
     )
     if row is None:
         raise AssertionError("the statement save_file returns a row")
+    # The currencies of rows that were loaded before are kept, because these rows may stay.
+    known = set(row["quoted_in"] or ())
+    if row["quoted_in"] is None or not known.issuperset(checkpoint.quoted_in):
+        currencies = sorted(known.union(checkpoint.quoted_in))
+        await connection.execute(_SQL["save_currencies"], row["id"], currencies)
     replaces = tuple(number for number in checkpoint.replaces if number != row["id"])
     return OpenFile(row["id"], replaces, row["loading_since"], row["unsettled"])
 
@@ -191,7 +196,12 @@ async def finish(connection: Connection, source: str, name: str, file: OpenFile,
     `shares` says that its last batch shares moments.
     """
     await connection.execute(_SQL["delete_forgotten"], source, name)
-    if not (shares or file.unsettled or file.replaces):
+    if not (
+        shares
+        or file.unsettled
+        or file.replaces
+        or await connection.fetchval(_SQL["has_provisional"], file.id)
+    ):
         return Settled()
     await connection.execute(_SQL["long_timeout"])
     await connection.execute(_SQL["staging"])

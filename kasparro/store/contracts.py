@@ -1,5 +1,6 @@
 """Stores the contracts of coins: which list is due, what a list changes, and the contracts of given coins."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -106,7 +107,9 @@ async def contracts(
     connection: Connection, source: str | None = None, ids: Sequence[str] | None = None
 ) -> list[Contract]:
     """The contracts of all sources or of one, of all its coins or of these ids."""
-    return [Contract(*row) for row in await connection.fetch(_SQL["contracts"], source, ids)]
+    rows = await connection.fetch(_SQL["contracts"], source, ids)
+    # In a thread, because there may be 20,000, and requests would wait meanwhile.
+    return await asyncio.to_thread(lambda: [Contract(*row) for row in rows])
 
 
 async def changed_at(connection: Connection) -> datetime | None:

@@ -62,51 +62,67 @@ def position(selection: Selection, decoded: Any) -> CursorPosition:
     Raises msgspec.ValidationError if it does not fit.
     """
     found = msgspec.convert(decoded, CursorPosition)
-    kind: Any = selection.rows.fields[selection.column]
-    return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind | None))
+    if found.value is None:
+        return found
+    kind = selection.rows.fields[selection.column]
+    return msgspec.structs.replace(found, value=msgspec.convert(found.value, kind))
 
 
 async def next_page(
-    connection: Connection, selection: Selection, limit: int, after: CursorPosition, *, slow: bool
+    connection: Connection,
+    selection: Selection,
+    limit: int,
+    after: CursorPosition,
+    *,
+    newest: int = 0,
+    slow: bool,
 ) -> asyncpg.Record:
     """The page after a position, as the rows were at the version of the position.
 
-    With `as_of`, the order by source continues whatever is committed, another order only until a commit.
+    `newest` is the newest data version that an earlier page had: after a commit, a statement for the current
+    version would read a page in vain. With `as_of`, the order by source continues whatever is committed,
+    another order only until a commit.
 
     Raises CursorExpired; CursorAhead; CursorNeedsSlowPool if the page may take long and the connection is
     not one of the slow pool (`slow`).
     """
-    variables = selection.variables() | {
-        "position": kind_of(selection, after),
-        "nullable": selection.nullable,
-        "limit": limit,
-    }
+    variables = selection.variables()
+    options = {"position": kind_of(selection, after), "nullable": selection.nullable, "limit": limit}
     values = selection.values() | {
         "version": after.version,
         "value": after.value,
         "last_state": after.listing_state,
         **{f"key_{number}": text for number, text in enumerate(after.key, 1)},
     }
-    statement = _SQL["next_page"].compose(**variables)
-    (found,) = await connection.fetch(statement.text, *statement.values(values))
-    if found["version"] == after.version:
-        return found
-    if found["version"] < after.version:
-        raise CursorAhead(after.version)
-    if selection.as_of is not None:
-        if selection.sort == selection.rows.key:
+    if selection.as_of is not None or newest <= after.version:
+        statement = _SQL["next_page"].compose(variables, **options)
+        (found,) = await connection.fetch(statement.text, *statement.values(values))
+        newest = found["version"]
+        if newest == after.version:
             return found
-        raise CursorExpired("the data has changed, and with as_of only the order by source continues then")
-    if not slow and found["version"] - after.version > FAR_VERSIONS:
+        _check_reached(newest, after)
+        if selection.as_of is not None:
+            if selection.sort == selection.rows.key:
+                return found
+            raise CursorExpired(
+                "the data has changed, and with as_of only the order by source continues then"
+            )
+    if not slow and newest - after.version > FAR_VERSIONS:
         raise CursorNeedsSlowPool("so much was committed since the first page that this one may take long")
     bounded = selection.sort == "rank" and after.value is not None
-    statement = _SQL["next_page_of_snapshot"].compose(**variables, bounded=bounded)
+    statement = _SQL["next_page_of_snapshot"].compose(variables, **options, bounded=bounded)
     (found,) = await connection.fetch(statement.text, *statement.values(values))
+    _check_reached(found["version"], after)
     if after.version < found["oldest_cursor_version"]:
         raise CursorExpired("its first page is too old")
     if after.manual_edits != found["manual_edits"]:
         raise CursorExpired("rows were changed manually, or by an older version of Kasparro")
     return found
+
+
+def _check_reached(version: int, after: CursorPosition) -> None:
+    if version < after.version:
+        raise CursorAhead(after.version)
 
 
 def kind_of(selection: Selection, after: CursorPosition) -> str:

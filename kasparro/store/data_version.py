@@ -157,7 +157,6 @@ class DataVersion:
     async def _watch(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
-        self._tokens = VersionTokens(await signing_key(connection))
         poll_s = UNHEARD_POLL_S
         if self._database.can_listen:
             # A standby cannot listen.
@@ -167,6 +166,9 @@ class DataVersion:
         while not lost.is_set():
             polled_at = time.perf_counter()
             version = await version_of(connection)
+            if version != self.seen or self._tokens is None:
+                # A database that was restored from a backup of another one has another key.
+                self._tokens = VersionTokens(await signing_key(connection))
             self.fresh_until = polled_at + FRESH_S
             self._see(version)
             with suppress(TimeoutError):

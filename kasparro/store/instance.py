@@ -33,3 +33,9 @@ async def is_demo(database: Database) -> bool:
     async with database.writing() as connection:
         found: bool = await connection.fetchval(_SQL["is_demo"])
     return found
+
+
+async def end_cursors(database: Database) -> None:
+    """Reject all cursors of before, and let streams begin again. Raises DatabaseUnavailable."""
+    async with database.writing() as connection:
+        await connection.execute(_SQL["new_cursor_key"])

@@ -27,6 +27,8 @@ _SQL = statements("load/batch.sql") | statements("load/compare.sql") | statement
 # How many rejects of one file's rows, of an API's source run, or of whole files are stored with their raw
 # text. All are counted.
 REJECTS_LIMIT = 1_000
+# How much one COPY command sends.
+COPY_BYTES = 512 * 1024
 # How many invalid values of one kind are stored with their text. All are counted.
 INVALID_SAMPLES = 5
 
@@ -428,8 +430,13 @@ async def known_pages(connection: Connection, source: str) -> list[CrawledPage]:
 
 
 async def _copy(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:
-    # In one piece: if the connection ends between two pieces, asyncpg 0.32 waits forever to write the next
-    # one, or raises uvloop's RuntimeError and drops the future with the cause. asyncpg accepts any buffer;
-    # its stubs do not say so.
-    source: Any = memoryview(lines)
-    await connection.copy_to_table(table, source=source, columns=columns, format="text")
+    # Several commands, because asyncpg copies what a command sends, and requests wait meanwhile. Each sends
+    # one piece: if the connection ends between two pieces, asyncpg 0.32 waits forever to write the next one,
+    # or raises uvloop's RuntimeError and drops the future with the cause.
+    start = 0
+    while start < len(lines):
+        end = lines.find(b"\n", start + COPY_BYTES) + 1 or len(lines)
+        # asyncpg accepts any buffer; its stubs do not say so.
+        source: Any = memoryview(lines)[start:end]
+        await connection.copy_to_table(table, source=source, columns=columns, format="text")
+        start = end

@@ -54,10 +54,15 @@ CONNECTION_IDLE_S = 300.0
 REPLICA_CONNECTION_S = 60.0
 # If no replica answers, all reads go to the primary for this time before one of them tries a replica again.
 REPLICA_RETRY_S = 1.0
+# For so long, a connection goes from one request to the next without asyncpg's pool in between: to return it
+# and to take it again takes longer than a short statement. That pool closes idle and expired connections.
+KEPT_S = 1.0
 # Between two attempts to connect to a server that has no free connections.
 FULL_PAUSE_S = 0.25
 # The server ends a statement that takes too long. If it does not even report that, the connection is dead.
 DEAD_AFTER_S = 5
+# How long an unfinished statement may take to end before its session is closed.
+END_TIMEOUT_S = 1
 
 # Transient errors: the server is down, starting, stopping, failing over or full, or the connection was lost.
 _TRANSIENT = (
@@ -463,6 +468,10 @@ class _Pool:
         self._slots = FairSemaphore(pool.get_max_size())
         self._requests = 0
         self._in_use = 0
+        # Connections between two requests, each with the time until which it is kept.
+        self._kept: list[tuple[PoolConnectionProxy[asyncpg.Record], float]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._returning: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def connection(self, client: str = "") -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
@@ -472,7 +481,7 @@ class _Pool:
             raise DatabaseBusy(f"{self._most_per_client} requests of this client wait for PostgreSQL already")
         self._requests += 1
         try:
-            connection = await self._acquire(client)
+            connection, kept_until = await self._acquire(client)
             self._in_use += 1
             try:
                 if self._sessions.shared:
@@ -480,6 +489,12 @@ class _Pool:
                         yield connection
                 else:
                     yield connection
+            except BaseException:
+                kept_until = 0.0
+                # The others may be lost too.
+                self._return_kept()
+                await _end_statement(connection)
+                raise
             finally:
                 self._in_use -= 1
                 # If the connection was lost, the proxy is empty and there is nothing to end.
@@ -488,13 +503,16 @@ class _Pool:
                         # The transaction was cancelled while it began. Only closing the session ends it.
                         connection.terminate()
                 try:
-                    await self._pool.release(connection)
+                    if time.monotonic() < kept_until:
+                        self._keep(connection, kept_until)
+                    else:
+                        await self._pool.release(connection)
                 finally:
                     self._slots.release(client)
         finally:
             self._requests -= 1
 
-    async def _acquire(self, client: str) -> "PoolConnectionProxy[asyncpg.Record]":
+    async def _acquire(self, client: str) -> "tuple[PoolConnectionProxy[asyncpg.Record], float]":
         began = time.monotonic()
         deadline = began + self._wait_s
         if self._renew_s is not None and began - self._renewed_at > self._renew_s:
@@ -508,8 +526,15 @@ class _Pool:
             if rejected is not None and time.monotonic() >= deadline:
                 self._slots.release(client)
                 raise rejected
+            while self._kept:
+                connection, kept_until = self._kept.pop()
+                # The proxy of a connection that was lost meanwhile is empty.
+                with suppress(asyncpg.InterfaceError):
+                    if not connection.is_closed():
+                        return connection, kept_until
             try:
-                return await self._pool.acquire(timeout=deadline - time.monotonic())
+                connection = await self._pool.acquire(timeout=deadline - time.monotonic())
+                return connection, time.monotonic() + KEPT_S
             except asyncpg.TooManyConnectionsError as error:
                 asyncio.get_running_loop().call_later(FULL_PAUSE_S, self._slots.release, client)
                 rejected = error
@@ -527,11 +552,28 @@ class _Pool:
         """Close the connections, each when nobody uses it any more."""
         self._renewed_at = time.monotonic()
         await self._pool.expire_connections()
+        self._return_kept()
+
+    def _keep(self, connection: "PoolConnectionProxy[asyncpg.Record]", until: float) -> None:
+        self._kept.append((connection, until))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(KEPT_S, self._return_kept)
+
+    def _return_kept(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection, _ in self._kept:
+            returning = asyncio.create_task(self._pool.release(connection))
+            self._returning.add(returning)
+            returning.add_done_callback(self._returning.discard)
+        self._kept.clear()
 
     def usage(self) -> tuple[int, int, int]:
         return self._pool.get_max_size(), self._in_use, self._requests - self._in_use
 
     async def close(self) -> None:
+        self._return_kept()
         try:
             async with timeout(CONNECT_TIMEOUT_S):
                 await self._pool.close()
@@ -547,6 +589,25 @@ class _Pool:
 
 async def _nothing_to_reset(connection: object) -> None:
     pass
+
+
+async def _end_statement(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    """End a statement that was prepared, but not executed.
+
+    asyncpg sends the message Sync not after the preparation, but with the execution. If a task is cancelled
+    between the two, or its arguments cannot be encoded, the server stays in an implicit transaction, with a
+    snapshot and with locks. A statement of the simple protocol ends it.
+    """
+    ended = False
+    try:
+        with suppress(Exception):
+            await connection.execute("SELECT 1", timeout=END_TIMEOUT_S)
+            ended = True
+    finally:
+        # An empty proxy means that the connection was lost.
+        with suppress(asyncpg.InterfaceError):
+            if not ended:
+                connection.terminate()
 
 
 @contextmanager

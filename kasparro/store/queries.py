@@ -1,5 +1,6 @@
 """Reads /data and /assets by page, by row and as a whole, as text that PostgreSQL has formatted."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 import asyncpg
 import msgspec
 
+from kasparro.concurrency import cancel_all
 from kasparro.store import cursors
 from kasparro.store.cursors import CursorPosition
 from kasparro.store.pool import Connection
@@ -52,8 +54,9 @@ async def page(
         found, total = await _first_page(connection, totals, selection, limit, offset)
         version, manual_edits = found["version"], found["manual_edits"]
     else:
-        found = await cursors.next_page(connection, selection, limit, after, slow=slow)
+        found = await cursors.next_page(connection, selection, limit, after, newest=totals.version, slow=slow)
         version, total, manual_edits = after.version, after.total, after.manual_edits
+    totals.version = found["version"]
     last = None
     if found["key"] is not None:
         last = CursorPosition(
@@ -65,12 +68,12 @@ async def page(
 async def _first_page(
     connection: Connection, totals: Totals, selection: Selection, limit: int, offset: int
 ) -> tuple[asyncpg.Record, int | None]:
-    variables = selection.variables() | {"limit": limit, "offset": offset > 0}
+    variables = selection.variables()
     values = selection.values() | {"offset": offset}
     while True:
         needed = None if selection.as_of is not None else totals.needed(selection.filters)
         # The limit is in the text: for an unknown one, PostgreSQL plans for a tenth of the table.
-        statement = _SQL["first_page"].compose(**variables, total=needed)
+        statement = _SQL["first_page"].compose(variables, limit=limit, offset=offset > 0, total=needed)
         (found,) = await connection.fetch(statement.text, *statement.values(values))
         if selection.as_of is not None:
             return found, None
@@ -103,12 +106,17 @@ async def export(
     """All rows of a selection as lines of text without line ends, `EXPORTED_AT_ONCE` at a time, all of one
     moment.
 
-    PostgreSQL makes no more of them than are fetched. CSV for a spreadsheet has no formulas.
+    PostgreSQL makes the next ones meanwhile, and no more. CSV for a spreadsheet has no formulas.
     """
-    variables = selection.variables() | ({"spreadsheet": spreadsheet} if form == "csv" else {})
-    statement = _SQL[form].compose(**variables)
+    options = {"spreadsheet": spreadsheet} if form == "csv" else {}
+    statement = _SQL[form].compose(selection.variables(), **options)
     # A cursor needs a transaction; its only statement sees one moment of the data.
     async with connection.transaction(readonly=True):
         cursor = await connection.cursor(statement.text, *statement.values(selection.values()))
-        while rows := await cursor.fetch(EXPORTED_AT_ONCE):
-            yield [row[0] for row in rows]
+        ahead = asyncio.create_task(cursor.fetch(EXPORTED_AT_ONCE))
+        try:
+            while rows := await ahead:
+                ahead = asyncio.create_task(cursor.fetch(EXPORTED_AT_ONCE))
+                yield [row[0] for row in rows]
+        finally:
+            await cancel_all([ahead])

@@ -27,6 +27,8 @@ class Totals:
 
     def __init__(self, rows: RowList = DATA) -> None:
         self._rows = rows
+        self.version = 0
+        """The data version of the page that was read last."""
         self._uncounted: dict[str, int] = {}
         self._manual_edits = -1
         self._expires = float("-inf")

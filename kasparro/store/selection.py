@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
+
+from kasparro.store.sql import Variables
 
 # The fields of a row of /data in the order of the API, with the types of their values in a sort key. A list
 # can be sorted by each of them.
@@ -179,21 +182,32 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         """The values for the statements, by name."""
         return {**self.filters.values(), "as_of": self.as_of}
 
-    def variables(self) -> dict[str, Any]:
+    def variables(self) -> Variables:
         """The variables for the templates of the statements."""
-        given = self.filters.values().keys()
-        # An index returns the rows of one symbol in order of rank: this condition needs no separation from
-        # the order.
-        ordered = {"symbol"} if self.sort == "rank" and self.as_of is None else set()
-        return {
-            **{condition: condition in given for condition in CONDITIONS},
-            "list": self.rows.name,
-            "as_of": self.as_of is not None,
-            "column": self.column,
-            "descending": self.descending,
-            "fields": columns(self.fields, self.rows),
-            "selective": not _SELECTIVE.isdisjoint(given - ordered),
-        }
+        given = tuple(self.filters.values())
+        return _variables(self.rows.name, given, self.sort, self.fields, self.as_of is not None)
+
+
+# Most requests have the same few kinds of selections; to list the variables takes as long as half a page.
+@lru_cache(maxsize=1_024)
+def _variables(
+    name: Literal["data", "assets"], given: tuple[str, ...], sort: str, fields: tuple[str, ...], as_of: bool
+) -> Variables:
+    rows = DATA if name == "data" else ASSETS
+    selection = Selection(sort=sort, rows=rows)
+    # An index returns the rows of one symbol in order of rank: this condition needs no separation from the
+    # order.
+    ordered = {"symbol"} if sort == "rank" and not as_of else set()
+    found = {
+        **{condition: condition in given for condition in CONDITIONS},
+        "list": name,
+        "as_of": as_of,
+        "column": selection.column,
+        "descending": selection.descending,
+        "fields": columns(fields, rows),
+        "selective": not _SELECTIVE.isdisjoint({*given} - ordered),
+    }
+    return frozenset(found.items())
 
 
 def in_order(names: Sequence[str], rows: RowList = DATA) -> list[str]:

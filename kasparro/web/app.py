@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from kasparro.settings import Settings
 from kasparro.store.pool import Database
+from kasparro.store.sql import compile_templates
 from kasparro.supervision import Supervisor
 from kasparro.tracing import flush, trace_requests
 from kasparro.web.http import problems
@@ -83,6 +84,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
+        compile_templates()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(flush)
             await stack.enter_async_context(database)

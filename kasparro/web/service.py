@@ -89,6 +89,7 @@ class Service:
         self.totals = {rows.name: Totals(rows) for rows in (DATA, ASSETS)}
         self._signing_key: bytes | None = None
         self.shared_limits = SharedLimits(database, supervisor) if settings.shared_limits else None
+        self.cache_policy.version.subscribe(self._forget_signing_key)
         self.access = AccessControl(settings, self.shared_limits)
         self.export_queue = ExportQueue(database.exporters, self.shared_limits)
         self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
@@ -162,10 +163,14 @@ class Service:
                 )
 
     async def signing_key(self, connection: Connection) -> bytes:
-        """The key that signs cursors. It is stored in the database and read once."""
+        """The key that signs cursors. It is stored in the database, and read again when its data may be other
+        data, restored from a backup."""
         if self._signing_key is None:
             self._signing_key = await cursors.signing_key(connection)
         return self._signing_key
+
+    def _forget_signing_key(self) -> None:
+        self._signing_key = None
 
     async def problems(self) -> list[str]:
         """Problems of all background tasks and worker processes of the service, one line each."""

@@ -1,7 +1,6 @@
 """Sends server-sent events to every open stream: committed data versions with what changed, and runs."""
 
 import asyncio
-import contextvars
 import re
 import secrets
 import time
@@ -18,7 +17,7 @@ import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kasparro.concurrency import cancel_all, timeout
+from kasparro.concurrency import timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import changes
@@ -30,17 +29,15 @@ from kasparro.web import reports
 from kasparro.web.http.connections import Connection
 from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
+from kasparro.web.http.headers import UNBUFFERED
 from kasparro.web.http.problems import RETRY_AFTER_S, Problem
 from kasparro.web.http.request_metrics import Counts
+from kasparro.web.shared_calls import SharedCalls
 
 log = structlog.get_logger()
 client_log = RateLimitedLog(log)
 
 MEDIA_TYPE = "text/event-stream"
-HEADERS = {
-    "X-Accel-Buffering": "no",
-}
-
 # Runs are read this often while a stream is open. So are versions, in case a notification was lost.
 POLL_S = 1.0
 # If all servers have shown only older versions for this time, the newer ones are lost. A standby that had not
@@ -293,8 +290,7 @@ class Streams:
         self._woken = asyncio.Event()
         # One read of the state at a time, and one of the changes since each position.
         self._refreshing = asyncio.Lock()
-        self._resuming: dict[Position, asyncio.Task[_Step]] = {}
-        self._waiting: Counter[asyncio.Task[_Step]] = Counter()
+        self._resuming = SharedCalls[Position, _Step]()
         self._state: State | None = None
         self._read_at = self._woken_at = float("-inf")
         # Since when the servers have shown only versions before the known one, and the newest that was lost.
@@ -317,7 +313,7 @@ class Streams:
             stream.end("shutdown")
         if self._task is not None:
             await self._task.stop()
-        await cancel_all({*self._resuming.values()})
+        await self._resuming.close()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -454,34 +450,10 @@ class Streams:
 
     async def _resumed(self, position: Position, client: str) -> _Step:
         # The same way may be wanted by many clients at once, after a restart. It is read for the first, with
-        # a connection of its share. The last one that disconnects cancels it.
+        # a connection of its share.
         if position in self._steps:
             return self._steps[position]
-        task = self._resuming.get(position)
-        if task is None:
-            # In a context of its own, because it works for several requests.
-            task = self._resuming[position] = asyncio.create_task(
-                self._step(position, client), context=contextvars.Context()
-            )
-            task.add_done_callback(lambda ended: self._resuming_ended(position, ended))
-        self._waiting[task] += 1
-        try:
-            return await asyncio.shield(task)
-        finally:
-            self._waiting[task] -= 1
-            if not self._waiting[task]:
-                del self._waiting[task]
-                if not task.done():
-                    # A request that comes now must not join a cancelled task.
-                    del self._resuming[position]
-                    task.cancel()
-
-    def _resuming_ended(self, position: Position, task: asyncio.Task[_Step]) -> None:
-        if self._resuming.get(position) is task:
-            del self._resuming[position]
-        if not task.cancelled():
-            # Every client may have left: without this, asyncio would log the exception as never retrieved.
-            task.exception()
+        return await self._resuming.join(position, lambda: self._step(position, client))
 
     async def _step(self, position: Position, client: str | None = None) -> _Step:
         # The way from a position to the newest state. Without a client, it is for the open streams.
@@ -596,7 +568,7 @@ class EventStream(Response):
         wanted: Filter,
         first: tuple[bytes, Position, int],
     ) -> None:
-        super().__init__(headers=HEADERS, media_type=MEDIA_TYPE)
+        super().__init__(headers=UNBUFFERED, media_type=MEDIA_TYPE)
         del self.headers["Content-Length"]
         self._streams = streams
         self._client = client

@@ -97,10 +97,21 @@ SELECT count(*) FROM touched;
 -- quotes the outlying one is the one that is so far from the median of the asset's prices in the day before,
 -- if the other one is not.
 --
--- LIMIT and OFFSET keep each look-up one descent of an index: most batches touch few assets, and PostgreSQL
--- may plan a join to read all of them. The condition on valid_until is outside of the look-up, because
+-- LIMIT, OFFSET and ORDER BY keep each look-up one descent of an index: most batches touch few assets, and
+-- PostgreSQL may plan a join to read all of them. The condition on valid_until is outside of the look-up, because
 -- PostgreSQL would also read the whole partial index of current links for each asset.
-WITH quotes AS (
+WITH links AS MATERIALIZED (
+    SELECT link.*
+    FROM touched_assets AS touched
+    CROSS JOIN LATERAL (
+        SELECT *
+        FROM asset_links
+        WHERE asset = touched.asset
+        OFFSET 0
+    ) AS link
+),
+
+quotes AS (
     SELECT
         link.asset,
         link.valid_from,
@@ -112,13 +123,7 @@ WITH quotes AS (
                 AND (coin.symbol IS DISTINCT FROM link.symbol OR coin.name IS DISTINCT FROM link.name)
                 THEN 'the source has renamed it, and the link is not confirmed yet'
         END AS unusable
-    FROM touched_assets AS touched
-    CROSS JOIN LATERAL (
-        SELECT *
-        FROM asset_links
-        WHERE asset = touched.asset
-        OFFSET 0
-    ) AS link
+    FROM links AS link
     CROSS JOIN LATERAL (
         SELECT
             source,
@@ -132,7 +137,7 @@ WITH quotes AS (
         FROM unified_data
         -- A row that was deleted and added again gets its asset from the resolver.
         WHERE source = link.source AND source_id = link.source_id AND asset = link.asset
-        LIMIT 1
+        ORDER BY source_id
     ) AS coin
     WHERE link.valid_until = 'infinity'
 ),
@@ -164,31 +169,38 @@ fresh AS (
     GROUP BY asset
 ),
 
+day_before AS (
+    SELECT
+        fresh.asset,
+        CASE
+            WHEN count(*) > 2 THEN percentile_disc(0.5) WITHIN GROUP (ORDER BY history.price_usd)
+        END AS price
+    FROM fresh
+    INNER JOIN links AS link ON fresh.asset = link.asset
+    CROSS JOIN LATERAL (
+        SELECT price_usd
+        FROM unified_history
+        WHERE
+            source = link.source
+            AND source_id = link.source_id
+            AND observed_at >= fresh.began_at - interval '1 day'
+            AND observed_at < fresh.began_at
+            AND observed_at >= link.valid_from
+            AND observed_at < link.valid_until
+            AND price_usd IS NOT NULL
+        ORDER BY source_id
+    ) AS history
+    WHERE fresh.quotes = 2 AND fresh.highest > 1.2 * fresh.lowest
+    GROUP BY fresh.asset
+),
+
 referred AS (
     SELECT
         fresh.*,
-        {{ median("prices") }} AS price,
-        CASE
-            WHEN fresh.quotes > 2 THEN {{ median("prices") }}
-            WHEN fresh.quotes = 2 AND fresh.highest > 1.2 * fresh.lowest THEN (
-                SELECT
-                    CASE
-                        WHEN count(*) > 2
-                            THEN percentile_disc(0.5) WITHIN GROUP (ORDER BY history.price_usd)
-                    END
-                FROM asset_links AS link
-                INNER JOIN unified_history AS history
-                    ON link.source = history.source AND link.source_id = history.source_id
-                WHERE
-                    link.asset = fresh.asset
-                    AND history.observed_at >= fresh.began_at - interval '1 day'
-                    AND history.observed_at < fresh.began_at
-                    AND history.observed_at >= link.valid_from
-                    AND history.observed_at < link.valid_until
-                    AND history.price_usd IS NOT NULL
-            )
-        END AS reference
+        {{ median("fresh.prices") }} AS price,
+        CASE WHEN fresh.quotes > 2 THEN {{ median("fresh.prices") }} ELSE day_before.price END AS reference
     FROM fresh
+    LEFT JOIN day_before ON fresh.asset = day_before.asset
 ),
 
 judged AS (

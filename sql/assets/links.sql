@@ -41,7 +41,7 @@ SELECT
     (instance.resolved_with = $1) IS NOT TRUE
     OR instance.resolver_problem IS NOT NULL
     OR EXISTS (
-        SELECT
+        SELECT 1
         FROM unified_data AS coin
         LEFT JOIN asset_links AS link
             ON
@@ -314,44 +314,63 @@ ORDER BY source, source_id;
 SELECT
     coin.source,
     coin.source_id,
-    link.symbol,
-    link.name,
+    coin.linked_symbol AS symbol,
+    coin.linked_name AS name,
     {{ listed(FIGURES, "found.") }},
     found.observed_at,
     coin.first_seen_at,
     CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
     found.since
-FROM asset_links AS link
-INNER JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
-CROSS JOIN LATERAL {{ relabelled("before.*, next.since") }} AS found;
+FROM {{ relabelled("asset_links") }};
 
 -- name: prices --
 -- Prices of two rows at about the same moments: each of the newest prices of the first row with the price of
 -- the second that is nearest before it, at most 15 minutes older.
-SELECT
-    pair.position::integer AS position,
-    one.price_usd AS price,
-    other.price_usd AS other_price
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
-WITH ORDINALITY AS pair (source, source_id, other_source, other_id, position)
-CROSS JOIN LATERAL (
+WITH ones AS MATERIALIZED (
     SELECT
-        price_usd,
-        observed_at
-    FROM unified_history
-    WHERE source = pair.source AND source_id = pair.source_id AND price_usd IS NOT NULL
-    ORDER BY observed_at DESC
-    LIMIT 200
-) AS one
+        pair.position,
+        pair.other_source,
+        pair.other_id,
+        one.price_usd,
+        one.observed_at
+    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
+    WITH ORDINALITY AS pair (source, source_id, other_source, other_id, position)
+    INNER JOIN unified_data AS coin ON pair.source = coin.source AND pair.source_id = coin.source_id
+    CROSS JOIN LATERAL (
+        SELECT
+            price_usd,
+            observed_at
+        FROM unified_history
+        WHERE source = coin.source AND source_id = coin.source_id AND price_usd IS NOT NULL
+        ORDER BY observed_at DESC
+        LIMIT 200
+    ) AS one
+)
+
+SELECT
+    coin.position::integer AS position,
+    coin.price_usd AS price,
+    other.price_usd AS other_price
+FROM (
+    SELECT
+        ones.position,
+        ones.price_usd,
+        ones.observed_at,
+        known.source,
+        known.source_id
+    FROM ones
+    INNER JOIN unified_data AS known ON ones.other_source = known.source AND ones.other_id = known.source_id
+    ORDER BY ones.position
+) AS coin
 CROSS JOIN LATERAL (
     SELECT price_usd
     FROM unified_history
     WHERE
-        source = pair.other_source
-        AND source_id = pair.other_id
+        source = coin.source
+        AND source_id = coin.source_id
         AND price_usd IS NOT NULL
-        AND observed_at <= one.observed_at
-        AND observed_at > one.observed_at - interval '15 minutes'
+        AND observed_at <= coin.observed_at
+        AND observed_at > coin.observed_at - interval '15 minutes'
     ORDER BY observed_at DESC
     LIMIT 1
 ) AS other;

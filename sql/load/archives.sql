@@ -63,9 +63,9 @@ SET
 WHERE source = $1 AND id = ANY($2::integer[]) AND complete;
 
 -- name: save_file --
--- The name decides between files, so the moments that a renamed file shares are settled again. The currencies
--- of rows that were loaded before are kept, because these rows may stay. Returns whether the file has moments
--- to settle when it is loaded to its end.
+-- The name decides between files, so the moments that a renamed file shares are settled again. Of a known
+-- file, the currencies are left to `save_currencies`. Returns whether the file has moments to settle when it is
+-- loaded to its end, besides those of `has_provisional`.
 INSERT INTO archive_files AS known (
     source,
     {{ listed(FILE) }},
@@ -81,21 +81,19 @@ ON CONFLICT (source, key) WHERE forgotten_at IS NULL DO UPDATE SET
     unsettled_since = CASE
         WHEN known.name <> excluded.name THEN '-infinity'::timestamptz
         ELSE known.unsettled_since
-    END,
-    quoted_in = ARRAY(
-        SELECT DISTINCT currency
-        FROM unnest(known.quoted_in || excluded.quoted_in) AS currencies (currency) -- noqa: RF01
-        ORDER BY currency
-    )
+    END
 RETURNING
     id,
     loading_since,
-    unsettled_since IS NOT NULL
-    -- sqlfluff does not know that the alias of the table is visible here.
-    OR EXISTS (
-        SELECT FROM shared_records
-        WHERE file_id = known.id AND provisional -- noqa: RF01
-    ) AS unsettled;
+    unsettled_since IS NOT NULL AS unsettled,
+    quoted_in;
+
+-- name: save_currencies --
+UPDATE archive_files SET quoted_in = $2::text[] WHERE id = $1;
+
+-- name: has_provisional --
+-- Whether a file has moments that were its newest ones, which are to be settled once it has later ones.
+SELECT EXISTS(SELECT 1 FROM shared_records WHERE file_id = $1 AND provisional);
 
 -- name: save_bounds --
 UPDATE archive_files
@@ -127,7 +125,7 @@ WITH priced AS (
             recorded_at
         FROM unified_history
         WHERE source = $1 AND source_id = changes.source_id AND observed_at = changes.observed_at
-        LIMIT 1
+        ORDER BY observed_at
     ) AS known
     WHERE changes.corrects AND known.file_id = $2 AND known.recorded_at >= $3
     UNION ALL
@@ -171,7 +169,7 @@ CROSS JOIN LATERAL (
     SELECT *
     FROM unified_history
     WHERE source = $1 AND source_id = changes.source_id AND observed_at = changes.observed_at
-    LIMIT 1
+    ORDER BY observed_at
 ) AS known
 WHERE changes.shares AND known.file_id <> 0
 ON CONFLICT (source, source_id, observed_at, file_id) DO NOTHING;

@@ -53,6 +53,9 @@ LOCK TABLE ONLY unified_history IN ROW EXCLUSIVE MODE;
 -- A merged batch is sorted and joined in memory; the default of 4 MB is too little for that.
 SET LOCAL work_mem = '32MB';
 
+-- PostgreSQL overestimates the work of `compare`, and would compile it for every batch.
+SET LOCAL jit = off;
+
 -- The tables that COPY fills with a batch, and staged_changes, in which `compare` notes what is new in it.
 -- They belong to the session and are empty after each commit.
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_keys (
@@ -104,25 +107,44 @@ SELECT EXISTS(SELECT FROM history_months WHERE source = $1 AND thinned_to IS NOT
 -- name: skip_thinned --
 -- Drops the records of a file ($2; null: of an API) that an already thinned record of the same file stands
 -- for: they are known, but no longer there to be compared.
-DELETE FROM staged_keys
-USING history_months AS months
-WHERE
-    months.source = $1
-    AND months.month = date_trunc('month', staged_keys.observed_at AT TIME ZONE 'UTC')::date
-    AND months.thinned_to IS NOT NULL
-    AND staged_keys.observed_at >= (
+WITH known AS (
+    SELECT coin.position
+    FROM staged_keys AS staged
+    INNER JOIN history_months AS months
+        ON months.month = date_trunc('month', staged.observed_at AT TIME ZONE 'UTC')::date
+    CROSS JOIN LATERAL (
+        SELECT
+            staged.position,
+            staged.observed_at,
+            (months.month + interval '1 month')::timestamp AT TIME ZONE 'UTC' AS ends_at,
+            source,
+            source_id
+        FROM unified_data
+        WHERE source = $1 AND source_id = staged.source_id
+        ORDER BY source_id
+    ) AS coin
+    CROSS JOIN LATERAL (
         SELECT history.thinned_from
         FROM unified_history AS history
         WHERE
-            history.source = $1
-            AND history.source_id = staged_keys.source_id
-            AND history.observed_at > staged_keys.observed_at
-            AND history.observed_at < (months.month + interval '1 month')::timestamp AT TIME ZONE 'UTC'
+            history.source = coin.source
+            AND history.source_id = coin.source_id
+            AND history.observed_at > coin.observed_at
+            AND history.observed_at < coin.ends_at
             AND history.price_usd IS NOT NULL
             AND history.file_id IS NOT DISTINCT FROM $2::integer
         ORDER BY history.observed_at
         LIMIT 1
-    );
+    ) AS next
+    WHERE
+        months.source = $1
+        AND months.thinned_to IS NOT NULL
+        AND coin.observed_at >= next.thinned_from
+)
+
+DELETE FROM staged_keys
+USING known
+WHERE staged_keys.position = known.position;
 
 -- name: partitions --
 -- Creates the partitions of the months that the batch adds to.
@@ -226,7 +248,7 @@ CROSS JOIN LATERAL (
     SELECT *
     FROM unified_data
     WHERE source = $1 AND source_id = changes.source_id
-    LIMIT 1
+    ORDER BY source_id
 ) AS known
 WHERE changes.updates_latest OR changes.updates_labels;
 
@@ -317,7 +339,7 @@ WITH offered AS (
             rank_observed_at
         FROM unified_data
         WHERE source = $1 AND source_id = changes.source_id
-        LIMIT 1
+        ORDER BY source_id
     ) AS known
     WHERE changes.updates_labels
 ),

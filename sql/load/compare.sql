@@ -8,21 +8,41 @@ WITH incoming AS (
         source_id,
         observed_at,
         content_hash,
-        has_source_time
+        has_source_time,
+        {{ "true" if newest else "observed_at = last_value(observed_at) OVER of_coin" }} AS latest
     FROM staged_keys
+    {% if not newest %}
+    WINDOW of_coin AS (
+        PARTITION BY source_id
+        ORDER BY observed_at, position DESC
+        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+    )
+    {% endif %}
     ORDER BY source_id, observed_at{{ " DESC" if newest }}, position DESC
 ),
+{% if not newest %}
+known AS (
+    SELECT
+        incoming.position,
+        history.content_hash,
+        history.file_id
+    FROM incoming
+    CROSS JOIN LATERAL (
+        SELECT
+            content_hash,
+            file_id
+        FROM unified_history
+        WHERE source = $1 AND source_id = incoming.source_id AND observed_at = incoming.observed_at
+        ORDER BY observed_at
+    ) AS history
+),
+{% endif %}
 looked_up AS MATERIALIZED (
     SELECT
         incoming.*,
         known.content_hash AS known_hash,
         known.file_id AS known_file,
-        coalesce(known.file_id <> $4::integer AND known.file_id <> ALL($5::integer[]), false) AS is_shared,
-        coalesce(
-            lead(incoming.source_id) OVER (ORDER BY incoming.source_id, incoming.observed_at)
-            <> incoming.source_id,
-            true
-        ) AS latest
+        coalesce(known.file_id <> $4::integer AND known.file_id <> ALL($5::integer[]), false) AS is_shared
     FROM incoming
     {% if newest %}
     CROSS JOIN LATERAL (
@@ -31,15 +51,60 @@ looked_up AS MATERIALIZED (
             $4::integer AS file_id
     ) AS known
     {% else %}
-    LEFT JOIN LATERAL (
-        SELECT
-            content_hash,
-            file_id
-        FROM unified_history
-        WHERE source = $1 AND source_id = incoming.source_id AND observed_at = incoming.observed_at
-        LIMIT 1
-    ) AS known ON true
+    LEFT JOIN known ON incoming.position = known.position
     {% endif %}
+),
+shared AS (
+    SELECT looked_up.position
+    FROM looked_up
+    CROSS JOIN LATERAL (
+        SELECT content_hash
+        FROM shared_records
+        WHERE
+            source = $1
+            AND source_id = looked_up.source_id
+            AND observed_at = looked_up.observed_at
+            AND file_id = $4
+        ORDER BY observed_at
+    ) AS given
+    WHERE looked_up.is_shared AND given.content_hash = looked_up.content_hash
+),
+shown AS (
+    SELECT
+        newest.*,
+        replayed.content_hash AS replayed_hash
+    FROM looked_up
+    CROSS JOIN LATERAL (
+        SELECT
+            looked_up.position,
+            looked_up.observed_at AS before,
+            source,
+            source_id,
+            content_hash,
+            observed_at,
+            has_source_time,
+            symbol_observed_at,
+            name_observed_at,
+            rank_observed_at,
+            fetched_at,
+            updated_at
+        FROM unified_data
+        WHERE source = $1 AND source_id = looked_up.source_id
+        ORDER BY source_id
+    ) AS newest
+    LEFT JOIN LATERAL (
+        SELECT content_hash
+        FROM unified_history
+        WHERE
+            $2::timestamptz IS NOT NULL
+            AND source = newest.source
+            AND source_id = newest.source_id
+            AND observed_at < newest.before
+            AND recorded_at <= $2
+        ORDER BY observed_at DESC
+        LIMIT 1
+    ) AS replayed ON true
+    WHERE looked_up.latest OR NOT looked_up.has_source_time
 ),
 compared AS (
     SELECT
@@ -53,24 +118,7 @@ compared AS (
         looked_up.known_hash IS NULL
         AND (
             looked_up.has_source_time
-            OR NOT coalesce(
-                looked_up.content_hash IN (
-                    newest.content_hash,
-                    (
-                        SELECT history.content_hash
-                        FROM unified_history AS history
-                        WHERE
-                            $2::timestamptz IS NOT NULL
-                            AND history.source = $1
-                            AND history.source_id = looked_up.source_id
-                            AND history.observed_at < looked_up.observed_at
-                            AND history.recorded_at <= $2
-                        ORDER BY history.observed_at DESC
-                        LIMIT 1
-                    )
-                ),
-                false
-            )
+            OR NOT coalesce(looked_up.content_hash IN (newest.content_hash, newest.replayed_hash), false)
         ) AS appends,
         coalesce(looked_up.known_hash <> looked_up.content_hash, false)
         AND NOT looked_up.is_shared AS corrects,
@@ -78,19 +126,7 @@ compared AS (
         AND NOT looked_up.is_shared
         AND $4 IS NOT NULL
         AND coalesce(looked_up.known_file <> $4, true) AS claims,
-        CASE
-            WHEN looked_up.is_shared
-                THEN NOT EXISTS (
-                    SELECT FROM shared_records
-                    WHERE
-                        source = $1
-                        AND source_id = looked_up.source_id
-                        AND observed_at = looked_up.observed_at
-                        AND file_id = $4
-                        AND content_hash = looked_up.content_hash
-                )
-            ELSE false
-        END AS shares,
+        looked_up.is_shared AND looked_up.position NOT IN (SELECT position FROM shared) AS shares,
         looked_up.latest
         AND NOT looked_up.is_shared
         AND coalesce(newest.content_hash <> looked_up.content_hash, true)
@@ -135,24 +171,7 @@ compared AS (
             false
         ) AS labels
     FROM looked_up
-    LEFT JOIN LATERAL (
-        SELECT
-            source_id,
-            content_hash,
-            observed_at,
-            has_source_time,
-            symbol_observed_at,
-            name_observed_at,
-            rank_observed_at,
-            fetched_at,
-            updated_at
-        FROM unified_data
-        WHERE
-            (looked_up.latest OR NOT looked_up.has_source_time)
-            AND source = $1
-            AND source_id = looked_up.source_id
-        LIMIT 1
-    ) AS newest ON true
+    LEFT JOIN shown AS newest ON looked_up.position = newest.position
 ),
 written AS (
     INSERT INTO staged_changes (
@@ -223,10 +242,10 @@ coins AS MATERIALIZED (
 
 SELECT
     CASE
-        WHEN NOT EXISTS (SELECT FROM first) THEN false
-        WHEN EXISTS (SELECT FROM staged_keys WHERE NOT has_source_time) THEN false
+        WHEN NOT EXISTS (SELECT 1 FROM first) THEN false
+        WHEN EXISTS (SELECT 1 FROM staged_keys WHERE NOT has_source_time) THEN false
         WHEN EXISTS (
-            SELECT
+            SELECT 1
             FROM first
             INNER JOIN unified_history AS history
                 ON first.source_id = history.source_id AND first.observed_at = history.observed_at
@@ -234,16 +253,16 @@ SELECT
         ) THEN false
         WHEN (SELECT 2 * count(*) > sum(records) FROM coins) THEN false
         ELSE NOT EXISTS (
-            SELECT
+            SELECT 1
             FROM coins
             CROSS JOIN LATERAL (
-                SELECT
+                SELECT 1
                 FROM unified_history
                 WHERE
                     source = $1
                     AND source_id = coins.source_id
                     AND observed_at BETWEEN coins.first_observed_at AND coins.last_observed_at
-                LIMIT 1
+                ORDER BY source_id
             ) AS known
         )
     END;
@@ -263,10 +282,12 @@ GROUP BY date_trunc('month', observed_at AT TIME ZONE 'UTC');
 -- the fields that the records of this batch lack. They are the same for all of them, so only the latest
 -- record of each coin can update labels.
 --
--- Of two records of one moment, the later in the batch counts. LIMIT keeps the look-up in the history one
+-- Of two records of one moment, the later in the batch counts. ORDER BY keeps the look-up in the history one
 -- descent of the index for each row; PostgreSQL may plan a join to read whole partitions, which would cost
 -- more every month. It does the same for unified_data, here and in `save_row_versions`, where a join may read
--- all rows of the source for every page.
+-- all rows of the source for every page. LIMIT would do the same, but with Citus each node looks up all rows
+-- of a temporary table, and no node knows which of them others have found. For the same reason a row without
+-- a match is found by a second join, and a look-up that needs LIMIT starts from a row of unified_data.
 --
 -- Of an archive, $4 is the file and $5 are the files that it replaces. A moment that another file gives, too,
 -- is only noted (`shares`): when the file is loaded to its end, all records of the moment are compared

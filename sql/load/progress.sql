@@ -32,8 +32,8 @@ FOR UPDATE OF sources;
 -- Compares an API's batch with unified_data before it is merged: the age in seconds of each record with a
 -- source time; and for each coin with a new price, ln(new price / old price) and the seconds between the
 -- two. A new rank alone does not count: most ranks move whenever a coin comes or goes. Anomalies are found
--- by comparing these figures with those of earlier runs. LIMIT keeps the look-up one descent of the index
--- for each row.
+-- by comparing these figures with those of earlier runs. ORDER BY keeps the look-up one descent of the index
+-- for each row (`compare`).
 WITH incoming AS (
     SELECT DISTINCT ON (staged_keys.source_id)
         staged_keys.source_id,
@@ -44,6 +44,20 @@ WITH incoming AS (
     FROM staged_keys
     INNER JOIN staged_contents ON staged_keys.position = staged_contents.position
     ORDER BY staged_keys.source_id, staged_keys.observed_at DESC, staged_keys.position DESC
+),
+known AS (
+    SELECT newest.*
+    FROM incoming
+    CROSS JOIN LATERAL (
+        SELECT
+            source_id,
+            content_hash,
+            observed_at,
+            price_usd
+        FROM unified_data
+        WHERE source = $1 AND source_id = incoming.source_id
+        ORDER BY source_id
+    ) AS newest
 ),
 compared AS (
     SELECT
@@ -63,15 +77,7 @@ compared AS (
         END AS move,
         extract(EPOCH FROM incoming.observed_at - known.observed_at)::float8 AS gap
     FROM incoming
-    LEFT JOIN LATERAL (
-        SELECT
-            content_hash,
-            observed_at,
-            price_usd
-        FROM unified_data
-        WHERE source = $1 AND source_id = incoming.source_id
-        LIMIT 1
-    ) AS known ON true
+    LEFT JOIN known ON incoming.source_id = known.source_id
 )
 SELECT
     array_agg(age) FILTER (WHERE age IS NOT NULL) AS ages,

@@ -268,16 +268,22 @@ SELECT count(*) FROM settled WHERE changed;
 -- name: abandoned_moments --
 -- The touched moments that no file gives any more.
 SELECT
-    touched.source_id,
-    touched.observed_at
+    source_id,
+    observed_at
+FROM touched_moments
+EXCEPT
+SELECT
+    given.source_id,
+    given.observed_at
 FROM touched_moments AS touched
-WHERE NOT EXISTS (
-    SELECT FROM shared_records AS shared
-    WHERE
-        shared.source = $1
-        AND shared.source_id = touched.source_id
-        AND shared.observed_at = touched.observed_at
-);
+CROSS JOIN LATERAL (
+    SELECT
+        source_id,
+        observed_at
+    FROM shared_records
+    WHERE source = $1 AND source_id = touched.source_id AND observed_at = touched.observed_at
+    ORDER BY observed_at
+) AS given;
 
 -- name: delete_moment --
 WITH deleted AS (
@@ -317,7 +323,7 @@ WHERE
 -- null.
 WITH newest AS (
     SELECT
-        coin.source_id,
+        shown.source_id,
         {{ listed(VALUES, "record.") }},
         record.observed_at,
         record.recorded_at,
@@ -328,13 +334,21 @@ WITH newest AS (
         {% for label in LABELS %}
         CASE
             WHEN record.lacks_{{ label }} THEN coalesce({{ label }}.observed_at, '-infinity')
-        END AS {{ label }}_observed_at{{ "," if not loop.last }}
+        END AS {{ label }}_observed_at,
+        {% endfor %}
+        shown.observed_at AS shown_observed_at,
+        shown.content_hash AS shown_content_hash,
+        {% for label in LABELS %}
+        shown.{{ label }} AS shown_{{ label }},
+        coalesce(shown.{{ label }}_observed_at, shown.observed_at) AS shown_{{ label }}_observed_at
+        {{- "," if not loop.last }}
         {% endfor %}
     FROM touched_coins AS coin
+    INNER JOIN unified_data AS shown ON shown.source = $1 AND coin.source_id = shown.source_id
     LEFT JOIN LATERAL (
         SELECT *
         FROM unified_history
-        WHERE source = $1 AND source_id = coin.source_id
+        WHERE source = shown.source AND source_id = shown.source_id
         ORDER BY observed_at DESC
         LIMIT 1
     ) AS record ON true
@@ -346,8 +360,8 @@ WITH newest AS (
         FROM unified_history
         WHERE
             record.lacks_{{ label }}
-            AND source = $1
-            AND source_id = coin.source_id
+            AND source = shown.source
+            AND source_id = shown.source_id
             AND lacks_{{ label }} IS NULL
         ORDER BY observed_at DESC
         LIMIT 1
@@ -367,24 +381,22 @@ staged AS (
         rank_observed_at
     )
     SELECT
-        newest.source_id,
-        {{ listed(CONTENT, "newest.") }},
-        newest.observed_at,
-        newest.recorded_at,
-        newest.content_hash,
-        newest.symbol_observed_at,
-        newest.name_observed_at,
-        newest.rank_observed_at
+        source_id,
+        {{ listed(CONTENT) }},
+        observed_at,
+        recorded_at,
+        content_hash,
+        symbol_observed_at,
+        name_observed_at,
+        rank_observed_at
     FROM newest
-    INNER JOIN unified_data AS shown ON shown.source = $1 AND newest.source_id = shown.source_id
     WHERE
-        newest.observed_at IS NULL
-        OR newest.observed_at <> shown.observed_at
-        OR newest.content_hash <> shown.content_hash
+        observed_at IS NULL
+        OR observed_at <> shown_observed_at
+        OR content_hash <> shown_content_hash
         {% for label in LABELS %}
-        OR newest.{{ label }} IS DISTINCT FROM shown.{{ label }}
-        OR coalesce(newest.{{ label }}_observed_at, newest.observed_at)
-        <> coalesce(shown.{{ label }}_observed_at, shown.observed_at)
+        OR {{ label }} IS DISTINCT FROM shown_{{ label }}
+        OR coalesce({{ label }}_observed_at, observed_at) <> shown_{{ label }}_observed_at
         {% endfor %}
     RETURNING observed_at
 )

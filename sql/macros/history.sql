@@ -150,12 +150,29 @@ FROM (
 GROUP BY {{ coin }}, time
 {%- endmacro %}
 
-{#- When the current link of a row ends before it is ended: the moment of the first record after the last one
-    with the symbol and name that the link was confirmed for. `link` and `coin` are the link and the row in
-    unified_data. #}
-{%- macro relabelled(columns) -%}
+{#- The rows whose symbol or name is not that of their current link, of a relation of links, in a FROM: `coin`
+    is the row in unified_data, with its link. `found` is its last record with the symbol and name that the
+    link was confirmed for, and `since` the moment of the first record after it: then the link ends before it
+    is ended. #}
+{%- macro relabelled(links) -%}
 (
-    SELECT {{ columns }}
+    SELECT
+        coin.*,
+        link.valid_from,
+        link.symbol AS linked_symbol,
+        link.name AS linked_name
+    FROM {{ links }} AS link
+    INNER JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
+    WHERE
+        link.valid_until = 'infinity'
+        AND link.method <> 'rule'
+        AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name)
+    ORDER BY coin.source_id
+) AS coin
+CROSS JOIN LATERAL (
+    SELECT
+        before.*,
+        next.since
     FROM unified_history AS before
     CROSS JOIN LATERAL (
         SELECT coalesce(min(history.observed_at), coin.observed_at) AS since
@@ -166,15 +183,12 @@ GROUP BY {{ coin }}, time
             AND history.observed_at > before.observed_at
     ) AS next
     WHERE
-        link.valid_until = 'infinity'
-        AND link.method <> 'rule'
-        AND (coin.symbol, coin.name) IS DISTINCT FROM (link.symbol, link.name)
-        AND before.source = coin.source
+        before.source = coin.source
         AND before.source_id = coin.source_id
-        AND before.observed_at >= link.valid_from
-        AND (before.lacks_symbol OR before.symbol IS NOT DISTINCT FROM link.symbol)
-        AND (before.lacks_name OR before.name IS NOT DISTINCT FROM link.name)
+        AND before.observed_at >= coin.valid_from
+        AND (before.lacks_symbol OR before.symbol IS NOT DISTINCT FROM coin.linked_symbol)
+        AND (before.lacks_name OR before.name IS NOT DISTINCT FROM coin.linked_name)
     ORDER BY before.observed_at DESC
     LIMIT 1
-)
+) AS found
 {%- endmacro %}

@@ -1,8 +1,8 @@
 {#- The rows that GET /data, GET /assets and their exports select (`list` says which of the two); import it
     with the context of the statement. #}
-{%- from "macros/columns.sql" import ASSET, CONTENT, LISTS, VALUES, listed as in_a_row, rfc3339 %}
+{%- from "macros/columns.sql" import ASSET, CONTENT, LISTS, TIMES, VALUES, listed as in_a_row, rfc3339 %}
 {%- set from = LISTS[list] %}
-{%- from "macros/files.sql" import quoted_in %}
+{%- from "macros/files.sql" import currency_of_file, quoted_in %}
 
 {#- The conditions of a selection, to follow a WHERE. ILIKE folds letters beyond ASCII only where the
     collation is not "C". #}
@@ -41,60 +41,55 @@
 {%- macro rows_as_of() -%}
 (
     SELECT
+        source,
+        source_id,
+        asset,
+        {{ in_a_row(CONTENT + TIMES) }},
+        rank_observed_at,
+        listing_state
+    FROM unified_data
+    WHERE observed_at <= :as_of
+    UNION ALL
+    SELECT
         coin.source,
         coin.source_id,
         coin.asset,
-        {{ in_a_row(CONTENT, "record.") }},
-        record.observed_at,
+        CASE WHEN history.lacks_symbol THEN coin.symbol ELSE history.symbol END AS symbol,
+        CASE WHEN history.lacks_name THEN coin.name ELSE history.name END AS name,
+        CASE
+            WHEN history.lacks_rank IS NULL THEN history.rank
+            WHEN coin.rank_observed_at <= :as_of THEN coin.rank
+        END AS rank,
+        {{ in_a_row(VALUES, "history.") }},
+        history.observed_at,
         coin.first_seen_at,
-        record.updated_at,
-        record.rank_observed_at,
+        history.recorded_at,
+        CASE WHEN history.lacks_rank THEN coin.rank_observed_at END,
         coin.listing_state
     FROM unified_data AS coin
     CROSS JOIN LATERAL (
-        SELECT
-            {{ in_a_row(CONTENT, "coin.") }},
-            coin.observed_at,
-            coin.updated_at,
-            coin.rank_observed_at
-        WHERE coin.observed_at <= :as_of
-        UNION ALL
-        (
-            SELECT
-                CASE WHEN history.lacks_symbol THEN coin.symbol ELSE history.symbol END AS symbol,
-                CASE WHEN history.lacks_name THEN coin.name ELSE history.name END AS name,
-                CASE
-                    WHEN history.lacks_rank IS NULL THEN history.rank
-                    WHEN coin.rank_observed_at <= :as_of THEN coin.rank
-                END AS rank,
-                {{ in_a_row(VALUES, "history.") }},
-                history.observed_at,
-                history.recorded_at,
-                CASE WHEN history.lacks_rank THEN coin.rank_observed_at END
-            FROM unified_history AS history
-            WHERE
-                coin.observed_at > :as_of
-                AND history.source = coin.source
-                AND history.source_id = coin.source_id
-                AND history.observed_at <= :as_of
-            ORDER BY history.observed_at DESC
-            LIMIT 1
-        )
-    ) AS record
+        SELECT *
+        FROM unified_history
+        WHERE source = coin.source AND source_id = coin.source_id AND observed_at <= :as_of
+        ORDER BY observed_at DESC
+        LIMIT 1
+    ) AS history
+    WHERE coin.observed_at > :as_of
 ) AS rows_as_of
 {%- endmacro %}
 
 {#- The rows of a selection. With `unchanged_since_version`, only those that have not changed since the
     version of a cursor. OFFSET 0 keeps a filter that few rows meet apart from the ordering: PostgreSQL would
-    otherwise check it on every row of an index until enough rows meet it. #}
-{%- macro selected_rows(unchanged_since_version=false) -%}
+    otherwise check it on every row of an index until enough rows meet it. Around it Citus cannot look up the
+    currency of a row (`shown`). #}
+{%- macro selected_rows(unchanged_since_version=false, looks_up=false) -%}
 (
     SELECT {{ in_a_row(from.columns) }}
     FROM {% if as_of %}{{ rows_as_of() }}{% else %}{{ from.table }}{% endif %}
 
     WHERE
         true{% if unchanged_since_version %} AND version <= :version{% endif %}{{ conditions() }}
-    {% if selective %}OFFSET 0{% endif %}
+    {% if selective and not (looks_up and "quoted_in" in fields) %}OFFSET 0{% endif %}
 
 ) AS selected_rows
 {%- endmacro %}
@@ -110,9 +105,9 @@ ORDER BY
     {{ in_a_row(from.key, suffix=" ASC") }}
 {%- endmacro %}
 
-{#- The fields of a row as clients see them, in the order of the contract. PostgreSQL looks up listed_at and
-    quoted_in only if the statement shows them. #}
-{%- macro shown_fields(relation) -%}
+{#- The fields of a row as clients see them, in the order of the contract, to be selected from
+    `shown_rows(relation)`. `currency` is where the currency of the row's file is. #}
+{%- macro shown_fields(relation, currency) -%}
 {% if list == "assets" -%}
 {{ in_a_row(ASSET[:-2]) }},
 {{ rfc3339("observed_at") }} AS observed_at,
@@ -128,23 +123,62 @@ asset,
 CASE
     WHEN rank IS NOT NULL THEN {{ rfc3339("coalesce(rank_observed_at, observed_at)") }}
 END AS rank_observed_at,
-(
-    SELECT {{ rfc3339("coins.listed_at") }}
-    FROM listings AS coins
-    WHERE coins.source = {{ relation }}.source AND coins.source_id = {{ relation }}.source_id
-) AS listed_at,
-{{ quoted_in(relation) }} AS quoted_in
+{% if "listed_at" in fields %}{{ rfc3339("listed.listed_at") }}{% else %}NULL{% endif %} AS listed_at,
+{% if "quoted_in" in fields %}{{ quoted_in(relation, currency) }}{% else %}NULL{% endif %} AS quoted_in
 {%- endif %}
+{%- endmacro %}
+
+{#- A relation with rows, and when each was listed, if the statement shows it. #}
+{%- macro with_listings(relation, name=none) -%}
+{{ relation }}
+{% if "listed_at" in fields %}
+LEFT JOIN (
+    SELECT
+        source AS listed_source,
+        source_id AS listed_source_id,
+        listed_at
+    FROM listings
+) AS listed
+    ON
+        {{ name or relation }}.source = listed.listed_source
+        AND {{ name or relation }}.source_id = listed.listed_source_id
+{% endif %}
+{%- endmacro %}
+
+{#- The fields of the rows of a relation of the list, such as `selected_rows`, for an export or a row. #}
+{%- macro shown(relation, name=none) -%}
+SELECT {{ shown_fields(name or relation, "(" ~ currency_of_file(name or relation) ~ ")") }}
+FROM {{ with_listings(relation, name) }}
 {%- endmacro %}
 
 {#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the
     data version, and the sort key of its last row, if another row follows it. #}
 {%- macro page_of_candidates(total_column="") -%}
+{% if "quoted_in" in fields %}
+quoted AS MATERIALIZED (
+    SELECT
+        candidates.source AS quoted_source,
+        candidates.source_id AS quoted_source_id,
+        given.quoted_in
+    FROM candidates
+    CROSS JOIN LATERAL (
+        {{ currency_of_file("candidates") }}
+        ORDER BY history.source_id
+    ) AS given
+),
+
+{% endif %}
 page AS (
     SELECT {{ fields }}
     FROM (
-        SELECT {{ shown_fields("candidates") }}
-        FROM candidates
+        SELECT {{ shown_fields("candidates", "quoted.quoted_in") }}
+        FROM {{ with_listings("candidates") }}
+        {% if "quoted_in" in fields %}
+        LEFT JOIN quoted
+            ON
+                candidates.source = quoted.quoted_source
+                AND candidates.source_id = quoted.quoted_source_id
+        {% endif %}
     ) AS shown
     LIMIT {{ limit }}
 )

@@ -163,14 +163,13 @@ WITH ordered AS (
             CASE
                 WHEN
                     price_usd IS NULL
-                    OR (source, source_id, observed_at) IN (
-                        SELECT
-                            shared.source,
-                            shared.source_id,
-                            shared.observed_at
-                        FROM shared_records AS shared
+                    OR EXISTS (
+                        SELECT FROM shared_records AS shared
                         WHERE
-                            shared.observed_at >= :begins_at
+                            shared.source = history.source
+                            AND shared.source_id = history.source_id
+                            AND shared.observed_at = history.observed_at
+                            AND shared.observed_at >= :begins_at
                             AND shared.observed_at < :begins_at::timestamptz + interval '1 month'
                     )
                     THEN observed_at

@@ -18,3 +18,8 @@ SELECT cursor_key FROM instance;
 
 -- name: is_demo --
 SELECT demo FROM instance;
+
+-- name: new_cursor_key --
+-- An export or a backup may be older than what clients have seen, and its data versions will be given again.
+-- So cursors and streams of before must not continue.
+UPDATE instance SET cursor_key = gen_random_uuid()::text || gen_random_uuid()::text;

@@ -122,11 +122,6 @@ FROM imported_parts;
 -- name: empty --
 DELETE FROM {{ table }};
 
--- name: new_cursor_key --
--- The export may be older than what clients have seen, and its data versions will be given again. So cursors
--- of before must not be valid.
-UPDATE instance SET cursor_key = gen_random_uuid()::text || gen_random_uuid()::text;
-
 -- name: end_import --
 DROP TABLE imported_parts;
 

@@ -4,6 +4,35 @@
 
 -- name: asset --
 -- An asset as JSON, with the current row of each of its links.
+WITH links AS MATERIALIZED (
+    SELECT
+        source,
+        source_id,
+        asset,
+        method,
+        score,
+        evidence
+    FROM asset_links
+    WHERE asset = :asset AND valid_until = 'infinity'
+),
+
+coins AS MATERIALIZED (
+    SELECT
+        coin.source,
+        coin.source_id,
+        coin.price_usd,
+        coin.observed_at,
+        link.method,
+        link.score,
+        link.evidence
+    FROM links AS link
+    INNER JOIN unified_data AS coin
+        ON
+            link.source = coin.source
+            AND link.source_id = coin.source_id
+            AND link.asset = coin.asset
+)
+
 SELECT row_to_json(shown)::text AS line
 FROM (
     SELECT
@@ -22,20 +51,14 @@ FROM (
                     excluded.reason IS NULL AS counted,
                     excluded.reason AS excluded_because,
                     json_build_object(
-                        'method', link.method, 'score', link.score, 'evidence', link.evidence
+                        'method', coin.method, 'score', coin.score, 'evidence', coin.evidence
                     ) AS link
-                FROM asset_links AS link
-                INNER JOIN unified_data AS coin
-                    ON
-                        link.source = coin.source
-                        AND link.source_id = coin.source_id
-                        AND link.asset = coin.asset
+                FROM coins AS coin
                 LEFT JOIN LATERAL (
                     SELECT given.reason
                     FROM json_to_recordset(found.excluded) AS given (source text, source_id text, reason text)
                     WHERE given.source = coin.source AND given.source_id = coin.source_id
                 ) AS excluded ON true
-                WHERE link.asset = found.asset AND link.valid_until = 'infinity'
             ) AS quote
         ) AS quotes
     FROM unified_assets AS found

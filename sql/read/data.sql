@@ -30,9 +30,7 @@ WITH chosen AS (
     FROM (
         SELECT {{ fields }}
         FROM (
-            SELECT {{ rows.shown_fields("rows_as_of" if as_of else "unified_data") }}
-            FROM {% if as_of %}{{ rows.rows_as_of() }}{% else %}unified_data{% endif %}
-
+            {{ rows.shown(rows.rows_as_of(), "rows_as_of") if as_of else rows.shown("unified_data") }}
             WHERE source = :source AND source_id = :source_id
         ) AS record
     ) AS shown
@@ -69,8 +67,7 @@ SELECT row_to_json(shown)::text
 FROM (
     SELECT {{ fields }}
     FROM (
-        SELECT {{ rows.shown_fields("selected_rows") }}
-        FROM {{ rows.selected_rows() }}
+        {{ rows.shown(rows.selected_rows(looks_up=true), "selected_rows") }}
         {{ rows.order() }}
     ) AS record
 ) AS shown;
@@ -94,8 +91,7 @@ FROM (
             {{ digits(LISTS[list].numbers) }},
             {{ listed(LISTS[list].others) }}
         FROM (
-            SELECT {{ rows.shown_fields("selected_rows") }}
-            FROM {{ rows.selected_rows() }}
+            {{ rows.shown(rows.selected_rows(looks_up=true), "selected_rows") }}
             {{ rows.order() }}
         ) AS record
     ) AS cells

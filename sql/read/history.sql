@@ -15,7 +15,7 @@ row_to_json(
 -- name: span --
 -- Whether there is such a coin, and the months between which the history of its source is.
 SELECT
-    EXISTS(SELECT FROM unified_data WHERE source = :source AND source_id = :source_id) AS known,
+    EXISTS(SELECT 1 FROM unified_data WHERE source = :source AND source_id = :source_id) AS known,
     min(month)::timestamp AT TIME ZONE 'UTC' AS begins_at,
     (max(month) + interval '1 month')::timestamp AT TIME ZONE 'UTC' AS ends_at
 FROM history_months
@@ -58,6 +58,22 @@ LOCK TABLE ONLY unified_history IN ACCESS SHARE MODE;
 -- The rows of an asset, and the moments between which the history of each belongs to it. A row that has
 -- another symbol or name than its link was confirmed for belongs to it only until then. Without such a
 -- history there is one row, if there is such an asset.
+WITH links AS MATERIALIZED (
+    SELECT link.*
+    FROM assets
+    LEFT JOIN asset_links AS link ON assets.asset = link.asset
+    WHERE assets.asset = :asset
+),
+
+renamed AS (
+    SELECT
+        coin.source,
+        coin.source_id,
+        coin.valid_from,
+        found.since
+    FROM {{ relabelled("links") }}
+)
+
 SELECT
     link.source,
     link.source_id,
@@ -65,9 +81,12 @@ SELECT
     CASE
         WHEN months.ends_at IS NOT NULL THEN least(link.valid_until, months.ends_at, renamed.since)
     END AS until
-FROM assets
-LEFT JOIN asset_links AS link ON assets.asset = link.asset
-LEFT JOIN unified_data AS coin ON link.source = coin.source AND link.source_id = coin.source_id
+FROM links AS link
+LEFT JOIN renamed
+    ON
+        link.source = renamed.source
+        AND link.source_id = renamed.source_id
+        AND link.valid_from = renamed.valid_from
 LEFT JOIN LATERAL (
     SELECT
         min(month)::timestamp AT TIME ZONE 'UTC' AS begins_at,
@@ -75,8 +94,6 @@ LEFT JOIN LATERAL (
     FROM history_months
     WHERE source = link.source
 ) AS months ON true
-LEFT JOIN LATERAL {{ relabelled("next.since") }} AS renamed ON true
-WHERE assets.asset = :asset
 ORDER BY link.source, link.source_id, link.valid_from;
 
 -- name: asset_points --

@@ -26,12 +26,13 @@ WITH coins AS MATERIALIZED (
 bounds AS MATERIALIZED (
     SELECT min(earliest.observed_at) AS since
     FROM coins
+    INNER JOIN unified_data AS coin ON coins.source = coin.source AND coins.source_id = coin.source_id
     CROSS JOIN LATERAL (
         SELECT observed_at
         FROM unified_history
         WHERE
-            source = coins.source
-            AND source_id = coins.source_id
+            source = coin.source
+            AND source_id = coin.source_id
             AND observed_at >= :since
             AND observed_at <= :until
             AND price_usd IS NOT NULL
@@ -51,27 +52,39 @@ parts AS MATERIALIZED (
 )
 
 SELECT
-    coins.asset,
-    parts.number,
-    bounds.since,
-    coins.source,
+    coin.asset,
+    coin.number,
+    coin.since,
+    coin.source,
     latest.observed_at,
     latest.price_usd
-FROM bounds
-CROSS JOIN parts
-CROSS JOIN coins
+FROM (
+    SELECT
+        coins.asset,
+        parts.number,
+        parts.after,
+        parts.until,
+        bounds.since,
+        known.source,
+        known.source_id
+    FROM bounds
+    CROSS JOIN parts
+    CROSS JOIN coins
+    INNER JOIN unified_data AS known ON coins.source = known.source AND coins.source_id = known.source_id
+    ORDER BY parts.number
+) AS coin
 CROSS JOIN LATERAL (
     SELECT
         observed_at,
         price_usd
     FROM unified_history
     WHERE
-        source = coins.source
-        AND source_id = coins.source_id
-        AND observed_at >= parts.after
-        AND observed_at <= parts.until
+        source = coin.source
+        AND source_id = coin.source_id
+        AND observed_at >= coin.after
+        AND observed_at <= coin.until
         AND price_usd IS NOT NULL
     ORDER BY observed_at DESC
     LIMIT 1
 ) AS latest
-ORDER BY coins.asset, parts.number, latest.observed_at;
+ORDER BY coin.asset, coin.number, latest.observed_at;

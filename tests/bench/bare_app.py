@@ -1,9 +1,10 @@
 """A bare ASGI app under the service's uvicorn settings: the least work that a response takes.
 
 `python -m tests.bench.bare_app FILE PORT`: FILE holds a `BareResponse` in MessagePack. With a statement, the
-app sends it to DATABASE_URL on one connection for every request.
+app sends it to DATABASE_URL for every request.
 """
 
+import asyncio
 import os
 import socket
 import sys
@@ -20,45 +21,53 @@ from kasparro.web.server import uvicorn_config
 
 
 class BareResponse(msgspec.Struct, frozen=True):
-    """A response; a statement's column `lines` goes between the two parts of its body."""
+    """A response; a statement's column `lines` goes between the two parts of its body.
+
+    A request for `/data/n` sends the statement with the values number n, any other with the first.
+    """
 
     status: int
     headers: Sequence[tuple[str, str]]
     body: bytes
     body_end: bytes = b""
     statement: str | None = None
-    values: Sequence[Any] = ()
+    values: Sequence[Sequence[Any]] = ((),)
+    connections: int = 1
 
 
 def main(file: str, port: int) -> None:
     """Serve until killed."""
     response = msgspec.msgpack.decode(Path(file).read_bytes(), type=BareResponse)
-    start = {
-        "type": "http.response.start",
-        "status": response.status,
-        "headers": [(name.encode(), value.encode()) for name, value in response.headers],
-    }
+    headers = [(name.encode(), value.encode()) for name, value in response.headers]
+    start = {"type": "http.response.start", "status": response.status, "headers": headers}
     finish = {"type": "http.response.body", "body": response.body}
-    connection: asyncpg.Connection[asyncpg.Record] | None = None
+    others = [header for header in headers if header[0].lower() != b"content-length"]
+    connections: list[asyncpg.Connection[asyncpg.Record]] = []
+    free = asyncio.Semaphore(response.connections)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal connection
         if scope["type"] == "lifespan":
             await receive()
             if response.statement is not None:
-                connection = await asyncpg.connect(os.environ["DATABASE_URL"])
+                url = os.environ["DATABASE_URL"]
+                connections.extend([await asyncpg.connect(url) for _ in range(response.connections)])
             await send({"type": "lifespan.startup.complete"})
             await receive()
-            if connection is not None:
+            for connection in connections:
                 await connection.close()
             await send({"type": "lifespan.shutdown.complete"})
-        elif connection is None or response.statement is None:
+        elif response.statement is None:
             await send(start)
             await send(finish)
         else:
-            (row,) = await connection.fetch(response.statement, *response.values)
-            await send(start)
+            number = scope["path"].rpartition("/")[2]
+            values = response.values[int(number) if number.isdigit() else 0]
+            async with free:
+                connection = connections.pop()
+                (row,) = await connection.fetch(response.statement, *values)
+                connections.append(connection)
             body = response.body + row["lines"].encode() + response.body_end
+            await send({**start, "headers": [*others, (b"content-length", b"%d" % len(body))]})
             await send({"type": "http.response.body", "body": body})
 
     listener = socket.create_server(("127.0.0.1", port))

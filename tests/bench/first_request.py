@@ -72,7 +72,7 @@ async def _response(
     if not lines:
         raise RuntimeError("the recorded statement does not return the rows of Kasparro's response")
     headers = own_headers_removed(answer.headers.items())
-    return BareResponse(answer.status, headers, begin, end, statement, values)
+    return BareResponse(answer.status, headers, begin, end, statement, [values])
 
 
 async def _check_same_rows(clients: dict[str, aiohttp.ClientSession]) -> None:

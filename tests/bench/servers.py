@@ -19,10 +19,11 @@ LIMIT = 50
 PATH = f"/data?limit={LIMIT}"
 
 
-def kasparro(database_url: str, **environment: str) -> AbstractAsyncContextManager[int]:
+def kasparro(database_url: str, *, workers: int = 1, **environment: str) -> AbstractAsyncContextManager[int]:
     """`kasparro serve` without scheduled runs; yields its port."""
     settings = {"DATABASE_URL": database_url, "KASPARRO_INTERVAL": "off", "KASPARRO_LOG_LEVEL": "error"}
-    return started("-m", "kasparro", "serve", "--port", **settings, **environment)
+    arguments = ("-m", "kasparro", "serve", "--workers", str(workers), "--port")
+    return started(*arguments, **settings, **environment)
 
 
 @asynccontextmanager

@@ -2,18 +2,14 @@
 
 import asyncio
 import itertools
-import os
-import re
 import statistics
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 
 import aiohttp
 
-from kasparro.model.batch import Batch
 from kasparro.store.pool import Database
 from tests.bench import measure, rows, servers, wrk
 from tests.bench.servers import PATH
@@ -53,7 +49,7 @@ async def main() -> None:
 
 
 async def _measure(database: Database, port: int, count: int) -> None:
-    pid = await _pid(port)
+    (pid,) = await measure.workers(port)
     await _rate(port, pid)
     rates: dict[tuple[bool, bool], list[float]] = {}
     memory, megabytes = [], 0.0
@@ -61,9 +57,9 @@ async def _measure(database: Database, port: int, count: int) -> None:
         for committing in (False, True):
             committer = database if committing else None
             rates.setdefault((committing, False), []).append(await _rate(port, pid, committer))
-            before = _resident_bytes(pid)
-            async with _open(port, count):
-                memory.append((_resident_bytes(pid) - before) / count)
+            before = measure.resident_bytes(pid)
+            async with open_streams(port, count):
+                memory.append((measure.resident_bytes(pid) - before) / count)
                 received = _Streams.received
                 rates.setdefault((committing, True), []).append(await _rate(port, pid, committer))
                 megabytes = (_Streams.received - received) / SECONDS / 1e6
@@ -82,8 +78,8 @@ async def _measure(database: Database, port: int, count: int) -> None:
 async def _rate(port: int, pid: int, committer: Database | None = None) -> float:
     # Responses per second of the service's CPU time, all of which the readers use that the streams leave. It
     # varies less than the time on the clock, which other processes take, too.
-    committing = None if committer is None else asyncio.create_task(_commit_regularly(committer))
-    began = _cpu_s(pid)
+    committing = None if committer is None else asyncio.create_task(commit_regularly(committer))
+    began = measure.cpu_s(pid)
     try:
         load = await wrk.load(port, [PATH], connections=READERS, seconds=SECONDS)
     finally:
@@ -92,31 +88,31 @@ async def _rate(port: int, pid: int, committer: Database | None = None) -> float
             await asyncio.wait({committing})
     if committing is not None and not committing.cancelled() and (error := committing.exception()):
         raise error
-    return load.rate * SECONDS / (_cpu_s(pid) - began)
+    return load.rate * SECONDS / (measure.cpu_s(pid) - began)
 
 
 _prices = itertools.count(1)
 
 
-async def _commit_regularly(database: Database) -> None:
-    batches = _batches()
+async def commit_regularly(database: Database) -> None:
+    """Commit a version once a second."""
     while True:
-        await asyncio.gather(load_batches(database, next(batches), source="coingecko"), asyncio.sleep(1))
+        await asyncio.gather(commit(database), asyncio.sleep(1))
 
 
-def _batches() -> Iterator[Batch]:
-    for price in _prices:
-        now = datetime.now(UTC)
-        yield make_batch(
-            *(
-                make_record(f"coin-{3 * n}", at=now, rank=3 * n + 1, price_usd=Decimal(price) + n)
-                for n in range(BATCH)
-            )
-        )
+async def commit(database: Database) -> None:
+    """Commit a version in which the prices of a page of coins change."""
+    now, price = datetime.now(UTC), next(_prices)
+    records = (
+        make_record(f"coin-{3 * n}", at=now, rank=3 * n + 1, price_usd=Decimal(price) + n)
+        for n in range(BATCH)
+    )
+    await load_batches(database, make_batch(*records), source="coingecko")
 
 
 @asynccontextmanager
-async def _open(port: int, count: int) -> AsyncIterator[None]:
+async def open_streams(port: int, count: int) -> AsyncIterator[None]:
+    """Open streams, 250 from one address, while the block runs."""
     loop = asyncio.get_running_loop()
     transports = []
     for number in range(count):
@@ -137,22 +133,3 @@ async def _wait_for_streams(port: int, count: int) -> None:
         # Another process has the streams.
         while metric_value(await scrape(client), "kasparro_streams") != count:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-
-
-async def _pid(port: int) -> int:
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as client:
-        samples = await scrape(client)
-    (pid,) = {dict(labels)["worker"] for name, labels in samples if name == "kasparro_streams"}
-    return int(pid)
-
-
-def _cpu_s(pid: int) -> float:
-    # The 14th and 15th field; the second one, in parentheses, may contain spaces.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _resident_bytes(pid: int) -> int:
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024

@@ -49,7 +49,10 @@ def test_settings_that_pages_name_exist(page: str) -> None:
 def test_compose_passes_every_setting_on() -> None:
     # KASPARRO_HOME stays where the image has it.
     names = {variable.name for variable in registry.variables()} - {"KASPARRO_HOME"}
-    assert names <= set(re.findall(r"^ {6}([A-Z_]+):", read("compose.yaml"), re.MULTILINE))
+    listed = re.findall(r"^ {6}([A-Z_]+):", read("compose.yaml"), re.MULTILINE)
+    assert names <= set(listed)
+    # Compose rejects a file that has a key twice.
+    assert len(listed) == len(set(listed))
 
 
 def test_every_command_is_documented() -> None:

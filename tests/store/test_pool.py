@@ -1,12 +1,14 @@
 """Which errors of PostgreSQL are transient, their messages, and connections that end early."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from kasparro.errors import DatabaseUnavailable
-from kasparro.store.pool import Database
+from kasparro.store.pool import Connection, Database
 
 
 async def raise_on_server(database: Database, sqlstate: str) -> None:
@@ -99,3 +101,40 @@ async def test_terminated_sessions_free_their_slots(database: Database) -> None:
 
     async with database.writing() as connection:
         assert await connection.fetchval("SELECT 1") == 1
+
+
+# asyncpg prepares a statement without the message Sync: if it is not executed, the server stays in an
+# implicit transaction, in which the next user of the connection could not begin another.
+
+
+async def give_a_wrong_argument(connection: Connection) -> None:
+    await connection.fetchval("SELECT count(*) FROM unified_data WHERE rank = $1", "not a number")
+
+
+async def cancel_before_execution(connection: Connection) -> None:
+    statement = asyncio.ensure_future(connection.fetchval("SELECT count(*) FROM unified_data"))
+    while not statement.done():
+        await asyncio.sleep(0)
+        # The future that the task waits for: the first one that is done is the answer to the preparation.
+        waiter = getattr(statement, "_fut_waiter", None)
+        if waiter is not None and waiter.done():
+            statement.cancel()
+    await statement
+
+
+@pytest.mark.parametrize("end", [give_a_wrong_argument, cancel_before_execution])
+async def test_statement_that_was_only_prepared_is_ended(
+    database: Database, end: Callable[[Connection], Awaitable[object]]
+) -> None:
+    processes = []
+
+    async def read() -> None:
+        async with database.reading() as connection:
+            processes.append(await connection.fetchval("SELECT pg_backend_pid()"))
+            await end(connection)
+
+    with pytest.raises((asyncpg.DataError, asyncio.CancelledError)):
+        await read()
+
+    async with database.reading() as connection, connection.transaction(isolation="repeatable_read"):
+        assert [await connection.fetchval("SELECT pg_backend_pid()")] == processes

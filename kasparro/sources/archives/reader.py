@@ -23,6 +23,7 @@ from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
 from kasparro.sources.archives.text import (
     ArchiveText,
     Damaged,
+    columns_of,
     filled_rows,
     is_filled,
     one_line,
@@ -165,6 +166,8 @@ async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:
         count = await _count_all(file, detection, job.now)
     if (reason := count.file_reason) is not None:
         raise FileRejected(reason)
+    # Nobody needs these rows any more, and they take as much memory as reading the file.
+    sample.rows.clear()
     return detection, True
 
 
@@ -247,28 +250,58 @@ async def _read(
     row: list[str] = []
     damaged: Counter[str] = Counter()
 
+    def add(keys: Sequence[str], contents: Sequence[str]) -> None:
+        builder.add_lines(keys, contents)
+        if rivals is not None:
+            rivals.add(keys, contents)
+
     def convert() -> None:
         if not pending:
             return
-        lines = converter.convert_all(pending)
-        if lines is not None:
-            builder.add_lines(*lines)
-            if rivals is not None:
-                rivals.add(*lines)
+        if (converted := converter.convert_all(pending)) is not None:
+            add(*converted)
         else:
-            for first_line, cells in zip(pending_lines, pending, strict=True):
-                try:
-                    key, content = converter.convert(cells)
-                    builder.add_lines([key], [content])
-                    builder.add_invalid(_invalid_values(converter, job.name, first_line))
-                    if converter.damaged:
-                        damaged[_damage(converter)] += 1
-                    if rivals is not None:
-                        rivals.add([key], [content])
-                except (RejectedValue, UnicodeEncodeError) as error:
-                    builder.reject(_reject(error, cells[: detection.width], detection, job.name, first_line))
+            convert_singly()
         pending.clear()
         pending_lines.clear()
+
+    def convert_singly() -> None:
+        for first_line, cells in zip(pending_lines, pending, strict=True):
+            try:
+                key, content = converter.convert(cells)
+                add([key], [content])
+                builder.add_invalid(_invalid_values(converter, job.name, first_line))
+                if converter.damaged:
+                    damaged[_damage(converter)] += 1
+            except (RejectedValue, UnicodeEncodeError) as error:
+                builder.reject(_reject(error, cells[: detection.width], detection, job.name, first_line))
+
+    def convert_plain(lines: str) -> int:
+        # Converts lines without quotes by column, and returns how many. 0 if a row needs more attention.
+        columns = columns_of(lines, detection.delimiter, detection.width)
+        plain = None if columns is None else converter.convert_columns(columns)
+        if plain is None:
+            return 0
+        convert()
+        add(*plain)
+        return len(plain[0])
+
+    def add_row(cells: list[str], first_line: int) -> None:
+        # Adds a row, unless it is blank, belongs to the header or is already loaded.
+        nonlocal row, header_rows, position, count, converted
+        row = cells
+        if header_rows:
+            header_rows -= is_filled(row)
+            return
+        position += 1
+        if position <= job.position or not is_filled(row):
+            return
+        pending.append(row)
+        pending_lines.append(first_line)
+        if len(pending) == TOGETHER or text.characters - converted > TOGETHER_CHARACTERS:
+            convert()
+            converted = text.characters
+        count += 1
 
     def take_batch(complete: bool) -> Portion:
         nonlocal rivals
@@ -313,24 +346,28 @@ async def _read(
             content.seek(head.bytes)
             position, skipped_lines, header_rows = head.position, head.line - 1, 0
         text = ArchiveText(content, raw, detection.encoding, detection.delimiter)
-        rows = rows_of(text, detection.delimiter)
         line = skipped_lines + 1
         try:
-            async for row in rows:
-                first_line, line = line, skipped_lines + rows.line_num + 1
-                if header_rows:
-                    header_rows -= is_filled(row)
-                    continue
-                position += 1
-                if position <= job.position or not is_filled(row):
-                    continue
-                pending.append(row)
-                pending_lines.append(first_line)
-                if len(pending) == TOGETHER or text.characters - converted > TOGETHER_CHARACTERS:
-                    convert()
+            for lines in text.plain_texts():
+                begun = not header_rows and position >= job.position
+                if begun and (plain_rows := convert_plain(lines)):
+                    position += plain_rows
+                    count += plain_rows
+                    line += plain_rows
                     converted = text.characters
-                count += 1
-                if count == BATCH_ROWS or text.characters - batched > BATCH_CHARACTERS:
+                else:
+                    for text_line in lines.split("\n")[:-1]:
+                        add_row(text_line.split(detection.delimiter) if text_line else [], line)
+                        line += 1
+                if count >= BATCH_ROWS or text.characters - batched > BATCH_CHARACTERS:
+                    yield take_batch(complete=False)
+                    count, batched = 0, text.characters
+            skipped_lines = line - 1
+            rows = rows_of(text, detection.delimiter)
+            async for cells in rows:
+                add_row(cells, line)
+                line = skipped_lines + rows.line_num + 1
+                if count >= BATCH_ROWS or text.characters - batched > BATCH_CHARACTERS:
                     yield take_batch(complete=False)
                     count, batched = 0, text.characters
         except (Damaged, csv.Error) as damage:

@@ -18,6 +18,7 @@ from typing import IO
 import msgspec
 
 from kasparro.errors import SourceError
+from kasparro.memory import return_large_buffers
 from kasparro.sources.archives import privilege_separation, sandbox
 from kasparro.sources.archives.discover import find_archives
 from kasparro.sources.archives.explain import check, not_checked
@@ -237,6 +238,7 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sandbox.limit_resources()
+    return_large_buffers()
     writer = MessageWriter(out)
     with suppress(BrokenPipeError):
         requests = _requests(sys.stdin.buffer, writer)

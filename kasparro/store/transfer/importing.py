@@ -16,7 +16,7 @@ from kasparro.errors import DatabaseUnavailable, RunInProgress
 from kasparro.store.locks import AdvisoryLease
 from kasparro.store.migrations import Migration, available, migrate
 from kasparro.store.pool import Connection, Database
-from kasparro.store.sql import templates
+from kasparro.store.sql import statements, templates
 from kasparro.store.transfer.exporting import EXPORTED, HISTORY, TIMEOUT_S, columns_of, fingerprint
 from kasparro.store.transfer.manifest import Manifest, Part, Progress, TransferError, read_manifest
 
@@ -26,6 +26,7 @@ else:
     from backports import zstd
 
 _SQL = templates("operations/transfer.sql")
+_NEW_CURSOR_KEY = statements("operations/instance.sql")["new_cursor_key"]
 _PIECE = 1 << 20
 
 
@@ -193,5 +194,5 @@ async def _end(database: Database, manifest: Manifest) -> None:
             for sequence in manifest.sequences:
                 if sequence.last_number is not None:
                     await connection.execute(statement.text, *statement.values(msgspec.to_builtins(sequence)))
-            await connection.execute(_SQL["new_cursor_key"].compose().text)
+            await connection.execute(_NEW_CURSOR_KEY)
             await connection.execute(_SQL["end_import"].compose().text)

@@ -1,7 +1,7 @@
 """Rendered responses: a body with its entity tag, in every encoding that clients requested."""
 
 import asyncio
-from hashlib import blake2b
+from hashlib import sha256
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -103,7 +103,8 @@ class CachedResponse:
             (b"vary", vary.encode()),
         ]
         body = bytes(response.body)
-        self.tag = blake2b(body, digest_size=12).hexdigest()
+        # Processors have instructions for this hash, so it takes a third of the time of BLAKE2.
+        self.tag = sha256(body).hexdigest()[:24]
         # It shows a data version between these two; both are 0 if it shows none.
         self.oldest_version, self.version = versions
         self.tokens = tokens

@@ -1,10 +1,10 @@
 """The response cache: rendered responses of one data version, in bounded memory."""
 
-import asyncio
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from kasparro.web.cache.response import OVERHEAD_BYTES, CachedResponse
+from kasparro.web.shared_calls import SharedCalls
 
 # An entry is found without parsing the query by at most this many URLs. A new URL replaces the oldest.
 ALIASES = 8
@@ -29,9 +29,7 @@ class ResponseCache:
         self.bytes = 0
         self._entries: OrderedDict[Key, CachedResponse] = OrderedDict()
         self._by_alias: dict[Alias, CachedResponse] = {}
-        self._rendering: dict[Key, asyncio.Task[CachedResponse]] = {}
-        self._tasks: set[asyncio.Task[CachedResponse]] = set()
-        self._waiting: Counter[asyncio.Task[CachedResponse]] = Counter()
+        self._rendering = SharedCalls[Key, CachedResponse]()
         self._version = 0
 
     def __len__(self) -> int:
@@ -69,59 +67,28 @@ class ResponseCache:
         `render` also says whether the response may be stored. A cancelled caller does not disturb the others;
         the last one to leave cancels the rendering.
         """
-        task = self._rendering.get(key)
-        if task is None:
-            task = self._rendering[key] = asyncio.create_task(self._render(key, render))
-            self._tasks.add(task)
-            task.add_done_callback(self._ended)
-        self._waiting[task] += 1
-        try:
-            return await asyncio.shield(task)
-        finally:
-            self._waiting[task] -= 1
-            if not self._waiting[task]:
-                del self._waiting[task]
-                if not task.done():
-                    # A request that comes now must not join a cancelled task.
-                    if self._rendering.get(key) is task:
-                        del self._rendering[key]
-                    task.cancel()
+        return await self._rendering.join(key, lambda: self._render(key, render))
 
     async def _render(self, key: Key, render: Render) -> CachedResponse:
         version = self._version
-        task = asyncio.current_task()
-        try:
-            response, cacheable = await render()
-        finally:
-            # After a drop, another task may render this key from newer data.
-            if self._rendering.get(key) is task:
-                del self._rendering[key]
+        response, cacheable = await render()
         response.key = key
         response.bytes += sum(map(len, key))
         if cacheable and version == self._version:
             self._insert(response)
         return response
 
-    def _ended(self, task: asyncio.Task[CachedResponse]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Every caller may have left: without this, asyncio would log the exception as never retrieved.
-            task.exception()
-
     def drop(self) -> None:
         """Empty the cache: no response from before this call is given to a request from after it."""
         self._version += 1
         self._entries.clear()
         self._by_alias.clear()
-        self._rendering.clear()
+        self._rendering.detach()
         self.bytes = 0
 
     async def close(self) -> None:
         """Cancel what is being rendered."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1)
+        await self._rendering.close()
 
     def _insert(self, response: CachedResponse) -> None:
         if response.bytes > self.limit_bytes:

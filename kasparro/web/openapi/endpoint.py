@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kasparro.errors import ConnectionLost
 from kasparro.web.http.context import OTHER, context_of
@@ -72,9 +72,11 @@ def route(endpoint: Endpoint, service: Service) -> Route:
     cache_policy = service.cache_policy
     handler = partial(endpoint.handler, service)
 
+    template = endpoint.template
+
     async def respond(request: Request) -> ASGIApp:
         context = context_of(request.scope)
-        context.route = endpoint.template
+        context.route = template
         query = parameters.parse(endpoint.query, request.scope["query_string"])
         context.slow = endpoint.slow(query)
         if endpoint.method != "GET":
@@ -94,16 +96,32 @@ def route(endpoint: Endpoint, service: Service) -> Route:
             return cache_policy.no_store(response)
         return await cache_policy.with_etag(request, response)
 
-    return _Route(endpoint.path, respond, methods=[endpoint.method], name=endpoint.handler.__name__)
+    return _Route(endpoint.path, _Answer(respond), methods=[endpoint.method], name=endpoint.handler.__name__)
+
+
+class _Answer:
+    # The ASGI application that sends the response of a handler. Starlette would wrap a function in handlers
+    # of exceptions, which the whole application has already.
+
+    def __init__(self, respond: Callable[[Request], Awaitable[ASGIApp]]) -> None:
+        self._respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._respond(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 class _Route(Route):
     # A route whose last part, if it follows a parameter with slashes, is as the client sent it: the id of a
     # coin may end with an escaped `/history`.
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], *, methods: list[str], name: str) -> None:
+        super().__init__(path, endpoint, methods=methods, name=name)
+        _, converter, end = path.rpartition(":path}")
+        self._raw_end = end.encode() if converter else b""
+
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        _, converter, end = self.path.rpartition(":path}")
-        if converter and not scope.get("raw_path", b"").endswith(end.encode()):
+        if self._raw_end and not scope.get("raw_path", b"").endswith(self._raw_end):
             return Match.NONE, {}
         return super().matches(scope)
 

@@ -56,8 +56,8 @@ def parse(struct: type[T], query: bytes) -> T:
         for pair in query.split(b"&"):
             if pair:
                 _add(values, known, pair)
-    for name, parameter in _parameters(struct).items():
-        if parameter.required and name not in values:
+    for name, parameter in _required(struct):
+        if name not in values:
             raise bad_parameter(name, f"{name} is missing; allowed: {parameter.allowed}.", parameter.allowed)
     try:
         return msgspec.convert(values, struct)
@@ -70,10 +70,10 @@ def parse(struct: type[T], query: bytes) -> T:
 def serialize(struct: msgspec.Struct, **changes: Any) -> str:
     """The query string of a struct with these changes. Defaults are left out."""
     pairs = []
-    for field in _fields(type(struct)):
-        value = changes.get(field.name, getattr(struct, field.name))
-        if value not in (field.default, None):
-            pairs.append(f"{field.encode_name}={quote(format_value(value), safe=',')}")
+    for name, encode_name, default in _names(type(struct)):
+        value = changes[name] if name in changes else getattr(struct, name)
+        if value is not None and value != default:
+            pairs.append(f"{encode_name}={quote(format_value(value), safe=',')}")
     return "&".join(pairs)
 
 
@@ -191,10 +191,12 @@ def _moment_or_day(text: str, of_day: time) -> datetime:
 
 
 def _decoded(raw: bytes, part: str) -> str:
-    if _BAD_ESCAPE.search(raw):
-        raise bad_parameter(part, f"{part} has a % without two hexadecimal digits after it.", "%25 for %")
+    if b"%" in raw or b"+" in raw:
+        if _BAD_ESCAPE.search(raw):
+            raise bad_parameter(part, f"{part} has a % without two hexadecimal digits after it.", "%25 for %")
+        raw = unquote_to_bytes(raw.replace(b"+", b" "))
     try:
-        text = unquote_to_bytes(raw.replace(b"+", b" ")).decode()
+        text = raw.decode()
     except UnicodeDecodeError:
         raise bad_parameter(part, f"{part} is not UTF-8.", "percent-encoded UTF-8") from None
     if "\x00" in text:
@@ -235,6 +237,17 @@ def _parameters(struct: type[msgspec.Struct]) -> dict[str, _Parameter]:
             else _PARSERS.get(type(innermost), str),
         )
     return found
+
+
+@cache
+def _names(struct: type[msgspec.Struct]) -> list[tuple[str, str, Any]]:
+    # Of each field the name, the name in a query string, and the default.
+    return [(field.name, field.encode_name, field.default) for field in _fields(struct)]
+
+
+@cache
+def _required(struct: type[msgspec.Struct]) -> list[tuple[str, _Parameter]]:
+    return [item for item in _parameters(struct).items() if item[1].required]
 
 
 @cache

@@ -253,10 +253,8 @@ def may_be_slow(query: AssetsQuery) -> bool:
     if query.asset or query.symbol or query.diverging:
         return False
     # An index has the assets in these orders.
-    by_rank = AssetsQuery(rank_min=query.rank_min, rank_max=query.rank_max)
-    return (
-        query.sort not in {None, "rank", "asset"} or query.selection().filters != by_rank.selection().filters
-    )
+    filters = row_lists.given_filters(query)
+    return query.sort not in {None, "rank", "asset"} or not filters <= {"rank_min", "rank_max"}
 
 
 ENDPOINTS = (

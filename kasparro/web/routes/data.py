@@ -260,19 +260,15 @@ def _may_be_slow(query: DataQuery) -> bool:
     # as_of if it must look up every coin's history. The slow pool keeps them away from all other queries.
     if row_lists.may_be_slow(query):
         return True
-    filters = query.selection().filters
-    by_key = DataQuery(source=query.source, id=query.id)
-    if query.as_of is not None and (
-        query.sort not in {None, "source"} or filters != by_key.selection().filters
-    ):
+    filters = row_lists.given_filters(query)
+    if query.as_of is not None and (query.sort not in {None, "source"} or not filters <= {"source", "id"}):
         return True
     if query.id or query.asset or query.symbol:
         return False
+    if query.listed:
+        filters.remove("listed")
     # An index has the rows in these orders; source, rank and listed=true leave out few of the rows.
-    by_rank = msgspec.structs.replace(
-        by_key, rank_min=query.rank_min, rank_max=query.rank_max, listed=query.listed or None
-    )
-    return query.sort not in {None, "rank", "source"} or filters != by_rank.selection().filters
+    return query.sort not in {None, "rank", "source"} or not filters <= {"source", "rank_min", "rank_max"}
 
 
 ENDPOINTS = (

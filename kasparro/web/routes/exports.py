@@ -21,6 +21,7 @@ from kasparro.web.http.context import context_of
 from kasparro.web.http.disconnects import ResponseAborted
 from kasparro.web.http.encodings import IDENTITY, Encoder, new_encoder
 from kasparro.web.http.export_queue import ExportQueue
+from kasparro.web.http.headers import UNBUFFERED
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import PageQuery
@@ -165,6 +166,7 @@ async def stream(
     headers = {
         "Content-Disposition": f'attachment; filename="{name}.{form}"',
         "Vary": service.cache_policy.vary,
+        **UNBUFFERED,
         **({} if encoding == IDENTITY else {"Content-Encoding": encoding}),
     }
     if request.method == "HEAD":
@@ -226,6 +228,7 @@ async def _chunks(
 HEADERS = {
     "Content-Disposition": "A name for the file.",
     "Cache-Control": "Always `no-store`.",
+    "X-Accel-Buffering": "Always `no`, so that proxies pass rows on at once.",
     "Vary": "The request headers that the response depends on.",
 }
 _LIMITS = ExportQueue.limits

@@ -166,7 +166,6 @@ async def activity(service: Service, request: Request, query: ActivityQuery) -> 
         "sources": sources,
         "verdict": verdict(sources),
         "newest": next(iter(recent.items), None),
-        "running": next((run for run in recent.items if run.status == "running"), None),
         "next_run_at": service.next_run_at,
         "interval": service.settings.interval,
         "strip": strip(recent.items),

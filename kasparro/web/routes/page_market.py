@@ -1,5 +1,6 @@
 """The view Market: the coins, and above them the state of the service at a glance."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +19,8 @@ from kasparro.web.schemas import AssetSort, RunReport
 from kasparro.web.service import Service
 
 ROWS = 50
+# A coin without a quote of this time is marked with the day of its newest one.
+OLD = timedelta(days=1)
 # The coin of the summary.
 BITCOIN = "btc-bitcoin"
 # Runs that are read to find the last one that has ended.
@@ -36,7 +39,14 @@ COLUMNS = (
     ("volume_24h_usd", "Volume 24h", "-volume_24h_usd", "wide"),
     ("source_count", "Sources", "-source_count", "middle"),
 )
-_FIELDS = ("asset", "symbol", "diverging", "price_spread_percent", *(field for field, *_ in COLUMNS))
+_FIELDS = (
+    "asset",
+    "symbol",
+    "observed_at",
+    "diverging",
+    "price_spread_percent",
+    *(field for field, *_ in COLUMNS),
+)
 
 _decode_rows = msgspec.json.Decoder(list[Asset]).decode
 _decode_asset = msgspec.json.Decoder(AssetWithQuotes).decode
@@ -96,6 +106,7 @@ async def market(service: Service, request: Request, query: MarketQuery) -> dict
         "link": linker(query, run=None),
         "columns": [_Column(*column, sort=query.sort or "rank") for column in COLUMNS],
         "rows": rows,
+        "old_before": datetime.now(UTC) - OLD,
         "total": found.total or 0,
         "pages": -(-(found.total or 0) // ROWS),
         "first": ROWS * (query.page - 1) + 1,

@@ -1,6 +1,7 @@
 """Pages of /data and /assets: the parameters that both have, and the response."""
 
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any
 
 import msgspec
@@ -19,6 +20,9 @@ from kasparro.web.service import Service
 # A page beyond this offset or limit may take long.
 DEEP_OFFSET = 10_000
 LARGE_LIMIT = 250
+
+# Parameters that do not select rows.
+_NO_FILTERS = frozenset({*PageQuery.__struct_fields__, "as_of", "sort", "fields"})
 
 _encode = msgspec.json.Encoder().encode
 
@@ -90,12 +94,14 @@ class RowsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
             "assets": self.asset,
             "symbols": self.symbol,
             "text": self.q,
-            **{
-                name: getattr(self, name)
-                for name in Filters.__struct_fields__
-                if name in self.__struct_fields__
-            },
+            **{name: getattr(self, name) for name in _common_fields(type(self))},
         }
+
+
+@cache
+def _common_fields(query: type[RowsQuery]) -> list[str]:
+    # The parameters that are filters of the same name.
+    return [name for name in Filters.__struct_fields__ if name in query.__struct_fields__]
 
 
 async def page(service: Service, request: Request, query: PageQuery, selection: Selection) -> Response:
@@ -142,6 +148,15 @@ async def _page(service: Service, request: Request, query: PageQuery, selection:
     pagination = paging.pagination(query, path, signing_key, total=found.total, last=found.last)
     body = b'{"data":[' + found.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
     return Response(body, headers=paging.link_header(query, path, pagination), media_type="application/json")
+
+
+def given_filters(query: RowsQuery) -> set[str]:
+    """The names of the parameters of a query that select rows."""
+    return {
+        name
+        for name in query.__struct_fields__
+        if name not in _NO_FILTERS and getattr(query, name) not in ((), None)
+    }
 
 
 def may_be_slow(query: RowsQuery) -> bool:

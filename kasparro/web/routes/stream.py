@@ -7,12 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kasparro.web.http.context import context_of
+from kasparro.web.http.headers import UNBUFFERED
 from kasparro.web.http.rate_limit import client_id
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.routes.row_lists import Labels
 from kasparro.web.schemas import SourceName
 from kasparro.web.service import Service
-from kasparro.web.stream import HEADERS, MEDIA_TYPE, EventStream, Filter, Position, Streams
+from kasparro.web.stream import MEDIA_TYPE, EventStream, Filter, Position, Streams
 
 
 class StreamQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,7 +46,7 @@ class StreamQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 async def stream(service: Service, request: Request, query: StreamQuery) -> Response:
     """GET /stream."""
     if request.method == "HEAD":
-        response = Response(headers=HEADERS, media_type=MEDIA_TYPE)
+        response = Response(headers=UNBUFFERED, media_type=MEDIA_TYPE)
         # A stream has no length.
         del response.headers["Content-Length"]
         return response

@@ -9,6 +9,7 @@ import pytest
 from backports import zstd
 
 from kasparro.model.record import Record, copy_record
+from kasparro.sources.archives import text
 from kasparro.sources.archives.detect import detect
 from kasparro.sources.archives.detect.sample import read_sample
 from kasparro.sources.archives.files import ArchiveFile
@@ -48,6 +49,39 @@ async def test_ticker_dump_gives_every_field_exactly(load: Read) -> None:
     assert outcome.rows[1]["price_usd"] == "0.000000000012"
     assert outcome.rows[1]["market_cap_usd"] == r"\N"
     assert (outcome.position, outcome.complete, outcome.problems) == (2, True, [])
+
+
+async def test_quotes_around_cells_change_nothing(load: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "PLAIN_CHARACTERS", 300)
+    header = ["id", "symbol", "name", "price_usd", "market_cap_usd", "percent_change_24h", "last_updated"]
+    rows = [
+        [f"coin-{n}", f"C{n}", f"Coin {n}", f"{n}.50", "1000.0", f"-{n}.0", f"{1_515_230_661 + n}"]
+        for n in range(400)
+    ]
+    # Rows that need more attention than most.
+    rows[30][3] = "no price"
+    rows[60] = []
+    rows[90] = [""] * 7
+    rows[120] += ["", ""]
+    rows[150] = rows[150][:3]
+    rows[180][4] = "-5"
+    rows[210][6] = "2018-01-06"
+    plain, quoted = (
+        "".join(f"{','.join(mark + cell + mark for cell in row)}\r\n" for row in [header, *rows])
+        for mark in ("", '"')
+    )
+
+    outcome, expected = await load(plain, "plain.csv"), await load(quoted, "quoted.csv")
+
+    assert outcome.rows == expected.rows
+    assert len(outcome.rows) == 400 - 4
+    assert (outcome.position, outcome.complete) == (expected.position, expected.complete) == (400, True)
+    assert [(each.reason, each.line) for each in outcome.rejects] == [
+        (each.reason, each.line) for each in expected.rejects
+    ]
+    assert [(each.reason, each.place) for each in outcome.invalid] == [
+        (each.reason, each.place) for each in expected.invalid
+    ]
 
 
 async def test_candle_is_its_close_at_the_last_second_of_the_period(load: Read) -> None:

@@ -76,7 +76,7 @@ async def test_stopped_run_ends_its_worker_and_the_next_run_resumes(tmp_path: Pa
             checkpoints.commit(batch)
             break
     assert ended(pids[0])
-    assert (await run_source(path, checkpoints))[0] == MERGED_ROWS
+    assert (await run_source(path, checkpoints))[0] == 2 * MERGED_ROWS - batch.rows
 
 
 async def test_cancelled_run_ends_its_worker(tmp_path: Path, pids: list[int]) -> None:
@@ -295,7 +295,7 @@ async def test_files_of_the_same_name_in_two_folders_are_distinct(tmp_path: Path
 
 async def test_number_of_workers_does_not_change_the_batches(tmp_path: Path) -> None:
     for file in range(7):
-        dump(tmp_path / f"{file}.csv", 20 if file != 1 else MERGED_ROWS + 20, first=file)
+        dump(tmp_path / f"{file}.csv", 20 if file != 1 else MERGED_ROWS + BATCH_ROWS, first=file)
     (tmp_path / "3.csv").write_text("no,table\n1,2\n")
     (tmp_path / "5.csv").write_bytes((tmp_path / "4.csv").read_bytes())
     by_workers = []
@@ -331,7 +331,6 @@ async def test_killed_worker_costs_one_file(tmp_path: Path, pids: list[int]) -> 
 
     assert MERGED_ROWS < rows < 2 * MERGED_ROWS
     assert rejected == ["a.csv: the process that read it ended early (signal 9)"]
-    assert rows % BATCH_ROWS == 7
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n", ""])

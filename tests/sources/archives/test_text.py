@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kasparro.sources.archives import text
-from kasparro.sources.archives.text import ArchiveText, Encoding, rows_of
+from kasparro.sources.archives.text import ArchiveText, Encoding, columns_of, rows_of
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +53,28 @@ async def test_rows_equal_the_csv_module_on_the_whole_text(
     ]
     assert read == whole
     assert await rows(rows_of(table, ",")) == whole
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
+@given(table=tables(), size=st.integers(1, 12), together=st.integers(1, 20), width=st.integers(1, 4))
+async def test_rows_without_quotes_are_the_same_if_they_are_split_together(
+    monkeypatch: pytest.MonkeyPatch, table: str, size: int, together: int, width: int
+) -> None:
+    monkeypatch.setattr(text, "READ_BYTES", size)
+    monkeypatch.setattr(text, "PLAIN_CHARACTERS", together)
+    content = io.BytesIO(table.encode())
+    archive = ArchiveText(content, content, UTF_8, ",")
+
+    split: list[list[str]] = []
+    for lines in archive.plain_texts():
+        columns = columns_of(lines, ",", width)
+        singly = [line.split(",") if line else [] for line in lines.split("\n")[:-1]]
+        assert columns is None or [*map(list, zip(*columns, strict=True))] == [row or [""] for row in singly]
+        assert (columns is None) == any(len(row or [""]) != width for row in singly)
+        split += ([cell.lstrip(" ") for cell in row] for row in singly)
+    split += await rows(rows_of(archive, ","))
+
+    assert split == await rows(rows_of(table, ","))
 
 
 async def rows(reader: AsyncIterable[list[str]]) -> list[list[str]]:

@@ -275,27 +275,34 @@ async def test_views_are_accessible_and_fit_their_window(shown: Shown, browser: 
 
 
 async def test_a_run_is_followed_from_its_start_to_its_end(page: Page, shown: Shown) -> None:
+    before = await add_run(shown.connection, "succeeded", started_at=datetime.now(UTC))
+    await add_source(shown.connection, before, "coingecko", "succeeded", fetched=900)
     await page.goto(shown.url("/page/activity"))
     await expect(page.locator("#live")).to_have_text("Live")
-    at_work, rows = page.locator(".now"), page.locator(".runs tbody tr")
+    newest, rows, sources = page.locator(".now"), page.locator(".runs tbody tr"), page.locator(".sources")
+    await expect(newest).to_have_attribute("data-status", "succeeded")
+    place = await sources.bounding_box()
 
     run = await add_run(shown.connection, "running", started_at=datetime.now(UTC))
     await add_source(shown.connection, run, "coingecko", "running", fetched=1_000)
-    await expect(at_work.locator("[data-count=fetched]")).to_have_text("1,000")
+    await expect(newest).to_have_attribute("data-status", "running")
+    await expect(newest.locator("[data-count=fetched]")).to_have_text("1,000")
+    assert await sources.bounding_box() == place
 
     # Its counts move without a load of the view.
-    await at_work.evaluate("card => { card.untouched = true }")
+    await newest.evaluate("card => { card.untouched = true }")
     await shown.connection.execute("UPDATE run_sources SET fetched = 2000 WHERE run_id = $1", run)
-    await expect(at_work.locator("[data-count=fetched]")).to_have_text("2,000")
-    assert await at_work.evaluate("card => card.untouched")
+    await expect(newest.locator("[data-count=fetched]")).to_have_text("2,000")
+    assert await newest.evaluate("card => card.untouched")
 
     await shown.connection.execute(
         "UPDATE runs SET status = 'failed', finished_at = now() WHERE id = $1", run
     )
-    await expect(at_work).to_have_count(0)
+    await expect(newest).to_have_attribute("data-status", "failed")
     await expect(rows.first).to_contain_text(f"{run} failed")
+    assert await sources.bounding_box() == place
 
-    await shown.connection.execute("DELETE FROM runs WHERE id = $1", run)
+    await shown.connection.execute("DELETE FROM runs WHERE id = ANY($1)", [before, run])
 
 
 async def test_views_without_data_say_what_comes_next(page: Page, server_url: str, template: str) -> None:

@@ -13,9 +13,11 @@ from yarl import URL
 from kasparro.settings import ApiKey, Secret, Settings
 from kasparro.store.pool import Connection
 from kasparro.web.page.rendering import STATIC_FILES, data_block
+from tests.support.assets import make_link, resolve
+from tests.support.batches import load_records
 from tests.support.response_cache import cached
 from tests.support.runs import add_run, add_source
-from tests.web.page.site import COINS, HOSTILE, NOW, site
+from tests.web.page.site import COINS, HOSTILE, NOW, record, site
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +98,20 @@ def words_of(page: str) -> str:
 
 def times_removed(page: str) -> str:
     return re.sub(r"(<time[^>]*>)[^<]*|from=[^&]*", r"\1", page)
+
+
+async def test_coins_with_old_quotes_alone_say_of_which_day_they_are(server_url: str, template: str) -> None:
+    async with site(server_url, template) as running, aiohttp.ClientSession(running.url) as client:
+        then = datetime(2018, 1, 6, 12, tzinfo=UTC)
+        await load_records(running.database, "csv", record(77, then))
+        await resolve(running.database, make_link("csv", "asset-77", "coin-77", symbol="C77", name="Coin 77"))
+
+        rows = (await text(client, "/?page=2")).split("<tr data-key=")
+
+        old = [row for row in rows if 'class="old"' in row]
+        assert len(old) == 1
+        assert old[0].startswith('"asset-77"')
+        assert ">2018-01-06</time>" in old[0]
 
 
 async def test_empty_service(client: aiohttp.ClientSession) -> None:

@@ -170,6 +170,7 @@ async def test_file_name_and_media_type(client: aiohttp.ClientSession) -> None:
                     response.headers["Content-Disposition"] == f'attachment; filename="kasparro-data.{form}"'
                 )
                 assert response.headers["Cache-Control"] == "no-store"
+                assert response.headers["X-Accel-Buffering"] == "no"
                 # The length of a stream is not known in advance.
                 assert "Content-Length" not in response.headers
                 header = ",".join(FIELDS) + "\r\n" if form == "csv" and method == "GET" else ""

@@ -144,7 +144,7 @@ def pair_currency(inputs: Inputs, candidates: Candidates) -> str | None:
         return PairNotation().split(inputs.sample.ticker)[1]
     notation = pair_notation(inputs, candidates, inputs.layout)
     for column in candidates.first("symbol"):
-        quotes = {notation.split(cell)[1] for cell in inputs.cells(column)}
+        quotes = {notation.split(cell)[1] for cell in set(inputs.cells(column))}
         if quotes and None not in quotes:
             return "USD" if "USD" in quotes else min(str(quote) for quote in quotes)
     return None
