@@ -411,8 +411,10 @@ class _Reader:
                 yield connection
         except DatabaseBusy:
             raise
-        except DatabaseUnavailable:
-            if connected or self._primary is None:
+        except DatabaseUnavailable as error:
+            # A server that is full answers. What it cannot serve would be too much for the primary as well.
+            full = isinstance(error.__cause__, asyncpg.TooManyConnectionsError)
+            if connected or full or self._primary is None:
                 raise
             self._away_until = time.monotonic() + REPLICA_RETRY_S
         if not connected and self._primary is not None:
