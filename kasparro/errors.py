@@ -17,6 +17,14 @@ class DatabaseBusy(DatabaseUnavailable):
     """All connections are in use, and enough queries wait for one already. A retry soon may succeed."""
 
 
+class ConnectionLost(DatabaseUnavailable):
+    """A connection to PostgreSQL was lost while it was used. A retry may succeed at once."""
+
+
+class ReplicaBehind(DatabaseUnavailable):
+    """No server that can be reached has the data version that a client has seen. A retry soon may succeed."""
+
+
 class StatementTimeout(KasparroError):
     """PostgreSQL cancelled a statement at its `statement_timeout`. A retry would end the same way."""
 

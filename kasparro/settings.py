@@ -130,6 +130,10 @@ def parse_choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _switch(value: str) -> bool:
+    return parse_choice("on", "off")(value) == "on"
+
+
 def _sources(allowed: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     def parse(value: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(name.strip().lower() for name in value.split(",") if name.strip()))
@@ -468,6 +472,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "KASPARRO_RATE_LIMIT", "requests per key or address: 10/s, 600/m, 5000/h; off", "off", _rate
         ),
     ] = None
+    shared_limits: Annotated[
+        bool,
+        Variable(
+            "KASPARRO_SHARED_LIMITS",
+            "whether all processes of a database share the rate limit and the exports of a client: on or off",
+            "off",
+            _switch,
+        ),
+    ] = False
     trusted_proxies: Annotated[
         tuple[str, ...],
         Variable(

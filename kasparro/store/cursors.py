@@ -42,8 +42,12 @@ class CursorNeedsSlowPool(KasparroError):
     """So much was committed since the first page that this one may take long."""
 
 
-class ReplicaBehind(KasparroError):
-    """This replica has not reached the data version of the cursor yet."""
+class CursorAhead(KasparroError):
+    """This server does not have the data version of the cursor, `version`."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"this server has not reached data version {version}")
+        self.version = version
 
 
 async def signing_key(connection: Connection) -> bytes:
@@ -79,7 +83,7 @@ async def next_page(
     version would read a page in vain. With `as_of`, the order by source continues whatever is committed,
     another order only until a commit.
 
-    Raises CursorExpired; ReplicaBehind; CursorNeedsSlowPool if the page may take long and the connection is
+    Raises CursorExpired; CursorAhead; CursorNeedsSlowPool if the page may take long and the connection is
     not one of the slow pool (`slow`).
     """
     variables = selection.variables()
@@ -118,7 +122,7 @@ async def next_page(
 
 def _check_reached(version: int, after: CursorPosition) -> None:
     if version < after.version:
-        raise ReplicaBehind("this replica has not reached the data version of the cursor yet")
+        raise CursorAhead(after.version)
 
 
 def kind_of(selection: Selection, after: CursorPosition) -> str:

@@ -1,6 +1,7 @@
 """Connects to the first of several hosts that fits, even if another one does not respond."""
 
 import asyncio
+import random
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,14 +21,16 @@ async def connect(dsn: str | None = None, **options: Any) -> "asyncpg.Connection
     """Connect as `asyncpg.connect` does, but to all hosts of a URL side by side.
 
     asyncpg tries one host after the other within one time limit: a host that vanished, as in a failover,
-    would leave no time for the next one. With several hosts, `timeout` and `target_session_attrs` are
-    required. Raises the error of the last host that failed, or TimeoutError.
+    would leave no time for the next one. Standbys are tried in random order. With several hosts, `timeout`
+    and `target_session_attrs` are required. Raises the error of the last host that failed, or TimeoutError.
     """
     hosts = _url_per_host(dsn or "")
     if len(hosts) == 1:
         return await asyncpg.connect(dsn, **options)
     timeout_s, attrs = options.pop("timeout"), options.pop("target_session_attrs")
     if attrs is SessionAttribute.prefer_standby:
+        # Standbys share the reads.
+        random.shuffle(hosts)
         try:
             return await _race(hosts, timeout_s / 2, SessionAttribute.standby, options)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):

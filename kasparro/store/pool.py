@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
@@ -12,7 +12,14 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from kasparro.concurrency import timeout
-from kasparro.errors import DatabaseBusy, DatabaseUnavailable, SettingsError, StatementTimeout, one_line
+from kasparro.errors import (
+    ConnectionLost,
+    DatabaseBusy,
+    DatabaseUnavailable,
+    SettingsError,
+    StatementTimeout,
+    one_line,
+)
 from kasparro.fair_semaphore import FairSemaphore
 from kasparro.store.sessions import CONNECT_TIMEOUT_S, Sessions
 
@@ -42,6 +49,11 @@ QUEUE_S = 3
 WRITE_QUEUE_S = 30
 # How long a pool keeps an idle connection open.
 CONNECTION_IDLE_S = 300.0
+# Connections to replicas are renewed this often: another replica may be back, or the one that is used may
+# have become the primary.
+REPLICA_CONNECTION_S = 60.0
+# If no replica answers, all reads go to the primary for this time before one of them tries a replica again.
+REPLICA_RETRY_S = 1.0
 # For so long, a connection goes from one request to the next without asyncpg's pool in between: to return it
 # and to take it again takes longer than a short statement. That pool closes idle and expired connections.
 KEPT_S = 1.0
@@ -116,6 +128,8 @@ class Database:
     Opening needs no server: a connection is made when it is needed, so a service starts while its database is
     still down. Transient errors are raised as DatabaseUnavailable, an unusable URL as SettingsError, and
     other errors unchanged.
+
+    If no replica answers, reads go to the primary, in sessions that cannot write.
     """
 
     def __init__(
@@ -153,11 +167,12 @@ class Database:
         self._write = _Pool(
             await self._primary_pool(self._writers, WRITE_TIMEOUT_S), self._primary, wait_s=WRITE_QUEUE_S
         )
-        self._read = await self._readers_pool(self._readers, READ_TIMEOUT_S)
-        self._slow = await self._readers_pool(self._slow_readers, READ_TIMEOUT_S)
-        self._export = await self._readers_pool(self.exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
-        self._probe = await self._readers_pool(1, READ_TIMEOUT_S)
-        self._pools = [self._probe, self._export, self._slow, self._read, self._write]
+        self._read = await self._reader(self._readers, READ_TIMEOUT_S)
+        self._slow = await self._reader(self._slow_readers, READ_TIMEOUT_S)
+        self._export = await self._reader(self.exporters, EXPORT_TIMEOUT_S, EXPORT_IDLE_S)
+        self._probe = await self._reader(1, READ_TIMEOUT_S)
+        readers = (self._probe, self._export, self._slow, self._read)
+        self._pools = [*(pool for reader in readers for pool in reader.pools), self._write]
         if self._replicas is not None:
             self._probe_primary = _Pool(
                 await self._primary_pool(1, READ_TIMEOUT_S), self._primary, wait_s=self._queue_s
@@ -190,13 +205,32 @@ class Database:
             self._primary, size, timeout_s, SessionAttribute.read_write, _settings(timeout_s)
         )
 
-    async def _readers_pool(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Pool":
+    async def _reader(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Reader":
         # Readers send few different statements. Each is planned once for each connection, without its values.
         # A plan for the values would take as long as reading a page, and ten times as long if the statement
         # may use all months of the history.
         settings = _settings(timeout_s, idle_s) | {"plan_cache_mode": "force_generic_plan"}
-        pool = await self._create_pool(self._readable, size, timeout_s, self._readable_attributes, settings)
-        return _Pool(pool, self._readable, settings, wait_s=self._queue_s, queued=self._queued)
+        pool = await self._readers_pool(self._readable, size, timeout_s, self._readable_attributes, settings)
+        if self.one_server:
+            return _Reader(pool, None, self._read_name)
+        # The role of DATABASE_URL may write. Requests must not.
+        settings |= {"default_transaction_read_only": "on"}
+        primary = await self._readers_pool(
+            self._primary, size, timeout_s, SessionAttribute.read_write, settings
+        )
+        return _Reader(pool, primary, self._read_name)
+
+    async def _readers_pool(
+        self,
+        sessions: Sessions,
+        size: int,
+        timeout_s: int,
+        attributes: SessionAttribute,
+        settings: Mapping[str, str],
+    ) -> "_Pool":
+        pool = await self._create_pool(sessions, size, timeout_s, attributes, settings)
+        renew_s = REPLICA_CONNECTION_S if attributes is SessionAttribute.prefer_standby else None
+        return _Pool(pool, sessions, settings, wait_s=self._queue_s, queued=self._queued, renew_s=renew_s)
 
     async def _create_pool(
         self,
@@ -239,12 +273,14 @@ class Database:
         for pool in self._pools:
             pool.terminate()
 
-    @asynccontextmanager
-    async def probing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    @property
+    def reads_primary(self) -> bool:
+        """Whether reads go to the primary at present, because no replica answers."""
+        return self._read.away or self._probe.away
+
+    def probing(self) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
         """A connection for reading that is reserved for health checks."""
-        with _translated_errors(self._read_name):
-            async with self._probe.connection() as connection:
-                yield connection
+        return self._probe.connection()
 
     @asynccontextmanager
     async def probing_primary(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
@@ -253,25 +289,20 @@ class Database:
             async with self._probe_primary.connection() as connection:
                 yield connection
 
-    @asynccontextmanager
-    async def reading(
-        self, *, pool: Literal["short", "slow"] = "short", client: str = ""
-    ) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    def reading(
+        self, *, pool: Literal["short", "slow"] = "short", client: str = "", primary: bool = False
+    ) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
         """A connection for reading, to a replica if there is one; of the slow pool for slow queries.
 
-        Waiting clients get connections in rotation, and one client cannot fill the queue. Without `client`,
-        the connection is for the service itself.
+        With `primary`, it is to the server that accepts writes. Waiting clients get connections in rotation,
+        and one client cannot fill the queue. Without `client`, the connection is for the service itself.
+        Raises ConnectionLost if the connection is lost while it is used.
         """
-        with _translated_errors(self._read_name):
-            async with (self._slow if pool == "slow" else self._read).connection(client) as connection:
-                yield connection
+        return (self._slow if pool == "slow" else self._read).connection(client, primary=primary)
 
-    @asynccontextmanager
-    async def exporting(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    def exporting(self) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
         """A connection for an export, which reads piece by piece and may wait long for its client."""
-        with _translated_errors(self._read_name):
-            async with self._export.connection() as connection:
-                yield connection
+        return self._export.connection()
 
     @asynccontextmanager
     async def writing(self) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
@@ -345,6 +376,71 @@ class Database:
                 raise
 
 
+class _Reader:
+    # Reads from one pool, and from that of the primary while the other one has no connection.
+
+    def __init__(self, pool: "_Pool", primary: "_Pool | None", setting: str) -> None:
+        self._pool = pool
+        self._primary = primary
+        self._setting = setting
+        self._away_until = float("-inf")
+
+    @property
+    def away(self) -> bool:
+        return time.monotonic() < self._away_until
+
+    @property
+    def pools(self) -> "list[_Pool]":
+        return [self._pool] if self._primary is None else [self._pool, self._primary]
+
+    def usage(self) -> tuple[int, int, int]:
+        return self._pool.usage()
+
+    @asynccontextmanager
+    async def connection(
+        self, client: str = "", *, primary: bool = False
+    ) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+        if self._primary is not None and (primary or self.away):
+            async with _connected(self._primary, client, "DATABASE_URL") as connection:
+                yield connection
+            return
+        connected = False
+        try:
+            async with _connected(self._pool, client, self._setting) as connection:
+                connected = True
+                yield connection
+        except DatabaseBusy:
+            raise
+        except DatabaseUnavailable as error:
+            # A server that is full answers. What it cannot serve would be too much for the primary as well.
+            full = isinstance(error.__cause__, asyncpg.TooManyConnectionsError)
+            if connected or full or self._primary is None:
+                raise
+            self._away_until = time.monotonic() + REPLICA_RETRY_S
+        if not connected and self._primary is not None:
+            async with _connected(self._primary, client, "DATABASE_URL") as connection:
+                yield connection
+
+
+@asynccontextmanager
+async def _connected(
+    pool: "_Pool", client: str, setting: str
+) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    with _translated_errors(setting):
+        async with pool.connection(client) as connection:
+            with _translated_errors(setting, lost=True):
+                try:
+                    yield connection
+                except asyncpg.TransactionRollbackError:
+                    # A standby cancels a query that conflicts with what it replays. It keeps the connection.
+                    raise
+                except Exception as error:
+                    if is_transient(error) and not isinstance(error, DatabaseUnavailable):
+                        # The others of the pool are probably lost too, even if nobody has noticed.
+                        await pool.renew()
+                    raise
+
+
 class _Pool:
     # A pool with a limit on the number and the time of waiting requests.
     #
@@ -361,9 +457,12 @@ class _Pool:
         *,
         wait_s: float,
         queued: int | None = None,
+        renew_s: float | None = None,
     ) -> None:
         self._pool = pool
         self._sessions = sessions
+        self._renew_s = renew_s
+        self._renewed_at = time.monotonic()
         self._settings = settings
         self._wait_s = wait_s
         self._most = None if queued is None else pool.get_max_size() + queued
@@ -416,7 +515,10 @@ class _Pool:
             self._requests -= 1
 
     async def _acquire(self, client: str) -> "tuple[PoolConnectionProxy[asyncpg.Record], float]":
-        deadline = time.monotonic() + self._wait_s
+        began = time.monotonic()
+        deadline = began + self._wait_s
+        if self._renew_s is not None and began - self._renewed_at > self._renew_s:
+            await self.renew()
         rejected: asyncpg.TooManyConnectionsError | None = None
         while True:
             try:
@@ -447,6 +549,12 @@ class _Pool:
             except BaseException:
                 self._slots.release(client)
                 raise
+
+    async def renew(self) -> None:
+        """Close the connections, each when nobody uses it any more."""
+        self._renewed_at = time.monotonic()
+        await self._pool.expire_connections()
+        self._return_kept()
 
     def _keep(self, connection: "PoolConnectionProxy[asyncpg.Record]", until: float) -> None:
         self._kept.append((connection, until))
@@ -505,9 +613,9 @@ async def _end_statement(connection: "PoolConnectionProxy[asyncpg.Record]") -> N
 
 
 @contextmanager
-def _translated_errors(setting: str, limit_s: float | None = None) -> Iterator[None]:
+def _translated_errors(setting: str, limit_s: float | None = None, *, lost: bool = False) -> Iterator[None]:
     """Raise the errors of a block as Kasparro's own. `limit_s` is the time limit of its statements; without
-    it, the errors of cancelled statements are raised unchanged."""
+    it, the errors of cancelled statements are raised unchanged. If `lost`, the block has a connection."""
     began = time.monotonic()
     try:
         yield
@@ -528,7 +636,10 @@ def _translated_errors(setting: str, limit_s: float | None = None) -> Iterator[N
         cause = _cause(error)
         message = next((text for kind, text in _MESSAGES if isinstance(cause, kind)), None)
         # asyncpg's texts name hosts and roles, never the URL with its password.
-        raise DatabaseUnavailable(f"{message or 'PostgreSQL is unreachable'}: {one_line(cause)}") from error
+        text = f"{message or 'PostgreSQL is unreachable'}: {one_line(cause)}"
+        # After a timeout, the time of the request is used up.
+        kind = ConnectionLost if lost and not isinstance(cause, TimeoutError) else DatabaseUnavailable
+        raise kind(text) from error
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -27,12 +27,13 @@ class Page(msgspec.Struct, frozen=True):
 
     `json` has its rows as objects separated by commas, `total` is the number of rows of the selection (None
     with `as_of`, because counting would read every coin's history), and `last` is the position of its last
-    row (None if no row follows it).
+    row (None if no row follows it). `version` is the data version of the server.
     """
 
     json: str
     total: int | None
     last: CursorPosition | None
+    version: int
 
 
 async def page(
@@ -61,7 +62,7 @@ async def page(
         last = CursorPosition(
             version, total, found["value"], tuple(found["key"]), manual_edits, found["listing_state"]
         )
-    return Page(found["lines"] or "", total, last)
+    return Page(found["lines"] or "", total, last, found["version"])
 
 
 async def _first_page(

@@ -15,6 +15,12 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: float | None
 
 
+async def lag_s(connection: Connection) -> float | None:
+    """How far the standby of this connection is behind its primary; None for a primary."""
+    found: float | None = await connection.fetchval(_SQL["lag"])
+    return found
+
+
 async def server_state(connection: Connection) -> ServerState:
     """The state of the server of this connection."""
     (row,) = await connection.fetch(_SQL["state"])

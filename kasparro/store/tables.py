@@ -7,7 +7,7 @@ from kasparro.store.sql import templates
 
 _SQL = templates("read/tables.sql")
 
-# The tables in the order of /tables.
+# The tables in the order of /tables, without `shared_quotas`: a standby cannot read an unlogged table.
 TABLES = (
     "unified_data",
     "unified_data_versions",

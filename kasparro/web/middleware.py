@@ -68,6 +68,7 @@ class ServiceMiddleware:
         self._version = service.cache_policy.version
         self._metrics = service.request_metrics
         self._access = service.access if service.access.active else None
+        self._shares_limits = service.settings.shared_limits
         self._proxies = TrustedProxies(service.settings.trusted_proxies)
         self._cors = Cors(service.settings.cors_origins)
         self._always = [(b"x-content-type-options", b"nosniff"), *self._cors.always]
@@ -92,7 +93,10 @@ class ServiceMiddleware:
         id_ = request_id(headers.get(b"x-request-id"))
         if self._access is not None and problem is None:
             bind_contextvars(request_id=id_.decode())
-            key_name, limit_headers, problem = self._access.admit(scope, headers, started)
+            if self._shares_limits:
+                key_name, limit_headers, problem = await self._access.admit_shared(scope, headers, started)
+            else:
+                key_name, limit_headers, problem = self._access.admit(scope, headers, started)
             extra = [*extra, *limit_headers]
             if key_name is not None:
                 self._metrics.count_key(key_name)
@@ -143,7 +147,15 @@ class ServiceMiddleware:
         encoded = response.encodings.get(IDENTITY if accepted is None else choose_encoding(accepted))
         if encoded is None:
             return False
-        status, own, body = encoded.reply(headers.get(b"if-none-match"))
+        condition = headers.get(b"if-none-match")
+        if (
+            condition is not None
+            and condition != encoded.etag
+            and response.oldest_version < self._version.newest_named(condition)
+        ):
+            # Another process has given the client a newer version.
+            return False
+        status, own, body = encoded.reply(condition)
         duration = time.perf_counter() - started
         await send(
             {

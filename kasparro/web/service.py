@@ -24,7 +24,8 @@ from kasparro.store.migrations import pending
 from kasparro.store.pool import Connection, Database
 from kasparro.store.row_counts import Totals
 from kasparro.store.selection import ASSETS, DATA, Selection
-from kasparro.store.server_state import ServerState, server_state
+from kasparro.store.server_state import ServerState, lag_s, server_state
+from kasparro.store.shared_limits import SharedLimits
 from kasparro.supervision import Supervisor
 from kasparro.web import reports
 from kasparro.web.cache.policy import CachePolicy
@@ -87,9 +88,10 @@ class Service:
         self._started = time.monotonic()
         self.totals = {rows.name: Totals(rows) for rows in (DATA, ASSETS)}
         self._signing_key: bytes | None = None
+        self.shared_limits = SharedLimits(database, supervisor) if settings.shared_limits else None
         self.cache_policy.version.subscribe(self._forget_signing_key)
-        self.access = AccessControl(settings)
-        self.export_queue = ExportQueue(database.exporters)
+        self.access = AccessControl(settings, self.shared_limits)
+        self.export_queue = ExportQueue(database.exporters, self.shared_limits)
         self.request_metrics = RequestMetrics(self._gauges, self.access.names, metrics_folder, supervisor)
         self.streams = Streams(database, self.cache_policy.version, self.request_metrics.counts, supervisor)
         self._probes: dict[str, asyncio.Task[Any]] = {}
@@ -98,11 +100,15 @@ class Service:
         await self.cache_policy.__aenter__()
         await self.request_metrics.__aenter__()
         await self.streams.__aenter__()
+        if self.shared_limits is not None:
+            await self.shared_limits.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.shared_limits is not None:
+            await self.shared_limits.__aexit__(kind, error, trace)
         await self.streams.__aexit__(kind, error, trace)
         await self.request_metrics.__aexit__(kind, error, trace)
         await self.cache_policy.__aexit__(kind, error, trace)
@@ -113,21 +119,36 @@ class Service:
 
     @asynccontextmanager
     async def read_connection(self, request: Request) -> AsyncIterator[Connection]:
-        """A connection for reading. `database_s` of the request is the time of waiting for it and using it.
+        """A connection for reading, to a server that has the data version which the client has seen.
 
-        Raises DatabaseUnavailable, DatabaseBusy.
+        It adds to the context what the connection was used for. A block that knows the data version of what
+        it read sets it in the context. Raises DatabaseUnavailable, DatabaseBusy.
         """
         context = context_of(request.scope)
+        followed = self.cache_policy.version
+        before, context.data_version = context.data_version, None
         client = client_id(context.key_name, request.scope)
         began = got = time.perf_counter()
         try:
             pool: Literal["slow", "short"] = "slow" if context.slow else "short"
-            async with self.database.reading(pool=pool, client=client) as connection:
+            if context.if_none_match is not None:
+                tokens = followed.tokens
+                if tokens is None:
+                    async with self.database.reading(pool=pool, client=client) as connection:
+                        tokens = await followed.read_tokens(connection)
+                context.at_least = max(context.at_least, tokens.newest(context.if_none_match))
+            async with followed.reading(context.at_least, pool=pool, client=client) as connection:
                 got = time.perf_counter()
                 context.postgres_pid = self.database.server_process(connection)
-                if not context.fresh:
-                    context.fresh = await self.cache_policy.version.holds(connection)
+                seen = followed.seen
+                # One server has at least the version that was seen. One of several may lag behind.
+                first = seen if self.database.one_server else await version_of(connection)
                 yield connection
+                if context.data_version is None:
+                    context.data_version = await version_of(connection)
+                context.fresh &= first == seen == context.data_version
+                context.data_version = max(context.data_version, before or 0)
+                context.oldest_version = min(first or 0, context.oldest_version or first or 0)
         finally:
             ended = time.perf_counter()
             context.database_s = (context.database_s or 0.0) + ended - began
@@ -173,6 +194,14 @@ class Service:
         Raises DatabaseUnavailable if the database does not answer in time.
         """
         return await self._probe("health", self._health, timeout_s)
+
+    async def replica_lag_s(self, timeout_s: float) -> float | None:
+        """How far the replica for reads is behind; None if it is no replica. Raises DatabaseUnavailable."""
+        return await self._probe("replica_lag", self._replica_lag_s, timeout_s)
+
+    async def _replica_lag_s(self) -> float | None:
+        async with self.database.probing() as connection:
+            return await lag_s(connection)
 
     async def check_ready(self, timeout_s: float) -> None:
         """Return if /data can be answered now.

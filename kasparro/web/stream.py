@@ -22,7 +22,7 @@ from kasparro.errors import DatabaseUnavailable, KasparroError
 from kasparro.log_rate import RateLimitedLog
 from kasparro.store import changes
 from kasparro.store.changes import Changes, State
-from kasparro.store.data_version import DataVersion
+from kasparro.store.data_version import CATCH_UP_POLL_S, CATCH_UP_S, DataVersion
 from kasparro.store.pool import Database
 from kasparro.supervision import BackgroundTask, Supervisor
 from kasparro.web import reports
@@ -338,13 +338,14 @@ class Streams:
         Without a position, it begins at the current version. Raises DatabaseUnavailable, DatabaseBusy.
         """
         now = time.monotonic()
-        if (
-            self._state is None
-            or self._read_at < max(self._woken_at, now - POLL_S)
-            # Another process may have heard of a version earlier.
-            or (position is not None and position.version > self._state.version)
-        ):
+        if self._state is None or self._read_at < max(self._woken_at, now - POLL_S):
             await self._refresh(now)
+        # Another process may have heard of a version earlier, from a replica that is less behind.
+        while position is not None and self._may_reach(position):
+            await self._refresh(time.monotonic())
+            if not self._may_reach(position) or time.monotonic() - now > CATCH_UP_S:
+                break
+            await asyncio.sleep(CATCH_UP_POLL_S)
         state = self._current
         number, run = self._run_number, self._run
         step = await self._resumed(Position.of(state) if position is None else position, client)
@@ -476,6 +477,11 @@ class Streams:
             if len(self._steps) > STEPS:
                 del self._steps[next(iter(self._steps))]
         return step
+
+    def _may_reach(self, position: Position) -> bool:
+        # Whether a server that is behind now may reach this position.
+        state = self._current
+        return position.version > state.version and self._unknown_since(position, state) is None
 
     def _unknown_since(self, position: Position, state: State) -> str | None:
         # Why it is not known what changed since a position; None if it is.

@@ -1,5 +1,4 @@
 -- The data version (kasparro/store/data_version.py).
 
 -- name: version --
--- As text, as a commit sends it to the channel kasparro_data.
-SELECT data_version::text FROM instance;
+SELECT data_version FROM instance;

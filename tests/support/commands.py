@@ -19,7 +19,11 @@ async def started_command(
         *(*program, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **environment},
+        # A command warns of settings that it does not know.
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("KASPARRO_TEST_")},
+            **environment,
+        },
     )
     try:
         yield process

@@ -185,6 +185,7 @@ class Servers:
     def __init__(self, folder: Path, found: Programs) -> None:
         self.folder = folder
         self.all: list[Server] = []
+        self._made = 0
         self._programs = unprivileged_programs(found) if os.geteuid() == 0 else found
 
     async def primary(self) -> Server:
@@ -197,15 +198,17 @@ class Servers:
             await connection.execute(f"CREATE DATABASE {USER} OWNER {USER}")
         return server
 
-    async def standby(self, primary: Server) -> Server:
-        """A new running hot standby."""
+    async def standby(self, primary: Server, port: int | None = None) -> Server:
+        """A new running hot standby; on this port, in place of another server."""
         server = self._next()
+        server.port = port or server.port
         await server.copy(primary)
         await server.start()
         return server
 
     def _next(self) -> Server:
-        server = Server(self.folder / f"server-{len(self.all) + 1}", self._programs)
+        self._made += 1
+        server = Server(self.folder / f"server-{self._made}", self._programs)
         self.all.append(server)
         return server
 

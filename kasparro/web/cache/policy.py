@@ -17,7 +17,7 @@ from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
 from kasparro.web.cache.response import CachedResponse, PreparedResponse
 from kasparro.web.cache.store import ResponseCache
-from kasparro.web.http.context import HIT, MISS, context_of
+from kasparro.web.http.context import HIT, MISS, RequestContext, context_of
 from kasparro.web.http.cors import Cors
 
 Handler = Callable[[Request, Any], Awaitable[Response]]
@@ -35,7 +35,6 @@ class CachePolicy:
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
         self.responses = ResponseCache(settings.cache_mb * 2**20)
         self.version = DataVersion(database, self.responses.drop, supervisor)
-        self._one_server = database.one_server
         # With API keys, a shared cache must not give one client's response to others.
         private = bool(settings.api_keys)
         self._by_version = f"{'private' if private else 'public'}, {_BY_VERSION}"
@@ -58,10 +57,17 @@ class CachePolicy:
         context = context_of(scope)
         key = (scope["raw_path"], _encode(query))
 
+        seen = self.version.newest_named(context.if_none_match)
         response = self.responses.find(key) if context.started < self.version.fresh_until else None
+        if response is not None and response.oldest_version < seen:
+            response = None
         context.cache = MISS if response is None else HIT
         if response is None:
-            response = await self.responses.render(key, partial(self._render, request, query, handler))
+            render = partial(self._render, request, query, handler)
+            response = await self.responses.render(key, render)
+            if response.oldest_version < seen:
+                # It was rendered for another client, which has not seen as new a version as this one.
+                response, _ = await render()
         prepared = await prepare(request, response)
         self.responses.add_alias(response, (scope["raw_path"], scope["query_string"]))
         return prepared
@@ -71,17 +77,26 @@ class CachePolicy:
     ) -> tuple[CachedResponse, bool]:
         # The handler's response, and whether it may be cached.
         context = context_of(request.scope)
-        # One of several servers may lag behind, so `Service.read_connection` has to compare its data version.
-        context.fresh = self._one_server
+        # `Service.read_connection` compares the data version.
+        context.fresh, context.oldest_version, context.data_version = True, None, None
         response = await handler(request, query)
-        return CachedResponse(response, context.route, self._by_version, self.vary), context.fresh
+        return self._tagged(response, context, self._by_version), context.fresh
 
     async def with_etag(self, request: Request, response: Response) -> ASGIApp:
         """The response with an entity tag, so that clients can revalidate it; errors and streams get none."""
         if response.status_code != 200 or isinstance(response, StreamingResponse):
             return self.no_store(response)
-        route = context_of(request.scope).route
-        return await prepare(request, CachedResponse(response, route, self._revalidate, self.vary))
+        return await prepare(request, self._tagged(response, context_of(request.scope), self._revalidate))
+
+    def _tagged(self, response: Response, context: RequestContext, cache_control: str) -> CachedResponse:
+        return CachedResponse(
+            response,
+            context.route,
+            cache_control,
+            self.vary,
+            versions=(context.oldest_version or 0, context.data_version or 0),
+            tokens=self.version.tokens,
+        )
 
     def no_store(self, response: Response) -> ASGIApp:
         """The response, which no cache may store."""

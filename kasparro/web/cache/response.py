@@ -6,8 +6,9 @@ from hashlib import sha256
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from kasparro.store.version_tokens import VersionTokens
 from kasparro.web.http.encodings import IDENTITY, SMALL_BYTES, compress
-from kasparro.web.http.headers import HeaderList, matches
+from kasparro.web.http.headers import HeaderList, entity_tags
 
 # Memory of an entry in addition to its body: objects, headers and key. An estimate.
 OVERHEAD_BYTES = 2_500
@@ -19,13 +20,15 @@ _SET_BY_ENCODING = frozenset({b"content-length", b"content-type"})
 class EncodedBody:
     """A response in one encoding, ready to send."""
 
-    __slots__ = ("_headers", "_headers_304", "_message", "body", "etag", "route")
+    __slots__ = ("_headers", "_headers_304", "_message", "_of_content", "_response", "body", "etag", "route")
 
     def __init__(self, response: "CachedResponse", body: bytes, encoding: str) -> None:
-        tag = response.tag if encoding == IDENTITY else f"{response.tag}-{encoding}"
+        of_content = response.tag if encoding == IDENTITY else f"{response.tag}-{encoding}"
         self.route = response.route
-        self.etag = f'"{tag}"'.encode()
+        self.etag = f'"{of_content}{response.token}"'.encode()
         self.body = body
+        self._response = response
+        self._of_content = of_content.encode()
         self._message: Message = {"type": "http.response.body", "body": body}
         # A 304 repeats these (RFC 9110, 15.4.5).
         self._headers_304: HeaderList = [(b"etag", self.etag), *response.headers]
@@ -37,17 +40,31 @@ class EncodedBody:
         ]
 
     def reply(self, if_none_match: bytes | None) -> tuple[int, HeaderList, Message]:
-        """Status, headers and body: a 304 if If-None-Match names the entity tag, otherwise a 200."""
-        if if_none_match is not None and matches(if_none_match, self.etag):
+        """Status, headers and body: a 304 if If-None-Match names this content, otherwise a 200.
+
+        The tag may be of an earlier data version. The 304 then has that tag, because a cache updates only the
+        response whose tag is in the 304 (RFC 9111, 4.3.4).
+        """
+        if if_none_match is None:
+            return 200, self._headers, self._message
+        if if_none_match == self.etag or if_none_match.strip() == b"*":
             return 304, self._headers_304, NO_BODY
-        return 200, self._headers, self._message
+        named = [tag for tag, content in entity_tags(if_none_match) if content == self._of_content]
+        tags = {tag: self._response.version_in(tag) for tag in named}
+        # A version that is newer than that of the response is lost. Its client must get the tag of this one.
+        known = [tag for tag in named if tags[tag] <= self._response.version]
+        if not known:
+            return 200, self._headers, self._message
+        tag = self.etag if self.etag in known else max(known, key=tags.__getitem__)
+        return 304, [(b"etag", tag), *self._headers_304[1:]], NO_BODY
 
 
 class CachedResponse:
     """A 200 of one route to one query.
 
-    The entity tag is a hash of the body. If a new data version leaves the body as it was, the tag stays, and
-    clients need not fetch it again.
+    The entity tag has a hash of the body, and a token of the newest data version that the body may show. If a
+    new data version leaves the body as it was, clients need not fetch it again, because only the hashes are
+    compared. The token shows to every process which version the client has seen.
     """
 
     __slots__ = (
@@ -59,11 +76,24 @@ class CachedResponse:
         "encodings",
         "headers",
         "key",
+        "oldest_version",
         "route",
         "tag",
+        "token",
+        "tokens",
+        "version",
     )
 
-    def __init__(self, response: Response, route: str, cache_control: str, vary: str) -> None:
+    def __init__(
+        self,
+        response: Response,
+        route: str,
+        cache_control: str,
+        vary: str,
+        *,
+        versions: tuple[int, int] = (0, 0),
+        tokens: VersionTokens | None = None,
+    ) -> None:
         headers = response.raw_headers
         self.route = route
         self.content_type = dict(headers)[b"content-type"]
@@ -75,6 +105,10 @@ class CachedResponse:
         body = bytes(response.body)
         # Processors have instructions for this hash, so it takes a third of the time of BLAKE2.
         self.tag = sha256(body).hexdigest()[:24]
+        # It shows a data version between these two; both are 0 if it shows none.
+        self.oldest_version, self.version = versions
+        self.tokens = tokens
+        self.token = tokens.token(self.version) if tokens is not None and self.version else ""
         self._encoding: dict[str, asyncio.Task[EncodedBody]] = {}
         self.encodings = {IDENTITY: EncodedBody(self, body, IDENTITY)}
         # These four are for the cache: its key and aliases, the present size, and the size that it counted.
@@ -83,6 +117,10 @@ class CachedResponse:
         header_bytes = sum(len(name) + len(value) for name, value in headers)
         self.bytes = len(body) + header_bytes + OVERHEAD_BYTES
         self.counted_bytes = 0
+
+    def version_in(self, tag: bytes) -> int:
+        """The data version that an entity tag names, 0 if it names none."""
+        return 0 if self.tokens is None else self.tokens.newest(tag)
 
     async def encoded(self, encoding: str) -> EncodedBody:
         """The response in this encoding, compressed once, in a thread. A small body is not compressed."""

@@ -9,9 +9,17 @@ from starlette.types import Scope
 
 from kasparro.log_rate import RateLimitedLog
 from kasparro.settings import Rate, Settings
+from kasparro.store.shared_limits import SharedLimits
 from kasparro.web.http.headers import HeaderList
 from kasparro.web.http.problems import Problem
-from kasparro.web.http.rate_limit import RateLimiter, address_of, client_id, too_many_requests
+from kasparro.web.http.rate_limit import (
+    QuotaNeeded,
+    RateLimiter,
+    SharedRateLimiter,
+    address_of,
+    client_id,
+    too_many_requests,
+)
 
 client_log = RateLimitedLog(structlog.get_logger())
 
@@ -38,10 +46,10 @@ class AccessControl:
     """Admits or rejects requests by API key, if keys are set, and by rate limit, if one is set.
 
     A client is the name of its key, or its address. Wrong secrets are counted separately, by address. Each
-    process counts for itself.
+    process counts for itself, unless it has `shared`, the limits of all processes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: SharedLimits | None = None) -> None:
         # Digests with a random key are compared, and always all of them. So the time depends neither on the
         # secrets nor on which of them matches.
         self._salt = os.urandom(32)
@@ -52,7 +60,11 @@ class AccessControl:
             self._admin = self._digest(settings.admin_token.reveal().encode())
             if self._keyed:
                 self._names[self._admin] = ADMIN
-        self._limit = RateLimiter(settings.rate_limit) if settings.rate_limit is not None else None
+        self._limit: RateLimiter | None = None
+        if settings.rate_limit is not None:
+            self._limit = RateLimiter(settings.rate_limit)
+            if shared is not None:
+                self._limit = SharedRateLimiter(settings.rate_limit, shared)
         self._wrong_secrets = RateLimiter(settings.rate_limit or WRONG_SECRETS)
 
     @property
@@ -64,6 +76,17 @@ class AccessControl:
     def names(self) -> list[str]:
         """The names of the keys."""
         return list(self._names.values())
+
+    async def admit_shared(
+        self, scope: Scope, headers: dict[bytes, bytes], now: float
+    ) -> tuple[str | None, HeaderList, Problem | None]:
+        """As `admit`, if the rate limit is shared."""
+        while True:
+            try:
+                return self.admit(scope, headers, now)
+            except QuotaNeeded as needed:
+                if isinstance(self._limit, SharedRateLimiter):
+                    await self._limit.refill(needed.client, now)
 
     def admit(
         self, scope: Scope, headers: dict[bytes, bytes], now: float

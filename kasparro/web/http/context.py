@@ -43,14 +43,17 @@ class RequestContext:
     """What is known about one request.
 
     `key_name` is the name of its API key. `route` is the template of its path. Handlers add `database_s`, the
-    time with a database connection; `postgres_pid`, the server process that worked for it; `slow`, whether
-    its query may take long; `fresh`, whether the data that was read is certainly of the newest version;
-    `duration_s`, the time that the metrics count if it is not the whole time. `extra_headers` are added to
-    every response.
+    time with a database connection; `at_least`, the data version that the response must have, because the
+    client has seen it; `oldest_version` and `data_version`, between which the data version of the response
+    is; `postgres_pid`, the server process that worked for it; `slow`, whether its query may take long;
+    `fresh`, whether the data that was read is certainly of the newest version; `duration_s`, the time that
+    the metrics count if it is not the whole time. `extra_headers` are added to every response.
     """
 
     __slots__ = (
+        "at_least",
         "cache",
+        "data_version",
         "database_s",
         "duration_s",
         "encoding",
@@ -58,6 +61,7 @@ class RequestContext:
         "fresh",
         "if_none_match",
         "key_name",
+        "oldest_version",
         "postgres_pid",
         "request_id",
         "route",
@@ -85,6 +89,9 @@ class RequestContext:
         self.route = OTHER
         self.cache = NONE
         self.fresh = True
+        self.at_least = 0
+        self.oldest_version: int | None = None
+        self.data_version: int | None = None
         self.slow = False
 
     def database_fields(self) -> dict[str, int]:

@@ -4,18 +4,22 @@ import asyncio
 import contextvars
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import ClassVar
 
 import msgspec
 import structlog
 
-from kasparro.errors import DatabaseBusy
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable
 from kasparro.fair_semaphore import FairSemaphore
 from kasparro.log_rate import RateLimitedLog
+from kasparro.store.shared_limits import SharedLimits
 from kasparro.web.http.problems import Problem
 
 client_log = RateLimitedLog(structlog.get_logger())
+
+# Between two attempts to get a turn that all processes share.
+TURN_POLL_S = 0.2
 
 
 class ExportLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +79,8 @@ class ExportQueue:
 
     limits: ClassVar[ExportLimits] = ExportLimits()
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, shared: SharedLimits | None = None) -> None:
+        self._shared = shared
         self._slots = FairSemaphore(slots, self.limits.per_client)
         self._running: list[ExportSlot] = []
         self._check: asyncio.TimerHandle | None = None
@@ -98,14 +103,39 @@ class ExportQueue:
         try:
             await self._slots.acquire(client, self.limits.queue_timeout_s)
         except TimeoutError:
-            raise DatabaseBusy(f"no export ended within {self.limits.queue_timeout_s:g} s") from None
-        slot = ExportSlot(client, abort, self.limits)
-        self._running.append(slot)
+            raise _busy(self.limits) from None
         try:
-            yield slot
+            async with self._turn(client):
+                slot = ExportSlot(client, abort, self.limits)
+                self._running.append(slot)
+                try:
+                    yield slot
+                finally:
+                    self._running.remove(slot)
         finally:
-            self._running.remove(slot)
             self._slots.release(client)
+
+    @asynccontextmanager
+    async def _turn(self, client: str) -> AsyncIterator[None]:
+        # One of the exports that the client may have running in all processes together. While the primary is
+        # away, only the exports of this process count.
+        turn = None
+        if self._shared is not None:
+            deadline = time.monotonic() + self.limits.queue_timeout_s
+            with suppress(DatabaseUnavailable):
+                while (turn := await self._shared.try_turn(client, self.limits.per_client)) is None:
+                    if time.monotonic() > deadline:
+                        break
+                    await asyncio.sleep(TURN_POLL_S)
+                else:
+                    deadline = float("inf")
+            if turn is None and time.monotonic() > deadline:
+                raise _busy(self.limits)
+        try:
+            yield
+        finally:
+            if self._shared is not None and turn is not None:
+                await self._shared.end_turn(client, turn)
 
     def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()
@@ -122,6 +152,10 @@ class ExportQueue:
             slow.context.run(client_log.info, "slow_export_aborted", client=slow.client)
             slow.abort()
         self._schedule_check()
+
+
+def _busy(limits: ExportLimits) -> DatabaseBusy:
+    return DatabaseBusy(f"no export ended within {limits.queue_timeout_s:g} s")
 
 
 def _too_many(limits: ExportLimits) -> Problem:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ExceptionHandler, Scope
 
-from kasparro.errors import DatabaseBusy, DatabaseUnavailable
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable, ReplicaBehind
 from kasparro.log_rate import RateLimitedLog
 from kasparro.web.http.context import context_of
 
@@ -168,6 +168,12 @@ HANDLERS: dict[Any, Any] = {
         "too-busy",
         "Too busy",
         "Too many requests are waiting for the database. Try again soon.",
+        BUSY_RETRY_AFTER_S,
+    ),
+    ReplicaBehind: _unavailable(
+        "replica-behind",
+        "Replica behind",
+        "No server that can be reached has the data version that you have seen. Try again.",
         BUSY_RETRY_AFTER_S,
     ),
     asyncpg.QueryCanceledError: _unavailable(

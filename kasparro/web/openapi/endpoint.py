@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from kasparro.errors import ConnectionLost
 from kasparro.web.http.context import OTHER, context_of
 from kasparro.web.http.disconnects import cancel_on_disconnect
 from kasparro.web.openapi import parameters
@@ -81,7 +82,11 @@ def route(endpoint: Endpoint, service: Service) -> Route:
         if endpoint.method != "GET":
             return await render(request, query)
         async with cancel_on_disconnect(request):
-            return await render(request, query)
+            try:
+                return await render(request, query)
+            except ConnectionLost:
+                # PostgreSQL restarts, or another server takes over. Reading again changes nothing.
+                return await render(request, query)
 
     async def render(request: Request, query: Any) -> ASGIApp:
         if endpoint.caching == "version" and not endpoint.live(query):

@@ -28,10 +28,14 @@ class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         list[Literal["primary", "read"]],
         msgspec.Meta(
             description="The databases that cannot be reached: `primary` is DATABASE_URL, `read` is "
-            "DATABASE_READ_URL. Without the primary, runs store nothing. Without the other, nothing can be "
-            "read."
+            "DATABASE_READ_URL. Without the primary, runs store nothing. Without the other, requests read "
+            "from the primary."
         ),
     ] = []
+    lag_s: Annotated[
+        float | None,
+        msgspec.Meta(description="How far the replica for reads is behind; null if it is no replica."),
+    ] = None
 
 
 class AssetHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,8 +74,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reasons: Annotated[
         list[str],
         msgspec.Meta(
-            description="What is wrong in the service, one line each: the primary cannot be reached, or a "
-            "background task failed or a worker process died in the last minute."
+            description="What is wrong in the service, one line each: the primary or the replicas cannot be "
+            "reached, or a background task failed or a worker process died in the last minute."
         ),
     ] = []
 
@@ -97,6 +101,12 @@ async def health(service: Service, request: Request, query: Any) -> Response:
     if primary_error is not None:
         database = msgspec.structs.replace(database, unreachable=["primary", *database.unreachable])
         reasons = [f"the primary (DATABASE_URL) cannot be reached: {primary_error}", *reasons]
+    if database.status == "ok" and service.database.reads_primary:
+        database = msgspec.structs.replace(database, unreachable=[*database.unreachable, "read"])
+        reasons = [
+            "no replica (DATABASE_READ_URL) can be reached; requests read from the primary",
+            *reasons,
+        ]
     if database.status != "ok":
         return json_response(
             Health(status="unavailable", database=database, sources={}, reasons=reasons), 503
@@ -122,6 +132,8 @@ async def _read_health(
     began = time.perf_counter()
     try:
         sources, totals = await service.health(HEALTH_TIMEOUT_S)
+        latency_ms = round((time.perf_counter() - began) * 1e3, 2)
+        lag_s = await service.replica_lag_s(HEALTH_TIMEOUT_S) if service.database.replicas else None
     except asyncpg.UndefinedTableError:
         return DatabaseHealth(status="preparing", error="not all tables exist yet"), {}, None
     except (KasparroError, asyncpg.PostgresError) as error:
@@ -135,7 +147,7 @@ async def _read_health(
         conflicts=totals.conflicts,
         problem=totals.problem,
     )
-    database = DatabaseHealth(status="ok", latency_ms=round((time.perf_counter() - began) * 1e3, 2))
+    database = DatabaseHealth(status="ok", latency_ms=latency_ms, lag_s=lag_s)
     return database, sources, assets
 
 

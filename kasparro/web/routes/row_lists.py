@@ -10,10 +10,9 @@ from starlette.responses import Response
 
 from kasparro.model.record import RANK_LIMIT
 from kasparro.store import cursors, queries
-from kasparro.store.cursors import CursorExpired, CursorNeedsSlowPool, ReplicaBehind
+from kasparro.store.cursors import CursorAhead, CursorExpired, CursorNeedsSlowPool
 from kasparro.store.selection import Filters, Selection
 from kasparro.web.http.context import context_of
-from kasparro.web.http.problems import Problem
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi.pagination import PageQuery
 from kasparro.web.service import Service
@@ -107,15 +106,18 @@ def _common_fields(query: type[RowsQuery]) -> list[str]:
 
 async def page(service: Service, request: Request, query: PageQuery, selection: Selection) -> Response:
     """A page of the rows that a query selects."""
-    try:
-        return await _page(service, request, query, selection)
-    except CursorNeedsSlowPool:
-        context_of(request.scope).slow = True
-        return await _page(service, request, query, selection)
+    context = context_of(request.scope)
+    while True:
+        try:
+            return await _page(service, request, query, selection)
+        except CursorNeedsSlowPool:
+            context.slow = True
+        except CursorAhead as ahead:
+            context.at_least = ahead.version
 
 
 async def _page(service: Service, request: Request, query: PageQuery, selection: Selection) -> Response:
-    path = request.scope["path"]
+    path, context = request.scope["path"], context_of(request.scope)
     async with service.read_connection(request) as connection:
         signing_key = await service.signing_key(connection)
         decoded = paging.decode_cursor(query, path, signing_key)
@@ -127,7 +129,7 @@ async def _page(service: Service, request: Request, query: PageQuery, selection:
                 limit=query.limit,
                 offset=paging.offset(query),
                 after=None if decoded is None else cursors.position(selection, decoded),
-                slow=context_of(request.scope).slow,
+                slow=context.slow,
             )
         except msgspec.ValidationError:
             raise paging.bad_cursor("This cursor was made by another version of Kasparro") from None
@@ -135,19 +137,14 @@ async def _page(service: Service, request: Request, query: PageQuery, selection:
             raise paging.bad_cursor(
                 f"This cursor has expired ({reason}). Start again without a cursor"
             ) from None
-        except ReplicaBehind:
-            if service.database.one_server:
-                # A single server is never behind its own data: it was restored to an earlier state.
-                raise paging.bad_cursor(
-                    "The database was restored to a state before this cursor. Start again without a cursor"
-                ) from None
-            raise Problem(
-                503,
-                "This replica has not reached the data version of the cursor yet. Try again.",
-                kind="replica-behind",
-                title="Replica behind",
-                headers={"Retry-After": "1"},
+        except CursorAhead as ahead:
+            if not service.database.one_server and context.at_least < ahead.version:
+                raise
+            # No server has this version any more.
+            raise paging.bad_cursor(
+                "The database was restored to a state before this cursor. Start again without a cursor"
             ) from None
+        context.data_version = found.version
     pagination = paging.pagination(query, path, signing_key, total=found.total, last=found.last)
     body = b'{"data":[' + found.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
     return Response(body, headers=paging.link_header(query, path, pagination), media_type="application/json")

@@ -14,6 +14,7 @@ import pytest
 from yarl import URL
 
 from kasparro.settings import Settings
+from kasparro.store import data_version
 from kasparro.store.data_version import POLL_S
 from kasparro.store.pool import Connection, Database
 from tests.support.batches import T0, load_batches, make_batch, make_record
@@ -264,6 +265,78 @@ async def test_entity_tag_survives_a_version_that_changes_nothing(
     await wait_for_prices(client, [1, 2], 5)
     async with client.get("/data?symbol=btc", headers={"If-None-Match": tag}) as response:
         assert response.status == 304
+
+
+async def test_304_has_the_tag_that_the_client_named(
+    client: aiohttp.ClientSession, connection: Connection, insert: Insert
+) -> None:
+    """A cache updates only the response whose tag is in the 304."""
+    await insert({"source_id": "a", "price_usd": 1})
+    tag = (await cached(client, "/data?symbol=btc")).headers["ETag"]
+    await connection.execute(f"{MOVE}; {NOTIFY}")
+    newer = await tag_of_another_version(client, "/data?symbol=btc", tag)
+    assert newer.partition("-")[0] == tag.partition("-")[0]
+    for named in (tag, f'"other", W/{tag}'):
+        async with client.get("/data?symbol=btc", headers={"If-None-Match": named}) as response:
+            assert response.status == 304
+            assert response.headers["ETag"] == tag
+    async with client.get("/data?symbol=btc", headers={"If-None-Match": f"{tag}, {newer}"}) as response:
+        assert response.headers["ETag"] == newer
+
+
+async def tag_of_another_version(client: aiohttp.ClientSession, path: str, tag: str) -> str:
+    async with asyncio.timeout(5):
+        while (found := (await cached(client, path)).headers["ETag"]) == tag:
+            pass
+    return found
+
+
+async def test_no_process_shows_an_older_version_than_the_client_has_seen(
+    database_url: str, connection: Connection, insert: Insert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await insert({"source_id": "a", "symbol": "BTC", "price_usd": 1})
+    path = "/data?symbol=btc"
+    async with serving(database_url) as first, serving(database_url) as second:
+        for client in (first, second):
+            await cached(client, path)
+        monkeypatch.setattr(data_version, "POLL_S", 60)
+        await asyncio.sleep(POLL_S)
+        for client in (first, second):
+            await cached(client, path)
+        await connection.execute("UPDATE unified_data SET price_usd = 2")
+        await connection.execute(MOVE)
+        # No notification tells the first process of the commit.
+        async with second.get(f"{path}&limit=7") as response:
+            newer = response.headers["ETag"]
+        async with first.get(path) as response:
+            assert hit(response)
+        async with first.get(path, headers={"If-None-Match": newer}) as response:
+            assert not hit(response)
+            assert (await response.json())["data"][0]["price_usd"] == 2
+
+
+async def test_client_of_a_lost_version_gets_the_tag_of_this_one(
+    client: aiohttp.ClientSession, connection: Connection, insert: Insert
+) -> None:
+    await insert({"source_id": "a", "price_usd": 1})
+    older = (await cached(client, "/data?symbol=btc")).headers["ETag"]
+    await connection.execute(f"{MOVE}; {NOTIFY}")
+    lost = await tag_of_another_version(client, "/data?symbol=btc", older)
+    await connection.execute("UPDATE instance SET data_version = data_version - 1")
+    await tag_of_another_version(client, "/data?symbol=btc", lost)
+    async with client.get("/data?symbol=btc", headers={"If-None-Match": lost}) as response:
+        assert response.status == 200
+        assert response.headers["ETag"] == older
+
+
+async def test_invented_versions_are_ignored(client: aiohttp.ClientSession, insert: Insert) -> None:
+    await insert({"source_id": "a"})
+    tag = (await cached(client)).headers["ETag"]
+    content, _, token = tag.strip('"').partition("-")
+    for other in (f"{content}-vfffff.{token[-12:]}", f"{content}-v1.000000000000", content):
+        async with client.get("/data", headers={"If-None-Match": f'"{other}"'}) as response:
+            assert hit(response)
+            assert response.status == 304
 
 
 async def test_cache_control_of_each_route(client: aiohttp.ClientSession, insert: Insert) -> None:

@@ -74,12 +74,15 @@ async def test_degraded_without_the_primary(database_url: str, insert: Insert) -
         assert (await get_json(client, "/data"))["data"]
 
 
-async def test_unavailable_without_the_database_for_reads(database_url: str) -> None:
+async def test_degraded_while_requests_read_from_the_primary(database_url: str, insert: Insert) -> None:
+    await insert({"source_id": "a"})
     async with serving(database_url, read_url="postgresql://x@127.0.0.1:1/x") as client:
-        health = await get_json(client, "/health", 503)
-        assert (health["status"], health["database"]["status"]) == ("unavailable", "unreachable")
+        health = await get_json(client, "/health")
+        assert (health["status"], health["database"]["status"]) == ("degraded", "ok")
         assert health["database"]["unreachable"] == ["read"]
-        assert health["reasons"] == []
+        (reason,) = health["reasons"]
+        assert reason == "no replica (DATABASE_READ_URL) can be reached; requests read from the primary"
+        assert (await get_json(client, "/data"))["data"]
 
 
 @pytest.mark.slow
