@@ -45,7 +45,7 @@ async def _execute(url: str, *statements: str) -> None:
 
 @asynccontextmanager
 async def database_of_nodes(*, workers: bool = True) -> AsyncIterator[str]:
-    """The URL of an empty database on all nodes, with the extension; without `workers`, it knows none of them.
+    """The URL of an empty database on all nodes, with the extension. Without `workers`, it knows no worker.
 
     It is dropped at the end of the block.
     """
