@@ -21,6 +21,10 @@ needs_citus = pytest.mark.skipif(
     reason="KASPARRO_TEST_CITUS names no coordinator of Citus (the URL of a superuser's database)",
 )
 
+on_one_server = pytest.mark.skipif(
+    COORDINATOR is not None, reason="Citus plans this otherwise, or commits a second version after each one"
+)
+
 
 def _url(name: str, host: str | None = None, port: int | None = None) -> str:
     assert COORDINATOR is not None
