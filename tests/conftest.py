@@ -19,6 +19,7 @@ from kasparro.embedded.server import EmbeddedPostgres
 from kasparro.sources import registry
 from kasparro.store.migrations import migrate
 from kasparro.store.pool import Database
+from tests.support import citus
 from tests.support.memory import server_folder
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -145,9 +146,17 @@ async def empty_database_url(server_url: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def database_url(server_url: str, template: str) -> AsyncIterator[str]:
-    """The URL of a migrated database of this test."""
-    async with copied_database(server_url, template) as url:
+def copied(request: pytest.FixtureRequest) -> tuple[str, str] | None:
+    """The server and the template of the migrated databases; none if they are distributed."""
+    if citus.COORDINATOR is not None:
+        return None
+    return request.getfixturevalue("server_url"), request.getfixturevalue("template")
+
+
+@pytest.fixture
+async def database_url(copied: tuple[str, str] | None) -> AsyncIterator[str]:
+    """The URL of a migrated database of this test; a distributed one if KASPARRO_TEST_CITUS is set."""
+    async with citus.distributed_database() if copied is None else copied_database(*copied) as url:
         yield url
 
 

@@ -36,6 +36,7 @@ from kasparro.sources.archives.forget import ForgottenArchive
 from kasparro.sources.archives.source import Archives
 from kasparro.store.archive_files import find_name, listed_files, listed_names
 from kasparro.store.bootstrap import database_url
+from kasparro.store.citus import distribute
 from kasparro.store.instance import WrongDatabase, end_cursors, is_demo
 from kasparro.store.locks import has_leader
 from kasparro.store.migrations import migrate as apply_migrations
@@ -216,21 +217,26 @@ def check(files: tuple[str, ...], explain: bool, as_json: bool) -> None:
     is_flag=True,
     help="The database was restored from a backup: reject the cursors that clients have from before.",
 )
-def migrate(restored: bool) -> None:
+@click.option("--citus", "distributes", is_flag=True, help="Distribute the tables over the nodes of Citus.")
+def migrate(restored: bool, distributes: bool) -> None:
     """Apply pending migrations to the database."""
     settings = _load_settings()
 
-    async def work(database: Database) -> list[str]:
+    async def work(database: Database) -> tuple[list[str], list[str]]:
         applied = await apply_migrations(database)
         if restored:
             await end_cursors(database)
-        return applied
+        return applied, await distribute(database) if distributes else []
 
-    applied = _exit_on_error(lambda: asyncio.run(with_database(settings, work)))
+    applied, distributed = _exit_on_error(lambda: asyncio.run(with_database(settings, work)))
     for name in applied:
         out.print(f"applied {name}")
     if not applied:
         out.print("the schema is up to date")
+    for name in distributed:
+        out.print(f"distributed {name}")
+    if distributes and not distributed:
+        out.print("the tables are distributed already")
     if restored:
         out.print("clients must start again without a cursor")
 

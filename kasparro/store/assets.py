@@ -133,8 +133,11 @@ async def apply(
         await note_problem(connection, None)
         changed = await consensus.settle(connection, limits, now, version) if touched else 0
         # The history of an asset follows from its links, also where its consensus stays as it is.
-        if rows or changed or resolution.links or resolution.ended:
+        new_version = bool(rows or changed or resolution.links or resolution.ended)
+        if new_version:
             await connection.execute(_VERSION["increment_version"])
+    if new_version:
+        await connection.execute(_VERSION["confirm_version"])
     return Resolved(rows, changed)
 
 

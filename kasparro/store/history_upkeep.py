@@ -16,7 +16,7 @@ from kasparro.store.sql import statements, templates
 
 log = structlog.get_logger()
 _SQL = templates("operations/history.sql")
-_INCREMENT_VERSION = statements("load/progress.sql")["increment_version"]
+_VERSION = statements("load/progress.sql")
 
 # Longer than the server's own limit in the statement `long_timeout`, so that the server reports first.
 TIMEOUT_S = 61 * 60.0
@@ -144,10 +144,12 @@ async def _replace(session: Any, month: _Month, interval: ThinnedTo) -> bool:
         await session.execute(_SQL["lock"].compose(month=month.table).text)
         if not await _value(session, "settled", **values):
             return False
-        await session.execute(_SQL["replace"].compose(**names).text)
+        for name in ("detach", "set_aside", "rename", "attach", "drop_bound"):
+            await session.execute(_SQL[name].compose(**names).text)
         await _execute(session, "note_thinned", **values)
         # The points have changed, and cached responses with them.
-        await session.execute(_INCREMENT_VERSION)
+        await session.execute(_VERSION["increment_version"])
+    await session.execute(_VERSION["confirm_version"])
     return True
 
 

@@ -94,12 +94,16 @@ class Loader:
         rejects = self._within_limit(batch.rejects)
         moves: asyncpg.Record | None = None
         settled = Settled()
-        async with self._database.writing() as connection, connection.transaction():
-            committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
-            if committed is None:
-                raise LeaseLost(f"run {self._run_id} was ended by another process")
-            if committed == self._committed:
-                moves, settled = await self._write(connection, batch, rejects, now)
+        async with self._database.writing() as connection:
+            async with connection.transaction():
+                committed = await connection.fetchval(_SQL["fence"], self._run_id, self._source)
+                if committed is None:
+                    raise LeaseLost(f"run {self._run_id} was ended by another process")
+                changed = committed != self._committed
+                if not changed:
+                    moves, settled, changed = await self._write(connection, batch, rejects, now)
+            if changed:
+                await connection.execute(_SQL["confirm_version"])
         self._committed += 1
         if moves is not None:
             self.price_moves.add(*(values or () for values in moves))
@@ -114,20 +118,24 @@ class Loader:
         Without a whole list (`list_began_at` None) coins can only return. Raises LeaseLost if the run may not
         write any more, and DatabaseUnavailable.
         """
-        async with self._database.writing() as connection, connection.transaction():
-            if await connection.fetchval(_SQL["fence"], self._run_id, self._source) is None:
-                raise LeaseLost(f"run {self._run_id} was ended by another process")
-            report = None
-            if list_began_at is not None:
-                report = await listings.judge(connection, self._source, list_began_at, now, limit)
-            await connection.execute(_SQL["staging"])
-            if await listings.stage_states(connection, self._source):
-                version = await connection.fetchval(_SQL["next_version"])
-                await connection.execute(_SQL["save_row_versions"], self._source, now, version)
-                await listings.settle_states(connection, self._source, version)
-                if await consensus.touch_batch(connection, self._source):
-                    await consensus.settle(connection, self._limits, now, version)
-                await connection.execute(_SQL["increment_version"])
+        async with self._database.writing() as connection:
+            async with connection.transaction():
+                if await connection.fetchval(_SQL["fence"], self._run_id, self._source) is None:
+                    raise LeaseLost(f"run {self._run_id} was ended by another process")
+                report = None
+                if list_began_at is not None:
+                    report = await listings.judge(connection, self._source, list_began_at, now, limit)
+                await connection.execute(_SQL["staging"])
+                changed = await listings.stage_states(connection, self._source)
+                if changed:
+                    version = await connection.fetchval(_SQL["next_version"])
+                    await connection.execute(_SQL["save_row_versions"], self._source, now, version)
+                    await listings.settle_states(connection, self._source, version)
+                    if await consensus.touch_batch(connection, self._source):
+                        await consensus.settle(connection, self._limits, now, version)
+                    await connection.execute(_SQL["increment_version"])
+            if changed:
+                await connection.execute(_SQL["confirm_version"])
         return report
 
     async def file_named(self, name: str) -> KnownFile | None:
@@ -164,7 +172,8 @@ class Loader:
 
     async def _write(
         self, connection: Connection, batch: Batch, rejects: Sequence[Reject], now: datetime
-    ) -> tuple[asyncpg.Record | None, Settled]:
+    ) -> tuple[asyncpg.Record | None, Settled, bool]:
+        # The last value is whether the batch makes a new data version.
         written, moves, file = Written(0, 0, 0, 0, 0), None, None
         if batch.checkpoint is not None:
             checkpoint = msgspec.structs.replace(batch.checkpoint, name=sanitize(batch.checkpoint.name))
@@ -250,9 +259,10 @@ class Loader:
             await connection.execute(_SQL["count_settled"], self._run_id, self._source, settled.changed)
         if settled.coins_removed:
             await connection.execute(_SQL["count_inserts"], self._source, -settled.coins_removed)
-        if written.inserted or written.updated or settled != Settled(kept=settled.kept):
+        changed = bool(written.inserted or written.updated) or settled != Settled(kept=settled.kept)
+        if changed:
             await connection.execute(_SQL["increment_version"])
-        return moves, settled
+        return moves, settled, changed
 
     async def _settle(
         self, connection: Connection, batch: Batch, file: OpenFile | None, now: datetime, *, shares: bool

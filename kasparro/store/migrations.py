@@ -101,11 +101,25 @@ async def _apply_next(
             return False
         migration = missing[0]
         with _stops_at(migration.name):
-            await connection.execute(migration.text, timeout=TIMEOUT_S)
+            for statement in _statements(migration.text):
+                await connection.execute(statement, timeout=TIMEOUT_S)
             await connection.execute(_SQL["record"], migration.version, migration.name, migration.checksum)
     log.info("migrated", migration=migration.name)
     done.append(migration.name)
     return True
+
+
+def _statements(text: str) -> Iterator[str]:
+    # Citus does not accept several statements at once that change a distributed table. A semicolon at the end
+    # of a line ends a statement, except inside of $$.
+    statement = ""
+    for part in text.split(";\n"):
+        statement += part
+        if statement.count("$$") % 2:
+            statement += ";\n"
+        elif statement.strip():
+            yield statement
+            statement = ""
 
 
 @contextmanager

@@ -96,7 +96,7 @@ shown AS (
     CROSS JOIN LATERAL (
         SELECT
             looked_up.position,
-            looked_up.observed_at AS before,
+            CASE WHEN $2::timestamptz IS NULL THEN '-infinity' ELSE looked_up.observed_at END AS before,
             source,
             source_id,
             content_hash,
@@ -115,11 +115,10 @@ shown AS (
         SELECT content_hash
         FROM unified_history
         WHERE
-            $2::timestamptz IS NOT NULL
-            AND source = newest.source
+            source = newest.source
             AND source_id = newest.source_id
             AND observed_at < newest.before
-            AND recorded_at <= $2
+            AND recorded_at <= coalesce($2, 'infinity')
         ORDER BY observed_at DESC
         LIMIT 1
     ) AS replayed ON true

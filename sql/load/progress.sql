@@ -176,6 +176,17 @@ SET
     committed_by_run = (SELECT max(runs.id) FROM runs WHERE runs.status = 'running')
 RETURNING pg_notify('kasparro_data', data_version::text);
 
+-- name: confirm_version --
+-- With Citus, the other nodes commit an instant after the coordinator. So a reader may have seen the new version
+-- with rows of before. Another version, once all nodes have committed, makes all caches forget these rows.
+UPDATE instance
+SET
+    data_version = data_version + 1,
+    counted_versions = counted_versions + 1,
+    committed_version = data_version + 1
+WHERE to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
+RETURNING pg_notify('kasparro_data', data_version::text);
+
 -- name: count_invalid_values --
 INSERT INTO invalid_values AS counted (run_id, source, location, field, reason, records, samples)
 SELECT $1, $2, invalid.location, invalid.field, invalid.reason, invalid.records, invalid.samples

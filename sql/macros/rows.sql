@@ -179,6 +179,9 @@ page AS (
                 candidates.source = quoted.quoted_source
                 AND candidates.source_id = quoted.quoted_source_id
         {% endif %}
+        {% if "listed_at" in fields or "quoted_in" in fields %}
+        {{ order() }}
+        {% endif %}
     ) AS shown
     LIMIT {{ limit }}
 )

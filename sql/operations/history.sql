@@ -243,13 +243,21 @@ LOCK TABLE ONLY unified_history, {{ month }} IN ACCESS EXCLUSIVE MODE;
 SELECT bool_and(least(changed_from, stale_from) = 'infinity') FROM history_months
 WHERE month = :month;
 
--- name: replace --
--- The thinned table takes the place of the month's.
+-- name: detach --
+-- The thinned table takes the place of the month's, in five statements. Citus accepts only one at a time.
 ALTER TABLE unified_history DETACH PARTITION {{ month }};
+
+-- name: set_aside --
 ALTER TABLE {{ month }} RENAME TO {{ month }}_old;
+
+-- name: rename --
 ALTER TABLE {{ month }}_new RENAME TO {{ month }};
+
+-- name: attach --
 ALTER TABLE unified_history ATTACH PARTITION {{ month }}
 FOR VALUES FROM ('{{ begins_at }}') TO ('{{ ends_at }}');
+
+-- name: drop_bound --
 ALTER TABLE {{ month }} DROP CONSTRAINT of_month;
 
 -- name: note_thinned --

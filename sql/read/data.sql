@@ -62,13 +62,15 @@ WHERE
 {%- endif %};
 
 -- name: ndjson --
--- Each row of a selection as a line of JSON.
+-- Each row of a selection as a line of JSON. With OFFSET 0, Citus keeps the order of the rows: it would
+-- otherwise make lines on each node, in an order of its own.
 SELECT row_to_json(shown)::text
 FROM (
     SELECT {{ fields }}
     FROM (
         {{ rows.shown(rows.selected_rows(looks_up=true), "selected_rows") }}
         {{ rows.order() }}
+        OFFSET 0
     ) AS record
 ) AS shown;
 
@@ -93,6 +95,7 @@ FROM (
         FROM (
             {{ rows.shown(rows.selected_rows(looks_up=true), "selected_rows") }}
             {{ rows.order() }}
+            OFFSET 0
         ) AS record
     ) AS cells
 ) AS lines;

@@ -18,6 +18,7 @@ from kasparro.store.runs import RunRecord
 from kasparro.store.sql import statements
 from tests.support.assets import make_link, resolve
 from tests.support.batches import T0, load_records, make_record
+from tests.support.citus import on_one_server
 
 _SQL = statements("assets/consensus.sql")
 SOURCES = ("coinpaprika", "coingecko", "csv")
@@ -279,6 +280,7 @@ def fresh_prices(quotes: list[tuple[Decimal | None, int]]) -> list[Decimal]:
     return [price for price, minutes in quotes if price is not None and minutes <= newest + 60]
 
 
+@on_one_server
 async def test_links_of_an_asset_are_looked_up_without_reading_all_links(
     database: Database, connection: Connection
 ) -> None:

@@ -34,6 +34,7 @@ from kasparro.store.selection import ASSET_FIELDS, ASSETS, DATA, Filters, RowLis
 from kasparro.web.schemas import Sort
 from tests.support.assets import make_link, resolve
 from tests.support.batches import load_records
+from tests.support.citus import on_one_server
 from tests.support.expected_rows import DATA_KEY, matches, sorted_keys
 from tests.support.json_responses import get_exact, parse_rows, source_ids
 from tests.web.conftest import LONG_AGO, serving
@@ -295,6 +296,7 @@ async def test_cursor_of_a_version_that_no_server_has(
         assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
+@on_one_server
 async def test_old_cursor_uses_the_slow_pool(client: aiohttp.ClientSession, database: Database) -> None:
     def records(hour: int) -> list[Record]:
         at = LONG_AGO + timedelta(hours=hour)
