@@ -36,6 +36,17 @@ class Page(msgspec.Struct, frozen=True):
     version: int
 
 
+class Row(msgspec.Struct, frozen=True):
+    """A row as a JSON object, and the data version that it was read at.
+
+    For a moment before the coin's first record, there is the time of that record instead of the row.
+    """
+
+    line: str | None
+    first_observed_at: datetime | None
+    version: int
+
+
 async def page(
     connection: Connection,
     totals: Totals,
@@ -88,16 +99,13 @@ async def row(
     *,
     fields: Sequence[str] = (),
     as_of: datetime | None = None,
-) -> str | datetime | None:
-    """One row as a JSON object, as it is now or was at a moment.
-
-    For a moment before the coin's first record, the time of that record; None if there is no such coin.
-    """
+) -> Row | None:
+    """One row as it is now or was at a moment; None if there is no such coin."""
     statement = _SQL["row"].compose(list="data", fields=columns(fields), as_of=as_of is not None)
     found = await connection.fetchrow(
         statement.text, *statement.values({"source": source, "source_id": source_id, "as_of": as_of})
     )
-    return None if found is None else found["line"] or found["first_observed_at"]
+    return None if found is None else Row(**found)
 
 
 async def export(

@@ -24,7 +24,8 @@ candidates AS MATERIALIZED (
 {{ rows.page_of_candidates(total_column) }};
 
 -- name: row --
--- One row as JSON. For a moment before the coin's first record, the time of that record instead.
+-- One row as JSON, and the data version. For a moment before the coin's first record, the time of that record
+-- instead of the row.
 WITH chosen AS (
     SELECT row_to_json(shown)::text AS line
     FROM (
@@ -38,7 +39,8 @@ WITH chosen AS (
 
 SELECT
     line,
-    NULL::timestamptz AS first_observed_at
+    NULL::timestamptz AS first_observed_at,
+    (SELECT data_version FROM instance) AS version
 FROM chosen
 {% if as_of %}
 UNION ALL
@@ -53,7 +55,8 @@ SELECT
             ORDER BY history.observed_at
             LIMIT 1
         )
-    ) AS first_observed_at
+    ) AS first_observed_at,
+    (SELECT data_version FROM instance) AS version
 FROM unified_data AS coin
 WHERE
     coin.source = :source

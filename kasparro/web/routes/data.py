@@ -1,6 +1,5 @@
 """GET /data and GET /data/{source}/{source_id}: the newest record of each coin of each source."""
 
-from datetime import datetime
 from decimal import Decimal
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from kasparro.sources import registry
 from kasparro.store import queries
 from kasparro.store.selection import Filters, Selection
+from kasparro.web.http.context import context_of
 from kasparro.web.http.problems import Problem, not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi import parameters
@@ -233,17 +233,18 @@ async def row(service: Service, request: Request, query: RowQuery) -> Response:
     if source_id is not None:
         async with service.read_connection(request) as connection:
             found = await queries.row(connection, source, source_id, fields=query.fields, as_of=query.as_of)
-    if isinstance(found, datetime):
-        first = parameters.format_value(found)
+            context_of(request.scope).data_version = None if found is None else found.version
+    if found is None:
+        raise no_such_coin(source)
+    if found.line is None:
+        first = parameters.format_value(found.first_observed_at)
         raise not_found(
             f"{source} has no record with this id until {parameters.format_value(query.as_of)}. "
             f"The first record is of {first}.",
             parameter="as_of",
             allowed=f"a time from {first} on",
         )
-    if found is None:
-        raise no_such_coin(source)
-    return Response(found, media_type="application/json")
+    return Response(found.line, media_type="application/json")
 
 
 def _is_live(query: DataQuery | RowQuery) -> bool:
