@@ -50,13 +50,14 @@ async def _require_citus(connection: Connection) -> None:
             "the coordinator and on each worker"
         )
     state = await connection.fetchrow(_SQL["state"])
-    if state is None or not state["is_coordinator"]:
-        raise MigrationError("this server is a worker of Citus: DATABASE_URL must name the coordinator")
-    if not state["nodes"]:
+    # A node that knows no other does not call itself the coordinator.
+    if state is None or not state["nodes"]:
         raise MigrationError(
             "the coordinator knows no worker for this database: let a superuser run "
             "SELECT citus_add_node('HOST', PORT) in it for each worker"
         )
+    if not state["is_coordinator"]:
+        raise MigrationError("this server is a worker of Citus: DATABASE_URL must name the coordinator")
 
 
 async def _distribute(connection: Connection) -> list[str]:

@@ -177,8 +177,9 @@ SET
 RETURNING pg_notify('kasparro_data', data_version::text);
 
 -- name: confirm_version --
--- With Citus, the other nodes commit an instant after the coordinator. So a reader may have seen the new version
--- with rows of before. Another version, once all nodes have committed, makes all caches forget these rows.
+-- With Citus, the other nodes commit an instant after the coordinator. So a reader may have seen the new
+-- version with rows of before. Another version, once all nodes have committed, makes all caches forget these
+-- rows.
 UPDATE instance
 SET
     data_version = data_version + 1,

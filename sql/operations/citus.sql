@@ -21,8 +21,8 @@ FROM pg_dist_partition
 WHERE logicalrelid = ANY(SELECT to_regclass(name) FROM unnest($1::text[]) AS given (name));
 
 -- name: settings --
--- Existing rows are moved, which may take hours. Several tables in one transaction need one connection to each
--- node.
+-- Existing rows are moved, which may take hours. Several tables in one transaction need one connection to
+-- each node.
 SELECT
     set_config('statement_timeout', '0', true),
     set_config('idle_in_transaction_session_timeout', '0', true),

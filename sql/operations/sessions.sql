@@ -9,7 +9,9 @@ SELECT
         set_config(
             given.name,
             CASE
-                WHEN given.name = 'plan_cache_mode' AND to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
+                WHEN
+                    given.name = 'plan_cache_mode'
+                    AND to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL
                     THEN 'force_custom_plan'
                 ELSE given.value
             END,

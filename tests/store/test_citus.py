@@ -42,9 +42,10 @@ def texts() -> Iterator[tuple[str, str, str]]:
 
 def some(cases: Callable[[], Iterator[dict[str, Any]]], **others: Any) -> Callable[[], list[dict[str, Any]]]:
     """A function that returns some of many combinations."""
-    return lambda: [case | others for case in itertools.islice(cases(), 0, None, 23)]
+    return lambda: [case | others for case in itertools.islice(cases(), 0, None, 211)]
 
 
+_ROWS = list(itertools.product(("source, rank", "source, listed_at, quoted_in"), (False, True)))
 _UPKEEP = {
     "month": "unified_history_2024_06",
     "begins_at": "2024-06-01 UTC",
@@ -113,7 +114,10 @@ async def test_distributed_tables_have_no_triggers_foreign_keys_or_narrow_sequen
     tables = [*DISTRIBUTED, *ON_ALL_NODES]
 
     triggers = await connection.fetch(
-        "SELECT tgname FROM pg_trigger WHERE tgrelid = ANY($1::text[]::regclass[])", tables
+        # Citus adds triggers of its own.
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = ANY($1::text[]::regclass[])"
+        " AND NOT tgisinternal AND tgname NOT LIKE 'truncate_trigger_%'",
+        tables,
     )
     foreign_keys = await connection.fetch(
         "SELECT conname FROM pg_constraint WHERE contype = 'f'"
@@ -323,7 +327,8 @@ async def test_every_statement_can_be_planned_on_a_distributed_database() -> Non
             (path, name): reason
             for path, name, text in texts()
             if name != "staging" and "terminate" not in name
-            for empty in (True, False)
+            # Values of these are never null.
+            for empty in ((False,) if name in {"settle_coins", "sparklines"} else (True, False))
             if (reason := await _refusal(connection, text, empty=empty)) is not None
         }
         await connection.close()
