@@ -338,14 +338,17 @@ class Streams:
         Without a position, it begins at the current version. Raises DatabaseUnavailable, DatabaseBusy.
         """
         now = time.monotonic()
-        if self._state is None or self._read_at < max(self._woken_at, now - POLL_S):
+        if (
+            self._state is None
+            or self._read_at < max(self._woken_at, now - POLL_S)
+            # Another process may have heard of a version earlier.
+            or (position is not None and position.version > self._state.version)
+        ):
             await self._refresh(now)
-        # Another process may have heard of a version earlier, from a replica that is less behind.
-        while position is not None and self._may_reach(position):
-            await self._refresh(time.monotonic())
-            if not self._may_reach(position) or time.monotonic() - now > CATCH_UP_S:
-                break
+        # It may have read a replica that is less behind.
+        while position is not None and self._may_reach(position) and time.monotonic() - now < CATCH_UP_S:
             await asyncio.sleep(CATCH_UP_POLL_S)
+            await self._refresh(time.monotonic())
         state = self._current
         number, run = self._run_number, self._run
         step = await self._resumed(Position.of(state) if position is None else position, client)

@@ -41,7 +41,7 @@ DELETE FROM shared_quotas
 WHERE full_at < clock_timestamp();
 
 -- name: try_turn --
--- Takes one of the turns $2 of client $1 for this session; its number, null if other sessions have all of them.
+-- Takes one of the turns $2 of client $1 for this session; its number, null if others have all of them.
 -- LIMIT ends the scan at the first lock that is taken.
 SELECT number
 FROM unnest($2::integer[]) AS number

@@ -1,7 +1,7 @@
 -- The state of a database server (kasparro/store/server_state.py).
 
-{#- How far a standby is behind its primary; null for a primary. A standby that has replayed all it received is
-    up to date only while it is connected: then it has a WAL receiver. #}
+{#- How far a standby is behind its primary; null for a primary. A standby that has replayed all it received
+    is up to date only while it is connected: then it has a WAL receiver. #}
 {%- macro lag_s() -%}
 CASE
     WHEN NOT pg_is_in_recovery() THEN null
