@@ -84,7 +84,8 @@ sum(count)::bigint AS count
 
 {#- The candles of the parts, of intervals that lie within a part. `parts` says for each part whether it
     begins and ends with a day, so that the stored candles of its days may be used where they are current;
-    the records of other days are read. The result is the same. `coin` says what has a candle of its own. #}
+    the records of other days are read. The result is the same. With OFFSET 0, Citus sends the
+    contributions to the coordinator: it cannot combine the least arrays of several nodes. `coin` says what has a candle of its own. #}
 {%- macro candles(parts, interval, coin="source, source_id") %}
 {%- set unit = UNITS[interval] %}
 SELECT
@@ -150,6 +151,7 @@ FROM (
     WHERE history.price_usd IS NOT NULL
     {% endif %}
     {% endfor %}
+    OFFSET 0
 ) AS contributions
 GROUP BY {{ coin }}, time
 {%- endmacro %}
