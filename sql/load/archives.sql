@@ -64,8 +64,8 @@ WHERE source = $1 AND id = ANY($2::integer[]) AND complete;
 
 -- name: save_file --
 -- The name decides between files, so the moments that a renamed file shares are settled again. Of a known
--- file, the currencies are left to `save_currencies`. Returns whether the file has moments to settle when it is
--- loaded to its end, besides those of `has_provisional`.
+-- file, the currencies are left to `save_currencies`. Returns whether the file has moments to settle when it
+-- is loaded to its end, besides those of `has_provisional`.
 INSERT INTO archive_files AS known (
     source,
     {{ listed(FILE) }},

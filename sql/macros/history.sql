@@ -84,8 +84,9 @@ sum(count)::bigint AS count
 
 {#- The candles of the parts, of intervals that lie within a part. `parts` says for each part whether it
     begins and ends with a day, so that the stored candles of its days may be used where they are current;
-    the records of other days are read. The result is the same. With OFFSET 0, Citus sends the
-    contributions to the coordinator: it cannot combine the least arrays of several nodes. `coin` says what has a candle of its own. #}
+    the records of other days are read. The result is the same. `coin` says what has a candle of its own. With
+    OFFSET 0, Citus sends the contributions to the coordinator: it cannot combine the least arrays of several
+    nodes. #}
 {%- macro candles(parts, interval, coin="source, source_id") %}
 {%- set unit = UNITS[interval] %}
 SELECT
@@ -93,64 +94,67 @@ SELECT
     time,
     {{ prices() }}
 FROM (
-    {% for of_days in parts %}
-    {{ "UNION ALL" if not loop.first }}
-    {% set n = loop.index0 %}
-    {% if of_days and interval != "1h" %}
-    (
-        WITH months AS MATERIALIZED (
-            SELECT
-                month::timestamp AT TIME ZONE 'UTC' AS begins_at,
-                (month + interval '1 month')::timestamp AT TIME ZONE 'UTC' AS ends_at,
-                date_trunc('day', least(changed_from, stale_from), 'UTC') AS records_from
-            FROM history_months
-            WHERE
-                source = :source_{{ n }}
-                AND month > (:since_{{ n }}::timestamptz AT TIME ZONE 'UTC')::date - 31
-                AND month <= (:until_{{ n }}::timestamptz AT TIME ZONE 'UTC')::date
-        )
-
-        SELECT {{ contribution(unit, n) }}
-        FROM months
-        CROSS JOIN LATERAL (
-            {{ _records(n, "*") }}
-            AND observed_at >= months.begins_at
-            AND observed_at >= months.records_from
-            AND observed_at < months.ends_at
-        ) AS history
-        WHERE months.records_from < months.ends_at AND history.price_usd IS NOT NULL
-        UNION ALL
-        SELECT
-            stored.source,
-            stored.source_id,
-            date_trunc('{{ unit }}', stored.time, 'UTC') AS time,
-            ARRAY[extract(EPOCH FROM stored.time), stored.open] AS opened,
-            stored.high,
-            stored.low,
-            ARRAY[extract(EPOCH FROM stored.time), stored.close] AS closed,
-            stored.count
-        FROM months
-        CROSS JOIN LATERAL (
-            SELECT *
-            FROM daily_candles
-            WHERE
-                source = :source_{{ n }}
-                AND source_id = :source_id_{{ n }}
-                AND time >= :since_{{ n }}
-                AND time < :until_{{ n }}
-                AND time >= months.begins_at
-                AND time < months.records_from
-                AND time < months.ends_at
-        ) AS stored
-    )
-    {% else %}
-    SELECT {{ contribution(unit, n) }}
+    SELECT *
     FROM (
-        {{ _records(n, "*") }}
-    ) AS history
-    WHERE history.price_usd IS NOT NULL
-    {% endif %}
-    {% endfor %}
+        {% for of_days in parts %}
+        {{ "UNION ALL" if not loop.first }}
+        {% set n = loop.index0 %}
+        {% if of_days and interval != "1h" %}
+        (
+            WITH months AS MATERIALIZED (
+                SELECT
+                    month::timestamp AT TIME ZONE 'UTC' AS begins_at,
+                    (month + interval '1 month')::timestamp AT TIME ZONE 'UTC' AS ends_at,
+                    date_trunc('day', least(changed_from, stale_from), 'UTC') AS records_from
+                FROM history_months
+                WHERE
+                    source = :source_{{ n }}
+                    AND month > (:since_{{ n }}::timestamptz AT TIME ZONE 'UTC')::date - 31
+                    AND month <= (:until_{{ n }}::timestamptz AT TIME ZONE 'UTC')::date
+            )
+
+            SELECT {{ contribution(unit, n) }}
+            FROM months
+            CROSS JOIN LATERAL (
+                {{ _records(n, "*") }}
+                AND observed_at >= months.begins_at
+                AND observed_at >= months.records_from
+                AND observed_at < months.ends_at
+            ) AS history
+            WHERE months.records_from < months.ends_at AND history.price_usd IS NOT NULL
+            UNION ALL
+            SELECT
+                stored.source,
+                stored.source_id,
+                date_trunc('{{ unit }}', stored.time, 'UTC') AS time,
+                ARRAY[extract(EPOCH FROM stored.time), stored.open] AS opened,
+                stored.high,
+                stored.low,
+                ARRAY[extract(EPOCH FROM stored.time), stored.close] AS closed,
+                stored.count
+            FROM months
+            CROSS JOIN LATERAL (
+                SELECT *
+                FROM daily_candles
+                WHERE
+                    source = :source_{{ n }}
+                    AND source_id = :source_id_{{ n }}
+                    AND time >= :since_{{ n }}
+                    AND time < :until_{{ n }}
+                    AND time >= months.begins_at
+                    AND time < months.records_from
+                    AND time < months.ends_at
+            ) AS stored
+        )
+        {% else %}
+        SELECT {{ contribution(unit, n) }}
+        FROM (
+            {{ _records(n, "*") }}
+        ) AS history
+        WHERE history.price_usd IS NOT NULL
+        {% endif %}
+        {% endfor %}
+    ) AS contributions_of_parts
     OFFSET 0
 ) AS contributions
 GROUP BY {{ coin }}, time
