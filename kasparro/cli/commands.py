@@ -222,23 +222,23 @@ def migrate(restored: bool, distributes: bool) -> None:
     """Apply pending migrations to the database."""
     settings = _load_settings()
 
-    async def work(database: Database) -> tuple[list[str], list[str]]:
+    async def work(database: Database) -> None:
         applied = await apply_migrations(database)
+        for name in applied:
+            out.print(f"applied {name}")
+        if not applied:
+            out.print("the schema is up to date")
         if restored:
             await end_cursors(database)
-        return applied, await distribute(database) if distributes else []
+            out.print("clients must start again without a cursor")
+        if distributes:
+            distributed = await distribute(database)
+            for name in distributed:
+                out.print(f"distributed {name}")
+            if not distributed:
+                out.print("the tables are distributed already")
 
-    applied, distributed = _exit_on_error(lambda: asyncio.run(with_database(settings, work)))
-    for name in applied:
-        out.print(f"applied {name}")
-    if not applied:
-        out.print("the schema is up to date")
-    for name in distributed:
-        out.print(f"distributed {name}")
-    if distributes and not distributed:
-        out.print("the tables are distributed already")
-    if restored:
-        out.print("clients must start again without a cursor")
+    _exit_on_error(lambda: asyncio.run(with_database(settings, work)))
 
 
 @main.command()

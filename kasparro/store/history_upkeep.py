@@ -122,6 +122,7 @@ async def _thin_month(lease: AdvisoryLease, month: _Month, interval: ThinnedTo) 
             except asyncpg.LockNotAvailableError:
                 replaced = None
             if replaced is not None:
+                await session.execute(_VERSION["confirm_version"])
                 await session.execute(
                     _SQL["drop"].compose(table=f"{month.table}_{'old' if replaced else 'new'}").text
                 )
@@ -149,7 +150,6 @@ async def _replace(session: Any, month: _Month, interval: ThinnedTo) -> bool:
         await _execute(session, "note_thinned", **values)
         # The points have changed, and cached responses with them.
         await session.execute(_VERSION["increment_version"])
-    await session.execute(_VERSION["confirm_version"])
     return True
 
 

@@ -81,6 +81,9 @@ _TRANSIENT = (
     asyncpg.InvalidCatalogNameError,
     # asyncpg raises this if the connection was lost between two of its states.
     asyncpg.InternalClientError,
+    # A newer version has migrated the database since the statement was prepared. asyncpg prepares it again, but
+    # within a transaction only for the next one.
+    asyncpg.InvalidCachedStatementError,
 )
 # A subclass of these errors after which a retry is useless.
 _PERMANENT = asyncpg.QueryCanceledError
@@ -91,6 +94,7 @@ _MESSAGES: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.TooManyConnectionsError, "PostgreSQL accepts no more connections"),
     (asyncpg.InsufficientResourcesError, "PostgreSQL lacks memory or other resources"),
     (asyncpg.LockNotAvailableError, "another session holds a lock that we need"),
+    (asyncpg.InvalidCachedStatementError, "the schema was changed meanwhile"),
     (asyncpg.TransactionRollbackError, "PostgreSQL rolled a transaction back in favour of another"),
     (
         asyncpg.ReadOnlySQLTransactionError,

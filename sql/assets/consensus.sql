@@ -98,8 +98,8 @@ SELECT count(*) FROM touched;
 -- if the other one is not.
 --
 -- LIMIT, OFFSET and ORDER BY keep each look-up one descent of an index: most batches touch few assets, and
--- PostgreSQL may plan a join to read all of them. The condition on valid_until is outside of the look-up, because
--- PostgreSQL would also read the whole partial index of current links for each asset.
+-- PostgreSQL may plan a join to read all of them. The condition on valid_until is outside of the look-up,
+-- because PostgreSQL would also read the whole partial index of current links for each asset.
 WITH links AS MATERIALIZED (
     SELECT link.*
     FROM touched_assets AS touched
