@@ -122,21 +122,20 @@ class DataVersion:
         while True:
             last_look = time.monotonic() >= deadline or at_least <= self._lost
             for primary in (False, True):
-                async with AsyncExitStack() as attempt:
-                    try:
+                # An error of `version_of` is translated where the connection is given back.
+                with suppress(DatabaseUnavailable):
+                    async with AsyncExitStack() as attempt:
                         connection = await attempt.enter_async_context(
                             self._database.reading(pool=pool, client=client, primary=primary)
                         )
                         version = await version_of(connection)
-                    except DatabaseUnavailable:
-                        continue
-                    lost = version < at_least and primary and last_look
-                    if lost:
-                        log.warning("data_version_lost", lost=at_least, found=version)
-                        self._lost = max(self._lost, at_least)
-                    if version >= at_least or lost:
-                        stack.push_async_exit(attempt.pop_all())
-                        return connection
+                        lost = version < at_least and primary and last_look
+                        if lost:
+                            log.warning("data_version_lost", lost=at_least, found=version)
+                            self._lost = max(self._lost, at_least)
+                        if version >= at_least or lost:
+                            stack.push_async_exit(attempt.pop_all())
+                            return connection
             if last_look:
                 raise ReplicaBehind(f"no server that can be reached has reached data version {at_least}")
             await asyncio.sleep(CATCH_UP_POLL_S)

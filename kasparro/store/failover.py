@@ -24,7 +24,7 @@ async def connect(dsn: str | None = None, **options: Any) -> "asyncpg.Connection
     would leave no time for the next one. Standbys are tried in random order. With several hosts, `timeout`
     and `target_session_attrs` are required. Raises the error of the last host that failed, or TimeoutError.
     """
-    hosts = _url_per_host(dsn or "")
+    hosts = url_per_host(dsn or "")
     if len(hosts) == 1:
         return await asyncpg.connect(dsn, **options)
     timeout_s, attrs = options.pop("timeout"), options.pop("target_session_attrs")
@@ -70,7 +70,8 @@ async def _race(
                 late.terminate()
 
 
-def _url_per_host(dsn: str) -> list[str]:
+def url_per_host(dsn: str) -> list[str]:
+    """A URL for each host of a URL."""
     parts = urlsplit(dsn)
     user, at, hosts = parts.netloc.rpartition("@")
     return [urlunsplit(parts._replace(netloc=f"{user}{at}{host}")) for host in hosts.split(",")]

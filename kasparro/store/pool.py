@@ -21,6 +21,7 @@ from kasparro.errors import (
     one_line,
 )
 from kasparro.fair_semaphore import FairSemaphore
+from kasparro.store.failover import url_per_host
 from kasparro.store.sessions import CONNECT_TIMEOUT_S, Sessions
 
 if TYPE_CHECKING:
@@ -81,8 +82,16 @@ _TRANSIENT = (
     asyncpg.InvalidCatalogNameError,
     # asyncpg raises this if the connection was lost between two of its states.
     asyncpg.InternalClientError,
-    # A newer version has migrated the database since the statement was prepared. asyncpg prepares it again, but
-    # within a transaction only for the next one.
+    # A newer version has migrated the database since the statement was prepared. asyncpg prepares it again,
+    # but within a transaction only for the next one.
+    asyncpg.InvalidCachedStatementError,
+)
+# Transient errors after which the connection still works; after the first two, the same would happen again at
+# once. A standby rolls a query back that conflicts with what it replays.
+_USELESS_AGAIN = (asyncpg.InsufficientResourcesError, asyncpg.ObjectNotInPrerequisiteStateError)
+_CONNECTED = (
+    *_USELESS_AGAIN,
+    asyncpg.TransactionRollbackError,
     asyncpg.InvalidCachedStatementError,
 )
 # A subclass of these errors after which a retry is useless.
@@ -165,7 +174,7 @@ class Database:
     @property
     def one_server(self) -> bool:
         """Whether all reads go to one server, which never shows an older version than before."""
-        return self._replicas is None and "," not in self._url
+        return self._replicas is None and len(url_per_host(self._url)) == 1
 
     async def __aenter__(self) -> Self:
         self._write = _Pool(
@@ -435,8 +444,7 @@ async def _connected(
             with _translated_errors(setting, lost=True):
                 try:
                     yield connection
-                except asyncpg.TransactionRollbackError:
-                    # A standby cancels a query that conflicts with what it replays. It keeps the connection.
+                except _CONNECTED:
                     raise
                 except Exception as error:
                     if is_transient(error) and not isinstance(error, DatabaseUnavailable):
@@ -572,8 +580,14 @@ class _Pool:
         for connection, _ in self._kept:
             returning = asyncio.create_task(self._pool.release(connection))
             self._returning.add(returning)
-            returning.add_done_callback(self._returning.discard)
+            returning.add_done_callback(self._returned)
         self._kept.clear()
+
+    def _returned(self, returning: asyncio.Task[None]) -> None:
+        self._returning.discard(returning)
+        if not returning.cancelled():
+            # A lost connection may fail to close: without this, asyncio would log it as never retrieved.
+            returning.exception()
 
     def usage(self) -> tuple[int, int, int]:
         return self._pool.get_max_size(), self._in_use, self._requests - self._in_use
@@ -642,7 +656,8 @@ def _translated_errors(setting: str, limit_s: float | None = None, *, lost: bool
         # asyncpg's texts name hosts and roles, never the URL with its password.
         text = f"{message or 'PostgreSQL is unreachable'}: {one_line(cause)}"
         # After a timeout, the time of the request is used up.
-        kind = ConnectionLost if lost and not isinstance(cause, TimeoutError) else DatabaseUnavailable
+        lost = lost and not isinstance(cause, (TimeoutError, *_USELESS_AGAIN))
+        kind = ConnectionLost if lost else DatabaseUnavailable
         raise kind(text) from error
 
 

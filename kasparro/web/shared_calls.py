@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-from kasparro.concurrency import cancel_all
+# How long `close` waits.
+CLOSE_S = 1.0
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -47,8 +48,11 @@ class SharedCalls(Generic[K, T]):
         self._by_key.clear()
 
     async def close(self) -> None:
-        """Cancel the calls, and wait until they have ended."""
-        await cancel_all(self._tasks.copy())
+        """Cancel the calls, and wait a moment until they have ended: a server that hangs may delay them."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
 
     def _ended(self, key: K, task: asyncio.Task[T]) -> None:
         self._tasks.discard(task)

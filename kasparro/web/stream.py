@@ -43,6 +43,8 @@ POLL_S = 1.0
 # If all servers have shown only older versions for this time, the newer ones are lost. A standby that had not
 # received them became the primary.
 LOST_S = 30.0
+# Reads that are farther apart say nothing about the time between them.
+OLDER_PAUSE_S = 5.0
 # Versions that are committed within this time become one event.
 MERGE_S = 0.25
 # Streams that get an event before other tasks continue. Writing to this many takes 2 to 3 ms.
@@ -295,6 +297,7 @@ class Streams:
         self._read_at = self._woken_at = float("-inf")
         # Since when the servers have shown only versions before the known one, and the newest that was lost.
         self._older_since: float | None = None
+        self._older_at = float("-inf")
         self._lost_version = 0
         self._run = b""
         self._run_number = 0
@@ -423,8 +426,9 @@ class Streams:
                     and known.version > state.version
                 ):
                     # Another replica, which is behind.
-                    if self._older_since is None:
+                    if self._older_since is None or began - self._older_at > OLDER_PAUSE_S:
                         self._older_since = began
+                    self._older_at = began
                     if began - self._older_since < LOST_S:
                         return
                     log.warning("stream_versions_lost", known=known.version, found=state.version)

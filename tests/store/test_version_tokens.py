@@ -1,5 +1,6 @@
 """Tokens of data versions in entity tags."""
 
+from kasparro.store import version_tokens
 from kasparro.store.version_tokens import VersionTokens
 
 TOKENS = VersionTokens(b"key")
@@ -24,3 +25,9 @@ def test_signature_belongs_to_its_version() -> None:
 
     assert TOKENS.newest(forged.encode()) == 0
     assert TOKENS.newest(b'"5f0c", *') == 0
+
+
+def test_a_long_list_costs_no_more_than_a_short_one() -> None:
+    tags = ", ".join(tag(number) for number in range(1, 3 * version_tokens.TOKENS)).encode()
+
+    assert TOKENS.newest(tags) == version_tokens.TOKENS

@@ -65,7 +65,7 @@ class CachePolicy:
         if response is None:
             render = partial(self._render, request, query, handler)
             response = await self.responses.render(key, render)
-            if response.oldest_version < seen:
+            if response.oldest_version < seen and context.oldest_version is None:
                 # It was rendered for another client, which has not seen as new a version as this one.
                 response, _ = await render()
         prepared = await prepare(request, response)

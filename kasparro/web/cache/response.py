@@ -6,7 +6,7 @@ from hashlib import sha256
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from kasparro.store.version_tokens import VersionTokens
+from kasparro.store.version_tokens import TOKENS, VersionTokens
 from kasparro.web.http.encodings import IDENTITY, SMALL_BYTES, compress
 from kasparro.web.http.headers import HeaderList, entity_tags
 
@@ -49,7 +49,7 @@ class EncodedBody:
             return 200, self._headers, self._message
         if if_none_match == self.etag or if_none_match.strip() == b"*":
             return 304, self._headers_304, NO_BODY
-        named = [tag for tag, content in entity_tags(if_none_match) if content == self._of_content]
+        named = [tag for tag, content in entity_tags(if_none_match) if content == self._of_content][:TOKENS]
         tags = {tag: self._response.version_in(tag) for tag in named}
         # A version that is newer than that of the response is lost. Its client must get the tag of this one.
         known = [tag for tag in named if tags[tag] <= self._response.version]

@@ -93,6 +93,8 @@ class ResponseCache:
     def _insert(self, response: CachedResponse) -> None:
         if response.bytes > self.limit_bytes:
             return
+        if (older := self._entries.get(response.key)) is not None:
+            self._remove(older)
         self._entries[response.key] = response
         # The size grows when the response is compressed; `_remove` must subtract what was added here.
         response.counted_bytes = response.bytes

@@ -101,7 +101,7 @@ async def health(service: Service, request: Request, query: Any) -> Response:
     if primary_error is not None:
         database = msgspec.structs.replace(database, unreachable=["primary", *database.unreachable])
         reasons = [f"the primary (DATABASE_URL) cannot be reached: {primary_error}", *reasons]
-    if database.status == "ok" and service.database.reads_primary:
+    if database.status == "ok" and service.database.replicas and service.database.reads_primary:
         database = msgspec.structs.replace(database, unreachable=[*database.unreachable, "read"])
         reasons = [
             "no replica (DATABASE_READ_URL) can be reached; requests read from the primary",
@@ -133,7 +133,6 @@ async def _read_health(
     try:
         sources, totals = await service.health(HEALTH_TIMEOUT_S)
         latency_ms = round((time.perf_counter() - began) * 1e3, 2)
-        lag_s = await service.replica_lag_s(HEALTH_TIMEOUT_S) if service.database.replicas else None
     except asyncpg.UndefinedTableError:
         return DatabaseHealth(status="preparing", error="not all tables exist yet"), {}, None
     except (KasparroError, asyncpg.PostgresError) as error:
@@ -147,8 +146,18 @@ async def _read_health(
         conflicts=totals.conflicts,
         problem=totals.problem,
     )
-    database = DatabaseHealth(status="ok", latency_ms=latency_ms, lag_s=lag_s)
+    database = DatabaseHealth(status="ok", latency_ms=latency_ms, lag_s=await _lag_s(service))
     return database, sources, assets
+
+
+async def _lag_s(service: Service) -> float | None:
+    # Not every server says how far it is behind.
+    if not service.database.replicas:
+        return None
+    try:
+        return await service.replica_lag_s(HEALTH_TIMEOUT_S)
+    except (KasparroError, asyncpg.PostgresError):
+        return None
 
 
 async def _primary_error(service: Service) -> str | None:

@@ -61,6 +61,20 @@ async def test_least_recently_used_is_evicted() -> None:
     assert [cache.find(key(number)) is not None for number in range(4)] == [True, False, True, True]
 
 
+async def test_response_that_replaces_another_takes_its_room() -> None:
+    cache = ResponseCache(100_000)
+    for size in (30_000, 40_000, 20_000):
+        response = await cache.render(key(1), rendering(size))
+        cache.add_alias(response, key(size))
+
+    assert len(cache) == 1
+    assert cache.bytes == response.counted_bytes
+    assert [cache.find_alias(key(size)) is response for size in (30_000, 40_000, 20_000)] == [
+        *[False] * 2,
+        True,
+    ]
+
+
 async def test_stale_render_is_not_cached() -> None:
     """A response that was rendering during a drop goes only to the requests from before it."""
     cache = ResponseCache(100_000)
