@@ -124,7 +124,7 @@ class SharedLimits:
         await asyncio.wait({self._start(self._end_turn(turn))})
 
     async def _end_turn(self, turn: Turn) -> None:
-        # Whoever is away, the turn is held for as long as its session lives. So this waits for the session.
+        # Also while the primary is away, a turn lasts as long as its session. So this waits for the session.
         async with self._mutex:
             if turn.session is not self._session:
                 return
