@@ -3,9 +3,9 @@
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import asyncpg
 import msgspec
@@ -19,12 +19,15 @@ from kasparro.store.sql import statements
 from kasparro.supervision import BackgroundTask, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 _SQL = statements("operations/shared_limits.sql")
 
-# A request waits this long for the primary. Then, and for a moment, each process limits its own clients.
+# A request waits this long for the session, and then this long for the primary. After either, and for a
+# moment, each process limits its own clients.
 ANSWER_S = 0.5
 AWAY_S = 1.0
 DELETE_S = 60.0
@@ -35,6 +38,14 @@ class Grant(msgspec.Struct, frozen=True):
 
     requests: int
     full_s: float
+
+
+class Turn(NamedTuple):
+    """The turn of a client with this number. It ends with the session that took it."""
+
+    session: "asyncpg.Connection[asyncpg.Record]"
+    client: str
+    number: int
 
 
 class SharedLimits:
@@ -51,8 +62,11 @@ class SharedLimits:
         # One statement at a time on the session.
         self._mutex = asyncio.Lock()
         self._away_until = float("-inf")
-        self._turns: dict[str, set[int]] = {}
+        # The server would give a session again what it has already.
+        self._turns: set[Turn] = set()
         self._task: BackgroundTask | None = None
+        # What goes on if its caller is cancelled.
+        self._statements: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
         self._task = self._supervisor.start("shared_limits", self._keep_session)
@@ -65,6 +79,8 @@ class SharedLimits:
             await self._task.stop()
         if self._session is not None:
             self._session.terminate()
+        if self._statements:
+            await asyncio.wait(self._statements)
 
     @property
     def away(self) -> bool:
@@ -78,31 +94,53 @@ class SharedLimits:
             (row,) = await session.fetch(_SQL["take"], client, count, requests, seconds, unused)
         return Grant(row["granted"], row["full_s"])
 
-    async def try_turn(self, client: str, turns: int) -> int | None:
-        """Take one of the turns of a client; its number, None if others have all of them.
+    async def try_turn(self, client: str, turns: int) -> Turn | None:
+        """Take one of the turns of a client; None if others have all of them. Raises DatabaseUnavailable."""
+        taking = self._start(self._try_turn(client, turns))
+        try:
+            await asyncio.wait({taking})
+        except asyncio.CancelledError:
+            self._start(self._return_turn(taking))
+            raise
+        return taking.result()
 
-        Raises DatabaseUnavailable.
-        """
+    async def _try_turn(self, client: str, turns: int) -> Turn | None:
         async with self._answering() as session:
-            mine = self._turns.setdefault(client, set())
-            free = [number for number in range(turns) if number not in mine]
+            free = [number for number in range(turns) if Turn(session, client, number) not in self._turns]
             number: int | None = await session.fetchval(_SQL["try_turn"], client, free)
-            if number is not None:
-                mine.add(number)
-            return number
+            if number is None:
+                return None
+            turn = Turn(session, client, number)
+            self._turns.add(turn)
+            return turn
 
-    async def end_turn(self, client: str, number: int) -> None:
+    async def _return_turn(self, taking: asyncio.Task[Turn | None]) -> None:
+        with suppress(DatabaseUnavailable):
+            if (turn := await taking) is not None:
+                await self._end_turn(turn)
+
+    async def end_turn(self, turn: Turn) -> None:
         """Give a turn back."""
-        self._turns.get(client, set()).discard(number)
-        if not self._turns.get(client):
-            self._turns.pop(client, None)
-        # Without its session, the turn is free already.
-        if self._session is not None:
+        await asyncio.wait({self._start(self._end_turn(turn))})
+
+    async def _end_turn(self, turn: Turn) -> None:
+        # Also while the primary is away, a turn lasts as long as its session. So this waits for the session.
+        async with self._mutex:
+            if turn.session is not self._session:
+                return
             try:
-                async with self._answering() as session:
-                    await session.fetchval(_SQL["end_turn"], client, number)
+                async with self._statement(turn.session):
+                    await turn.session.fetchval(_SQL["end_turn"], turn.client, turn.number)
+                self._turns.discard(turn)
             except DatabaseUnavailable as error:
                 log.debug("turn_ended_with_session", reason=one_line(error))
+
+    def _start(self, statement: "Coroutine[Any, Any, T]") -> asyncio.Task[T]:
+        # A cancelled statement would close the session, and with it end all turns of this process.
+        task = asyncio.create_task(statement)
+        self._statements.add(task)
+        task.add_done_callback(self._statements.discard)
+        return task
 
     @asynccontextmanager
     async def _answering(self) -> "AsyncIterator[asyncpg.Connection[asyncpg.Record]]":
@@ -110,32 +148,56 @@ class SharedLimits:
         if session is None or self.away:
             raise DatabaseUnavailable("the primary does not answer")
         try:
-            async with timeout(ANSWER_S), self._mutex:
-                with self._database.using(session):
-                    yield session
+            async with timeout(ANSWER_S):
+                await self._mutex.acquire()
+        except TimeoutError as error:
+            # Too many requests wait. The session is healthy.
+            raise self._now_away(error) from error
+        try:
+            async with self._statement(session):
+                yield session
+        finally:
+            self._mutex.release()
+
+    @asynccontextmanager
+    async def _statement(self, session: "asyncpg.Connection[asyncpg.Record]") -> "AsyncIterator[None]":
+        if session.is_closed():
+            raise DatabaseUnavailable("the session was lost")
+        try:
+            with self._database.using(session):
+                async with timeout(ANSWER_S):
+                    yield
         # Before its migration, a database has no such table.
-        except (DatabaseUnavailable, TimeoutError, asyncpg.PostgresError) as error:
-            self._away_until = time.monotonic() + AWAY_S
-            log.warning("shared_limits_unavailable", reason=one_line(error))
-            raise DatabaseUnavailable(f"limits cannot be shared: {one_line(error)}") from error
+        except (DatabaseUnavailable, asyncpg.PostgresError) as error:
+            raise self._now_away(error) from error
+
+    def _now_away(self, error: Exception) -> DatabaseUnavailable:
+        self._away_until = time.monotonic() + AWAY_S
+        log.warning("shared_limits_unavailable", reason=one_line(error))
+        return DatabaseUnavailable(f"limits cannot be shared: {one_line(error)}")
 
     async def _keep_session(self) -> None:
         deleted_at = float("-inf")
+        lost = asyncio.Event()
         while True:
             try:
                 if self._session is None or self._session.is_closed():
                     session = await self._database.session(self._name, LEASE_S)
+                    lost.clear()
+                    session.add_termination_listener(lambda _: lost.set())
                     # Turns of the lost session are free. Exports that had them go on.
                     self._turns.clear()
-                    self._session, self._away_until = session, float("-inf")
-                async with self._answering() as session:
+                    self._session = session
+                async with self._mutex, self._statement(self._session):
                     if time.monotonic() - deleted_at > DELETE_S:
-                        await session.execute(_SQL["delete_full"])
+                        await self._session.execute(_SQL["delete_full"])
                         deleted_at = time.monotonic()
                     else:
-                        await session.execute(_SQL["heartbeat"])
-                pause_s = HEARTBEAT_S
+                        await self._session.execute(_SQL["heartbeat"])
             except KasparroError as error:
                 log.debug("shared_limits_wait", reason=one_line(error))
-                pause_s = AWAY_S
-            await asyncio.sleep(pause_s)
+                await asyncio.sleep(AWAY_S)
+            else:
+                with suppress(TimeoutError):
+                    async with timeout(HEARTBEAT_S):
+                        await lost.wait()

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextvars
+import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import ClassVar
 
 import msgspec
@@ -13,7 +15,7 @@ import structlog
 from kasparro.errors import DatabaseBusy, DatabaseUnavailable
 from kasparro.fair_semaphore import FairSemaphore
 from kasparro.log_rate import RateLimitedLog
-from kasparro.store.shared_limits import SharedLimits
+from kasparro.store.shared_limits import SharedLimits, Turn
 from kasparro.web.http.problems import Problem
 
 client_log = RateLimitedLog(structlog.get_logger())
@@ -82,13 +84,16 @@ class ExportQueue:
     def __init__(self, slots: int, shared: SharedLimits | None = None) -> None:
         self._shared = shared
         self._slots = FairSemaphore(slots, self.limits.per_client)
+        # Of the waiting exports of a client, so many ask for a turn that all processes share.
+        self._askers = FairSemaphore(sys.maxsize, self.limits.per_client)
+        self._waiting: Counter[str] = Counter()
         self._running: list[ExportSlot] = []
         self._check: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
         """The number of waiting exports."""
-        return self._slots.waiting
+        return self._waiting.total()
 
     @asynccontextmanager
     async def slot(self, client: str, abort: Callable[[], None]) -> AsyncIterator[ExportSlot]:
@@ -96,46 +101,56 @@ class ExportQueue:
 
         Raises Problem (429) if too many exports of this client wait, DatabaseBusy after `queue_timeout_s`.
         """
-        if self._slots.waiting_of(client) >= self.limits.queued_per_client:
+        if self._waiting[client] >= self.limits.queued_per_client:
             raise _too_many(self.limits)
-        if self._check is None:
-            self._schedule_check()
-        try:
-            await self._slots.acquire(client, self.limits.queue_timeout_s)
-        except TimeoutError:
-            raise _busy(self.limits) from None
-        try:
-            async with self._turn(client):
-                slot = ExportSlot(client, abort, self.limits)
-                self._running.append(slot)
-                try:
-                    yield slot
-                finally:
-                    self._running.remove(slot)
-        finally:
-            self._slots.release(client)
+        deadline = time.monotonic() + self.limits.queue_timeout_s
+        async with AsyncExitStack() as held:
+            self._waiting[client] += 1
+            try:
+                # The turn first: an export that waits for those of other processes must not keep a slot.
+                if self._shared is not None:
+                    await held.enter_async_context(self._turn(self._shared, client, deadline))
+                if self._check is None:
+                    self._schedule_check()
+                await self._slots.acquire(client, deadline - time.monotonic())
+                held.callback(self._slots.release, client)
+            except TimeoutError:
+                raise _busy(self.limits) from None
+            finally:
+                self._waiting[client] -= 1
+                if not self._waiting[client]:
+                    del self._waiting[client]
+            slot = ExportSlot(client, abort, self.limits)
+            self._running.append(slot)
+            try:
+                yield slot
+            finally:
+                self._running.remove(slot)
 
     @asynccontextmanager
-    async def _turn(self, client: str) -> AsyncIterator[None]:
-        # One of the exports that the client may have running in all processes together. While the primary is
-        # away, only the exports of this process count.
-        turn = None
-        if self._shared is not None:
-            deadline = time.monotonic() + self.limits.queue_timeout_s
-            with suppress(DatabaseUnavailable):
-                while (turn := await self._shared.try_turn(client, self.limits.per_client)) is None:
-                    if time.monotonic() > deadline:
-                        break
-                    await asyncio.sleep(TURN_POLL_S)
-                else:
-                    deadline = float("inf")
-            if turn is None and time.monotonic() > deadline:
-                raise _busy(self.limits)
+    async def _turn(self, shared: SharedLimits, client: str, deadline: float) -> AsyncIterator[None]:
+        # One of the exports that the client may have in all processes together. Raises TimeoutError.
+        await self._askers.acquire(client, deadline - time.monotonic())
         try:
-            yield
+            turn = await self._shared_turn(shared, client, deadline)
+            try:
+                yield
+            finally:
+                if turn is not None:
+                    await shared.end_turn(turn)
         finally:
-            if self._shared is not None and turn is not None:
-                await self._shared.end_turn(client, turn)
+            self._askers.release(client)
+
+    async def _shared_turn(self, shared: SharedLimits, client: str, deadline: float) -> Turn | None:
+        # None while the primary is away: then only the exports of this process count.
+        try:
+            while (turn := await shared.try_turn(client, self.limits.per_client)) is None:
+                if time.monotonic() + TURN_POLL_S > deadline:
+                    raise TimeoutError
+                await asyncio.sleep(TURN_POLL_S)
+        except DatabaseUnavailable:
+            return None
+        return turn
 
     def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()
