@@ -167,6 +167,7 @@ async def activity(service: Service, request: Request, query: ActivityQuery) -> 
         "verdict": verdict(sources),
         "newest": next(iter(recent.items), None),
         "next_run_at": service.next_run_at,
+        "leads": service.scheduler is not None and service.scheduler.is_leader,
         "interval": service.settings.interval,
         "strip": strip(recent.items),
         "statuses": STATUSES,

@@ -286,6 +286,7 @@ async def test_a_run_is_followed_from_its_start_to_its_end(page: Page, shown: Sh
     run = await add_run(shown.connection, "running", started_at=datetime.now(UTC))
     await add_source(shown.connection, run, "coingecko", "running", fetched=1_000)
     await expect(newest).to_have_attribute("data-status", "running")
+    await expect(newest.locator("h2")).not_to_contain_text("took")
     await expect(newest.locator("[data-count=fetched]")).to_have_text("1,000")
     assert await sources.bounding_box() == place
 
