@@ -19,7 +19,7 @@ from kasparro.store.migrations import Migration, available, migrate
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import folder, statements, templates
 from kasparro.store.tables import TABLES
-from tests.store import test_sql
+from tests.support import statement_cases
 from tests.support.batches import load_records, make_record
 from tests.support.citus import database_of_nodes, distributed_database, needs_citus, shards
 
@@ -31,10 +31,9 @@ _COMMENT = re.compile(r"--[^\n]*")
 
 def texts() -> Iterator[tuple[str, str, str]]:
     """Path, name and text of every statement, and of those with many combinations some of these."""
-    for path in test_sql.FIXED:
-        if path != "operations/citus.sql":
-            for name, text in statements(path).items():
-                yield path, name, _COMMENT.sub("", text)
+    for path in statement_cases.FIXED:
+        for name, text in statements(path).items():
+            yield path, name, _COMMENT.sub("", text)
     for path, name, cases in COMBINATIONS:
         for case in cases():
             yield path, name, _COMMENT.sub("", templates(path)[name].compose(**case).text)
@@ -55,12 +54,12 @@ _UPKEEP = {
 }
 _ROWS = list(itertools.product(("source, rank", "source, listed_at, quoted_in"), (False, True)))
 COMBINATIONS: list[tuple[str, str, Callable[[], Iterable[dict[str, Any]]]]] = [
-    ("read/data.sql", "first_page", some(test_sql.first_pages)),
+    ("read/data.sql", "first_page", some(statement_cases.first_pages)),
     ("read/data.sql", "row", lambda: [{"list": "data", "fields": f, "as_of": a} for f, a in _ROWS]),
-    ("read/data.sql", "ndjson", some(test_sql.exports)),
-    ("read/data.sql", "csv", some(test_sql.exports, spreadsheet=True)),
-    ("read/cursor.sql", "next_page", some(test_sql.next_pages)),
-    ("read/cursor.sql", "next_page_of_snapshot", some(test_sql.next_pages_of_snapshots)),
+    ("read/data.sql", "ndjson", some(statement_cases.exports)),
+    ("read/data.sql", "csv", some(statement_cases.exports, spreadsheet=True)),
+    ("read/cursor.sql", "next_page", some(statement_cases.next_pages)),
+    ("read/cursor.sql", "next_page_of_snapshot", some(statement_cases.next_pages_of_snapshots)),
     ("read/archives.sql", "records", lambda: [{"tables": True}]),
     ("read/assets.sql", "asset", lambda: [{}]),
     ("read/assets.sql", "totals", lambda: [{}]),
@@ -315,14 +314,7 @@ async def test_every_statement_can_be_planned_on_a_distributed_database() -> Non
     async with distributed_database() as url:
         connection = await asyncpg.connect(url)
         await connection.execute("SELECT create_history_partition('2024-06-01')")
-        for staging in (
-            "load/batch.sql",
-            "load/settle.sql",
-            "load/contracts.sql",
-            "assets/consensus.sql",
-            "assets/links.sql",
-        ):
-            await connection.execute(statements(staging)["staging"])
+        await statement_cases.create_staging(connection)
         refused = {
             (path, name): reason
             for path, name, text in texts()
