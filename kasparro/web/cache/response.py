@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from kasparro.store.version_tokens import TOKENS, VersionTokens
-from kasparro.web.http.encodings import IDENTITY, SMALL_BYTES, compress
+from kasparro.web.http.encodings import IDENTITY, MEDIUM_BYTES, SMALL_BYTES, compress
 from kasparro.web.http.headers import HeaderList, entity_tags
 
 # Memory of an entry in addition to its body: objects, headers and key. An estimate.
@@ -123,8 +123,15 @@ class CachedResponse:
         return 0 if self.tokens is None else self.tokens.newest(tag)
 
     async def encoded(self, encoding: str) -> EncodedBody:
-        """The response in this encoding, compressed once, in a thread. A small body is not compressed."""
+        """The response in this encoding, compressed once. A small body is not compressed, and a large one is
+        compressed in a thread."""
         found = self.encodings.get(encoding)
+        if found is None:
+            plain = self.encodings[IDENTITY]
+            if len(plain.body) < SMALL_BYTES:
+                found = self.encodings[encoding] = plain
+            elif len(plain.body) <= MEDIUM_BYTES:
+                found = self._add(encoding, compress(plain.body, encoding))
         if found is None:
             task = self._encoding.get(encoding)
             if task is None:
@@ -134,17 +141,15 @@ class CachedResponse:
         return found
 
     async def _encode(self, encoding: str) -> EncodedBody:
-        plain = self.encodings[IDENTITY]
         try:
-            if len(plain.body) < SMALL_BYTES:
-                encoded = plain
-            else:
-                body = await asyncio.to_thread(compress, plain.body, encoding)
-                encoded = EncodedBody(self, body, encoding)
-                self.bytes += len(body)
-            self.encodings[encoding] = encoded
+            body = await asyncio.to_thread(compress, self.encodings[IDENTITY].body, encoding)
         finally:
             del self._encoding[encoding]
+        return self._add(encoding, body)
+
+    def _add(self, encoding: str, body: bytes) -> EncodedBody:
+        encoded = self.encodings[encoding] = EncodedBody(self, body, encoding)
+        self.bytes += len(body)
         return encoded
 
 
