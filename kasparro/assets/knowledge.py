@@ -7,6 +7,7 @@ from decimal import Decimal
 import msgspec
 
 from kasparro.model.asset import Asset, Candidate, Coin, Contract, Key, Link
+from kasparro.model.asset_documents import KnownDocuments
 
 # The prices of two rows at the same moments, in any order of time: the first row's price, the second's.
 PricePairs = Sequence[tuple[Decimal, Decimal]]
@@ -40,3 +41,33 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
     relabelled: Mapping[Key, Relabelled] = {}
     prices: Mapping[tuple[Key, Key], PricePairs] = {}
     awaited: Collection[str] = ()
+
+
+def knowledge_of(known: KnownDocuments) -> Knowledge:
+    """What these documents say."""
+    return read_knowledge(b"".join(known.pieces()).splitlines())
+
+
+def read_knowledge(lines: Sequence[bytes], awaited: Collection[str] = ()) -> Knowledge:
+    """What the lines of KnownDocuments say. `awaited` may have sources that have delivered rows."""
+    documents = dict(zip(KnownDocuments.__struct_fields__, lines, strict=True))
+    coins = msgspec.json.decode(documents["coins"], type=list[Coin])
+    assets = msgspec.json.decode(documents["assets"], type=list[Asset])
+    relabelled = msgspec.json.decode(documents["relabelled"], type=list[Relabelled])
+    return Knowledge(
+        coins=coins,
+        contracts=msgspec.json.decode(documents["contracts"], type=list[Contract]),
+        links=msgspec.json.decode(documents["links"], type=list[Link]),
+        assets={each.asset: each for each in assets},
+        candidates=msgspec.json.decode(documents["candidates"], type=list[Candidate]),
+        relabelled={each.before.key: each for each in relabelled},
+        awaited=set(awaited) - {coin.source for coin in coins},
+    )
+
+
+def read_prices(line: bytes, pairs: Sequence[tuple[Key, Key]]) -> dict[tuple[Key, Key], PricePairs]:
+    """The prices of these pairs of rows, as `Knowledge.prices`; `line` has all that the store gives."""
+    found: dict[tuple[Key, Key], list[tuple[Decimal, Decimal]]] = {}
+    for position, price, other_price in msgspec.json.decode(line, type=list[tuple[int, Decimal, Decimal]]):
+        found.setdefault(pairs[position - 1], []).append((price, other_price))
+    return {**found}

@@ -4,15 +4,18 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from itertools import chain
 
 import msgspec
 
-from kasparro.assets.knowledge import Knowledge
+from kasparro.assets.knowledge import read_knowledge, read_prices
 from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.assets.rules import Rules
 from kasparro.errors import KasparroError
-from kasparro.model.asset import Key, Resolution
+from kasparro.model.asset import Key
+from kasparro.model.asset_documents import KnownDocuments, ResolutionDocuments, array_pieces
 
 # The process lets others go first.
 NICENESS = 10
@@ -24,31 +27,55 @@ class ResolverFailed(KasparroError):
     """The resolver's process ended without a decision."""
 
 
-class Task(msgspec.Struct, frozen=True):
-    """What to decide."""
-
-    knowledge: Knowledge
+class _Task(msgspec.Struct, frozen=True):
+    # What to decide besides the documents, in the first line that the process reads.
     rules: Rules
+    awaited: Collection[str]
+    pairs: Sequence[tuple[Key, Key]]
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    # What is decided besides the documents, in the first line that the process writes. After it come the
+    # documents, each in a line: those of the assets, `asset_lines` in number, and of the links, the ended
+    # links, and the candidates.
+    open_pairs: Sequence[tuple[Key, Key]]
+    counts: dict[str, int]
+    asset_lines: int
 
 
 class Decision(msgspec.Struct, frozen=True):
     """The resolution, and the pairs of rows whose prices could settle a candidate."""
 
-    resolution: Resolution
+    resolution: ResolutionDocuments
     open_pairs: Sequence[tuple[Key, Key]]
 
 
-async def decide(knowledge: Knowledge, rules: Rules) -> Decision:
-    """Let the resolver decide. Raises ResolverFailed; the process ends with the task that waits for it."""
+async def decide(
+    known: KnownDocuments,
+    rules: Rules,
+    awaited: Collection[str] = (),
+    *,
+    pairs: Sequence[tuple[Key, Key]] = (),
+    prices: Sequence[str] = (),
+) -> Decision:
+    """Let the resolver decide; `prices` of `pairs` as from the store. `awaited` as in `Knowledge`.
+
+    Raises ResolverFailed. The process ends with the task that waits for it.
+    """
+    task = msgspec.json.encode(_Task(rules, sorted(awaited), pairs)) + b"\n"
+    given = chain([task], array_pieces(prices), known.pieces())
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "kasparro.assets.process"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    if process.stdin is None:
+        raise AssertionError("the resolver was started without a pipe")
     try:
-        given = await asyncio.to_thread(msgspec.msgpack.encode, Task(knowledge, rules))
-        answer, errors = await process.communicate(given)
+        # It reads everything before it writes.
+        await _send(process.stdin, given)
+        answer, errors = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
@@ -58,7 +85,30 @@ async def decide(knowledge: Knowledge, rules: Rules) -> Decision:
             raise ResolverFailed(f"the resolver was killed by signal {-process.returncode}; is memory short?")
         last = errors.decode(errors="replace").strip()[-SHOWN:]
         raise ResolverFailed(f"the resolver ended with exit code {process.returncode}: {last}")
-    return await asyncio.to_thread(msgspec.msgpack.decode, answer, type=Decision)
+    return _decision(answer)
+
+
+async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
+    # If the process has ended, its exit code says more than the lost connection.
+    with suppress(ConnectionError):
+        for piece in pieces:
+            stdin.write(piece)
+            await stdin.drain()
+    stdin.close()
+
+
+def _decision(answer: bytes) -> Decision:
+    first, *lines = answer.splitlines()
+    found = msgspec.json.decode(first, type=_Answer)
+    *arrays, ended, candidates = (line.decode() for line in lines)
+    resolution = ResolutionDocuments(
+        assets=arrays[: found.asset_lines],
+        links=arrays[found.asset_lines :],
+        ended=ended,
+        candidates=candidates,
+        counts=found.counts,
+    )
+    return Decision(resolution, found.open_pairs)
 
 
 def main() -> None:
@@ -66,10 +116,16 @@ def main() -> None:
     os.nice(NICENESS)
     # The process ends soon, and collections take a fifth of its time.
     gc.disable()
-    task = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Task)
-    resolution = resolve(task.knowledge, task.rules)
-    decision = Decision(resolution, open_pairs(task.knowledge, resolution))
-    sys.stdout.buffer.write(msgspec.msgpack.encode(decision))
+    first, prices, *known = sys.stdin.buffer.read().splitlines()
+    task = msgspec.json.decode(first, type=_Task)
+    knowledge = msgspec.structs.replace(
+        read_knowledge(known, task.awaited), prices=read_prices(prices, task.pairs)
+    )
+    resolution = resolve(knowledge, task.rules)
+    documents = ResolutionDocuments.of(resolution)
+    answer = _Answer(open_pairs(knowledge, resolution), documents.counts, len(documents.assets))
+    lines = [*documents.assets, *documents.links, documents.ended, documents.candidates]
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + "\n".join(["", *lines]).encode())
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ import msgspec
 import structlog
 
 from kasparro.assets.explain import Explanation, explain
-from kasparro.assets.knowledge import Knowledge, Relabelled
+from kasparro.assets.knowledge import knowledge_of
 from kasparro.assets.process import decide
 from kasparro.assets.resolve import VERSION
 from kasparro.assets.rules import NO_RULES, Rules, load_rules
-from kasparro.model.asset import Resolution
+from kasparro.model.asset_documents import KnownDocuments, ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.settings import Settings
 from kasparro.store import assets, contracts
-from kasparro.store.assets import Known
 from kasparro.store.pool import Database
 
 log = structlog.get_logger()
@@ -68,10 +67,10 @@ async def link_rows(
     log.info(
         "assets_resolved",
         run=run_id,
-        new_assets=len(resolution.assets),
-        new_links=len(resolution.links),
-        ended_links=len(resolution.ended),
-        candidates=len(resolution.candidates),
+        new_assets=resolution.counts["assets"],
+        new_links=resolution.counts["links"],
+        ended_links=resolution.counts["ended"],
+        candidates=resolution.counts["candidates"],
         rows=resolved.rows,
     )
 
@@ -89,33 +88,24 @@ async def explain_rows(database: Database, text: str, rules: Rules) -> list[Expl
     """
     async with database.reading() as connection:
         keys = await assets.rows_meant(connection, text)
-        knowledge = _knowledge(await assets.known(connection), ()) if keys else None
-    return [] if knowledge is None else [explain(knowledge, key, rules) for key in keys]
+        known = await assets.known(connection) if keys else None
+    if known is None:
+        return []
+    knowledge = knowledge_of(known)
+    return [explain(knowledge, key, rules) for key in keys]
 
 
-async def _resolve(database: Database, known: Known, rules: Rules, awaited: Collection[str]) -> Resolution:
-    knowledge = _knowledge(known, awaited)
-    decision = await decide(knowledge, rules)
+async def _resolve(
+    database: Database, known: KnownDocuments, rules: Rules, awaited: Collection[str]
+) -> ResolutionDocuments:
+    decision = await decide(known, rules, awaited)
     pairs = decision.open_pairs[:PAIRS_LIMIT]
     if pairs:
         async with database.writing() as connection:
             prices = await assets.prices(connection, pairs)
         if prices:
-            decision = await decide(msgspec.structs.replace(knowledge, prices=prices), rules)
+            decision = await decide(known, rules, awaited, pairs=pairs, prices=prices)
     return decision.resolution
-
-
-def _knowledge(known: Known, awaited: Collection[str]) -> Knowledge:
-    sources = {coin.source for coin in known.coins}
-    return Knowledge(
-        coins=known.coins,
-        contracts=known.contracts,
-        links=known.links,
-        assets=known.assets,
-        candidates=known.candidates,
-        relabelled={key: Relabelled(*found) for key, found in known.relabelled.items()},
-        awaited=set(awaited) - sources,
-    )
 
 
 def _digest(rules: Rules, limits: ConsensusLimits, contracts_changed_at: datetime | None, day: date) -> str:

@@ -1,8 +1,8 @@
 """Keeps the consensus of each asset equal to its quotes, within the transaction that changes them."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
+from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.store.pool import Connection
 from kasparro.store.sql import statements
@@ -20,9 +20,13 @@ async def touch_settled(connection: Connection, source: str) -> int:
     return await _touch(connection, "touch_settled", source)
 
 
-async def touch_assets(connection: Connection, assets: Sequence[str]) -> int:
-    """The same for given assets."""
-    return await _touch(connection, "touch_assets", assets)
+async def touch_resolved(connection: Connection, resolution: ResolutionDocuments) -> int:
+    """The same for the assets that a resolution has changed, those that it has linked rows to, and those of
+    the rows whose asset is another now."""
+    touched = await _touch(connection, "touch_relinked")
+    for documents in (*resolution.assets, *resolution.links):
+        touched += await _touch(connection, "touch_given", documents)
+    return touched
 
 
 async def touch_all(connection: Connection) -> int:

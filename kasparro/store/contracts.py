@@ -1,12 +1,9 @@
-"""Stores the contracts of coins: which list is due, what a list changes, and the contracts of given coins."""
+"""Stores the contracts of coins: which list is due, and what a list changes."""
 
-import asyncio
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import msgspec
 
-from kasparro.model.asset import Contract
 from kasparro.model.contract_list import ContractList
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import statements
@@ -101,15 +98,6 @@ async def _replace(
     if missing:
         await connection.execute(_SQL["remove_contracts"], source, found.platform)
     return Replaced(added=added, removed=missing), None
-
-
-async def contracts(
-    connection: Connection, source: str | None = None, ids: Sequence[str] | None = None
-) -> list[Contract]:
-    """The contracts of all sources or of one, of all its coins or of these ids."""
-    rows = await connection.fetch(_SQL["contracts"], source, ids)
-    # In a thread, because there may be 20,000, and requests would wait meanwhile.
-    return await asyncio.to_thread(lambda: [Contract(*row) for row in rows])
 
 
 async def changed_at(connection: Connection) -> datetime | None:

@@ -66,10 +66,26 @@ WITH touched AS (
 
 SELECT count(*) FROM touched;
 
--- name: touch_assets --
+-- name: touch_given --
+-- The assets that a JSON array of objects names.
 WITH touched AS (
     INSERT INTO touched_assets (asset)
-    SELECT asset FROM unnest($1::text[]) AS given (asset)
+    SELECT given.asset
+    FROM json_to_recordset($1::json) AS given (asset text)
+    ON CONFLICT (asset) DO NOTHING
+    RETURNING 1
+)
+
+SELECT count(*) FROM touched;
+
+-- name: touch_relinked --
+-- The assets, before and after, of the rows whose asset is another now.
+WITH touched AS (
+    INSERT INTO touched_assets (asset)
+    SELECT both_sides.asset
+    FROM relinked_rows AS relinked
+    CROSS JOIN LATERAL (VALUES (relinked.former), (relinked.asset)) AS both_sides (asset)
+    WHERE both_sides.asset IS NOT NULL
     ON CONFLICT (asset) DO NOTHING
     RETURNING 1
 )

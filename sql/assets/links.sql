@@ -5,18 +5,28 @@
 {% set FIGURES = ["rank"] + VALUES[:6] %}
 {% set LINK = ["asset", "method", "score", "evidence", "symbol", "name"] %}
 
-{#- The candidates that are given as columns. #}
+{#- A field of the given JSON that is a moment. `datetime.min` and `datetime.max` stand for no moment. #}
+{% macro moment(field) -%}
+CASE
+    WHEN {{ field }} <= '0001-01-01 00:00:00+00' THEN '-infinity'
+    WHEN {{ field }} >= '9999-12-31 23:59:59.999999+00' THEN 'infinity'
+    ELSE {{ field }}
+END
+{%- endmacro %}
+
+{#- The given candidates ($1, in JSON) in their order. #}
 {% macro given_candidates() -%}
-unnest(
-    $1::text[],
-    $2::text[],
-    $3::text[],
-    $4::text[],
-    $5::double precision[],
-    $6::text[],
-    $7::text[],
-    $8::text[],
-    $9::text[]
+json_array_elements($1::json) WITH ORDINALITY AS element (candidate, position)
+CROSS JOIN LATERAL json_to_record(element.candidate) AS given (
+    source text,
+    source_id text,
+    kind text,
+    asset text,
+    score double precision,
+    reason text,
+    evidence json,
+    symbol text,
+    name text
 )
 {%- endmacro %}
 
@@ -26,7 +36,7 @@ known.source = given.source
 AND known.source_id = given.source_id
 AND (known.kind, known.asset, known.score, known.reason, known.evidence::text, known.symbol, known.name)
 IS NOT DISTINCT FROM
-(given.kind, given.asset, given.score, given.reason, given.evidence, given.symbol, given.name)
+(given.kind, given.asset, given.score, given.reason, given.evidence::text, given.symbol, given.name)
 {%- endmacro %}
 
 -- name: fence --
@@ -75,42 +85,66 @@ SELECT
 FROM instance;
 
 -- name: coins --
-SELECT
-    source,
-    source_id,
-    symbol,
-    name,
-    {{ listed(FIGURES) }},
-    observed_at,
-    first_seen_at,
-    CASE listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed
-FROM unified_data;
+SELECT row_to_json(coin) AS document
+FROM (
+    SELECT
+        source,
+        source_id,
+        symbol,
+        name,
+        {{ listed(FIGURES) }},
+        observed_at,
+        first_seen_at,
+        CASE listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed
+    FROM unified_data
+) AS coin;
+
+-- name: contracts --
+SELECT row_to_json(contract) AS document
+FROM (
+    SELECT
+        source,
+        source_id,
+        platform,
+        address
+    FROM contracts
+    ORDER BY source, source_id, platform, address
+) AS contract;
 
 -- name: links --
-SELECT
-    source,
-    source_id,
-    {{ listed(LINK) }},
-    valid_from,
-    valid_until
-FROM asset_links;
+SELECT row_to_json(link) AS document
+FROM (
+    SELECT
+        source,
+        source_id,
+        {{ listed(LINK) }},
+        greatest(valid_from, '0001-01-01 00:00:00+00') AS valid_from,
+        least(valid_until, '9999-12-31 23:59:59.999999+00') AS valid_until
+    FROM asset_links
+) AS link;
 
 -- name: assets --
-SELECT
-    asset,
-    symbol,
-    name
-FROM assets;
+SELECT row_to_json(known) AS document
+FROM (
+    SELECT
+        asset,
+        symbol,
+        name
+    FROM assets
+) AS known;
 
 -- name: candidates --
-SELECT
-    source,
-    source_id,
-    kind,
-    {{ listed(LINK[:1] + LINK[2:]) }},
-    reason
-FROM asset_candidates
-ORDER BY id;
+SELECT row_to_json(candidate) AS document
+FROM (
+    SELECT
+        source,
+        source_id,
+        kind,
+        {{ listed(LINK[:1] + LINK[2:]) }},
+        reason
+    FROM asset_candidates
+    ORDER BY id
+) AS candidate;
 
 -- name: save_assets --
 INSERT INTO assets (asset, symbol, name, created_at)
@@ -118,8 +152,8 @@ SELECT
     given.asset,
     given.symbol,
     given.name,
-    $4
-FROM unnest($1::text[], $2::text[], $3::text[]) AS given (asset, symbol, name)
+    $2
+FROM json_to_recordset($1::json) AS given (asset text, symbol text, name text)
 ON CONFLICT (asset) DO UPDATE SET
     symbol = excluded.symbol,
     name = excluded.name;
@@ -128,22 +162,22 @@ ON CONFLICT (asset) DO UPDATE SET
 -- Ends the current links of these ids at a moment.
 UPDATE asset_links AS link
 SET valid_until = given.valid_until
-FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (source, source_id, valid_until)
+FROM json_to_recordset($1::json) AS given (source text, source_id text, valid_until timestamptz)
 WHERE
     link.source = given.source
     AND link.source_id = given.source_id
     AND link.valid_until = 'infinity'
-    AND link.valid_from < given.valid_until;
+    AND link.valid_from < {{ moment("given.valid_until") }};
 
 -- name: delete_links --
 -- Deletes the current links of these ids that would end before they begin: they were wrong from the start.
 DELETE FROM asset_links AS link
-USING unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (source, source_id, valid_until)
+USING json_to_recordset($1::json) AS given (source text, source_id text, valid_until timestamptz)
 WHERE
     link.source = given.source
     AND link.source_id = given.source_id
     AND link.valid_until = 'infinity'
-    AND link.valid_from >= given.valid_until;
+    AND link.valid_from >= {{ moment("given.valid_until") }};
 
 -- name: save_links --
 INSERT INTO asset_links (
@@ -155,29 +189,24 @@ INSERT INTO asset_links (
     linked_at
 )
 SELECT
-    source,
-    source_id,
-    asset,
-    method,
-    score,
-    evidence::json,
-    symbol,
-    name,
-    valid_from,
-    valid_until,
-    $11
-FROM unnest(
-    $1::text[],
-    $2::text[],
-    $3::text[],
-    $4::text[],
-    $5::double precision[],
-    $6::text[],
-    $7::text[],
-    $8::text[],
-    $9::timestamptz[],
-    $10::timestamptz[]
-) AS given (source, source_id, {{ listed(LINK) }}, valid_from, valid_until)
+    given.source,
+    given.source_id,
+    {{ listed(LINK, "given.") }},
+    {{ moment("given.valid_from") }},
+    {{ moment("given.valid_until") }},
+    $2
+FROM json_to_recordset($1::json) AS given (
+    source text,
+    source_id text,
+    asset text,
+    method text,
+    score double precision,
+    evidence json,
+    symbol text,
+    name text,
+    valid_from timestamptz,
+    valid_until timestamptz
+)
 ON CONFLICT (source, source_id, valid_from) DO UPDATE SET
     asset = excluded.asset,
     method = excluded.method,
@@ -193,7 +222,6 @@ DELETE FROM asset_candidates AS known
 WHERE NOT EXISTS (
     SELECT
     FROM {{ given_candidates() }}
-        AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name)
     WHERE
         {{ is_given() }}
 );
@@ -219,20 +247,18 @@ SELECT
     given.asset,
     given.score,
     given.reason,
-    given.evidence::json,
+    given.evidence,
     given.symbol,
     given.name,
-    $10
+    $2
 FROM {{ given_candidates() }}
-WITH ORDINALITY
-    AS given (source, source_id, kind, asset, score, reason, evidence, symbol, name, position)
 WHERE NOT EXISTS (
     SELECT
     FROM asset_candidates AS known
     WHERE
         {{ is_given() }}
 )
-ORDER BY given.position;
+ORDER BY element.position;
 
 -- name: staging --
 -- The rows whose asset changes, with the asset before and after.
@@ -245,6 +271,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS relinked_rows (
 ) ON COMMIT DELETE ROWS;
 
 -- name: stage_relinked --
+-- Returns how many rows these are.
 WITH staged AS (
     INSERT INTO relinked_rows (source, source_id, former, asset)
     SELECT
@@ -256,16 +283,10 @@ WITH staged AS (
     LEFT JOIN asset_links AS link
         ON coin.source = link.source AND coin.source_id = link.source_id AND link.valid_until = 'infinity'
     WHERE coin.asset IS DISTINCT FROM link.asset
-    RETURNING former, asset
+    RETURNING 1
 )
 
-SELECT array_agg(DISTINCT asset) AS assets
-FROM (
-    SELECT asset FROM staged
-    UNION ALL
-    SELECT former FROM staged
-) AS both_sides
-WHERE asset IS NOT NULL;
+SELECT count(*) FROM staged;
 
 -- name: save_relinked_versions --
 -- Saves what the rows contain before they change, for snapshot cursors that started then.
@@ -311,17 +332,20 @@ ORDER BY source, source_id;
 -- name: relabelled --
 -- The linked rows whose symbol or name is not that of their link: their last record with these, and the time
 -- of the first record with others. A row without such a record is left out.
-SELECT
-    coin.source,
-    coin.source_id,
-    coin.linked_symbol AS symbol,
-    coin.linked_name AS name,
-    {{ listed(FIGURES, "found.") }},
-    found.observed_at,
-    coin.first_seen_at,
-    CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
-    found.since
-FROM {{ relabelled("asset_links") }};
+SELECT json_build_object('before', row_to_json(before), 'since', before.since) AS document
+FROM (
+    SELECT
+        coin.source,
+        coin.source_id,
+        coin.linked_symbol AS symbol,
+        coin.linked_name AS name,
+        {{ listed(FIGURES, "found.") }},
+        found.observed_at,
+        coin.first_seen_at,
+        CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
+        found.since
+    FROM {{ relabelled("asset_links") }}
+) AS before;
 
 -- name: prices --
 -- Prices of two rows at about the same moments: each of the newest prices of the first row with the price of
@@ -347,10 +371,7 @@ WITH ones AS MATERIALIZED (
     ) AS one
 )
 
-SELECT
-    coin.position::integer AS position,
-    coin.price_usd AS price,
-    other.price_usd AS other_price
+SELECT json_build_array(coin.position, coin.price_usd, other.price_usd) AS document
 FROM (
     SELECT
         ones.position,

@@ -118,14 +118,5 @@ SET
     changed_at = coalesce($5, changed_at)
 WHERE source = $1 AND path = $2;
 
--- name: contracts --
--- All contracts of one source, of all sources ($1 null), or of some ids ($2).
-SELECT source, source_id, platform, address
-FROM contracts
-WHERE
-    ($1::text IS NULL OR source = $1)
-    AND ($2::text[] IS NULL OR source_id = ANY($2))
-ORDER BY source, source_id, platform, address;
-
 -- name: changed_at --
 SELECT max(changed_at) FROM contract_lists;

@@ -32,9 +32,9 @@ from kasparro.simulator.faults import (
 )
 from kasparro.sources.base import SourceContext
 from kasparro.sources.page_schedule import MonthlyCalls
-from kasparro.store import contracts
 from kasparro.store.pool import Database
 from tests.conftest import LogEvents
+from tests.support.contracts import stored_contracts
 from tests.support.runs import BEGIN, HOUR, ManualClock, apis, run_and_report, run_sources, source_outcomes
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ async def test_run_loads_the_lists_of_both_apis_after_the_prices(
     assert names.index("contracts_loaded") > len(names) - 1 - names[::-1].index("source_finished")
     stored = {
         (found.source_id, found.platform, found.address)
-        for found in await contracts.contracts(connection, "coingecko")
+        for found in await stored_contracts(connection, "coingecko")
     }
     listed = coingecko_list(simulator.market, platforms=True)
     assert stored == {
@@ -85,7 +85,11 @@ async def test_run_loads_the_lists_of_both_apis_after_the_prices(
         for platform, address in found.items()
         if address
     }
-    folded = await contracts.contracts(connection, "coinpaprika", ["avax-avalanche"])
+    folded = [
+        found
+        for found in await stored_contracts(connection, "coinpaprika")
+        if found.source_id == "avax-avalanche"
+    ]
     assert {found.platform for found in folded} == {"avax-avalanche", "bnb-binance-coin"}
     # Every call is in the figures of the run and of the month.
     outcomes = await source_outcomes(connection)
@@ -127,7 +131,7 @@ async def test_failure_costs_one_line_and_no_contract(
     name: str,
 ) -> None:
     await run_sources(database, apis(simulator)[1:], clock=clock)
-    before = await contracts.contracts(connection)
+    before = await stored_contracts(connection)
     simulator.add_fault(FAULTS[name])
     clock.now += DAY
     logged.seen.clear()
@@ -140,7 +144,7 @@ async def test_failure_costs_one_line_and_no_contract(
     (warning,) = [event for event in logged.seen if event["level"] in {"warning", "error"}]
     assert (warning["event"], warning["path"]) == ("contract_list_failed", "/coins/list")
     assert "\n" not in warning["reason"]
-    assert await contracts.contracts(connection) == before
+    assert await stored_contracts(connection) == before
 
 
 @pytest.mark.parametrize(
@@ -160,13 +164,13 @@ async def test_shrunken_list_wipes_nothing(
     fault: AnyFault,
 ) -> None:
     await run_sources(database, apis(simulator)[1:], clock=clock)
-    before = await contracts.contracts(connection)
+    before = await stored_contracts(connection)
     simulator.add_fault(fault)
     clock.now += DAY
 
     assert await run_sources(database, apis(simulator)[1:], clock=clock) == "succeeded"
 
-    assert await contracts.contracts(connection) == before
+    assert await stored_contracts(connection) == before
     (warning,) = await logged.reached(1, "contract_list_short", path="/coins/list")
     assert warning["kept"] > 0
 
@@ -235,7 +239,7 @@ async def test_any_source_may_have_contract_lists(
 ) -> None:
     assert await run_sources(database, [Tide(("a", "eth", "0x1"))], clock=clock) == "succeeded"
 
-    assert await contracts.contracts(connection) == [Contract("tide", "a", "eth", "0x1")]
+    assert await stored_contracts(connection) == [Contract("tide", "a", "eth", "0x1")]
 
 
 async def test_stopped_run_does_not_wait_for_a_list(
@@ -258,7 +262,7 @@ async def test_replay_loads_the_lists_again(
 ) -> None:
     async with Run(database, apis(simulator), "etl", clock=clock, retention=Retention()) as run:
         await run.work(asyncio.Event())
-    before = await contracts.contracts(connection)
+    before = await stored_contracts(connection)
     await connection.execute("TRUNCATE contracts, contract_lists, unified_data, unified_history")
     simulator.calls.clear()
 
@@ -268,7 +272,7 @@ async def test_replay_loads_the_lists_again(
         == "succeeded"
     )
 
-    assert await contracts.contracts(connection) == before
+    assert await stored_contracts(connection) == before
     assert await connection.fetchval("SELECT sum(rejected) FROM run_sources") == 0
     assert len(simulator.calls) == 0
 

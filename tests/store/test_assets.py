@@ -5,10 +5,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
+from kasparro.assets.knowledge import knowledge_of
 from kasparro.errors import LeaseLost
-from kasparro.model.asset import Asset, Candidate, Resolution
+from kasparro.model.asset import ALWAYS, Asset, Candidate, Resolution
+from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.model.record import Record
 from kasparro.store import assets
@@ -55,7 +58,10 @@ async def apply(database: Database, run_id: int, resolution: Resolution = RESOLU
     """Write a resolution; returns how many rows have another asset."""
     async with database.writing() as connection:
         resolved = await assets.apply(
-            *(connection, resolution, ConsensusLimits(), T0), run_id=run_id, depends_on="rules", **options
+            *(connection, ResolutionDocuments.of(resolution), ConsensusLimits(), T0),
+            run_id=run_id,
+            depends_on="rules",
+            **options,
         )
     return resolved.rows
 
@@ -106,6 +112,33 @@ async def test_same_resolution_again_changes_nothing(
     # Links that are written again are a new data version, because the history of assets follows from them.
     after = await contents(connection)
     assert {table: after[table] for table in TABLES[:-1]} == {table: before[table] for table in TABLES[:-1]}
+
+
+async def test_what_was_written_is_read_as_it_was_decided(
+    database: Database, connection: Connection, run: RunRecord
+) -> None:
+    """Links without beginning or end, and any text."""
+    odd = 'a "quoted", \\ name\nof two lines \u2028 \U0001f680'
+    resolution = Resolution(
+        assets=[BITCOIN, Asset(asset="odd", symbol=None, name=odd)],
+        links=[
+            make_link("coinpaprika", score=0.1 + 0.2, evidence=[{"text": odd, "score": 1.5}]),
+            make_link("coingecko", "odd", "bitcoin", symbol=None, name=odd, valid_from=T0),
+        ],
+        candidates=[CANDIDATE, msgspec.structs.replace(CANDIDATE, reason=odd, asset=None)],
+    )
+    await apply(database, run.id, resolution)
+
+    known = knowledge_of(await assets.known(connection))
+
+    assert known.assets == {each.asset: each for each in resolution.assets}
+    assert sorted(known.links, key=lambda link: link.key, reverse=True) == resolution.links
+    assert known.candidates == resolution.candidates
+
+    await apply(database, run.id, Resolution(ended={("coinpaprika", "btc-bitcoin"): ALWAYS}))
+
+    known = knowledge_of(await assets.known(connection))
+    assert [link.key for link in known.links] == [("coingecko", "bitcoin")]
 
 
 async def test_nothing_is_left_to_decide(database: Database, connection: Connection, run: RunRecord) -> None:
@@ -180,7 +213,11 @@ async def test_run_that_is_ended_meanwhile_waits_for_the_resolution(
 ) -> None:
     """The next run marks it as interrupted: before its first statement, or after its commit."""
     async with database.writing() as other, other.transaction():
-        await assets.apply(other, RESOLUTION, ConsensusLimits(), T0, run_id=run.id, depends_on="rules")
+        await assets.apply(
+            *(other, ResolutionDocuments.of(RESOLUTION), ConsensusLimits(), T0),
+            run_id=run.id,
+            depends_on="rules",
+        )
         ending = asyncio.create_task(connection.execute("UPDATE runs SET status = 'interrupted'"))
         async with asyncio.timeout(20):
             while not await other.fetchval(_SOMEBODY_WAITS):  # noqa: ASYNC110 - PostgreSQL has no event for it

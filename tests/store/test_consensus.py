@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from kasparro.assets.knowledge import knowledge_of
 from kasparro.model.asset import Resolution
+from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.pipeline.identity import AssetOptions, link_rows
 from kasparro.store import assets
@@ -111,9 +113,10 @@ async def test_resolver_reads_the_record_before_a_rename(database: Database, con
     await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
     await load(database, "coingecko", "102", T0 + HOUR, name="New Name")
 
-    known = await assets.known(connection)
+    known = knowledge_of(await assets.known(connection))
 
-    ((before, since),) = known.relabelled.values()
+    (found,) = known.relabelled.values()
+    before, since = found.before, found.since
     assert (before.name, before.rank, before.price_usd, before.observed_at) == (
         "Bitcoin",
         7,
@@ -205,7 +208,7 @@ async def test_links_move_the_version_also_where_the_consensus_stays(
     await load(database, "coinpaprika", None, T0 + HOUR, name="New Name")
     before = await connection.fetchval("SELECT data_version FROM instance")
     run = await RunRecord.start(database, "etl", (), T0)
-    confirmed = Resolution(links=[make_link("coinpaprika", name="New Name")])
+    confirmed = ResolutionDocuments.of(Resolution(links=[make_link("coinpaprika", name="New Name")]))
 
     async with database.writing() as other:
         await assets.apply(other, confirmed, ConsensusLimits(), T0, run_id=run.id, depends_on="")
@@ -229,7 +232,7 @@ async def test_all_that_the_resolver_reads_is_of_one_moment(
             while await connection.fetchval(waiting) == 0:
                 pass
             await connection.execute("UPDATE unified_data SET name = 'New Name'")
-        known = await reading
+        known = knowledge_of(await reading)
 
     assert [coin.name for coin in known.coins] == ["New Name"]
 

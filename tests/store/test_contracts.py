@@ -9,6 +9,7 @@ from kasparro.model.contract_list import ContractList
 from kasparro.store import contracts
 from kasparro.store.contracts import BELIEVED_AFTER, FEW, Replaced
 from kasparro.store.pool import Connection, Database
+from tests.support.contracts import stored_contracts
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -27,7 +28,7 @@ async def load(database: Database, found: ContractList) -> Replaced:
 
 
 async def addresses(connection: Connection) -> list[str]:
-    return [found.address for found in await contracts.contracts(connection)]
+    return [found.address for found in await stored_contracts(connection)]
 
 
 async def next_list(
@@ -45,12 +46,7 @@ async def test_list_writes_only_what_differs(
 
     assert await load(database, listed(b, c, c, at=NOW + DAY)) == Replaced(added=1, removed=1)
 
-    assert await contracts.contracts(connection) == [Contract("coingecko", *b), Contract("coingecko", *c)]
-    assert await contracts.contracts(connection, "coingecko", ["b", "x"]) == [
-        Contract("coingecko", *b),
-        Contract("coingecko", *c),
-    ]
-    assert await contracts.contracts(connection, "coinpaprika") == []
+    assert await stored_contracts(connection) == [Contract("coingecko", *b), Contract("coingecko", *c)]
     kept = await connection.fetch("SELECT xmin, address FROM contracts WHERE address = '0xb'")
     assert kept == first
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from kasparro.model.asset import Asset, Link, Resolution
+from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.store import assets
 from kasparro.store.pool import Database
@@ -23,7 +24,7 @@ async def resolve(database: Database, *links: Link, **options: Any) -> None:
     async with database.writing() as connection:
         await assets.apply(
             connection,
-            Resolution(assets=[*found.values()], links=[*links], **options),
+            ResolutionDocuments.of(Resolution(assets=[*found.values()], links=[*links], **options)),
             ConsensusLimits(),
             T0,
             run_id=run.id,
