@@ -37,8 +37,8 @@ class KnownDocuments(msgspec.Struct, frozen=True, kw_only=True):
 def array_pieces(objects: Sequence[str]) -> Iterator[bytes]:
     """A line with a JSON array of these objects, piece by piece."""
     for first in range(0, len(objects), OBJECTS_AT_ONCE):
-        yield ("," if first else "[").encode()
-        yield ",".join(objects[first : first + OBJECTS_AT_ONCE]).encode()
+        part = ",".join(objects[first : first + OBJECTS_AT_ONCE])
+        yield f"{',' if first else '['}{part}".encode()
     yield b"]\n" if objects else b"[]\n"
 
 
