@@ -19,6 +19,8 @@ from kasparro.model.asset_documents import KnownDocuments, ResolutionDocuments, 
 
 # The process lets others go first.
 NICENESS = 10
+# The longest line that it writes: candidates, which are of less than 1 KiB each.
+LINE_LIMIT = 256 * 1024 * 1024
 # The characters of its last output that an error shows.
 SHOWN = 500
 
@@ -69,13 +71,16 @@ async def decide(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        limit=LINE_LIMIT,
     )
-    if process.stdin is None:
-        raise AssertionError("the resolver was started without a pipe")
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise AssertionError("the resolver was started without pipes")
     try:
         # It reads everything before it writes.
         await _send(process.stdin, given)
-        answer, errors = await process.communicate()
+        lines = [line.decode().rstrip("\n") async for line in process.stdout]
+        errors = await process.stderr.read()
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -85,7 +90,7 @@ async def decide(
             raise ResolverFailed(f"the resolver was killed by signal {-process.returncode}; is memory short?")
         last = errors.decode(errors="replace").strip()[-SHOWN:]
         raise ResolverFailed(f"the resolver ended with exit code {process.returncode}: {last}")
-    return _decision(answer)
+    return _decision(lines)
 
 
 async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
@@ -97,10 +102,9 @@ async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
     stdin.close()
 
 
-def _decision(answer: bytes) -> Decision:
-    first, *lines = answer.splitlines()
+def _decision(lines: Sequence[str]) -> Decision:
+    first, *arrays, ended, candidates = lines
     found = msgspec.json.decode(first, type=_Answer)
-    *arrays, ended, candidates = (line.decode() for line in lines)
     resolution = ResolutionDocuments(
         assets=arrays[: found.asset_lines],
         links=arrays[found.asset_lines :],
