@@ -50,9 +50,11 @@ PATHS = (
     "/data.csv",
     "/",
 )
-# What grows with the number of runs and of days, because nothing of it is ever deleted.
+# What grows with the number of runs, days and months, because nothing of it is ever deleted. pg_statistic has
+# 22 KB for each month of the history.
 DATA = re.compile(
     r"unified_history|daily_candles|history_months|runs|run_sources|reject_counts|invalid_values"
+    r"|pg_statistic$"
 )
 # Smaller growth is noise: pages that autovacuum has not cleaned yet.
 NOISE_BYTES, NOISE_RATIO = 256 * 1024, 1.25
