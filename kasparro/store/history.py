@@ -2,18 +2,19 @@
 
 import itertools
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from kasparro.store.exports import Form, copied
 from kasparro.store.pool import Connection
 from kasparro.store.sql import Statement, templates
 
 _SQL = templates("read/history.sql")
 
 Interval: TypeAlias = Literal["raw", "1h", "1d", "1w"]
-Form: TypeAlias = Literal["csv", "ndjson"]
 
 LENGTHS: dict[Interval, timedelta] = {
     "1h": timedelta(hours=1),
@@ -114,11 +115,11 @@ async def page(
 ) -> list[tuple[datetime, str]]:
     """The first points or candles of a part that `within` made: the time of each, and its JSON."""
     if interval == "raw":
-        statement = _SQL["points"].compose(csv=False, limit=limit)
+        statement = _SQL["points"].compose(limit=limit)
         return [tuple(row) for row in await connection.fetch(statement.text, *_arguments(statement, part))]
     # Candles of about `limit` intervals at a time: PostgreSQL would otherwise read all records of a coin for
     # the first few candles.
-    statement = _SQL["candles"].compose(csv=False, interval=interval, of_days=True)
+    statement = _SQL["candles"].compose(interval=interval, of_days=True)
     next_price = _SQL["next_price"].compose()
     found: list[tuple[datetime, str]] = []
     intervals, rest = limit, part
@@ -139,20 +140,17 @@ async def page(
 
 
 async def export(
-    connection: Connection, part: Part, interval: Interval, form: Form, at_once: int
-) -> AsyncGenerator[list[str], None]:
-    """All points or candles of a part that `within` made, as lines of text without line ends, all of one
-    moment."""
+    connection: Connection, part: Part, interval: Interval, form: Form
+) -> AsyncGenerator[bytes, None]:
+    """All points or candles of a part that `within` made, in parts of whole lines, all of one moment."""
     csv = form == "csv"
     if interval == "raw":
-        statement = _SQL["points"].compose(csv=csv, limit=None)
+        statement = _SQL["exported_points"].compose(csv=csv)
     else:
-        statement = _SQL["candles"].compose(csv=csv, interval=interval, of_days=True)
-    # A cursor needs a transaction; its only statement sees one moment of the data.
-    async with connection.transaction(readonly=True):
-        cursor = await connection.cursor(statement.text, *_arguments(statement, part))
-        while rows := await cursor.fetch(at_once):
-            yield [row["line"] for row in rows]
+        statement = _SQL["exported_candles"].compose(csv=csv, interval=interval, of_days=True)
+    async with aclosing(copied(connection, statement.text, _arguments(statement, part), form)) as parts:
+        async for lines in parts:
+            yield lines
 
 
 def _arguments(statement: Statement, part: Part) -> list[Any]:

@@ -1,14 +1,11 @@
-"""Reads /data and /assets by page, by row and as a whole, as text that PostgreSQL has formatted."""
+"""Reads /data and /assets by page and by row, as text that PostgreSQL has formatted."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
 
 import asyncpg
 import msgspec
 
-from kasparro.concurrency import cancel_all
 from kasparro.store import cursors
 from kasparro.store.cursors import CursorPosition
 from kasparro.store.pool import Connection
@@ -17,9 +14,6 @@ from kasparro.store.selection import Selection, columns
 from kasparro.store.sql import templates
 
 _SQL = templates("read/data.sql")
-
-# Rows that an export holds at the same time.
-EXPORTED_AT_ONCE = 250
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -106,25 +100,3 @@ async def row(
         statement.text, *statement.values({"source": source, "source_id": source_id, "as_of": as_of})
     )
     return None if found is None else Row(**found)
-
-
-async def export(
-    connection: Connection, selection: Selection, form: Literal["csv", "ndjson"], *, spreadsheet: bool = False
-) -> AsyncGenerator[list[str], None]:
-    """All rows of a selection as lines of text without line ends, `EXPORTED_AT_ONCE` at a time, all of one
-    moment.
-
-    PostgreSQL makes the next ones meanwhile, and no more. CSV for a spreadsheet has no formulas.
-    """
-    options = {"spreadsheet": spreadsheet} if form == "csv" else {}
-    statement = _SQL[form].compose(selection.variables(), **options)
-    # A cursor needs a transaction; its only statement sees one moment of the data.
-    async with connection.transaction(readonly=True):
-        cursor = await connection.cursor(statement.text, *statement.values(selection.values()))
-        ahead = asyncio.create_task(cursor.fetch(EXPORTED_AT_ONCE))
-        try:
-            while rows := await ahead:
-                ahead = asyncio.create_task(cursor.fetch(EXPORTED_AT_ONCE))
-                yield [row[0] for row in rows]
-        finally:
-            await cancel_all([ahead])

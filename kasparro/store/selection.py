@@ -65,13 +65,15 @@ ASSET_FIELDS: Mapping[str, type] = MappingProxyType(
 class RowList(msgspec.Struct, frozen=True, kw_only=True):
     """A list of rows that the API serves; LISTS in sql/macros/columns.sql has its table and columns.
 
-    `required` are the fields that are never null, and `key` is the first field of the rows' key: the order by
-    it is the order of the key. `conditions` are the filters that the rows can have.
+    `texts` are the fields that are text, and `required` those that are never null. `key` is the first field
+    of the rows' key: the order by it is the order of the key. `conditions` are the filters that the rows can
+    have.
     """
 
     name: Literal["data", "assets"]
     fields: Mapping[str, type]
     on_request: tuple[str, ...]
+    texts: frozenset[str]
     required: frozenset[str]
     key: str
     conditions: tuple[str, ...]
@@ -124,6 +126,7 @@ DATA = RowList(
     name="data",
     fields=FIELDS,
     on_request=ON_REQUEST,
+    texts=frozenset({"source", "source_id", "asset", "symbol", "name", "quoted_in"}),
     required=frozenset({"source", "source_id", "observed_at", "first_seen_at", "updated_at"}),
     key="source",
     conditions=tuple(name for name in CONDITIONS if name not in _ONLY_ASSETS),
@@ -132,6 +135,7 @@ ASSETS = RowList(
     name="assets",
     fields=ASSET_FIELDS,
     on_request=(),
+    texts=frozenset({"asset", "symbol", "name"}),
     required=frozenset({"asset", "source_count", "diverging"}),
     key="asset",
     conditions=tuple(name for name in CONDITIONS if name not in _ONLY_DATA),

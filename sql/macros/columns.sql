@@ -24,7 +24,8 @@
 {%- set ASSET_VERSION = ASSET + ["version", "listing_state"] %}
 
 {#- The lists that GET /data and GET /assets read. `key` identifies a row and breaks ties, `columns` are those
-    that a row is shown and sorted by, `texts` are in quotes in CSV, and `numbers` are not text. #}
+    that a row is shown and sorted by. `texts`, `times` and `booleans` are the kinds of fields; all others are
+    numbers. #}
 {%- set LISTS = {
     "data": {
         "table": "unified_data",
@@ -32,8 +33,8 @@
         "key": ["source", "source_id"],
         "columns": RECORD + ["rank_observed_at", "listing_state"],
         "texts": ["source", "source_id", "asset", "symbol", "name", "quoted_in"],
-        "numbers": ["rank"] + VALUES,
-        "others": TIMES + ["rank_observed_at", "listed_at"],
+        "times": TIMES + ["rank_observed_at", "listed_at"],
+        "booleans": [],
     },
     "assets": {
         "table": "unified_assets",
@@ -41,8 +42,8 @@
         "key": ["asset"],
         "columns": ASSET + ["listing_state"],
         "texts": ["asset", "symbol", "name"],
-        "numbers": CONSENSUS,
-        "others": ["observed_at", "oldest_observed_at"],
+        "times": ["observed_at", "oldest_observed_at"],
+        "booleans": ["diverging"],
     },
 } %}
 
@@ -56,19 +57,7 @@
 {%- for name in names %}{{ name }} = excluded.{{ name }}{{ ", " if not loop.last }}{% endfor %}
 {%- endmacro %}
 
-{#- A column of CSV: a text in quotes, null as an empty cell. #}
-{%- macro quoted(names) %}
-{%- for name in names %}
-'"' || replace({{ name }}, '"', '""') || '"' AS {{ name }}{{ ", " if not loop.last }}
-{%- endfor %}
-{%- endmacro %}
-
-{#- Numbers as their digits. #}
-{%- macro digits(names) %}
-{%- for name in names %}{{ name }}::text AS {{ name }}{{ ", " if not loop.last }}{% endfor %}
-{%- endmacro %}
-
-{#- A time in RFC 3339, in UTC. #}
-{%- macro rfc3339(expression) -%}
-to_char({{ expression }} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+{#- A time in RFC 3339, in UTC, between two of `quote`. #}
+{%- macro rfc3339(expression, quote="") -%}
+to_char({{ expression }} AT TIME ZONE 'UTC', '{{ quote }}YYYY-MM-DD"T"HH24:MI:SS.US"Z"{{ quote }}')
 {%- endmacro %}

@@ -106,24 +106,25 @@ ORDER BY
 {%- endmacro %}
 
 {#- The fields of a row as clients see them, in the order of the contract, to be selected from
-    `shown_rows(relation)`. `currency` is where the currency of the row's file is. #}
-{%- macro shown_fields(relation, currency) -%}
+    `with_listings(relation)`. `currency` is where the currency of the row's file is, and `time` a macro that
+    formats a time. #}
+{%- macro shown_fields(relation, currency, time=rfc3339) -%}
 {% if list == "assets" -%}
 {{ in_a_row(ASSET[:-2]) }},
-{{ rfc3339("observed_at") }} AS observed_at,
-{{ rfc3339("oldest_observed_at") }} AS oldest_observed_at
+{{ time("observed_at") }} AS observed_at,
+{{ time("oldest_observed_at") }} AS oldest_observed_at
 {%- else -%}
 source,
 source_id,
 asset,
 {{ in_a_row(CONTENT) }},
-{{ rfc3339("observed_at") }} AS observed_at,
-{{ rfc3339("first_seen_at") }} AS first_seen_at,
-{{ rfc3339("updated_at") }} AS updated_at,
+{{ time("observed_at") }} AS observed_at,
+{{ time("first_seen_at") }} AS first_seen_at,
+{{ time("updated_at") }} AS updated_at,
 CASE
-    WHEN rank IS NOT NULL THEN {{ rfc3339("coalesce(rank_observed_at, observed_at)") }}
+    WHEN rank IS NOT NULL THEN {{ time("coalesce(rank_observed_at, observed_at)") }}
 END AS rank_observed_at,
-{% if "listed_at" in fields %}{{ rfc3339("listed.listed_at") }}{% else %}NULL{% endif %} AS listed_at,
+{% if "listed_at" in fields %}{{ time("listed.listed_at") }}{% else %}NULL{% endif %} AS listed_at,
 {% if "quoted_in" in fields %}{{ quoted_in(relation, currency) }}{% else %}NULL{% endif %} AS quoted_in
 {%- endif %}
 {%- endmacro %}
@@ -145,10 +146,20 @@ LEFT JOIN (
 {% endif %}
 {%- endmacro %}
 
-{#- The fields of the rows of a relation of the list, such as `selected_rows`, for an export or a row. #}
-{%- macro shown(relation, name=none) -%}
-SELECT {{ shown_fields(name or relation, "(" ~ currency_of_file(name or relation) ~ ")") }}
+{#- The fields of the rows of a relation of the list, such as `selected_rows`. #}
+{%- macro shown(relation, name=none, time=rfc3339) -%}
+SELECT {{ shown_fields(name or relation, "(" ~ currency_of_file(name or relation) ~ ")", time) }}
 FROM {{ with_listings(relation, name) }}
+{%- endmacro %}
+
+{%- macro _unformatted(time) %}{{ time }}{% endmacro %}
+
+{#- The rows of a selection in its order, for an export. Their times are not formatted yet, because PostgreSQL
+    would sort the texts with the rows. #}
+{%- macro exported() -%}
+{{ shown(selected_rows(looks_up=true), "selected_rows", _unformatted) }}
+{{ order() }}
+OFFSET 0
 {%- endmacro %}
 
 {#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the

@@ -1,7 +1,7 @@
 -- Reads unified_data and unified_assets (kasparro/store/queries.py). Values are `:name`; Jinja puts in the
 -- conditions of the filters, column names from fixed lists, and limits.
 {% import "macros/rows.sql" as rows with context %}
-{% from "macros/columns.sql" import LISTS, digits, listed, quoted %}
+{% from "macros/columns.sql" import LISTS %}
 
 -- name: first_page --
 -- A page that starts at an offset, 0 or more, as the rows are now.
@@ -63,42 +63,3 @@ WHERE
     AND coin.source_id = :source_id
     AND NOT EXISTS (SELECT FROM chosen)
 {%- endif %};
-
--- name: ndjson --
--- Each row of a selection as a line of JSON. With OFFSET 0, Citus keeps the order of the rows: it would
--- otherwise make lines on each node, in an order of its own.
-SELECT row_to_json(shown)::text
-FROM (
-    SELECT {{ fields }}
-    FROM (
-        {{ rows.shown(rows.selected_rows(looks_up=true), "selected_rows") }}
-        {{ rows.order() }}
-        OFFSET 0
-    ) AS record
-) AS shown;
-
--- name: csv --
--- Each row of a selection as a line of CSV (RFC 4180): null is an empty cell, a text is in quotes, and a
--- number is its digits. In a spreadsheet, a text that starts like a formula (OWASP's list of first
--- characters) gets an apostrophe in front. A quote between a comma and such a character always opens a
--- text: inside a text quotes are doubled, and a closing quote is followed by a comma or the end.
-SELECT
-    {% if spreadsheet %}
-    regexp_replace(line, '(^|,)"(?=[-=+@\t\r\n\uff0b\uff0d\uff1d\uff20])', '\1"''', 'g')
-    {% else %}
-    line
-    {% endif %}
-FROM (
-    SELECT array_to_string(ARRAY[{{ fields }}], ',', '') AS line
-    FROM (
-        SELECT
-            {{ quoted(LISTS[list].texts) }},
-            {{ digits(LISTS[list].numbers) }},
-            {{ listed(LISTS[list].others) }}
-        FROM (
-            {{ rows.shown(rows.selected_rows(looks_up=true), "selected_rows") }}
-            {{ rows.order() }}
-            OFFSET 0
-        ) AS record
-    ) AS cells
-) AS lines;

@@ -1,15 +1,16 @@
 -- Reads the history of coins (kasparro/store/history.py).
 {% from "macros/history.sql" import POINT, PRICES, candles, points, relabelled %}
-{% from "macros/columns.sql" import digits, listed, rfc3339 %}
-{#- A point or a candle as a line of JSON or of CSV. #}
-{% macro line(time, values, csv) -%}
-{% if csv -%}
-array_to_string(ARRAY[{{ rfc3339(time) }}, {{ listed(values, suffix="::text") }}], ',', '')
-{%- else -%}
+{% from "macros/columns.sql" import listed, rfc3339 %}
+{% from "macros/lines.sql" import cells, members %}
+{#- A point or a candle as JSON. #}
+{% macro line(time, values) -%}
 row_to_json(
     (SELECT shown FROM (SELECT {{ rfc3339(time) }} AS {{ time }}, {{ listed(values) }}) AS shown)
 )::text
-{%- endif %}
+{%- endmacro %}
+{#- The cells or the members of a point or a candle, for COPY. #}
+{% macro exported(time, values, csv) -%}
+{{ (cells if csv else members)([time] + values, {"times": [time], "texts": [], "booleans": []}) }}
 {%- endmacro %}
 
 -- name: span --
@@ -22,22 +23,33 @@ FROM history_months
 WHERE source = :source;
 
 -- name: points --
--- The records of a coin in the order of time.
+-- The first records of a coin in the order of time.
 SELECT
     observed_at AS at,
-    {{ line("observed_at", POINT, csv) }} AS line
+    {{ line("observed_at", POINT) }} AS line
 FROM ({{ points(1, limit) }}) AS points
-{% if limit is not none %}WHERE observed_at < :until_0{% endif %}
-
+WHERE observed_at < :until_0
 ORDER BY observed_at;
 
 -- name: candles --
 -- The candles of a coin in the order of time.
 SELECT
     time AS at,
-    {{ line("time", PRICES + ["count"], csv) }} AS line
+    {{ line("time", PRICES + ["count"]) }} AS line
 FROM ({{ candles((of_days,), interval) }}) AS candles
 ORDER BY time;
+
+-- name: exported_points --
+-- All records of a coin in the order of time, for COPY.
+SELECT {{ exported("observed_at", POINT, csv) }}
+FROM ({{ points(1) }}) AS points
+ORDER BY points.observed_at;
+
+-- name: exported_candles --
+-- All candles of a coin in the order of time, for COPY.
+SELECT {{ exported("time", PRICES + ["count"], csv) }}
+FROM ({{ candles((of_days,), interval) }}) AS candles
+ORDER BY candles.time;
 
 -- name: next_price --
 -- The moment of a coin's first record with a price in a part of the history.

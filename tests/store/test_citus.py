@@ -53,22 +53,23 @@ _UPKEEP = {
     "table": "unified_history_2024_06",
 }
 _ROWS = list(itertools.product(("source, rank", "source, listed_at, quoted_in"), (False, True)))
+_CANDLES = list(itertools.product(("1h", "1w"), (False, True)))
 COMBINATIONS: list[tuple[str, str, Callable[[], Iterable[dict[str, Any]]]]] = [
     ("read/data.sql", "first_page", some(statement_cases.first_pages)),
     ("read/data.sql", "row", lambda: [{"list": "data", "fields": f, "as_of": a} for f, a in _ROWS]),
-    ("read/data.sql", "ndjson", some(statement_cases.exports)),
-    ("read/data.sql", "csv", some(statement_cases.exports, spreadsheet=True)),
+    ("read/exports.sql", "ndjson", some(statement_cases.exports)),
+    ("read/exports.sql", "csv", some(statement_cases.exports, spreadsheet=True)),
     ("read/cursor.sql", "next_page", some(statement_cases.next_pages)),
     ("read/cursor.sql", "next_page_of_snapshot", some(statement_cases.next_pages_of_snapshots)),
     ("read/archives.sql", "records", lambda: [{"tables": True}]),
     ("read/assets.sql", "asset", lambda: [{}]),
     ("read/assets.sql", "totals", lambda: [{}]),
     ("read/history.sql", "span", lambda: [{}]),
-    ("read/history.sql", "points", lambda: [{"csv": True, "limit": 50}]),
-    (
-        "read/history.sql",
-        "candles",
-        lambda: [{"csv": False, "interval": i, "of_days": d} for i in ("1h", "1w") for d in (False, True)],
+    ("read/history.sql", "points", lambda: [{"limit": 50}]),
+    ("read/history.sql", "exported_points", lambda: [{"csv": csv} for csv in (False, True)]),
+    *(
+        ("read/history.sql", name, lambda: [{"csv": False, "interval": i, "of_days": d} for i, d in _CANDLES])
+        for name in ("candles", "exported_candles")
     ),
     ("read/history.sql", "next_price", lambda: [{}]),
     ("read/history.sql", "asset_parts", lambda: [{}]),

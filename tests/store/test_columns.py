@@ -20,6 +20,11 @@ def test_column_lists_are_equal() -> None:
     assert ("position", *columns["CONTENT"]) == record.CONTENT_COLUMNS
     assert columns["RECORD"] == tuple(selection.FIELDS)
     assert columns["ASSET"] == tuple(selection.ASSET_FIELDS)
+    for rows in (selection.DATA, selection.ASSETS):
+        assert rows.texts == {*macros.LISTS[rows.name]["texts"]}
+        assert rows.texts >= {name for name, kind in rows.fields.items() if kind is str}
+        booleans = {name for name, kind in rows.fields.items() if kind is bool}
+        assert booleans == {*macros.LISTS[rows.name]["booleans"]}
     assert {field.name for field in msgspec.structs.fields(record.Record)} == {
         "source_id",
         "observed_at",

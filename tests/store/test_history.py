@@ -150,7 +150,7 @@ async def test_stored_candles_are_read(database: Database, connection: Connectio
     assert len(found) == 5
 
 
-@pytest.mark.parametrize(("name", "variables"), [("points", {"csv": False, "limit": 51}), ("next_price", {})])
+@pytest.mark.parametrize(("name", "variables"), [("points", {"limit": 51}), ("next_price", {})])
 async def test_a_page_reads_as_many_records_as_it_shows(
     database: Database, connection: Connection, name: str, variables: dict[str, object]
 ) -> None:

@@ -484,8 +484,8 @@ async def test_records_of_another_name_are_never_joined(database: Database, conn
     assert [tuple(row) for row in rows] == [("Bitcoin", 1), ("Stranger", 4)]
     async with database.reading() as reader:
         part = history.Part("coingecko", "bitcoin", BEGIN, moments[3])
-        statement = templates("read/history.sql")["candles"].compose(
-            csv=True, interval="1d", of_days=part.of_days
-        )
+        statement = templates("read/history.sql")["candles"].compose(interval="1d", of_days=part.of_days)
         (row,) = await reader.fetch(statement.text, *statement.values(history.values([part])))
-    assert row["line"] == "2024-03-01T00:00:00.000000Z,1,3,1,3,3"
+    assert row["line"] == (
+        '{"time":"2024-03-01T00:00:00.000000Z","open":1,"high":3,"low":1,"close":3,"count":3}'
+    )

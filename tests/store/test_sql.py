@@ -33,9 +33,9 @@ from tests.support.statement_cases import (
             "row",
             [{"list": "data", "fields": "source, rank", "as_of": as_of} for as_of in (False, True)],
         ),
-        ("read/data.sql", "ndjson", exports()),
+        ("read/exports.sql", "ndjson", exports()),
         (
-            "read/data.sql",
+            "read/exports.sql",
             "csv",
             ({**case, "spreadsheet": flag} for case in exports() for flag in (False, True)),
         ),
@@ -58,10 +58,19 @@ from tests.support.statement_cases import (
             [{"after": a, "kind": k} for a in (False, True) for k in (False, True)],
         ),
         ("read/history.sql", "span", [{}]),
-        ("read/history.sql", "points", [{"csv": c, "limit": n} for c in (False, True) for n in (None, 50)]),
+        ("read/history.sql", "points", [{"limit": 50}]),
         (
             "read/history.sql",
             "candles",
+            [
+                {"interval": interval, "of_days": of_days}
+                for interval, of_days in itertools.product(("1h", "1d", "1w"), (False, True))
+            ],
+        ),
+        ("read/history.sql", "exported_points", [{"csv": csv} for csv in (False, True)]),
+        (
+            "read/history.sql",
+            "exported_candles",
             [
                 {"csv": csv, "interval": interval, "of_days": of_days}
                 for csv, interval, of_days in itertools.product(

@@ -43,7 +43,7 @@ async def export_pids(connection: Connection) -> list[int]:
         row[0]
         for row in await connection.fetch(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND xact_start IS NOT NULL"
-            " AND application_name = 'kasparro' AND query ~ 'row_to_json|array_to_string'"
+            " AND application_name = 'kasparro' AND query LIKE 'COPY (%'"
         )
     ]
 

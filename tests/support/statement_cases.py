@@ -20,6 +20,7 @@ TEMPLATES = (
     "operations/transfer.sql",
     "read/cursor.sql",
     "read/data.sql",
+    "read/exports.sql",
     "read/history.sql",
     "read/runs.sql",
     "read/sparklines.sql",

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ExceptionHandler, Scope
 
-from kasparro.errors import DatabaseBusy, DatabaseUnavailable, ReplicaBehind
+from kasparro.errors import DatabaseBusy, DatabaseUnavailable, ReplicaBehind, StatementTimeout
 from kasparro.log_rate import RateLimitedLog
 from kasparro.web.http.context import context_of
 
@@ -176,10 +176,13 @@ HANDLERS: dict[Any, Any] = {
         "No server that can be reached has the data version that you have seen. Try again.",
         BUSY_RETRY_AFTER_S,
     ),
-    asyncpg.QueryCanceledError: _unavailable(
-        "query-took-too-long",
-        "Query took too long",
-        "The query took too long and was stopped. Narrow the filters, or use `cursor` instead of `page`.",
+    **dict.fromkeys(
+        (asyncpg.QueryCanceledError, StatementTimeout),
+        _unavailable(
+            "query-took-too-long",
+            "Query took too long",
+            "The query took too long and was stopped. Narrow the filters, or use `cursor` instead of `page`.",
+        ),
     ),
     asyncpg.UndefinedTableError: _unavailable(
         "database-being-prepared",

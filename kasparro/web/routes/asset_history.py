@@ -22,16 +22,15 @@ from kasparro.assets.timeline import (
     SourcePoint,
 )
 from kasparro.store import asset_history, history
+from kasparro.store.exports import Form
 from kasparro.store.history import Interval, Part
 from kasparro.store.pool import Connection
-from kasparro.store.queries import EXPORTED_AT_ONCE
 from kasparro.web.http.problems import not_found
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import Pagination
 from kasparro.web.routes import exports
 from kasparro.web.routes.assets import AssetPath
-from kasparro.web.routes.exports import Form
 from kasparro.web.routes.history import (
     LONG_PAGE,
     HistoryCsvQuery,
@@ -47,6 +46,8 @@ _encode = msgspec.json.Encoder().encode
 _END = datetime.max.replace(tzinfo=UTC)
 _START = datetime(1, 1, 1, tzinfo=UTC)
 _TICK = timedelta(microseconds=1)
+# Lines that an export holds at the same time.
+_AT_ONCE = 250
 
 
 class AssetHistoryEntry(HistoryEntry, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,25 +121,26 @@ async def asset_history_ndjson(service: Service, request: Request, query: Histor
 async def _export(
     service: Service, request: Request, query: HistoryNdjsonQuery, form: Form, header: str = ""
 ) -> Response:
-    lines = partial(_lines, service=service, request=request, query=query, form=form)
-    return await exports.stream(service, request, form, lines, name="kasparro-history", header=header)
+    parts = partial(_parts, service=service, request=request, query=query, form=form)
+    return await exports.stream(service, request, form, parts, name="kasparro-history", header=header)
 
 
-async def _lines(
+async def _parts(
     connection: Connection, *, service: Service, request: Request, query: HistoryNdjsonQuery, form: Form
-) -> AsyncGenerator[list[str], None]:
+) -> AsyncGenerator[bytes, None]:
     written = _csv if form == "csv" else _json
+    line_end = exports.LINE_ENDS[form]
     async with asset_history.snapshot(connection):
         wanted = await _range(service, connection, request, query)
         lines: list[str] = []
         async with aclosing(_entries(connection, wanted)) as entries:
             async for entry in entries:
-                lines.append(written(entry))
-                if len(lines) == EXPORTED_AT_ONCE:
-                    yield lines
+                lines.append(written(entry) + line_end)
+                if len(lines) == _AT_ONCE:
+                    yield "".join(lines).encode()
                     lines = []
         if lines:
-            yield lines
+            yield "".join(lines).encode()
 
 
 async def candles(

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import structlog
@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kasparro.log_rate import RateLimitedLog
-from kasparro.store import queries
+from kasparro.store import exports
+from kasparro.store.exports import EXPORT_S, Form
 from kasparro.store.pool import Connection
 from kasparro.store.selection import Selection
 from kasparro.web.http.context import context_of
@@ -32,15 +33,11 @@ from kasparro.web.service import Service
 
 client_log = RateLimitedLog(structlog.get_logger())
 
-# Until an export ends, PostgreSQL keeps all rows that were replaced since it started.
-EXPORT_S = 3_600.0
-
-Form = Literal["csv", "ndjson"]
 Handler = Callable[[Service, Request, Any], Awaitable[Response]]
-# Reads the lines of an export, without line ends, several at a time.
-Lines: TypeAlias = Callable[[Connection], AsyncGenerator[list[str], None]]
+# Reads an export in parts of whole lines.
+Parts: TypeAlias = Callable[[Connection], AsyncGenerator[bytes, None]]
 _MEDIA_TYPES: dict[Form, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
-_LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
+LINE_ENDS: dict[Form, str] = {"csv": "\r\n", "ndjson": "\n"}
 _BYTE_ORDER_MARK = "\ufeff"
 
 Spreadsheet = Annotated[
@@ -126,16 +123,16 @@ async def _disconnected(receive: Receive) -> None:
 async def export_csv(service: Service, request: Request, query: Any) -> Response:
     """GET /data.csv."""
     selection = query.selection()
-    lines = partial(queries.export, selection=selection, form="csv", spreadsheet=query.spreadsheet)
+    parts = partial(exports.export, selection=selection, form="csv", spreadsheet=query.spreadsheet)
     header = csv_header(selection.shown, spreadsheet=query.spreadsheet)
-    return await stream(service, request, "csv", lines, name=_name(selection), header=header)
+    return await stream(service, request, "csv", parts, name=_name(selection), header=header)
 
 
 async def export_ndjson(service: Service, request: Request, query: Any) -> Response:
     """GET /data.ndjson."""
     selection = query.selection()
-    lines = partial(queries.export, selection=selection, form="ndjson")
-    return await stream(service, request, "ndjson", lines, name=_name(selection))
+    parts = partial(exports.export, selection=selection, form="ndjson")
+    return await stream(service, request, "ndjson", parts, name=_name(selection))
 
 
 async def export_assets_csv(service: Service, request: Request, query: Any) -> Response:
@@ -154,14 +151,14 @@ def _name(selection: Selection) -> str:
 
 def csv_header(fields: Sequence[str], *, spreadsheet: bool) -> str:
     """What a CSV begins with."""
-    return (_BYTE_ORDER_MARK if spreadsheet else "") + ",".join(fields) + _LINE_ENDS["csv"]
+    return (_BYTE_ORDER_MARK if spreadsheet else "") + ",".join(fields) + LINE_ENDS["csv"]
 
 
 async def stream(
-    service: Service, request: Request, form: Form, lines: Lines, *, name: str, header: str = ""
+    service: Service, request: Request, form: Form, parts: Parts, *, name: str, header: str = ""
 ) -> Response:
-    """The response with a header and all lines that a function reads from a connection, as a file of this
-    name. It starts when a slot is free. Raises what reading the first lines raises."""
+    """The response with a header and all that a function reads from a connection, as a file of this name. It
+    starts when a slot is free. Raises what reading the first part raises."""
     encoding = context_of(request.scope).encoding
     headers = {
         "Content-Disposition": f'attachment; filename="{name}.{form}"',
@@ -176,7 +173,7 @@ async def stream(
         return response
     aborted = asyncio.Event()
     encoder = new_encoder(encoding)
-    chunks = _chunks(service, request, lines, form, header=header, aborted=aborted, encoder=encoder)
+    chunks = _chunks(service, request, parts, header=header, aborted=aborted, encoder=encoder)
     try:
         # An error before the first chunk still becomes a problem document.
         first = await anext(chunks, b"")
@@ -189,8 +186,7 @@ async def stream(
 async def _chunks(
     service: Service,
     request: Request,
-    lines: Lines,
-    form: Form,
+    parts: Parts,
     *,
     header: str,
     aborted: asyncio.Event,
@@ -198,17 +194,15 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     context = context_of(request.scope)
     client = client_id(context.key_name, request.scope)
-    line_end = _LINE_ENDS[form]
     async with (
         service.export_queue.slot(client, aborted.set) as slot,
         service.database.exporting() as connection,
-        aclosing(lines(connection)) as parts,
+        aclosing(parts(connection)) as found,
     ):
         context.postgres_pid = service.database.server_process(connection)
         ends_at = time.monotonic() + EXPORT_S
-        async for part in parts:
-            chunk = (header + line_end.join(part) + line_end).encode()
-            header = ""
+        async for part in found:
+            chunk, header = header.encode() + part, ""
             # In a thread: compressing this many rows takes longer than other requests should wait.
             encoded = chunk if encoder is None else await asyncio.to_thread(encoder.encode, chunk)
             # The speed of a client is measured in rows, however well they are compressed.

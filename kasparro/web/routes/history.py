@@ -13,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kasparro.store import history
+from kasparro.store.exports import Form
 from kasparro.store.history import Interval, Part
 from kasparro.store.pool import Connection
-from kasparro.store.queries import EXPORTED_AT_ONCE
 from kasparro.web.openapi import pagination as paging
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.endpoint import Endpoint
 from kasparro.web.openapi.pagination import CursorQuery, Pagination
 from kasparro.web.routes import exports
 from kasparro.web.routes.data import RecordPath, no_such_coin, record_key
-from kasparro.web.routes.exports import Form, Spreadsheet
+from kasparro.web.routes.exports import Spreadsheet
 from kasparro.web.schemas import Moment
 from kasparro.web.service import Service
 
@@ -139,17 +139,17 @@ async def _export(
         service,
         request,
         form,
-        partial(_lines, request=request, query=query, form=form),
+        partial(_parts, request=request, query=query, form=form),
         name="kasparro-history",
         header=header,
     )
 
 
-async def _lines(
+async def _parts(
     connection: Connection, *, request: Request, query: HistoryNdjsonQuery, form: Form
-) -> AsyncGenerator[list[str], None]:
+) -> AsyncGenerator[bytes, None]:
     part = await _part(connection, request, query)
-    async with aclosing(history.export(connection, part, query.interval, form, EXPORTED_AT_ONCE)) as parts:
+    async with aclosing(history.export(connection, part, query.interval, form)) as parts:
         async for lines in parts:
             yield lines
 
