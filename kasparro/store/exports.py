@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from asyncpg.protocol import NO_TIMEOUT
+
 from kasparro.concurrency import cancel_all, timeout
 from kasparro.errors import StatementTimeout
 from kasparro.store.pool import EXPORT_TIMEOUT_S, Connection
@@ -21,7 +23,7 @@ EXPORT_S = 3_600.0
 # COPY lasts as long as the client reads. Meanwhile it would keep parallel workers, which could only sort.
 _SETTINGS = {"statement_timeout": f"{EXPORT_S:.0f}s", "max_parallel_workers_per_gather": "0"}
 # An export holds two parts of this size at most, and what is in the buffers of the connection.
-PART_BYTES = 128 * 1024
+PART_BYTES = 64 * 1024
 
 # COPY puts the delimiter between the pieces of a line of JSON. JSON escapes control characters, so the
 # delimiter can be removed, and COPY never uses the quote.
@@ -66,8 +68,10 @@ async def copied(
 
     async def collect(data: bytes) -> None:
         nonlocal size
-        pending.append(data)
-        size += len(data)
+        # In pieces, which the processor's cache still holds.
+        lines = data.replace(_LINE_END, b"\r\n") if form == "csv" else data.translate(None, _DELIMITER)
+        pending.append(lines)
+        size += len(lines)
         if size >= PART_BYTES:
             parts.put_nowait(b"".join(pending))
             pending.clear()
@@ -77,7 +81,7 @@ async def copied(
 
     async def copy() -> None:
         text = query.removesuffix(";")
-        await connection.copy_from_query(text, *values, output=collect, timeout=EXPORT_S, **options)
+        await connection.copy_from_query(text, *values, output=collect, timeout=NO_TIMEOUT, **options)
         parts.put_nowait(b"".join(pending))
 
     async with connection.transaction(readonly=True):
@@ -87,7 +91,7 @@ async def copied(
         copying.add_done_callback(lambda _: parts.put_nowait(b""))
         try:
             while part := await _next(parts):
-                yield part.replace(_LINE_END, b"\r\n") if form == "csv" else part.translate(None, _DELIMITER)
+                yield part
             await copying
         finally:
             await cancel_all([copying])
