@@ -5,8 +5,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-from asyncpg.protocol import NO_TIMEOUT
-
 from kasparro.concurrency import cancel_all, timeout
 from kasparro.errors import StatementTimeout
 from kasparro.store.pool import EXPORT_TIMEOUT_S, Connection
@@ -25,21 +23,18 @@ _SETTINGS = {"statement_timeout": f"{EXPORT_S:.0f}s", "max_parallel_workers_per_
 # An export holds two parts of this size at most, and what is in the buffers of the connection.
 PART_BYTES = 64 * 1024
 
-# COPY puts the delimiter between the pieces of a line of JSON. JSON escapes control characters, so the
-# delimiter can be removed, and COPY never uses the quote.
+# How COPY writes each form. Between the pieces of a line of JSON it puts the delimiter, which JSON itself has
+# only escaped.
 _DELIMITER = b"\x01"
 _OPTIONS: Mapping[Form, Mapping[str, Any]] = MappingProxyType(
     {
         "csv": {"format": "csv"},
-        "ndjson": {"format": "csv", "delimiter": _DELIMITER.decode(), "quote": "\x02", "null": "null"},
+        "ndjson": {"format": "text", "delimiter": _DELIMITER.decode(), "null": "null"},
     }
 )
-# COPY ends lines with a line feed, and RFC 4180 with a carriage return before it. The last cell of a line is
-# a carriage return, which COPY quotes. No text has the same bytes: in a quoted text, quotes are doubled.
-_LINE_END = b',"\r"\n'
 
 
-async def export(
+def export(
     connection: Connection, selection: Selection, form: Form, *, spreadsheet: bool = False
 ) -> AsyncGenerator[bytes, None]:
     """All rows of a selection, in parts of whole lines, all of one moment.
@@ -49,8 +44,7 @@ async def export(
     options = {"spreadsheet": spreadsheet} if form == "csv" else {}
     statement = _SQL[form].compose(selection.variables(), **options)
     texts = [name for name in selection.shown if name in selection.rows.texts]
-    async for part in copied(connection, statement.text, statement.values(selection.values()), form, texts):
-        yield part
+    return copied(connection, statement.text, statement.values(selection.values()), form, texts)
 
 
 async def copied(
@@ -68,8 +62,8 @@ async def copied(
 
     async def collect(data: bytes) -> None:
         nonlocal size
-        # In pieces, which the processor's cache still holds.
-        lines = data.replace(_LINE_END, b"\r\n") if form == "csv" else data.translate(None, _DELIMITER)
+        # In these pieces, because the processor's cache still holds them.
+        lines = _lines_of_csv(data) if form == "csv" else _lines_of_json(data)
         pending.append(lines)
         size += len(lines)
         if size >= PART_BYTES:
@@ -81,14 +75,19 @@ async def copied(
 
     async def copy() -> None:
         text = query.removesuffix(";")
-        await connection.copy_from_query(text, *values, output=collect, timeout=NO_TIMEOUT, **options)
+        await connection.copy_from_query(text, *values, output=collect, timeout=EXPORT_S, **options)
         parts.put_nowait(b"".join(pending))
+
+    def end(copying: asyncio.Task[None]) -> None:
+        parts.put_nowait(b"")
+        if not copying.cancelled():
+            # If nobody waits for it any more, asyncio would log its error as never retrieved.
+            copying.exception()
 
     async with connection.transaction(readonly=True):
         await connection.fetchval(_CONFIGURE, [*_SETTINGS], [*_SETTINGS.values()], True, None)
         copying = asyncio.create_task(copy())
-        # The end, however it comes about.
-        copying.add_done_callback(lambda _: parts.put_nowait(b""))
+        copying.add_done_callback(end)
         try:
             while part := await _next(parts):
                 yield part
@@ -105,3 +104,15 @@ async def _next(parts: asyncio.Queue[bytes]) -> bytes:
         raise StatementTimeout(f"an export had no rows for {EXPORT_TIMEOUT_S} s") from None
     parts.task_done()
     return part
+
+
+def _lines_of_csv(copied: bytes) -> bytes:
+    # RFC 4180 has a carriage return before the line feed. Here it is the last cell of each line, in quotes.
+    # No text has the same bytes, because quotes in a quoted text are doubled.
+    return copied.replace(b',"\r"\n', b"\r\n")
+
+
+def _lines_of_json(copied: bytes) -> bytes:
+    lines = copied.translate(None, _DELIMITER)
+    # COPY doubles backslashes. Most texts have none, and to look for one is faster than to replace pairs.
+    return lines.replace(b"\\\\", b"\\") if b"\\" in lines else lines

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -139,18 +138,14 @@ async def page(
     return found[:limit]
 
 
-async def export(
-    connection: Connection, part: Part, interval: Interval, form: Form
-) -> AsyncGenerator[bytes, None]:
+def export(connection: Connection, part: Part, interval: Interval, form: Form) -> AsyncGenerator[bytes, None]:
     """All points or candles of a part that `within` made, in parts of whole lines, all of one moment."""
     csv = form == "csv"
     if interval == "raw":
         statement = _SQL["exported_points"].compose(csv=csv)
     else:
         statement = _SQL["exported_candles"].compose(csv=csv, interval=interval, of_days=True)
-    async with aclosing(copied(connection, statement.text, _arguments(statement, part), form)) as parts:
-        async for lines in parts:
-            yield lines
+    return copied(connection, statement.text, _arguments(statement, part), form)
 
 
 def _arguments(statement: Statement, part: Part) -> list[Any]:

@@ -12,13 +12,16 @@ from decimal import Decimal
 from typing import Any
 
 import aiohttp
+import hypothesis
 import msgspec
 import pytest
+from hypothesis import strategies as st
 
 from kasparro.settings import Settings
-from kasparro.store.exports import PART_BYTES
-from kasparro.store.pool import Connection
-from kasparro.store.selection import FIELDS
+from kasparro.store import exports
+from kasparro.store.exports import PART_BYTES, Form
+from kasparro.store.pool import Connection, Database
+from kasparro.store.selection import FIELDS, Selection
 from kasparro.web.http.export_queue import ExportQueue
 from kasparro.web.http.protocol import LimitedProtocol, Limits
 from tests.conftest import LogEvents
@@ -31,7 +34,7 @@ from tests.support.exports import (
 )
 from tests.support.json_responses import get_exact
 from tests.support.metrics import metric_value, scrape
-from tests.web.conftest import Insert, serving
+from tests.web.conftest import Insert, insert_rows, serving
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +126,52 @@ async def test_csv_round_trip(client: aiohttp.ClientSession, insert: Insert) -> 
             ["symbol", "name"],
             *([name, name] for name in names),
         ]
+
+
+# What CSV, JSON and COPY treat in a special way, and any other character.
+SPECIAL = [*"\"\\,\r\n\t\b\x01\x02\x1f\x7f'=.;{}:$%", "\\.", ',"\r"\n', "null", "\ufeff", "é漢"]
+ANY_TEXT = st.lists(
+    st.sampled_from(SPECIAL) | st.characters(codec="utf-8", exclude_characters="\0"), max_size=12
+).map("".join)
+
+
+@hypothesis.given(st.lists(st.none() | ANY_TEXT, min_size=1, max_size=30))
+def test_any_text_comes_back(
+    runner: asyncio.Runner, shared_database: Database, names: list[str | None]
+) -> None:
+    selection = Selection(fields=("symbol", "name"), sort="source_id")
+
+    async def export(form: Form, **options: bool) -> str:
+        async with shared_database.exporting() as connection:
+            parts = exports.export(connection, selection, form, **options)
+            return b"".join([part async for part in parts]).decode()
+
+    async def export_all() -> list[str]:
+        async with shared_database.writing() as connection:
+            await connection.execute("TRUNCATE unified_data")
+            rows = ({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names))
+            await insert_rows(connection, rows)
+        return [await export("csv"), await export("csv", spreadsheet=True), await export("ndjson")]
+
+    plain, spreadsheet, lines = runner.run(export_all())
+
+    # To Python's reader of CSV, null is an empty text.
+    assert rows_of_csv(plain) == [[name or ""] * 2 for name in names]
+    assert rows_of_csv(spreadsheet) == [[escaped(name or "")] * 2 for name in names]
+    assert lines.endswith("\n")
+    assert [json.loads(line) for line in lines[:-1].split("\n")] == [
+        {"symbol": name, "name": name} for name in names
+    ]
+
+
+def rows_of_csv(text: str) -> list[list[str]]:
+    """The rows of CSV without a header."""
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+def escaped(text: str) -> str:
+    """A text as it is shown to spreadsheets."""
+    return f"'{text}" if text.startswith(tuple("-=+@\t\r\n\uff0b\uff0d\uff1d\uff20")) else text
 
 
 async def test_csv_for_spreadsheets(client: aiohttp.ClientSession, insert: Insert) -> None:
