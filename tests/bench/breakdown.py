@@ -160,8 +160,8 @@ class _TimedConnection:
         return timed
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        transaction = self._connection.transaction()
+    async def transaction(self, **options: Any) -> AsyncIterator[None]:
+        transaction = self._connection.transaction(**options)
         await transaction.start()
         try:
             yield
