@@ -28,7 +28,7 @@ from tests.bench import measure
 # The steps of the archive worker, each by the module and the function that does it. Detection converts sample
 # rows, so "detect" and "convert" overlap in short files.
 STEPS = {
-    "detect": ("reader.py", "_detect"),
+    "detect": ("reader.py", "_prepare"),
     "read and decode": ("text.py", "_read"),
     "split into cells": ("text.py", "columns_of"),
     "convert": ("convert.py", "convert_columns"),
