@@ -7,6 +7,8 @@ import sys
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
+from types import TracebackType
+from typing import Self
 
 import msgspec
 
@@ -52,45 +54,57 @@ class Decision(msgspec.Struct, frozen=True):
     open_pairs: Sequence[tuple[Key, Key]]
 
 
-async def decide(
-    known: KnownDocuments,
-    rules: Rules,
-    awaited: Collection[str] = (),
-    *,
-    pairs: Sequence[tuple[Key, Key]] = (),
-    prices: Sequence[str] = (),
-) -> Decision:
-    """Let the resolver decide; `prices` of `pairs` as from the store. `awaited` as in `Knowledge`.
+class Resolver:
+    """A process for one decision; it ends with the `async with` block.
 
-    Raises ResolverFailed. The process ends with the task that waits for it.
+    It starts at once, which takes a tenth of a second, so that it is ready when the rows are read.
     """
-    task = msgspec.json.encode(_Task(rules, sorted(awaited), pairs)) + b"\n"
-    given = chain([task], array_pieces(prices), known.pieces())
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "kasparro.assets.process"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=LINE_LIMIT,
-    )
-    if process.stdin is None or process.stdout is None or process.stderr is None:
-        raise AssertionError("the resolver was started without pipes")
-    try:
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "kasparro.assets.process"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def decide(
+        self,
+        known: KnownDocuments,
+        rules: Rules,
+        awaited: Collection[str] = (),
+        *,
+        pairs: Sequence[tuple[Key, Key]] = (),
+        prices: Sequence[str] = (),
+    ) -> Decision:
+        """Let the process decide; `prices` of `pairs` as from the store. `awaited` as in `Knowledge`.
+
+        Raises ResolverFailed.
+        """
+        process = self._process
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise AssertionError("the resolver was started without pipes")
+        task = msgspec.json.encode(_Task(rules, sorted(awaited), pairs)) + b"\n"
         # It reads everything before it writes.
-        await _send(process.stdin, given)
+        await _send(process.stdin, chain([task], array_pieces(prices), known.pieces()))
         lines = [line.decode().rstrip("\n") async for line in process.stdout]
         errors = await process.stderr.read()
-        await process.wait()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode != 0:
-        if process.returncode is not None and process.returncode < 0:
-            raise ResolverFailed(f"the resolver was killed by signal {-process.returncode}; is memory short?")
-        last = errors.decode(errors="replace").strip()[-SHOWN:]
-        raise ResolverFailed(f"the resolver ended with exit code {process.returncode}: {last}")
-    return _decision(lines)
+        code = await process.wait()
+        if code < 0:
+            raise ResolverFailed(f"the resolver was killed by signal {-code}; is memory short?")
+        if code != 0:
+            last = errors.decode(errors="replace").strip()[-SHOWN:]
+            raise ResolverFailed(f"the resolver ended with exit code {code}: {last}")
+        return _decision(lines)
 
 
 async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:

@@ -10,10 +10,10 @@ import structlog
 
 from kasparro.assets.explain import Explanation, explain
 from kasparro.assets.knowledge import knowledge_of
-from kasparro.assets.process import decide
+from kasparro.assets.process import Resolver
 from kasparro.assets.resolve import VERSION
 from kasparro.assets.rules import NO_RULES, Rules, load_rules
-from kasparro.model.asset_documents import KnownDocuments, ResolutionDocuments
+from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.settings import Settings
 from kasparro.store import assets, contracts
@@ -58,8 +58,7 @@ async def link_rows(
         depends_on = _digest(rules, options.limits, await contracts.changed_at(connection), clock().date())
         if not always and not await assets.is_pending(connection, depends_on):
             return
-        known = await assets.known(connection)
-    resolution = await _resolve(database, known, rules, awaited)
+    resolution = await _resolve(database, rules, awaited)
     async with database.writing() as connection:
         resolved = await assets.apply(
             connection, resolution, options.limits, clock(), run_id=run_id, depends_on=depends_on
@@ -95,16 +94,18 @@ async def explain_rows(database: Database, text: str, rules: Rules) -> list[Expl
     return [explain(knowledge, key, rules) for key in keys]
 
 
-async def _resolve(
-    database: Database, known: KnownDocuments, rules: Rules, awaited: Collection[str]
-) -> ResolutionDocuments:
-    decision = await decide(known, rules, awaited)
+async def _resolve(database: Database, rules: Rules, awaited: Collection[str]) -> ResolutionDocuments:
+    async with Resolver() as resolver:
+        async with database.writing() as connection:
+            known = await assets.known(connection)
+        decision = await resolver.decide(known, rules, awaited)
     pairs = decision.open_pairs[:PAIRS_LIMIT]
     if pairs:
         async with database.writing() as connection:
             prices = await assets.prices(connection, pairs)
         if prices:
-            decision = await decide(known, rules, awaited, pairs=pairs, prices=prices)
+            async with Resolver() as resolver:
+                decision = await resolver.decide(known, rules, awaited, pairs=pairs, prices=prices)
     return decision.resolution
 
 

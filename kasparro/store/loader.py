@@ -309,6 +309,8 @@ class Loader:
         file_id = None if file is None else file.id
         if await connection.fetchval(_SQL["is_thinned"], self._source):
             await connection.execute(_SQL["skip_thinned"], self._source, file_id)
+        if file is not None and await connection.fetchval(_SQL["is_known"], self._source, file_id, lacks):
+            return Written(0, 0, 0, 0, 0), moves
         fetched_at, staged, appended = self._fetched_at or now, batch.profile is not None, None
         if file is not None and await connection.fetchval(_SQL["is_new"], self._source):
             await _copy(connection, "staged_contents", CONTENT_COLUMNS, batch.lines.contents)

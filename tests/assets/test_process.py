@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from kasparro.assets.knowledge import Knowledge
-from kasparro.assets.process import ResolverFailed, decide
+from kasparro.assets.process import Decision, Resolver, ResolverFailed
 from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.assets.rules import NO_RULES
 from kasparro.model.asset_documents import OBJECTS_AT_ONCE, KnownDocuments, ResolutionDocuments
@@ -24,7 +24,7 @@ async def test_a_resolver_that_is_killed_is_reported_with_the_signal(
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(ResolverFailed, match="the resolver was killed by signal 9"):
-        await decide(NOTHING, NO_RULES)
+        await decide(NOTHING)
 
 
 async def test_the_process_decides_as_the_resolver_does() -> None:
@@ -42,15 +42,21 @@ async def test_the_process_decides_as_the_resolver_does() -> None:
         ]
     )
     expected = resolve(before, NO_RULES)
-    decision = await decide(documents(before), NO_RULES)
+    decision = await decide(documents(before))
 
     assert decision.resolution == ResolutionDocuments.of(expected)
     assert len(expected.links) > OBJECTS_AT_ONCE
     assert decision.open_pairs == open_pairs(before, expected)
 
     after = applied(before, expected)
-    again = await decide(documents(after), NO_RULES)
+    again = await decide(documents(after))
     assert again.resolution == ResolutionDocuments.of(resolve(after, NO_RULES))
+
+
+async def decide(known: KnownDocuments) -> Decision:
+    """The decision of a process without rules."""
+    async with Resolver() as resolver:
+        return await resolver.decide(known, NO_RULES)
 
 
 def documents(knowledge: Knowledge) -> KnownDocuments:

@@ -28,7 +28,7 @@ from tests.bench import measure
 # The steps of the archive worker, each by the module and the function that does it. Detection converts sample
 # rows, so "detect" and "convert" overlap in short files.
 STEPS = {
-    "detect": ("reader.py", "_detect"),
+    "detect": ("reader.py", "_prepare"),
     "read and decode": ("text.py", "_read"),
     "split into cells": ("text.py", "columns_of"),
     "convert": ("convert.py", "convert_columns"),
@@ -160,8 +160,8 @@ class _TimedConnection:
         return timed
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        transaction = self._connection.transaction()
+    async def transaction(self, **options: Any) -> AsyncIterator[None]:
+        transaction = self._connection.transaction(**options)
         await transaction.start()
         try:
             yield

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kasparro.model.batch import Batch, BatchBuilder, Checkpoint
 from kasparro.model.record import LABELS, Record
+from kasparro.store import loader
 from kasparro.store.archive_files import FileConflict, Settled
 from kasparro.store.loader import Loader
 from kasparro.store.pool import Connection, Database
@@ -82,10 +83,10 @@ def at(day: int) -> datetime:
 async def load(database: Database, *batches: Batch) -> Settled:
     """Load batches in a run of its own; returns what the last one settled or took back."""
     run = await RunRecord.start(database, "etl", ("csv",), T0)
-    loader = Loader(database, run.id, "csv")
+    csv = Loader(database, run.id, "csv")
     settled = Settled()
     for batch in batches:
-        settled = await loader.load(batch, datetime.now(UTC))
+        settled = await csv.load(batch, datetime.now(UTC))
     counts = await run.counts("csv")
     assert counts["valid"] == counts["inserted"] + counts["updated"] + counts["unchanged"]
     return settled
@@ -134,6 +135,63 @@ async def test_forgotten_file_leaves_what_others_give(database: Database, connec
 
     assert await prices(connection) == [("btc", 1, 10), ("eth", 1, 5)]
     assert await prices(connection, "unified_data") == [("btc", 1, 10), ("eth", 1, 5)]
+
+
+SEVERAL_MONTHS = tuple(Quote(coin, day, 10 + day) for day in range(6) for coin in ("btc", "eth", "ltc"))
+
+
+@pytest.mark.parametrize("quotes", [SEVERAL_MONTHS, SEVERAL_MONTHS[::-1], SEVERAL_MONTHS[3:9]])
+async def test_known_records_of_a_file_are_not_compared(
+    database: Database, connection: Connection, monkeypatch: pytest.MonkeyPatch, quotes: tuple[Quote, ...]
+) -> None:
+    await load(database, *File("a.csv", SEVERAL_MONTHS).batches())
+    before = await contents(connection)
+    monkeypatch.setattr(loader, "_SQL", {**loader._SQL, "compare": "SELECT 1 / 0"})
+
+    await load(database, *File("a.csv", quotes).batches())
+
+    assert await contents(connection) == before
+
+
+@pytest.mark.parametrize(
+    "quotes",
+    [
+        pytest.param((*SEVERAL_MONTHS[:7], Quote("eth", 2, 99), *SEVERAL_MONTHS[8:]), id="another price"),
+        pytest.param((*SEVERAL_MONTHS[:-1], Quote("ltc", 5, 99)), id="another newest price"),
+        pytest.param((*SEVERAL_MONTHS, Quote("btc", 6, 99)), id="a later moment"),
+        pytest.param((*SEVERAL_MONTHS, Quote("xrp", 2, 99)), id="a new coin"),
+    ],
+)
+async def test_change_among_known_records_of_a_file_is_loaded(
+    database: Database, connection: Connection, quotes: tuple[Quote, ...]
+) -> None:
+    await load(database, *File("a.csv", quotes).batches())
+    wanted = await contents(connection)
+    await empty_tables(connection)
+    await load(database, *File("a.csv", SEVERAL_MONTHS).batches())
+    known = await connection.fetchval("SELECT id FROM archive_files")
+
+    await load(database, *File("a.csv", quotes, version=1).batches(continues=known))
+
+    assert await contents(connection) == wanted
+
+
+async def test_known_records_bring_a_deleted_row_back(database: Database, connection: Connection) -> None:
+    await load(database, *File("a.csv", SEVERAL_MONTHS).batches())
+    before = await contents(connection)
+    await connection.execute("DELETE FROM unified_data WHERE source_id = 'eth'")
+
+    await load(database, *File("a.csv", SEVERAL_MONTHS).batches())
+
+    assert await contents(connection) == before
+
+
+async def test_known_records_of_another_file_are_noted(database: Database, connection: Connection) -> None:
+    await load(database, *File("a.csv", SEVERAL_MONTHS).batches())
+
+    await load(database, *File("b.csv", SEVERAL_MONTHS).batches())
+
+    assert await connection.fetchval("SELECT count(*) FROM shared_records") == 2 * len(SEVERAL_MONTHS)
 
 
 async def test_coin_that_no_file_gives_disappears(database: Database, connection: Connection) -> None:

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 
@@ -120,8 +121,8 @@ class RejectCount(msgspec.Struct, frozen=True, kw_only=True):
 async def read_archive(file: ArchiveFile, job: Job) -> AsyncIterator[Portion | Problem]:
     """Read one file into batches. If it is not read to its end, the last message is a Problem."""
     try:
-        detection, half_rule_checked = await _detect(file, job)
-        async for message in _read(file, job, detection, half_rule_checked):
+        prepared = await _prepare(file, job)
+        async for message in _read(file, job, prepared):
             yield message
     except READ_ERRORS as error:
         yield problem_of(job.name, error)
@@ -151,16 +152,24 @@ async def detect_format(
     return Detected(*await detect_file(file, name, now, overrides, known_coins))
 
 
-async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:
-    # The format of the file, and whether the rule about half of its rows is settled. Raises FileRejected if
-    # over half would be rejected. A file that makes a single batch is checked with that batch.
+class _Prepared(NamedTuple):
+    # The format of a file, a converter for it, and whether the rule about half of its rows is settled.
+    detection: Detection
+    converter: Converter
+    half_rule_checked: bool
+
+
+async def _prepare(file: ArchiveFile, job: Job) -> _Prepared:
+    # Raises FileRejected if over half of the rows would be rejected. A file that makes a single batch is
+    # checked with that batch.
     detected = job.detected or await detect_format(file, job.name, job.now, job.overrides, job.known_coins)
     sample, detection = detected.sample, detected.detection
+    converter = Converter(detection, job.now)
     if not job.half_rule:
-        return detection, True
+        return _Prepared(detection, converter, half_rule_checked=True)
     if sample.whole and len(sample.rows) < BATCH_ROWS and not job.position and job.head is None:
-        return detection, False
-    count = _count_sample(sample, detection, job.now)
+        return _Prepared(detection, converter, half_rule_checked=False)
+    count = _count_sample(sample, converter)
     low, high = (share * count.rows for share in UNCERTAIN_SHARES)
     if not count.whole and low <= count.rejected <= high:
         count = await _count_all(file, detection, job.now)
@@ -168,11 +177,13 @@ async def _detect(file: ArchiveFile, job: Job) -> tuple[Detection, bool]:
         raise FileRejected(reason)
     # Nobody needs these rows any more, and they take as much memory as reading the file.
     sample.rows.clear()
-    return detection, True
+    if converter.quoted_in != {"USD"}:
+        # The rows of the sample may name currencies that the file has only later.
+        converter = Converter(detection, job.now)
+    return _Prepared(detection, converter, half_rule_checked=True)
 
 
-def _count_sample(sample: Sample, detection: Detection, now: datetime) -> RejectCount:
-    converter = Converter(detection, now)
+def _count_sample(sample: Sample, converter: Converter) -> RejectCount:
     reasons: Counter[str] = Counter()
     for start in range(0, len(sample.rows), TOGETHER):
         reasons.update(_reasons(converter, sample.rows[start : start + TOGETHER]))
@@ -230,10 +241,8 @@ def _field_and_reason(field: str | None, reason: str) -> str:
     return f"{field}: {general_reason(reason)}" if field else general_reason(reason)
 
 
-async def _read(
-    file: ArchiveFile, job: Job, detection: Detection, half_rule_checked: bool
-) -> AsyncIterator[Portion | Problem]:
-    converter = Converter(detection, job.now)
+async def _read(file: ArchiveFile, job: Job, prepared: _Prepared) -> AsyncIterator[Portion | Problem]:
+    detection, converter = prepared.detection, prepared.converter
     builder = BatchBuilder(detection.lacks)
     # The database compares the prices of later batches with those of the first.
     rivals = RivalPrices() if not job.position and job.head is None else None
@@ -322,7 +331,7 @@ async def _read(
         )
         batch, reasons = builder.take(checkpoint), damaged.copy()
         damaged.clear()
-        if not half_rule_checked and (batch.rejects or reasons):
+        if not prepared.half_rule_checked and (batch.rejects or reasons):
             rejected = Counter(_field_and_reason(reject.field, reject.reason) for reject in batch.rejects)
             all_reasons = rejected + reasons
             rejects = RejectCount(

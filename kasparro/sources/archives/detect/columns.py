@@ -1,7 +1,7 @@
 """Finds the columns that may hold each field, by their names, and gives access to their cells."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -35,14 +35,18 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     file_name: FileName
     overrides: Overrides
     now: datetime
+    # By column. Many questions read the same columns.
+    _cells: dict[int, list[str]] = {}
 
-    def cells(self, column: int) -> Iterator[str]:
+    def cells(self, column: int) -> Sequence[str]:
         """The cells of a column."""
-        return (row[column] for row in self.sample.rows if len(row) > column)
+        if column not in self._cells:
+            self._cells[column] = [row[column] for row in self.sample.rows if len(row) > column]
+        return self._cells[column]
 
     def distinct(self, columns: Sequence[int]) -> set[str]:
         """The different cells of columns, without blanks around them and without empty cells."""
-        return {cell.strip() for column in columns for cell in self.cells(column)} - {""}
+        return {cell.strip() for column in columns for cell in set(self.cells(column))} - {""}
 
     def most(self, column: int, test: Callable[[str], bool]) -> bool:
         """Whether nine of ten cells of a column that are not blank have a property."""

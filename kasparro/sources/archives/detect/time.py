@@ -205,19 +205,23 @@ def _stamps(inputs: Inputs, column: int, clock: int | None, order: Order | None,
     # The times in a column. Raises FileRejected if no cell is one.
     stamps: list[Stamp] = []
     reasons: list[str] = []
+    # Rows of many coins have few moments.
+    known: dict[str, Stamp] = {}
     width = max(column, clock or 0)
     for row in inputs.sample.rows:
         if len(row) <= width:
             continue
         text = row[column] if clock is None else f"{row[column].strip()} {row[clock].strip()}"
         try:
-            stamps.append(read_time(text, order, zone=zone, epoch=inputs.overrides.epoch))
+            if text not in known:
+                known[text] = read_time(text, order, zone=zone, epoch=inputs.overrides.epoch)
+            stamps.append(known[text])
         except RejectedValue as rejected:
             reasons.append(rejected.reason)
     if stamps or not inputs.sample.rows:
         return stamps
     header = one_line(inputs.sample.header[column])
-    example = next(inputs.cells(column), "")
+    example = next(iter(inputs.cells(column)), "")
     if inputs.most(column, lambda cell: _DAY_NUMBER.fullmatch(cell.strip()) is not None):
         raise FileRejected(
             f"its column {header!r} holds the day numbers of a spreadsheet ({example[:60]!r}), "
@@ -236,7 +240,7 @@ def _epoch_units(inputs: Inputs, column: int) -> str | None:
     # The units of epoch times in a column.
     if inputs.overrides.epoch:
         return inputs.overrides.epoch
-    units = {unit for cell in inputs.cells(column) if (unit := epoch_unit(cell.strip())) is not None}
+    units = {unit for cell in inputs.distinct([column]) if (unit := epoch_unit(cell)) is not None}
     return " and ".join(sorted(units)) or None
 
 
