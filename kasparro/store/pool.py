@@ -159,6 +159,8 @@ class Database:
         idle_limit_s: float = CONNECTION_IDLE_S,
     ) -> None:
         self._url = url
+        self.one_server = read_url is None and len(url_per_host(url)) == 1
+        """Whether all reads go to one server, which never shows an older version than before."""
         # The lock of runs, LISTEN and temporary tables need sessions of their own. Reads do not.
         self._primary = Sessions(url, "DATABASE_URL", shareable=False)
         self._replicas = Sessions(read_url, "DATABASE_READ_URL", shareable=True) if read_url else None
@@ -170,11 +172,6 @@ class Database:
         self._queued = queued
         self._queue_s = queue_s
         self._idle_limit_s = idle_limit_s
-
-    @property
-    def one_server(self) -> bool:
-        """Whether all reads go to one server, which never shows an older version than before."""
-        return self._replicas is None and len(url_per_host(self._url)) == 1
 
     async def __aenter__(self) -> Self:
         self._write = _Pool(
