@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from starlette.requests import Request
 from starlette.responses import Response
 
-# Most requests end sooner. To watch takes a task, which takes as long as a tenth of a request.
-WATCHED_AFTER_S = 0.02
+# Most requests end sooner, even if a hundred others wait for the database. To watch takes a task, which takes
+# as long as a tenth of a request.
+WATCHED_AFTER_S = 0.1
 
 
 class ClientDisconnected(Exception):
