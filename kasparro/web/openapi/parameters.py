@@ -69,12 +69,20 @@ def parse(struct: type[T], query: bytes) -> T:
 
 def serialize(struct: msgspec.Struct, **changes: Any) -> str:
     """The query string of a struct with these changes. Defaults are left out."""
+    values = given(struct) | changes
     pairs = []
     for name, encode_name, default in _names(type(struct)):
-        value = changes[name] if name in changes else getattr(struct, name)
+        value = values.get(name)
         if value is not None and value != default:
             pairs.append(f"{encode_name}={quote(format_value(value), safe=',')}")
     return "&".join(pairs)
+
+
+def given(struct: msgspec.Struct) -> dict[str, Any]:
+    """The fields that differ from their defaults, with their values."""
+    # Much faster than getattr for each field: a query gives few of its twenty parameters.
+    fields = zip(_names(type(struct)), msgspec.structs.astuple(struct), strict=True)
+    return {name: value for (name, _, default), value in fields if value is not default and value != default}
 
 
 def format_value(value: Any) -> str:
