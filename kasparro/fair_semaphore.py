@@ -3,8 +3,6 @@
 import asyncio
 from collections import Counter, deque
 
-from kasparro.concurrency import timeout
-
 
 class FairSemaphore:
     """`count` permits. A client may hold at most `per_client` of them; None: all.
@@ -41,20 +39,24 @@ class FairSemaphore:
             self._free -= 1
             self._held[client] += 1
             return
-        granted = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        granted = loop.create_future()
         self._waiting.setdefault(client, deque()).append(granted)
+        # asyncio.timeout would take as long as a tenth of a page of `/data`.
+        timer = loop.call_later(timeout_s, _give_up, granted)
         try:
-            async with timeout(timeout_s):
-                await granted
+            await granted
         except BaseException:
-            if granted.done() and not granted.cancelled():
-                # The permit was granted in the same moment in which the waiter gave up.
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                # The permit was granted in the same moment in which the waiter was cancelled.
                 self.release(client)
             elif granted in self._waiting.get(client, ()):
                 self._waiting[client].remove(granted)
                 if not self._waiting[client]:
                     del self._waiting[client]
             raise
+        finally:
+            timer.cancel()
 
     def release(self, client: str) -> None:
         """Return a permit of the client."""
@@ -76,3 +78,8 @@ class FairSemaphore:
     def _next(self) -> str | None:
         eligible = (client for client in self._waiting if self._held[client] < self._per_client)
         return min(eligible, key=lambda client: self._held[client], default=None)
+
+
+def _give_up(granted: asyncio.Future[None]) -> None:
+    if not granted.done():
+        granted.set_exception(TimeoutError())

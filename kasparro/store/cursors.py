@@ -86,9 +86,10 @@ async def next_page(
     Raises CursorExpired; CursorAhead; CursorNeedsSlowPool if the page may take long and the connection is
     not one of the slow pool (`slow`).
     """
-    variables = selection.variables()
+    values = selection.values()
+    variables = selection.variables(values)
     options = {"position": kind_of(selection, after), "nullable": selection.nullable, "limit": limit}
-    values = selection.values() | {
+    values |= {
         "version": after.version,
         "value": after.value,
         "last_state": after.listing_state,

@@ -159,6 +159,8 @@ class Database:
         idle_limit_s: float = CONNECTION_IDLE_S,
     ) -> None:
         self._url = url
+        self.one_server = read_url is None and len(url_per_host(url)) == 1
+        """Whether all reads go to one server, which never shows an older version than before."""
         # The lock of runs, LISTEN and temporary tables need sessions of their own. Reads do not.
         self._primary = Sessions(url, "DATABASE_URL", shareable=False)
         self._replicas = Sessions(read_url, "DATABASE_READ_URL", shareable=True) if read_url else None
@@ -170,11 +172,6 @@ class Database:
         self._queued = queued
         self._queue_s = queue_s
         self._idle_limit_s = idle_limit_s
-
-    @property
-    def one_server(self) -> bool:
-        """Whether all reads go to one server, which never shows an older version than before."""
-        return self._replicas is None and len(url_per_host(self._url)) == 1
 
     async def __aenter__(self) -> Self:
         self._write = _Pool(
@@ -409,17 +406,22 @@ class _Reader:
     def usage(self) -> tuple[int, int, int]:
         return self._pool.usage()
 
-    @asynccontextmanager
-    async def connection(
+    def connection(
         self, client: str = "", *, primary: bool = False
+    ) -> "AbstractAsyncContextManager[PoolConnectionProxy[asyncpg.Record]]":
+        if self._primary is None:
+            return _Connected(self._pool, client, self._setting)
+        if primary or self.away:
+            return _Connected(self._primary, client, "DATABASE_URL")
+        return self._replica_or_primary(client, self._primary)
+
+    @asynccontextmanager
+    async def _replica_or_primary(
+        self, client: str, primary: "_Pool"
     ) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
-        if self._primary is not None and (primary or self.away):
-            async with _connected(self._primary, client, "DATABASE_URL") as connection:
-                yield connection
-            return
         connected = False
         try:
-            async with _connected(self._pool, client, self._setting) as connection:
+            async with _Connected(self._pool, client, self._setting) as connection:
                 connected = True
                 yield connection
         except DatabaseBusy:
@@ -427,30 +429,49 @@ class _Reader:
         except DatabaseUnavailable as error:
             # A server that is full answers. What it cannot serve would be too much for the primary as well.
             full = isinstance(error.__cause__, asyncpg.TooManyConnectionsError)
-            if connected or full or self._primary is None:
+            if connected or full:
                 raise
             self._away_until = time.monotonic() + REPLICA_RETRY_S
-        if not connected and self._primary is not None:
-            async with _connected(self._primary, client, "DATABASE_URL") as connection:
+        if not connected:
+            async with _Connected(primary, client, "DATABASE_URL") as connection:
                 yield connection
 
 
-@asynccontextmanager
-async def _connected(
-    pool: "_Pool", client: str, setting: str
-) -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
-    with _translated_errors(setting):
-        async with pool.connection(client) as connection:
-            with _translated_errors(setting, lost=True):
-                try:
-                    yield connection
-                except _CONNECTED:
-                    raise
-                except Exception as error:
-                    if is_transient(error) and not isinstance(error, DatabaseUnavailable):
-                        # The others of the pool are probably lost too, even if nobody has noticed.
-                        await pool.renew()
-                    raise
+class _Connected(AbstractAsyncContextManager["PoolConnectionProxy[asyncpg.Record]"]):
+    # A connection of a pool of readers, with Kasparro's own errors. It is a class, and so is _Lease, because
+    # each generator in their place would take a fiftieth of the time of a short request.
+
+    __slots__ = ("_lease", "_pool", "_setting")
+
+    def __init__(self, pool: "_Pool", client: str, setting: str) -> None:
+        self._pool = pool
+        self._lease = pool.connection(client)
+        self._setting = setting
+
+    async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
+        with _translated_errors(self._setting):
+            return await self._lease.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            with _translated_errors(self._setting):
+                await self._lease.__aexit__(None, None, None)
+            return
+        with _translated_errors(self._setting):
+            try:
+                await self._raise_translated(error)
+            except BaseException as translated:
+                await self._lease.__aexit__(type(translated), translated, translated.__traceback__)
+                raise
+
+    async def _raise_translated(self, error: BaseException) -> None:
+        with _translated_errors(self._setting, lost=True):
+            if is_transient(error) and not isinstance(error, (DatabaseUnavailable, *_CONNECTED)):
+                # The others of the pool are probably lost too, even if nobody has noticed.
+                await self._pool.renew()
+            raise error
 
 
 class _Pool:
@@ -487,44 +508,60 @@ class _Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._returning: set[asyncio.Task[None]] = set()
 
-    @asynccontextmanager
-    async def connection(self, client: str = "") -> "AsyncIterator[PoolConnectionProxy[asyncpg.Record]]":
+    def connection(self, client: str = "") -> "_Lease":
+        return _Lease(self, client)
+
+    def transaction(
+        self, connection: "PoolConnectionProxy[asyncpg.Record]"
+    ) -> AbstractAsyncContextManager[None] | None:
+        if not self._sessions.shared:
+            return None
+        return self._sessions.transaction(connection, self._settings)
+
+    async def take(self, client: str) -> "tuple[PoolConnectionProxy[asyncpg.Record], float]":
+        # A connection for one use, and until when it may be kept afterwards; `give_back` ends the use.
         if self._requests == self._most:
             raise self._busy()
         if client and self._slots.waiting_of(client) == self._most_per_client:
             raise DatabaseBusy(f"{self._most_per_client} requests of this client wait for PostgreSQL already")
         self._requests += 1
         try:
-            connection, kept_until = await self._acquire(client)
-            self._in_use += 1
-            try:
-                if self._sessions.shared:
-                    async with self._sessions.transaction(connection, self._settings):
-                        yield connection
-                else:
-                    yield connection
-            except BaseException:
+            taken = await self._acquire(client)
+        except BaseException:
+            self._requests -= 1
+            raise
+        self._in_use += 1
+        return taken
+
+    async def give_back(
+        self,
+        connection: "PoolConnectionProxy[asyncpg.Record]",
+        kept_until: float,
+        client: str,
+        *,
+        failed: bool,
+    ) -> None:
+        try:
+            if failed:
                 kept_until = 0.0
                 # The others may be lost too.
                 self._return_kept()
                 await _end_statement(connection)
-                raise
-            finally:
-                self._in_use -= 1
-                # If the connection was lost, the proxy is empty and there is nothing to end.
-                with suppress(asyncpg.InterfaceError):
-                    if connection.is_in_transaction():
-                        # The transaction was cancelled while it began. Only closing the session ends it.
-                        connection.terminate()
-                try:
-                    if time.monotonic() < kept_until:
-                        self._keep(connection, kept_until)
-                    else:
-                        await self._pool.release(connection)
-                finally:
-                    self._slots.release(client)
         finally:
-            self._requests -= 1
+            self._in_use -= 1
+            # If the connection was lost, the proxy is empty and there is nothing to end.
+            with suppress(asyncpg.InterfaceError):
+                if connection.is_in_transaction():
+                    # The transaction was cancelled while it began. Only closing the session ends it.
+                    connection.terminate()
+            try:
+                if time.monotonic() < kept_until:
+                    self._keep(connection, kept_until)
+                else:
+                    await self._pool.release(connection)
+            finally:
+                self._slots.release(client)
+                self._requests -= 1
 
     async def _acquire(self, client: str) -> "tuple[PoolConnectionProxy[asyncpg.Record], float]":
         began = time.monotonic()
@@ -605,6 +642,41 @@ class _Pool:
 
     def _busy(self) -> DatabaseBusy:
         return DatabaseBusy(f"all {self._pool.get_max_size()} connections to PostgreSQL are busy")
+
+
+class _Lease(AbstractAsyncContextManager["PoolConnectionProxy[asyncpg.Record]"]):
+    # A connection of a pool for one block.
+
+    __slots__ = ("_client", "_connection", "_kept_until", "_pool", "_transaction")
+
+    def __init__(self, pool: _Pool, client: str) -> None:
+        self._pool = pool
+        self._client = client
+
+    async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
+        self._connection, self._kept_until = await self._pool.take(self._client)
+        self._transaction = self._pool.transaction(self._connection)
+        if self._transaction is not None:
+            try:
+                await self._transaction.__aenter__()
+            except BaseException:
+                await self._give_back(failed=True)
+                raise
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        failed = True
+        try:
+            if self._transaction is not None:
+                await self._transaction.__aexit__(kind, error, trace)
+            failed = error is not None
+        finally:
+            await self._give_back(failed=failed)
+
+    async def _give_back(self, *, failed: bool) -> None:
+        await self._pool.give_back(self._connection, self._kept_until, self._client, failed=failed)
 
 
 async def _nothing_to_reset(connection: object) -> None:

@@ -73,8 +73,9 @@ async def page(
 async def _first_page(
     connection: Connection, totals: Totals, selection: Selection, limit: int, offset: int
 ) -> tuple[asyncpg.Record, int | None]:
-    variables = selection.variables()
-    values = selection.values() | {"offset": offset}
+    values = selection.values()
+    variables = selection.variables(values)
+    values["offset"] = offset
     while True:
         needed = None if selection.as_of is not None else totals.needed(selection.filters)
         # The limit is in the text: for an unknown one, PostgreSQL plans for a tenth of the table.

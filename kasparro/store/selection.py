@@ -108,7 +108,9 @@ class Filters(msgspec.Struct, frozen=True, kw_only=True):
     def values(self) -> dict[str, Any]:
         """The conditions that are set, with the values that the statements compare with."""
         found = {
-            name: value for name, value in msgspec.structs.asdict(self).items() if value not in ((), None)
+            name: value
+            for name, value in zip(self.__struct_fields__, msgspec.structs.astuple(self), strict=True)
+            if value is not None and value != ()
         }
         if self.symbols:
             folded = _folded(found.pop("symbols"))
@@ -186,9 +188,9 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         """The values for the statements, by name."""
         return {**self.filters.values(), "as_of": self.as_of}
 
-    def variables(self) -> Variables:
-        """The variables for the templates of the statements."""
-        given = tuple(self.filters.values())
+    def variables(self, values: Mapping[str, Any] | None = None) -> Variables:
+        """The variables for the templates of the statements; `values` are those of `values()`, if known."""
+        given = tuple(self.values() if values is None else values)
         return _variables(self.rows.name, given, self.sort, self.fields, self.as_of is not None)
 
 
@@ -231,6 +233,9 @@ def _folded(symbols: tuple[str, ...]) -> list[str]:
     # both cases, unless a letter becomes several letters in the other case.
     found = set()
     for symbol in symbols:
+        if symbol.isascii():
+            found.add(symbol.lower())
+            continue
         for case in (symbol, symbol.lower(), symbol.upper()):
             if len(case) == len(symbol):
                 found.add(case.encode().lower().decode())

@@ -316,7 +316,6 @@ class Streams:
             stream.end("shutdown")
         if self._task is not None:
             await self._task.stop()
-        await self._resuming.close()
 
     def __len__(self) -> int:
         return len(self._open)

@@ -49,7 +49,6 @@ class CachePolicy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.version.__aexit__(kind, error, trace)
-        await self.responses.close()
 
     async def cached(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
         """The response from the cache, or from the handler, called once for concurrent equal queries."""

@@ -64,8 +64,8 @@ class ResponseCache:
     async def render(self, key: Key, render: Render) -> CachedResponse:
         """The response that `render` returns; it is called once for all concurrent requests for the key.
 
-        `render` also says whether the response may be stored. A cancelled caller does not disturb the others;
-        the last one to leave cancels the rendering.
+        `render` also says whether the response may be stored. If the caller whose call it is leaves, another
+        one renders again.
         """
         return await self._rendering.join(key, lambda: self._render(key, render))
 
@@ -85,10 +85,6 @@ class ResponseCache:
         self._by_alias.clear()
         self._rendering.detach()
         self.bytes = 0
-
-    async def close(self) -> None:
-        """Cancel what is being rendered."""
-        await self._rendering.close()
 
     def _insert(self, response: CachedResponse) -> None:
         if response.bytes > self.limit_bytes:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kasparro.errors import ConnectionLost
 from kasparro.web.http.context import OTHER, context_of
-from kasparro.web.http.disconnects import cancel_on_disconnect
+from kasparro.web.http.disconnects import CancelOnDisconnect
 from kasparro.web.openapi import parameters
 from kasparro.web.openapi.parameters import NoParameters
 from kasparro.web.reports import encode
@@ -81,7 +81,7 @@ def route(endpoint: Endpoint, service: Service) -> Route:
         context.slow = endpoint.slow(query)
         if endpoint.method != "GET":
             return await render(request, query)
-        async with cancel_on_disconnect(request):
+        with CancelOnDisconnect(request):
             try:
                 return await render(request, query)
             except ConnectionLost:

@@ -69,12 +69,23 @@ def parse(struct: type[T], query: bytes) -> T:
 
 def serialize(struct: msgspec.Struct, **changes: Any) -> str:
     """The query string of a struct with these changes. Defaults are left out."""
+    names = _names(type(struct))
     pairs = []
-    for name, encode_name, default in _names(type(struct)):
-        value = changes[name] if name in changes else getattr(struct, name)
-        if value is not None and value != default:
-            pairs.append(f"{encode_name}={quote(format_value(value), safe=',')}")
+    for name, value in (given(struct) | changes).items():
+        if value is not None and name in names:
+            encode_name, default = names[name]
+            if value != default:
+                pairs.append(f"{encode_name}={quote(format_value(value), safe=',')}")
     return "&".join(pairs)
+
+
+def given(struct: msgspec.Struct) -> dict[str, Any]:
+    """The fields that differ from their defaults, with their values."""
+    # Much faster than getattr for each field: a query gives few of its twenty parameters.
+    fields = zip(_names(type(struct)).items(), msgspec.structs.astuple(struct), strict=True)
+    return {
+        name: value for (name, (_, default)), value in fields if value is not default and value != default
+    }
 
 
 def format_value(value: Any) -> str:
@@ -240,9 +251,9 @@ def _parameters(struct: type[msgspec.Struct]) -> dict[str, _Parameter]:
 
 
 @cache
-def _names(struct: type[msgspec.Struct]) -> list[tuple[str, str, Any]]:
-    # Of each field the name, the name in a query string, and the default.
-    return [(field.name, field.encode_name, field.default) for field in _fields(struct)]
+def _names(struct: type[msgspec.Struct]) -> dict[str, tuple[str, Any]]:
+    # Of each field, by name, the name in a query string and the default.
+    return {field.name: (field.encode_name, field.default) for field in _fields(struct)}
 
 
 @cache

@@ -115,14 +115,12 @@ class DataQuery(RowsQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def selection(self) -> Selection:
         """The rows, order and fields that the query selects."""
-        filters = Filters(
+        conditions = self.conditions()
+        if self.id and not self.source:
             # The primary key begins with the source. With all sources given, it also finds ids.
-            sources=self.source or (registry.names() if self.id else ()),
-            ids=self.id,
-            **self.conditions(),
-        )
+            conditions["sources"] = registry.names()
         sort = self.sort or ("rank" if self.as_of is None else "source")
-        return Selection(filters=filters, sort=sort, fields=self.fields, as_of=self.as_of)
+        return Selection(filters=Filters(**conditions), sort=sort, fields=self.fields, as_of=self.as_of)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

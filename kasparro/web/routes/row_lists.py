@@ -1,7 +1,7 @@
 """Pages of /data and /assets: the parameters that both have, and the response."""
 
 from decimal import Decimal
-from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +14,7 @@ from kasparro.store.cursors import CursorAhead, CursorExpired, CursorNeedsSlowPo
 from kasparro.store.selection import Filters, Selection
 from kasparro.web.http.context import context_of
 from kasparro.web.openapi import pagination as paging
+from kasparro.web.openapi import parameters
 from kasparro.web.openapi.pagination import PageQuery
 from kasparro.web.service import Service
 
@@ -21,8 +22,13 @@ from kasparro.web.service import Service
 DEEP_OFFSET = 10_000
 LARGE_LIMIT = 250
 
-# Parameters that do not select rows.
-_NO_FILTERS = frozenset({*PageQuery.__struct_fields__, "as_of", "sort", "fields"})
+# The parameters that select rows, with their names in a selection.
+_FILTERS = MappingProxyType(
+    {
+        **{name: name for name in Filters.__struct_fields__},
+        **{"source": "sources", "id": "ids", "asset": "assets", "symbol": "symbols", "q": "text"},
+    }
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -89,19 +95,9 @@ class RowsQuery(PageQuery, frozen=True, kw_only=True, forbid_unknown_fields=True
         raise NotImplementedError
 
     def conditions(self) -> dict[str, Any]:
-        """The filters, by their names in a selection."""
-        return {
-            "assets": self.asset,
-            "symbols": self.symbol,
-            "text": self.q,
-            **{name: getattr(self, name) for name in _common_fields(type(self))},
-        }
-
-
-@cache
-def _common_fields(query: type[RowsQuery]) -> list[str]:
-    # The parameters that are filters of the same name.
-    return [name for name in Filters.__struct_fields__ if name in query.__struct_fields__]
+        """The filters that are given, by their names in a selection."""
+        given = parameters.given(self).items()
+        return {_FILTERS[name]: value for name, value in given if name in _FILTERS}
 
 
 async def page(service: Service, request: Request, query: PageQuery, selection: Selection) -> Response:
@@ -152,11 +148,7 @@ async def _page(service: Service, request: Request, query: PageQuery, selection:
 
 def given_filters(query: RowsQuery) -> set[str]:
     """The names of the parameters of a query that select rows."""
-    return {
-        name
-        for name in query.__struct_fields__
-        if name not in _NO_FILTERS and getattr(query, name) not in ((), None)
-    }
+    return parameters.given(query).keys() & _FILTERS.keys()
 
 
 def may_be_slow(query: RowsQuery) -> bool:

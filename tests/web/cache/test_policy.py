@@ -179,10 +179,11 @@ async def test_equal_requests_share_one_query(
             tasks = [asyncio.create_task(fetch(encoding)) for encoding in ("identity", "gzip", "zstd") * 20]
             while await connection.fetchval(WAITING) == 0:
                 pass
-            # The first client disconnects. The others still get their response.
+            # The first client disconnects. One of the others asks again, and all get its response. The new
+            # statement may begin before the first one has ended.
             tasks.pop(0).cancel()
             for _ in range(50):
-                assert await connection.fetchval(WAITING) == 1
+                assert await connection.fetchval(WAITING) <= 2
         responses = await asyncio.gather(*tasks)
     assert len(set(responses)) == 1
     assert responses[0][0] == 200

@@ -2,7 +2,6 @@
 
 import asyncio
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.responses import Response
@@ -94,29 +93,63 @@ async def test_stale_render_is_not_cached() -> None:
     assert cache.find(key(1)) is late
 
 
-async def test_last_caller_cancels_render() -> None:
-    """The next request for the key renders again."""
+async def test_caller_that_leaves_ends_its_rendering() -> None:
+    """One of the others renders again, and the last one to leave ends that too."""
     cache = ResponseCache(100_000)
-    started, ended = asyncio.Event(), asyncio.Event()
+    started, ended = asyncio.Semaphore(0), asyncio.Semaphore(0)
 
     async def endless() -> tuple[CachedResponse, bool]:
-        started.set()
+        started.release()
         try:
             await asyncio.Event().wait()
         finally:
-            ended.set()
+            ended.release()
         raise AssertionError("unreachable")
 
-    callers = [asyncio.create_task(cache.render(key(1), endless)) for _ in range(2)]
-    await started.wait()
-    callers[0].cancel()
-    await asyncio.wait(callers[:1])
-    assert not ended.is_set()
-    callers[1].cancel()
-    # Wait until it has left. Until then a new caller would join the same rendering.
-    await asyncio.wait(callers[1:])
+    callers = [asyncio.create_task(cache.render(key(1), endless)) for _ in range(3)]
+    for caller in callers:
+        await started.acquire()
+        assert ended.locked()
+        caller.cancel()
+        await asyncio.wait([caller])
+        await ended.acquire()
     assert (await cache.render(key(1), rendering(3))).key == key(1)
-    await ended.wait()
+
+
+async def test_waiting_caller_that_leaves_disturbs_nobody() -> None:
+    cache = ResponseCache(100_000)
+    proceed = asyncio.Event()
+
+    async def slow() -> tuple[CachedResponse, bool]:
+        await proceed.wait()
+        return await rendering()()
+
+    first, leaving, last = [asyncio.create_task(cache.render(key(1), slow)) for _ in range(3)]
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    proceed.set()
+    assert leaving.cancelled()
+    assert await first is await last
+
+
+async def test_caller_that_leaves_during_a_drop_does_not_end_the_newer_rendering() -> None:
+    cache = ResponseCache(100_000)
+    proceed = asyncio.Event()
+
+    async def slow() -> tuple[CachedResponse, bool]:
+        await proceed.wait()
+        return await rendering()()
+
+    early = asyncio.create_task(cache.render(key(1), slow))
+    await asyncio.sleep(0)
+    cache.drop()
+    late = [asyncio.create_task(cache.render(key(1), slow)) for _ in range(2)]
+    await asyncio.sleep(0)
+    early.cancel()
+    await asyncio.wait([early])
+    proceed.set()
+    assert await late[0] is await late[1]
 
 
 async def test_uncacheable_response_is_not_stored() -> None:
@@ -136,17 +169,3 @@ async def test_error_is_shared_and_not_stored() -> None:
     errors = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(error) for error in errors] == [ValueError] * 3
     assert await cache.render(key(1), rendering())
-
-
-async def test_close_cancels_renders() -> None:
-    cache = ResponseCache(100_000)
-
-    async def never() -> tuple[CachedResponse, bool]:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    caller = asyncio.create_task(cache.render(key(1), never))
-    await asyncio.sleep(0)
-    await cache.close()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
