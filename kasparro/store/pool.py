@@ -673,6 +673,8 @@ def _settings(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
         "application_name": "kasparro",
         "timezone": "UTC",
         "jit": "off",
+        # Our look-ups have each key once, so that results which are kept are never used again.
+        "enable_memoize": "off",
         "statement_timeout": f"{timeout_s}s",
         "lock_timeout": f"{LOCK_TIMEOUT_S}s",
         "idle_in_transaction_session_timeout": f"{idle_s}s",
