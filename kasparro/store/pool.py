@@ -126,6 +126,9 @@ def is_transient(error: BaseException) -> bool:
         # it. Only the text, or the error before it, shows which of the two happened.
         before = error.__context__
         return "clos" in str(error) or (before is not None and is_transient(before))
+    # Citus has no error class of its own for a connection to another node that was lost.
+    if isinstance(error, asyncpg.InternalServerError):
+        return "failure on connection marked as essential" in str(error)
     return isinstance(error, DatabaseUnavailable) or (
         isinstance(error, _TRANSIENT) and not isinstance(error, _PERMANENT)
     )
