@@ -6,7 +6,7 @@ import resource
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -80,10 +80,10 @@ def shared_data() -> Path:
 def server_url() -> Iterator[str]:
     """The URL of a running PostgreSQL server on which databases can be created.
 
-    KASPARRO_TEST_SERVER is the URL of its maintenance database. If it is unset, each test process starts an
-    embedded server.
+    KASPARRO_TEST_CITUS or KASPARRO_TEST_SERVER is the URL of its maintenance database. If both are unset,
+    each test process starts an embedded server.
     """
-    if url := os.environ.get("KASPARRO_TEST_SERVER"):
+    if url := citus.COORDINATOR or os.environ.get("KASPARRO_TEST_SERVER"):
         yield url
         return
     folder = server_folder()
@@ -153,10 +153,15 @@ def copied(request: pytest.FixtureRequest) -> tuple[str, str] | None:
     return request.getfixturevalue("server_url"), request.getfixturevalue("template")
 
 
+def new_database(copied: tuple[str, str] | None) -> AbstractAsyncContextManager[str]:
+    """The URL of a migrated database, for as long as the block lasts."""
+    return citus.distributed_database() if copied is None else copied_database(*copied)
+
+
 @pytest.fixture
 async def database_url(copied: tuple[str, str] | None) -> AsyncIterator[str]:
     """The URL of a migrated database of this test; a distributed one if KASPARRO_TEST_CITUS is set."""
-    async with citus.distributed_database() if copied is None else copied_database(*copied) as url:
+    async with new_database(copied) as url:
         yield url
 
 

@@ -126,6 +126,9 @@ def is_transient(error: BaseException) -> bool:
         # it. Only the text, or the error before it, shows which of the two happened.
         before = error.__context__
         return "clos" in str(error) or (before is not None and is_transient(before))
+    # Citus has no error class of its own for a connection to another node that was lost.
+    if isinstance(error, asyncpg.InternalServerError):
+        return "failure on connection marked as essential" in str(error)
     return isinstance(error, DatabaseUnavailable) or (
         isinstance(error, _TRANSIENT) and not isinstance(error, _PERMANENT)
     )
@@ -745,6 +748,8 @@ def _settings(timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> dict[str, str]:
         "application_name": "kasparro",
         "timezone": "UTC",
         "jit": "off",
+        # Our look-ups have each key once, so that results which are kept are never used again.
+        "enable_memoize": "off",
         "statement_timeout": f"{timeout_s}s",
         "lock_timeout": f"{LOCK_TIMEOUT_S}s",
         "idle_in_transaction_session_timeout": f"{idle_s}s",

@@ -31,6 +31,7 @@ _STARTUP = ("application_name",)
 _IN_TRANSACTIONS = (
     "timezone",
     "jit",
+    "enable_memoize",
     "plan_cache_mode",
     "statement_timeout",
     "lock_timeout",

@@ -355,33 +355,37 @@ WITH ones AS MATERIALIZED (
         pair.position,
         pair.other_source,
         pair.other_id,
-        one.price_usd,
-        one.observed_at
+        newest.prices,
+        newest.moments
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[])
     WITH ORDINALITY AS pair (source, source_id, other_source, other_id, position)
     INNER JOIN unified_data AS coin ON pair.source = coin.source AND pair.source_id = coin.source_id
     CROSS JOIN LATERAL (
         SELECT
-            price_usd,
-            observed_at
-        FROM unified_history
-        WHERE source = coin.source AND source_id = coin.source_id AND price_usd IS NOT NULL
-        ORDER BY observed_at DESC
-        LIMIT 200
-    ) AS one
+            array_agg(one.price_usd) AS prices,
+            array_agg(one.observed_at) AS moments
+        FROM (
+            SELECT
+                price_usd,
+                observed_at
+            FROM unified_history
+            WHERE source = coin.source AND source_id = coin.source_id AND price_usd IS NOT NULL
+            ORDER BY observed_at DESC
+            LIMIT 200
+        ) AS one
+    ) AS newest
 )
 
 SELECT json_build_array(coin.position, coin.price_usd, other.price_usd) AS document
 FROM (
     SELECT
         ones.position,
-        ones.price_usd,
-        ones.observed_at,
+        unnest(ones.prices) AS price_usd,
+        unnest(ones.moments) AS observed_at,
         known.source,
         known.source_id
     FROM ones
     INNER JOIN unified_data AS known ON ones.other_source = known.source AND ones.other_id = known.source_id
-    ORDER BY ones.position
 ) AS coin
 CROSS JOIN LATERAL (
     SELECT price_usd

@@ -45,25 +45,8 @@ WITH incoming AS (
     INNER JOIN staged_contents ON staged_keys.position = staged_contents.position
     ORDER BY staged_keys.source_id, staged_keys.observed_at DESC, staged_keys.position DESC
 ),
-known AS (
-    SELECT newest.*
-    FROM incoming
-    CROSS JOIN LATERAL (
-        SELECT
-            source_id,
-            content_hash,
-            observed_at,
-            price_usd
-        FROM unified_data
-        WHERE source = $1 AND source_id = incoming.source_id
-        ORDER BY source_id
-    ) AS newest
-),
 compared AS (
     SELECT
-        CASE
-            WHEN incoming.has_source_time THEN extract(EPOCH FROM $2 - incoming.observed_at)::float8
-        END AS age,
         CASE
             WHEN
                 known.content_hash <> incoming.content_hash
@@ -77,10 +60,22 @@ compared AS (
         END AS move,
         extract(EPOCH FROM incoming.observed_at - known.observed_at)::float8 AS gap
     FROM incoming
-    LEFT JOIN known ON incoming.source_id = known.source_id
+    CROSS JOIN LATERAL (
+        SELECT
+            content_hash,
+            observed_at,
+            price_usd
+        FROM unified_data
+        WHERE source = $1 AND source_id = incoming.source_id
+        ORDER BY source_id
+    ) AS known
 )
 SELECT
-    array_agg(age) FILTER (WHERE age IS NOT NULL) AS ages,
+    (
+        SELECT array_agg(extract(EPOCH FROM $2 - observed_at)::float8)
+        FROM incoming
+        WHERE has_source_time
+    ) AS ages,
     array_agg(move) FILTER (WHERE move IS NOT NULL) AS moves,
     array_agg(gap) FILTER (WHERE move IS NOT NULL) AS gaps
 FROM compared;

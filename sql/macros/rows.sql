@@ -106,9 +106,9 @@ ORDER BY
 {%- endmacro %}
 
 {#- The fields of a row as clients see them, in the order of the contract, to be selected from
-    `with_listings(relation)`. `currency` is where the currency of the row's file is, and `time` a macro that
-    formats a time. #}
-{%- macro shown_fields(relation, currency, time=rfc3339) -%}
+    a relation. `listed_at` is when the row was listed, `currency` where the currency of its file is, and
+    `time` a macro that formats a time. #}
+{%- macro shown_fields(relation, listed_at, currency, time=rfc3339) -%}
 {% if list == "assets" -%}
 {{ in_a_row(ASSET[:-2]) }},
 {{ time("observed_at") }} AS observed_at,
@@ -124,14 +124,17 @@ asset,
 CASE
     WHEN rank IS NOT NULL THEN {{ time("coalesce(rank_observed_at, observed_at)") }}
 END AS rank_observed_at,
-{% if "listed_at" in fields %}{{ time("listed.listed_at") }}{% else %}NULL{% endif %} AS listed_at,
+{% if "listed_at" in fields %}{{ time(listed_at) }}{% else %}NULL{% endif %} AS listed_at,
 {% if "quoted_in" in fields %}{{ quoted_in(relation, currency) }}{% else %}NULL{% endif %} AS quoted_in
 {%- endif %}
 {%- endmacro %}
 
-{#- A relation with rows, and when each was listed, if the statement shows it. #}
-{%- macro with_listings(relation, name=none) -%}
-{{ relation }}
+{#- The fields of the rows of a relation of the list, such as `selected_rows`, for an export or a row. Citus
+    joins the nodes' rows to a local table, but cannot look it up for each of them. #}
+{%- macro shown(relation, name=none, time=rfc3339) -%}
+{% set currency -%} ({{ currency_of_file(name or relation) }}) {%- endset %}
+SELECT {{ shown_fields(name or relation, "listed.listed_at", currency, time) }}
+FROM {{ relation }}
 {% if "listed_at" in fields %}
 LEFT JOIN (
     SELECT
@@ -144,12 +147,6 @@ LEFT JOIN (
         {{ name or relation }}.source = listed.listed_source
         AND {{ name or relation }}.source_id = listed.listed_source_id
 {% endif %}
-{%- endmacro %}
-
-{#- The fields of the rows of a relation of the list, such as `selected_rows`. #}
-{%- macro shown(relation, name=none, time=rfc3339) -%}
-SELECT {{ shown_fields(name or relation, "(" ~ currency_of_file(name or relation) ~ ")", time) }}
-FROM {{ with_listings(relation, name) }}
 {%- endmacro %}
 
 {%- macro _unformatted(time) %}{{ time }}{% endmacro %}
@@ -165,34 +162,37 @@ OFFSET 0
 {#- What a page returns of `candidates`, which are one row more than the page shows: its rows as JSON, the
     data version, and the sort key of its last row, if another row follows it. #}
 {%- macro page_of_candidates(total_column="") -%}
+{% set listed_at -%}
+(
+    SELECT coins.listed_at
+    FROM listings AS coins
+    WHERE coins.source = candidates.source AND coins.source_id = candidates.source_id
+)
+{%- endset %}
+{% set currency -%}
+(SELECT json_object_agg(quoted.source || '/' || quoted.source_id, quoted.quoted_in)::jsonb FROM quoted)
+->> (candidates.source || '/' || candidates.source_id)
+{%- endset %}
 {% if "quoted_in" in fields %}
 quoted AS MATERIALIZED (
     SELECT
-        candidates.source AS quoted_source,
-        candidates.source_id AS quoted_source_id,
+        candidates.source,
+        candidates.source_id,
         given.quoted_in
     FROM candidates
     CROSS JOIN LATERAL (
         {{ currency_of_file("candidates") }}
         ORDER BY history.source_id
     ) AS given
+    WHERE EXISTS (SELECT FROM archive_files AS files WHERE files.source = candidates.source)
 ),
 
 {% endif %}
 page AS (
     SELECT {{ fields }}
     FROM (
-        SELECT {{ shown_fields("candidates", "quoted.quoted_in") }}
-        FROM {{ with_listings("candidates") }}
-        {% if "quoted_in" in fields %}
-        LEFT JOIN quoted
-            ON
-                candidates.source = quoted.quoted_source
-                AND candidates.source_id = quoted.quoted_source_id
-        {% endif %}
-        {% if "listed_at" in fields or "quoted_in" in fields %}
-        {{ order() }}
-        {% endif %}
+        SELECT {{ shown_fields("candidates", listed_at, currency) }}
+        FROM candidates
     ) AS shown
     LIMIT {{ limit }}
 )

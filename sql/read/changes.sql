@@ -16,7 +16,8 @@ newest_run.status AS run_status
 {%- endmacro %}
 
 {#- The rows of a list that changed after version $1, as they are and as they were. A replaced row is found by
-    the index of its earlier contents. Only the table itself has new rows. #}
+    the index of its earlier contents. Only the table itself has new rows. With OFFSET 0, Citus keeps the
+    order: it would otherwise collect the rows on each node, and these in any order. #}
 {%- macro changed(list, columns) -%}
 SELECT
     {{ columns }},
@@ -36,6 +37,7 @@ FROM (
 ) AS {{ list }}_now_and_then
 GROUP BY {{ columns }}
 ORDER BY min(rank) ASC NULLS LAST, {{ columns }}
+OFFSET 0
 {%- endmacro %}
 
 -- name: state --

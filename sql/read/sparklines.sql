@@ -1,32 +1,38 @@
 -- Reads the recent prices of several assets for small charts (kasparro/store/sparklines.py).
+{#- The rows of the assets whose quotes count. #}
+{% macro counted(name) -%}
+(
+    SELECT
+        asset,
+        source,
+        source_id
+    FROM unified_data
+    WHERE
+        asset = ANY(:assets::text[])
+        AND NOT EXISTS (
+            SELECT
+            FROM excluded
+            WHERE excluded.source = unified_data.source AND excluded.source_id = unified_data.source_id
+        )
+) AS {{ name }}
+{%- endmacro %}
 
 -- name: sparklines --
 -- For each row of the assets and each of :parts equal parts of the time from the first record to :until, the
 -- last price in this part. Rows that do not count now are left out. The number of look-ups depends on the
 -- numbers of rows and parts, not on the number of records.
-WITH coins AS MATERIALIZED (
+WITH excluded AS MATERIALIZED (
     SELECT
-        link.asset,
-        link.source,
-        link.source_id
+        quote.source,
+        quote.source_id
     FROM unified_assets AS found
-    INNER JOIN asset_links AS link ON found.asset = link.asset
-    WHERE
-        found.asset = ANY(:assets::text[])
-        -- Without this, PostgreSQL reads all links.
-        AND link.asset = ANY(:assets::text[])
-        AND link.valid_until = 'infinity'
-        AND NOT EXISTS (
-            SELECT
-            FROM json_to_recordset(found.excluded) AS excluded (source text, source_id text)
-            WHERE excluded.source = link.source AND excluded.source_id = link.source_id
-        )
+    CROSS JOIN LATERAL json_to_recordset(found.excluded) AS quote (source text, source_id text)
+    WHERE found.asset = ANY(:assets::text[])
 ),
 
 bounds AS MATERIALIZED (
     SELECT min(earliest.observed_at) AS since
-    FROM coins
-    INNER JOIN unified_data AS coin ON coins.source = coin.source AND coins.source_id = coin.source_id
+    FROM {{ counted('coin') }}
     CROSS JOIN LATERAL (
         SELECT observed_at
         FROM unified_history
@@ -43,12 +49,14 @@ bounds AS MATERIALIZED (
 
 parts AS MATERIALIZED (
     SELECT
-        number,
-        bounds.since + (number - 1) * (:until - bounds.since) / :parts AS after,
-        bounds.since + number * (:until - bounds.since) / :parts AS until
+        bounds.since,
+        array_agg(number) AS numbers,
+        array_agg(bounds.since + (number - 1) * (:until - bounds.since) / :parts) AS begins,
+        array_agg(bounds.since + number * (:until - bounds.since) / :parts) AS ends
     FROM bounds
     CROSS JOIN generate_series(1, :parts) AS number
     WHERE bounds.since < :until
+    GROUP BY bounds.since
 )
 
 SELECT
@@ -60,18 +68,15 @@ SELECT
     latest.price_usd
 FROM (
     SELECT
-        coins.asset,
-        parts.number,
-        parts.after,
-        parts.until,
-        bounds.since,
-        known.source,
-        known.source_id
-    FROM bounds
-    CROSS JOIN parts
-    CROSS JOIN coins
-    INNER JOIN unified_data AS known ON coins.source = known.source AND coins.source_id = known.source_id
-    ORDER BY parts.number
+        counted.asset,
+        counted.source,
+        counted.source_id,
+        parts.since,
+        unnest(parts.numbers) AS number,
+        unnest(parts.begins) AS after,
+        unnest(parts.ends) AS until
+    FROM parts
+    CROSS JOIN {{ counted('counted') }}
 ) AS coin
 CROSS JOIN LATERAL (
     SELECT

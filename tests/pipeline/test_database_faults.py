@@ -257,7 +257,7 @@ async def test_every_session_has_timeouts(scene: Scene) -> None:
 async def test_cancelled_statement_is_retried(scene: Scene) -> None:
     async with asyncio.TaskGroup() as group, scene.locked("instance"):
         running = group.create_task(scene.run())
-        await scene.fetchval("SELECT pg_cancel_backend($1)", await scene.waiting("instance"))
+        await scene.fetchval("SELECT pg_cancel_backend($1::integer)", await scene.waiting("instance"))
 
     assert await running == "succeeded"
     assert await scene.outcome() == ("succeeded", None, ROWS)

@@ -14,6 +14,7 @@ import pytest
 
 from kasparro.model.batch import MERGED_ROWS
 from tests.conftest import copied_database
+from tests.support.citus import end_sessions_of_workers, needs_citus
 from tests.support.runs import table_contents
 
 pytestmark = pytest.mark.slow
@@ -91,4 +92,17 @@ async def test_killed_load_is_completed_by_the_next_run(
     code = await etl(database_url, archives, kill_after=moment)
     assert code in {-signal.SIGKILL, 0}
     assert await etl(database_url, archives) == 0
+    assert await table_contents(database_url) == undisturbed.tables
+
+
+@needs_citus
+@pytest.mark.citus
+async def test_load_is_completed_though_workers_lose_their_sessions(
+    database_url: str, archives: Path, undisturbed: Undisturbed
+) -> None:
+    load = asyncio.create_task(etl(database_url, archives))
+    for _ in range(4):
+        await asyncio.wait({load}, timeout=undisturbed.seconds / 2)
+        await end_sessions_of_workers(database_url)
+    assert await load == 0
     assert await table_contents(database_url) == undisturbed.tables

@@ -20,6 +20,7 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 from tests.support.assets import make_link
 from tests.support.batches import T0, load_records, make_batch, make_record
+from tests.support.citus import counts_versions
 
 TABLES = ("assets", "asset_links", "asset_candidates", "unified_assets", "unified_data", "instance")
 BITCOIN = Asset(asset="btc-bitcoin", symbol="BTC", name="Bitcoin")
@@ -80,6 +81,7 @@ async def pending(database: Database, depends_on: str = "rules") -> bool:
         return await assets.is_pending(connection, depends_on)
 
 
+@counts_versions
 async def test_resolution_is_one_data_version(
     database: Database, connection: Connection, run: RunRecord
 ) -> None:

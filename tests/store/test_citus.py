@@ -278,6 +278,51 @@ async def test_later_migrations_change_a_distributed_schema() -> None:
 @needs_citus
 @pytest.mark.slow
 @pytest.mark.citus
+async def test_database_that_an_earlier_schema_distributed_is_migrated() -> None:
+    earlier = [migration for migration in available() if migration.version < FIRST_LATER_MIGRATION]
+    start = datetime(2024, 3, 1, tzinfo=UTC)
+    records = [make_record(f"coin-{number}", start, price_usd=str(number)) for number in range(40)]
+    async with database_of_nodes() as url, Database(url) as database:
+        await migrate(database, earlier)
+        await distribute(database)
+        await load_records(database, "csv", *records)
+        async with database.writing() as connection:
+            before = await _rows(connection)
+
+        assert await migrate(database) == [each.name for each in available() if each not in earlier]
+
+        await load_records(database, "csv", make_record("coin-1", start + timedelta(days=40), price_usd="7"))
+        async with database.writing() as connection:
+            rows, history = await _rows(connection)
+            migrated = await _schema(connection)
+    async with distributed_database() as url, Database(url) as database:
+        await load_records(database, "csv", *records)
+        await load_records(database, "csv", make_record("coin-1", start + timedelta(days=40), price_usd="7"))
+        async with database.writing() as connection:
+            assert await _schema(connection) == migrated
+    assert len(rows) == 40
+    assert set(history) == set(before[1]) | {row for row in history if row[2] > start}
+
+
+async def _schema(connection: Connection) -> list[str]:
+    """Tables, columns, indexes and settings of the coordinator and of all shards, for each node."""
+    described = (
+        "SELECT coalesce(string_agg(line, E'\\n' ORDER BY line), '') FROM ("
+        " SELECT regexp_replace(concat_ws(' ', relname, relkind, reloptions::text, attname,"
+        " format_type(atttypid, atttypmod), attnotnull), '_\\d{6,}', '') AS line"
+        " FROM pg_class LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped"
+        " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'i', 'I')) AS lines"
+    )
+    nodes = await connection.fetch(
+        "SELECT success, result FROM run_command_on_workers($1) ORDER BY nodeport", described
+    )
+    assert [node["success"] for node in nodes] == [True, True]
+    return [await connection.fetchval(described), *(node["result"] for node in nodes)]
+
+
+@needs_citus
+@pytest.mark.slow
+@pytest.mark.citus
 async def test_partition_of_a_new_month_is_on_the_nodes_of_its_coins() -> None:
     async with distributed_database() as url, Database(url) as database:
         for month in (3, 4):

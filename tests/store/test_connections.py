@@ -63,7 +63,7 @@ async def test_default_is_a_share_of_what_the_server_allows(database: Database, 
     settings = await with_connections(Settings(), database, 2)
     (event,) = await logged.reached(1, "database_connections")
 
-    assert settings.database_connections == event["per_process"] == event["server_allows"] // 4
+    assert settings.database_connections == event["per_process"] == min(event["server_allows"] // 4, MOST)
     assert sum(event["pools"].values()) == event["per_process"] - RESERVED
 
 

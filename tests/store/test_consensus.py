@@ -20,7 +20,7 @@ from kasparro.store.runs import RunRecord
 from kasparro.store.sql import statements
 from tests.support.assets import make_link, resolve
 from tests.support.batches import T0, load_records, make_record
-from tests.support.citus import on_one_server
+from tests.support.citus import counts_versions, on_one_server
 
 _SQL = statements("assets/consensus.sql")
 SOURCES = ("coinpaprika", "coingecko", "csv")
@@ -52,6 +52,7 @@ async def test_median_of_two_quotes_is_exact(database: Database, connection: Con
     assert row["excluded"] is None
 
 
+@counts_versions
 async def test_batch_moves_the_consensus_in_its_own_version(
     database: Database, connection: Connection
 ) -> None:
@@ -199,6 +200,7 @@ async def test_other_limits_are_applied_by_the_next_resolution(
     assert (row["source_count"], row["diverging"]) == expected
 
 
+@counts_versions
 async def test_links_move_the_version_also_where_the_consensus_stays(
     database: Database, connection: Connection
 ) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from kasparro.store.history import LENGTHS, Interval, Part, start_of, whole_days
 from kasparro.store.pool import Connection, Database
 from kasparro.store.sql import templates
-from tests.conftest import copied_database
+from tests.conftest import new_database
 from tests.support.batches import load_records, make_record
+from tests.support.citus import on_one_server
 from tests.support.histories import began, keep_up, plain_candles, read_candles
 
 BEGIN = datetime(2024, 1, 28, tzinfo=UTC)
@@ -51,17 +52,17 @@ steps = st.one_of(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(sequence=st.lists(steps, min_size=1, max_size=7))
 def test_candles_are_those_of_plain_python(
-    server_url: str, template: str, sequence: list[tuple[str, object]]
+    copied: tuple[str, str] | None, sequence: list[tuple[str, object]]
 ) -> None:
-    asyncio.run(_compare(server_url, template, sequence))
+    asyncio.run(_compare(copied, sequence))
 
 
-async def _compare(server_url: str, template: str, sequence: list[tuple[str, object]]) -> None:
+async def _compare(copied: tuple[str, str] | None, sequence: list[tuple[str, object]]) -> None:
     known: dict[datetime, Decimal | None] = {}
     # From this interval on, candles answer as before.
     exact: set[Interval] = set(INTERVALS)
     covered: list[tuple[datetime, datetime]] = []
-    async with copied_database(server_url, template) as url, Database(url) as database:
+    async with new_database(copied) as url, Database(url) as database:
         now = NOW
         for kind, what in sequence:
             # A month is computed again after some hours.
@@ -150,6 +151,7 @@ async def test_stored_candles_are_read(database: Database, connection: Connectio
     assert len(found) == 5
 
 
+@on_one_server
 @pytest.mark.parametrize(("name", "variables"), [("points", {"limit": 51}), ("next_price", {})])
 async def test_a_page_reads_as_many_records_as_it_shows(
     database: Database, connection: Connection, name: str, variables: dict[str, object]

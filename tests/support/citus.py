@@ -21,8 +21,12 @@ needs_citus = pytest.mark.skipif(
     reason="KASPARRO_TEST_CITUS names no coordinator of Citus (the URL of a superuser's database)",
 )
 
+# Marks of tests that cannot hold on distributed databases. All others must.
 on_one_server = pytest.mark.skipif(
-    COORDINATOR is not None, reason="Citus plans this otherwise, or commits a second version after each one"
+    COORDINATOR is not None, reason="Citus plans this otherwise, or refuses it"
+)
+counts_versions = pytest.mark.skipif(
+    COORDINATOR is not None, reason="with Citus, each version is followed by another one without changes"
 )
 
 
@@ -99,6 +103,19 @@ async def distributed_database() -> AsyncIterator[str]:
             await migrate(database)
             await distribute(database)
         yield url
+
+
+async def end_sessions_of_workers(url: str) -> None:
+    """End all sessions of a database on the workers; those of the coordinator to them are then lost."""
+    connection = await asyncpg.connect(url, timeout=30)
+    workers = await connection.fetch("SELECT nodename, nodeport FROM pg_dist_node WHERE groupid <> 0")
+    await connection.close()
+    for host, port in workers:
+        await _execute(
+            _url(urlsplit(url).path.lstrip("/"), host, port),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
+        )
 
 
 async def shards(connection: Connection, table: str) -> dict[int, int]:

@@ -70,7 +70,7 @@ async def test_interrupted_response_is_a_warning(
     await insert_many_rows(connection)
     async with unfinished_export(client) as response:
         (pid,) = await export_pids(connection)
-        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        await connection.execute("SELECT pg_terminate_backend($1::integer)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.read()
     (event,) = await logged.reached(1, "response_interrupted", level="warning")

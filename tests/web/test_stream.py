@@ -29,6 +29,7 @@ from kasparro.web.stream import Filter, Streams, _Step
 from tests.conftest import LogEvents, copied_database
 from tests.support.assets import make_link, resolve
 from tests.support.batches import load_batches, make_batch, make_record
+from tests.support.citus import counts_versions
 from tests.support.commands import listening_url, started_command
 from tests.support.event_stream import Event, EventReader, event_stream
 from tests.support.json_responses import get_json
@@ -71,6 +72,7 @@ async def drain(events: EventReader) -> Event:
 # Events
 
 
+@counts_versions
 async def test_stream_begins_with_the_current_version_and_the_newest_run(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
@@ -98,6 +100,7 @@ async def test_empty_database_has_a_version_and_no_run(client: aiohttp.ClientSes
     assert (version.data["data_version"], version.data["committed_at"]) == (0, None)
 
 
+@counts_versions
 async def test_commit_is_sent_with_its_rows_and_assets(
     client: aiohttp.ClientSession, database: Database
 ) -> None:
@@ -197,6 +200,7 @@ async def test_run_that_ended_between_two_looks_is_sent(
 # Filters
 
 
+@counts_versions
 @pytest.mark.parametrize("query", ["?asset=btc-bitcoin", "?asset=nosuch,btc-bitcoin", "?source=coingecko"])
 async def test_filter_leaves_out_other_versions(
     client: aiohttp.ClientSession, database: Database, query: str
@@ -232,6 +236,7 @@ async def test_filter_by_asset_hears_of_a_row_that_left_it(
         assert rows(await events.next("version")) == {"btc-bitcoin"}
 
 
+@counts_versions
 async def test_filtered_stream_gets_the_ids_of_other_versions(
     client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +306,7 @@ async def test_wrong_parameter_is_a_problem(client: aiohttp.ClientSession, query
 # Resuming
 
 
+@counts_versions
 @pytest.mark.parametrize("as_header", [True, False])
 async def test_client_resumes_after_a_restart(database_url: str, database: Database, as_header: bool) -> None:
     async with serving(database_url) as client, event_stream(client) as events:
@@ -459,6 +465,7 @@ async def known_id(client: aiohttp.ClientSession, database: Database) -> str:
     return last_id
 
 
+@counts_versions
 @pytest.mark.parametrize("last_id", ["nonsense", "0-0-0", "ffffffffffff-1-0", "1" * 200])
 async def test_unknown_id_resets(client: aiohttp.ClientSession, known_id: str, last_id: str) -> None:
     async with event_stream(client, Last_Event_ID=last_id) as events:
@@ -512,6 +519,7 @@ async def test_id_that_is_too_old_resets(
     assert (event.kind, event.data["reason"]) == ("reset", "the last event is too old")
 
 
+@counts_versions
 async def test_stream_whose_changes_cannot_be_read_delays_no_other(
     client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,6 +545,7 @@ async def test_stream_whose_changes_cannot_be_read_delays_no_other(
         assert rows(await waiting.next("version")) == {"a", "b"}
 
 
+@counts_versions
 async def test_changes_are_read_once_for_all_streams(
     client: aiohttp.ClientSession, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -613,6 +622,7 @@ async def test_failover_that_lost_versions_resets_open_streams_and_later_ones(
     assert [event["found"] for event in logged.seen if event["event"] == "stream_versions_lost"] == [1]
 
 
+@counts_versions
 async def test_replica_that_is_behind_for_a_moment_resets_nothing(
     database_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """An export carries all state of a database to an empty one, or says why it does not."""
 
 import asyncio
+import hashlib
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -165,12 +166,15 @@ async def test_damaged_file_of_an_earlier_export_is_written_again(filled: Databa
     folder = tmp_path / "export"
     first = await export(filled, folder, ignore)
     file = folder / next(part.file for part in first.parts if part.table == "unified_data")
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-1])
+    damaged = file.read_bytes()[:-1]
+    file.write_bytes(damaged)
 
-    await export(filled, folder, ignore)
+    second = await export(filled, folder, ignore)
 
-    assert file.read_bytes() == whole
+    # With Citus, the rows of the nodes come in another order.
+    (written,) = [part for part in second.parts if part.file == file.name]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == written.sha256
+    assert file.read_bytes() != damaged
 
 
 async def test_killed_export_is_continued(filled: Database, database_url: str, tmp_path: Path) -> None:

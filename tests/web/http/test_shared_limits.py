@@ -235,7 +235,7 @@ async def test_turn_ends_although_too_many_requests_wait(
 async def lose_session(shared: SharedLimits, connection: Connection, session: int) -> None:
     """Close a session, and wait until there is another one."""
     before = await open_sessions(connection)
-    await connection.execute("SELECT pg_terminate_backend($1, 10000)", session)
+    await connection.execute("SELECT pg_terminate_backend($1::integer, 10000)", session)
     async with asyncio.timeout(20):
         while shared.away or await open_sessions(connection) <= before:  # noqa: ASYNC110 - no event
             await asyncio.sleep(0.01)

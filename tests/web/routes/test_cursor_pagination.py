@@ -34,7 +34,7 @@ from kasparro.store.selection import ASSET_FIELDS, ASSETS, DATA, Filters, RowLis
 from kasparro.web.schemas import Sort
 from tests.support.assets import make_link, resolve
 from tests.support.batches import load_records
-from tests.support.citus import on_one_server
+from tests.support.citus import counts_versions, on_one_server
 from tests.support.expected_rows import DATA_KEY, matches, sorted_keys
 from tests.support.json_responses import get_exact, parse_rows, source_ids
 from tests.web.conftest import LONG_AGO, serving
@@ -296,7 +296,7 @@ async def test_cursor_of_a_version_that_no_server_has(
         assert source_ids(await get_exact(client, f"/data?limit=1&cursor={cursor}")) == ["b"]
 
 
-@on_one_server
+@counts_versions
 async def test_old_cursor_uses_the_slow_pool(client: aiohttp.ClientSession, database: Database) -> None:
     def records(hour: int) -> list[Record]:
         at = LONG_AGO + timedelta(hours=hour)
@@ -342,6 +342,7 @@ async def test_pages_after_a_commit_take_one_statement_each(database: Database) 
     assert [row["observed_at"] for row in parse_rows(after.json)] == [LONG_AGO]
 
 
+@on_one_server
 async def test_cursor_expires_after_manual_edits(
     client: aiohttp.ClientSession, database: Database, connection: Connection
 ) -> None:
@@ -383,6 +384,7 @@ async def test_cursor_of_a_restored_database(
     assert "Start again without a cursor" in problem["detail"]
 
 
+@counts_versions
 async def test_concurrent_batches_get_their_own_versions(database: Database, connection: Connection) -> None:
     run = await RunRecord.start(database, "etl", ("csv", "coingecko"), LONG_AGO)
 

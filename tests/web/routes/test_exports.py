@@ -332,7 +332,7 @@ async def test_failed_export_looks_incomplete(
                 body += chunk
 
         (pid,) = await export_pids(connection)
-        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        await connection.execute("SELECT pg_terminate_backend($1::integer)", pid)
         with pytest.raises(aiohttp.ClientPayloadError):
             await read_rest()
     # A client that ignores the missing last chunk finds no end mark of the encoding either.
