@@ -26,7 +26,11 @@ LARGE_LIMIT = 250
 _FILTERS = MappingProxyType(
     {
         **{name: name for name in Filters.__struct_fields__},
-        **{"source": "sources", "id": "ids", "asset": "assets", "symbol": "symbols", "q": "text"},
+        "source": "sources",
+        "id": "ids",
+        "asset": "assets",
+        "symbol": "symbols",
+        "q": "text",
     }
 )
 
