@@ -242,6 +242,9 @@ FROM written
 -- look-up for each coin and month takes half the time of `compare`, which looks up each record. It is skipped
 -- if the first staged record is not known. The content hash of a record with a source time also covers the
 -- coin and the moment, so equal hashes are enough.
+--
+-- Before version 17, PostgreSQL reads all records of a coin between the first and the last moment, and
+-- searches the list of moments for each. Where another file gives many more moments, this may take minutes.
 WITH first AS (
     SELECT
         source_id,
@@ -311,6 +314,7 @@ settled AS (
 
 SELECT
     CASE
+        WHEN current_setting('server_version_num')::integer < 170000 THEN false
         WHEN NOT EXISTS (
             SELECT 1
             FROM first
