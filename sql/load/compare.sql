@@ -259,7 +259,9 @@ coins AS MATERIALIZED (
         source_id,
         min(observed_at) AS first_observed_at,
         max(observed_at) AS last_observed_at,
-        array_agg(observed_at) AS moments
+        array_agg(observed_at) AS moments,
+        count(*) AS records,
+        bool_and(has_source_time) AS have_source_times
     FROM staged_keys
     -- The look-ups then read one partition each.
     GROUP BY source_id, date_trunc('month', observed_at AT TIME ZONE 'UTC')
@@ -322,13 +324,13 @@ SELECT
                 ON first.source_id = history.source_id AND first.observed_at = history.observed_at
             WHERE history.source = $1 AND history.file_id = $2 AND history.content_hash = first.content_hash
         ) THEN false
-        WHEN EXISTS (SELECT 1 FROM staged_keys WHERE NOT has_source_time) THEN false
+        WHEN NOT (SELECT bool_and(have_source_times) FROM coins) THEN false
         WHEN (SELECT count(*) FROM settled) < (SELECT count(*) FROM coins) THEN false
         ELSE (
             SELECT count(*)
             FROM staged_keys
             WHERE content_hash IN (SELECT content_hash FROM known)
-        ) = (SELECT count(*) FROM staged_keys)
+        ) = (SELECT sum(records) FROM coins)
     END;
 
 -- name: is_new --
