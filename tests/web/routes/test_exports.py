@@ -61,6 +61,11 @@ async def text(client: aiohttp.ClientSession, url: str) -> str:
         return (await response.read()).decode()
 
 
+def rows_of_csv(text: str) -> list[list[str]]:
+    """The rows of CSV, each with the texts of its cells."""
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
 @pytest.mark.parametrize(
     "query",
     [
@@ -69,6 +74,7 @@ async def text(client: aiohttp.ClientSession, url: str) -> str:
         "?source=csv&sort=name",
         "?q=o&rank_max=3",
         "?fields=price_usd,source_id&symbol=a",
+        "?fields=source_id,rank_observed_at,listed_at,quoted_in",
         "?as_of=2024-06-01T12:00:00Z",
         "?id=nosuch",
     ],
@@ -90,12 +96,35 @@ async def test_has_the_rows_of_all_pages(client: aiohttp.ClientSession, insert: 
     rows = (await get_exact(client, f"/data{query}{'&' if query else '?'}limit=1000"))["data"]
 
     lines = (await text(client, f"/data.ndjson{query}")).splitlines()
-    table = list(csv.reader(io.StringIO(await text(client, f"/data.csv{query}"), newline="")))
+    table = rows_of_csv(await text(client, f"/data.csv{query}"))
 
     assert [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in lines] == rows
     fields = list(rows[0]) if rows else list(FIELDS)
     assert table[0] == fields
     assert table[1:] == [["" if value is None else str(value) for value in row.values()] for row in rows]
+
+
+@pytest.mark.parametrize("query", ["", "?diverging=true&sort=-price_usd"])
+async def test_assets_have_the_rows_of_all_pages(
+    client: aiohttp.ClientSession, connection: Connection, query: str
+) -> None:
+    await connection.execute(
+        "INSERT INTO unified_assets (asset, symbol, name, rank, price_usd, source_count, diverging,"
+        " observed_at, listing_state, version)"
+        " SELECT 'a-' || n, 'A', CASE WHEN n > 2 THEN 'name \"' || n END, n, n / 7.0, n, n % 2 = 0,"
+        " CASE WHEN n > 2 THEN timestamptz '2025-06-01 12:00:00.5Z' END, 0, 1 FROM generate_series(1, 6) AS n"
+    )
+    rows = (await get_exact(client, f"/assets{query}"))["data"]
+
+    lines = (await text(client, f"/assets.ndjson{query}")).splitlines()
+    table = rows_of_csv(await text(client, f"/assets.csv{query}"))
+
+    assert [json.loads(line, parse_float=Decimal, parse_int=Decimal) for line in lines] == rows
+
+    def cell(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+    assert table == [[*rows[0]], *(list(map(cell, row.values())) for row in rows)]
 
 
 # Texts that a spreadsheet takes for formulas, and texts that only look like them.
@@ -122,7 +151,7 @@ async def test_csv_round_trip(client: aiohttp.ClientSession, insert: Insert) -> 
     await insert(*({"source_id": f"{n:02}", "symbol": name, "name": name} for n, name in enumerate(names)))
     for query in ("", "&spreadsheet=false"):
         body = await text(client, f"/data.csv?fields=symbol,name&sort=source_id{query}")
-        assert list(csv.reader(io.StringIO(body, newline=""))) == [
+        assert rows_of_csv(body) == [
             ["symbol", "name"],
             *([name, name] for name in names),
         ]
@@ -164,11 +193,6 @@ def test_any_text_comes_back(
     ]
 
 
-def rows_of_csv(text: str) -> list[list[str]]:
-    """The rows of CSV without a header."""
-    return list(csv.reader(io.StringIO(text, newline="")))
-
-
 def escaped(text: str) -> str:
     """A text as it is shown to spreadsheets."""
     return f"'{text}" if text.startswith(tuple("-=+@\t\r\n\uff0b\uff0d\uff1d\uff20")) else text
@@ -180,7 +204,7 @@ async def test_csv_for_spreadsheets(client: aiohttp.ClientSession, insert: Inser
     body = await text(client, "/data.csv?fields=symbol,name&sort=source_id&spreadsheet=true")
     assert body.startswith("\ufeffsymbol,name\r\n")
     shown = [*(f"'{name}" for name in FORMULAS), *TEXTS]
-    assert list(csv.reader(io.StringIO(body, newline="")))[1:] == [[name, name] for name in shown]
+    assert rows_of_csv(body)[1:] == [[name, name] for name in shown]
     # Also without rows.
     assert await text(client, "/data.csv?fields=name&id=nosuch&spreadsheet=true") == "\ufeffname\r\n"
 
