@@ -339,6 +339,12 @@ class Database:
             finally:
                 connection.terminate()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request uses or awaits a connection for a short query."""
+        _, busy, waiting = self._read.usage()
+        return not (busy or waiting)
+
     def usage(self) -> dict[str, tuple[int, int, int]]:
         """For each pool of readers: its limit of connections, how many are in use, how many requests wait."""
         return {

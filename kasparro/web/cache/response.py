@@ -76,6 +76,7 @@ class CachedResponse:
         "encodings",
         "headers",
         "key",
+        "next_cursor",
         "oldest_version",
         "route",
         "tag",
@@ -93,6 +94,7 @@ class CachedResponse:
         *,
         versions: tuple[int, int] = (0, 0),
         tokens: VersionTokens | None = None,
+        next_cursor: str | None = None,
     ) -> None:
         headers = response.raw_headers
         self.route = route
@@ -108,6 +110,8 @@ class CachedResponse:
         # It shows a data version between these two; both are 0 if it shows none.
         self.oldest_version, self.version = versions
         self.tokens = tokens
+        # Of a page that a client has reached by a cursor.
+        self.next_cursor = next_cursor
         self.token = tokens.token(self.version) if tokens is not None and self.version else ""
         self._encoding: dict[str, asyncio.Task[EncodedBody]] = {}
         self.encodings = {IDENTITY: EncodedBody(self, body, IDENTITY)}
