@@ -1,4 +1,4 @@
-"""Renders the next page of a walk into the response cache before the client asks for it."""
+"""Renders the next page for a client that follows cursors, before the client asks for it."""
 
 import asyncio
 import contextvars

@@ -1,4 +1,4 @@
-"""Walks by cursor: the next page is read before its request, and shows what it would have shown then."""
+"""Pages that are read ahead of their requests, for clients that follow cursors."""
 
 import asyncio
 from typing import Any
