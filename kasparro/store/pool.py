@@ -458,15 +458,21 @@ class _Connected(AbstractAsyncContextManager["PoolConnectionProxy[asyncpg.Record
         self._setting = setting
 
     async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
-        with _translated_errors(self._setting):
+        try:
             return await self._lease.__aenter__()
+        except Exception:
+            with _translated_errors(self._setting):
+                raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            with _translated_errors(self._setting):
+            try:
                 await self._lease.__aexit__(None, None, None)
+            except Exception:
+                with _translated_errors(self._setting):
+                    raise
             return
         with _translated_errors(self._setting):
             try:
