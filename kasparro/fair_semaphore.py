@@ -64,7 +64,7 @@ class FairSemaphore:
         self._held[client] -= 1
         if not self._held[client]:
             del self._held[client]
-        while self._free and (served := self._next()) is not None:
+        while self._free and self._waiting and (served := self._next()) is not None:
             # Removed and inserted again: the client is now the last in order.
             waiters = self._waiting.pop(served)
             granted = waiters.popleft()

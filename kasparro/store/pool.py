@@ -339,6 +339,12 @@ class Database:
             finally:
                 connection.terminate()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request uses or awaits a connection for a short query."""
+        _, busy, waiting = self._read.usage()
+        return not (busy or waiting)
+
     def usage(self) -> dict[str, tuple[int, int, int]]:
         """For each pool of readers: its limit of connections, how many are in use, how many requests wait."""
         return {
@@ -452,15 +458,21 @@ class _Connected(AbstractAsyncContextManager["PoolConnectionProxy[asyncpg.Record
         self._setting = setting
 
     async def __aenter__(self) -> "PoolConnectionProxy[asyncpg.Record]":
-        with _translated_errors(self._setting):
+        try:
             return await self._lease.__aenter__()
+        except Exception:
+            with _translated_errors(self._setting):
+                raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            with _translated_errors(self._setting):
+            try:
                 await self._lease.__aexit__(None, None, None)
+            except Exception:
+                with _translated_errors(self._setting):
+                    raise
             return
         with _translated_errors(self._setting):
             try:

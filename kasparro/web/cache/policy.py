@@ -15,6 +15,7 @@ from kasparro.settings import Settings
 from kasparro.store.data_version import DataVersion
 from kasparro.store.pool import Database
 from kasparro.supervision import Supervisor
+from kasparro.web.cache.read_ahead import ReadAhead
 from kasparro.web.cache.response import CachedResponse, PreparedResponse
 from kasparro.web.cache.store import ResponseCache
 from kasparro.web.http.context import HIT, MISS, RequestContext, context_of
@@ -35,6 +36,7 @@ class CachePolicy:
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
         self.responses = ResponseCache(settings.cache_mb * 2**20)
         self.version = DataVersion(database, self.responses.drop, supervisor)
+        self._read_ahead = ReadAhead(database)
         # With API keys, a shared cache must not give one client's response to others.
         private = bool(settings.api_keys)
         self._by_version = f"{'private' if private else 'public'}, {_BY_VERSION}"
@@ -48,6 +50,7 @@ class CachePolicy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._read_ahead.close()
         await self.version.__aexit__(kind, error, trace)
 
     async def cached(self, request: Request, query: msgspec.Struct, handler: Handler) -> ASGIApp:
@@ -69,7 +72,22 @@ class CachePolicy:
                 response, _ = await render()
         prepared = await prepare(request, response)
         self.responses.add_alias(response, (scope["raw_path"], scope["query_string"]))
+        if response.next_cursor is not None and not context.slow and self.responses.limit_bytes:
+            self._read_ahead.start(partial(self._next_page, request, query, handler, response.next_cursor))
         return prepared
+
+    async def _next_page(
+        self, request: Request, query: msgspec.Struct, handler: Handler, cursor: str
+    ) -> None:
+        # Render the page after a cursor as if the client of the request had asked for it. It gets no alias:
+        # then the client's own request comes here too, and reads ahead further.
+        context, before = RequestContext({}), context_of(request.scope)
+        context.route, context.key_name, context.at_least = before.route, before.key_name, before.at_least
+        query = msgspec.structs.replace(query, cursor=cursor)
+        key = (request.scope["raw_path"], _encode(query))
+        if self.responses.find(key) is None:
+            ahead = Request({**request.scope, "kasparro.context": context})
+            await self.responses.render(key, partial(self._render, ahead, query, handler))
 
     async def _render(
         self, request: Request, query: msgspec.Struct, handler: Handler
@@ -95,6 +113,7 @@ class CachePolicy:
             self.vary,
             versions=(context.oldest_version or 0, context.data_version or 0),
             tokens=self.version.tokens,
+            next_cursor=context.next_cursor,
         )
 
     def no_store(self, response: Response) -> ASGIApp:

@@ -20,14 +20,26 @@ _SET_BY_ENCODING = frozenset({b"content-length", b"content-type"})
 class EncodedBody:
     """A response in one encoding, ready to send."""
 
-    __slots__ = ("_headers", "_headers_304", "_message", "_of_content", "_response", "body", "etag", "route")
+    __slots__ = (
+        "_headers",
+        "_headers_304",
+        "_message",
+        "_of_content",
+        "_tokens",
+        "_version",
+        "body",
+        "etag",
+        "route",
+    )
 
     def __init__(self, response: "CachedResponse", body: bytes, encoding: str) -> None:
         of_content = response.tag if encoding == IDENTITY else f"{response.tag}-{encoding}"
         self.route = response.route
         self.etag = f'"{of_content}{response.token}"'.encode()
         self.body = body
-        self._response = response
+        # Not the response itself: in a cycle, the body would stay in memory until the garbage collector finds
+        # it, which takes a tenth of a request.
+        self._tokens, self._version = response.tokens, response.version
         self._of_content = of_content.encode()
         self._message: Message = {"type": "http.response.body", "body": body}
         # A 304 repeats these (RFC 9110, 15.4.5).
@@ -50,9 +62,9 @@ class EncodedBody:
         if if_none_match == self.etag or if_none_match.strip() == b"*":
             return 304, self._headers_304, NO_BODY
         named = [tag for tag, content in entity_tags(if_none_match) if content == self._of_content][:TOKENS]
-        tags = {tag: self._response.version_in(tag) for tag in named}
+        tags = {tag: 0 if self._tokens is None else self._tokens.newest(tag) for tag in named}
         # A version that is newer than that of the response is lost. Its client must get the tag of this one.
-        known = [tag for tag in named if tags[tag] <= self._response.version]
+        known = [tag for tag in named if tags[tag] <= self._version]
         if not known:
             return 200, self._headers, self._message
         tag = self.etag if self.etag in known else max(known, key=tags.__getitem__)
@@ -76,6 +88,7 @@ class CachedResponse:
         "encodings",
         "headers",
         "key",
+        "next_cursor",
         "oldest_version",
         "route",
         "tag",
@@ -93,6 +106,7 @@ class CachedResponse:
         *,
         versions: tuple[int, int] = (0, 0),
         tokens: VersionTokens | None = None,
+        next_cursor: str | None = None,
     ) -> None:
         headers = response.raw_headers
         self.route = route
@@ -108,6 +122,8 @@ class CachedResponse:
         # It shows a data version between these two; both are 0 if it shows none.
         self.oldest_version, self.version = versions
         self.tokens = tokens
+        # Of a page that a client has reached by a cursor.
+        self.next_cursor = next_cursor
         self.token = tokens.token(self.version) if tokens is not None and self.version else ""
         self._encoding: dict[str, asyncio.Task[EncodedBody]] = {}
         self.encodings = {IDENTITY: EncodedBody(self, body, IDENTITY)}
@@ -117,10 +133,6 @@ class CachedResponse:
         header_bytes = sum(len(name) + len(value) for name, value in headers)
         self.bytes = len(body) + header_bytes + OVERHEAD_BYTES
         self.counted_bytes = 0
-
-    def version_in(self, tag: bytes) -> int:
-        """The data version that an entity tag names, 0 if it names none."""
-        return 0 if self.tokens is None else self.tokens.newest(tag)
 
     async def encoded(self, encoding: str) -> EncodedBody:
         """The response in this encoding, compressed once. A small body is not compressed, and a large one is

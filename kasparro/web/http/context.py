@@ -45,7 +45,8 @@ class RequestContext:
     `key_name` is the name of its API key. `route` is the template of its path. Handlers add `database_s`, the
     time with a database connection; `at_least`, the data version that the response must have, because the
     client has seen it; `oldest_version` and `data_version`, between which the data version of the response
-    is; `postgres_pid`, the server process that worked for it; `slow`, whether its query may take long;
+    is; `next_cursor`, that of the page after the response, if the request had a cursor itself;
+    `postgres_pid`, the server process that worked for it; `slow`, whether its query may take long;
     `fresh`, whether the data that was read is certainly of the newest version; `duration_s`, the time that
     the metrics count if it is not the whole time. `extra_headers` are added to every response.
     """
@@ -61,6 +62,7 @@ class RequestContext:
         "fresh",
         "if_none_match",
         "key_name",
+        "next_cursor",
         "oldest_version",
         "postgres_pid",
         "request_id",
@@ -90,6 +92,7 @@ class RequestContext:
         self.cache = NONE
         self.fresh = True
         self.at_least = 0
+        self.next_cursor: str | None = None
         self.oldest_version: int | None = None
         self.data_version: int | None = None
         self.slow = False

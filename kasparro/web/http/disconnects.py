@@ -54,6 +54,8 @@ class CancelOnDisconnect:
         self._timer.cancel()
         if self._watching is not None:
             self._watching.cancel()
+            # The task has a reference to this object. Without the cycle, both are freed at once.
+            self._watching = None
         # Only if nobody else cancelled the task too, such as a shutdown.
         if (
             isinstance(error, asyncio.CancelledError)

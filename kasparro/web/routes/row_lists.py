@@ -146,6 +146,8 @@ async def _page(service: Service, request: Request, query: PageQuery, selection:
             ) from None
         context.data_version = found.version
     pagination = paging.pagination(query, path, signing_key, total=found.total, last=found.last)
+    if query.cursor is not None:
+        context.next_cursor = pagination.next_cursor
     body = b'{"data":[' + found.json.encode() + b'],"pagination":' + _encode(pagination) + b"}"
     return Response(body, headers=paging.link_header(query, path, pagination), media_type="application/json")
 

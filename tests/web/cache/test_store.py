@@ -1,6 +1,7 @@
 """The response cache: its memory limit, its eviction order, and drops."""
 
 import asyncio
+import gc
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,3 +170,20 @@ async def test_error_is_shared_and_not_stored() -> None:
     errors = await asyncio.gather(*callers, return_exceptions=True)
     assert [type(error) for error in errors] == [ValueError] * 3
     assert await cache.render(key(1), rendering())
+
+
+def test_dropped_response_is_freed_at_once() -> None:
+    """Without the garbage collector, which would find its body only much later."""
+
+    def alive() -> int:
+        return sum(isinstance(found, CachedResponse) for found in gc.get_objects())
+
+    gc.disable()
+    try:
+        before = alive()
+        response = CachedResponse(Response(b"x", media_type="text/plain"), "/", "no-cache", "Accept")
+        assert alive() == before + 1
+        del response
+        assert alive() == before
+    finally:
+        gc.enable()
