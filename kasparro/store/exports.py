@@ -27,6 +27,8 @@ PART_BYTES = 64 * 1024
 # they gather for so long: a socket holds about 200 KiB. A small piece is probably the last one.
 GATHER_S = 0.001
 SMALL_BYTES = 4 * 1024
+# An export that ends early waits so long for the next rows.
+STOP_S = 0.05
 
 # How COPY writes each form. Between the pieces of a line of JSON it puts the delimiter, which JSON itself has
 # only escaped.
@@ -64,6 +66,17 @@ async def copied(
     parts: asyncio.Queue[bytes] = asyncio.Queue()
     pending: list[bytes] = []
     size = 0
+    collecting = stopped = False
+
+    async def receive(data: bytes) -> None:
+        nonlocal collecting
+        if stopped:
+            raise asyncio.CancelledError
+        collecting = True
+        try:
+            await collect(data)
+        finally:
+            collecting = False
 
     async def collect(data: bytes) -> None:
         nonlocal size
@@ -82,7 +95,7 @@ async def copied(
 
     async def copy() -> None:
         text = query.removesuffix(";")
-        await connection.copy_from_query(text, *values, output=collect, timeout=EXPORT_S, **options)
+        await connection.copy_from_query(text, *values, output=receive, timeout=EXPORT_S, **options)
         parts.put_nowait(b"".join(pending))
 
     def end(copying: asyncio.Task[None]) -> None:
@@ -100,6 +113,11 @@ async def copied(
                 yield part
             await copying
         finally:
+            stopped = True
+            if not collecting:
+                # Cancelled between two pieces, asyncpg may lose the connection: it does not notice if it has
+                # the next piece already. So `receive` ends the COPY, unless there are no rows.
+                await asyncio.wait([copying], timeout=STOP_S)
             await cancel_all([copying])
 
 

@@ -1,6 +1,7 @@
 """Exports by COPY: bounded memory, and an end in PostgreSQL whatever happens to the reader."""
 
 import asyncio
+import random
 from contextlib import aclosing
 
 import asyncpg
@@ -67,6 +68,17 @@ async def test_cancelled_reader_ends_the_statement(
         await reading
     await wait_until_no_export(connection)
     assert await read(database, "SELECT 1") == 1
+
+
+async def test_an_export_may_end_at_any_moment(database: Database, connection: Connection) -> None:
+    moments = random.Random(1)
+    for _ in range(40):
+        reading = asyncio.create_task(read(database, ENDLESS))
+        await asyncio.sleep(moments.uniform(0, 0.03))
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    await wait_until_no_export(connection)
 
 
 async def test_no_rows_for_too_long(
