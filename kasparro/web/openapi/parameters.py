@@ -69,13 +69,11 @@ def parse(struct: type[T], query: bytes) -> T:
 
 def serialize(struct: msgspec.Struct, **changes: Any) -> str:
     """The query string of a struct with these changes. Defaults are left out."""
-    names = _names(type(struct))
+    values = given(struct) | changes
     pairs = []
-    for name, value in (given(struct) | changes).items():
-        if value is not None and name in names:
-            encode_name, default = names[name]
-            if value != default:
-                pairs.append(f"{encode_name}={quote(format_value(value), safe=',')}")
+    for name, (encode_name, default) in _names(type(struct)).items():
+        if name in values and (value := values[name]) is not None and value != default:
+            pairs.append(f"{encode_name}={quote(format_value(value), safe=',')}")
     return "&".join(pairs)
 
 
