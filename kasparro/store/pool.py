@@ -34,7 +34,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProx
 READ_TIMEOUT_S = 15
 WRITE_TIMEOUT_S = 300
 IDLE_TIMEOUT_S = 60
-# Limits of an export: for sorting all rows, and for a client that reads slowly, between two pieces.
+# Limits of an export: for sorting all rows, and, for the history of an asset, for a client that reads slowly,
+# between two pieces.
 EXPORT_TIMEOUT_S = 60
 EXPORT_IDLE_S = 600
 LOCK_TIMEOUT_S = 30
@@ -342,8 +343,7 @@ class Database:
     @property
     def idle(self) -> bool:
         """Whether no request uses or awaits a connection for a short query."""
-        _, busy, waiting = self._read.usage()
-        return not (busy or waiting)
+        return all(pool.idle for pool in self._read.pools)
 
     def usage(self) -> dict[str, tuple[int, int, int]]:
         """For each pool of readers: its limit of connections, how many are in use, how many requests wait."""
@@ -640,6 +640,10 @@ class _Pool:
         if not returning.cancelled():
             # A lost connection may fail to close: without this, asyncio would log it as never retrieved.
             returning.exception()
+
+    @property
+    def idle(self) -> bool:
+        return not self._requests
 
     def usage(self) -> tuple[int, int, int]:
         return self._pool.get_max_size(), self._in_use, self._requests - self._in_use

@@ -12,7 +12,8 @@ class SharedCalls(Generic[K, T]):
     """Calls in progress, by key.
 
     The first caller makes the call in its own task: a task for each call would take as long as a tenth of a
-    page. If that caller is cancelled, its call ends, and one of those that wait for it makes the call again.
+    page. If that caller is cancelled, its call ends, and one of those that wait for it makes the call again;
+    what was done until then is lost.
     """
 
     def __init__(self) -> None:

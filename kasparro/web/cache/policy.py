@@ -72,7 +72,7 @@ class CachePolicy:
                 response, _ = await render()
         prepared = await prepare(request, response)
         self.responses.add_alias(response, (scope["raw_path"], scope["query_string"]))
-        if response.next_cursor is not None and not context.slow and self.responses.limit_bytes:
+        if response.next_cursor is not None and self.responses.limit_bytes:
             self._read_ahead.start(partial(self._next_page, request, query, handler, response.next_cursor))
         return prepared
 
@@ -113,7 +113,8 @@ class CachePolicy:
             self.vary,
             versions=(context.oldest_version or 0, context.data_version or 0),
             tokens=self.version.tokens,
-            next_cursor=context.next_cursor,
+            # The connections for slow queries are few, so nothing is read ahead with them.
+            next_cursor=None if context.slow else context.next_cursor,
         )
 
     def no_store(self, response: Response) -> ASGIApp:

@@ -7,6 +7,9 @@ from contextlib import suppress
 
 from kasparro.store.pool import Database
 
+# The longest wait for PostgreSQL to end the statement of a call when the service stops.
+CLOSE_S = 1.0
+
 
 class ReadAhead:
     """Reads one page at a time, and only while no other request uses the connections for short queries.
@@ -28,7 +31,7 @@ class ReadAhead:
         """Cancel the call that is at work."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=CLOSE_S)
 
 
 async def _attempt(render: Callable[[], Awaitable[object]]) -> None:
