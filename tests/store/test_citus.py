@@ -168,6 +168,19 @@ def test_a_staged_row_is_looked_up_without_limit_and_outer_join() -> None:
     assert broken(r"LEFT JOIN " + lookup) == []
 
 
+def test_rows_become_objects_on_the_coordinator() -> None:
+    """Citus names the fields f1, f2 and so on if several nodes make the objects of a subquery's rows."""
+    tables = "|".join(DISTRIBUTED)
+    objects = re.compile(r"row_to_json\((\w+)\)(?:(?!row_to_json).)*?FROM \((.*?)\) AS \1\b", re.DOTALL)
+
+    assert [
+        f"{path}: {name}"
+        for path, name, text in texts()
+        for _, rows in objects.findall(text)
+        if re.search(rf"\b(?:{tables})\b", rows) and not re.search(r"\bOFFSET\b|source_id = \$", rows)
+    ] == []
+
+
 def test_locks_and_notifications_are_not_in_statements_about_distributed_tables() -> None:
     tables = "|".join(DISTRIBUTED)
 
