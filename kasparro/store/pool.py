@@ -119,6 +119,10 @@ _MESSAGES: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.InvalidCatalogNameError, "PostgreSQL has no such database"),
 )
 
+# Only Citus reads this. After a statement of a transaction has written to the shards of a node in parallel, a
+# later one cannot join their rows. Whether Citus writes in parallel depends on how busy the nodes are.
+_ONE_CONNECTION_TO_EACH_NODE = {"citus.multi_shard_modify_mode": "sequential"}
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error means that PostgreSQL cannot be used at present, so that a retry makes sense."""
@@ -215,9 +219,8 @@ class Database:
         return not self._readable.shared
 
     async def _primary_pool(self, size: int, timeout_s: int) -> "asyncpg.Pool[asyncpg.Record]":
-        return await self._create_pool(
-            self._primary, size, timeout_s, SessionAttribute.read_write, _settings(timeout_s)
-        )
+        settings = _settings(timeout_s) | _ONE_CONNECTION_TO_EACH_NODE
+        return await self._create_pool(self._primary, size, timeout_s, SessionAttribute.read_write, settings)
 
     async def _reader(self, size: int, timeout_s: int, idle_s: int = IDLE_TIMEOUT_S) -> "_Reader":
         # Readers send few different statements. Each is planned once for each connection, without its values.

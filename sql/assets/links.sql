@@ -85,6 +85,7 @@ SELECT
 FROM instance;
 
 -- name: coins --
+-- Without OFFSET 0, the nodes of Citus would make the documents, and name the fields f1, f2 and so on.
 SELECT row_to_json(coin) AS document
 FROM (
     SELECT
@@ -97,6 +98,7 @@ FROM (
         first_seen_at,
         CASE listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed
     FROM unified_data
+    OFFSET 0
 ) AS coin;
 
 -- name: contracts --
@@ -345,6 +347,7 @@ FROM (
         CASE coin.listing_state WHEN 0 THEN true WHEN 1 THEN false END AS listed,
         found.since
     FROM {{ relabelled("asset_links") }}
+    OFFSET 0
 ) AS before;
 
 -- name: prices --

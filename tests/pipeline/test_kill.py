@@ -105,4 +105,6 @@ async def test_load_is_completed_though_workers_lose_their_sessions(
         await asyncio.wait({load}, timeout=undisturbed.seconds / 2)
         await end_sessions_of_workers(database_url)
     assert await load == 0
+    # Assets are not tried again within a run.
+    assert await etl(database_url, archives) == 0
     assert await table_contents(database_url) == undisturbed.tables

@@ -250,7 +250,7 @@ async def test_an_upgrade_brings_no_forgotten_file_back(
     await run(database, tmp_path)
     await forget(database, "btc-usd.csv")
     await connection.execute(
-        "UPDATE archive_files SET key = concat_ws(':', '1', content, split_part(key, ':', 3), 'other')"
+        "UPDATE archive_files SET key = '1:' || content || ':' || split_part(key, ':', 3) || ':other'"
     )
 
     await run(database, tmp_path)

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from kasparro.errors import MigrationError
+from kasparro.sources.archives.source import Archives
 from kasparro.store.citus import DISTRIBUTED, ON_ALL_NODES, distribute
 from kasparro.store.migrations import Migration, available, migrate
 from kasparro.store.pool import Connection, Database
@@ -22,6 +23,7 @@ from kasparro.store.tables import TABLES
 from tests.support import statement_cases
 from tests.support.batches import load_records, make_record
 from tests.support.citus import database_of_nodes, distributed_database, needs_citus, shards
+from tests.support.runs import run_sources
 
 SQL = Path(str(folder("read"))).parent
 # The first migration after those that a database has before it can be distributed.
@@ -166,6 +168,19 @@ def test_a_staged_row_is_looked_up_without_limit_and_outer_join() -> None:
 
     assert broken(lookup + r"\b(?:LIMIT|OFFSET)\b") == []
     assert broken(r"LEFT JOIN " + lookup) == []
+
+
+def test_rows_become_objects_on_the_coordinator() -> None:
+    """Citus names the fields f1, f2 and so on if several nodes make the objects of a subquery's rows."""
+    tables = "|".join(DISTRIBUTED)
+    objects = re.compile(r"row_to_json\((\w+)\)(?:(?!row_to_json).)*?FROM \((.*?)\) AS \1\b", re.DOTALL)
+
+    assert [
+        f"{path}: {name}"
+        for path, name, text in texts()
+        for _, rows in objects.findall(text)
+        if re.search(rf"\b(?:{tables})\b", rows) and not re.search(r"\bOFFSET\b|source_id = \$", rows)
+    ] == []
 
 
 def test_locks_and_notifications_are_not_in_statements_about_distributed_tables() -> None:
@@ -318,6 +333,22 @@ async def _schema(connection: Connection) -> list[str]:
     )
     assert [node["success"] for node in nodes] == [True, True]
     return [await connection.fetchval(described), *(node["result"] for node in nodes)]
+
+
+@needs_citus
+@pytest.mark.slow
+@pytest.mark.citus
+async def test_files_are_loaded_also_if_nodes_write_in_parallel(tmp_path: Path) -> None:
+    """Citus writes in parallel if the nodes are slow to answer; here it always does where it may."""
+    for name, price in (("a", 1), ("b", 2), ("c", 1)):
+        rows = [f"coin-{n},C{n},{price},2024-03-{day:02}\n" for n in range(40) for day in range(1, 4)]
+        (tmp_path / f"{name}.csv").write_text("id,symbol,price_usd,date\n" + "".join(rows))
+    async with distributed_database() as url:
+        async with Database(url) as database, database.writing() as connection:
+            name = await connection.fetchval("SELECT current_database()")
+            await connection.execute(f"ALTER DATABASE {name} SET citus.force_max_query_parallelization = on")
+        async with Database(url) as database:
+            assert await run_sources(database, [Archives(str(tmp_path))]) == "succeeded"
 
 
 @needs_citus

@@ -9,7 +9,7 @@ import pytest
 
 from kasparro.errors import DatabaseUnavailable
 from kasparro.store import pool
-from kasparro.store.pool import Connection, Database
+from kasparro.store.pool import Connection, Database, is_transient
 
 
 async def raise_on_server(database: Database, sqlstate: str) -> None:
@@ -73,6 +73,14 @@ async def test_closed_or_read_only_database_is_transient(
         with pytest.raises(DatabaseUnavailable, match=message):
             async with database.writing():
                 pass
+
+
+def test_lost_node_of_citus_is_transient() -> None:
+    """Citus has no error class for it; other internal errors of PostgreSQL are faults."""
+    lost = asyncpg.InternalServerError("failure on connection marked as essential: worker-1:5432")
+
+    assert is_transient(lost)
+    assert not is_transient(asyncpg.InternalServerError("unexpected node type"))
 
 
 async def test_settings_of_a_session_stay(database: Database) -> None:

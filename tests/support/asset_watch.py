@@ -16,6 +16,7 @@ from kasparro.simulator.coins import Api
 from kasparro.sources.base import ContractSource, Source, SourceContext
 from kasparro.store import asset_history
 from kasparro.store.history import LENGTHS, Interval
+from tests.support.citus import COORDINATOR
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 MEDIANS = ("price_usd", "market_cap_usd", "volume_24h_usd")
@@ -67,6 +68,15 @@ class Watch:
 
     async def look(self, assets: Iterable[str] = ()) -> dict[str, Row]:
         """Check all consensuses, and the history of these assets; returns the consensuses by asset."""
+        try:
+            return await self._look(assets)
+        except AssertionError:
+            if COORDINATOR is None:
+                raise
+            # The nodes of Citus may show a commit an instant later than the coordinator.
+            return await self._look(assets)
+
+    async def _look(self, assets: Iterable[str]) -> dict[str, Row]:
         async with (
             self._lock,
             self._connection.transaction(isolation="repeatable_read", readonly=True),

@@ -17,6 +17,7 @@ from kasparro.store.row_counts import Totals
 from kasparro.store.selection import FIELDS, ON_REQUEST, Filters, Selection
 from kasparro.web.routes.data import DataPage, Record
 from kasparro.web.schemas import Sort
+from tests.support.citus import on_one_server
 from tests.support.json_responses import get_exact, source_ids
 from tests.web.conftest import LONG_AGO, Insert, serving
 
@@ -288,6 +289,7 @@ async def test_link_header(client: aiohttp.ClientSession, insert: Insert) -> Non
     assert await links(second["next"]) == {"first": query}
 
 
+@on_one_server
 async def test_text_search_uses_an_index(connection: Connection) -> None:
     await connection.execute("SET enable_seqscan = off")
     plan = await connection.fetch(
@@ -297,6 +299,7 @@ async def test_text_search_uses_an_index(connection: Connection) -> None:
     assert sum("unified_data_by_text" in line[0] for line in plan) == 2
 
 
+@on_one_server
 async def test_pages_of_a_symbol_read_few_rows(connection: Connection, insert: Insert) -> None:
     ranked = ({"source_id": f"{n:04}", "rank": n, "symbol": "BTC" if n % 2 else None} for n in range(1, 4001))
     await insert(*ranked)
