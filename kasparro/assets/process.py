@@ -21,7 +21,7 @@ from kasparro.model.asset_documents import KnownDocuments, ResolutionDocuments, 
 
 # The process lets others go first.
 NICENESS = 10
-# The longest line that it writes: candidates, which are of less than 1 KiB each.
+# The longest line that it writes: all candidates, which are mostly of less than 1 KiB each.
 LINE_LIMIT = 256 * 1024 * 1024
 # The characters of its last output that an error shows.
 SHOWN = 500
@@ -109,7 +109,8 @@ class Resolver:
 
 async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
     # If the process has ended, its exit code says more than the lost connection.
-    with suppress(ConnectionError):
+    # uvloop raises RuntimeError for a pipe that it has closed.
+    with suppress(ConnectionError, RuntimeError):
         for piece in pieces:
             stdin.write(piece)
             await stdin.drain()

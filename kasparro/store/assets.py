@@ -45,7 +45,7 @@ async def known(connection: Connection) -> KnownDocuments:
 
 
 async def prices(connection: Connection, pairs: Sequence[tuple[Key, Key]]) -> list[str]:
-    """The prices of each two rows at about the same moments, newest first, as JSON arrays: which pair (from
+    """The prices of each two rows at about the same moments, as JSON arrays: which pair (from
     1), the price of its first row, and that of its second."""
     columns = zip(*((*one, *other) for one, other in pairs), strict=True)
     return await _documents(connection, "prices", *columns)

@@ -163,7 +163,7 @@ ON CONFLICT (asset) DO UPDATE SET
 -- name: end_links --
 -- Ends the current links of these ids at a moment.
 UPDATE asset_links AS link
-SET valid_until = given.valid_until
+SET valid_until = {{ moment("given.valid_until") }}
 FROM json_to_recordset($1::json) AS given (source text, source_id text, valid_until timestamptz)
 WHERE
     link.source = given.source

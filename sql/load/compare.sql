@@ -236,24 +236,29 @@ SELECT
 FROM written
 {%- endmacro %}
 
+-- name: first_is_known --
+-- Whether the history has the first staged record with the same content as a record of this file ($2).
+SELECT EXISTS(
+    SELECT 1
+    FROM (
+        SELECT
+            source_id,
+            observed_at,
+            content_hash
+        FROM staged_keys
+        LIMIT 1
+    ) AS first
+    INNER JOIN unified_history AS history
+        ON first.source_id = history.source_id AND first.observed_at = history.observed_at
+    WHERE history.source = $1 AND history.file_id = $2 AND history.content_hash = first.content_hash
+);
+
 -- name: is_known --
 -- Whether the history has all staged records with the same content as records of this file ($2), and they
 -- change no row of unified_data; $3 names the fields that they lack. Then there is nothing to compare. One
--- look-up for each coin and month takes half the time of `compare`, which looks up each record. It is skipped
--- if the first staged record is not known. The content hash of a record with a source time also covers the
--- coin and the moment, so equal hashes are enough.
---
--- Before version 17, PostgreSQL reads all records of a coin between the first and the last moment, and
--- searches the list of moments for each. Where another file gives many more moments, this may take minutes.
-WITH first AS (
-    SELECT
-        source_id,
-        observed_at,
-        content_hash
-    FROM staged_keys
-    LIMIT 1
-),
-
+-- look-up for each coin and month takes half the time of `compare`, which looks up each record. The content
+-- hash of a record with a source time also covers the coin and the moment, so equal hashes are enough.
+WITH
 coins AS MATERIALIZED (
     SELECT
         source_id,
@@ -279,7 +284,7 @@ known AS MATERIALIZED (
             AND observed_at BETWEEN coins.first_observed_at AND coins.last_observed_at
             AND observed_at = ANY(coins.moments)
             AND file_id = $2
-        ORDER BY observed_at
+        ORDER BY source_id
     ) AS history
 ),
 
@@ -316,14 +321,6 @@ settled AS (
 
 SELECT
     CASE
-        WHEN current_setting('server_version_num')::integer < 170000 THEN false
-        WHEN NOT EXISTS (
-            SELECT 1
-            FROM first
-            INNER JOIN unified_history AS history
-                ON first.source_id = history.source_id AND first.observed_at = history.observed_at
-            WHERE history.source = $1 AND history.file_id = $2 AND history.content_hash = first.content_hash
-        ) THEN false
         WHEN NOT (SELECT bool_and(have_source_times) FROM coins) THEN false
         WHEN (SELECT count(*) FROM settled) < (SELECT count(*) FROM coins) THEN false
         ELSE (

@@ -1,10 +1,13 @@
 """The resolver's process decides as the resolver does, and a run learns how it ended."""
 
+import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+import uvloop
 
 from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.process import Decision, Resolver, ResolverFailed
@@ -13,18 +16,29 @@ from kasparro.assets.rules import NO_RULES
 from kasparro.model.asset_documents import OBJECTS_AT_ONCE, KnownDocuments, ResolutionDocuments
 from tests.assets.support import applied, coin
 
-NOTHING = KnownDocuments(**dict.fromkeys(KnownDocuments.__struct_fields__, ()))
+_encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-async def test_a_resolver_that_is_killed_is_reported_with_the_signal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(("reads", "early"), [(True, False), (False, False), (False, True)])
+def test_a_resolver_that_is_killed_is_reported_with_the_signal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    reads: bool,
+    early: bool,
 ) -> None:
+    """On both event loops; after it has read everything, or while it is sent something, or before."""
     program = tmp_path / "python"
-    program.write_text("#!/bin/sh\ncat >/dev/null\nkill -9 $$\n")
+    program.write_text(f"#!/bin/sh\n{'' if early else 'cat >/dev/null' if reads else 'read _'}\nkill -9 $$\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(ResolverFailed, match="the resolver was killed by signal 9"):
-        await decide(NOTHING)
+    many = [coin(f"csv/c-{n}", f"C{n}", f"Coin {n}") for n in range(20_000)]
+    with (
+        asyncio.Runner(loop_factory=loop) as runner,
+        pytest.raises(ResolverFailed, match="the resolver was killed by signal 9"),
+    ):
+        runner.run(decide(documents(Knowledge(coins=many)), after_its_end=early))
 
 
 async def test_the_process_decides_as_the_resolver_does() -> None:
@@ -53,9 +67,11 @@ async def test_the_process_decides_as_the_resolver_does() -> None:
     assert again.resolution == ResolutionDocuments.of(resolve(after, NO_RULES))
 
 
-async def decide(known: KnownDocuments) -> Decision:
+async def decide(known: KnownDocuments, *, after_its_end: bool = False) -> Decision:
     """The decision of a process without rules."""
     async with Resolver() as resolver:
+        if after_its_end:
+            await resolver._process.wait()
         return await resolver.decide(known, NO_RULES)
 
 
@@ -72,5 +88,5 @@ def documents(knowledge: Knowledge) -> KnownDocuments:
 
 
 def as_json(item: object) -> str:
-    """The object as JSON."""
-    return msgspec.json.encode(item).decode()
+    """The object as JSON, with numbers as PostgreSQL writes them."""
+    return _encode(item).decode()
