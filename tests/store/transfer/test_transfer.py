@@ -1,7 +1,6 @@
 """An export carries all state of a database to an empty one, or says why it does not."""
 
 import asyncio
-import hashlib
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -165,16 +164,14 @@ async def test_second_export_writes_only_what_has_changed(filled: Database, tmp_
 async def test_damaged_file_of_an_earlier_export_is_written_again(filled: Database, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     first = await export(filled, folder, ignore)
-    file = folder / next(part.file for part in first.parts if part.table == "unified_data")
-    damaged = file.read_bytes()[:-1]
-    file.write_bytes(damaged)
+    # Rows of a distributed table may come in another order.
+    file = folder / next(part.file for part in first.parts if part.table == "runs")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
 
-    second = await export(filled, folder, ignore)
+    await export(filled, folder, ignore)
 
-    # With Citus, the rows of the nodes come in another order.
-    (written,) = [part for part in second.parts if part.file == file.name]
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == written.sha256
-    assert file.read_bytes() != damaged
+    assert file.read_bytes() == whole
 
 
 async def test_killed_export_is_continued(filled: Database, database_url: str, tmp_path: Path) -> None:
@@ -341,7 +338,7 @@ async def test_damaged_file_of_an_interrupted_export_is_written_again(
     folder = tmp_path / "export"
     exported = await export(filled, folder, ignore)
     (folder / "manifest.json").unlink()
-    file = folder / next(part.file for part in exported.parts if part.table == "unified_data")
+    file = folder / next(part.file for part in exported.parts if part.table == "runs")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
 
