@@ -18,8 +18,13 @@ Form: TypeAlias = Literal["csv", "ndjson"]
 
 # Until an export ends, PostgreSQL keeps all rows that were replaced since it started.
 EXPORT_S = 3_600.0
-# COPY lasts as long as the client reads. Meanwhile it would keep parallel workers, which could only sort.
-_SETTINGS = {"statement_timeout": f"{EXPORT_S:.0f}s", "max_parallel_workers_per_gather": "0"}
+# COPY lasts as long as the client reads. Meanwhile it would keep parallel workers, which could only sort. A
+# server process that has no rows yet notices by itself if its connection is closed.
+_SETTINGS = {
+    "statement_timeout": f"{EXPORT_S:.0f}s",
+    "max_parallel_workers_per_gather": "0",
+    "client_connection_check_interval": "1s",
+}
 # An export holds two parts of about this size, and what is in the buffers of the connection.
 PART_BYTES = 64 * 1024
 
@@ -27,8 +32,6 @@ PART_BYTES = 64 * 1024
 # they gather for so long: a socket holds about 200 KiB. A small piece is probably the last one.
 GATHER_S = 0.001
 SMALL_BYTES = 4 * 1024
-# An export that ends early waits so long for the next rows.
-STOP_S = 0.05
 
 # How COPY writes each form. Between the pieces of a line of JSON it puts the delimiter, which JSON itself has
 # only escaped.
@@ -60,23 +63,13 @@ async def copied(
     """What a query returns, in parts of whole lines, all of one moment.
 
     The query is one of `macros/lines.sql`; `texts` are the columns that CSV has in quotes. PostgreSQL makes
-    the next part meanwhile, and no more. Raises StatementTimeout if a part takes too long.
+    the next part meanwhile, and no more. Raises StatementTimeout if a part takes too long. If the reader
+    stops before the end, the connection is closed.
     """
     options = {**_OPTIONS[form], **({"force_quote": texts} if texts and form == "csv" else {})}
     parts: asyncio.Queue[bytes] = asyncio.Queue()
     pending: list[bytes] = []
     size = 0
-    collecting = stopped = False
-
-    async def receive(data: bytes) -> None:
-        nonlocal collecting
-        if stopped:
-            raise asyncio.CancelledError
-        collecting = True
-        try:
-            await collect(data)
-        finally:
-            collecting = False
 
     async def collect(data: bytes) -> None:
         nonlocal size
@@ -95,7 +88,7 @@ async def copied(
 
     async def copy() -> None:
         text = query.removesuffix(";")
-        await connection.copy_from_query(text, *values, output=receive, timeout=EXPORT_S, **options)
+        await connection.copy_from_query(text, *values, output=collect, timeout=EXPORT_S, **options)
         parts.put_nowait(b"".join(pending))
 
     def end(copying: asyncio.Task[None]) -> None:
@@ -104,7 +97,10 @@ async def copied(
             # If nobody waits for it any more, asyncio would log its error as never retrieved.
             copying.exception()
 
-    async with connection.transaction(readonly=True):
+    transaction = connection.transaction(readonly=True)
+    await transaction.start()
+    closed = False
+    try:
         await connection.fetchval(_CONFIGURE, [*_SETTINGS], [*_SETTINGS.values()], True, None)
         copying = asyncio.create_task(copy())
         copying.add_done_callback(end)
@@ -113,12 +109,17 @@ async def copied(
                 yield part
             await copying
         finally:
-            stopped = True
-            if not collecting:
-                # Cancelled between two pieces, asyncpg may lose the connection: it does not notice if it has
-                # the next piece already. So `receive` ends the COPY, unless there are no rows.
-                await asyncio.wait([copying], timeout=STOP_S)
-            await cancel_all([copying])
+            if not copying.done():
+                # A server process that waits to send rows does not heed a request to cancel the COPY, and
+                # asyncpg reads no further rows after one.
+                connection.terminate()
+                closed = True
+                await cancel_all([copying])
+    except BaseException:
+        if not closed:
+            await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 async def _next(parts: asyncio.Queue[bytes]) -> bytes:

@@ -692,7 +692,12 @@ class _Lease(AbstractAsyncContextManager["PoolConnectionProxy[asyncpg.Record]"])
         failed = True
         try:
             if self._transaction is not None:
-                await self._transaction.__aexit__(kind, error, trace)
+                try:
+                    await self._transaction.__aexit__(kind, error, trace)
+                except asyncpg.InterfaceError:
+                    # Without a connection nothing can be rolled back, and `error` says why it is closed.
+                    if error is None:
+                        raise
             failed = error is not None
         finally:
             await self._give_back(failed=failed)
