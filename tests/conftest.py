@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import hypothesis
 import pytest
 import structlog
 
@@ -33,9 +34,13 @@ REPORTED_CHARACTERS = 20_000
 # Faster and smaller: the data of a test server need not survive a crash of the machine.
 SERVER_SETTINGS = ("fsync = off", "full_page_writes = off", "max_wal_size = '64MB'")
 
+# A limit on the time of an example would fail on a busy machine.
+hypothesis.settings.register_profile("kasparro", deadline=None)
+
 
 def pytest_configure() -> None:
     """Raise the limit of open files to what the tests need. Raises UsageError if the system allows fewer."""
+    hypothesis.settings.load_profile("kasparro")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
         return

@@ -1,6 +1,6 @@
 """What holds for any rows, in any order."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.assets.knowledge import Knowledge
@@ -43,7 +43,6 @@ _CONTRACTS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(_ROWS, _CONTRACTS)
 def test_links_are_stable_when_nothing_changes(rows: list[Coin], contracts: list[Contract]) -> None:
     # World checks that no two ids of one source share an asset, and that each row is linked or a candidate.
@@ -54,7 +53,6 @@ def test_links_are_stable_when_nothing_changes(rows: list[Coin], contracts: list
     assert (world.partition(), world.knowledge.candidates) == before
 
 
-@settings(deadline=None)
 @given(_ROWS, _CONTRACTS, st.randoms())
 def test_the_order_of_the_input_does_not_matter(
     rows: list[Coin], contracts: list[Contract], random: st.DataObject
@@ -67,7 +65,6 @@ def test_the_order_of_the_input_does_not_matter(
     )
 
 
-@settings(deadline=None)
 @given(_ROWS, _ROWS, _CONTRACTS)
 def test_rows_that_are_linked_stay_linked_while_others_arrive(
     first: list[Coin], later: list[Coin], contracts: list[Contract]
@@ -81,7 +78,6 @@ def test_rows_that_are_linked_stay_linked_while_others_arrive(
         assert world.asset("/".join(row)) == asset or row in replaced
 
 
-@settings(deadline=None)
 @given(_ROWS, st.data())
 def test_rules_always_win(rows: list[Coin], data: st.DataObject) -> None:
     world = World(*rows)

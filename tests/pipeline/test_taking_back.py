@@ -515,7 +515,7 @@ def write(folder: Path, files: dict[str, tuple[str, list[int], int]]) -> None:
         (folder / f"{name}.toml").write_text(f'coin.id = "{coin}"')
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=FILES, after=FILES, forgotten=st.sets(st.sampled_from(("a.csv", "b (1).csv", "b.csv"))))
 async def test_tables_equal_a_load_of_the_remaining_files(
     database: Database,

@@ -293,7 +293,7 @@ def test_plan_never_exceeds_remaining_calls(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     moments,
     st.integers(1, 15_000),
@@ -337,7 +337,7 @@ def test_page_after_the_known_ones_is_fetched_once() -> None:
         assert found == sorted(set(found))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     moments,
     st.integers(50, 15_000),

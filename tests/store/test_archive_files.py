@@ -364,7 +364,7 @@ async def _load_from_scratch(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(st.booleans() | st.just(True), files(), st.integers(0, 6)), min_size=1, max_size=8

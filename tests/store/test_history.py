@@ -49,7 +49,7 @@ steps = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(sequence=st.lists(steps, min_size=1, max_size=7))
 def test_candles_are_those_of_plain_python(
     copied: tuple[str, str] | None, sequence: list[tuple[str, object]]

@@ -250,7 +250,7 @@ def expected(files: Sequence[File]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files=folders(), random=st.randoms(use_true_random=False))
 async def test_order_of_files_and_batches_does_not_matter(
     database: Database, connection: Connection, files: list[File], random: Any
@@ -275,7 +275,7 @@ async def test_order_of_files_and_batches_does_not_matter(
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     drawn=st.lists(
         st.tuples(st.lists(st.sampled_from(LABELS), unique=True), st.lists(QUOTES, max_size=5)), max_size=4

@@ -40,7 +40,7 @@ async def start(database: Database) -> int:
     return (await RunRecord.start(database, "etl", ("coingecko",), NOW)).id
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(payload=PAYLOADS)
 async def test_payload_is_read_as_it_was_saved(
     database: Database, connection: "asyncpg.Connection[asyncpg.Record]", payload: Payload

@@ -12,7 +12,7 @@ from kasparro.pipeline.quality.drift import ACCEPTED_AFTER, DriftBaseline, Drift
 
 Record = dict[str, Any]
 PAGE = 25
-slow_examples = settings(deadline=None, max_examples=40)
+slow_examples = settings(max_examples=40)
 
 
 def profiled(records: list[Record]) -> Profile:

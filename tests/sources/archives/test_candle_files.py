@@ -145,7 +145,6 @@ def _aligned(texts: list[str], length: timedelta | None, ends: timedelta | None)
 @pytest.mark.slow
 @examples(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 @given(files())

@@ -69,7 +69,7 @@ def make_converter(folder: Path) -> Converter:
 
 
 @pytest.mark.slow
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(drawn=rows, ragged=st.booleans())
 def test_rows_together_equal_rows_alone(tmp_path: Path, drawn: list[list[str]], ragged: bool) -> None:
     converter = make_converter(tmp_path)

@@ -35,7 +35,7 @@ def tables(draw: st.DrawFn) -> str:
     return end.join(rows) + draw(st.sampled_from(["", end]))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500)
 @given(table=tables(), size=st.integers(1, 12))
 async def test_rows_equal_the_csv_module_on_the_whole_text(
     monkeypatch: pytest.MonkeyPatch, table: str, size: int
@@ -55,7 +55,7 @@ async def test_rows_equal_the_csv_module_on_the_whole_text(
     assert await rows(rows_of(table, ",")) == whole
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=500)
 @given(table=tables(), size=st.integers(1, 12), together=st.integers(1, 20), width=st.integers(1, 4))
 async def test_rows_without_quotes_are_the_same_if_they_are_split_together(
     monkeypatch: pytest.MonkeyPatch, table: str, size: int, together: int, width: int

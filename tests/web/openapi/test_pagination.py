@@ -60,7 +60,7 @@ filter_values = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rows=tables, sort=st.sampled_from(get_args(Sort)), filters=filter_values, limit=st.integers(1, 5))
 def test_each_row_once_and_in_order(
     runner: asyncio.Runner,

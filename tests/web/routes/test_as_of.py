@@ -36,7 +36,7 @@ records = st.builds(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     loaded=st.lists(st.tuples(st.sampled_from(["csv", "coingecko"]), records), max_size=12),
     as_of=moments,

@@ -191,9 +191,7 @@ def test_pages_show_the_table_as_it_was_at_the_first_page(
 ) -> None:
     run_state_machine_as_test(
         machine(runner, shared_database, rows),
-        settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[*HealthCheck]
-        ),
+        settings=settings(max_examples=60, stateful_step_count=30, suppress_health_check=[*HealthCheck]),
     )
 
 
