@@ -65,9 +65,9 @@ def read_knowledge(lines: Sequence[bytes], awaited: Collection[str] = ()) -> Kno
     )
 
 
-def read_prices(line: bytes, pairs: Sequence[tuple[Key, Key]]) -> dict[tuple[Key, Key], PricePairs]:
+def read_prices(line: bytes, pairs: Sequence[tuple[Key, Key]]) -> Mapping[tuple[Key, Key], PricePairs]:
     """The prices of these pairs of rows, as `Knowledge.prices`; `line` has all that the store gives."""
     found: dict[tuple[Key, Key], list[tuple[Decimal, Decimal]]] = {}
     for position, price, other_price in msgspec.json.decode(line, type=list[tuple[int, Decimal, Decimal]]):
         found.setdefault(pairs[position - 1], []).append((price, other_price))
-    return {**found}
+    return found

@@ -117,8 +117,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # A full collection visits all objects, and requests wait meanwhile. Without the modules and all else
-        # that stays, it takes a few milliseconds in place of forty.
+        # A full collection visits all objects, which takes 40 ms, and requests wait meanwhile. From here on,
+        # it leaves out the modules and all else that stays.
         gc.collect()
         gc.freeze()
         if self.started:

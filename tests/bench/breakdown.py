@@ -63,7 +63,9 @@ async def show(server_url: str, path: Path, rows: int) -> None:
     path.write_bytes(path.read_bytes().replace(b"\r\n", b"\r\n\r\n", 1))
     unchanged = await _load_seconds(url, path)
     own = ("waiting for PostgreSQL", "waiting for the worker", "processor time of etl", "total")
-    longest = sorted(new.keys() - set(own), key=lambda step: new[step], reverse=True)
+    # Some steps are of only one of the two loads.
+    steps = (new.keys() | unchanged.keys()) - set(own)
+    longest = sorted(steps, key=lambda step: max(new.get(step, 0.0), unchanged.get(step, 0.0)), reverse=True)
     print(f"  {'':42} {'new':>6} {'unchanged':>9}")
 
     def line(step: str, *columns: float) -> None:
@@ -71,7 +73,7 @@ async def show(server_url: str, path: Path, rows: int) -> None:
         print(f"  {step:42} {' '.join(cells)}")
 
     for step in longest[:LONGEST]:
-        line(f"PostgreSQL      {step}", new[step], unchanged.get(step, 0.0))
+        line(f"PostgreSQL      {step}", new.get(step, 0.0), unchanged.get(step, 0.0))
     others = [sum(taken.get(step, 0.0) for step in longest[LONGEST:]) for taken in (new, unchanged)]
     line("PostgreSQL      all others", *others)
     for step in own:

@@ -11,8 +11,12 @@ from kasparro.web.cache.response import CachedResponse
 from kasparro.web.cache.store import ALIASES, Key, Render, ResponseCache
 
 
-def rendering(size: int = 10, cacheable: bool = True) -> Render:
+def rendering(size: int = 10, cacheable: bool = True, after: asyncio.Event | None = None) -> Render:
+    """A rendering of a body of this size; with `after`, it waits for the event first."""
+
     async def render() -> tuple[CachedResponse, bool]:
+        if after is not None:
+            await after.wait()
         response = Response(b"x" * size, media_type="text/plain")
         return CachedResponse(response, "/", "no-cache", "Accept"), cacheable
 
@@ -120,11 +124,7 @@ async def test_caller_that_leaves_ends_its_rendering() -> None:
 async def test_waiting_caller_that_leaves_disturbs_nobody() -> None:
     cache = ResponseCache(100_000)
     proceed = asyncio.Event()
-
-    async def slow() -> tuple[CachedResponse, bool]:
-        await proceed.wait()
-        return await rendering()()
-
+    slow = rendering(after=proceed)
     first, leaving, last = [asyncio.create_task(cache.render(key(1), slow)) for _ in range(3)]
     await asyncio.sleep(0)
     leaving.cancel()
@@ -137,11 +137,7 @@ async def test_waiting_caller_that_leaves_disturbs_nobody() -> None:
 async def test_caller_that_leaves_during_a_drop_does_not_end_the_newer_rendering() -> None:
     cache = ResponseCache(100_000)
     proceed = asyncio.Event()
-
-    async def slow() -> tuple[CachedResponse, bool]:
-        await proceed.wait()
-        return await rendering()()
-
+    slow = rendering(after=proceed)
     early = asyncio.create_task(cache.render(key(1), slow))
     await asyncio.sleep(0)
     cache.drop()
