@@ -9,14 +9,14 @@ _SQL = statements("read/server.sql")
 
 
 class ServerState(msgspec.Struct, frozen=True, kw_only=True):
-    """`lag_s` is how far a standby is behind its primary; None for a primary, and if it is unknown."""
+    """`lag_s` is how far a standby is behind its primary in seconds; None for a primary, and if unknown."""
 
     database_bytes: int
     lag_s: float | None
 
 
 async def lag_s(connection: Connection) -> float | None:
-    """How far the standby of this connection is behind its primary; None for a primary."""
+    """How far the standby of this connection is behind its primary in seconds; None as in `ServerState`."""
     found: float | None = await connection.fetchval(_SQL["lag"])
     return found
 

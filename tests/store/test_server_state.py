@@ -33,16 +33,23 @@ async def test_a_standby_lags_while_it_replays_nothing_or_has_no_primary() -> No
     async with servers() as installation, asyncio.timeout(60):
         primary = await installation.primary()
         standby = await installation.standby(primary)
-        async with primary.admin() as connection:
-            await connection.execute("CREATE TABLE moments AS SELECT now() AS moment")
+        async with primary.admin() as connection, standby.admin() as replica:
             while (await state_of(standby)).lag_s != 0:
                 pass
-            async with standby.admin() as paused:
-                await paused.execute("SELECT pg_wal_replay_pause()")
-                await connection.execute("INSERT INTO moments SELECT now()")
-                while not (await state_of(standby)).lag_s:
-                    pass
-                await paused.execute("SELECT pg_wal_replay_resume()")
+            await replica.execute("SELECT pg_wal_replay_pause()")
+            await connection.execute("CREATE TABLE moments AS SELECT now() AS moment")
+            while (await state_of(standby)).lag_s == 0:
+                pass
+            # It has not replayed a transaction since it started, so its lag is unknown.
+            assert (await state_of(standby)).lag_s is None
+            await replica.execute("SELECT pg_wal_replay_resume()")
+            while await replica.fetchval("SELECT to_regclass('moments')") is None:
+                pass
+            await replica.execute("SELECT pg_wal_replay_pause()")
+            await connection.execute("INSERT INTO moments SELECT now()")
+            while not (await state_of(standby)).lag_s:
+                pass
+            await replica.execute("SELECT pg_wal_replay_resume()")
             while (await state_of(standby)).lag_s != 0:
                 pass
         await primary.end(signal.SIGINT)

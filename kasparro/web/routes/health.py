@@ -34,7 +34,9 @@ class DatabaseHealth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = []
     lag_s: Annotated[
         float | None,
-        msgspec.Meta(description="How far the replica for reads is behind; null if it is no replica."),
+        msgspec.Meta(
+            description="How far the replica for reads is behind; null if it is no replica, or if unknown."
+        ),
     ] = None
 
 

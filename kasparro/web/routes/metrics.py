@@ -244,7 +244,8 @@ def _server(server: ServerState) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "kasparro_replica_lag_seconds",
-        "How far the replica that this process reads from is behind; absent if it reads from a primary.",
+        "How far the replica that this process reads from is behind; absent if it reads from a primary, "
+        "and if unknown.",
         server.lag_s,
     )
 
