@@ -25,6 +25,7 @@ from kasparro.store.sql import templates
 from tests.support.archives import NOW as ARCHIVES_NOW
 from tests.support.batches import load_batches, load_records, make_batch, make_record
 from tests.support.histories import keep_up, plain_candles, read_candles, retention
+from tests.support.locks import query_waits
 from tests.support.runs import ManualClock, run_sources
 
 BEGIN = datetime(2024, 3, 1, tzinfo=UTC)
@@ -237,20 +238,11 @@ async def test_batch_that_commits_while_candles_are_computed_is_not_lost(
         BEGIN + timedelta(minutes=1),
     )
     computing = asyncio.create_task(keep_up(database, NOW))
-    await _waiting_for_a_lock(connection)
+    await query_waits(connection)
     await batch.commit()
     await computing
     (candle,) = await read_candles(database, "coingecko", "bitcoin", "1d")
     assert candle[2] == 1_000_000
-
-
-async def _waiting_for_a_lock(connection: Connection) -> None:
-    while not await connection.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
-        " AND wait_event_type = 'Lock')"
-    ):
-        await connection.execute("SELECT pg_stat_clear_snapshot()")
-        await asyncio.sleep(0.01)
 
 
 async def test_month_in_use_is_thinned_when_it_is_free(
@@ -263,7 +255,7 @@ async def test_month_in_use_is_thinned_when_it_is_free(
     await reader.start()
     await connection.fetch("SELECT FROM unified_history LIMIT 1")
     thinning = asyncio.create_task(keep_up(database, NOW, "1d"))
-    await _waiting_for_a_lock(connection)
+    await query_waits(connection)
 
     await load(database, {NOW: "7"})
     assert len(await read_candles(database, "coingecko", "bitcoin", "1w")) == 3
@@ -282,7 +274,7 @@ async def test_month_that_changes_while_it_is_thinned_stays_as_it_is(
     await reader.start()
     await connection.fetch("SELECT FROM unified_history LIMIT 1")
     thinning = asyncio.create_task(keep_up(database, NOW, "1d"))
-    await _waiting_for_a_lock(connection)
+    await query_waits(connection)
     await load(database, {BEGIN + timedelta(minutes=1): "7"})
     await reader.rollback()
 

@@ -25,6 +25,7 @@ from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
 from tests.conftest import copied_database
 from tests.support.batches import T0, fetch_rows, load_batches, make_batch, make_record, start_loader
+from tests.support.locks import query_waits
 
 
 async def written_tuples(connection: Connection) -> int:
@@ -306,6 +307,22 @@ async def test_batch_that_fails_at_any_statement_leaves_nothing(
     assert await loader.file_named("k") is not None
     assert await loader.pages() == [page]
     assert await connection.fetchval("SELECT max(fetched) FROM run_sources") == 3
+
+
+async def test_partition_of_another_session_is_used_when_that_session_has_ended(
+    database: Database, connection: Connection
+) -> None:
+    """Until then, PostgreSQL may not have made it known to all sessions."""
+    await connection.execute("SELECT create_history_partition('2024-06-01')")
+    creating = connection.transaction()
+    await creating.start()
+    # The lock of a session that has created it.
+    await connection.execute("LOCK TABLE unified_history_2024_06 IN ACCESS EXCLUSIVE MODE")
+    async with database.writing() as loading:
+        using = asyncio.create_task(loading.execute("SELECT create_history_partition('2024-06-01')"))
+        await query_waits(connection)
+        await creating.commit()
+        await using
 
 
 @pytest.mark.slow
