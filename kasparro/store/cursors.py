@@ -88,7 +88,8 @@ async def next_page(
     """
     values = selection.values()
     variables = selection.variables(values)
-    options = {"position": kind_of(selection, after), "nullable": selection.nullable, "limit": limit}
+    kind = kind_of(selection, after)
+    options = {"position": kind, "limit": limit}
     values |= {
         "version": after.version,
         "value": after.value,
@@ -96,8 +97,11 @@ async def next_page(
         **{f"key_{number}": text for number, text in enumerate(after.key, 1)},
     }
     if selection.as_of is not None or newest <= after.version:
-        statement = _SQL["next_page"].compose(variables, **options)
-        (found,) = await connection.fetch(statement.text, *statement.values(values))
+        for null_rows in attempts(selection, kind):
+            statement = _SQL["next_page"].compose(variables, **options, null_rows=null_rows)
+            (found,) = await connection.fetch(statement.text, *statement.values(values))
+            if found["key"] is not None:
+                break
         newest = found["version"]
         if newest == after.version:
             return found
@@ -111,7 +115,9 @@ async def next_page(
     if not slow and newest - after.version > FAR_VERSIONS:
         raise CursorNeedsSlowPool("so much was committed since the first page that this one may take long")
     bounded = selection.sort == "rank" and after.value is not None
-    statement = _SQL["next_page_of_snapshot"].compose(variables, **options, bounded=bounded)
+    statement = _SQL["next_page_of_snapshot"].compose(
+        variables, **options, bounded=bounded, null_rows=selection.nullable
+    )
     (found,) = await connection.fetch(statement.text, *statement.values(values))
     _check_reached(found["version"], after)
     if after.version < found["oldest_cursor_version"]:
@@ -131,3 +137,13 @@ def kind_of(selection: Selection, after: CursorPosition) -> str:
     if after.value is None:
         return "null"
     return "key" if selection.sort == selection.rows.key else "value"
+
+
+def attempts(selection: Selection, kind: str) -> tuple[bool, ...]:
+    """Whether to read rows without a value too (`null_rows`), by attempt, until a page is full.
+
+    Most pages are full without them, which takes a tenth less time in PostgreSQL.
+    """
+    if not selection.nullable:
+        return (False,)
+    return (True,) if kind == "null" else (False, True)

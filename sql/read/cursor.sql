@@ -28,7 +28,7 @@ AND ({{ column }} < :value OR {{ key_follows }})
 
 {#- Rows without a value that follow, if the rows with one do not fill the page. #}
 {% macro rows_without_value(snapshot) %}
-{% if nullable %}
+{% if null_rows %}
 UNION ALL
 (
     SELECT *
@@ -45,11 +45,11 @@ UNION ALL
 {% endmacro %}
 
 -- name: next_page --
--- For a cursor of the current data version. Rows with a value to sort by come first, then, if they run out,
--- those without one. An index serves each of these two reads; for an OR of both conditions PostgreSQL would
--- read everything that is before the cursor.
-WITH
-valued AS MATERIALIZED (
+-- For a cursor of the current data version. Rows with a value to sort by come first, then, if they run out
+-- and with `null_rows`, those without one. An index serves each of these reads; for an OR of both conditions
+-- PostgreSQL would read everything that is before the cursor.
+{% set valued %}
+AS MATERIALIZED (
     SELECT *
     FROM {{ rows.selected_rows() }}
     WHERE
@@ -57,13 +57,19 @@ valued AS MATERIALIZED (
     {{ rows.order() }}
     LIMIT {{ limit + 1 }}
 ),
-
+{% endset %}
+WITH
+{% if null_rows %}
+valued {{ valued }}
 candidates AS MATERIALIZED (
     SELECT * FROM valued
     {{ rows_without_value(snapshot=false) }}
     {{ rows.order() }}
     LIMIT {{ limit + 1 }}
 ),
+{% else %}
+candidates {{ valued }}
+{% endif %}
 
 {{ rows.page_of_candidates() }};
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from kasparro.store.cursors import CursorPosition, kind_of
+from kasparro.store.cursors import CursorPosition, attempts, kind_of
 from kasparro.store.pool import Connection
 from kasparro.store.selection import ASSETS, CONDITIONS, DATA, RowList, Selection
 from kasparro.store.sql import folder, statements
@@ -77,7 +77,8 @@ def next_pages() -> Iterator[dict[str, Any]]:
                 continue
             kind = kind_of(selection, CursorPosition(1, None, value, ("csv", "a"), 0, 2))
             case = variables(selection, given, as_of)
-            yield case | {"position": kind, "nullable": selection.nullable, "limit": 50}
+            for null_rows in attempts(selection, kind):
+                yield case | {"position": kind, "null_rows": null_rows, "limit": 50}
 
 
 def next_pages_of_snapshots() -> Iterator[dict[str, Any]]:
