@@ -29,9 +29,10 @@ _SETTINGS = {
 PART_BYTES = 64 * 1024
 
 # PostgreSQL sends 8 KiB at a time. To read each piece as soon as it comes takes twice the processor time, so
-# they gather for so long: a socket holds about 200 KiB. A small piece is probably the last one.
+# they gather for so long: a socket holds about 200 KiB, and then PostgreSQL waits. A small piece is probably
+# the last one. While a large one was read, the next ones have gathered.
 GATHER_S = 0.001
-SMALL_BYTES = 4 * 1024
+SMALL_BYTES, LARGE_BYTES = 4 * 1024, 64 * 1024
 
 # How COPY writes each form. Between the pieces of a line of JSON it puts the delimiter, which JSON itself has
 # only escaped.
@@ -83,7 +84,7 @@ async def copied(
             size = 0
             # Until somebody has taken the part, nothing more is read.
             await parts.join()
-        if len(data) > SMALL_BYTES:
+        if SMALL_BYTES < len(data) < LARGE_BYTES:
             await asyncio.sleep(GATHER_S)
 
     async def copy() -> None:
