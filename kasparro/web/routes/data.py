@@ -259,11 +259,11 @@ def _may_be_slow(query: DataQuery) -> bool:
     # as_of if it must look up every coin's history. The slow pool keeps them away from all other queries.
     if row_lists.may_be_slow(query):
         return True
-    filters = row_lists.given_filters(query)
-    if query.as_of is not None and (query.sort not in {None, "source"} or not filters <= {"source", "id"}):
-        return True
+    if query.as_of is not None:
+        return query.sort not in {None, "source"} or not row_lists.given_filters(query) <= {"source", "id"}
     if query.id or query.asset or query.symbol:
         return False
+    filters = row_lists.given_filters(query)
     if query.listed:
         filters.remove("listed")
     # An index has the rows in these orders; source, rank and listed=true leave out few of the rows.
