@@ -130,7 +130,7 @@ def is_transient(error: BaseException) -> bool:
         # asyncpg raises this error if the connection or the pool is closed, and also if the program misuses
         # it. Only the text, or the error before it, shows which of the two happened.
         before = error.__context__
-        return "clos" in str(error) or (before is not None and is_transient(before))
+        return _is_lost(error) or "clos" in str(error) or (before is not None and is_transient(before))
     # Citus has no error class of its own for a connection to another node that was lost.
     if isinstance(error, asyncpg.InternalServerError):
         return "failure on connection marked as essential" in str(error)
@@ -752,12 +752,19 @@ def _translated_errors(setting: str, limit_s: float | None = None, *, lost: bool
             raise
         cause = _cause(error)
         message = next((text for kind, text in _MESSAGES if isinstance(cause, kind)), None)
+        if _is_lost(cause):
+            message = "the connection was lost"
         # asyncpg's texts name hosts and roles, never the URL with its password.
         text = f"{message or 'PostgreSQL is unreachable'}: {one_line(cause)}"
         # After a timeout, the time of the request is used up.
         lost = lost and not isinstance(cause, (TimeoutError, *_USELESS_AGAIN))
         kind = ConnectionLost if lost else DatabaseUnavailable
         raise kind(text) from error
+
+
+def _is_lost(error: BaseException) -> bool:
+    # The pool takes a lost connection back, and a statement on its proxy then raises this.
+    return isinstance(error, asyncpg.InterfaceError) and "released back to the pool" in str(error)
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -171,6 +171,22 @@ async def test_connection_that_is_lost_between_two_requests_is_replaced(
         assert await reader.fetchval("SELECT pg_backend_pid()") != lost
 
 
+@pytest.mark.parametrize("kind", ["reading", "writing"])
+async def test_connection_that_is_lost_between_two_statements_is_a_transient_error(
+    database: Database, connection: Connection, kind: str
+) -> None:
+    async def use() -> None:
+        async with getattr(database, kind)() as used:
+            ended = asyncio.Event()
+            used.add_termination_listener(lambda _: ended.set())
+            await connection.execute("SELECT pg_terminate_backend($1)", used.get_server_pid())
+            await ended.wait()
+            await used.fetchval("SELECT 1")
+
+    with pytest.raises(DatabaseUnavailable, match="connection was lost"):
+        await use()
+
+
 async def test_idle_connection_is_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "KEPT_S", 0.01)
     closed = asyncio.Event()
