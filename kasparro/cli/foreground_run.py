@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from kasparro.cli.terminal import err
 from kasparro.errors import LeaseLost
+from kasparro.pipeline.retry import read_when_available
 from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.settings import Settings
 from kasparro.signals import stop_signals
@@ -57,8 +58,13 @@ async def run_once(
         with _Bars(names, shown=progress and err.is_terminal) as bars:
             async with create_run(database, on_progress=bars.move, on_loaded=bars.add_records) as run:
                 await run.work(stop)
-        async with database.writing() as connection:
-            finished = await reports.run_report(connection, run.id)
+
+        async def report() -> schemas.RunReport | None:
+            async with database.writing() as connection:
+                return await reports.run_report(connection, run.id)
+
+        # The outcome is recorded, so a database that is away for a moment must not change the exit code.
+        finished = await read_when_available(report, stop)
         if finished is None:
             raise LeaseLost(f"run {run.id} is no longer in the database")
         return finished

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import stamina
@@ -52,14 +52,7 @@ class DatabaseRetry:
             self._on_wait(str(error))
             return not self._stop.is_set() and now - self._unavailable_since < limit_s
 
-        async for attempt in stamina.retry_context(
-            on=may_retry,
-            attempts=None,
-            timeout=None,
-            wait_initial=0.1,
-            wait_max=5.0,
-            wait_jitter=0.5,
-        ):
+        async for attempt in _attempts(may_retry):
             with attempt:
                 # A restarted server has lost the lock. Another run may hold it now.
                 if not await self._lease.acquire():
@@ -70,3 +63,25 @@ class DatabaseRetry:
                     self._on_wait(None)
                 return result
         raise AssertionError("unreachable: the last attempt raises")
+
+
+async def read_when_available(call: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
+    """Await `call()`, which only reads, and repeat it while the database is unavailable.
+
+    Raises DatabaseUnavailable after DATABASE_PATIENCE_S, and at once after `stop`.
+    """
+    deadline = time.monotonic() + DATABASE_PATIENCE_S
+
+    def may_retry(error: Exception) -> bool:
+        return isinstance(error, DatabaseUnavailable) and not stop.is_set() and time.monotonic() < deadline
+
+    async for attempt in _attempts(may_retry):
+        with attempt:
+            return await call()
+    raise AssertionError("unreachable: the last attempt raises")
+
+
+def _attempts(may_retry: Callable[[Exception], bool]) -> AsyncIterator[stamina.Attempt]:
+    return stamina.retry_context(
+        on=may_retry, attempts=None, timeout=None, wait_initial=0.1, wait_max=5.0, wait_jitter=0.5
+    )
