@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -56,6 +56,8 @@ DATA = re.compile(
     r"unified_history|daily_candles|history_months|runs|run_sources|reject_counts|invalid_values"
     r"|pg_statistic$"
 )
+# Hours in a row whose statements are explained.
+EXPLAINED = 3
 # Smaller growth is noise: pages that autovacuum has not cleaned yet.
 NOISE_BYTES, NOISE_RATIO = 256 * 1024, 1.25
 # A month that was thinned has indexes of the table that took its place.
@@ -84,11 +86,13 @@ class Plans(msgspec.Struct):
 
 
 class Soak(msgspec.Struct):
-    """What a soak has seen. `plans` are of an hour after a quarter of the time, and of the last one."""
+    """What a soak has seen. `earlier` are the plans of hours after a quarter of the time, `later` those of
+    the last hours, by statement."""
 
     statuses: Counter[str] = msgspec.field(default_factory=Counter)
     looks: list[Look] = msgspec.field(default_factory=list)
-    plans: list[Mapping[str, Plans]] = msgspec.field(default_factory=list)
+    earlier: dict[str, Plans] = msgspec.field(default_factory=dict)
+    later: dict[str, Plans] = msgspec.field(default_factory=dict)
 
 
 async def main() -> None:
@@ -115,13 +119,17 @@ async def soak(hours: int) -> Soak:
         pid, session = await stack.enter_async_context(service)
         began = time.perf_counter()
         seen = Soak()
+        explained = {
+            first + n: plans
+            for first, plans in ((hours // 4, seen.earlier), (hours - EXPLAINED, seen.later))
+            for n in range(EXPLAINED)
+        }
         for hour in range(hours):
             clock.set(simulator.clock.now())
-            if hour in {hours // 4, hours - 1}:
-                async with _explained(connection, postgres.log) as plans:
+            if hour in explained:
+                async with _explained(connection, postgres.log, explained[hour]):
                     seen.statuses[await _run(session)] += 1
                     await _read(session, hour, PATHS)
-                seen.plans.append(plans)
             else:
                 seen.statuses[await _run(session)] += 1
                 await _read(session, hour, [PATHS[(3 * hour + n) % len(PATHS)] for n in range(3)])
@@ -153,11 +161,10 @@ def report(seen: Soak) -> list[str]:
         grown.append("the memory of the service")
     if after.files > before.files + after.sessions:
         grown.append("the files that the service holds open")
-    earlier_plans, later_plans = seen.plans
-    both = sorted(earlier_plans.keys() & later_plans.keys())
+    both = sorted(seen.earlier.keys() & seen.later.keys())
     print(f"\n{len(both)} statements were explained twice; those with another plan:")
     for statement in both:
-        earlier, later = earlier_plans[statement], later_plans[statement]
+        earlier, later = seen.earlier[statement], seen.later[statement]
         if new := later.shapes - earlier.shapes:
             print(f"\n{statement[:200]}\n  {min(earlier.milliseconds)} ms, then {min(later.milliseconds)} ms")
             print("".join(f"  - {shape}\n" for shape in sorted(earlier.shapes)), end="")
@@ -248,13 +255,12 @@ async def _read(session: aiohttp.ClientSession, hour: int, paths: tuple[str, ...
 
 @asynccontextmanager
 async def _explained(
-    connection: "asyncpg.Connection[asyncpg.Record]", log: Path
-) -> AsyncIterator[dict[str, Plans]]:
-    # The plans of all statements that end within the block, by statement.
-    found: dict[str, Plans] = defaultdict(Plans)
+    connection: "asyncpg.Connection[asyncpg.Record]", log: Path, found: dict[str, Plans]
+) -> AsyncIterator[None]:
+    # Adds the plans of all statements that end within the block.
     await _set_explain(connection, 0)
     before = log.stat()
-    yield found
+    yield
     await _set_explain(connection, -1)
     # A large log is renamed, and a new one started.
     renamed = log.stat().st_ino != before.st_ino
@@ -264,9 +270,9 @@ async def _explained(
         try:
             entry = json.loads(explained)
         except json.JSONDecodeError:
-            # The server mixes long messages of two sessions.
+            # The server mixes long messages of two sessions. Another hour has the statement, too.
             continue
-        plans = found[_MONTH.sub("MONTH", " ".join(entry["Query Text"].split()))]
+        plans = found.setdefault(_MONTH.sub("MONTH", " ".join(entry["Query Text"].split())), Plans())
         plans.shapes.add(_shape(entry["Plan"]))
         plans.milliseconds.append(float(milliseconds))
 
