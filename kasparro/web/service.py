@@ -128,7 +128,8 @@ class Service:
         followed = self.cache_policy.version
         before, context.data_version = context.data_version, None
         client = client_id(context.key_name, request.scope)
-        began = got = time.perf_counter()
+        # Without a connection, there is no query that could be slow.
+        began, got = time.perf_counter(), float("inf")
         try:
             pool: Literal["slow", "short"] = "slow" if context.slow else "short"
             if context.if_none_match is not None:
