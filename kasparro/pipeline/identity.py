@@ -10,7 +10,7 @@ import structlog
 
 from kasparro.assets.explain import Explanation, explain
 from kasparro.assets.knowledge import knowledge_of
-from kasparro.assets.process import Resolver
+from kasparro.assets.process_client import Resolver
 from kasparro.assets.resolve import VERSION
 from kasparro.assets.rules import NO_RULES, Rules, load_rules
 from kasparro.model.asset_documents import ResolutionDocuments

@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from kasparro.assets.knowledge import Knowledge
-from kasparro.assets.process import Decision, Resolver, ResolverFailed
+from kasparro.assets.process_client import Decision, Resolver, ResolverFailed
 from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.assets.rules import NO_RULES
 from kasparro.model.asset_documents import OBJECTS_AT_ONCE, KnownDocuments, ResolutionDocuments
