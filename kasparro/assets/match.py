@@ -11,7 +11,7 @@ import msgspec
 from kasparro.assets.contracts import Place
 from kasparro.assets.knowledge import PricePairs
 from kasparro.assets.market import Finding, Verdict, compare_markets
-from kasparro.assets.names import NO_NAME, WORDS, Name, is_version, read_id, read_name, read_symbol
+from kasparro.assets.names import NO_NAME, WORDS, Id, Name, is_version, read_id, read_name, read_symbol
 from kasparro.model.asset import Coin, Key
 from kasparro.model.record import slug
 
@@ -51,32 +51,39 @@ _METHODS = {"id": "symbol_and_id", "": "symbol"}
 
 
 class Profile:
-    """A row with its names in comparable form."""
+    """A row with its names in comparable form, which is made when something is compared with it."""
 
-    __slots__ = ("__dict__", "coin", "id", "key", "name", "places", "symbol")
+    __slots__ = ("__dict__", "coin", "key", "places")
 
     def __init__(self, coin: Coin, places: frozenset[Place] = frozenset()) -> None:
         self.coin = coin
         self.key: Key = coin.key
-        self.symbol = read_symbol(coin.symbol)
-        self.name = read_name(coin.name)
-        self.id = read_id(coin.source, coin.source_id, self.symbol)
         self.places = places
+
+    @cached_property
+    def symbol(self) -> str:
+        """Its symbol, empty if it has none."""
+        return read_symbol(self.coin.symbol)
+
+    @cached_property
+    def name(self) -> Name:
+        """Its name."""
+        return read_name(self.coin.name)
+
+    @cached_property
+    def id(self) -> Id:
+        """The names that its id may have been made of."""
+        return read_id(self.coin.source, self.coin.source_id, self.symbol)
 
     @cached_property
     def forms(self) -> frozenset[str]:
         """The forms of a coin that its name or id has."""
         return self.name.forms.union(*(each.forms for each in self.id.names))
 
-    @cached_property
-    def id_texts(self) -> frozenset[str]:
-        """The names that its id may have been made of."""
-        return frozenset(each.full for each in self.id.names)
-
-    @cached_property
-    def id_cores(self) -> frozenset[str]:
-        """The same without generic words."""
-        return frozenset(each.core for each in self.id.names)
+    @property
+    def id_texts(self) -> set[str]:
+        """The texts of these names."""
+        return {each.full for each in self.id.names}
 
     @property
     def is_bare(self) -> bool:
@@ -88,7 +95,7 @@ class Profile:
         """Whether it comes from the user's archives."""
         return self.coin.source == ARCHIVES
 
-    @cached_property
+    @property
     def bare_symbol(self) -> str:
         """The symbol of a row that has no name: its own, or its id if that is one word."""
         if self.symbol or len(self.id.name.words) != 1:
@@ -97,14 +104,13 @@ class Profile:
 
     def texts(self) -> set[str]:
         """Texts of which rows of one coin share at least one."""
-        found = {
-            f"symbol {self.symbol or self.bare_symbol}",
-            f"name {self.name.full}",
-            f"name {self.name.core}",
-        }
-        found.update(f"name {each}" for each in (*self.id_texts, *self.id_cores))
-        found.update(f"place {chain} {address}" for chain, address in self.places)
-        return found - {"symbol ", "name "}
+        names = {text for each in (self.name, *self.id.names) for text in (each.full, each.core) if text}
+        found = {f"name {text}" for text in names}
+        if symbol := self.symbol or self.bare_symbol:
+            found.add(f"symbol {symbol}")
+        if self.places:
+            found.update(f"place {chain} {address}" for chain, address in self.places)
+        return found
 
 
 class Match(msgspec.Struct, frozen=True, kw_only=True):
@@ -489,6 +495,8 @@ def candidate_pairs(
     profiles: Sequence[Profile], is_open: Callable[[Profile], bool]
 ) -> list[tuple[Profile, Profile]]:
     """Pairs of rows of different sources that share a text, of which at least one is open, each once."""
+    if len({profile.coin.source for profile in profiles}) < 2:
+        return []
     buckets: dict[str, list[Profile]] = {}
     for profile in profiles:
         for key in profile.texts():

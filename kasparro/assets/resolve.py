@@ -204,7 +204,7 @@ class Resolver:
                 leaving = rows if asset == rule.asset else []
             else:
                 linked = any(self.asset_of(row) == asset for row in rule.rows if row in self._ruled)
-                leaving = sorted(rows, key=self._precedence)[0 if linked else 1 :]
+                leaving = self._ordered(rows)[0 if linked else 1 :]
             for row in leaving:
                 self._release(row)
 
@@ -545,23 +545,23 @@ class Resolver:
     def _found_assets(self) -> bool:
         groups: dict[int, Group] = {}
         for key in self.profiles:
+            group = self._group_of.get(key)
+            if (group is not None and group.asset) or self._is_retired(key):
+                continue
             if key in self._conflicts and key not in self._ended:
                 continue
-            if self._is_retired(key):
-                continue
             group = self._group(key)
-            if group.asset is None:
-                groups.setdefault(id(group), group)
-        order = sorted(groups.values(), key=lambda group: min(map(self._precedence, group.members.values())))
+            groups[id(group)] = group
+        found = [(self._ordered(group.members.values()), group) for group in groups.values()]
+        found.sort(key=lambda each: self._precedence(each[0][0]))
         founded = False
-        for group in order:
-            if len(group.members) > 1 or self._stands_alone(next(iter(group.members.values()))):
-                self._found(group)
+        for keys, group in found:
+            if len(keys) > 1 or self._stands_alone(keys[0]):
+                self._found(group, keys)
                 founded = True
         return founded
 
-    def _found(self, group: Group) -> None:
-        keys = sorted(group.members.values(), key=self._precedence)
+    def _found(self, group: Group, keys: Sequence[Key]) -> None:
         had = (self._asset_before(key) for key in keys)
         # The first of the rows that were in an asset which is free now keeps it, unless a rule parts them.
         kept = next(
@@ -593,7 +593,7 @@ class Resolver:
     def _stands_alone(self, key: Key) -> bool:
         # Whether a row is a coin of its own: no row that has an asset may be the same coin.
         profile = self.profiles[key]
-        if profile.is_archive and profile.is_bare and self._knowledge.awaited:
+        if self._knowledge.awaited and profile.is_archive and profile.is_bare:
             return False
         return not any(self.asset_of(match.counterpart(key)) is not None for match in self._open_matches(key))
 
@@ -708,8 +708,9 @@ class Resolver:
     def _assets(self) -> list[Asset]:
         found = []
         for asset in sorted(self._touched):
-            members = sorted(self._groups[asset].members.values(), key=_naming_order)
-            coins = [self.profiles[key].coin for key in members if key in self.profiles]
+            members = self._groups[asset].members.values()
+            keys = sorted(members, key=_naming_order) if len(members) > 1 else members
+            coins = [self.profiles[key].coin for key in keys if key in self.profiles]
             symbol = next((coin.symbol for coin in coins if coin.symbol), None)
             name = next((coin.name for coin in coins if coin.name), None)
             new = Asset(asset=asset, symbol=symbol, name=name)
@@ -770,16 +771,27 @@ class Resolver:
         self._new.pop(key, None)
         self._leave(key)
 
+    def _ordered(self, keys: Iterable[Key]) -> list[Key]:
+        # Most groups have one row, whose precedence need not be known.
+        found = list(keys)
+        if len(found) > 1:
+            found.sort(key=self._precedence)
+        return found
+
     def _precedence(self, key: Key) -> tuple[Any, ...]:
         # Leading coins come first, archives last.
         profile = self.profiles.get(key)
         if profile is None:
-            return (True, True, 0, key)
+            return (True, True, 0, _naming_order(key))
         rank = profile.coin.rank
         return (profile.is_archive, rank is None, rank or 0, _naming_order(key))
 
     def _new_id(self, keys: Sequence[Key]) -> str:
-        first = min(keys, key=lambda key: (key[0] != NAMING_SOURCES[0], self._precedence(key)))
+        first = (
+            min(keys, key=lambda key: (key[0] != NAMING_SOURCES[0], self._precedence(key)))
+            if len(keys) > 1
+            else keys[0]
+        )
         coin = self.profiles[first].coin
         labels = "-".join(filter(None, (slug(coin.symbol or ""), slug(coin.name or ""))))
         if first[0] == NAMING_SOURCES[0] and slug(first[1]) == first[1]:
