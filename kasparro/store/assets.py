@@ -73,13 +73,13 @@ async def apply(
         if not await connection.fetchval(_SQL["fence"], run_id):
             raise LeaseLost(f"run {run_id} was ended by another process")
         version = await connection.fetchval(_VERSION["next_version"])
-        await _save(connection, resolution, now)
+        touched = await _save(connection, resolution, now)
         await connection.execute(_SQL["staging"])
         rows: int = await connection.fetchval(_SQL["stage_relinked"])
         if rows:
             await connection.execute(_SQL["save_relinked_versions"], now, version)
             await connection.execute(_SQL["update_relinked"], now, version)
-        touched = await consensus.touch_resolved(connection, resolution)
+            touched += await consensus.touch_relinked(connection)
         if await connection.fetchval(_SQL["note_resolved"], depends_on):
             touched += await consensus.touch_all(connection)
         await note_problem(connection, None)
@@ -93,15 +93,20 @@ async def apply(
     return Resolved(rows, changed)
 
 
-async def _save(connection: Connection, resolution: ResolutionDocuments, now: datetime) -> None:
+async def _save(connection: Connection, resolution: ResolutionDocuments, now: datetime) -> int:
+    # Returns how many assets the resolution has changed or linked rows to.
+    touched = 0
+    await consensus.stage(connection)
     for assets in resolution.assets:
-        await connection.execute(_SQL["save_assets"], assets, now)
-    await connection.execute(_SQL["delete_links"], resolution.ended)
-    await connection.execute(_SQL["end_links"], resolution.ended)
+        touched += await connection.fetchval(_SQL["save_assets"], assets, now)
+    if resolution.counts["ended"]:
+        await connection.execute(_SQL["delete_links"], resolution.ended)
+        await connection.execute(_SQL["end_links"], resolution.ended)
     for links in resolution.links:
-        await connection.execute(_SQL["save_links"], links, now)
+        touched += await connection.fetchval(_SQL["save_links"], links, now)
     await connection.execute(_SQL["delete_candidates"], resolution.candidates)
     await connection.execute(_SQL["add_candidates"], resolution.candidates, now)
+    return touched
 
 
 async def note_problem(connection: Connection, reason: str | None) -> None:

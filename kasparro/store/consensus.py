@@ -2,12 +2,16 @@
 
 from datetime import datetime
 
-from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.store.pool import Connection
 from kasparro.store.sql import statements
 
 _SQL = statements("assets/consensus.sql")
+
+
+async def stage(connection: Connection) -> None:
+    """Prepare the transaction for statements that note assets themselves."""
+    await connection.execute(_SQL["staging"])
 
 
 async def touch_batch(connection: Connection, source: str) -> int:
@@ -20,13 +24,9 @@ async def touch_settled(connection: Connection, source: str) -> int:
     return await _touch(connection, "touch_settled", source)
 
 
-async def touch_resolved(connection: Connection, resolution: ResolutionDocuments) -> int:
-    """The same for the assets that a resolution has changed, those that it has linked rows to, and those of
-    the rows whose asset is another now."""
-    touched = await _touch(connection, "touch_relinked")
-    for documents in (*resolution.assets, *resolution.links):
-        touched += await _touch(connection, "touch_given", documents)
-    return touched
+async def touch_relinked(connection: Connection) -> int:
+    """The same for the assets, before and after, of the rows whose asset is another now."""
+    return await _touch(connection, "touch_relinked")
 
 
 async def touch_all(connection: Connection) -> int:
@@ -43,6 +43,6 @@ async def settle(connection: Connection, limits: ConsensusLimits, now: datetime,
 
 
 async def _touch(connection: Connection, statement: str, *values: object) -> int:
-    await connection.execute(_SQL["staging"])
+    await stage(connection)
     touched: int = await connection.fetchval(_SQL[statement], *values)
     return touched

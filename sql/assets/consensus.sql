@@ -66,18 +66,6 @@ WITH touched AS (
 
 SELECT count(*) FROM touched;
 
--- name: touch_given --
--- The assets that a JSON array of objects names.
-WITH touched AS (
-    INSERT INTO touched_assets (asset)
-    SELECT given.asset
-    FROM json_to_recordset($1::json) AS given (asset text)
-    ON CONFLICT (asset) DO NOTHING
-    RETURNING 1
-)
-
-SELECT count(*) FROM touched;
-
 -- name: touch_relinked --
 -- The assets, before and after, of the rows whose asset is another now.
 WITH touched AS (

@@ -39,6 +39,19 @@ IS NOT DISTINCT FROM
 (given.kind, given.asset, given.score, given.reason, given.evidence::text, given.symbol, given.name)
 {%- endmacro %}
 
+{#- Notes the assets of saved rows, whose consensus may change; returns how many are new among the touched
+    ones. #}
+{% macro touch_saved() -%}
+touched AS (
+    INSERT INTO touched_assets (asset)
+    SELECT asset FROM saved
+    ON CONFLICT (asset) DO NOTHING
+    RETURNING 1
+)
+
+SELECT count(*) FROM touched;
+{%- endmacro %}
+
 -- name: fence --
 -- The run's right to write, as for a batch.
 SELECT true FROM runs WHERE id = $1 AND status = 'running' FOR SHARE;
@@ -149,16 +162,21 @@ FROM (
 ) AS candidate;
 
 -- name: save_assets --
-INSERT INTO assets (asset, symbol, name, created_at)
-SELECT
-    given.asset,
-    given.symbol,
-    given.name,
-    $2
-FROM json_to_recordset($1::json) AS given (asset text, symbol text, name text)
-ON CONFLICT (asset) DO UPDATE SET
-    symbol = excluded.symbol,
-    name = excluded.name;
+WITH saved AS (
+    INSERT INTO assets (asset, symbol, name, created_at)
+    SELECT
+        given.asset,
+        given.symbol,
+        given.name,
+        $2
+    FROM json_to_recordset($1::json) AS given (asset text, symbol text, name text)
+    ON CONFLICT (asset) DO UPDATE SET
+        symbol = excluded.symbol,
+        name = excluded.name
+    RETURNING asset
+),
+
+{{ touch_saved() }}
 
 -- name: end_links --
 -- Ends the current links of these ids at a moment.
@@ -182,41 +200,46 @@ WHERE
     AND link.valid_from >= {{ moment("given.valid_until") }};
 
 -- name: save_links --
-INSERT INTO asset_links (
-    source,
-    source_id,
-    {{ listed(LINK) }},
-    valid_from,
-    valid_until,
-    linked_at
-)
-SELECT
-    given.source,
-    given.source_id,
-    {{ listed(LINK, "given.") }},
-    {{ moment("given.valid_from") }},
-    {{ moment("given.valid_until") }},
-    $2
-FROM json_to_recordset($1::json) AS given (
-    source text,
-    source_id text,
-    asset text,
-    method text,
-    score double precision,
-    evidence json,
-    symbol text,
-    name text,
-    valid_from timestamptz,
-    valid_until timestamptz
-)
-ON CONFLICT (source, source_id, valid_from) DO UPDATE SET
-    asset = excluded.asset,
-    method = excluded.method,
-    score = excluded.score,
-    evidence = excluded.evidence,
-    symbol = excluded.symbol,
-    name = excluded.name,
-    valid_until = excluded.valid_until;
+WITH saved AS (
+    INSERT INTO asset_links (
+        source,
+        source_id,
+        {{ listed(LINK) }},
+        valid_from,
+        valid_until,
+        linked_at
+    )
+    SELECT
+        given.source,
+        given.source_id,
+        {{ listed(LINK, "given.") }},
+        {{ moment("given.valid_from") }},
+        {{ moment("given.valid_until") }},
+        $2
+    FROM json_to_recordset($1::json) AS given (
+        source text,
+        source_id text,
+        asset text,
+        method text,
+        score double precision,
+        evidence json,
+        symbol text,
+        name text,
+        valid_from timestamptz,
+        valid_until timestamptz
+    )
+    ON CONFLICT (source, source_id, valid_from) DO UPDATE SET
+        asset = excluded.asset,
+        method = excluded.method,
+        score = excluded.score,
+        evidence = excluded.evidence,
+        symbol = excluded.symbol,
+        name = excluded.name,
+        valid_until = excluded.valid_until
+    RETURNING asset
+),
+
+{{ touch_saved() }}
 
 -- name: delete_candidates --
 -- Deletes the candidates that are not among the given ones.
