@@ -36,7 +36,7 @@ class Decision(msgspec.Struct, frozen=True):
 class Resolver:
     """A process for one decision; it ends with the `async with` block.
 
-    It starts at once, which takes a tenth of a second, so that it is ready when the rows are read.
+    It starts at once, which takes a tenth of a second, so that it may be ready before the rows are read.
     """
 
     async def __aenter__(self) -> Self:

@@ -1,9 +1,13 @@
 """Runs the resolver after the sources of a run, and stores what it decides."""
 
+import asyncio
 from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
 from datetime import date, datetime
 from functools import partial
 from hashlib import blake2b
+from types import TracebackType
+from typing import Self
 
 import msgspec
 import structlog
@@ -13,6 +17,7 @@ from kasparro.assets.knowledge import knowledge_of
 from kasparro.assets.process_client import Resolver
 from kasparro.assets.resolve import VERSION
 from kasparro.assets.rules import NO_RULES, Rules, load_rules
+from kasparro.concurrency import cancel_all
 from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.settings import Settings
@@ -37,41 +42,116 @@ def options_of(settings: Settings) -> AssetOptions:
     return AssetOptions(limits=settings.consensus_limits, rules=partial(load_rules, settings))
 
 
-async def link_rows(
-    database: Database,
-    run_id: int,
-    options: AssetOptions,
-    awaited: Collection[str],
-    clock: Callable[[], datetime],
-    *,
-    always: bool = False,
-) -> None:
-    """Let the resolver decide what is pending, and store it.
+class Linker:
+    """Lets the resolver decide what is pending after the sources of a run, and stores it.
 
-    With `always`, and on the first run of a day (UTC), rows without a link are decided again although nothing
-    is pending: their prices are others now. `awaited` are the sources with lists that this run reads.
-
-    Raises LeaseLost, DatabaseUnavailable, ResolverFailed, and SettingsError if the rules are not valid.
+    `awaited` are the sources with lists that the run reads. With `always`, and on the first run of a day
+    (UTC), rows without a link are decided again although nothing is pending: their prices are others now. The
+    processes of the resolver end with the `async with` block.
     """
-    rules = options.rules()
-    async with database.writing() as connection:
-        depends_on = _digest(rules, options.limits, await contracts.changed_at(connection), clock().date())
-        if not always and not await assets.is_pending(connection, depends_on):
+
+    def __init__(
+        self,
+        database: Database,
+        run_id: int,
+        options: AssetOptions,
+        awaited: Collection[str],
+        clock: Callable[[], datetime],
+        *,
+        always: bool = False,
+    ) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._options = options
+        self._awaited = awaited
+        self._clock = clock
+        self._always = always
+        self._early: asyncio.Task[Resolver | None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._processes = AsyncExitStack()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._early is not None:
+            await cancel_all({self._early})
+        await self._processes.aclose()
+
+    def prepare(self) -> None:
+        """Start a process if something is pending already: it gets ready while the last batches are merged.
+
+        If that fails, `link_rows` tries again.
+        """
+        self._early = asyncio.create_task(self._start_if_pending())
+
+    async def link_rows(self) -> None:
+        """Decide what is pending, and store it.
+
+        Raises LeaseLost, DatabaseUnavailable, ResolverFailed, and SettingsError if the rules are not valid.
+        """
+        rules = self._options.rules()
+        depends_on = await self._pending(rules)
+        if depends_on is None:
             return
-    resolution = await _resolve(database, rules, awaited)
-    async with database.writing() as connection:
-        resolved = await assets.apply(
-            connection, resolution, options.limits, clock(), run_id=run_id, depends_on=depends_on
+        resolution = await self._resolve(rules)
+        async with self._database.writing() as connection:
+            resolved = await assets.apply(
+                connection,
+                resolution,
+                self._options.limits,
+                self._clock(),
+                run_id=self._run_id,
+                depends_on=depends_on,
+            )
+        log.info(
+            "assets_resolved",
+            run=self._run_id,
+            new_assets=resolution.counts["assets"],
+            new_links=resolution.counts["links"],
+            ended_links=resolution.counts["ended"],
+            candidates=resolution.counts["candidates"],
+            rows=resolved.rows,
         )
-    log.info(
-        "assets_resolved",
-        run=run_id,
-        new_assets=resolution.counts["assets"],
-        new_links=resolution.counts["links"],
-        ended_links=resolution.counts["ended"],
-        candidates=resolution.counts["candidates"],
-        rows=resolved.rows,
-    )
+
+    async def _pending(self, rules: Rules) -> str | None:
+        # The digest of what the decisions depend on besides the rows, if something is pending.
+        async with self._database.writing() as connection:
+            changed_at = await contracts.changed_at(connection)
+            depends_on = _digest(rules, self._options.limits, changed_at, self._clock().date())
+            pending = self._always or await assets.is_pending(connection, depends_on)
+        return depends_on if pending else None
+
+    async def _start_if_pending(self) -> Resolver | None:
+        pending = await self._pending(self._options.rules()) is not None
+        return await self._start() if pending else None
+
+    async def _start(self) -> Resolver:
+        return await self._processes.enter_async_context(Resolver())
+
+    async def _take(self) -> Resolver:
+        # The process that is ready, or else a new one.
+        if self._early is not None:
+            await asyncio.wait({self._early})
+            early, self._early = self._early, None
+            if not early.cancelled() and early.exception() is None and (resolver := early.result()):
+                return resolver
+        return await self._start()
+
+    async def _resolve(self, rules: Rules) -> ResolutionDocuments:
+        resolver = await self._take()
+        async with self._database.writing() as connection:
+            known = await assets.known(connection)
+        decision = await resolver.decide(known, rules, self._awaited)
+        pairs = decision.open_pairs[:PAIRS_LIMIT]
+        if pairs:
+            async with self._database.writing() as connection:
+                prices = await assets.prices(connection, pairs)
+            if prices:
+                resolver = await self._start()
+                decision = await resolver.decide(known, rules, self._awaited, pairs=pairs, prices=prices)
+        return decision.resolution
 
 
 async def note_failure(database: Database, reason: str) -> None:
@@ -92,21 +172,6 @@ async def explain_rows(database: Database, text: str, rules: Rules) -> list[Expl
         return []
     knowledge = knowledge_of(known)
     return [explain(knowledge, key, rules) for key in keys]
-
-
-async def _resolve(database: Database, rules: Rules, awaited: Collection[str]) -> ResolutionDocuments:
-    async with Resolver() as resolver:
-        async with database.writing() as connection:
-            known = await assets.known(connection)
-        decision = await resolver.decide(known, rules, awaited)
-    pairs = decision.open_pairs[:PAIRS_LIMIT]
-    if pairs:
-        async with database.writing() as connection:
-            prices = await assets.prices(connection, pairs)
-        if prices:
-            async with Resolver() as resolver:
-                decision = await resolver.decide(known, rules, awaited, pairs=pairs, prices=prices)
-    return decision.resolution
 
 
 def _digest(rules: Rules, limits: ConsensusLimits, contracts_changed_at: datetime | None, day: date) -> str:

@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars, unbind_contextvars
 from kasparro.concurrency import cancel_all, failure, run_together, timeout
 from kasparro.errors import DatabaseUnavailable, KasparroError, LeaseLost, RunInProgress, one_line
 from kasparro.model.payload import Retention
-from kasparro.pipeline.identity import AssetOptions, link_rows, note_failure
+from kasparro.pipeline.identity import AssetOptions, Linker, note_failure
 from kasparro.pipeline.payloads import PayloadRecorder
 from kasparro.pipeline.retry import DatabaseRetry
 from kasparro.pipeline.source_run import Outcome, RunOptions, SourceRun, Status, TransientFailure, Trigger
@@ -143,10 +143,28 @@ class Run:
         and DatabaseUnavailable if the outcome could not be recorded: the next run then marks this one as
         interrupted.
         """
+        if self._assets is None:
+            return await self._work(stop, None)
+        async with Linker(
+            *(self._database, self.id, self._assets),
+            {source.name for source in self._sources} & set(registry.api_names()),
+            self._clock,
+            always=self._options.trigger == "replay",
+        ) as linker:
+            return await self._work(stop, linker)
+
+    async def _work(self, stop: asyncio.Event, linker: Linker | None) -> Status:
         retry = DatabaseRetry(self.id, self._lease, stop, self._on_wait)
         recorder = PayloadRecorder(self._database, self.id, self._retention, retry)
         # This is done before the run, too. Otherwise runs that crash one after another would fill the disk.
         await self._trim(recorder)
+        unread = {source.name for source in self._sources}
+
+        def note_read(source: str) -> None:
+            unread.discard(source)
+            if linker is not None and not unread:
+                linker.prepare()
+
         source_runs = [
             SourceRun(
                 source,
@@ -158,6 +176,7 @@ class Run:
                 ),
                 payloads=recorder,
                 retry=retry,
+                on_read=partial(note_read, source.name),
             )
             for source in self._sources
         ]
@@ -177,8 +196,8 @@ class Run:
             stop,
         )
         outcomes = set(ended)
-        if self._assets is not None and not stop.is_set():
-            await self._link_rows(self._assets, retry)
+        if linker is not None and not stop.is_set():
+            await self._link_rows(linker, retry)
         if self._options.trigger == "replay":
             # A source without payloads does not make a replay partial.
             outcomes.discard("skipped")
@@ -204,14 +223,10 @@ class Run:
         if error is not None:
             raise _root_cause(error) if isinstance(error, BaseExceptionGroup) else error
 
-    async def _link_rows(self, options: AssetOptions, retry: DatabaseRetry) -> None:
+    async def _link_rows(self, linker: Linker, retry: DatabaseRetry) -> None:
         """Link the rows to assets. After a failure, the next run tries again; what is loaded is valid."""
-        awaited = {source.name for source in self._sources} & set(registry.api_names())
-        replayed = self._options.trigger == "replay"
         try:
-            await retry(
-                lambda: link_rows(self._database, self.id, options, awaited, self._clock, always=replayed)
-            )
+            await retry(linker.link_rows)
         except LeaseLost:
             raise
         except KasparroError as error:

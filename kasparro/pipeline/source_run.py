@@ -66,7 +66,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceRun:
-    """Runs one source once."""
+    """Runs one source once. `on_read` is called when the source has given all its batches."""
 
     def __init__(
         self,
@@ -77,6 +77,7 @@ class SourceRun:
         loader: Loader,
         payloads: PayloadRecorder,
         retry: DatabaseRetry,
+        on_read: Callable[[], None],
     ) -> None:
         self._source = source
         self._name = source.name
@@ -86,6 +87,7 @@ class SourceRun:
         self._loader = loader
         self._payloads = payloads
         self._retry = retry
+        self._on_read = on_read
         self._calls = 0
         self._reject_kinds: Counter[str] = Counter()
         self._invalid: Counter[str] = Counter()
@@ -219,7 +221,10 @@ class SourceRun:
         """Load each batch while the source builds the next one. True if `stop` came before the end."""
 
         async def next_batch() -> Batch | None:
-            return await anext(batches, None)
+            batch = await anext(batches, None)
+            if batch is None:
+                self._on_read()
+            return batch
 
         stopping = asyncio.create_task(stop.wait())
         coming = asyncio.create_task(next_batch())

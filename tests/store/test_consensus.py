@@ -13,7 +13,7 @@ from kasparro.assets.knowledge import knowledge_of
 from kasparro.model.asset import Resolution
 from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
-from kasparro.pipeline.identity import AssetOptions, link_rows
+from kasparro.pipeline.identity import AssetOptions, Linker
 from kasparro.store import assets
 from kasparro.store.pool import Connection, Database
 from kasparro.store.runs import RunRecord
@@ -135,7 +135,8 @@ async def test_resolver_confirms_a_rename_that_the_price_continues(
     await load(database, "coingecko", "101", T0 + MINUTE, name="New Name")
 
     run = await RunRecord.start(database, "etl", (), T0)
-    await link_rows(database, run.id, AssetOptions(), (), lambda: T0)
+    async with Linker(database, run.id, AssetOptions(), (), lambda: T0) as linker:
+        await linker.link_rows()
 
     row = await consensus(connection)
     assert (row["asset"], row["name"], row["price_usd"]) == ("btc-bitcoin", "New Name", 101)
@@ -194,7 +195,8 @@ async def test_other_limits_are_applied_by_the_next_resolution(
     await resolve(database, make_link("coinpaprika"), make_link("coingecko"))
 
     run = await RunRecord.start(database, "etl", (), T0)
-    await link_rows(database, run.id, AssetOptions(limits=limits), (), lambda: T0)
+    async with Linker(database, run.id, AssetOptions(limits=limits), (), lambda: T0) as linker:
+        await linker.link_rows()
 
     row = await consensus(connection)
     assert (row["source_count"], row["diverging"]) == expected
