@@ -34,7 +34,7 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class Resolver:
-    """A process for one decision; it ends with the `async with` block.
+    """A process for decisions, one at a time; it ends with the `async with` block.
 
     It starts at once, which takes a tenth of a second, so that it may be ready before the rows are read.
     """
@@ -53,8 +53,14 @@ class Resolver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process.returncode is None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                self._process.kill()
             await self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can decide."""
+        return self._process.returncode is None
 
     async def decide(
         self,
@@ -69,21 +75,46 @@ class Resolver:
 
         Raises ResolverFailed.
         """
+        decision = await self._ask(Task(rules, sorted(awaited), pairs), prices, known)
+        if decision is None:
+            raise ResolverFailed("the resolver did not decide")
+        return decision
+
+    async def decide_by_labels(
+        self, known: KnownDocuments, rules: Rules, awaited: Collection[str] = ()
+    ) -> ResolutionDocuments | None:
+        """The decision that does not depend on figures and times of rows, None if there is none.
+
+        Raises ResolverFailed.
+        """
+        decision = await self._ask(Task(rules, sorted(awaited), by_labels=True), (), known)
+        return None if decision is None else decision.resolution
+
+    async def _ask(self, task: Task, prices: Sequence[str], known: KnownDocuments) -> Decision | None:
         process = self._process
-        if process.stdin is None or process.stdout is None or process.stderr is None:
+        if process.stdin is None or process.stdout is None:
             raise AssertionError("the resolver was started without pipes")
-        task = msgspec.json.encode(Task(rules, sorted(awaited), pairs)) + b"\n"
+        first = msgspec.json.encode(task) + b"\n"
         # It reads everything before it writes.
-        await _send(process.stdin, chain([task], array_pieces(prices), known.pieces()))
-        lines = [line.decode().rstrip("\n") async for line in process.stdout]
-        errors = await process.stderr.read()
-        code = await process.wait()
+        await _send(process.stdin, chain([first], array_pieces(prices), known.pieces()))
+        answer = msgspec.json.decode(await self._line(process.stdout), type=Answer)
+        lines = [(await self._line(process.stdout)).decode().rstrip("\n") for _ in range(answer.lines)]
+        return _decision(answer, lines) if lines else None
+
+    async def _line(self, stdout: asyncio.StreamReader) -> bytes:
+        line = await stdout.readline()
+        if not line.endswith(b"\n"):
+            raise await self._why_ended()
+        return line
+
+    async def _why_ended(self) -> ResolverFailed:
+        stderr = self._process.stderr
+        errors = b"" if stderr is None else await stderr.read()
+        code = await self._process.wait()
         if code < 0:
-            raise ResolverFailed(f"the resolver was killed by signal {-code}; is memory short?")
-        if code != 0:
-            last = errors.decode(errors="replace").strip()[-SHOWN:]
-            raise ResolverFailed(f"the resolver ended with exit code {code}: {last}")
-        return _decision(lines)
+            return ResolverFailed(f"the resolver was killed by signal {-code}; is memory short?")
+        last = errors.decode(errors="replace").strip()[-SHOWN:]
+        return ResolverFailed(f"the resolver ended with exit code {code}: {last}")
 
 
 async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
@@ -93,17 +124,15 @@ async def _send(stdin: asyncio.StreamWriter, pieces: Iterable[bytes]) -> None:
         for piece in pieces:
             stdin.write(piece)
             await stdin.drain()
-    stdin.close()
 
 
-def _decision(lines: Sequence[str]) -> Decision:
-    first, *arrays, ended, candidates = lines
-    found = msgspec.json.decode(first, type=Answer)
+def _decision(answer: Answer, lines: Sequence[str]) -> Decision:
+    *arrays, ended, candidates = lines
     resolution = ResolutionDocuments(
-        assets=arrays[: found.asset_lines],
-        links=arrays[found.asset_lines :],
+        assets=arrays[: answer.asset_lines],
+        links=arrays[answer.asset_lines :],
         ended=ended,
         candidates=candidates,
-        counts=found.counts,
+        counts=answer.counts,
     )
-    return Decision(resolution, found.open_pairs)
+    return Decision(resolution, answer.open_pairs)

@@ -1,4 +1,4 @@
-"""What the service and the resolver's process send each other besides documents: the first line of each."""
+"""What the service and the resolver's process send each other besides documents: a line before these."""
 
 from collections.abc import Collection, Sequence
 
@@ -9,18 +9,23 @@ from kasparro.model.asset import Key
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What to decide. After it come the prices of `pairs`, and the documents of what is known."""
+    """What to decide. After it come the prices of `pairs`, and the documents of what is known.
+
+    With `by_labels`, only a decision that does not depend on figures and times of rows.
+    """
 
     rules: Rules
     awaited: Collection[str]
-    pairs: Sequence[tuple[Key, Key]]
+    pairs: Sequence[tuple[Key, Key]] = ()
+    by_labels: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What is decided. After it come the documents, each in a line: those of the assets, `asset_lines` in
-    number, and of the links, the ended links, and the candidates.
+    """What is decided. After it come the documents, `lines` lines: those of the assets, `asset_lines` in
+    number, and of the links, the ended links, and the candidates. Without a decision by labels, none.
     """
 
-    open_pairs: Sequence[tuple[Key, Key]]
-    counts: dict[str, int]
-    asset_lines: int
+    lines: int
+    asset_lines: int = 0
+    counts: dict[str, int] = {}
+    open_pairs: Sequence[tuple[Key, Key]] = ()

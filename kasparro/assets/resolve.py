@@ -39,6 +39,18 @@ def resolve(knowledge: Knowledge, rules: Rules = NO_RULES) -> Resolution:
     return Resolver(knowledge, rules).resolve()
 
 
+def resolve_by_labels(knowledge: Knowledge, rules: Rules = NO_RULES) -> Resolution | None:
+    """The same resolution, if it is the same whatever the figures and times of the rows are; else None.
+
+    Besides the rows' ids, symbols, names and `listed`, it then depends only on what is known about links,
+    assets, candidates and contracts.
+    """
+    try:
+        return Resolver(knowledge, rules, by_labels=True).resolve()
+    except _FiguresCount:
+        return None
+
+
 def open_pairs(knowledge: Knowledge, resolution: Resolution) -> Sequence[tuple[Key, Key]]:
     """The pairs of rows for which prices at the same moments could settle a candidate: keys of
     `Knowledge.prices`, the most likely ones first."""
@@ -53,6 +65,11 @@ def open_pairs(knowledge: Knowledge, resolution: Resolution) -> Sequence[tuple[K
     return list(pairs)
 
 
+class _FiguresCount(Exception):
+    # A decision that should follow from labels alone depends on the figures or times of rows.
+    pass
+
+
 class Group:
     """Rows that are taken to be one coin: at most one current row of each source."""
 
@@ -64,11 +81,14 @@ class Group:
 
 
 class Resolver:
-    """One resolution: the state while rows are decided."""
+    """One resolution: the state while rows are decided. With `by_labels`, `resolve` raises an error where
+    figures or times of rows count.
+    """
 
-    def __init__(self, knowledge: Knowledge, rules: Rules) -> None:
+    def __init__(self, knowledge: Knowledge, rules: Rules, *, by_labels: bool = False) -> None:
         self._knowledge = knowledge
         self._rules = rules
+        self._by_labels = by_labels
         places = places_by_row(knowledge.contracts)
         coins = sorted(knowledge.coins, key=lambda coin: coin.key)
         self.profiles = {coin.key: Profile(coin, places.get(coin.key, frozenset())) for coin in coins}
@@ -134,6 +154,10 @@ class Resolver:
             candidates=[*self._kept_conflicts(), *self._candidates()],
         )
 
+    def _use_figures(self) -> None:
+        if self._by_labels:
+            raise _FiguresCount
+
     def matches_of(self, key: Key) -> list[Match]:
         """All rows that share a text or contract with a row, compared with it, best first."""
         pairs = candidate_pairs(list(self.profiles.values()), lambda profile: profile.key == key)
@@ -148,6 +172,9 @@ class Resolver:
     # Rules of the user
 
     def _apply_rules(self) -> None:
+        if self._rules != NO_RULES:
+            # Ranks decide which rows leave an asset, and which one names it.
+            self._use_figures()
         for rule in self._rules.parts:
             for row in rule.rows:
                 if rule.asset is not None:
@@ -222,6 +249,7 @@ class Resolver:
         if same_symbol and same_name:
             self._confirm(key, link, [])
             return
+        self._use_figures()
         self._relabelled.add(key)
         label = (
             "a symbol and a name"
@@ -345,6 +373,8 @@ class Resolver:
         if not considered:
             return
         pairs = candidate_pairs(list(self.profiles.values()), lambda profile: profile.key in considered)
+        if pairs:
+            self._use_figures()
         for one, other in pairs:
             found = self.matcher.compare(one, other)
             pair = {one.key, other.key}
@@ -516,6 +546,7 @@ class Resolver:
 
     def _succeeds(self, new: Profile, old: Profile) -> Match | None:
         # The evidence that `new` is the coin that had the id of `old`; None if there is too little.
+        self._use_figures()
         if new.coin.first_seen_at < old.coin.observed_at - OVERLAP:
             return None
         group = self._group(old.key)
@@ -574,6 +605,9 @@ class Resolver:
             ),
             None,
         )
+        if kept:
+            # Of two groups, the one with the better rank comes first.
+            self._use_figures()
         group.asset = kept or self._new_id(keys)
         self._taken.add(group.asset)
         self._groups[group.asset] = group
@@ -800,6 +834,8 @@ class Resolver:
             base = labels or slug(first[1]) or "coin"
         number, found = 1, base
         while found in self._taken:
+            # Of two coins, the one with the better rank gets the id without a number.
+            self._use_figures()
             number += 1
             found = f"{base}-{number}"
         return found

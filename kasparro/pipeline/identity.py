@@ -17,7 +17,7 @@ from kasparro.assets.knowledge import knowledge_of
 from kasparro.assets.process_client import Resolver
 from kasparro.assets.resolve import VERSION
 from kasparro.assets.rules import NO_RULES, Rules, load_rules
-from kasparro.concurrency import cancel_all
+from kasparro.concurrency import cancel_all, failure
 from kasparro.model.asset_documents import ResolutionDocuments
 from kasparro.model.consensus import ConsensusLimits
 from kasparro.settings import Settings
@@ -66,7 +66,7 @@ class Linker:
         self._awaited = awaited
         self._clock = clock
         self._always = always
-        self._early: asyncio.Task[Resolver | None] | None = None
+        self._early: asyncio.Task[_EarlyDecision | None] | None = None
 
     async def __aenter__(self) -> Self:
         self._processes = AsyncExitStack()
@@ -77,14 +77,18 @@ class Linker:
     ) -> None:
         if self._early is not None:
             await cancel_all({self._early})
+            # Otherwise asyncio would report an error that nobody has looked at.
+            failure(self._early)
         await self._processes.aclose()
 
-    def prepare(self) -> None:
-        """Start a process if something is pending already: it gets ready while the last batches are merged.
+    def decide_early(self) -> None:
+        """Decide by labels while the last batches are merged, if something is pending already.
 
-        If that fails, `link_rows` tries again.
+        If no label changes meanwhile, that need not be decided again. If it fails, `link_rows` does
+        everything. The lists of several sources have the same coins, so that their prices always count.
         """
-        self._early = asyncio.create_task(self._start_if_pending())
+        if not self._awaited:
+            self._early = asyncio.create_task(self._decide_early())
 
     async def link_rows(self) -> None:
         """Decide what is pending, and store it.
@@ -95,7 +99,11 @@ class Linker:
         depends_on = await self._pending(rules)
         if depends_on is None:
             return
-        resolution = await self._resolve(rules)
+        early = await self._take_early()
+        resolution = await self._still_valid(early, depends_on)
+        if resolution is None:
+            resolver = early.resolver if early and early.resolver.alive else await self._start()
+            resolution = await self._resolve(rules, resolver)
         async with self._database.writing() as connection:
             resolved = await assets.apply(
                 connection,
@@ -123,24 +131,39 @@ class Linker:
             pending = self._always or await assets.is_pending(connection, depends_on)
         return depends_on if pending else None
 
-    async def _start_if_pending(self) -> Resolver | None:
-        pending = await self._pending(self._options.rules()) is not None
-        return await self._start() if pending else None
-
     async def _start(self) -> Resolver:
         return await self._processes.enter_async_context(Resolver())
 
-    async def _take(self) -> Resolver:
-        # The process that is ready, or else a new one.
-        if self._early is not None:
-            await asyncio.wait({self._early})
-            early, self._early = self._early, None
-            if not early.cancelled() and early.exception() is None and (resolver := early.result()):
-                return resolver
-        return await self._start()
+    async def _decide_early(self) -> "_EarlyDecision | None":
+        rules = self._options.rules()
+        depends_on = await self._pending(rules)
+        if depends_on is None:
+            return None
+        resolver = await self._start()
+        async with self._database.writing() as connection:
+            known, labels = await assets.known_with_labels(connection)
+        resolution = await resolver.decide_by_labels(known, rules, self._awaited)
+        return _EarlyDecision(resolver, depends_on, labels, resolution)
 
-    async def _resolve(self, rules: Rules) -> ResolutionDocuments:
-        resolver = await self._take()
+    async def _take_early(self) -> "_EarlyDecision | None":
+        # An error will come again if it matters.
+        if self._early is None:
+            return None
+        await asyncio.wait({self._early})
+        early, self._early = self._early, None
+        return None if failure(early) else early.result()
+
+    async def _still_valid(
+        self, early: "_EarlyDecision | None", depends_on: str
+    ) -> ResolutionDocuments | None:
+        # What was decided early, if it would be the same now. Nobody else writes links during a run.
+        if early is None or early.resolution is None or early.depends_on != depends_on:
+            return None
+        async with self._database.writing() as connection:
+            labels = await assets.labels(connection)
+        return early.resolution if labels == early.labels else None
+
+    async def _resolve(self, rules: Rules, resolver: Resolver) -> ResolutionDocuments:
         async with self._database.writing() as connection:
             known = await assets.known(connection)
         decision = await resolver.decide(known, rules, self._awaited)
@@ -149,9 +172,17 @@ class Linker:
             async with self._database.writing() as connection:
                 prices = await assets.prices(connection, pairs)
             if prices:
-                resolver = await self._start()
                 decision = await resolver.decide(known, rules, self._awaited, pairs=pairs, prices=prices)
         return decision.resolution
+
+
+class _EarlyDecision(msgspec.Struct, frozen=True):
+    # What was decided by labels, None if that was not possible, and what it depends on. The process is free
+    # for another decision.
+    resolver: Resolver
+    depends_on: str
+    labels: str
+    resolution: ResolutionDocuments | None
 
 
 async def note_failure(database: Database, reason: str) -> None:

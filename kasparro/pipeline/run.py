@@ -163,7 +163,7 @@ class Run:
         def note_read(source: str) -> None:
             unread.discard(source)
             if linker is not None and not unread:
-                linker.prepare()
+                linker.decide_early()
 
         source_runs = [
             SourceRun(

@@ -66,7 +66,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceRun:
-    """Runs one source once. `on_read` is called when the source has given all its batches."""
+    """Runs one source once. `on_read` is called when the source has given its last batch."""
 
     def __init__(
         self,
@@ -220,10 +220,14 @@ class SourceRun:
     async def _load_all(self, batches: AsyncGenerator[Batch, None], stop: asyncio.Event) -> bool:
         """Load each batch while the source builds the next one. True if `stop` came before the end."""
 
+        given = False
+
         async def next_batch() -> Batch | None:
+            nonlocal given
             batch = await anext(batches, None)
-            if batch is None:
+            if batch is None and given:
                 self._on_read()
+            given = True
             return batch
 
         stopping = asyncio.create_task(stop.wait())

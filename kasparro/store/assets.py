@@ -39,9 +39,25 @@ async def is_pending(connection: Connection, depends_on: str) -> bool:
 async def known(connection: Connection) -> KnownDocuments:
     """What the resolver starts from."""
     async with asset_history.snapshot(connection):
-        return KnownDocuments(
-            **{name: await _documents(connection, name) for name in KnownDocuments.__struct_fields__}
-        )
+        return await _known(connection)
+
+
+async def known_with_labels(connection: Connection) -> tuple[KnownDocuments, str]:
+    """The same, and `labels` of the same moment."""
+    async with asset_history.snapshot(connection):
+        return await _known(connection), await labels(connection)
+
+
+async def _known(connection: Connection) -> KnownDocuments:
+    return KnownDocuments(
+        **{name: await _documents(connection, name) for name in KnownDocuments.__struct_fields__}
+    )
+
+
+async def labels(connection: Connection) -> str:
+    """A digest of what a decision by labels depends on in the rows: ids, symbols, names, listing states."""
+    digest: str = await connection.fetchval(_SQL["labels"])
+    return digest
 
 
 async def prices(connection: Connection, pairs: Sequence[tuple[Key, Key]]) -> list[str]:

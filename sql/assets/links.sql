@@ -114,6 +114,21 @@ FROM (
     OFFSET 0
 ) AS coin;
 
+-- name: labels --
+-- A digest of the rows without their figures and times.
+SELECT
+    encode(
+        sha256(convert_to(coalesce(string_agg(labels, ',' ORDER BY source, source_id), ''), 'UTF8')), 'hex'
+    ) AS digest
+FROM (
+    SELECT
+        source,
+        source_id,
+        (source, source_id, symbol, name, listing_state)::text AS labels
+    FROM unified_data
+    OFFSET 0
+) AS coin;
+
 -- name: contracts --
 SELECT row_to_json(contract) AS document
 FROM (

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from kasparro.assets.knowledge import Knowledge
+from kasparro.assets.process import TASK_LINES
 from kasparro.assets.process_client import Decision, Resolver, ResolverFailed
 from kasparro.assets.resolve import open_pairs, resolve
 from kasparro.assets.rules import NO_RULES
@@ -30,7 +31,8 @@ def test_a_resolver_that_is_killed_is_reported_with_the_signal(
 ) -> None:
     """On both event loops; after it has read everything, or while it is sent something, or before."""
     program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{'' if early else 'cat >/dev/null' if reads else 'read _'}\nkill -9 $$\n")
+    read = "" if early else f"head -n {TASK_LINES} >/dev/null" if reads else "read _"
+    program.write_text(f"#!/bin/sh\n{read}\nkill -9 $$\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     many = [coin(f"csv/c-{n}", f"C{n}", f"Coin {n}") for n in range(20_000)]
@@ -65,6 +67,20 @@ async def test_the_process_decides_as_the_resolver_does() -> None:
     after = applied(before, expected)
     again = await decide(documents(after))
     assert again.resolution == ResolutionDocuments.of(resolve(after, NO_RULES))
+
+
+async def test_one_process_decides_by_labels_and_then_by_all_figures() -> None:
+    alone = Knowledge(coins=[coin(f"csv/c-{n}", f"C{n}", f"Coin {n}") for n in range(1_200)])
+    pair = Knowledge(coins=[coin("coinpaprika/a", "A", "Ant"), coin("csv/a", "A", "Ant", price_usd="1")])
+
+    async with Resolver() as resolver:
+        by_labels = [await resolver.decide_by_labels(documents(each), NO_RULES) for each in (alone, pair)]
+        decision = await resolver.decide(documents(pair), NO_RULES)
+        assert resolver.alive
+
+    assert by_labels == [ResolutionDocuments.of(resolve(alone)), None]
+    assert decision.resolution == ResolutionDocuments.of(resolve(pair))
+    assert not resolver.alive
 
 
 async def decide(known: KnownDocuments, *, after_its_end: bool = False) -> Decision:

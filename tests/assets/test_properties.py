@@ -1,10 +1,14 @@
 """What holds for any rows, in any order."""
 
+from datetime import timedelta
+from decimal import Decimal
+
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kasparro.assets.knowledge import Knowledge
-from kasparro.assets.resolve import resolve
+from kasparro.assets.resolve import resolve, resolve_by_labels
 from kasparro.assets.rules import Rule, Rules
 from kasparro.model.asset import Coin, Contract
 from tests.assets.support import NOW, World, coin
@@ -98,3 +102,53 @@ def test_rules_always_win(rows: list[Coin], data: st.DataObject) -> None:
         assert len(set(given_assets)) == len(given_assets)
     resolution = world.load()
     assert (resolution.links, resolution.ended, resolution.assets) == ([], {}, [])
+
+
+@st.composite
+def _coins_that_share_little(draw: st.DrawFn) -> list[Coin]:
+    # Of each symbol and name at most a few, so that many decisions follow from labels.
+    numbers = draw(st.lists(st.integers(0, 12), min_size=1, max_size=8))
+    return [
+        coin(
+            f"{draw(st.sampled_from(['csv', 'csv', 'csv', 'tide']))}/coin-{number}",
+            draw(st.sampled_from([f"C{number}", None])),
+            draw(st.sampled_from([f"Coin {number}", "Coin 1", None])),
+            listed=draw(st.sampled_from([None, None, True, False])),
+        )
+        for number in dict.fromkeys(numbers)
+    ]
+
+
+@given(_coins_that_share_little(), _coins_that_share_little(), st.booleans(), st.data())
+def test_a_decision_by_labels_is_that_of_any_figures(
+    first: list[Coin], later: list[Coin], awaits: bool, data: st.DataObject
+) -> None:
+    def with_other_figures(each: Coin) -> Coin:
+        return msgspec.structs.replace(
+            each,
+            rank=data.draw(st.sampled_from([None, 1, 2, 900])),
+            price_usd=data.draw(st.sampled_from([None, Decimal(1), Decimal(60_000)])),
+            circulating_supply=data.draw(st.sampled_from([None, Decimal(21)])),
+            observed_at=NOW - timedelta(days=data.draw(st.integers(0, 3))),
+            first_seen_at=NOW - timedelta(days=data.draw(st.integers(0, 900))),
+        )
+
+    world = World(*first)
+    known = {each.key: each for each in (*world.knowledge.coins, *later)}
+    awaited = ["coingecko"] if awaits else []
+    before = msgspec.structs.replace(world.knowledge, coins=list(known.values()), awaited=awaited)
+    after = msgspec.structs.replace(before, coins=[with_other_figures(each) for each in known.values()])
+
+    decided = resolve_by_labels(before)
+
+    assert decided is None or decided == resolve(after)
+
+
+def test_coins_of_one_archive_are_decided_by_labels() -> None:
+    coins = [coin(f"csv/coin-{n}", f"C{n % 5}", f"Coin {n}", rank=n) for n in range(50)]
+    assert resolve_by_labels(Knowledge(coins=coins)) == resolve(Knowledge(coins=coins))
+
+
+def test_ranks_decide_which_of_two_coins_gets_an_id() -> None:
+    coins = [coin(f"csv/{n}", "C", "Coin", rank=n) for n in range(2)]
+    assert resolve_by_labels(Knowledge(coins=coins)) is None
