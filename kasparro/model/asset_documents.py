@@ -8,7 +8,7 @@ import msgspec
 from kasparro.model.asset import Resolution
 
 # Objects that are sent or stored at once. Requests wait meanwhile.
-OBJECTS_AT_ONCE = 250
+OBJECTS_AT_ONCE = 1_000
 
 _encode = msgspec.json.Encoder().encode
 

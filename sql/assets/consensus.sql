@@ -323,6 +323,7 @@ decided AS MATERIALIZED (
 changed AS MATERIALIZED (
     SELECT
         touched.asset,
+        known.asset IS NOT NULL AS is_known,
         decided.asset IS NULL AS is_gone
     FROM touched_assets AS touched
     LEFT JOIN LATERAL (
@@ -357,6 +358,7 @@ saved AS (
         WHERE asset = changed.asset
         LIMIT 1
     ) AS known
+    WHERE changed.is_known
 ),
 
 removed AS (
