@@ -5,6 +5,8 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
+import msgspec
+
 from kasparro.assets.contracts import places_by_row
 from kasparro.assets.knowledge import Knowledge
 from kasparro.assets.market import Verdict, continues
@@ -564,7 +566,11 @@ class Resolver:
     def _hand_over(self, old: Key, new: Key, match: Match) -> None:
         group = self._group_of.pop(old)
         moment = self.profiles[old].coin.observed_at + _TICK
-        if old in self._current and old not in self._ended:
+        # A link that was confirmed just now, because its labels are written differently, would not end.
+        confirmed = self._new.pop(old, None)
+        if confirmed is not None and confirmed.valid_from < moment:
+            self._new[old] = msgspec.structs.replace(confirmed, valid_until=moment)
+        elif old in self._current and old not in self._ended:
             self._ended[old] = moment
         self._replaced[old] = group
         self._successors[new] = (old, moment, match)

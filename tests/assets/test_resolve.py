@@ -449,6 +449,24 @@ def test_a_new_id_takes_over_from_one_that_is_no_longer_listed() -> None:
     assert (resolution.links, resolution.ended) == ([], {})
 
 
+def test_a_new_id_takes_over_though_the_old_one_is_written_differently_at_the_same_time() -> None:
+    """The link of the old id is confirmed and ends in one resolution."""
+    world = World(coin("coingecko/million", "mm", "Million", price_usd="2", circulating_supply="1e6"))
+    asset, later = world.asset("coingecko/million"), NOW + timedelta(hours=1)
+    figures = {"price_usd": "2", "circulating_supply": "1e6"}
+
+    world.load(
+        coin("coingecko/million", "MM", "MILLION", listed=False, **figures),
+        coin("coingecko/mm2", "mm", "Million", observed_at=later, first_seen_at=later, **figures),
+    )
+
+    assert (world.asset("coingecko/million"), world.asset("coingecko/mm2")) == (None, asset)
+    (old,) = [link for link in world.knowledge.links if link.source_id == "million"]
+    assert (old.symbol, old.name, old.asset) == ("MM", "MILLION", asset)
+    resolution = world.load()
+    assert (resolution.links, resolution.ended) == ([], {})
+
+
 def test_a_retired_id_keeps_its_asset() -> None:
     world = World(BITCOIN, BITCOIN_CG)
     resolution = world.load(
