@@ -67,6 +67,7 @@ class Linker:
         self._clock = clock
         self._always = always
         self._early: asyncio.Task[_EarlyDecision | None] | None = None
+        self._resolver: Resolver | None = None
 
     async def __aenter__(self) -> Self:
         self._processes = AsyncExitStack()
@@ -102,8 +103,7 @@ class Linker:
         early = await self._take_early()
         resolution = await self._still_valid(early, depends_on)
         if resolution is None:
-            resolver = early.resolver if early and early.resolver.alive else await self._start()
-            resolution = await self._resolve(rules, resolver)
+            resolution = await self._resolve(rules, await self._process())
         async with self._database.writing() as connection:
             resolved = await assets.apply(
                 connection,
@@ -131,19 +131,22 @@ class Linker:
             pending = self._always or await assets.is_pending(connection, depends_on)
         return depends_on if pending else None
 
-    async def _start(self) -> Resolver:
-        return await self._processes.enter_async_context(Resolver())
+    async def _process(self) -> Resolver:
+        # One for all decisions of the run, unless it is killed.
+        if self._resolver is None or not self._resolver.alive:
+            self._resolver = await self._processes.enter_async_context(Resolver())
+        return self._resolver
 
     async def _decide_early(self) -> "_EarlyDecision | None":
         rules = self._options.rules()
         depends_on = await self._pending(rules)
         if depends_on is None:
             return None
-        resolver = await self._start()
+        resolver = await self._process()
         async with self._database.writing() as connection:
             known, labels = await assets.known_with_labels(connection)
         resolution = await resolver.decide_by_labels(known, rules, self._awaited)
-        return _EarlyDecision(resolver, depends_on, labels, resolution)
+        return _EarlyDecision(depends_on, labels, resolution)
 
     async def _take_early(self) -> "_EarlyDecision | None":
         # An error will come again if it matters.
@@ -177,9 +180,7 @@ class Linker:
 
 
 class _EarlyDecision(msgspec.Struct, frozen=True):
-    # What was decided by labels, None if that was not possible, and what it depends on. The process is free
-    # for another decision.
-    resolver: Resolver
+    # What was decided by labels, None if that was not possible, and what it depends on.
     depends_on: str
     labels: str
     resolution: ResolutionDocuments | None

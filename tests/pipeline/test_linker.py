@@ -29,9 +29,9 @@ async def decide_early(linker: Linker) -> Resolver:
     """Let the linker decide early, and wait until it has; returns the process."""
     linker.decide_early()
     assert linker._early is not None
-    early = await linker._early
-    assert early is not None
-    return early.resolver
+    assert await linker._early is not None
+    assert linker._resolver is not None
+    return linker._resolver
 
 
 async def end(resolver: Resolver) -> None:
