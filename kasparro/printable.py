@@ -31,6 +31,18 @@ def printable(text: str, limit: int | None = None) -> str:
     return shown
 
 
+def one_line(text: str) -> str:
+    """Text from a file as one line that terminals and PostgreSQL accept: valid, with control characters
+    escaped.
+    """
+    text = " ".join(text.encode("utf-8", "replace").decode().replace("\x00", "�").split())
+    return (
+        text
+        if text.isprintable()
+        else "".join(character if character.isprintable() else escape(character) for character in text)
+    )
+
+
 def printable_lines(text: str) -> str:
     """Like `printable`, but line ends stay: for text of several lines, such as a traceback."""
     return "\n".join(map(printable, text.split("\n")))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from kasparro.cli.terminal import PrintableConsole, print_problem
-from kasparro.sources.archives.explain import Cell, Checked, Column, Recognition
+from kasparro.sources.archives.checked import Cell, Checked, Column, Recognition
 
 # Lengths in characters. Longer texts are truncated.
 MAX_CELL = 40

@@ -13,11 +13,12 @@ import msgspec
 
 from kasparro.model.batch import Batch, KnownFile
 from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, InvalidValue, Reject
-from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.files import ArchiveFile, open_all
+from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.identity import Head
 from kasparro.sources.archives.overrides import FOLDER_FILE, NO_OVERRIDES, SUFFIX, Overrides, read_overrides
-from kasparro.sources.archives.reader import Job, Portion, Problem, read_archive
+from kasparro.sources.archives.portions import Portion, Problem
+from kasparro.sources.archives.reader import Job, read_archive
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
 from kasparro.sources.base import SourceContext

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime
 
-from kasparro.sources.archives.explain import Checked, not_checked
+from kasparro.sources.archives.checked import Checked, not_checked
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-import msgspec
-
 from kasparro.errors import SourceError
+from kasparro.printable import one_line
+from kasparro.sources.archives.found import Archive, Found, Unsearched
 from kasparro.sources.archives.overrides import SUFFIX
-from kasparro.sources.archives.text import one_line
 
 COMPRESSIONS = ("", ".gz", ".zst", ".zstd")
 ENDINGS = tuple(f"{kind}{compression}" for kind in (".csv", ".tsv", ".txt") for compression in COMPRESSIONS)
@@ -26,31 +25,6 @@ FILES_LIMIT = 100_000
 ENTRIES_LIMIT = 2_000_000
 # A name must fit into an index of PostgreSQL.
 NAME_BYTES = 512
-
-
-class Archive(msgspec.Struct, frozen=True):
-    """A file to read. `name` is for people. `root` is the folder that must contain it; None if the user named
-    the file itself.
-    """
-
-    path: Path
-    name: str
-    size: int = 0
-    root: Path | None = None
-
-
-class Unsearched(msgspec.Struct, frozen=True, order=True):
-    """A folder that could not be searched. The reason completes "NAME: "."""
-
-    name: str
-    reason: str
-
-
-class Found(msgspec.Struct, frozen=True):
-    """The archives that the setting names, and the folders that could not be searched."""
-
-    archives: list[Archive]
-    unsearched: list[Unsearched]
 
 
 def find_archives(setting: str | None, heartbeat: Callable[[], None] = lambda: None) -> Found:

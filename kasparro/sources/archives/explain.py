@@ -6,19 +6,19 @@ from datetime import datetime
 
 import msgspec
 
-from kasparro.model.record import CONTENT_COLUMNS, KEY_COLUMNS, Reject, RejectedValue
+from kasparro.model.record import Reject, RejectedValue
+from kasparro.sources.archives.checked import STORED_COLUMNS, Cell, Checked, Column, Reason, Recognition
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.detect import SHOWN_CELLS, Detection
 from kasparro.sources.archives.detect.attempt import attempt
-from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import Overrides
-from kasparro.sources.archives.reader import Job, Portion, RejectCount, general_reason, read_archive
+from kasparro.sources.archives.portions import Portion
+from kasparro.sources.archives.reader import Job, RejectCount, general_reason, read_archive
 
 # Rejects of each reason that are shown.
 EXAMPLES = 3
-_STORED_COLUMNS = (*KEY_COLUMNS[3:], *CONTENT_COLUMNS[1:])
 # The table's columns for the fields of archives, if their names differ.
 _COLUMN_OF_FIELD = {
     "id": "source_id",
@@ -26,72 +26,6 @@ _COLUMN_OF_FIELD = {
     "closed_at": "observed_at",
     "clock": "observed_at",
 }
-
-
-class Cell(msgspec.Struct, frozen=True):
-    """A cell of a file, and its value in the table."""
-
-    raw: str
-    stored: str | None
-
-
-class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """A column: the field that it gives, or why it is not read, and some of its cells."""
-
-    header: str
-    field: str | None
-    note: str | None
-    cells: tuple[Cell, ...]
-
-    @property
-    def stored(self) -> bool:
-        """Whether its values are stored in a column of the table."""
-        return self.field in _STORED_COLUMNS
-
-
-class Recognition(msgspec.Struct, frozen=True, kw_only=True):
-    """How a file was understood, or would be with the guesses for what it leaves open."""
-
-    layout: str
-    encoding: str
-    delimiter: str
-    header_line: int | None
-    decimal: str
-    findings: tuple[Finding, ...]
-    columns: tuple[Column, ...]
-    notes: tuple[str, ...]
-
-
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """A reason why rows are rejected: how many, and the first of them."""
-
-    field: str | None
-    reason: str
-    rows: int
-    first: tuple[Reject, ...]
-
-
-class Checked(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file would load.
-
-    `problem` says why it would not be loaded, or not to its end. If overrides may help, it ends with their
-    lines, the `setting`.
-    """
-
-    name: str
-    rows: int
-    rejected: int
-    problem: str | None
-    setting: str | None = None
-    reasons: tuple[Reason, ...]
-    recognition: Recognition | None
-    invalid: dict[str, int] = {}
-    """How many values of each field cannot be, and are stored as null."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether every row would be loaded."""
-        return self.problem is None and not self.rejected
 
 
 class _Reasons:
@@ -122,11 +56,6 @@ class _Reasons:
             Reason(field=field, reason=reason, rows=count, first=tuple(first))
             for (field, reason), (count, first) in ordered
         )
-
-
-def not_checked(name: str, problem: str) -> Checked:
-    """The result for a file that cannot be read. `problem` is the whole line."""
-    return Checked(name=name, rows=0, rejected=0, problem=problem, reasons=(), recognition=None)
 
 
 async def check(file: ArchiveFile, name: str, overrides: Overrides, now: datetime) -> Checked:
@@ -195,15 +124,13 @@ def _columns(sample: Sample, detection: Detection, job: Job) -> tuple[Column, ..
             key, content = convert(row.copy())
         except RejectedValue:
             continue
-        stored.append(
-            (row, dict(zip(_STORED_COLUMNS, [*key.split("\t"), *content.split("\t")], strict=True)))
-        )
+        stored.append((row, dict(zip(STORED_COLUMNS, [*key.split("\t"), *content.split("\t")], strict=True))))
         if len(stored) == SHOWN_CELLS:
             break
     columns = []
     for index, column in enumerate(detection.columns):
         field = _COLUMN_OF_FIELD.get(column.field, column.field) if column.field else None
-        if field in _STORED_COLUMNS:
+        if field in STORED_COLUMNS:
             cells = tuple(Cell(_valid(row[index]), _value(values[field])) for row, values in stored)
         else:
             cells = tuple(Cell(_valid(raw), None) for raw in column.cells)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from kasparro.errors import SourceError
 from kasparro.model.batch import KnownFile
-from kasparro.sources.archives.reader import Problem
+from kasparro.sources.archives.portions import Problem
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded
 
 FileState = Literal["loaded", "incomplete", "changed", "gone", "rejected", "forgotten"]

@@ -1,13 +1,16 @@
 """What an archive is known by: its content and how it is read, and the part that an earlier run loaded."""
 
 import hashlib
-from typing import IO, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
 from kasparro.model.batch import KnownFile
-from kasparro.sources.archives.files import ArchiveFile
-from kasparro.sources.archives.overrides import Overrides
+
+if TYPE_CHECKING:
+    # The service, which does not read files, imports this module, too.
+    from kasparro.sources.archives.files import ArchiveFile
+    from kasparro.sources.archives.overrides import Overrides
 
 # Part of every key. A parser that reads files differently needs a new version, so that they are loaded again.
 PARSER_VERSION = "7"
@@ -77,7 +80,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     head: Head | None
 
 
-def digest_contents(file: ArchiveFile, overrides: Overrides, earlier: KnownFile | None) -> Contents:
+def digest_contents(file: "ArchiveFile", overrides: "Overrides", earlier: KnownFile | None) -> Contents:
     """Read a file once for its digest, and for the digest of the part that `earlier` covers."""
     digest = hashlib.sha256()
     head, grown = None, False

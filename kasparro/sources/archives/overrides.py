@@ -13,10 +13,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from kasparro.model.record import ID_LIMIT, NAME_LIMIT, SYMBOL_LIMIT, RejectedValue, check_id, compose_id
+from kasparro.printable import one_line
 from kasparro.sources.archives.errors import Guess
 from kasparro.sources.archives.files import OpenFiles
 from kasparro.sources.archives.numbers import DecimalSign
-from kasparro.sources.archives.text import one_line, text_codec
+from kasparro.sources.archives.text import text_codec
 from kasparro.sources.archives.times import ORDER_NAMES, Epoch, Order, Stamp, period_words, read_time
 
 FOLDER_FILE = "kasparro.toml"

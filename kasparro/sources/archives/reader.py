@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from kasparro.model.batch import Batch, BatchBuilder, Checkpoint
+from kasparro.model.batch import BatchBuilder, Checkpoint
 from kasparro.model.record import InvalidValue, Reject, RejectedValue
 from kasparro.model.rival_prices import RivalPrices
+from kasparro.printable import one_line
 from kasparro.sources.archives.convert import Converter
 from kasparro.sources.archives.detect import Detection
 from kasparro.sources.archives.detect.attempt import detect_file
@@ -21,13 +22,13 @@ from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.identity import Head, Key
 from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Overrides
+from kasparro.sources.archives.portions import REASON_LIMIT, Portion, Problem, file_problem
 from kasparro.sources.archives.text import (
     ArchiveText,
     Damaged,
     columns_of,
     filled_rows,
     is_filled,
-    one_line,
     open_content,
     rows_of,
 )
@@ -48,8 +49,6 @@ BATCH_ROWS = 5_000
 # of 250 and of 5,000 ordinary rows.
 TOGETHER_CHARACTERS = 1024 * 1024
 BATCH_CHARACTERS = 4 * 1024 * 1024
-# A reason quotes names and cells, which may be of any length.
-REASON_LIMIT = 1_000
 
 
 # The errors that reject a file.
@@ -80,21 +79,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     half_rule: bool = True
     detected: Detected | None = None
     known_coins: KnownCoins = LEADING_COINS
-
-
-class Portion(msgspec.Struct, frozen=True, tag=True):
-    """A batch, how many bytes of the file on disk have been read, and the damaged rows by their damage."""
-
-    batch: Batch
-    position: int
-    damaged: dict[str, int] = {}
-
-
-class Problem(msgspec.Struct, frozen=True, tag=True):
-    """The reject of a file, or of the rest of it. `content` is the digest of its content, if it was read."""
-
-    reject: Reject
-    content: str | None = None
 
 
 class RejectCount(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,11 +122,6 @@ def problem_of(name: str, error: Exception) -> Problem:
         case csv.Error():
             return file_problem(name, f"not loaded: it is no table ({error})")
     return file_problem(name, f"not loaded: {error}")
-
-
-def file_problem(name: str, reason: str, setting: str | None = None) -> Problem:
-    """The Problem of a rejected file. The reason completes "NAME: "."""
-    return Problem(Reject(reason=one_line(reason)[:REASON_LIMIT], location=name, setting=setting))
 
 
 async def detect_format(

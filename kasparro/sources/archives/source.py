@@ -16,11 +16,11 @@ from kasparro.errors import SourceError
 from kasparro.model.batch import Batch, BatchBuilder, BatchMerger
 from kasparro.model.record import Reject
 from kasparro.settings import SourceSettings, Variable, parse_text
-from kasparro.sources.archives.discover import Archive
 from kasparro.sources.archives.file_names import phrases
+from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.known_coins import KnownCoin, KnownCoins
 from kasparro.sources.archives.placement import Placement, place
-from kasparro.sources.archives.reader import Portion, Problem, file_problem
+from kasparro.sources.archives.portions import Portion, Problem, file_problem
 from kasparro.sources.archives.worker_client import Worker, WorkerEnded, WorkerSilent
 from kasparro.sources.base import SourceContext, SourceDefinition
 

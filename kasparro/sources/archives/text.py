@@ -12,7 +12,6 @@ from typing import IO, TYPE_CHECKING, cast
 import msgspec
 from aiocsv import AsyncReader
 
-from kasparro.printable import escape
 from kasparro.sources.archives.files import ArchiveFile
 
 if sys.version_info >= (3, 14):
@@ -323,18 +322,6 @@ def _without_blanks_before_quotes(lines: str, delimiter: str, *, quoted: bool = 
     quote = '"' if quoted else ""
     ends = rf"\r\n{re.escape(delimiter)}"
     return re.sub(rf'(\A|[{ends}]) *+("[^"]*+(?:""[^"]*+)*+"?)', r"\1\2", quote + lines)[len(quote) :]
-
-
-def one_line(text: str) -> str:
-    """Text from a file as one line that terminals and PostgreSQL accept: valid, with control characters
-    escaped.
-    """
-    text = " ".join(text.encode("utf-8", "replace").decode().replace("\x00", "�").split())
-    return (
-        text
-        if text.isprintable()
-        else "".join(character if character.isprintable() else escape(character) for character in text)
-    )
 
 
 class _TextReader:

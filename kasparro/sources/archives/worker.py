@@ -19,8 +19,9 @@ import msgspec
 from kasparro.errors import SourceError
 from kasparro.memory import return_large_buffers
 from kasparro.sources.archives import privilege_separation, sandbox
+from kasparro.sources.archives.checked import not_checked
 from kasparro.sources.archives.discover import find_archives
-from kasparro.sources.archives.explain import check, not_checked
+from kasparro.sources.archives.explain import check
 from kasparro.sources.archives.files import ArchiveFile, OpenFiles, open_all
 from kasparro.sources.archives.identity import Contents, Identity, Key, digest_contents
 from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
@@ -31,12 +32,12 @@ from kasparro.sources.archives.overrides import (
     OverridesRejected,
     read_overrides,
 )
+from kasparro.sources.archives.portions import file_problem
 from kasparro.sources.archives.reader import (
     READ_ERRORS,
     Detected,
     Job,
     detect_format,
-    file_problem,
     problem_of,
     read_archive,
 )

@@ -15,11 +15,11 @@ import structlog
 
 from kasparro.errors import SourceError
 from kasparro.model.batch import KnownFile
-from kasparro.sources.archives.discover import Archive, Found
-from kasparro.sources.archives.explain import Checked
+from kasparro.sources.archives.checked import Checked
+from kasparro.sources.archives.found import Archive, Found
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.known_coins import KnownCoin
-from kasparro.sources.archives.reader import Portion, Problem
+from kasparro.sources.archives.portions import Portion, Problem
 from kasparro.sources.archives.worker_messages import (
     LENGTH,
     MESSAGE_LIMIT,

@@ -7,11 +7,11 @@ from typing import IO
 import msgspec
 
 from kasparro.model.batch import KnownFile
-from kasparro.sources.archives.discover import Unsearched
-from kasparro.sources.archives.explain import Checked
+from kasparro.sources.archives.checked import Checked
+from kasparro.sources.archives.found import Unsearched
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.known_coins import KnownCoin
-from kasparro.sources.archives.reader import Portion, Problem
+from kasparro.sources.archives.portions import Portion, Problem
 
 LENGTH = struct.Struct("<I")
 # Far larger than any batch, because the reader limits the text of a batch.

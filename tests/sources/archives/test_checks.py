@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from kasparro.cli import commands
 from kasparro.sources.archives import checks
-from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import NOW
 from tests.support.hostile_archives import HOSTILE, SLOW, good, overrides_path

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kasparro.sources.archives.reader import Portion, Problem
+from kasparro.sources.archives.portions import Portion, Problem
 from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import HANG_S, proc_status, read_by, with_children
 from tests.support.hostile_archives import HOSTILE, SLOW, good, link

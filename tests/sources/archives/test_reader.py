@@ -13,7 +13,8 @@ from kasparro.sources.archives import text
 from kasparro.sources.archives.detect import detect
 from kasparro.sources.archives.detect.sample import read_sample
 from kasparro.sources.archives.files import ArchiveFile
-from kasparro.sources.archives.reader import Portion, read_archive
+from kasparro.sources.archives.portions import Portion
+from kasparro.sources.archives.reader import read_archive
 from tests.support.archives import NOW, Read, job_for, overrides_for, read
 
 TICKERS = """\

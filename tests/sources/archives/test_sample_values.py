@@ -21,7 +21,8 @@ import pytest
 from kasparro.model.record import VALUE_FIELDS
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Overrides
-from kasparro.sources.archives.reader import Portion, read_archive
+from kasparro.sources.archives.portions import Portion
+from kasparro.sources.archives.reader import read_archive
 from kasparro.store.loader import Loader
 from kasparro.store.pool import Database
 from kasparro.store.runs import RunRecord

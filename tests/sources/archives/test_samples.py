@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kasparro.sources.archives.explain import Cell, Checked, check
+from kasparro.sources.archives.checked import Cell, Checked
+from kasparro.sources.archives.explain import check
 from kasparro.sources.archives.files import ArchiveFile
 from kasparro.sources.archives.overrides import NO_OVERRIDES
 from tests.support.archives import Outcome, read

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kasparro.sources.archives import sandbox
-from kasparro.sources.archives.discover import Archive
-from kasparro.sources.archives.reader import Problem
+from kasparro.sources.archives.found import Archive
+from kasparro.sources.archives.portions import Problem
 from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import HANG_S, NOW, proc_status, with_children
 from tests.support.hostile_archives import good

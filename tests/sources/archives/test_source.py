@@ -16,10 +16,11 @@ from kasparro.errors import SourceError
 from kasparro.model.batch import MERGED_ROWS, KnownFile
 from kasparro.sources.archives import source as source_module
 from kasparro.sources.archives import worker_client
-from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.known_coins import KnownCoin
-from kasparro.sources.archives.reader import BATCH_ROWS, Problem
+from kasparro.sources.archives.portions import Problem
+from kasparro.sources.archives.reader import BATCH_ROWS
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
 from kasparro.sources.base import SourceContext

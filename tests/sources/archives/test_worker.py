@@ -8,7 +8,7 @@ import pytest
 
 from kasparro.sources.archives import worker
 from kasparro.sources.archives.files import FLAGS, ArchiveFile, OpenFiles, open_file
-from kasparro.sources.archives.reader import Problem
+from kasparro.sources.archives.portions import Problem
 from kasparro.sources.archives.worker_messages import Finished, Message, OpenArchive
 from tests.support.archives import NOW
 from tests.support.hostile_archives import good

@@ -13,9 +13,9 @@ from kasparro.errors import SourceError
 from kasparro.model.batch import BATCH_ROWS
 from kasparro.model.record import Reject
 from kasparro.sources.archives import worker_client
-from kasparro.sources.archives.discover import Archive
+from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.identity import Identity
-from kasparro.sources.archives.reader import Portion, Problem
+from kasparro.sources.archives.portions import Portion, Problem
 from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import HANG_S, NOW, dump, ended, read_by, with_children
 from tests.support.hostile_archives import good

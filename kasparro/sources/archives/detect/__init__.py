@@ -12,21 +12,22 @@ from hashlib import blake2b
 import msgspec
 
 from kasparro.model.record import LABELS
+from kasparro.printable import one_line
 from kasparro.sources.archives.detect.coin import find_coin
 from kasparro.sources.archives.detect.columns import Candidates, Inputs, find_candidates
 from kasparro.sources.archives.detect.currency import find_dollar_columns, pair_notation
-from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.detect.grid import find_grid
 from kasparro.sources.archives.detect.header import headings_of
 from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.detect.time import TimeFormat, find_times
 from kasparro.sources.archives.file_names import read_name
+from kasparro.sources.archives.findings import Finding
 from kasparro.sources.archives.known_coins import LEADING_COINS, KnownCoins
 from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import DecimalSign, Notation, NumberKind, decimal_sign
 from kasparro.sources.archives.overrides import NO_OVERRIDES, Coin, Overrides
 from kasparro.sources.archives.pairs import PairNotation
-from kasparro.sources.archives.text import Encoding, one_line
+from kasparro.sources.archives.text import Encoding
 from kasparro.sources.archives.times import Epoch, Grid, Order, Stamp
 
 _DAY = timedelta(days=1)

@@ -6,17 +6,17 @@ from decimal import Decimal
 import msgspec
 
 from kasparro.model.record import RejectedValue, slug
+from kasparro.printable import one_line
 from kasparro.sources.archives.detect.columns import Candidates, Inputs
 from kasparro.sources.archives.detect.currency import BY_OVERRIDES, pair_currency
-from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.detect.header import column_name
 from kasparro.sources.archives.detect.time import TimeFormat
 from kasparro.sources.archives.errors import FileRejected, Guess
+from kasparro.sources.archives.findings import Finding
 from kasparro.sources.archives.known_coins import LEADING_COINS, SYMBOL_SPELLINGS
 from kasparro.sources.archives.numbers import Notation
 from kasparro.sources.archives.overrides import Coin
 from kasparro.sources.archives.pairs import PairNotation
-from kasparro.sources.archives.text import one_line
 from kasparro.sources.archives.vocabulary import COINS, FIAT, FIELD_OF, PEGGED
 
 COIN_FIELDS = ("id", "symbol", "name")

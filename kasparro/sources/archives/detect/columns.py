@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 
+from kasparro.printable import one_line
 from kasparro.sources.archives.detect.header import OVERRIDE_FIELDS, column_name
 from kasparro.sources.archives.detect.sample import Sample
 from kasparro.sources.archives.errors import FileRejected
@@ -13,7 +14,6 @@ from kasparro.sources.archives.file_names import FileName
 from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.overrides import Overrides
 from kasparro.sources.archives.pairs import PairNotation
-from kasparro.sources.archives.text import one_line
 from kasparro.sources.archives.vocabulary import CURRENCIES, FIAT, FIELD_OF, NAMES, Heading
 
 # The fields that an override for a field also replaces.

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import msgspec
 
 from kasparro.model.record import RejectedValue
+from kasparro.printable import one_line
 from kasparro.sources.archives.detect.columns import Candidates, Inputs
-from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.errors import FileRejected, Guess
+from kasparro.sources.archives.findings import Finding
 from kasparro.sources.archives.layouts import Layout
 from kasparro.sources.archives.numbers import Notation
 from kasparro.sources.archives.pairs import SEPARATORS, PairNotation
-from kasparro.sources.archives.text import one_line
 from kasparro.sources.archives.vocabulary import CURRENCIES, PEGGED, currencies_in
 
 BY_OVERRIDES = "by its overrides"

@@ -16,9 +16,9 @@ import msgspec
 
 from kasparro.model.record import RejectedValue
 from kasparro.sources.archives.detect.columns import Inputs
-from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.detect.time import TimeFormat
 from kasparro.sources.archives.errors import FileRejected, Guess
+from kasparro.sources.archives.findings import Finding
 from kasparro.sources.archives.times import (
     MONTH,
     Grid,

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple
 
+from kasparro.printable import one_line
 from kasparro.sources.archives.errors import FileRejected, Guess
 from kasparro.sources.archives.layouts import HEADERLESS, TICKER_ROW, Layout, layout_of
 from kasparro.sources.archives.numbers import NULLS
 from kasparro.sources.archives.overrides import ColumnField, Overrides
 from kasparro.sources.archives.pairs import PairNotation
-from kasparro.sources.archives.text import filled_rows, is_filled, one_line, rows_of
+from kasparro.sources.archives.text import filled_rows, is_filled, rows_of
 from kasparro.sources.archives.times import looks_like_time
 from kasparro.sources.archives.vocabulary import (
     FIELD_OF,

@@ -7,11 +7,11 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from kasparro.model.record import CLOCK_TOLERANCE, EARLIEST, RejectedValue
+from kasparro.printable import one_line
 from kasparro.sources.archives.detect.columns import Candidates, Inputs
-from kasparro.sources.archives.detect.findings import Finding
 from kasparro.sources.archives.detect.header import column_name
 from kasparro.sources.archives.errors import FileRejected, Guess
-from kasparro.sources.archives.text import one_line
+from kasparro.sources.archives.findings import Finding
 from kasparro.sources.archives.times import (
     ORDER_NAMES,
     Order,
