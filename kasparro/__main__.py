@@ -3,15 +3,13 @@
 import atexit
 import gc
 
-# Nothing that is imported is garbage, and looking for it takes an eighth of the time of the imports.
-gc.disable()
+from kasparro.importing import importing
 
-from kasparro import logs  # noqa: E402
-from kasparro.cli import commands  # noqa: E402
-from kasparro.memory import return_large_buffers  # noqa: E402
-from kasparro.settings import Settings  # noqa: E402
-
-gc.enable()
+with importing():
+    from kasparro import logs
+    from kasparro.cli import commands
+    from kasparro.memory import return_large_buffers
+    from kasparro.settings import Settings
 
 
 def run() -> None:
@@ -19,8 +17,6 @@ def run() -> None:
     logs.configure(Settings())
     logs.capture_crashes()
     return_large_buffers()
-    # What is imported stays, so later collections need not look at it.
-    gc.freeze()
     # The interpreter's last collections take a tenth of a second and free nothing that the system does not.
     atexit.register(gc.freeze)
     commands.main()

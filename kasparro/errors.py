@@ -33,6 +33,10 @@ class MigrationError(KasparroError):
     """The schema of the database does not match the migrations of this program. A person has to decide."""
 
 
+class WrongDatabase(KasparroError):
+    """Real and simulated data would mix."""
+
+
 class RunInProgress(KasparroError):
     """Another run is in progress on this database. Only one run at a time is allowed."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -9,10 +10,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from kasparro.cli.terminal import err
 from kasparro.errors import LeaseLost
+from kasparro.pipeline.identity import options_of
 from kasparro.pipeline.retry import read_when_available
 from kasparro.pipeline.run import STOP_GRACE_S, Run
 from kasparro.settings import Settings
 from kasparro.signals import stop_signals
+from kasparro.sources import registry
 from kasparro.sources.base import Source
 from kasparro.store.bootstrap import database_url, pools, prepare
 from kasparro.store.pool import Database
@@ -23,6 +26,25 @@ T = TypeVar("T")
 
 # The sources of a run, and a function that creates the run from its database and `on_progress`.
 RunPlan = tuple[Sequence[Source], Callable[..., Run]]
+
+
+async def run_sources(settings: Settings, sources: Sequence[Source], *, progress: bool) -> schemas.RunReport:
+    """Run these sources with these settings, as `run_once` does."""
+    create_run = partial(
+        Run,
+        sources=sources,
+        trigger="etl",
+        budget=partial(registry.monthly_calls, settings),
+        interval=settings.interval,
+        retention=settings.retention,
+        assets=options_of(settings),
+    )
+
+    async def plan(database: Database) -> RunPlan:
+        del database
+        return sources, create_run
+
+    return await run_once(settings, plan, progress=progress)
 
 
 async def run_once(

@@ -1,15 +1,27 @@
 """Prints run reports for people, within 80 columns."""
 
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rich.table import Table
 
-from kasparro.cli.terminal import out, print_problem
+from kasparro.cli.common import FAILED
+from kasparro.cli.terminal import out, print_problem, write_json
 from kasparro.model.record import FILE_REJECTED, Reject
 from kasparro.pipeline.quality.drift import Drift
-from kasparro.web import schemas
+from kasparro.web import reports, schemas
 
 _COUNTS = ("fetched", "valid", "rejected", "inserted", "updated", "unchanged")
+
+
+def exit_with_report(run: schemas.RunReport, *, as_json: bool) -> NoReturn:
+    """Print the report of a run, and exit with the code of its status."""
+    if as_json:
+        write_json(reports.encode(run))
+    else:
+        print_run(run)
+    sys.exit(0 if run.status == "succeeded" else FAILED)
 
 
 def print_run(run: schemas.RunReport, *, wrapped: bool = False) -> None:

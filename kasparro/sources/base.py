@@ -1,6 +1,7 @@
 """The interface between sources and the pipeline: a source, what it declares, what a run gives it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -119,6 +120,27 @@ class Source(Protocol):
         a batch, never an exception.
         """
         ...
+
+
+@runtime_checkable
+class SourceWithProcess(Protocol):
+    """A source whose runs need a process. It can start before the run, because that takes time."""
+
+    def process_started(self) -> AbstractAsyncContextManager[None]:
+        """Start the process for the next run. It reads nothing before that. Without a run, it ends with the
+        block.
+        """
+        ...
+
+
+@asynccontextmanager
+async def processes_started(sources: Iterable[Source]) -> AsyncIterator[None]:
+    """Start the processes that these sources need for their next run."""
+    async with AsyncExitStack() as stack:
+        for source in sources:
+            if isinstance(source, SourceWithProcess):
+                await stack.enter_async_context(source.process_started())
+        yield
 
 
 @runtime_checkable

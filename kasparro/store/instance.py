@@ -1,14 +1,10 @@
 """Keeps real data and the demo's simulated data in different databases."""
 
-from kasparro.errors import KasparroError
+from kasparro.errors import WrongDatabase
 from kasparro.store.pool import Database
 from kasparro.store.sql import statements
 
 _SQL = statements("operations/instance.sql")
-
-
-class WrongDatabase(KasparroError):
-    """Real and simulated data would mix."""
 
 
 async def claim(database: Database, *, demo: bool) -> None:

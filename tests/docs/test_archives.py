@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from kasparro.cli import check_command
 from kasparro.cli import commands as cli
 from kasparro.sources.archives.overrides import Overrides
 from tests.support.documents import blocks, section
@@ -26,7 +27,7 @@ def test_example_is_what_check_prints(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "kurse.csv").write_text(block("csv"), encoding="utf-8")
     (tmp_path / "kurse.csv.toml").write_text(block("toml"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "out", Console(width=100))
+    monkeypatch.setattr(check_command, "out", Console(width=100))
     command, _, output = block("console").partition("\n")
     arguments = shlex.split(command.removeprefix("$ kasparro "))
     assert CliRunner().invoke(cli.main, arguments).output == output

@@ -2,8 +2,9 @@
 
 import pytest
 
+from kasparro.errors import WrongDatabase
 from kasparro.pipeline.run import Run
-from kasparro.store.instance import WrongDatabase, claim
+from kasparro.store.instance import claim
 from kasparro.store.pool import Connection, Database
 
 

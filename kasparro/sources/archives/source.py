@@ -5,7 +5,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from itertools import chain
 from typing import Annotated, NamedTuple
 
@@ -56,6 +56,19 @@ class Archives:
     def __init__(self, setting: str | None, workers: int | None = None) -> None:
         self._setting = setting
         self._workers = workers or min(WORKERS_LIMIT, max(1, _cores() - 1))
+        self._waiting: Worker | None = None
+
+    @asynccontextmanager
+    async def process_started(self) -> AsyncGenerator[None, None]:
+        """Start the first worker of the next run, as in `SourceWithProcess`."""
+        async with AsyncExitStack() as stack:
+            # If it cannot start, the run tries again, and reports why.
+            with suppress(OSError):
+                self._waiting = await stack.enter_async_context(Worker())
+            try:
+                yield
+            finally:
+                self._waiting = None
 
     async def extract(self, context: SourceContext) -> AsyncGenerator[Batch, None]:
         """The batches of all files that no earlier run has loaded to their end, file after file."""
@@ -69,7 +82,11 @@ class Archives:
             async def start_worker() -> Worker:
                 return await stack.enter_async_context(Worker())
 
-            first = await start_worker()
+            first, self._waiting = self._waiting, None
+            if first is not None and first.alive:
+                stack.push_async_exit(first)
+            else:
+                first = await start_worker()
             found = await first.find(self._setting)
             rejects[None] = [file_problem(folder.name, folder.reason).reject for folder in found.unsearched]
             coins = KnownCoins([KnownCoin(*coin) for coin in await context.known_coins()], {})
