@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 # Part of every key. A parser that reads files differently needs a new version, so that they are loaded again.
 PARSER_VERSION = "7"
-READ_BYTES = 1024 * 1024
+# A larger part would get new pages each time, which takes longer than its digest.
+READ_BYTES = 128 * 1024
 
 
 class Key(NamedTuple):

