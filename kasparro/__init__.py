@@ -8,12 +8,13 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> str:
-        """Return the version when it is asked for: its import takes a third of the archive worker's start."""
+        """Find the version when it is asked for: its import takes a third of the archive worker's start."""
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib.metadata import version  # noqa: PLC0415
 
-        return version("kasparro")
+        found = globals()[name] = version("kasparro")
+        return found
 
 
 def commit() -> str | None:
