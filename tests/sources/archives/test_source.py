@@ -23,7 +23,7 @@ from kasparro.sources.archives.portions import Problem
 from kasparro.sources.archives.reader import BATCH_ROWS
 from kasparro.sources.archives.source import Archives
 from kasparro.sources.archives.worker_client import Worker
-from kasparro.sources.base import SourceContext
+from kasparro.sources.base import SourceContext, processes_started
 from tests.support.archives import (
     HANG_S,
     HEADER,
@@ -98,6 +98,47 @@ async def test_cancelled_run_ends_its_worker(tmp_path: Path, pids: list[int]) ->
     assert ended(pids[0])
 
 
+async def test_run_uses_the_worker_that_was_started_for_it(tmp_path: Path, pids: list[int]) -> None:
+    dump(tmp_path / "a.csv", 5)
+    source = Archives(str(tmp_path), workers=1)
+    async with processes_started([source]):
+        assert len(pids) == 1
+        for _ in range(2):
+            batches = [batch async for batch in source.extract(SourceContext(clock=lambda: NOW))]
+            assert [batch.rows for batch in batches] == [5]
+            assert ended(pids[-1])
+    # The second run started its own.
+    assert len(pids) == 2
+
+
+async def test_worker_of_a_run_that_never_begins_ends(tmp_path: Path, pids: list[int]) -> None:
+    source = Archives(str(tmp_path))
+    async with processes_started([source]):
+        pass
+    assert ended(pids[0])
+
+
+async def test_run_starts_a_worker_if_the_one_started_for_it_has_died(
+    tmp_path: Path, pids: list[int]
+) -> None:
+    dump(tmp_path / "a.csv", 5)
+    source = Archives(str(tmp_path), workers=1)
+    async with processes_started([source]):
+        assert source._waiting is not None
+        os.kill(pids[0], signal.SIGKILL)
+        await source._waiting._process.wait()
+        batches = [batch async for batch in source.extract(SourceContext(clock=lambda: NOW))]
+    assert [batch.rows for batch in batches] == [5]
+
+
+async def test_run_reports_why_no_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
+    source = Archives(str(tmp_path))
+    async with processes_started([source]):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            await anext(source.extract(SourceContext(clock=lambda: NOW)))
+
+
 async def test_bad_file_costs_that_file(tmp_path: Path) -> None:
     dump(tmp_path / "good.csv", 5)
     (tmp_path / "bad.csv").write_text("no,table\n1,2\n")
@@ -164,7 +205,7 @@ async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     program = f"""if True:
         import asyncio, resource, sys
         from kasparro.sources.archives.source import Archives
-        from kasparro.sources.base import SourceContext
+        from kasparro.sources.base import SourceContext, processes_started
         async def rows():
             return sum([batch.rows async for batch in Archives({str(tmp_path)!r}).extract(SourceContext())])
         print(asyncio.run(rows()), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)

@@ -8,6 +8,7 @@ that may settle it (`attempt`).
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from itertools import chain
 
 import msgspec
 
@@ -224,8 +225,7 @@ def _decimal_sign(inputs: Inputs, candidates: Candidates, column_of: dict[str, i
     columns = [column_of[field] for field in NUMBERS if field in column_of]
     # Columns that are not loaded are written in the same notation.
     columns += [column for field in ("open", "high", "low") for column in candidates.of(field)]
-    cells = (cell for column in columns for cell in inputs.cells(column))
-    return decimal_sign(cells, inputs.sample.delimiter)
+    return decimal_sign(chain.from_iterable(map(inputs.cells, columns)), inputs.sample.delimiter)
 
 
 def _shown_cells(cells: Iterable[str]) -> list[str]:

@@ -104,8 +104,9 @@ def _coin_columns(inputs: Inputs, candidates: Candidates) -> tuple[dict[str, int
 
 
 def _are_numbers(inputs: Inputs, column: int) -> bool:
-    cells = inputs.distinct([column])
-    return bool(cells) and all(cell.isdigit() for cell in cells)
+    cells = filter(None, map(str.strip, inputs.cells(column)))
+    first = next(cells, "")
+    return first.isdigit() and all(map(str.isdigit, cells))
 
 
 def _require_agreement(inputs: Inputs, candidates: Candidates, columns: dict[str, int]) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from operator import itemgetter
 
 import msgspec
 
@@ -41,7 +42,10 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     def cells(self, column: int) -> Sequence[str]:
         """The cells of a column."""
         if column not in self._cells:
-            self._cells[column] = [row[column] for row in self.sample.rows if len(row) > column]
+            rows = self.sample.rows
+            if min(map(len, rows), default=0) <= column:
+                rows = [row for row in rows if len(row) > column]
+            self._cells[column] = [*map(itemgetter(column), rows)]
         return self._cells[column]
 
     def distinct(self, columns: Sequence[int]) -> set[str]:

@@ -144,9 +144,14 @@ def pair_currency(inputs: Inputs, candidates: Candidates) -> str | None:
         return PairNotation().split(inputs.sample.ticker)[1]
     notation = pair_notation(inputs, candidates, inputs.layout)
     for column in candidates.first("symbol"):
-        quotes = {notation.split(cell)[1] for cell in set(inputs.cells(column))}
-        if quotes and None not in quotes:
-            return "USD" if "USD" in quotes else min(str(quote) for quote in quotes)
+        quotes: set[str] = set()
+        for cell in set(inputs.cells(column)):
+            if (quote := notation.split(cell)[1]) is None:
+                break
+            quotes.add(quote)
+        else:
+            if quotes:
+                return "USD" if "USD" in quotes else min(quotes)
     return None
 
 
@@ -278,13 +283,15 @@ def _currency_column(inputs: Inputs, candidates: Candidates) -> int | None:
 def _stablecoin_price(inputs: Inputs, candidates: Candidates, prices: list[int]) -> Decimal | None:
     # The median price of the stablecoins in a file.
     coins = [column for field in ("id", "symbol", "name") for column in candidates.first(field)]
-    if not coins or not prices:
+    stable = {
+        column: {cell for cell in set(inputs.cells(column)) if cell.strip().lower() in STABLECOINS}
+        for column in coins
+    }
+    if not any(stable.values()) or not prices:
         return None
     values = []
     for row in inputs.sample.rows:
-        if len(row) > max(*coins, prices[0]) and any(
-            row[column].strip().lower() in STABLECOINS for column in coins
-        ):
+        if len(row) > max(*coins, prices[0]) and any(row[column] in stable[column] for column in coins):
             try:
                 value = Notation().read(row[prices[0]], "price_usd", "money")
             except RejectedValue:

@@ -414,8 +414,7 @@ def _no_place(
 
 def _require_no_averages(inputs: Inputs, times: TimeFormat) -> None:
     # FRED's series of prices are daily. At other frequencies their values are averages.
-    walls = _walls(times.stamps, UTC)
-    if inputs.sample.ticker is None or len(walls) < 2:
+    if inputs.sample.ticker is None or len(walls := _walls(times.stamps, UTC)) < 2:
         return
     step, count = Counter(later - earlier for earlier, later in pairwise(walls)).most_common(1)[0]
     if step >= 7 * _DAY and count >= _FEW_STEPS:
