@@ -4,6 +4,7 @@ import click
 
 from kasparro.cli.common import exit_on_error, load_settings
 from kasparro.cli.terminal import out
+from kasparro.importing import importing
 
 _host = click.option("--host", help="Listen address (KASPARRO_HOST).")
 _port = click.option("--port", type=click.IntRange(0, 65_535), help="Listen port (PORT).")
@@ -17,7 +18,8 @@ _port = click.option("--port", type=click.IntRange(0, 65_535), help="Listen port
 )
 def serve(host: str | None, port: int | None, workers: int) -> None:
     """Serve the API. Run the sources at the start and then once per interval."""
-    from kasparro.web import server  # noqa: PLC0415 - this import takes half a second
+    with importing():
+        from kasparro.web import server  # noqa: PLC0415 - `kasparro --help` does without it
 
     settings = load_settings(host, port)
     exit_on_error(lambda: server.serve(settings, workers=workers))
@@ -39,7 +41,8 @@ def demo(host: str | None, port: int | None, seed: int) -> None:
     The prices are invented. Therefore the demo uses its own embedded database. If DATABASE_URL is set, it
     must be an empty database or one of an earlier demo.
     """
-    from kasparro.web import server  # noqa: PLC0415 - this import takes half a second
+    with importing():
+        from kasparro.web import server  # noqa: PLC0415 - `kasparro --help` does without it
 
     settings = load_settings(host, port)
 

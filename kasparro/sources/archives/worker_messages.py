@@ -95,10 +95,13 @@ decode_message = msgspec.msgpack.Decoder(Message).decode
 _decode_request = msgspec.msgpack.Decoder(Request).decode
 
 
-def encode(message: Message | Request) -> bytes:
+def encode(message: Message | Request) -> bytearray:
     """A message with its length, ready to be written."""
-    content = _encoder.encode(message)
-    return LENGTH.pack(len(content)) + content
+    # Encoded behind its length, because a copy of a batch takes as long as its encoding.
+    encoded = bytearray(LENGTH.size)
+    _encoder.encode_into(message, encoded, LENGTH.size)
+    LENGTH.pack_into(encoded, 0, len(encoded) - LENGTH.size)
+    return encoded
 
 
 def read_request(source: IO[bytes]) -> Request | None:
