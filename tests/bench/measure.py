@@ -44,11 +44,13 @@ async def new_database(server_url: str, name: str) -> str:
 
 async def run(*command: str, **environment: str) -> bytes:
     """Run a command; returns its output. Raises RuntimeError with its error output if it fails."""
+    # Without the bytecode that an installed Kasparro has, each start takes a tenth of a second longer.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = await asyncio.create_subprocess_exec(
         *command,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **environment},
+        env={**inherited, **environment},
     )
     output, errors = await process.communicate()
     if process.returncode:
