@@ -83,7 +83,7 @@ class Worker:
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._stderr = b""
         self._errors = asyncio.create_task(self._read_stderr(self._process.stderr))
-        self._spent = self._silent = False
+        self._asked = self._spent = self._silent = False
         return self
 
     async def __aexit__(
@@ -108,7 +108,8 @@ class Worker:
                 log.warning("archive_worker_not_ended", pid=self.pid)
             for task in (ending, self._errors):
                 task.cancel()
-            if self._stderr:
+            # Before it is asked for something, only an interrupt from the terminal ends it.
+            if self._stderr and self._asked:
                 log.warning(
                     "archive_worker_stderr", pid=self.pid, text=self._stderr.decode("utf-8", "replace")
                 )
@@ -201,6 +202,7 @@ class Worker:
                 return checked
 
     def _send(self, request: Request) -> None:
+        self._asked = True
         self._stdin.write(encode(request))
 
     async def _next(self, name: str) -> Message:

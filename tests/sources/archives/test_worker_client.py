@@ -16,7 +16,8 @@ from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.portions import Portion, Problem
-from kasparro.sources.archives.worker_client import Worker
+from kasparro.sources.archives.worker_client import Worker, WorkerEnded
+from tests.conftest import LogEvents
 from tests.support.archives import HANG_S, NOW, dump, ended, read_by, with_children
 from tests.support.hostile_archives import good
 
@@ -51,6 +52,23 @@ async def test_killing_either_process_ends_both(tmp_path: Path, victim: int) -> 
             await ended.wait()
             asyncio.get_running_loop().remove_reader(handle)
             os.close(handle)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_worker_that_ends_before_it_is_asked_for_something_is_not_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: LogEvents, asked: bool
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho interrupted >&2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    async with asyncio.timeout(HANG_S), Worker() as worker:
+        if asked:
+            with pytest.raises(WorkerEnded):
+                await worker.find(None)
+        else:
+            await worker._process.wait()
+    assert [event["text"] for event in logged.seen] == (["interrupted\n"] if asked else [])
 
 
 PARENT = """
