@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import click
 import msgspec
 from rich.console import Console
@@ -28,6 +29,8 @@ PATH = "/data?limit=20&sort=source"
 CLIENTS = 20
 # How long a process gets no requests before it ends, as behind a proxy that takes it out first.
 DRAIN_S = 0.5
+# The time in which another service becomes the leader and completes a run: two check intervals, and more.
+LEADER_S = 15.0
 _SIGNATURE_BYTES = 16
 
 
@@ -154,7 +157,7 @@ async def upgrade(old: Path, new: Path, rate: float, between_s: float) -> list[s
         running = [await world.start(old) for _ in range(2)]
         rotation.bases = [process.name for process in running]
         began = time.monotonic()
-        async with load(rotation, rate):
+        async with primary.admin() as connection, load(rotation, rate):
             await asyncio.sleep(between_s)
             for process in running:
                 # As an orchestrator does it: the new one is ready before the old one gets no more requests.
@@ -165,12 +168,9 @@ async def upgrade(old: Path, new: Path, rate: float, between_s: float) -> list[s
                 await asyncio.sleep(DRAIN_S)
                 await process.stop()
             await asyncio.sleep(between_s)
-        seconds = time.monotonic() - began
-        async with primary.admin() as connection:
+            newest = await _newest_run(connection)
             runs = await connection.fetch("SELECT status, count(*) FROM runs GROUP BY status ORDER BY status")
-            newest = await connection.fetchval(
-                "SELECT status FROM runs WHERE status <> 'running' ORDER BY id DESC LIMIT 1"
-            )
+        seconds = time.monotonic() - began
     out.print(
         f"{rotation.requests} requests in {seconds:.0f} s, {rotation.requests / seconds:.0f}/s: "
         f"{dict(rotation.statuses)}; runs: {dict(map(tuple, runs))}",
@@ -184,6 +184,18 @@ async def upgrade(old: Path, new: Path, rate: float, between_s: float) -> list[s
     else:
         shutil.rmtree(folder)
     return found
+
+
+async def _newest_run(connection: "asyncpg.Connection[asyncpg.Record]") -> str:
+    # How the newest run ended. A service that stops interrupts its run, and the next leader starts another.
+    deadline = time.monotonic() + LEADER_S
+    while True:
+        status: str = await connection.fetchval(
+            "SELECT status FROM runs WHERE status <> 'running' ORDER BY id DESC LIMIT 1"
+        )
+        if status == "succeeded" or time.monotonic() > deadline:
+            return status
+        await asyncio.sleep(0.1)
 
 
 def show(found: Sequence[str]) -> int:

@@ -207,7 +207,9 @@ async def test_reads_go_to_the_primary_while_no_replica_answers(
     await set_price(primary, 1)
     standby = await installation.standby(primary)
     async with serving(primary.url(), read_url=standby.url()) as client:
-        assert (await get_json(client, "/health"))["database"]["lag_s"] == 0
+        async with asyncio.timeout(20):
+            while (await get_json(client, "/health"))["database"]["lag_s"] != 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         async with primary.admin() as connection, connection.transaction():
             await connection.execute("LOCK TABLE unified_data IN ACCESS EXCLUSIVE MODE")
             await locks(standby, granted=True)
