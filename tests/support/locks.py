@@ -22,7 +22,8 @@ async def locked_data(database: Database) -> AsyncIterator[None]:
 
 async def query_waits(connection: Connection) -> None:
     """Return when a query waits for a lock. A transaction of the connection may hold the lock."""
-    while not await connection.fetchval(WAITING):
-        # Within a transaction, PostgreSQL repeats what it has read of other sessions.
-        await connection.execute("SELECT pg_stat_clear_snapshot()")
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(20):
+        while not await connection.fetchval(WAITING):
+            # Within a transaction, PostgreSQL repeats what it has read of other sessions.
+            await connection.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0.01)
