@@ -27,7 +27,7 @@ CAP_DIFFERS, CAP_FAR = Decimal(3), Decimal(50)
 SUPPLY_AGREES = Decimal("1.02")
 # A coin among these ranks is not the same as one whose rank is ten times as high and beyond the second limit.
 LEADING_RANK, FAR_RANK = 200, 500
-# With so many moments, equal prices are no coincidence, and different ones no passing error.
+# With so many moments, equal prices are no coincidence, and different ones no momentary error.
 MANY_MOMENTS = 20
 _PEG = (Decimal("0.97"), Decimal("1.03"))
 
