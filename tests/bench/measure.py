@@ -44,7 +44,7 @@ async def new_database(server_url: str, name: str) -> str:
 
 async def run(*command: str, **environment: str) -> bytes:
     """Run a command; returns its output. Raises RuntimeError with its error output if it fails."""
-    # Without the bytecode that an installed Kasparro has, each start takes a tenth of a second longer.
+    # Without the bytecode that an installed Kasparro has, each process compiles its modules at its start.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = await asyncio.create_subprocess_exec(
         *command,
