@@ -62,7 +62,8 @@ class EmbeddedPostgres:
         self._known_server: tuple[str, str] | None = None
 
     async def __aenter__(self) -> "EmbeddedPostgres":
-        await asyncio.to_thread(_create_home, self._home)
+        # Not in a thread: a cancelled caller would leave while the thread still has files open.
+        _create_home(self._home)
         async with _locked(self._home / "start.lock", fcntl.LOCK_EX):
             try:
                 # The lock is free unless a supervisor is stopping a server without users.
