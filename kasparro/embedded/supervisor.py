@@ -57,6 +57,9 @@ STOPS = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, None))
 # Unused on Debian, on Red Hat and in the user ids of systemd, and below the 65,536 ids of a container.
 FIRST_UNUSED_UID = 60_706
 
+# Meant for a user of the server, not for this process.
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
 PR_SET_PDEATHSIG = 1
 OPEN_FILES = Path("/proc/self/fd")
 
@@ -121,7 +124,7 @@ class Log:
 
 def main(home: Path, programs: Path, major: int, lock: int) -> None:
     """Run the server of a home until it has no users."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
     try:
@@ -387,27 +390,34 @@ def spawn(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=keep,
-            preexec_fn=end_with_parent(at_death),  # noqa: PLW1509 - no other thread runs yet
+            preexec_fn=child_setup(at_death),  # noqa: PLW1509 - no other thread runs yet
             **other,
         )
     finally:
         os.close(opened)
 
 
-def end_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """A function that a child process calls to get a signal when its parent ends; None except on Linux."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
+def child_setup(at_death: signal.Signals) -> Callable[[], None]:
+    """A function that a child process calls before it runs a program.
+
+    It restores the signals that this process ignores: a program inherits them as ignored, and PostgreSQL
+    would miss a signal to stop that comes before it has set its own handlers. On Linux it also arranges for
+    the signal `at_death` when the parent ends.
+    """
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     parent = os.getpid()
 
-    def arm() -> None:
-        prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    def setup() -> None:
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+        if prctl is None:
+            return
+        prctl(PR_SET_PDEATHSIG, int(at_death), 0, 0, 0)
         if os.getppid() != parent:
             # The parent ended before prctl was called.
             os._exit(1)
 
-    return arm
+    return setup
 
 
 def fatal(line: bytes) -> bytes:

@@ -207,6 +207,21 @@ async def test_cancelled_start_leaves_no_server(home: Path, delay: float) -> Non
     assert server_is_gone(home)
 
 
+async def test_server_whose_only_user_left_during_its_start_stops_cleanly(home: Path) -> None:
+    """The supervisor stops the server as soon as it has started it, before PostgreSQL handles signals."""
+    task = asyncio.create_task(start_and_leave(home))
+    while not list(home.glob(".data-*")):  # noqa: ASYNC110 - another process creates it
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(30):
+        while not server_is_gone(home):  # noqa: ASYNC110 - no event to wait for
+            await asyncio.sleep(0.01)
+    assert "immediate shutdown" not in (home / "postgres.log").read_text()
+    await start_and_leave(home)
+
+
 async def test_home_that_is_a_file_is_rejected(home: Path) -> None:
     home.write_text("")
     assert "cannot hold a database: File exists" in await start_error(home)
