@@ -140,6 +140,9 @@ class Service:
                 context.at_least = max(context.at_least, tokens.newest(context.if_none_match))
             async with followed.reading(context.at_least, pool=pool, client=client) as connection:
                 got = time.perf_counter()
+                if followed.tokens is None:
+                    # The entity tag names the version of what is read here.
+                    await followed.read_tokens(connection)
                 context.postgres_pid = self.database.server_process(connection)
                 seen = followed.seen
                 # One server has at least the version that was seen. One of several may lag behind.
