@@ -2,8 +2,19 @@
 
 import signal
 
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """SIGTERM, SIGINT and SIGHUP. A closing terminal sends SIGHUP, which `nohup` makes a command ignore."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
+    return tuple(number for number in _STOP_SIGNALS if not (ignored and number == signal.SIGHUP))
+
+
+def ignore_stop_signals() -> None:
+    """Ignore these signals, in a process that its parent ends.
+
+    A terminal sends SIGINT and SIGHUP to all processes of a command, and a service manager SIGTERM.
+    """
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -12,6 +12,7 @@ from kasparro.assets.knowledge import read_knowledge, read_prices
 from kasparro.assets.process_messages import Answer, Task
 from kasparro.assets.resolve import open_pairs, resolve, resolve_by_labels
 from kasparro.model.asset_documents import KnownDocuments, ResolutionDocuments
+from kasparro.signals import ignore_stop_signals
 
 # The process lets others go first.
 NICENESS = 10
@@ -21,6 +22,7 @@ TASK_LINES = 2 + len(KnownDocuments.__struct_fields__)
 
 def main() -> None:
     """Read tasks from stdin, and write each decision to stdout, until stdin ends."""
+    ignore_stop_signals()
     os.nice(NICENESS)
     # The process decides only a few times, and collections take a fifth of its time.
     gc.disable()

@@ -1,6 +1,7 @@
 """The resolver's process decides as the resolver does, and a run learns how it ended."""
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,16 @@ async def test_one_process_decides_by_labels_and_then_by_all_figures() -> None:
     assert by_labels == [ResolutionDocuments.of(resolve(alone)), None]
     assert decision.resolution == ResolutionDocuments.of(resolve(pair))
     assert not resolver.alive
+
+
+async def test_a_signal_to_all_processes_of_a_command_does_not_end_the_process() -> None:
+    """Ctrl-C, a closing terminal and a service manager mean the command, which ends this process itself."""
+    known = documents(Knowledge(coins=[coin("csv/a", "A", "Ant")]))
+    async with Resolver() as resolver:
+        first = await resolver.decide(known, NO_RULES)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            resolver._process.send_signal(number)
+        assert await resolver.decide(known, NO_RULES) == first
 
 
 async def decide(known: KnownDocuments, *, after_its_end: bool = False) -> Decision:

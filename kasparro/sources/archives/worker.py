@@ -5,7 +5,6 @@ It searches folders, opens files and reads them. As root it is two processes (`p
 
 import codecs
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,6 +17,7 @@ import msgspec
 
 from kasparro.errors import SourceError
 from kasparro.memory import return_large_buffers
+from kasparro.signals import ignore_stop_signals
 from kasparro.sources.archives import privilege_separation, sandbox
 from kasparro.sources.archives.checked import not_checked
 from kasparro.sources.archives.discover import find_archives
@@ -244,8 +244,7 @@ def main() -> None:
     sandbox.end_with(int(sys.argv[1]))
     # Requests to the service come first.
     os.nice(NICENESS)
-    # An interrupt from the terminal is for the service, which then ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_stop_signals()
     # Messages get a descriptor of their own, so that text printed by accident goes to stderr.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -54,6 +54,21 @@ async def test_killing_either_process_ends_both(tmp_path: Path, victim: int) -> 
             os.close(handle)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+async def test_signal_to_all_processes_of_a_command_does_not_end_the_worker(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C, a closing terminal and a service manager mean the command, which ends the worker itself."""
+    path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
+    async with asyncio.timeout(HANG_S), Worker() as worker:
+        await worker.identify(Archive(path, path.name), None, NOW)
+        for pid in with_children(worker.pid):
+            os.kill(pid, number)
+        worker.start_reading(None)
+        found = [message async for message in worker.messages(path.name)]
+    assert sum(message.batch.rows for message in found if isinstance(message, Portion)) == 2 * BATCH_ROWS
+
+
 @pytest.mark.parametrize("asked", [True, False])
 async def test_worker_that_ends_before_it_is_asked_for_something_is_not_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: LogEvents, asked: bool
@@ -102,7 +117,7 @@ async def test_worker_ends_with_its_parent(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_blocked_worker_ends_when_the_client_leaves(tmp_path: Path) -> None:
     path = dump(tmp_path / "big.csv", 8 * BATCH_ROWS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_S):
         async with Worker() as worker:
             await worker.identify(Archive(path, path.name), None, NOW)
             worker.start_reading(None)
