@@ -748,9 +748,12 @@ def _translated_errors(setting: str, limit_s: float | None = None, *, lost: bool
             ) from error
         raise DatabaseUnavailable(f"a statement was cancelled in PostgreSQL: {one_line(error)}") from error
     except Exception as error:
+        cause = _cause(error)
+        if isinstance(cause, asyncio.CancelledError):
+            # The connection is lost too, and the end of its transaction raised asyncpg's error.
+            raise cause from None
         if isinstance(error, DatabaseUnavailable) or not is_transient(error):
             raise
-        cause = _cause(error)
         message = next((text for kind, text in _MESSAGES if isinstance(cause, kind)), None)
         if _is_lost(cause):
             message = "the connection was lost"
@@ -768,7 +771,7 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _cause(error: BaseException) -> BaseException:
-    # If a block ends after its connection was lost, asyncpg's own error hides the error of the server.
+    # If a block ends after its connection was lost, asyncpg's own error hides the first one.
     while isinstance(error, asyncpg.InterfaceError) and error.__context__ is not None:
         error = error.__context__
     return error

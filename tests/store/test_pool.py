@@ -103,6 +103,27 @@ async def test_terminated_session_has_the_reason_of_the_server(database: Databas
         await terminate_own_session(database)
 
 
+@pytest.mark.parametrize("kind", ["reading", "writing"])
+async def test_cancelled_task_stays_cancelled_if_its_connection_is_lost_as_well(
+    database: Database, kind: str
+) -> None:
+    """A command that is stopped closes its connections and cancels what it does."""
+    begun = asyncio.Event()
+
+    async def use() -> None:
+        async with getattr(database, kind)() as connection, connection.transaction():
+            begun.set()
+            await connection.execute("SELECT pg_sleep(60)")
+
+    using = asyncio.create_task(use())
+    await begun.wait()
+    await asyncio.sleep(0)
+    database.terminate()
+    using.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+
+
 async def test_terminated_sessions_free_their_slots(database: Database) -> None:
     for _ in range(20):
         with pytest.raises(DatabaseUnavailable):
