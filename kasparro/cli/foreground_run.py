@@ -58,6 +58,7 @@ async def run_once(
     stop = asyncio.Event()
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     opened: list[Database] = []
+    cuts: list[asyncio.TimerHandle] = []
 
     def cancel() -> None:
         for database in opened:
@@ -66,7 +67,7 @@ async def run_once(
             task.cancel()
 
     def on_signal() -> None:
-        loop.call_later(0 if stop.is_set() else STOP_GRACE_S, cancel)
+        cuts.append(loop.call_later(0 if stop.is_set() else STOP_GRACE_S, cancel))
         stop.set()
 
     for number in stop_signals():
@@ -80,6 +81,9 @@ async def run_once(
         with _Bars(names, shown=progress and err.is_terminal) as bars:
             async with create_run(database, on_progress=bars.move, on_loaded=bars.add_records) as run:
                 await run.work(stop)
+        for cut in cuts:
+            # The grace period was for the run, whose report follows.
+            cut.cancel()
 
         async def report() -> schemas.RunReport | None:
             async with database.writing() as connection:
