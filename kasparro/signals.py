@@ -2,19 +2,19 @@
 
 import signal
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """SIGTERM, SIGINT and SIGHUP. A closing terminal sends SIGHUP, which `nohup` makes a command ignore."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return tuple(number for number in _STOP_SIGNALS if not (ignored and number == signal.SIGHUP))
+    return tuple(number for number in STOP_SIGNALS if not (ignored and number == signal.SIGHUP))
 
 
 def ignore_stop_signals() -> None:
     """Ignore these signals, in a process that its parent ends.
 
-    A terminal sends SIGINT and SIGHUP to all processes of a command, and a service manager SIGTERM.
+    A service manager may send SIGTERM to all processes of a command.
     """
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

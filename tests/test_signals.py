@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.commands import listening_url, started_command
+from tests.support.commands import PROGRAM, listening_url, started_command
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,32 @@ def default_sighup() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["listening", "run_started"])
+async def test_service_stops_cleanly_if_all_its_processes_get_the_signal(
+    database_url: str, moment: str, number: signal.Signals
+) -> None:
+    """While its worker processes start, and while it loads an archive."""
+    environment = {"DATABASE_URL": database_url, "KASPARRO_SOURCES": "csv", **ENVIRONMENT}
+    if moment == "run_started":
+        environment["KASPARRO_INTERVAL"] = "1h"
+    events = []
+    async with started_command(
+        "serve", "--workers", "2", program=("setsid", *PROGRAM), **environment
+    ) as process:
+        assert process.stderr is not None
+        async with asyncio.timeout(30):
+            async for line in process.stderr:
+                events.append(json.loads(line)["event"])
+                if events[-1] == moment:
+                    os.killpg(process.pid, number)
+        code = await process.wait()
+
+    assert code == 0
+    assert events[-1] == "stopped"
+    assert "worker_died" not in events
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

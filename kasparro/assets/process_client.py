@@ -46,6 +46,7 @@ class Resolver:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=LINE_LIMIT,
+            start_new_session=True,  # signals from a terminal are for the service, which ends this process
         )
         return self
 

@@ -32,7 +32,7 @@ from kasparro.supervision import Supervisor
 from kasparro.web.app import create_app
 from kasparro.web.http.protocol import LimitedProtocol
 from kasparro.web.service_manager import READY, STOPPING, ServiceManager
-from kasparro.web.workers import REPLACES, Workers
+from kasparro.web.workers import REPLACES, Workers, accept_stop_signals
 
 try:
     import resource
@@ -257,6 +257,7 @@ def worker() -> ASGIApp:
     if signal.SIGHUP in stop_signals():
         # A terminal that closes sends it to every process of its session.
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    accept_stop_signals()
     settings = registry.load_settings(os.environ)
     logs.configure(settings)
     logs.capture_crashes()

@@ -4,6 +4,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import structlog
@@ -11,6 +14,7 @@ import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from kasparro.errors import KasparroError
+from kasparro.signals import STOP_SIGNALS
 from kasparro.supervision import Supervisor
 from kasparro.web.http.request_metrics import (
     SUPERVISOR,
@@ -73,8 +77,15 @@ class Workers(Multiprocess):
         if self._failure is not None:
             raise WorkersFailed(self._failure)
 
+    def init_processes(self) -> None:
+        """Start all workers."""
+        with _stop_signals_blocked():
+            super().init_processes()
+
     def keep_subprocess_alive(self) -> None:
         """Check all workers and replace those that ended. uvicorn calls this twice a second."""
+        if self.should_exit.is_set():
+            return
         self._manager.alive()
         now = time.monotonic()
         for index, process in enumerate(self.processes):
@@ -120,7 +131,8 @@ class Workers(Multiprocess):
         # Workers read the environment. A replacement starts no run when it starts.
         os.environ[REPLACES] = "1"
         self.processes[index] = started = Process(self.config, self.sockets)
-        started.start()
+        with _stop_signals_blocked():
+            started.start()
         log.info("worker_started", pid=started.pid)
 
     def _merge(self, worker: str) -> None:
@@ -145,6 +157,24 @@ class Workers(Multiprocess):
     def handle_hup(self) -> None:
         """Stop, as for SIGTERM. uvicorn would restart the workers when a terminal closes."""
         self.handle_term()
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    # Workers that start in this block get these signals only after `accept_stop_signals`: a terminal sends
+    # them to every process, and one without handlers would die of them.
+    # To start this process of multiprocessing would end the block for the first worker.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def accept_stop_signals() -> None:
+    """Let the signals to stop reach this worker process, which has its handlers now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def exit_reason(code: int | None) -> str:

@@ -85,7 +85,7 @@ async def test_one_process_decides_by_labels_and_then_by_all_figures() -> None:
 
 
 async def test_a_signal_to_all_processes_of_a_command_does_not_end_the_process() -> None:
-    """Ctrl-C, a closing terminal and a service manager mean the command, which ends this process itself."""
+    """They mean the command, which ends the process itself."""
     known = documents(Knowledge(coins=[coin("csv/a", "A", "Ant")]))
     async with Resolver() as resolver:
         first = await resolver.decide(known, NO_RULES)

@@ -77,13 +77,14 @@ class Worker:
             stderr=asyncio.subprocess.PIPE,
             limit=READ_AHEAD,
             env=_environment(),
+            start_new_session=True,  # signals from a terminal are for the service, which ends this process
         )
         if self._process.stdin is None or self._process.stdout is None or self._process.stderr is None:
             raise AssertionError("the worker was started without pipes")
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._stderr = b""
         self._errors = asyncio.create_task(self._read_stderr(self._process.stderr))
-        self._asked = self._spent = self._silent = False
+        self._spent = self._silent = False
         return self
 
     async def __aexit__(
@@ -108,8 +109,7 @@ class Worker:
                 log.warning("archive_worker_not_ended", pid=self.pid)
             for task in (ending, self._errors):
                 task.cancel()
-            # Before it is asked for something, only an interrupt from the terminal ends it.
-            if self._stderr and self._asked:
+            if self._stderr:
                 log.warning(
                     "archive_worker_stderr", pid=self.pid, text=self._stderr.decode("utf-8", "replace")
                 )
@@ -202,7 +202,6 @@ class Worker:
                 return checked
 
     def _send(self, request: Request) -> None:
-        self._asked = True
         self._stdin.write(encode(request))
 
     async def _next(self, name: str) -> Message:

@@ -16,8 +16,7 @@ from kasparro.sources.archives import worker_client
 from kasparro.sources.archives.found import Archive
 from kasparro.sources.archives.identity import Identity
 from kasparro.sources.archives.portions import Portion, Problem
-from kasparro.sources.archives.worker_client import Worker, WorkerEnded
-from tests.conftest import LogEvents
+from kasparro.sources.archives.worker_client import Worker
 from tests.support.archives import HANG_S, NOW, dump, ended, read_by, with_children
 from tests.support.hostile_archives import good
 
@@ -58,7 +57,7 @@ async def test_killing_either_process_ends_both(tmp_path: Path, victim: int) -> 
 async def test_signal_to_all_processes_of_a_command_does_not_end_the_worker(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-C, a closing terminal and a service manager mean the command, which ends the worker itself."""
+    """They mean the command, which ends the worker itself."""
     path = dump(tmp_path / "a.csv", 2 * BATCH_ROWS)
     async with asyncio.timeout(HANG_S), Worker() as worker:
         await worker.identify(Archive(path, path.name), None, NOW)
@@ -67,23 +66,6 @@ async def test_signal_to_all_processes_of_a_command_does_not_end_the_worker(
         worker.start_reading(None)
         found = [message async for message in worker.messages(path.name)]
     assert sum(message.batch.rows for message in found if isinstance(message, Portion)) == 2 * BATCH_ROWS
-
-
-@pytest.mark.parametrize("asked", [True, False])
-async def test_worker_that_ends_before_it_is_asked_for_something_is_not_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: LogEvents, asked: bool
-) -> None:
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho interrupted >&2\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-    async with asyncio.timeout(HANG_S), Worker() as worker:
-        if asked:
-            with pytest.raises(WorkerEnded):
-                await worker.find(None)
-        else:
-            await worker._process.wait()
-    assert [event["text"] for event in logged.seen] == (["interrupted\n"] if asked else [])
 
 
 PARENT = """
