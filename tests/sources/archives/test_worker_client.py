@@ -114,9 +114,11 @@ async def test_blocked_worker_ends_when_the_client_leaves(tmp_path: Path) -> Non
 async def test_answer_that_came_while_the_event_loop_was_blocked_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_client, "SILENCE_S", 1.0)
     path = good(tmp_path / "a.csv", 7)
     async with asyncio.timeout(HANG_S), Worker() as worker:
+        # It has started before the time counts.
+        await worker.find(str(path))
+        monkeypatch.setattr(worker_client, "SILENCE_S", 1.0)
         identifying = asyncio.create_task(worker.identify(Archive(path, path.name), None, NOW))
         await asyncio.sleep(0.01)
         time.sleep(2.5)  # noqa: ASYNC251 - blocks the event loop on purpose
