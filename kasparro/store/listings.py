@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from kasparro.model.batch import Batch
+from kasparro.model.batch import Batch, CrawledPage
 from kasparro.store.pool import Connection
 from kasparro.store.sql import statements
 from kasparro.store.text import sanitize
@@ -34,20 +34,31 @@ class ListReport(msgspec.Struct, frozen=True):
     missing: list[MissingCoin]
 
 
-async def note_listed(connection: Connection, source: str, batch: Batch, now: datetime) -> None:
-    """Note the coins that a batch lists, also those whose records were rejected or are unchanged."""
+async def note_listed(connection: Connection, source: str, batch: Batch, now: datetime) -> CrawledPage | None:
+    """Note the coins that a batch lists, also those whose records were rejected or are unchanged.
+
+    Returns the batch's page as it is to be stored: without validators if it repeats a coin of an earlier page
+    of its crawl, which may have been an unchanged one.
+    """
     page = batch.page
     if batch.listed:
+        began_at, coins = now if page is None else page.crawl_started_at, [*batch.listed]
+        if page is not None and await connection.fetchval(
+            _SQL["repeats_coins"], source, page.number, coins, began_at
+        ):
+            page = msgspec.structs.replace(page, etag=None, last_modified=None)
         await connection.execute(
             _SQL["list_coins"],
             source,
-            [*batch.listed],
+            coins,
             [None if reason is None else sanitize(reason) for reason in batch.listed.values()],
             1 if page is None else page.number,
             now if page is None else page.fetched_at,
+            began_at,
         )
     elif page is not None and page.read_at < page.fetched_at:
         await connection.execute(_SQL["confirm_page"], source, page.number, page.fetched_at, page.read_at)
+    return page
 
 
 async def judge(

@@ -222,10 +222,11 @@ class Loader:
             await connection.execute(
                 _SQL["count_invalid_values"], self._run_id, self._source, *_counted(batch.invalid)
             )
+        page = batch.page
         if self._fetched_at is None:
             # A replay reads an old list.
-            await listings.note_listed(connection, self._source, batch, now)
-        if (page := batch.page) is not None:
+            page = await listings.note_listed(connection, self._source, batch, now)
+        if page is not None:
             await connection.execute(
                 _SQL["save_page"],
                 self._source,

@@ -1,8 +1,17 @@
 -- Keeps which coins an upstream lists (kasparro/store/listings.py).
 
+-- name: repeats_coins --
+-- Whether the crawl that began at $4 has found one of the coins of page $2 ($3) on another page already.
+SELECT EXISTS(
+    SELECT 1
+    FROM listings
+    WHERE source = $1 AND source_id = ANY($3::text[]) AND page <> $2 AND listed_at >= $4
+);
+
 -- name: list_coins --
 -- Notes the coins of a batch ($2, with the reason in $3 if the record was rejected). A coin that the newest
--- usual list lacked starts again as a new one.
+-- usual list lacked starts again as a new one. A coin belongs to the page on which the crawl that began at $6
+-- found it first: only that one has validators, so only that one can be unchanged later and confirm the coin.
 INSERT INTO listings AS known (
     source,
     source_id,
@@ -22,7 +31,7 @@ SELECT
     listed.reason
 FROM unnest($2::text[], $3::text[]) AS listed (source_id, reason)
 ON CONFLICT (source, source_id) DO UPDATE SET
-    page = excluded.page,
+    page = CASE WHEN known.listed_at >= $6 THEN known.page ELSE excluded.page END,
     listed_at = excluded.listed_at,
     listed_from = CASE
         WHEN known.listed_at < (SELECT began_at[1] FROM usual_lists WHERE source = $1)

@@ -102,7 +102,8 @@ ON CONFLICT (run_id, source, location, field, reason) DO UPDATE
 SET rejects = counted.rejects + excluded.rejects;
 
 -- name: save_page --
--- Pages after the end of the list are deleted.
+-- Pages after the end of the list are deleted. A page that is saved once more, because it has turned out to
+-- be the last one, keeps its validators: it may have none.
 WITH deleted AS (
     DELETE FROM pages
     WHERE source = $1 AND number > $2 AND $8
@@ -113,7 +114,12 @@ INSERT INTO pages (
 )
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (source, number) DO UPDATE SET
-    {{ overwritten(PAGE[1:]) }};
+    {{ overwritten(PAGE[1:-2]) }},
+    etag = CASE WHEN pages.fetched_at = excluded.fetched_at THEN pages.etag ELSE excluded.etag END,
+    last_modified = CASE
+        WHEN pages.fetched_at = excluded.fetched_at THEN pages.last_modified
+        ELSE excluded.last_modified
+    END;
 
 -- name: known_pages --
 SELECT {{ listed(PAGE) }}
