@@ -161,9 +161,9 @@ class Workers(Multiprocess):
 
 @contextmanager
 def _stop_signals_blocked() -> Iterator[None]:
-    # Workers that start in this block get these signals only after `accept_stop_signals`: a terminal sends
-    # them to every process, and one without handlers would die of them.
-    # To start this process of multiprocessing would end the block for the first worker.
+    # A terminal sends the signals to every process, and a worker that is starting would die of them. Those
+    # that start in this block get them after `accept_stop_signals`.
+    # multiprocessing unblocks two of them when it starts its resource tracker, with the first worker.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
