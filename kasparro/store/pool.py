@@ -748,8 +748,8 @@ def _translated_errors(setting: str, limit_s: float | None = None, *, lost: bool
             ) from error
         raise DatabaseUnavailable(f"a statement was cancelled in PostgreSQL: {one_line(error)}") from error
     except Exception as error:
-        cause = _cause(error)
-        if isinstance(cause, asyncio.CancelledError):
+        cause, task = _cause(error), asyncio.current_task()
+        if isinstance(cause, asyncio.CancelledError) and task is not None and task.cancelling():
             # The connection is lost too, and the end of its transaction raised asyncpg's error.
             raise cause from None
         if isinstance(error, DatabaseUnavailable) or not is_transient(error):
