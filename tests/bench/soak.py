@@ -318,12 +318,13 @@ async def _look(connection: "asyncpg.Connection[asyncpg.Record]", pid: int, hour
 
 
 def _status(process: Path, field: str) -> int:
-    # A number from /proc/PID/status; 0 if the process has ended.
+    # A number from /proc/PID/status; 0 if the process has ended, or is ending and has no memory any more.
     try:
         text = (process / "status").read_text()
     except OSError:
         return 0
-    return int(text.split(f"{field}:")[1].split()[0])
+    numbers = text.partition(f"\n{field}:")[2].split()
+    return int(numbers[0]) if numbers else 0
 
 
 def _show(look: Look, seconds: float) -> None:
