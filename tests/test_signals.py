@@ -24,6 +24,7 @@ def default_sighup() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="setsid is a program of Linux")
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("moment", ["listening", "run_started"])
 async def test_service_stops_cleanly_if_all_its_processes_get_the_signal(
