@@ -180,6 +180,8 @@ class Series:
             return _complete(responses)
 
         await _wait_until(complete, RECOVERY_S, f"no run succeeded within {RECOVERY_S:.0f} s")
+        # After a crawl that was resumed, a run that is still at work may have fetched the other pages.
+        await _wait_until(await self._runs_ended(), RECOVERY_S, f"a run lasts longer than {RECOVERY_S:.0f} s")
         everything = await self.world.responses(self._last_added_call)
         for given in everything:
             self._model.add(records_of_response(given))
@@ -208,6 +210,19 @@ class Series:
                 )
 
         return succeeded
+
+    async def _runs_ended(self) -> Callable[[], Awaitable[bool]]:
+        # Whether all runs that have started by now have ended.
+        async with self.world.server.admin() as connection:
+            newest = await connection.fetchval("SELECT max(id) FROM runs")
+
+        async def ended() -> bool:
+            async with self.world.server.admin() as connection:
+                return not await connection.fetchval(
+                    "SELECT EXISTS(SELECT FROM runs WHERE id <= $1 AND status = 'running')", newest
+                )
+
+        return ended
 
     async def _healthy(self) -> bool:
         return all(health["status"] == "ok" for health in await self.world.health())
